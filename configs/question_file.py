@@ -62,9 +62,6 @@ def said_in(options: InquiryOptions | QuestionOptions) -> dict[str, Any]:
 def read_question_file(path: Path) -> dict[str, Any]:
     """Return the keys of a YAML file of questions, as they stand.
 
-    Args:
-      path: of the file.
-
     Raises:
       Refusal: it cannot be read, or is no group of keys.
     """

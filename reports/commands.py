@@ -13,11 +13,7 @@ NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change
 
 
 def commands_of(run: RunFiles) -> list[str]:
-    """Return the commands that make a run again and check it.
-
-    Args:
-      run: its files.
-    """
+    """Return the commands that make a run again and check it."""
     groups = [
         f"{name}={value['name']}"
         for name, value in run.config.items()

@@ -56,11 +56,7 @@ def priced(run: RunFiles) -> Priced:
 
 
 def cost(run: RunFiles) -> dict[str, Any]:
-    """Return what a run costs in bytes and time, each with its source, and who answered in counts that may be told.
-
-    Args:
-      run: its files.
-    """
+    """Return what a run costs in bytes and time, each with its source, and who answered in counts that may be told."""
     parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
     found, told = sizes(run, parameters), traffic(run)
     parts = [each["value"] for each in found[2:4]]

@@ -27,11 +27,7 @@ MARKS = 12  # points of a plan's curve
 
 
 def ledger_history(run: RunFiles) -> dict[str, Any] | None:
-    """Return what the ledger of all clients tells; None where the folder shows none.
-
-    Args:
-      run: its files.
-    """
+    """Return what the ledger of all clients tells; None where the folder shows none."""
     if run.ledger is None or not run.entries:
         return None
     identity = json.loads(run.entries[0].payload)
@@ -81,11 +77,7 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
 
 
 def plan_curve(run: RunFiles) -> list[list[Any]]:
-    """Return (round, epsilon) of the plan of this run alone, where all its rounds release the same event.
-
-    Args:
-      run: its files.
-    """
+    """Return (round, epsilon) of the plan of this run alone, where all its rounds release the same event."""
     charges = [json.loads(each.payload) for each in _reserved(run.entries) if run_of(each) == run.name]
     distinct = {json.dumps(each["events"].get(str(Adversary.MODEL))) for each in charges}
     planned = run.said("num_rounds")

@@ -57,11 +57,7 @@ MECHANISMS: Words = {
 
 
 def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """Return what every unit has revealed to every adversary, so far where the run goes on, under the registry's names.
-
-    Args:
-      run: its files.
-    """
+    """Return what every unit has revealed to every adversary, so far where the run goes on, under the registry's names."""
     mode = str(run.said("privacy", "name"))
     rows = [_row(mode, row) for row in run.result.get("privacy", None) or privacy_so_far(run)]
     if run.said("privacy", "noise") == "correlated":

@@ -10,11 +10,7 @@ from .run_files import RunFiles
 
 
 def receipts_of(run: RunFiles) -> dict[str, Any] | None:
-    """Return how many devices have signed what the run left, as far as everybody may know it; None of a simulation.
-
-    Args:
-      run: its files.
-    """
+    """Return how many devices have signed what the run left, as far as everybody may know it; None of a simulation."""
     if not run.deployed:
         return None
     # With a trusted server that draws in secret it is the operator's who is a member, as are seconds.

@@ -28,11 +28,7 @@ NOT_COUNTED = "not counted by the release that made this run"
 
 
 def traffic(run: RunFiles) -> dict[str, Any]:
-    """Return the bytes of a run by purpose, down to clients and up from them, in all and in a round; null where untold.
-
-    Args:
-      run: its files.
-    """
+    """Return the bytes of a run by purpose, down to clients and up from them, in all and in a round; null where untold."""
     sums = {way: _summed(run, way) for way in ("down", "up")}
     rounds = len(run.rounds)
     if not rounds or not sums["down"]:

@@ -49,9 +49,6 @@ class Weighed:
 def weigh(folder: Path) -> Weighed:
     """Weigh the audit of a run that is over again from what its auditor kept.
 
-    Args:
-      folder: of the run.
-
     Raises:
       Refusal: the folder holds no audit of a run that is over, or the canaries are not those that were committed to.
     """

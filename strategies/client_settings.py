@@ -272,10 +272,6 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
     """Return how to train in a round: the client's settings, changed by its schedule and by what the strategy sends.
 
     A simulated client follows an order where there is one; a device's settings have what its owner accepted of one.
-
-    Args:
-      content: the instruction.
-      settings: of the client.
     """
     from flwr.app import ConfigRecord  # heavy, and plans know these settings too
 

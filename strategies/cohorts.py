@@ -452,13 +452,7 @@ def tossed_rate(cohort: Cohort) -> float:
 
 
 def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
-    """Return how canaries of an audit are drawn beside clients: by the same rule, at the same rate.
-
-    Args:
-      cohort: of the clients.
-      clients: how many there are.
-      canaries: how many there are.
-    """
+    """Return how canaries of an audit are drawn beside clients: by the same rule, at the same rate."""
     asked = _invited(cohort)
     if isinstance(asked, Fixed | MinSeparation):
         return replace(asked, size=min(canaries, max(1, asked.size * canaries // clients)))

@@ -87,9 +87,6 @@ def start_checked(check: Callable[[object, object], None]) -> Generator[None]:
     """Call `check` with the grid and the `evaluate_fn` before any strategy starts in the block.
 
     Flower hands `evaluate_fn` to the strategy alone, and calls it before the grid is used at all.
-
-    Args:
-      check: may refuse.
     """
     start = Strategy.start
 

@@ -151,12 +151,7 @@ def read_round(content: RecordDict) -> tuple[str, int]:
 
 
 def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
-    """Return the matrix that compresses the updates of an instruction's round; None where they are sent whole.
-
-    Args:
-      content: the instruction.
-      spec: of its sum.
-    """
+    """Return the matrix that compresses the updates of an instruction's round; None where they are sent whole."""
     return None if spec.compression is None else sketch_of(spec.compression, read_round(content)[1])
 
 

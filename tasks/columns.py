@@ -15,10 +15,6 @@ from .protocol import ColumnTask, Task
 def columns_of(task: Task, client: int) -> dict[str, NDArray[Any]]:
     """Return a client's columns by name, all of one length.
 
-    Args:
-      task: loaded.
-      client: its number.
-
     Raises:
       ValueError: the task's columns are not of one length.
     """

@@ -65,12 +65,7 @@ def held_back(task: AnyTask, share: float | None) -> AnyTask:
 
 
 def held_back_of(task: Task, client: int) -> Data | None:
-    """Return what a client holds out; None where the task holds nothing back.
-
-    Args:
-      task: that runs.
-      client: its number.
-    """
+    """Return what a client holds out; None where the task holds nothing back."""
     split: _Split | None = getattr(task, SPLIT, None)
     if split is None:
         inner: Task | None = getattr(task, "task", None)  # of one with planted examples

@@ -47,9 +47,6 @@ class Program:
 def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
     """Return the program and the arrays of a file, those of int8 multiplied by their scales.
 
-    Args:
-      path: of the file.
-
     Raises:
       ValueError: the file is damaged, or holds no program.
     """

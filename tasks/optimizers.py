@@ -59,11 +59,7 @@ class AdamBC(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step.
-
-        Args:
-          closure: not used.
-        """
+        """Take one step."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

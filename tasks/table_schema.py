@@ -243,9 +243,6 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
 def read_words(path: Path) -> object:
     """Return what a YAML file holds, every word and number of it as text.
 
-    Args:
-      path: of the file.
-
     Raises:
       Refusal: the file cannot be read.
     """

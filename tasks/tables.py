@@ -184,9 +184,6 @@ def weighted_task(task: Tables) -> Tables:
 
     Such a target is the class + classes (2 + group), with -1 for a group that is not known. Every loop of training hands
     targets to the loss and to nothing else, so that a weight needs no way of its own.
-
-    Args:
-      task: whose clients have groups.
     """
     found = task.schema.group_weights
     if found is None:

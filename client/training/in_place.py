@@ -179,12 +179,7 @@ def _first(data: Data, count: int) -> Data:
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
-    """Return the round that an instruction asks for.
-
-    Args:
-      bench: task and model.
-      content: the instruction.
-    """
+    """Return the round that an instruction asks for."""
     _, number = read_round(content)
     arrays, spec = only_arrays(content), sum_spec_of(content)
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}

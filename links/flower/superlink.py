@@ -163,12 +163,7 @@ class SuperLink:
 
 
 def open_flower_link(bundle: ServerBundle, nodes: Nodes) -> AbstractContextManager[SuperNodeGrid]:
-    """Run a SuperLink and its front for a federation, as `open_superlink` does.
-
-    Args:
-      bundle: the server's.
-      nodes: returns the roster's nodes.
-    """
+    """Run a SuperLink and its front for a federation, as `open_superlink` does."""
     return open_superlink(bundle.folder, bundle.listen, nodes)
 
 

@@ -121,10 +121,6 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
 def require_records(known: DataSet, mode: str) -> None:
     """Refuse a mode that would spend a second budget of the same records.
 
-    Args:
-      known: of their data set.
-      mode: of a run.
-
     Raises:
       Refusal: another mode charges them.
     """

@@ -109,11 +109,7 @@ def asked_questions(book: Book) -> list[AskedQuestion]:
 
 
 def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
-    """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too.
-
-    Args:
-      book: of a ledger.
-    """
+    """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too."""
     spent: dict[Adversary, Counter[str]] = {}
     for booked in book.releases.values():
         if booked.state is not ReleaseState.VOID and (_payload(booked) is not None or _is_earlier(booked)):

@@ -20,9 +20,6 @@ def width_of(spec: SumSpec) -> int | None:
     """Return the bits of a coordinate of a vector on the lattice; None where it is not on one, or needs a whole word.
 
     The norm of a vector is at most `cells`, and so is each coordinate: it lies in [-cells, cells].
-
-    Args:
-      spec: the round's public parameters.
     """
     width = spec.cells.bit_length() + 1
     return None if spec.clipping_norm is None or width >= WORD else width

@@ -71,12 +71,7 @@ def is_too_noisy(spec: ShareSpec, noise: SummedNoise) -> bool:
 
 
 def longest_sum(spec: ShareSpec, noise: SummedNoise) -> float:
-    """Return the L2 norm, in grid units, that a true sum exceeds with a probability of at most `FALSE_ALARM`.
-
-    Args:
-      spec: the round's public parameters.
-      noise: of the sum.
-    """
+    """Return the L2 norm, in grid units, that a true sum exceeds with a probability of at most `FALSE_ALARM`."""
     t, size, variance = math.log(2 / FALSE_ALARM), spec.size, noise.variance(spec)
     signal = noise.survivors * _longest_vector(spec)
     tail = variance * (size + 2 * math.sqrt(size * t) + 2 * t)

@@ -73,9 +73,6 @@ class Fairness:
     def count(self, table: Table) -> tuple[Cells, float]:
         """Return a client's cells, and the share of its rows that was outside what is declared.
 
-        Args:
-          table: the client's columns.
-
         Raises:
           Refusal: a column is missing.
         """

@@ -124,11 +124,7 @@ class Inquiry:
         return found.longest if isinstance(found, Prefixes) else 1
 
     def following(self, prefixes: Sequence[str]) -> Inquiry:
-        """Return the inquiry of the next level of a search for words.
-
-        Args:
-          prefixes: that are followed.
-        """
+        """Return the inquiry of the next level of a search for words."""
         plain = json.loads(self.text)
         plain["ask"][0]["prefixes"] = list(prefixes)
         return read_inquiry(plain)
@@ -200,9 +196,6 @@ class Inquiry:
 
     def contribution(self, table: Table) -> dict[str, float | NDArray[np.floating]]:
         """Return a client's value of every segment.
-
-        Args:
-          table: the client's columns.
 
         Raises:
           Refusal: a column is missing.

@@ -49,9 +49,6 @@ class Statistic(Protocol):
     def count(self, table: Table) -> Counted:
         """Return a client's cells, and the share of its rows that was outside what is declared.
 
-        Args:
-          table: the client's columns.
-
         Raises:
           Refusal: a column is missing.
         """

@@ -204,9 +204,6 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
 def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
     """Return what a bundle of this run holds, and what was found as the run was checked.
 
-    Args:
-      run: its folder.
-
     Raises:
       Refusal: something does not hold; the sentence names it.
     """

@@ -37,10 +37,6 @@ def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
 def write_refusal(run: Run, ending: Ending) -> None:
     """Write down, at no cost, that the budget has refused the round which ended a run.
 
-    Args:
-      run: that has ended.
-      ending: how.
-
     Raises:
       LedgerUnavailable: it could not be written.
     """

@@ -214,11 +214,6 @@ def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
 def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]:
     """Look at the round that has just ended, and write its alarms to the ledger.
 
-    Args:
-      audit: of the run.
-      grid: that summed the round.
-      state: after it.
-
     Returns:
       The alarms on which something is to be done.
     """

@@ -166,10 +166,6 @@ def _require_named(field: str, name: str) -> None:
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
     """Return a running federation with other clients. Its plan stands, since none depends on their number.
 
-    Args:
-      federation: that runs.
-      deployed: its clients by now.
-
     Raises:
       Refusal: the settings do not suit the new number of clients.
     """

@@ -25,10 +25,6 @@ def audited(settings: SimulationSettings) -> FullAudit | None:
 def count_canaries(settings: SimulationSettings, task: Task) -> int:
     """Return the number of canaries.
 
-    Args:
-      settings: of the federation.
-      task: whose model they change.
-
     Raises:
       Refusal: more than may stand beside these clients in an encrypted sum.
     """

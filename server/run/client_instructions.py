@@ -226,10 +226,6 @@ def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPriv
 def traces_of(federation: Federation, folder: Path) -> str:
     """Return the folder in which simulated owners keep the losses of their records; empty where they keep none.
 
-    Args:
-      federation: its parts.
-      folder: of the run.
-
     Raises:
       Refusal: the data are real, and a run folder must not hold such losses.
     """

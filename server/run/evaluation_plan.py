@@ -145,12 +145,7 @@ def scored_metric(settings: SimulationSettings) -> str:
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
-    """Return what clients are asked.
-
-    Args:
-      federation: its parts.
-      name: of the release.
-    """
+    """Return what clients are asked."""
     asked = federation.settings.evaluate
     why = (federation.settings.purpose or "")[:MOST_NAME]
     return Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)

@@ -95,12 +95,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
 
 
 def settle_records(federation: Federation, client: ClientSettings) -> None:
-    """Charge the clients' ledgers what their people have lost before, where that is not on them yet.
-
-    Args:
-      federation: its parts.
-      client: what clients are told.
-    """
+    """Charge the clients' ledgers what their people have lost before, where that is not on them yet."""
     owed = None if client.record is None else federation.owed
     if client.record is None or owed is None:
         return

@@ -37,10 +37,6 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
 
     A client counts as exhausted when its budget affords it no further round.
 
-    Args:
-      federation: its parts.
-      client: what clients are told.
-
     Returns:
       The content of ``records`` in result.json; None where records are not protected.
     """
@@ -187,12 +183,7 @@ class RecordMeter:
 
 
 def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
-    """Return the meter of a run that is about to begin; None where records are not protected.
-
-    Args:
-      federation: its parts.
-      client: what clients are told.
-    """
+    """Return the meter of a run that is about to begin; None where records are not protected."""
     if federation.record is None or client.record is None:
         return None
     budget = client.record.budget()

@@ -115,12 +115,7 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
 
 
 def model_of(folder: Path, task: Task) -> nn.Module:
-    """Return the released model in evaluation mode.
-
-    Args:
-      folder: of the run.
-      task: of the run.
-    """
+    """Return the released model in evaluation mode."""
     from safetensors.torch import load_file
 
     from ...tasks.arrays import load_arrays

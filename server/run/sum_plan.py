@@ -146,12 +146,7 @@ def adaptation_of(
 
 
 def metrics_share_of(federation: Federation, plan: Plan) -> float:
-    """Return what clients pay for their metrics: a share of the client level's squared norm, in [0, 1).
-
-    Args:
-      federation: its parts.
-      plan: calibrated.
-    """
+    """Return what clients pay for their metrics: a share of the client level's squared norm, in [0, 1)."""
     given = federation.summed.metrics_share if federation.summed else 0.0
     if given is not None:
         return given

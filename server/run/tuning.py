@@ -79,10 +79,6 @@ def _reported(task: Task) -> dict[str, float]:
 def require_arms(federation: Federation, tuning: Tuning) -> None:
     """Refuse arms of which one has no client, or too few for an encrypted sum to hide one behind the others.
 
-    Args:
-      federation: its clients by now.
-      tuning: of the run.
-
     Raises:
       Refusal: naming the arm.
     """

@@ -99,12 +99,7 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
 
 
 def evaluations_of(federation: Federation, plan: Plan) -> list[DpEvent]:
-    """Return what the run's evaluations cost beside its rounds; none of a unit that is no client.
-
-    Args:
-      federation: its parts.
-      plan: of a unit.
-    """
+    """Return what the run's evaluations cost beside its rounds; none of a unit that is no client."""
     return evaluation_events(federation) if plan.unit is Unit.CLIENT else []
 
 
