@@ -43,14 +43,14 @@ class Courier:
         self._told: dict[int, tuple[float, str]] = {}
         self.facts: dict[int, DeviceFacts] = {}
 
-    def carry(self, seconds: float = ANSWER_SECONDS) -> int:
+    def carry(self) -> int:
         """Bring what connected devices were not brought yet, and return how many have answered."""
         here, certificates = self._since(), self._certificates()
         wanted = {node: (since, certificates.get(str(node), "")) for node, since in here.items()}
         asked = {node: each for node, each in wanted.items() if self._told.get(node) != each}
         messages = [renewal_to(node, certificate) for node, (_, certificate) in asked.items()]
         answered = 0
-        for reply in self._grid.send_and_receive(messages, timeout=seconds) if messages else ():
+        for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
             self._told[node] = asked[
                 node

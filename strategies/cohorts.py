@@ -20,6 +20,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.sampling import Turns, least_participations
 from .draws import SPARSE, coins, subset
 
+DEVIATIONS = 3.0  # above the mean of a binomial count, that the luck of a client may be
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
 
 
@@ -475,7 +476,7 @@ def in_arm(cohort: Cohort, arms: int) -> Cohort:
             return cohort
 
 
-def likely_participations(cohort: Cohort, population: int, num_rounds: int, deviations: float = 3.0) -> int:
+def likely_participations(cohort: Cohort, population: int, num_rounds: int) -> int:
     """Return how often one client takes part in `num_rounds` rounds, unless it is unusually lucky.
 
     Whoever is drawn more often than that finds its own budget spent and sits out, which its ledger decides, not this
@@ -485,7 +486,6 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int, devi
       cohort: any.
       population: how many clients there are.
       num_rounds: of the run.
-      deviations: standard deviations of the binomial count that are added to its mean.
 
     Returns:
       1 to `num_rounds`, and no more than the cohort promises.
@@ -495,5 +495,5 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int, devi
         return min(num_rounds, turns.max_participations)
     if turns is not None:
         num_rounds, rate = -(-num_rounds // turns.separation), min(1.0, rate * turns.separation)
-    spread = deviations * math.sqrt(num_rounds * rate * (1 - rate))
+    spread = DEVIATIONS * math.sqrt(num_rounds * rate * (1 - rate))
     return min(num_rounds, max(1, math.ceil(num_rounds * rate + spread)))

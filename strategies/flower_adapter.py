@@ -63,10 +63,10 @@ def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
-def quiet_flower(level: int = logging.ERROR) -> None:
-    """Silence the logs of Flower and its libraries below `level`; fedveil's own table reports the run."""
+def quiet_flower() -> None:
+    """Silence the logs of Flower and its libraries but for errors; fedveil's own table reports the run."""
     for name in QUIET:
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @cache

@@ -55,7 +55,7 @@ def check_method(name: str) -> None:
 
 
 def integrated_gradients(
-    model: nn.Module, inputs: Tensor, baseline: Tensor, outputs: Tensor | None, steps: int = STEPS
+    model: nn.Module, inputs: Tensor, baseline: Tensor, outputs: Tensor | None
 ) -> Tensor:
     """Return what each input adds to an output on the way from a baseline, shape (n, ...), float64.
 
@@ -67,7 +67,6 @@ def integrated_gradients(
       inputs: shape (n, ...), floating point.
       baseline: one row, shape (...).
       outputs: of each row the number of the output that is explained, shape (n,), int64; None for a model of one.
-      steps: nodes of the integral, at least 1.
 
     Raises:
       Refusal: inputs are whole numbers, along which there is no way.
@@ -75,7 +74,7 @@ def integrated_gradients(
     _check_inputs(inputs)
     exact = copy.deepcopy(model).double().eval()
     start, away = baseline.double(), inputs.double() - baseline.double()
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    nodes, weights = np.polynomial.legendre.leggauss(STEPS)
     total = torch.zeros_like(away)
     for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
         here = (start + (node + 1) / 2 * away).requires_grad_()

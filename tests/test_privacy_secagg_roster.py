@@ -288,7 +288,6 @@ def test_terms_below_a_floor_are_refused_by_name(field: str, value: object) -> N
         ("minimum_noise_multiplier", -1.0),
         ("minimum_noise_multiplier", NAN),
         ("suites", (1, 5)),
-        ("bits", (8, 16)),
     ],
 )
 def test_a_policy_that_protects_nothing_is_refused(field: str, value: object) -> None:

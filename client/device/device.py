@@ -87,19 +87,19 @@ class Device:
       prepare: refuses an order, or a question about a model, that this device cannot follow, before anything is charged.
       count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that
         cannot protect single records.
-      root: of the system's files.
       columns: returns the owner's columns, for a question; None on a device that answers none.
       evaluate: measures the model of an instruction on what the owner's data hold out; None on a device that does not.
+      root: of the system's files.
     """
 
     bundle: ClientBundle
     settings: ClientSettings
     train: Trainer
     count: Callable[[int | None], int] | None
-    root: Path = ROOT
     prepare: Callable[[TrainingOrder, bytes | None], None] | None = None
     columns: Callable[[RecordDict, Inquiry], Table] | None = None
     evaluate: Callable[[Message, Evaluation], HeldOutMeans | None] | None = None
+    root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
     _quotes: ServerQuotes | None = None
@@ -348,7 +348,7 @@ class Device:
             raise NotTrained(NOT_READY if refusal.field == "ledger" else BUDGET_SPENT) from refusal
 
 
-def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
+def read_device(bundle: ClientBundle) -> Device:
     """Return the device of a bundle, with task and model loaded once for all messages.
 
     Raises:
@@ -364,10 +364,10 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
     make = _of_task if choice.kind is None else _of_linear_model
-    return make(bundle, settings, root)
+    return make(bundle, settings)
 
 
-def _of_linear_model(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Device:
+def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ..training import linear
 
     choice = bundle.settings.task
@@ -383,10 +383,10 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings, root: Path)
         del content, asked
         return {LABEL: table.targets}
 
-    return Device(bundle, settings, train, None, root, linear.check_order, columns, evaluate)
+    return Device(bundle, settings, train, None, linear.check_order, columns, evaluate)
 
 
-def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Device:
+def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.arrays import agreement_of
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
@@ -441,7 +441,6 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Devi
         settings,
         train,
         lambda most: len(kept(data_of(bench.task, choice.client), most)),
-        root,
         prepare,
         partial(table_of, bench, choice.client),
         evaluate,

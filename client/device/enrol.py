@@ -41,7 +41,6 @@ def enrol(
     *,
     wait: float = float("inf"),
     said: Callable[[str], None] = logger.info,
-    every: float = ASK_SECONDS,
 ) -> bool:
     """Make this device's keys, ask for their admission, and complete the bundle once it is given.
 
@@ -50,7 +49,6 @@ def enrol(
       folder: of the bundle, which may not exist yet.
       wait: seconds for the authority's answer; the same call goes on later.
       said: called with a line of text when something changes.
-      every: seconds between two questions.
 
     Returns:
       Whether the device was admitted.
@@ -70,9 +68,9 @@ def enrol(
         if state != before:
             said(state)
             before = state
-        if time.monotonic() + every > end:
+        if time.monotonic() + ASK_SECONDS > end:
             return False
-        time.sleep(every)
+        time.sleep(ASK_SECONDS)
 
 
 def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:

@@ -27,7 +27,6 @@ from .batches import shuffled_batches
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]
-KIND = "linear"
 
 
 @dataclass(frozen=True, eq=False)

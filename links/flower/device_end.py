@@ -57,14 +57,12 @@ class SuperLinkDoor:
       node: this device's number.
       ca: the authority's certificate in PEM.
       key: private key of this device as a SuperNode.
-      most_bytes: size of the largest instruction that is accepted.
     """
 
     server: str
     node: int
     ca: bytes
     key: EllipticCurvePrivateKey
-    most_bytes: int = MOST_BYTES
 
 
 def read_node_key(path: Path) -> EllipticCurvePrivateKey:
@@ -146,7 +144,7 @@ def follow_fleet(
       OSError: the journal cannot be opened.
     """
     begun = Journal(journal)
-    connection = FleetNode(door.server, door.ca, door.key, door.most_bytes)
+    connection = FleetNode(door.server, door.ca, door.key, MOST_BYTES)
     answers, failures = ReplyMemory(door.node, handle, begun), 0
     try:
         with _beating(connection):

@@ -77,13 +77,11 @@ class Endpoint:
       server: host and port; the server's certificate must name that host.
       node: this device's number.
       credentials: returns those of the device's end of mutual TLS; called for every connection.
-      most_bytes: size of the largest instruction; a larger one ends the stream.
     """
 
     server: str
     node: int
     credentials: Callable[[], Credentials]
-    most_bytes: int = MOST_BYTES
 
 
 def follow(
@@ -292,7 +290,7 @@ class DeviceStream:
     def _begin(self, begin: Begin) -> Gathering | None:
         if begin.size == 0:
             return self._remind(begin.id)
-        return Gathering(begin, self._endpoint.most_bytes)
+        return Gathering(begin, MOST_BYTES)
 
     def _remind(self, name: str) -> None:
         if name in self._replies and self._outbox is not None:

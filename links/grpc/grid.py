@@ -67,14 +67,12 @@ class Door:
       credentials: returns those of the server's end; called for every connection.
       nodes: returns the roster's nodes; called every second.
       admitted: returns the nodes by the fingerprints of their TLS keys; called every second.
-      most_reply_bytes: size of the largest reply; a larger one ends its stream.
     """
 
     listen: str
     credentials: Callable[[], Credentials]
     nodes: Nodes
     admitted: Admitted
-    most_reply_bytes: int = MOST_REPLY_BYTES
 
 
 @contextmanager
@@ -86,7 +84,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     """
     _refuse_taken(door.listen)
     loop = stream_loop()
-    board = Switchboard(door.admitted, door.most_reply_bytes)
+    board = Switchboard(door.admitted, MOST_REPLY_BYTES)
     try:
         server, port = asyncio.run_coroutine_threadsafe(_listen(door, board), loop).result()
     except Exception as error:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 
-MOST_RECORDS = 1000  # of one unit; an event lists a probability for each number that may be drawn
 _POINTS = 1 << 12  # of the table of losses from which Newton's method begins
 _NEWTON = 3
 # Orders of RDP beyond this are left out; the integral's step and reach are in standard deviations of the noise.
@@ -38,7 +37,7 @@ def records_event(noise_multiplier: float, rate: float, records: int) -> "DpEven
     Args:
       noise_multiplier: noise std over the clipping norm of one record.
       rate: with which each record is drawn, in (0, 1].
-      records: of the unit, 1 to `MOST_RECORDS`.
+      records: of the unit, at least 1; the event lists a probability for each number that may be drawn.
     """
     from dp_accounting.dp_event import GaussianDpEvent, MixtureOfGaussiansDpEvent, PoissonSampledDpEvent
 

@@ -29,7 +29,6 @@ class Policy:
       minimum_noise_multiplier: smallest noise of the sum over the clipping norm; 0 asks for none.
       profile: the weakest profile accepted; `MALICIOUS` satisfies both.
       suites: suites accepted, by number.
-      bits: widths of a coordinate accepted.
       peers: fingerprints of the members that the owner vouches for; all others count as colluders in the noise.
         Empty takes every member at the authority's word.
       peers_at_least: how many of them a cohort must have.
@@ -47,7 +46,6 @@ class Policy:
     minimum_noise_multiplier: float
     profile: Profile = Profile.MALICIOUS
     suites: tuple[int, ...] = tuple(SUITES)
-    bits: tuple[int, ...] = WIDTHS
     peers: frozenset[str] = frozenset()
     peers_at_least: int = 0
 
@@ -69,8 +67,6 @@ class Policy:
             raise Refusal("minimum_noise_multiplier", self.minimum_noise_multiplier, "give 0 or more")
         if not set(self.suites) <= SUITES.keys():
             raise Refusal("suites", self.suites, f"choose from {tuple(SUITES)}")
-        if not set(self.bits) <= set(WIDTHS):
-            raise Refusal("bits", self.bits, f"choose from {WIDTHS}")
 
 
 def check(policy: Policy, terms: AttemptTerms) -> None:
@@ -97,7 +93,7 @@ def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:
         and (not SUITES[terms.suite].doubly_signed or len(policy.authority) == BOTH_BYTES),
         "profile": terms.profile in (policy.profile, Profile.MALICIOUS),
         "roster_version": terms.roster_version >= policy.minimum_roster_version,
-        "bits": terms.bits in policy.bits,
+        "bits": terms.bits in WIDTHS,
         "step": 0 < terms.step < math.inf,
         "clipping_norm": 0 < terms.clipping_norm <= policy.maximum_clipping_norm,
         "noise_multiplier": policy.minimum_noise_multiplier <= terms.noise_multiplier < math.inf,

@@ -41,7 +41,6 @@ SHOWN = 16  # hexadecimal digits of a key or a hash, for people
 MOST_ROLE = 100  # characters of a role
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 PublicKey = Ed25519PublicKey | MLDSA65PublicKey
-Raw = dict[str, str]
 
 
 @dataclass(frozen=True)
