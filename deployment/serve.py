@@ -53,7 +53,7 @@ from ..tasks.data import held_out_of
 from .open_link import Link, open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
-from .watch import watching
+from .watch import Watch, watching
 
 logger = logging.getLogger("fedveil.server")
 
@@ -242,7 +242,7 @@ def _run(
     check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
-        watching(bundle, settings, federation, unlogged.presence, rosters, quiet) as watch,
+        watching(Watch(bundle, settings, federation, unlogged.presence, rosters, quiet)) as watch,
     ):
         link = logged(unlogged, bundle, rosters)
         if not quiet:

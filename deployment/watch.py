@@ -57,8 +57,8 @@ class Watch:
     ) -> None:
         self._rosters, self._version = rosters, bundle.roster.version
         self._quiet = quiet
-        self._folder, self._bundle, self._presence = bundle.folder, bundle, presence
-        self._settings, self._federation = settings, federation
+        self.folder, self._bundle, self._presence = bundle.folder, bundle, presence
+        self.settings, self._federation = settings, federation
         self._rows: list[Mapping[str, Any]] = []
         self._audit: AuditLine | None = None
         self._state, self._reason = "starting", ""
@@ -78,19 +78,19 @@ class Watch:
         """Take note of one more round."""
         self._rows.append(done.row)
         self._look(done.audit)
-        log("round", run=self._settings.run, **{key: done.row[key] for key in LOGGED if key in done.row})
+        log("round", run=self.settings.run, **{key: done.row[key] for key in LOGGED if key in done.row})
 
     def _look(self, audit: AuditLine | None) -> None:
         known, self._audit = self._audit, audit
         self._say("training", "")
         for each in audit.alarms[len(known.alarms) if known else 0 :] if audit else ():
-            log("alarm", run=self._settings.run, round=each.round, what=in_words(each.alarm))
+            log("alarm", run=self.settings.run, round=each.round, what=in_words(each.alarm))
 
     def wait_for(self, clients: int) -> None:
         """Take note that no round begins before so many clients are connected; 0: that it may begin."""
         waiting = f"for {clients} of {len(self._rosters()[0].members)} clients" if clients else ""
         if waiting and self._state != "waiting":
-            log("waits", run=self._settings.run, clients=clients)
+            log("waits", run=self.settings.run, clients=clients)
             if not self._quiet:
                 say(f"waiting {waiting}")
         self._say("waiting" if clients else "training", waiting)
@@ -98,7 +98,7 @@ class Watch:
     def end(self, ending: RunEnd) -> None:
         """Take note of how the run ended."""
         self._say(ending.status, ending.reason)
-        log("ends", run=self._settings.run, status=self._state, reason=self._reason)
+        log("ends", run=self.settings.run, status=self._state, reason=self._reason)
 
     def _say(self, state: str, reason: str) -> None:
         self._state, self._reason = state, reason
@@ -111,7 +111,7 @@ class Watch:
         rounds = rounds_of(self._rows)
         return {
             "federation": self._bundle.federation,
-            "run": self._settings.run,
+            "run": self.settings.run,
             "state": self._state,
             "reason": self._reason,
             "pid": os.getpid(),
@@ -171,7 +171,7 @@ class Watch:
         self._log_arrivals({each["node"] for each in now["clients"] if each["since"]})
         if now != before:
             data = json.dumps({**now, "written": _utc(time.time())}, indent=1) + "\n"
-            replace_file(self._folder / STATUS, data.encode(), PUBLIC)
+            replace_file(self.folder / STATUS, data.encode(), PUBLIC)
         return now
 
     def _tell_of(self, version: int, clients: int) -> None:
@@ -245,19 +245,10 @@ def audit_of(line: AuditLine) -> dict[str, Any]:
 
     `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
     """
-    alarms = [
-        {
-            "round": each.round,
-            "level": str(each.alarm.level),
-            "test": str(each.alarm.test),
-            "p_value": each.alarm.p_value,
-        }
-        for each in line.alarms
-    ]
     return {
         "on_alarm": line.on_alarm,
         "said": [text for text, _ in rows_of(line)],
-        "alarms": alarms,
+        "alarms": [each.told for each in line.alarms],
         "p_values": dict(line.p_values),
     }
 
@@ -277,21 +268,13 @@ class JsonLines(logging.Formatter):
 
 
 @contextmanager
-def watching(
-    bundle: ServerBundle,
-    settings: ServerSettings,
-    federation: Federation,
-    presence: Callable[[], Presence],
-    rosters: Callable[[], SignedRoster],
-    quiet: bool = False,
-) -> Generator[Watch]:
+def watching(watch: Watch) -> Generator[Watch]:
     """Watch a run as long as the context lasts.
 
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.
     """
-    watch = Watch(bundle, settings, federation, presence, rosters, quiet)
-    with _logging(bundle.folder / LOG), serving(settings.metrics_port, watch.status):
+    with _logging(watch.folder / LOG), serving(watch.settings.metrics_port, watch.status):
         thread = threading.Thread(target=watch.follow, name="watch", daemon=True)
         thread.start()
         try:

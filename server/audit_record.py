@@ -119,10 +119,7 @@ def as_json(
     """
     alarms = [
         {
-            "round": each.round,
-            "level": str(each.alarm.level),
-            "test": str(each.alarm.test),
-            "p_value": each.alarm.p_value,
+            **each.told,
             "threshold": each.alarm.threshold,
             "action": on_alarm if each.alarm.level in ACTING else "note",
             "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,

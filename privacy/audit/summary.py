@@ -29,6 +29,12 @@ class Raised:
     round: int
     alarm: Alarm
 
+    @property
+    def told(self) -> dict[str, int | float | str]:
+        """What of it is written down, as plain data."""
+        level, test = str(self.alarm.level), str(self.alarm.test)
+        return {"round": self.round, "level": level, "test": test, "p_value": self.alarm.p_value}
+
 
 @dataclass(frozen=True)
 class Summary:
