@@ -46,7 +46,19 @@ def predict(
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
+        if explain is not None:
+            print(_means_of(columns))
     return 0
+
+
+def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
+    """Return what each input adds to the score, or takes from it, on average over the rows, the largest first."""
+    names = [*columns]
+    parts = names[names.index("at_baseline") + 1 :]
+    means = {name: float(abs(columns[name]).mean()) for name in parts}
+    lines = [f"  {means[name]:8.4f}  {name}" for name in sorted(means, key=lambda each: -means[each])]
+    said = "what each input adds or takes on average; these rows stay here, and nothing was charged"
+    return "\n".join([said, *lines])
 
 
 def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:

@@ -13,11 +13,13 @@ from typing import Any, cast
 
 from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.inquiry import ATTRIBUTION
 from .run_files import Fields
 
 BINS = "histogram"
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
+OF_COLUMNS = "attributions"  # of each column beside how many rows there are, which has no bar
 OF_SHARES = ("fairness",)  # from 0 to 1, in percent
 EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
 COPIED = (
@@ -93,8 +95,9 @@ def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
         return [-1.0, 1.0]
     if kind in OF_SHARES:
         return [0.0, 1.0]
-    highest = max((each["high"] for each in figures if each["value"] is not None), default=0.0)
-    return [0.0, highest] if kind in OF_COUNTS and highest > 0 else None
+    drawn = [each for each in figures if kind != OF_COLUMNS or each["name"].startswith(ATTRIBUTION)]
+    highest = max((each["high"] for each in drawn if each["value"] is not None), default=0.0)
+    return [0.0, highest] if kind in (*OF_COUNTS, OF_COLUMNS) and highest > 0 else None
 
 
 def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:

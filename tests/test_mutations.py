@@ -394,6 +394,13 @@ MUTATIONS = {
         DEVICE_QUESTION_TESTS,
         "pays_for_no_other or is_not_charged",
     ),
+    "attributions are drawn on the scale of how many rows there are": Mutation(
+        "reports/answers.py",
+        'kind != OF_COLUMNS or each["name"].startswith(ATTRIBUTION)',
+        "True",
+        "test_reports_answers.py",
+        "rows_beside_them",
+    ),
     "what noise alone may have made is followed": Mutation(
         "privacy/statistics/prefixes.py",
         "sigma * math.sqrt(2 * math.log(2 * cells / self.beta))",

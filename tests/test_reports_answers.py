@@ -127,6 +127,28 @@ def test_figures_of_several_units_have_no_bars(asked: Path) -> None:
     }
 
 
+def test_attributions_are_drawn_with_intervals_and_the_rows_beside_them_are_not(asked: Path) -> None:
+    path = asked / "intake-2026.json"
+    record = json.loads(path.read_text())
+    names = ("rows", "attribution age", "attribution sex")
+    values = ((7000.0, 6900.0, 7100.0), (0.4, 0.3, 0.5), (0.2, 0.1, 0.3))
+    figures = [
+        {"name": name, "value": value, "low": low, "high": high}
+        for name, (value, low, high) in zip(names, values, strict=True)
+    ]
+    record["question"]["ask"] = [
+        {"name": "adds", "kind": "attributions", "of": {"age": [0, 1], "sex": [0, 1]}}
+    ]
+    record["answers"] = [{**record["answers"][0], "name": "adds", "figures": figures}]
+    path.write_text(json.dumps(record))
+    report = validated(report_of_answers(asked), "answers")
+    (answer,) = next(each["answers"] for each in report["answers"] if each["name"] == "intake-2026")
+    assert answer["scale"] == [0.0, 0.5]
+    page = page_of(report)
+    assert page.count('<svg class="bar"') == 3 + 2  # those of fairness beside them
+    assert differences(page, report) == []
+
+
 def test_a_folder_says_what_it_cannot_show(asked: Path) -> None:
     (asked / "intake-2026.json").unlink()
     edited(asked / "treated-alike.json", name="another")

@@ -133,6 +133,12 @@ def test_the_owner_reads_why_a_row_is_predicted_as_it_is(
     for row, x, said in ((first, 2.4, 1), (second, -1.5, 0)):
         assert float(row[4]) == pytest.approx(weight[said, 0] * x / 3, rel=1e-4)
         assert sum(map(float, row[3:])) == pytest.approx(float(row[2]), abs=1e-4)
+    told = ["predict", *asked, "--explain", "integrated_gradients", "--out", str(tmp_path / "out.csv")]
+    assert fedveil(told) == 0
+    lines = capsys.readouterr().out.splitlines()
+    means = {name: float(value) for value, name in (each.split() for each in lines[-2:])}
+    assert means["x"] == pytest.approx((abs(float(first[4])) + abs(float(second[4]))) / 2, abs=1e-4)
+    assert "nothing was charged" in lines[-3]
     (tmp_path / "unknown.csv").write_text("x,kind\n,\n")
     assert (
         fedveil(["predict", asked[0], str(tmp_path / "unknown.csv"), "--explain", "integrated_gradients"])

@@ -153,6 +153,7 @@ BEYOND: dict[str, str] = {
     "columns are read in another order where they arrive": ASKED,
     "a device tells of another model than the one it is asked about": ASKED,
     "a question about another task's model is charged": ASKED,
+    "attributions are drawn on the scale of how many rows there are": ASKED,
     "an answer about one model is one about another": ASKED,
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
