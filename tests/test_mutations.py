@@ -193,10 +193,17 @@ MUTATIONS = {
     ),
     "a page is served to whoever rebinds a name": Mutation(
         "reports/live.py",
-        "if len(hosts) != 1 or hosts[0].lower() not in self._serves.hosts:",
+        "if not asked_by_own_name(self.headers):",
         "if False:",
         "test_reports_live.py",
         "by_another_name",
+    ),
+    "numbers are told to whoever rebinds a name": Mutation(
+        "deployment/prometheus.py",
+        "if not asked_by_own_name(self.headers):",
+        "if False:",
+        "test_server_open_files.py",
+        "prometheus_text",
     ),
     "a page tells what its operator alone may read": Mutation(
         "reports/run_files.py",
@@ -1103,8 +1110,8 @@ MUTATIONS = {
     ),
     "a quote vouches for any nonce": Mutation(
         "links/attestation.py",
-        "    return hashlib.sha256(_TAG + nonce + spki).hexdigest()\n",
-        "    return hashlib.sha256(_TAG + spki).hexdigest()\n",
+        "    return hashlib.sha256(_TAG + nonce + spki(public)).hexdigest()\n",
+        "    return hashlib.sha256(_TAG + spki(public)).hexdigest()\n",
         "test_links_attestation.py",
         "one_nonce",
     ),
