@@ -22,9 +22,8 @@ from ..server.run.build import build
 from ..simulations.simulate import run_simulation
 from .tables import Row, as_table, conditions
 
-Run = dict[
-    str, Any
-]  # of one seed: value, or rounds of each arm; accuracy, epsilon, and of arms the winner and the scores
+# Of one seed: value, or rounds of each arm; accuracy, epsilon, and of arms the winner and the scores.
+Run = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

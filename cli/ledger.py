@@ -56,9 +56,8 @@ def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
         head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
         console.print(f"{said}; {head}", markup=False, highlight=False, soft_wrap=True)
         for line in _by_run(told):
-            console.print(
-                line, markup=False, highlight=False, soft_wrap=True
-            )  # a ledger's text is nobody's markup
+            # A ledger's text is nobody's markup.
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found, indent=1))
     return 0

@@ -52,9 +52,8 @@ class Courier:
         answered = 0
         for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
-            self._told[node] = asked[
-                node
-            ]  # an older release answers with an error, and is asked when it comes again
+            # An older release answers with an error, and is asked when it comes again.
+            self._told[node] = asked[node]
             if (facts := read_facts(reply)) is not None:
                 self.facts[node] = facts
         return answered

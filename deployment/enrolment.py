@@ -128,9 +128,8 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
                 continue
             asked[name] = found
             known = desk.register.find(name)
-            if (
-                known is None or known.identity != found.identity.hex()
-            ):  # else this was cut short after the register
+            # Otherwise this was cut short after the register.
+            if known is None or known.identity != found.identity.hex():
                 desk = admit(desk, name, found, by_token=True)
         desk = publish(desk)
         for name, enrolment in asked.items():

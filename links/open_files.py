@@ -11,9 +11,8 @@ import socket
 from typing import Any
 
 KEPT = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
-MOST_CONNECTIONS = (
-    1 << 14
-)  # of the gRPC link: each takes 21 KiB before it has said anything, 340 MiB all of them
+# Of the gRPC link: each takes 21 KiB before it has said anything, 340 MiB all of them.
+MOST_CONNECTIONS = 1 << 14
 MOST_TLS = 1024  # where Python speaks TLS, each takes 256 KiB
 
 

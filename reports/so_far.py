@@ -47,9 +47,8 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
         mine = reserved
     if not mine:
         return []
-    seen = json.loads(mine[-1].payload)[
-        "events"
-    ]  # of a run whose server is trusted, the server is not among them
+    # Of a run whose server is trusted, the server is not among them.
+    seen = json.loads(mine[-1].payload)["events"]
     level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
     target = level.get("target_epsilon")
     book = Book()

@@ -184,9 +184,8 @@ class Auditor:
             self.record_looks.append(records)
         look = look_of(self.terms, row, measured, records)
         self._alarms, alarms = look_at(self._alarms or self.terms.alarms(), look)
-        raised = [
-            alarm for alarm in alarms if alarm.level is not Level.BLIND
-        ]  # measured says that by its ceiling
+        # Measured says that by its ceiling.
+        raised = [alarm for alarm in alarms if alarm.level is not Level.BLIND]
         self.raised += [Raised(number, alarm) for alarm in raised]
         return raised
 

@@ -113,9 +113,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     }
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
-    temporary = write_beside(
-        target, payload
-    )  # its owner's alone: heads of clients' ledgers tell who took part
+    # Its owner's alone: heads of clients' ledgers tell who took part.
+    temporary = write_beside(target, payload)
     if target.exists():
         os.replace(target, folder / PREVIOUS)
     os.replace(temporary, target)

@@ -111,9 +111,8 @@ def _shrunk(federation: Federation, clients: float) -> Federation:
     rate = expected / federation.num_clients / shrinking
     if isinstance(privacy, ClientLevel):
         noise = _noise(federation) / (clients * shrinking)
-        if (
-            federation.masking is not None
-        ):  # honest clients add the noise of those that may work for the server
+        # Honest clients add the noise of those that may work for the server.
+        if federation.masking is not None:
             noise /= (1 - federation.masking.collusion) ** 0.5
         known |= {
             "noise_schedule": "fixed",

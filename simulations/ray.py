@@ -38,9 +38,8 @@ INLINE_BYTES = 80_000  # of arrays: Ray carries arguments of up to 100 KiB in th
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
 
 Begun = tuple[CohortOrder, int]  # an instruction to nobody yet, and the coordinates of its sum
-Added = tuple[
-    CohortSum | None, list[int]
-]  # a partial sum, if it was fetched, and the nodes that keep state there
+# A partial sum, if it was fetched, and the nodes that keep state there.
+Added = tuple[CohortSum | None, list[int]]
 
 # Set before Ray is imported: it reports no usage, and does not warn of how it will treat missing accelerators.
 RAY_DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

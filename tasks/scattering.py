@@ -14,9 +14,8 @@ from torch import Tensor
 
 SCALES, ANGLES = 2, 8
 STRIDE = 2**SCALES
-CHANNELS = (
-    1 + SCALES * ANGLES + ANGLES * ANGLES
-)  # the second layer goes from the fine scale to the coarse one
+# The second layer goes from the fine scale to the coarse one.
+CHANNELS = 1 + SCALES * ANGLES + ANGLES * ANGLES
 GROUPS = 27  # of three channels each, as in Tramèr and Boneh's table of group normalisation
 TINY = 1e-5  # added to a variance
 

@@ -163,9 +163,8 @@ class Agent:
             self._health = replace(self._health, **changed)
             with suppress(OSError):  # on a full disk the file grows old, and the log still tells
                 text = json.dumps(asdict(self._health), indent=1) + "\n"
-                replace_file(
-                    self._path, text.encode(), flush=False
-                )  # several times a round: spares the flash
+                # Several times a round: spares the flash.
+                replace_file(self._path, text.encode(), flush=False)
 
 
 def start(folder: Path, *, once: bool = False) -> int:

@@ -126,9 +126,8 @@ def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[t
 
 
 def _of_group(leaf: Leaf, records: int) -> "DpEvent":
-    from .gaussian_mixture import (
-        records_event,
-    )  # dp_accounting, which most of what reads a curve does without
+    # It brings dp_accounting, which most of what reads a curve does without.
+    from .gaussian_mixture import records_event
 
     rate, noise = gaussian_scale(leaf) or (1.0, 0.0)
     return records_event(noise, rate, records)

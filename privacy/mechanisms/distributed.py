@@ -75,9 +75,8 @@ def encode_share(
     whole = (
         round_within(vector, spec.limit, stream) if spec.sum.unit_norm is None else round_once(vector, stream)
     )
-    words = (
-        whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
-    )  # two's complement: modulo 2^bits, here and wherever words are added
+    # Two's complement: modulo 2^bits, here and wherever words are added.
+    words = whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
     if spec.sigma:
         _add_noise(words, spec.sigma, stream)
     for layer, own in zip(spec.layers, layers, strict=True):

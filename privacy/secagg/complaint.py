@@ -57,9 +57,8 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     scalar[0] &= 248  # clamping, RFC 7748, section 5
     scalar[31] = scalar[31] & 127 | 64
     exponent = int.from_bytes(scalar, "little") // _COFACTOR % ORDER
-    if _packed(_times(_blinded(exponent), base)) != _packed(
-        own
-    ):  # a key in Montgomery's form stands for two points
+    # A key in Montgomery's form stands for two points.
+    if _packed(_times(_blinded(exponent), base)) != _packed(own):
         exponent = ORDER - exponent
     secret, nonce = (
         _times(_blinded(exponent), theirs),

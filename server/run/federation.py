@@ -221,9 +221,8 @@ class Federation:
         if asked is not None and asked.name == "clipping_norm":
             return self.unit_norm
         if asked is not None and asked.name == "learning_rate" and self.together is not None:
-            return (
-                self.settings.training.learning_rate
-            )  # of a step on one record, which the rate makes longer
+            # Of a step on one record, which the rate makes longer.
+            return self.settings.training.learning_rate
         return None
 
     @cached_property

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-POWERCAP = Path(
-    "/sys/class/powercap"
-)  # Linux's counters of energy (RAPL): one of each processor, and parts of it
+# Linux's counters of energy (RAPL): one of each processor, and parts of it.
+POWERCAP = Path("/sys/class/powercap")
 PACKAGE = re.compile(r"intel-rapl:\d+")  # AMD's processors have it under the same name
 MOST_WATTS = 1000.0  # of one processor: a counter that such a one might have turned over is not believed
 MICRO = 1e-6
