@@ -53,10 +53,7 @@ class Feedback:
         def of(sketch: Sketch, vectors: NDArray[np.floating]) -> NDArray[np.floating]:
             return self.compressed(sketch, vectors)
 
-        with (
-            mock.patch.object(cohort_training, TRAIN, self.trained),
-            mock.patch.object(Sketch, "of", of),
-        ):
+        with mock.patch.object(cohort_training, TRAIN, self.trained), mock.patch.object(Sketch, "of", of):
             yield
 
     def trained(self, bench: Any, group: Any, *more: Any) -> Any:

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from ..links.flower.fleet_calls import node_fingerprint
 from ..links.flower.grid import SuperNodeGrid
@@ -72,10 +67,7 @@ def flower_federation(
         _write_server(folder)
         told = _write_keys(folder, nodes)
         grid = stack.enter_context(open_superlink(folder, listen, lambda: nodes))
-        yield (
-            grid,
-            [stack.enter_context(client(folder, listen, each)) for each in told],
-        )
+        yield (grid, [stack.enter_context(client(folder, listen, each)) for each in told])
 
 
 def _write_server(folder: Path) -> None:

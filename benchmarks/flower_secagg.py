@@ -129,8 +129,7 @@ def _collected(cohort: _Cohort) -> dict[int, list[bytes]]:
     for node in sorted(cohort.alive):
         living, dead = cohort.ring[node] & cohort.alive, cohort.ring[node] - cohort.alive
         record = cast(
-            ConfigRecord,
-            {Key.ACTIVE_NODE_ID_LIST: sorted(living), Key.DEAD_NODE_ID_LIST: sorted(dead)},
+            ConfigRecord, {Key.ACTIVE_NODE_ID_LIST: sorted(living), Key.DEAD_NODE_ID_LIST: sorted(dead)}
         )
         with cohort.clients[node]:
             said = cast(dict[str, Any], _unmask(cohort.states[node], record))

@@ -44,11 +44,7 @@ def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -
 
 
 def _train(
-    model: nn.Module,
-    parameters: list[Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    layout: torch.memory_format,
+    model: nn.Module, parameters: list[Tensor], inputs: Tensor, targets: Tensor, layout: torch.memory_format
 ) -> None:
     order = torch.randperm(len(inputs))
     for first in range(0, len(inputs), BATCH_SIZE):

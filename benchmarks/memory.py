@@ -33,10 +33,7 @@ def run_memory(options: Options) -> Row:
         if cohort <= options.size.clients
     ]
     populations = [_by_command(clients, options.size) for clients in POPULATIONS]
-    tables = {
-        "Against the cohort": cohorts,
-        "Against the population, `fedveil simulate`, tiny": populations,
-    }
+    tables = {"Against the cohort": cohorts, "Against the population, `fedveil simulate`, tiny": populations}
     notes = [
         "MiB: proportional set size of the whole program, PyTorch included; of a command its peak",
         f"privacy=client_central, delta {DELTA:g}, a cohort of {options.size.cohort} by coins",

@@ -56,9 +56,7 @@ def run_privacy(options: Options) -> Row:
         total = CohortSum(np.zeros(vector.size))
         noise = Randomness(1).stream("noise")
         flat = np.concatenate([value.ravel() for value in update.values()])
-        client = {
-            "clip, lattice, add": milliseconds(lambda t=total, u=flat, s=spec: add_update(t, u, {}, s)),
-        }
+        client = {"clip, lattice, add": milliseconds(lambda t=total, u=flat, s=spec: add_update(t, u, {}, s))}
         by_message.append(
             {
                 "workload": workload,

@@ -12,11 +12,7 @@ from .engines import Options
 from .secagg_case import Case
 from .tables import Row, conditions, ratio, result_of
 
-REAL = (
-    Case(20, 19, 12, 10**6, 0.1),
-    Case(100, 99, 56, 10**6, 0.05),
-    Case(100, 20, 12, 10**6, 0.05),
-)
+REAL = (Case(20, 19, 12, 10**6, 0.1), Case(100, 99, 56, 10**6, 0.05), Case(100, 20, 12, 10**6, 0.05))
 MADE = (Case(300, 60, 40, 10**4, 0.05),)  # above 128 clients the graph is a ring
 NOW = Path(__file__).parents[1]
 _SCRIPT = Path(__file__).with_name("secagg_round.py")

@@ -18,13 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..privacy.secagg.attempt import NodeAttempt, masked, tagged
-from ..privacy.secagg.bindings import (
-    confirmation_body,
-    deal_body,
-    mask_sign,
-    own_mask_key,
-    pair_mask_info,
-)
+from ..privacy.secagg.bindings import confirmation_body, deal_body, mask_sign, own_mask_key, pair_mask_info
 from ..privacy.secagg.client import Participant
 from ..privacy.secagg.deal import (
     challenge_of,

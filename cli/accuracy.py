@@ -66,7 +66,7 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
     task = settings.task.name
     console.print(
         f"Predicted on the public data of {task}, by {len(SEEDS)} simulations of each point with smaller draws and as "
-        "much less noise. Nothing is charged, and data of your own were not looked at.",
+        "much less noise. Nothing is charged, and data of your own were not looked at."
     )
     for axis in ("epsilon", "rounds", "clients"):
         console.print(_table([row for row in rows if row.axis == axis]))

@@ -171,10 +171,7 @@ def _model(state: Path, ended: LastRun) -> str | None:
 
 
 def _line(
-    folder: Path,
-    health: agent.Health | None,
-    runs: bool,
-    spent: dict[str, tuple[float, float] | None],
+    folder: Path, health: agent.Health | None, runs: bool, spent: dict[str, tuple[float, float] | None]
 ) -> str:
     if health is None:
         forgot = "it remembers no run" if spent else "never started"

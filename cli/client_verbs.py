@@ -58,8 +58,7 @@ def client_request(
 
 @verb(client, "start", "Follow the server until SIGTERM.")
 def client_start(
-    folder: Bundle,
-    once: Annotated[bool, Option("--once", help="End when a run is over.")] = False,
+    folder: Bundle, once: Annotated[bool, Option("--once", help="End when a run is over.")] = False
 ) -> int:
     """Follow the server until SIGTERM; after a run its final model is in the bundle's state folder.
 

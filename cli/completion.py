@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import (
-    CompletionItem,
-    FishComplete,
-    ShellComplete,
-    split_arg_string,
-)
+from click.shell_completion import CompletionItem, FishComplete, ShellComplete, split_arg_string
 
 from ..privacy.refusal import Refusal
 

@@ -68,8 +68,7 @@ def report_compare(
 
 
 Signers = Annotated[
-    list[Path] | None,
-    Option("--key", metavar="F", help="A private key that signs; once for each algorithm."),
+    list[Path] | None, Option("--key", metavar="F", help="A private key that signs; once for each algorithm.")
 ]
 
 

@@ -453,10 +453,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
     rate, spec = training_settings(message.content, settings).learning_rate, sum_spec_of(message.content)
-    unit, factor = (
-        spec.unit_norm,
-        1.0 if spec.compression is None else spec.compression.clip_factor,
-    )
+    unit, factor = spec.unit_norm, 1.0 if spec.compression is None else spec.compression.clip_factor
     if unit is None or terms.max_grad_norm * rate * factor > unit:
         remedy = f"times the learning rate it is more than the sum hides of a record, {unit}"
         raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)

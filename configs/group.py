@@ -48,8 +48,7 @@ class OfKeys:
             if name in RULES
         }
         keys = core_schema.no_info_before_validator_function(
-            _keys_of,
-            core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False}),
+            _keys_of, core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False})
         )
         return core_schema.no_info_after_validator_function(
             lambda found: source(**found),

@@ -83,16 +83,7 @@ class _Task(Group):
     """Of one client's update."""
     longest_update: Positive = 100.0
     """Norm that its honest updates without noise do not reach, by which encryption alone clips them."""
-    data_id: (
-        Annotated[
-            str,
-            Field(
-                pattern=f"^{DATA_ID}$",
-                json_schema_extra=remedy(NO_DATA_ID),
-            ),
-        ]
-        | None
-    ) = None
+    data_id: Annotated[str, Field(pattern=f"^{DATA_ID}$", json_schema_extra=remedy(NO_DATA_ID))] | None = None
     """Name of real data, the same whatever their order, split and preprocessing: their ledgers go by it. Null: the task's."""
     held_out: Literal["public", "private"] | None = None
     """Whose the held-out data are. Private ones are not evaluated. Null: as the task says, private if its data are real."""

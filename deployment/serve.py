@@ -251,12 +251,7 @@ def _run(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
             pace=pace_of(
-                rosters,
-                settings.link,
-                link,
-                watch.wait_for,
-                partial(fewest, federation),
-                ending_of(bundle),
+                rosters, settings.link, link, watch.wait_for, partial(fewest, federation), ending_of(bundle)
             ),
             callbacks=(watch,),
             objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters), *callbacks),

@@ -107,10 +107,7 @@ def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
       evaluations: as the result has them.
     """
     return [
-        {
-            **{name: each.get(name) for name in EVALUATED},
-            "answers": told_answers(each["answers"]),
-        }
+        {**{name: each.get(name) for name in EVALUATED}, "answers": told_answers(each["answers"])}
         for each in evaluations
     ]
 

@@ -322,12 +322,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
             ("Epsilon", size, mine, "stamps"),
             ("Unit of privacy", unit, mine, "promise"),
             ("Algorithms", f"{_mechanism(report)} {checked}", mine, "ledger"),
-            (
-                "Utility and bias",
-                f"Held-out metrics: {metrics}. {_groups(report)}",
-                mine,
-                "scientist",
-            ),
+            ("Utility and bias", f"Held-out metrics: {metrics}. {_groups(report)}", mine, "scientist"),
             (
                 "Correct implementation",
                 f"{stamps['said'][:1].upper()}{stamps['said'][1:]}.",

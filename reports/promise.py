@@ -140,10 +140,7 @@ def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> 
         ]
     place = main_row(rows)
     if place is None:
-        return [
-            "This run promises nothing.",
-            "Whoever gets its model may learn what any client contributed.",
-        ]
+        return ["This run promises nothing.", "Whoever gets its model may learn what any client contributed."]
     row = rows[place]
     more = [] if ended else [GOES_ON]
     more += [VIOLATED] if violated else []

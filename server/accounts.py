@@ -247,12 +247,7 @@ Account = Protected | Unprotected
 
 
 def account_of(
-    privacy: SumPrivacy | None,
-    cohort: Cohort,
-    segments: tuple[Segment, ...],
-    rows: Rows,
-    run: str,
-    rng: str,
+    privacy: SumPrivacy | None, cohort: Cohort, segments: tuple[Segment, ...], rows: Rows, run: str, rng: str
 ) -> Account:
     """Return the account of a run's sums.
 

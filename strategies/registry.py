@@ -91,10 +91,7 @@ def why_not(name: str) -> str | None:
     Args:
       name: of a class, in any case, with or without Fed in front: ``krum``, ``FedMedian``, ``median``.
     """
-    for refused, reason in (
-        (NEEDS_SINGLE_CLIENTS, SEES_CLIENTS),
-        (BRINGS_ITS_OWN_PRIVACY, NOT_ON_A_LEDGER),
-    ):
+    for refused, reason in ((NEEDS_SINGLE_CLIENTS, SEES_CLIENTS), (BRINGS_ITS_OWN_PRIVACY, NOT_ON_A_LEDGER)):
         for each in refused:
             known = each.__name__.lower()
             if name.lower().replace("_", "") in (known, known.removeprefix("fed")):

@@ -176,10 +176,7 @@ def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:
         with precision:
             objective.loss(probe.outputs(), probe.targets)
     except (RuntimeError, TypeError):
-        probe, precision = (
-            Probe(_moved_off(_copied(model)), objective, inputs, targets),
-            _Precision(),
-        )
+        probe, precision = Probe(_moved_off(_copied(model)), objective, inputs, targets), _Precision()
         with precision:
             objective.loss(probe.outputs(), targets)
     probe = replace(probe, tolerance=precision.tolerance)

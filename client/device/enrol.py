@@ -36,11 +36,7 @@ WHY = {
 
 
 def enrol(
-    token: Token,
-    folder: Path,
-    *,
-    wait: float = float("inf"),
-    said: Callable[[str], None] = logger.info,
+    token: Token, folder: Path, *, wait: float = float("inf"), said: Callable[[str], None] = logger.info
 ) -> bool:
     """Make this device's keys, ask for their admission, and complete the bundle once it is given.
 

@@ -165,12 +165,7 @@ def _request(keys: Keys, name: str) -> dict[str, str]:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     tls = builder.sign(keys.tls, SHA256()).public_bytes(Encoding.PEM).decode()
-    asked = {
-        "name": name,
-        "identity": enrolment.identity.hex(),
-        "tls": tls,
-        "supernode": enrolment.supernode,
-    }
+    asked = {"name": name, "identity": enrolment.identity.hex(), "tls": tls, "supernode": enrolment.supernode}
     if enrolment.post_quantum:
         asked["post_quantum"] = enrolment.post_quantum.hex()
     return {**asked, "signature": sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()}

@@ -38,11 +38,7 @@ class SketchedOptimizer(DPOptimizer):
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        places: Sequence[int | None],
-        sketch: Sketch,
-        **options: Any,
+        self, optimizer: torch.optim.Optimizer, places: Sequence[int | None], sketch: Sketch, **options: Any
     ) -> None:
         super().__init__(optimizer, **options)
         self.places, self.sketch = places, sketch

@@ -121,12 +121,7 @@ def _optimizer_of(named: dict[str, nn.Parameter], terms: StepTerms, layout: Layo
 
 
 def _clipped_sums(
-    model: nn.Module,
-    task: Objective,
-    data: Batches,
-    rows: NDArray[np.intp],
-    terms: StepTerms,
-    layout: Layout,
+    model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], terms: StepTerms, layout: Layout
 ) -> dict[str, NDArray[np.float64]]:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}

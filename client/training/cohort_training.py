@@ -243,10 +243,7 @@ def _train_group(
     with torch.no_grad():
         moves = [(value - origin).flatten(1) for value, origin in zip(trained, origins, strict=True)]
         update = torch.cat(moves, dim=1).cpu().numpy()
-    return update, {
-        WEIGHT: records.astype(np.float64),
-        TRAIN_LOSS: losses.cpu().double().numpy() / taken,
-    }
+    return update, {WEIGHT: records.astype(np.float64), TRAIN_LOSS: losses.cpu().double().numpy() / taken}
 
 
 def _shares(counts: NDArray[np.intp], device: torch.device) -> Tensor | None:

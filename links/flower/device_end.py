@@ -20,16 +20,7 @@ from flwr.app import Error, Message
 from ...configs.bundle_files import read_secret
 from ...privacy.refusal import Refusal
 from ...strategies.wire import FAILED
-from ..device_answers import (
-    MOST_BYTES,
-    Handle,
-    Journal,
-    Longest,
-    away,
-    back_off,
-    handled_once,
-    usual_wait,
-)
+from ..device_answers import MOST_BYTES, Handle, Journal, Longest, away, back_off, handled_once, usual_wait
 from ..grpc.message_codec import pack_body, question_id
 from .fleet_calls import (
     FLEET_FAILURES,

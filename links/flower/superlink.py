@@ -20,11 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal

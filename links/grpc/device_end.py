@@ -21,16 +21,7 @@ from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
 from ...strategies.wire import FAILED
-from ..device_answers import (
-    MOST_BYTES,
-    Handle,
-    Journal,
-    Longest,
-    away,
-    back_off,
-    handled_once,
-    usual_wait,
-)
+from ..device_answers import MOST_BYTES, Handle, Journal, Longest, away, back_off, handled_once, usual_wait
 from .event_loop import next_frame, stream_loop, until_one_ends
 from .frames import (
     MAX_FRAME_BYTES,
@@ -183,11 +174,7 @@ class DeviceStream:
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        inbox: Inbox,
-        said: Callable[[str], None],
-        longest: Longest = usual_wait,
+        self, endpoint: Endpoint, inbox: Inbox, said: Callable[[str], None], longest: Longest = usual_wait
     ) -> None:
         self._endpoint, self._inbox, self._said, self._longest = endpoint, inbox, said, longest
         self._pending: set[str] = set()

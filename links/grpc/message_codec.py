@@ -46,9 +46,7 @@ MAX_ITEMS = 1 << 13  # of any list in the header
 MAX_DIMENSIONS = 32  # numpy 1 had no more
 # Message, records, record, entries, entry, value, sides of an array; and each array of a list at its longest.
 HEADER = Bounds(depth=7, width=MAX_ITEMS, items=16 * MAX_ITEMS)
-DTYPES = frozenset(
-    ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"),
-)
+DTYPES = frozenset(("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"))
 _THREE = b"\x93"  # msgpack: a list of three follows
 BYTES = "bytes"  # key of a header's entry for a byte string that lies among the blobs
 SHOWN_RUN = 64  # characters of a run's name in an id; the digest covers all of it

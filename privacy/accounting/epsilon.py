@@ -89,9 +89,7 @@ def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> b
 
 
 def accountant_name(
-    delta: float,
-    adjacency: Adjacency | str = Adjacency.ZERO_OUT,
-    interval: float = PUBLISH_INTERVAL,
+    delta: float, adjacency: Adjacency | str = Adjacency.ZERO_OUT, interval: float = PUBLISH_INTERVAL
 ) -> str:
     """Return how `epsilon` gets its number: accountants, discretisation, conversion, package and version.
 

@@ -8,11 +8,7 @@ by its accountants alone. Rates are in (0, 1); noise is the standard deviation o
 import math
 
 import numpy as np
-from dp_accounting.pld.pld_pmf import (
-    DensePLDPmf,
-    PLDPmf,
-    create_pmf_pessimistic_connect_dots_fixed_gap,
-)
+from dp_accounting.pld.pld_pmf import DensePLDPmf, PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 from scipy.special import gammaln, log_ndtr, ndtr, ndtri

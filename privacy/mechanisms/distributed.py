@@ -47,12 +47,7 @@ _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the 
 
 
 def encode_share(
-    update: Arrays,
-    values: Values,
-    spec: ShareSpec,
-    stream: Stream,
-    seed: bytes,
-    layers: Sequence[bytes] = (),
+    update: Arrays, values: Values, spec: ShareSpec, stream: Stream, seed: bytes, layers: Sequence[bytes] = ()
 ) -> tuple[Words, bool]:
     """Return the client's vector, to be masked, and whether its update was longer than the norm.
 

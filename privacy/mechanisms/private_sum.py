@@ -291,11 +291,7 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
 
 
 def add_update(
-    cohort_sum: CohortSum,
-    update: NDArray[np.floating],
-    values: Values,
-    spec: SumSpec,
-    start: int = 0,
+    cohort_sum: CohortSum, update: NDArray[np.floating], values: Values, spec: SumSpec, start: int = 0
 ) -> None:
     """Add what `encode` makes of a client's update, in the same process and without a vector in between.
 

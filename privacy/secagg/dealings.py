@@ -8,15 +8,7 @@ from dataclasses import dataclass, field
 
 from .bindings import Agreement, deal_body
 from .complaint import on_curve, proved
-from .deal import (
-    COMMITMENT_BYTES,
-    Claim,
-    challenge_of,
-    digest_of,
-    fits,
-    label_of,
-    seed_commitment,
-)
+from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
 from .parcel import cut, parcel_of
 from .refusal import Fault, Refused
@@ -156,8 +148,7 @@ def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:
     """
     claims = {
         node: Claim(
-            label_of(agreed.cohort, node),
-            challenge_of(agreed.cohort, node, digest_of(said.commitments)),
+            label_of(agreed.cohort, node), challenge_of(agreed.cohort, node, digest_of(said.commitments))
         )
         for node, said in deals.items()
     }

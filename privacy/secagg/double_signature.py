@@ -14,16 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 
 from .refusal import Reason, Refused
-from .suite import (
-    KEY_BYTES,
-    ML_DSA_SIGNATURE_BYTES,
-    SIGNATURE_BYTES,
-    Suite,
-    derive,
-    public_of,
-    sign,
-    verify,
-)
+from .suite import KEY_BYTES, ML_DSA_SIGNATURE_BYTES, SIGNATURE_BYTES, Suite, derive, public_of, sign, verify
 from .transcript import HASH_BYTES, Purpose, frame
 
 ML_DSA_KEY_BYTES = 1952  # a public key, FIPS 204, table 2

@@ -12,14 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .bindings import (
-    Agreement,
-    advert_body,
-    attempt_context,
-    confirmation_body,
-    reply_info,
-    survivors_digest,
-)
+from .bindings import Agreement, advert_body, attempt_context, confirmation_body, reply_info, survivors_digest
 from .complaint import PROOF_BYTES
 from .dealings import dealings
 from .hybrid import blocks, check_keys
@@ -50,15 +43,7 @@ from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
 from .reveals import Reveals
 from .roster import Roster
-from .suite import (
-    KEY_BYTES,
-    agree,
-    check_public,
-    new_key,
-    public_of,
-    suite_of,
-    unseal,
-)
+from .suite import KEY_BYTES, agree, check_public, new_key, public_of, suite_of, unseal
 from .transcript import HASH_BYTES, AttemptTerms, Profile
 from .unmask import Opening
 

@@ -331,5 +331,5 @@ def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
     if looks:
         draw_audit(looks, audit.run.folder / PLOT, title)
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
-        "memorisation": [asdict(each) for each in audit.auditor.found],
+        "memorisation": [asdict(each) for each in audit.auditor.found]
     }

@@ -52,12 +52,7 @@ def support_of(settings: AuditSettings, dimension: int) -> int:
 
 
 def canary_clients(
-    audit: FullAudit,
-    client: ClientLevel,
-    task: Task,
-    count: int,
-    seed: bytes,
-    segments: tuple[Segment, ...],
+    audit: FullAudit, client: ClientLevel, task: Task, count: int, seed: bytes, segments: tuple[Segment, ...]
 ) -> CanaryClients:
     """Return what canaries are told. Their metrics are the middle of each range, which adds nothing to the sum.
 

@@ -139,10 +139,7 @@ def adaptation_of(
     if isinstance(client, ClientCentral) and client.clipping == "adaptive":
         clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
     noise = AdaptiveNoise(plan, budget, TRAIN_LOSS, prior, begun)
-    return Adaptation(
-        clipping,
-        noise if client.noise_schedule == "adaptive" else None,
-    )
+    return Adaptation(clipping, noise if client.noise_schedule == "adaptive" else None)
 
 
 def metrics_share_of(federation: Federation, plan: Plan) -> float:
