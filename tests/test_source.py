@@ -36,6 +36,14 @@ TREES = {
 # A module's first line names a thing: it asks no question and has no article.
 RIDDLE = re.compile(r"(What|How|Who|Whom|Whose|Whether|Which|Why|Where|When|The|An?)\b")
 DOCUMENTED = 0.6  # share of public functions of two or more parameters that document them
+MOST_LINES, MOST_PARAMETERS = 60, 7  # of a function, without its docstring
+# What users call by keyword: the Python face, and the keys of a task. The options of a verb are its parameters.
+BY_KEYWORD = {("face", "simulate"), ("face", "ask"), ("server/protect", "protect"), ("tasks/census", "load")}
+# Ceilings, which fall.
+MANY_PARAMETERS = {("server/private_grid", "__init__")}
+ALL_LINES = 73_000  # of the package, with docstrings, comments and blank lines
+TWICE = 10  # runs of RUN lines of code that stand in two places to the letter
+RUN = 6
 
 
 def test_no_public_class_name_stands_twice() -> None:
@@ -89,6 +97,44 @@ def _imported(
 def test_modules_begin_with_a_noun() -> None:
     first = {"/".join(parts): (ast.get_docstring(tree) or "").split("\n")[0] for parts, tree in TREES.items()}
     assert {name: line for name, line in first.items() if RIDDLE.match(line)} == {}
+
+
+def test_functions_have_few_parameters_and_lines() -> None:
+    many, long = set[tuple[str, str]](), set[tuple[str, str]]()
+    for parts, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            name = "/".join(parts), node.name
+            verb = any(ast.unparse(each).startswith("verb(") for each in node.decorator_list)
+            taken = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)} - {"self", "cls"}
+            if len(taken) > MOST_PARAMETERS and not verb:
+                many.add(name)
+            first = node.body[1 if ast.get_docstring(node) is not None and len(node.body) > 1 else 0]
+            if (node.end_lineno or 0) - first.lineno >= MOST_LINES:
+                long.add(name)
+    assert many == BY_KEYWORD | MANY_PARAMETERS
+    assert long == set()
+
+
+def test_the_package_does_not_grow_unseen() -> None:
+    """A ceiling that is far above is lowered; one that must be raised is raised with a reason."""
+    lines = {parts: ROOT.joinpath(*parts).with_suffix(".py").read_text().splitlines() for parts in TREES}
+    assert sum(map(len, lines.values())) <= ALL_LINES
+    places = Counter(run for each in lines.values() for run in _runs(each))
+    twice = [run[0] for run, times in places.items() if times > 1]
+    assert len(twice) <= TWICE, twice
+
+
+def _runs(lines: list[str]) -> set[tuple[str, ...]]:
+    """Return the runs of RUN lines of code: without imports, comments, and lines that only close something."""
+    told, importing = list[str](), False
+    for line in map(str.strip, lines):
+        if importing or line.startswith(("import ", "from ")):
+            importing = line.endswith("(") or (importing and not line.startswith(")"))
+        elif len(line) > 2 and not line.startswith("#"):
+            told.append(line)
+    return {tuple(told[place : place + RUN]) for place in range(len(told) - RUN + 1)}
 
 
 def test_functions_say_what_their_arguments_are() -> None:
