@@ -1,8 +1,12 @@
-"""Command line of the benchmarks, ``python -m fedveil.benchmarks NAME``: run one, print it, write JSON."""
+"""Command line of the benchmarks, ``python -m fedveil.benchmarks NAME``: run one, print it, write JSON.
+
+``python -m fedveil.benchmarks show FILE.json --into PAGE`` puts the tables of what was written into the page.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +19,14 @@ from .link import run_link
 from .loading import run_loading
 from .memory import run_memory
 from .noise import run_noise
+from .page import renew
 from .privacy_share import run_privacy
 from .secagg import run_secagg
 from .secagg_checks import run_checks
 from .stacks import KINDS, run_stacks
 from .steps import run_steps
 from .supernodes import run_supernodes
-from .tables import Row, publish
+from .tables import Row, as_markdown, publish
 from .workload import TRAINED, WORKLOADS, Size
 
 _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
@@ -42,11 +47,18 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
 }
 
 
+_SHOW = "show"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark that the arguments name; 0 when it was measured."""
     size = Size()
     parser = argparse.ArgumentParser("python -m fedveil.benchmarks", description=__doc__)
-    parser.add_argument("benchmark", choices=sorted(_BENCHMARKS))
+    parser.add_argument("benchmark", choices=[*sorted(_BENCHMARKS), _SHOW])
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"written before, of {_SHOW}")
+    parser.add_argument(
+        "--into", type=Path, metavar="PAGE", help=f"Markdown that {_SHOW} puts the tables into"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
     parser.add_argument("--before", metavar="PATH", help="an earlier checkout, for secagg_checks")
@@ -57,11 +69,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")
     parser.add_argument("--repeats", type=int, default=Options.repeats, help="processes of each contender")
     given = parser.parse_args(arguments)
+    if given.benchmark == _SHOW:
+        return _show(given.files, given.into)
     run, usual = _BENCHMARKS[given.benchmark]
     size = Size(given.clients, given.cohort, given.rounds)
     workloads, contenders = tuple(given.workloads or usual), tuple(given.contenders)
     options = Options(size, given.repeats, given.pfl_python, workloads, given.before, contenders)
     publish(run(options), given.json)
+    return 0
+
+
+def _show(files: Sequence[Path], page: Path | None) -> int:
+    if not files:
+        print("show: name a file that a benchmark wrote by --json", file=sys.stderr)
+        return 2
+    if page is None:
+        print(as_markdown([json.loads(path.read_text()) for path in files]))
+        return 0
+    page.write_text(renew(page.read_text(), files))
     return 0
 
 

@@ -63,8 +63,8 @@ def run_engines(options: Options) -> Row:
     for workload in options.workloads:
         measured = _interleaved(options.contenders, workload, options, notes)
         rows += [_row(workload, name, watches) for name, watches in measured.items()]
-        wall += _ratios(workload, measured, "wall")
-        cpu += _ratios(workload, measured, "cpu")
+        wall += _ratios(workload, measured, "wall", options.contenders)
+        cpu += _ratios(workload, measured, "cpu", options.contenders)
     tables = {"Seconds of a round": rows, "Ratios of wall time": wall, "Ratios of CPU time": cpu}
     return result_of("engines", before, tables, [*notes, _said(options)])
 
@@ -124,7 +124,7 @@ def _middle(watches: Sequence[Stopwatch], field: str) -> float:
     return median([value for watch in watches for value in getattr(watch, field)])
 
 
-def _ratios(workload: str, measured: Measured, field: str) -> list[Row]:
+def _ratios(workload: str, measured: Measured, field: str, asked: Sequence[str]) -> list[Row]:
     middles = {name: _middle(watches, field) for name, watches in measured.items()}
     return [
         {
@@ -134,6 +134,7 @@ def _ratios(workload: str, measured: Measured, field: str) -> list[Row]:
             "ratio": ratio(middles.get(one), middles.get(other)),
         }
         for one, other in _COMPARED
+        if {one, other} <= set(asked)
     ]
 
 

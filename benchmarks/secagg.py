@@ -67,10 +67,10 @@ def run_secagg(options: Options) -> Row:
         "upload: bytes beside the vector, for each neighbour",
     ]
     tables = {
-        "Rounds": rounds,
-        "The server alone, its clients made": made,
-        "One mask, milliseconds": masks,
-        "Server's peak": [_memory(case) for case in HELD],
+        "Rounds, milliseconds of CPU": rounds,
+        "The server alone, its clients made, milliseconds of CPU": made,
+        "One mask and its addition, milliseconds": masks,
+        "The most that the server holds at once": [_memory(case) for case in HELD],
     }
     return result_of("secagg", before, tables, notes)
 

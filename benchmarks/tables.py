@@ -63,18 +63,34 @@ def _spelled(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) and value < 1000 else str(value)
 
 
+def tables_of(results: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the tables of some results by title, the rows of one title behind each other."""
+    titles = dict.fromkeys(title for result in results for title in result["tables"])
+    return {title: [row for result in results for row in result["tables"].get(title, [])] for title in titles}
+
+
+def load_of(results: Sequence[Row]) -> str:
+    """Return the load averages of some results as one sentence."""
+    loads = [f"{each['conditions']['load_before']} before and {each['load_after']} after" for each in results]
+    return f"Load average {'; '.join(loads)}, on {results[0]['conditions']['cores']} cores."
+
+
+def as_markdown(results: Sequence[Row]) -> str:
+    """Return some results as they stand on the page of the benchmarks: the load, the tables, the notes."""
+    parts = [load_of(results)]
+    parts += [f"**{title}**\n\n{as_table(rows)}" for title, rows in tables_of(results).items()]
+    notes = dict.fromkeys(note for result in results for note in result["notes"])
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
+
+
 def publish(result: Row, path: Path | None) -> None:
-    """Print the result's tables, and write it as JSON.
+    """Print the result as Markdown, and write it as JSON.
 
     Args:
       result: as `result_of` returns it.
       path: of the JSON file; None writes none.
     """
-    for title, rows in result["tables"].items():
-        print(f"{title}\n{as_table(rows)}\n")
-    for note in result["notes"]:
-        print(note)
-    print(f"load before {result['conditions']['load_before']}, after {result['load_after']}")
+    print(as_markdown([result]))
     if path is not None:
         path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 

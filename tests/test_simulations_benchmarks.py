@@ -108,6 +108,50 @@ def test_a_benchmark_writes_its_tables(
         assert title in shown
 
 
+def test_what_was_measured_goes_into_its_section_of_the_page(tmp_path: Path) -> None:
+    """Rows of several files follow each other; nothing else of the page changes."""
+    page, names = tmp_path / "page.md", ("a.json", "b.json")
+    section = "Load average 9.5 before and 9.9 after, on 1 cores: busy.\n\n**Time**\n\n| old |\n|-----|\n| 1.5 |\n\n- kept\n"
+    commands = "".join(f"run --json {name}\n" for name in names)
+    page.write_text(f"# Page\n\n## One\n\n{commands}\n{section}\n## Two\n\nrun --json c.json\n\n{section}")
+    for number, name in enumerate(names):
+        row = {"new": number}
+        result = {
+            "conditions": {"load_before": 0.1, "cores": 2},
+            "load_after": number,
+            "tables": {"Time": [row]},
+        }
+        (tmp_path / name).write_text(json.dumps(result | {"notes": []}))
+    files = [str(tmp_path / name) for name in names]
+    assert main(["show", *files, "--into", str(page)]) == 0
+    new = "Load average 0.1 before and 0 after; 0.1 before and 1 after, on 2 cores.\n\n**Time**\n\n"
+    new += "| new |\n|-----|\n| 0   |\n| 1   |\n\n- kept\n"
+    assert (
+        page.read_text() == f"# Page\n\n## One\n\n{commands}\n{new}\n## Two\n\nrun --json c.json\n\n{section}"
+    )
+    with pytest.raises(ValueError, match="0 sections"):
+        main(["show", str(page.with_name("d.json")), "--into", str(page)])
+
+
+def test_each_file_that_a_command_on_the_page_writes_has_its_section() -> None:
+    """The tables' titles are those of the code: a result of each would find its place."""
+    text = (Path(__file__).parents[1] / "docs" / "evidence" / "benchmarks.md").read_text()
+    for name, titles in {
+        "dp_sgd": [
+            "Milliseconds of CPU: a step",
+            "Over plain SGD, noise and all",
+            "Over plain SGD, without the noise",
+        ],
+        "memory": ["Against the cohort", "Against the population, `fedveil simulate`, tiny"],
+        "privacy": ["Ledger, milliseconds a round"],
+        "overhead": ["Clients that do nothing, 100 000 parameters", "Ratios"],
+        "ray": ["Seconds of a round", "Ratios of wall time", "Ratios of CPU time"],
+        "secagg": ["Rounds, milliseconds of CPU", "One mask and its addition, milliseconds"],
+    }.items():
+        (section,) = [part for part in text.split("\n## ") if f"--json {name}.json" in part]
+        assert all(f"\n**{title}**\n\n| " in section for title in titles)
+
+
 @pytest.mark.usefixtures("quick")
 def test_who_is_missing_is_named_and_not_compared() -> None:
     result = run_engines(Options(Size(6, 3, 1), 1, None, ("tiny",)))
