@@ -64,6 +64,17 @@ Target = Annotated[
     Field(pattern=rf"^{MODULE}:[^\W\d]\w*$", json_schema_extra=remedy("must name a class as 'module:Class'")),
 ]
 
+OtherModel = (
+    Annotated[
+        str,
+        Field(
+            pattern=rf"^(student|{MODULE}:[^\W\d]\w*)$",
+            json_schema_extra=remedy("must be student, or name a class as 'module:Class'"),
+        ),
+    ]
+    | None
+)
+
 
 # --- what is learned, from whom -----------------------------------------------------------------------------------
 
@@ -101,6 +112,13 @@ class ShippedTask(_Task):
 
     name: Literal["digits", "fashion_mnist", "heart", "mnist5k"]
     target: ClassVar[None] = None
+    model: OtherModel = None
+    """Null: the task's. student: a small one, of an eighth of the parameters (mnist5k, fashion_mnist). Or a class of yours."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Not every task has a small model."""
+        if self.model == "student" and self.name in ("digits", "heart"):
+            yield "model", f"the model of {self.name} is small already; leave it null"
 
 
 class Shakespeare(_Task):
@@ -183,13 +201,16 @@ class CustomTask(_Task):
     """``module:Class``; the module must stand in allow_modules."""
     args: Annotated[dict[str, Argument], OF_ARGUMENTS] = Field(default_factory=dict[str, Argument])
     """Keyword arguments of the class, each a key of its own: task.args.hidden=16."""
+    model: OtherModel = None
+    """Class of a model in the place of the task's own, ``module:Class``; null: the task's."""
     label: Text | None = None
     """What the run is called; null: the name that the task has, else that of its class."""
 
     @property
     def options(self) -> dict[str, Any]:
         """What the class is called with."""
-        return ({} if self.num_clients is None else {"num_clients": self.num_clients}) | self.args
+        given = {"num_clients": self.num_clients, "model": self.model}
+        return {name: value for name, value in given.items() if value is not None} | self.args
 
 
 class PlainPartition(Group):
@@ -1167,7 +1188,14 @@ class FederationSettings(Group):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield what of one group does not go with another."""
         own = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
-        targets = [("task.target", self.task.target), ("strategy.target", self.strategy.target), *own]
+        model: object = getattr(self.task, "model", None)  # of tables a word
+        named = model if isinstance(model, str) and ":" in model else None
+        targets = [
+            ("task.target", self.task.target),
+            ("strategy.target", self.strategy.target),
+            ("task.model", named),
+            *own,
+        ]
         for key, target in targets:
             module = (target or "").partition(":")[0]
             if target and module not in self.allow_modules:

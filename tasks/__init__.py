@@ -12,6 +12,7 @@ from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
 from .held_back import HELD_BACK, held_back
 from .numpy_task import as_task
+from .other_model import MODEL, with_model
 from .pool import DEALT, PooledTask, dealt
 from .protocol import Task
 
@@ -62,6 +63,9 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
     own = {key: value for key, value in (options or {}).items() if key not in (PLANTED, DEALT, HELD_BACK)}
+    # A class that takes a model by this name gets it; any other is given it from outside.
+    takes = MODEL in inspect.signature(make).parameters
+    other = own.pop(MODEL, None) if not takes or (":" in str(own.get(MODEL)) and ":" not in name) else None
     if ":" in name:
         if hasattr(make, "pool") and not hasattr(make, "client_data"):
             own.pop("num_clients", None)  # of the partition
@@ -78,7 +82,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     if not isinstance(task, Task):
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
-    return as_run(task, options or {})
+    return as_run(with_model(task, other, allow), options or {})
 
 
 def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,19 +26,26 @@ from torch import Tensor
 from ..privacy.refusal import Refusal
 from .classification import Classification, classification, softmax_regression
 from .data import Examples
+from .low_frequencies import LowFrequencies
+from .other_model import STUDENT
 from .partition import Partition
 from .scattering import CHANNELS, STRIDE, features
 
 NUM_CLASSES = 10
 SIDE = 28
 FEATURES = CHANNELS * (SIDE // STRIDE) ** 2
+STUDENT_ORDER = 3
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 # The first bytes of an IDX file of unsigned bytes; the last of them counts the dimensions.
 IDX_MAGIC = {1: 0x00000801, 3: 0x00000803}
 
 
 def load(
-    num_clients: int = 1000, partition: str = "iid", alpha: float = 0.5, seed: int = 0
+    num_clients: int = 1000,
+    partition: str = "iid",
+    alpha: float = 0.5,
+    seed: int = 0,
+    model: Literal["student"] | None = None,
 ) -> Classification:
     """Return the task: 60 000 pictures for training and 10 000 held out, as published.
 
@@ -46,6 +54,7 @@ def load(
       partition: iid, dirichlet or shards.
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
+      model: student is a linear softmax over low frequencies, of an eighth of the parameters.
 
     Raises:
       Refusal: the files are not there and cannot be downloaded, or are damaged.
@@ -53,7 +62,13 @@ def load(
     how = Partition(partition, num_clients, alpha, seed)
     folder = find_folder((DEBIAN_FOLDER, cache_folder() / "FashionMNIST" / "raw"))
     train, test = (read_examples(folder, part) for part in ("train", "t10k"))
-    return classification(train, test, NUM_CLASSES, how, partial(softmax_regression, FEATURES, NUM_CLASSES))
+    build = student if model == STUDENT else partial(softmax_regression, FEATURES, NUM_CLASSES)
+    return classification(train, test, NUM_CLASSES, how, build)
+
+
+def student() -> LowFrequencies:
+    """Return a model of 4870 parameters: the six lowest frequencies of each channel."""
+    return LowFrequencies(CHANNELS, SIDE // STRIDE, STUDENT_ORDER, NUM_CLASSES)
 
 
 def cache_folder() -> Path:

@@ -1654,6 +1654,13 @@ MUTATIONS = {
         "test_server_tuning.py",
         "first_deal",
     ),
+    "a model's module is imported though nobody allowed it": Mutation(
+        "tasks/other_model.py",
+        'if (module := target.partition(":")[0]) not in allow:',
+        'if not (module := target.partition(":")[0]):',
+        "test_tasks_other_model.py",
+        "nobody_allowed",
+    ),
     "an arm's score is of all clients": Mutation(
         "server/questions.py",
         "participants.draw(stream, arm=participants.arm)",

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.run.distil import distil, student_of
+from fedveil.server.run.distil import distil
 from fedveil.server.run.export import Order, export, rounded, traced, written
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import read_export
+from fedveil.tasks.other_model import model_named
 
 # A Python in which nothing can be imported but NumPy and the standard library; and one without the heavy packages.
 NUMPY_ALONE = """
@@ -233,7 +234,7 @@ class Narrow(nn.Sequential):
 
 def test_a_student_says_what_its_teacher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.server.run.distil.STEPS", 400)
-    teacher, student = nn.Linear(64, 10).eval(), student_of(f"{__name__}:Small")
+    teacher, student = nn.Linear(64, 10).eval(), model_named(f"{__name__}:Small", "--student")
     inputs = torch.randn(300, 64)
     before = [each.clone() for each in teacher.parameters()]
     distil(teacher, student, inputs, classifies=True)

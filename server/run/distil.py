@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,6 @@ STEPS, ROWS = 3000, 128
 LEARNING_RATE = 3e-3
 TEMPERATURE = 2.0  # the best of a small student's in Hinton et al., section 3, lie between 2.5 and 4; below 2 no softness is left
 SEED = 0
-
-
-def student_of(target: str) -> nn.Module:
-    """Return the model that a class makes, the same on every call.
-
-    Args:
-      target: `module:Class`, called without arguments.
-
-    Raises:
-      Refusal: it cannot be imported or made.
-    """
-    module, _, name = target.partition(":")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            made = getattr(import_module(module), name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        remedy = f"name a class as module:Class that takes no arguments ({type(error).__name__}: {error})"
-        raise Refusal("--student", target, remedy) from None
-    if not isinstance(made, nn.Module):
-        raise Refusal("--student", target, f"makes a {type(made).__name__}; it must make a torch.nn.Module")
-    return made
 
 
 def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Tensor) -> None:

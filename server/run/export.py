@@ -26,10 +26,11 @@ from ...privacy.refusal import Refusal
 from ...tasks import Task, load_task, numpy_model
 from ...tasks.data import as_data, placeholder
 from ...tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
+from ...tasks.other_model import model_named
 from ...tasks.protocol import PredictingTask
 from ...tasks.shapes import SHAPES, shapes
 from ...tasks.tables import additive
-from .distil import check_public, distil, student_of
+from .distil import check_public, distil
 from .released import MODEL, RESULT, config_of, model_of, require_ended, task_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
     model = released
     if order.student is not None:
         assert public is not None
-        model = student_of(order.student)
+        model = model_named(order.student, "--student")
         distil(released, model, public, parts.classifies)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))

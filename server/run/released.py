@@ -103,6 +103,8 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
             "csv", kept | {name: asked[name] for name in ("hidden", "groups", "bins") if name in asked}
         )
     options = {"folder": asked["folder"]} if asked.get("folder") else dict(asked.get("args") or {})
+    if asked.get("model") is not None:
+        options["model"] = asked["model"]
     if asked.get("target") and asked.get("num_clients") is not None:
         options["num_clients"] = asked["num_clients"]
     if asked.get("target") and partition is not None:

@@ -122,6 +122,7 @@ BEYOND: dict[str, str] = {
     "a client is in two arms": ARMS,
     "epsilon of the arms is that of the first": ARMS,
     "a device takes a second deal of its run": ARMS,
+    "a model's module is imported though nobody allowed it": "is no matter of the sum",
     "an arm's score is of all clients": ARMS,
     "an arm's score is charged as if all clients gave it": ARMS,
     "the scores of arms are in no plan": ARMS,

@@ -1,0 +1,68 @@
+"""Small linear model of pictures: a softmax over the lowest spatial frequencies of each channel, by a cosine transform.
+
+Coarse shapes tell most classes apart, so that few coordinates keep most of the accuracy. The transform is made from a
+formula and is no parameter: what is trained, sent and kept is one linear layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .classification import softmax_regression
+
+
+class LowFrequencies(nn.Module):
+    """See the module's text. It starts at zero, where every class is equally likely.
+
+    Args:
+      channels: of an input, which is flat: channels x side x side.
+      side: pixels of a channel along one axis.
+      order: frequencies along both axes add up to less than this.
+      classes: number of outputs.
+      mix: combinations of the channels that are transformed, shape (combinations, channels); None takes each channel.
+    """
+
+    rows: Tensor
+    mix: Tensor | None
+
+    def __init__(self, channels: int, side: int, order: int, classes: int, mix: Tensor | None = None) -> None:
+        super().__init__()
+        self.channels, self.side, self.order = channels, side, order
+        self.register_buffer("rows", cosines(side, order), persistent=False)
+        self.register_buffer("mix", mix, persistent=False)
+        kept = (channels if mix is None else len(mix)) * order * (order + 1) // 2
+        self.head = softmax_regression(kept, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits, shape (..., classes).
+
+        Args:
+          inputs: shape (..., channels x side x side).
+        """
+        leading = inputs.shape[:-1]
+        planes = inputs.reshape(*leading, self.channels, self.side * self.side)
+        if self.mix is not None:
+            planes = torch.matmul(self.mix, planes)
+        square = planes.reshape(*leading, planes.shape[-2], self.side, self.side)
+        low = torch.matmul(torch.matmul(self.rows, square), self.rows.transpose(0, 1))
+        kept = torch.cat([low[..., row, : self.order - row] for row in range(self.order)], -1)
+        return self.head(kept.reshape(*leading, -1))
+
+
+def cosines(side: int, order: int) -> Tensor:
+    """Return the first vectors of the orthonormal discrete cosine transform (Ahmed, Natarajan and Rao 1974, II).
+
+    Args:
+      side: length of a vector.
+      order: how many, at most `side`.
+
+    Returns:
+      float32, shape (order, side).
+    """
+    frequencies, places = torch.arange(order)[:, None], torch.arange(side)[None]
+    found = torch.cos(math.pi * frequencies * (2 * places + 1) / (2 * side)) * math.sqrt(2 / side)
+    found[0] /= math.sqrt(2)
+    return found

@@ -1,0 +1,93 @@
+"""Model in the place of a task's own: a class that somebody names, the same wherever it is made."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..privacy.refusal import Refusal
+from .protocol import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODEL, STUDENT = (
+    "model",
+    "student",
+)  # the option of a task, and the word for the small model that it ships with
+SEED = 0
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """Maker of a model, in the place of a task's `model`.
+
+    Attributes:
+      target: `module:Class`, called without arguments.
+    """
+
+    target: str
+
+    def __call__(self) -> nn.Module:
+        return model_named(self.target, "task.model")
+
+
+def model_named(target: str, field: str) -> nn.Module:
+    """Return the model that a class makes, the same on every call.
+
+    Args:
+      target: `module:Class`, called without arguments.
+      field: that names it, for refusals.
+
+    Raises:
+      Refusal: it cannot be imported or made.
+    """
+    import torch  # takes a second
+
+    module, _, name = target.partition(":")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            made = getattr(import_module(module), name)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        remedy = f"name a class as module:Class that takes no arguments ({type(error).__name__}: {error})"
+        raise Refusal(field, target, remedy) from None
+    if not isinstance(made, torch.nn.Module):
+        raise Refusal(field, target, f"makes a {type(made).__name__}; it must make a torch.nn.Module")
+    return made
+
+
+def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
+    """Return the task with another model; None leaves it as it is.
+
+    Args:
+      task: any; it is not changed.
+      target: `module:Class` of the model.
+      allow: modules that may be imported.
+
+    Raises:
+      Refusal: the module is not allowed, the class makes no model, or the task is one of arrays without torch.
+    """
+    if target is None:
+        return task
+    if ":" not in target:
+        remedy = "mnist5k and fashion_mnist ship with one; name a class of your own as module:Class"
+        raise Refusal("task.model", target, remedy)
+    if (module := target.partition(":")[0]) not in allow:
+        remedy = f"list its module among the allowed ones (now: {', '.join(allow) or 'none'}): allow_modules=[{module}]"
+        raise Refusal("task.model", target, remedy)
+    if getattr(task, "own", None) is not None:
+        raise Refusal(
+            "task.model", target, "the task fits arrays by itself and has no model of torch; leave it out"
+        )
+    maker = OtherModel(target)
+    maker()
+    made = copy(task)
+    try:
+        object.__setattr__(made, MODEL, maker)
+    except AttributeError as error:
+        remedy = f"{type(task).__name__} has slots; give it a __dict__, or the model in its own code"
+        raise Refusal("task.model", target, remedy) from error
+    return made
