@@ -20,6 +20,7 @@ from .loading import run_loading
 from .memory import run_memory
 from .noise import run_noise
 from .page import renew
+from .precision import run_precision
 from .privacy_share import run_privacy
 from .secagg import run_secagg
 from .secagg_checks import run_checks
@@ -27,7 +28,7 @@ from .stacks import KINDS, run_stacks
 from .steps import run_steps
 from .supernodes import run_supernodes
 from .tables import Row, as_markdown, publish
-from .workload import TRAINED, WORKLOADS, Size
+from .workload import MODELS, TRAINED, WORKLOADS, Size
 
 _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "engines": (run_engines, (*TRAINED, "tiny-power")),
@@ -39,6 +40,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "steps": (run_steps, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "loading": (run_loading, ("tiny-equal", "cnn-100k-equal")),
+    "precision": (run_precision, tuple(MODELS)[:3]),
     "secagg": (run_secagg, ()),
     "secagg_checks": (run_checks, ()),
     "noise": (run_noise, ()),

@@ -1,0 +1,60 @@
+"""Cost of a step of local training in bfloat16 beside float32, on one thread of the processor, in CPU time."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+
+from ..client.training.sgd import train, with_fast_kernels
+from ..configs.local_training import LocalTraining
+from ..tasks.data import Examples
+from ..tasks.hardware import CPU, precision
+from ..tasks.memory import keep_memory
+from .engines import Options
+from .made_task import Made
+from .tables import Row, conditions, ratio, result_of
+from .workload import LEARNING_RATE, build, examples_of
+
+BATCHES = (10, 64)
+STEPS = 8  # of a turn
+DTYPES = ("float32", "bfloat16")
+_MILLI = 1000.0
+
+
+def run_precision(options: Options) -> Row:
+    """Measure each workload and batch in both precisions, in turns."""
+    before, threads = conditions(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    keep_memory()  # as the engine's processes do
+    turns = options.size.rounds * options.repeats
+    try:
+        rows = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
+    finally:
+        torch.set_num_threads(threads)
+    notes = [f"the fastest of {turns} turns of {STEPS} steps, client by client; bfloat16: torch's autocast"]
+    return result_of("precision", before, {"Milliseconds of CPU: a step in each precision": rows}, notes)
+
+
+def _measure(workload: str, batch: int, turns: int) -> Row:
+    inputs, targets = (
+        torch.cat(parts) for parts in zip(*(examples_of(workload, n) for n in range(8)), strict=True)
+    )
+    examples, task = Examples(inputs[:batch], targets[:batch]), Made(workload, 1)
+    training = LocalTraining(LEARNING_RATE, STEPS, batch)
+    models = {dtype: with_fast_kernels(build(workload)) for dtype in DTYPES}
+    taken: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
+    for turn in range(turns + 1):
+        for dtype, model in models.items():
+            begin = time.process_time()
+            train(model, task, examples, training, 0, 0, partial(precision, CPU, dtype))
+            if turn > 0:
+                taken[dtype].append((time.process_time() - begin) * _MILLI / STEPS)
+    fastest = {dtype: float(f"{min(times):.3g}") for dtype, times in taken.items()}
+    return {
+        "workload": workload,
+        "batch": batch,
+        **fastest,
+        "ratio": ratio(fastest["bfloat16"], fastest["float32"]),
+    }
