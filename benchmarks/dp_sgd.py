@@ -30,10 +30,8 @@ from .made_task import Made
 from .tables import Row, conditions, ratio, result_of
 from .workload import CLASSES, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, build
 
-BATCHES = {
-    32: 16,
-    256: 4,
-}  # and steps of a turn: what is set up for a turn, and cold in it, is shared by as many
+# Examples of a batch, and steps of a turn: what is set up for a turn, and cold in it, is shared by as many.
+BATCHES = {32: 16, 256: 4}
 PLAIN = "plain"
 MEASURED = (
     "hooks",

@@ -38,10 +38,8 @@ from ..tasks.classification import softmax_regression
 from ..tasks.data import Examples
 from ..tasks.tables import Tables
 
-Z, NORM = (
-    5.05,
-    7.2,
-)  # noise multiplier; norm of a client's counts that clips less than a hundredth of the rows
+# Noise multiplier; norm of a client's counts that clips less than a hundredth of the rows.
+Z, NORM = 5.05, 7.2
 MAIN = (100, 0.25, 3.219)  # rounds, rate and noise multiplier that cost epsilon 3.00 at this delta
 DELTA = 1e-4
 SPLIT = {"of": "sex", "categories": ["Female", "Male"]}

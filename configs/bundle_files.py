@@ -131,10 +131,8 @@ def read_toml_text(
         found = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise Refusal("file", where, f"is not UTF-8 (byte {error.start})") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a date that is none, or a number of thousands of digits, too
+    except (ValueError, RecursionError) as error:
+        # A date that is none, or a number of thousands of digits, too.
         raise Refusal("file", where, f"is not TOML: {error}") from None
     return read_section(filled(defaults or {}, found), read, where)
 

@@ -25,11 +25,8 @@ UNSAFE = {
     "fixed_projection": "what one projection for all rounds leaves out is never learned; use project",
 }
 TUNED = re.compile(r"tune=(\w+)=\[?([^\[\]]*)\]?")  # a key and its values in one
-PRIVATE_SELECTION = (
-    "repeat_and_select",
-    "private_selection",
-    "random_stopping",
-)  # words for it in the literature
+# Words for a private choice of values in the literature.
+PRIVATE_SELECTION = ("repeat_and_select", "private_selection", "random_stopping")
 TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
 
 

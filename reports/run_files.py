@@ -20,14 +20,8 @@ from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, RESU
 
 LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
 QUESTIONS = "questions"  # folder of answers in a server's, beside its runs
-READ = (
-    CONFIG,
-    SAVED,
-    RESULT,
-    METRICS,
-    AUDIT_TERMS,
-    MODEL,
-)  # files that a report is made from, beside the ledger
+# Files that a report is made from, beside the ledger.
+READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT_TERMS, MODEL)
 MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
 Fields = Mapping[str, Any]
 
@@ -124,7 +118,7 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
         folder,
         config,
         result,
-        _lines(folder / METRICS),
+        rows_of(folder / METRICS),
         _json(folder / AUDIT_TERMS),
         saved,
         ledger,
@@ -199,8 +193,8 @@ def _json(path: Path) -> Fields:
     return cast("Fields", found)
 
 
-def _lines(path: Path) -> list[Fields]:
-    """Return the lines up to the first that a crash cut."""
+def rows_of(path: Path) -> list[Fields]:
+    """Return the rounds that a file has a line for, up to the first line that a crash cut; none where there is no file."""
     found: list[Fields] = []
     if not path.is_file():
         return found

@@ -17,15 +17,8 @@ from ..configs.strict import nearest
 from ..configs.yaml_guard import check_file
 from ..privacy.refusal import Refusal, real
 
-MISSING = (
-    "",
-    "?",
-    "na",
-    "n/a",
-    "nan",
-    "null",
-    "none",
-)  # what an unknown value is written as, unless declared
+# What an unknown value is written as, unless declared.
+MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 KEYS = ("label", "missing", "columns", "groups", "group_weights")
 COLUMN_KEYS = ("low", "high", "mean", "deviation", "edges", "missing", "required", "categories", "weights")
 MISSING_KEYS = ("words", "value")

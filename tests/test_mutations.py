@@ -207,8 +207,8 @@ MUTATIONS = {
     ),
     "a page tells what its operator alone may read": Mutation(
         "reports/run_files.py",
-        "_lines(folder / METRICS)",
-        '_lines(folder / "operator.jsonl")',
+        "rows_of(folder / METRICS)",
+        'rows_of(folder / "operator.jsonl")',
         "test_reports_content.py",
         "only_an_operator",
     ),

@@ -23,10 +23,8 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
       Refusal: whoever answers names another authority.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = (
-        False,
-        ssl.CERT_NONE,
-    )  # what comes is held against the fingerprint
+    # What comes is held against the fingerprint.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reply = _asked(token, Ask("", b"", b"", b""), context)
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):
         remedy = (

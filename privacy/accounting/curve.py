@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 GROUPS = (2, 5, 10)  # records of one person, of which it is told what they lose together
 FALSE_POSITIVES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
-_STEPS, _LARGEST = (
-    1000,
-    700.0,
-)  # epsilons at which delta is read for the trade-off; e to the largest is still a float
+# Epsilons at which delta is read for the trade-off; e to the largest is still a float.
+_STEPS, _LARGEST = 1000, 700.0
 Pairs = Sequence[tuple[float, float]]
 
 

@@ -21,12 +21,8 @@ from ...extras import MODULES, require_extra
 from ...privacy.refusal import Refusal
 from .audit_line import AuditLine
 
-CLASSES = {
-    "csv": "MetricsCsv",
-    "mlflow": "MLflow",
-    "tensorboard": "TensorBoard",
-    "wandb": "WandB",
-}  # of `trackers`
+# Classes of `trackers`.
+CLASSES = {"csv": "MetricsCsv", "mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "WandB"}
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

@@ -27,6 +27,7 @@ from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...reports.files import AUDIT_KEY, CONFIG, CURVE, FAREWELL, METRICS, MODEL, OPERATOR, RESULT, SAVED
+from ...reports.run_files import rows_of
 from ...reports.traffic import COUNTED, SIMULATED
 from ...strategies.cohorts import in_arm, invited_size
 from ...tasks.arrays import read_arrays
@@ -488,17 +489,7 @@ def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
 
 
 def _rows_until(path: Path, last: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row.get("round", math.inf) <= last:
-            rows.append(row)
-    return rows
+    return [dict(row) for row in rows_of(path) if row["round"] <= last]
 
 
 # --- after the last round ---------------------------------------------------------------------------------------
