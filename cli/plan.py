@@ -26,7 +26,15 @@ from ..server.run.evaluation_plan import (
 )
 from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.sum_plan import metrics_share_of
-from ..server.run.unit_plan import curve, evaluations_of, plans_of, tries_of, unit_plans, warnings_for
+from ..server.run.unit_plan import (
+    curve,
+    evaluations_of,
+    is_of_sum,
+    plans_of,
+    tries_of,
+    unit_plans,
+    warnings_for,
+)
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
@@ -113,8 +121,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         console.print(_metrics(federation, plan))
         if (asked := scoring_plan(federation)) is not None:
             console.print(_scoring(federation, plan, budget, asked))
-        if (asked := evaluation_plan(federation)) is not None:
-            console.print(_evaluation(federation, plan, budget, asked))
+    if is_of_sum(federation, plan) and (asked := evaluation_plan(federation)) is not None:
+        console.print(_evaluation(federation, plan, budget, asked))
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
 
@@ -161,7 +169,8 @@ def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: Evalu
     )
     if asked.half_width is None:
         return said
-    return f"{said} Their mean {federation.settings.evaluate.metric} will be known to +-{asked.half_width:.4f} (95 %)."
+    of = "" if plan.unit == "client" else f" over some {asked.rows} held-out records"
+    return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
 
 
 def _cell(plan: Plan, adversary: Adversary, value: float) -> str:

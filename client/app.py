@@ -28,7 +28,7 @@ from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.columns import Table
-from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
+from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
 from ..privacy.statistics.kinds import ColumnMeans
 from ..strategies.canaries import canary_answer
@@ -60,9 +60,9 @@ from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
-from .evaluation import means_over
+from .evaluation import means_over, rows_measured
 from .private_update import SUMMED_RECORD, private_update
-from .questions import answered, evaluated
+from .questions import Measured, answered, evaluated
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 
@@ -280,7 +280,7 @@ def make_client_app(
     return app
 
 
-def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> HeldOutMeans | None:
+def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> Measured | None:
     """Return what a client measures of an instruction's model on the records that it holds out; None where it has none.
 
     Args:
@@ -290,7 +290,8 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
       asked: what is asked.
 
     Raises:
-      Refusal: the client trains on all of its records, or the task has no such metric.
+      Refusal: the client trains on all of its records, the task has no such metric or, where records are hidden, the model
+        does not keep them apart.
     """
     held = held_back_of(bench.task, client)
     if held is None:
@@ -298,8 +299,14 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
     if not len(held):
         return None
     bench.forget()
-    load_arrays(bench.model, {name: view(array) for name, array in only_arrays(content).items()})
-    return means_over(placed(held, bench.device), bench.task, bench.model, bench.precision, asked)
+    near = placed(held, bench.device)
+    if (released := released_of(content)) is None:
+        load_arrays(bench.model, {name: view(array) for name, array in only_arrays(content).items()})
+        return means_over(near, bench.task, bench.model, bench.precision, asked)
+    from ..tasks.model_columns import read_released  # tables, which training does without
+
+    read_released(bench.private_model(held), released)
+    return rows_measured(near, bench.task, bench.model, bench.precision, asked)
 
 
 def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:

@@ -10,11 +10,13 @@ from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import add_noise, on_grid
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.statistics.columns import Table
-from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
+from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRows
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.question_wire import own_noise_of
 from ..strategies.wire import WEIGHT, memory_arrays, sum_spec_of
 from .private_update import SEGMENTS_RECORD, SUMMED_RECORD
+
+Measured = HeldOutMeans | HeldOutRows  # of an evaluation that hides clients, or records
 
 
 def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
@@ -40,7 +42,7 @@ def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -
     return Message(content, reply_to=message)
 
 
-def evaluated(message: Message, asked: Evaluation, measured: HeldOutMeans | None) -> Message:
+def evaluated(message: Message, asked: Evaluation, measured: Measured | None) -> Message:
     """Return the reply of a client's app to an evaluation.
 
     Args:
@@ -48,6 +50,14 @@ def evaluated(message: Message, asked: Evaluation, measured: HeldOutMeans | None
       asked: that it brings.
       measured: on what the client holds out; None where it holds nothing.
     """
+    if asked.unit is Unit.RECORD:
+        unit = sum_spec_of(message.content).unit_norm
+        if unit is None:
+            raise ValueError("a sum that hides records has the norm of a record's part")
+        assert not isinstance(measured, HeldOutMeans)
+        summed = memory_arrays(dict(asked.contribution_of_records(measured, unit)))
+        return Message(RecordDict({SUMMED_RECORD: summed, "metrics": MetricRecord({})}), reply_to=message)
+    assert not isinstance(measured, HeldOutRows)
     parts = memory_arrays(dict(asked.contribution(measured)))
     return Message(RecordDict({SEGMENTS_RECORD: parts}), reply_to=message)
 

@@ -1017,7 +1017,8 @@ class EvaluateSettings(Group):
     figures: Annotated[
         tuple[Literal["metric", "loss", "clients", "histogram"], ...], Field(strict=False, min_length=1)
     ] = ("metric", "loss", "clients", "histogram")
-    """What is asked, in equal parts of the norm: the mean metric, the mean loss, how many clients evaluated, and how they spread."""
+    """What is asked, in equal parts of the norm: the mean metric, the mean loss, how many clients evaluated, and how they spread.
+    Where records are hidden, how many are held out, and no spread."""
     noise_multiplier: Positive | None = None
     """Of one evaluation. Null: 5 times the root of how many evaluations there are, so that they cost together what one at 5 does."""
     resolution: Positive | None = None
@@ -1221,9 +1222,15 @@ class FederationSettings(Group):
             yield from self._rules_of_evaluation()
 
     def _rules_of_evaluation(self) -> Iterator[tuple[str, str]]:
-        if not isinstance(self.privacy, ClientLevel):
-            yield "evaluate.clients", f"{HIDDEN_CLIENTS}, or none"
-        elif self.privacy.noise_schedule == "adaptive":
+        privacy = self.privacy
+        if not isinstance(privacy, ClientLevel | RecordDistributed):
+            yield "evaluate.clients", f"{HIDDEN_CLIENTS}, record_distributed, which hides records, or none"
+        elif isinstance(privacy, RecordDistributed) and privacy.per_person is not None:
+            yield (
+                "evaluate.clients",
+                "counts records, of which a person may have several; leave privacy.per_person null, or none",
+            )
+        elif privacy.noise_schedule == "adaptive":
             yield (
                 "evaluate.clients",
                 "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none",

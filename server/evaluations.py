@@ -11,7 +11,7 @@ from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal, real
-from ..privacy.statistics.evaluation import CLIENTS, FIGURES, Evaluation
+from ..privacy.statistics.evaluation import CLIENTS, FIGURES, RECORDS, Evaluation
 from ..privacy.statistics.figure import Figure
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def planned_half_width(
     Args:
       asked: of the clients.
       plan: of one evaluation.
-      clients: that are asked.
+      clients: that are asked or, where records are hidden, records that are held out.
       wanted: the most that it may be; None takes any.
       delta: in (0, 1).
 
@@ -167,7 +167,7 @@ def planned_half_width(
         noise = plan.noise_multiplier * wanted / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} clients would do, or "
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {asked.counted} would do, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
         raise Refusal("evaluate.resolution", wanted, remedy)
@@ -180,5 +180,5 @@ def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
     Args:
       answers: figures by the name of each part.
     """
-    found = {name: figures[0] for name, figures in answers.items() if name != CLIENTS}
+    found = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
     return {name: each for name, each in found.items() if each.name == name and each.said}

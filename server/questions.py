@@ -24,7 +24,6 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.question_wire import Asked
 from .accounts import SumAccount
@@ -122,7 +121,7 @@ class Charge:
     def spec(self) -> SumSpec:
         """The segments of what is asked, or the sum of records' parts."""
         norm = self.plan.clipping_norm
-        if isinstance(self.inquiry, Evaluation) or self.inquiry.unit is Unit.CLIENT:
+        if self.inquiry.unit is Unit.CLIENT:
             return SumSpec(norm, self.inquiry.segments, cells=CELLS)
         return self.inquiry.spec_of_records(norm)
 
@@ -203,7 +202,7 @@ def sums_of(charge: QuestionAccount, done: Round, mean: Mean, masked: bool) -> S
       masked: whether the sum was encrypted, and its noise is measured by the range of a vector.
     """
     inquiry = charge.inquiry
-    if isinstance(inquiry, Evaluation) or inquiry.unit is Unit.CLIENT:
+    if inquiry.unit is Unit.CLIENT:
         return Sums(mean.counts, mean.scalars, mean.noise, mean.denominator)
     spec, noise, answered = charge.spec, mean.noise, mean.denominator
     unit = spec.unit_norm
@@ -247,7 +246,7 @@ def put(
     stream = charge.randomness.stream("cohort", charge.row)
     drawn = participants.real(participants.draw(stream, arm=participants.arm))
     asked = charge.inquiry
-    layout = {} if isinstance(asked, Evaluation) or asked.unit is Unit.CLIENT else asked.layout
+    layout = {} if asked.unit is Unit.CLIENT else asked.layout
     wanted = Sum(
         charge.inquiry.name,
         charge.row,

@@ -25,6 +25,7 @@ from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.flower_adapter import claim_identity, client_context, name_message
 from ..strategies.grids import AskingGrid
+from ..strategies.question_wire import is_question
 from ..strategies.wire import LATE, add_reply
 from ..tasks.memory import keep_memory
 from .deadline import PastDeadline, limited_to
@@ -119,7 +120,7 @@ class InProcessGrid(AskingGrid):
           order: the instruction, and to whom.
           cohort_sum: changed in place.
         """
-        if order.spec.asks:  # a question, which nobody trains for
+        if is_question(order.content):  # nobody trains for it
             return self._sum_one_by_one(order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]

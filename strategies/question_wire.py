@@ -47,22 +47,36 @@ def question_content(
         config[OWN_NOISE_KEY] = own_noise
     if released is not None:
         config[RELEASED_KEY] = released
-    zeros = ArrayRecord()
-    if inquiry.unit is Unit.RECORD:
-        zeros = memory_arrays({name: np.zeros(shape) for name, shape in inquiry.layout.items()})
-    return RecordDict({NO_MODEL: zeros, CONFIG: config})
+    return RecordDict({NO_MODEL: _zeros(inquiry), CONFIG: config})
 
 
-def evaluation_content(evaluation: Evaluation, model: ArrayRecord, order: Mapping[str, str]) -> RecordDict:
+def evaluation_content(
+    evaluation: Evaluation, model: ArrayRecord | bytes, order: Mapping[str, str]
+) -> RecordDict:
     """Return the records of an evaluation.
 
     Args:
       evaluation: what is asked.
-      model: that is evaluated, at least one array.
+      model: that is evaluated, at least one array; where records are hidden its file, since the answer stands where an
+        update's arrays do.
       order: what travels beside it.
     """
     config = ConfigRecord({**order, EVALUATION_KEY: evaluation.text})
-    return RecordDict({MODEL: model, CONFIG: config})
+    if isinstance(model, ArrayRecord):
+        return RecordDict({MODEL: model, CONFIG: config})
+    config[RELEASED_KEY] = model
+    return RecordDict({NO_MODEL: _zeros(evaluation), CONFIG: config})
+
+
+def _zeros(asked: Asked) -> ArrayRecord:
+    """Return zeros in the shapes of an answer where records are hidden; nothing where clients are."""
+    layout = {} if asked.unit is Unit.CLIENT else asked.layout
+    return memory_arrays({name: np.zeros(shape) for name, shape in layout.items()})
+
+
+def is_question(content: RecordDict) -> bool:
+    """Return whether an instruction asks something, and trains nothing; what it asks is not read."""
+    return any(_values(content, key) for key in (QUESTION_KEY, EVALUATION_KEY))
 
 
 def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
@@ -91,19 +105,20 @@ def question_of(content: RecordDict) -> Asked | None:
     key, text = found[0]
     if len(found) > 1 or not isinstance(text, str):
         raise Refusal(key, f"{len(found)} values", "an instruction has one question")
-    if key == EVALUATION_KEY:
-        if not any(layout_of(dict(each.items())) for each in records_of(content, ArrayRecord).values()):
-            raise Refusal(key, None, "comes without a model to evaluate")
-        return evaluation_from_json(text)
-    inquiry = from_json(text)
-    layout = inquiry.layout if inquiry.unit is Unit.RECORD else {}
-    for arrays in records_of(content, ArrayRecord).values():
-        if layout_of(dict(arrays.items())) != layout:
-            raise Refusal(QUESTION_KEY, inquiry.name, "comes beside a model; a question has none")
+    asked = evaluation_from_json(text) if key == EVALUATION_KEY else from_json(text)
+    layouts = [layout_of(dict(each.items())) for each in records_of(content, ArrayRecord).values()]
     released = released_of(content)
-    if (None if released is None else hashlib.sha256(released).hexdigest()) != inquiry.model:
-        raise Refusal("model", inquiry.model, "is not the SHA-256 of the model that comes with the question")
-    return inquiry
+    if isinstance(asked, Evaluation):
+        of_records = asked.unit is Unit.RECORD
+        known = released is not None and layouts == [asked.layout] if of_records else any(layouts)
+        if not known or (released is not None) != of_records:
+            raise Refusal(key, None, "comes without a model to evaluate, or with another one")
+        return asked
+    if any(layout != ({} if asked.unit is Unit.CLIENT else asked.layout) for layout in layouts):
+        raise Refusal(QUESTION_KEY, asked.name, "comes beside a model; a question has none")
+    if (None if released is None else hashlib.sha256(released).hexdigest()) != asked.model:
+        raise Refusal("model", asked.model, "is not the SHA-256 of the model that comes with the question")
+    return asked
 
 
 def released_of(content: RecordDict) -> bytes | None:

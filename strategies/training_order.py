@@ -152,7 +152,7 @@ class TrainingOrder:
       record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
       agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
       held_out: share of its records that a client keeps out of its training, and evaluates models on; None for none, as
-        wherever records are hidden.
+        where each client trains records by itself.
       arm: whose clients alone the round is of; in JSON only where it is given.
 
     Raises:
@@ -176,8 +176,9 @@ class TrainingOrder:
             raise Refusal("agreement", self.agreement, "give 64 hexadecimal digits")
         if self.held_out is not None and not 0 < real("held_out", self.held_out) < 1:
             raise Refusal("held_out", self.held_out, "give a share above 0 and below 1")
-        if self.held_out is not None and self.record is not None:
-            # Which records train goes by their content: how many do would tell of single ones, share by share.
+        if self.held_out is not None and self.record is not None and self.privacy not in STEP_MODES:
+            # Which records train goes by their content: how many do would tell of single ones, share by share. A step on
+            # the records of all clients goes by a rate that is given, and how many train is in no number that leaves.
             remedy = (
                 f"does not go with privacy={self.privacy}: how many records train would tell which they are"
             )

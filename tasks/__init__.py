@@ -10,7 +10,7 @@ from typing import Any
 from ..configs.strict import nearest
 from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
-from .held_back import HELD_BACK, held_back
+from .held_back import HELD_ALONE, HELD_BACK, held_back
 from .numpy_task import as_task
 from .other_model import MODEL, with_model
 from .pool import DEALT, PooledTask, dealt
@@ -18,6 +18,7 @@ from .protocol import Task
 
 __all__ = [
     "DEALT",
+    "HELD_ALONE",
     "HELD_BACK",
     "TASKS",
     "Examples",
@@ -45,6 +46,7 @@ TASKS: Mapping[str, str] = {
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
 
 PLANTED = "mislabelled examples"  # the option that plants odd examples in any task, drawn by this seed
+OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE)  # options that every task takes
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
@@ -62,7 +64,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         or the task itself refuses one.
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
-    own = {key: value for key, value in (options or {}).items() if key not in (PLANTED, DEALT, HELD_BACK)}
+    own = {key: value for key, value in (options or {}).items() if key not in OF_ALL}
     # A class that takes a model by this name gets it; any other is given it from outside.
     takes = MODEL in inspect.signature(make).parameters
     other = own.pop(MODEL, None) if not takes or (":" in str(own.get(MODEL)) and ":" not in name) else None
@@ -113,7 +115,8 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
       options: HELD_BACK leaves out the records that clients hold out to evaluate; PLANTED plants odd examples where the
         data are simulated.
     """
-    kept, planted = held_back(task, options.get(HELD_BACK)), options.get(PLANTED)
+    kept = held_back(task, options.get(HELD_BACK), options.get(HELD_ALONE, False))
+    planted = options.get(PLANTED)
     if planted is None or not task.simulated:
         return kept
     from .mislabelled import mislabelled

@@ -17,6 +17,7 @@ from .protocol import Task
 
 MOST_KEPT = 10_000  # clients whose split is kept; of more it is made again
 HELD_BACK = "held back"  # the option of any task that holds this share of each client's records back
+HELD_ALONE = "held back by itself"  # the option by which a record's place goes by that record alone
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -25,6 +26,7 @@ class _Split:
     """Split of each client's records, made once in a process."""
 
     share: float
+    alone: bool = False
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
@@ -38,17 +40,18 @@ class _Split:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
             data = data_of_all(task, client)
-            held = held_rows(_hashes_of(data), self.share)
+            held = held_rows(_hashes_of(data), self.share, self.alone)
             self.parts[client] = _rows(data, np.flatnonzero(~held)), _rows(data, np.flatnonzero(held))
         return self.parts[client]
 
 
-def held_back(task: AnyTask, share: float | None) -> AnyTask:
+def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTask:
     """Return the task whose clients train without the records that they hold out; None leaves it as it is.
 
     Args:
       task: any; it is not changed.
       share: of all records that are held out, in (0, 1).
+      alone: whether a record's place goes by that record and no other, as where records are hidden.
 
     Raises:
       Refusal: the task takes no further attribute.
@@ -57,7 +60,7 @@ def held_back(task: AnyTask, share: float | None) -> AnyTask:
         return task
     made = copy(task)
     try:
-        object.__setattr__(made, SPLIT, _Split(share))
+        object.__setattr__(made, SPLIT, _Split(share, alone))
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; evaluate no clients, or give it a __dict__"
         raise Refusal("evaluate.clients", type(task).__name__, remedy) from error

@@ -50,6 +50,7 @@ ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
 QUESTION_TESTS, DEVICE_QUESTION_TESTS = "test_server_questions.py", "test_client_questions.py"
 RECORD_QUESTION_TESTS = "test_server_record_questions.py"
 EVALUATION_TESTS = "test_server_evaluation.py"
+RECORD_EVALUATION_TESTS = "test_server_record_evaluation.py"
 MUTATIONS = {
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
@@ -366,6 +367,48 @@ MUTATIONS = {
         "test_client_evaluation.py",
         "not_the_evaluations_own",
     ),
+    "a record that is not there moves another one out of training": Mutation(
+        "privacy/statistics/held_rows.py",
+        "    if alone:\n        return held\n",
+        "",
+        RECORD_EVALUATION_TESTS,
+        "moves_no_other",
+    ),
+    "records are held out by each other where they are hidden": Mutation(
+        "server/run/client_instructions.py",
+        "        held[HELD_ALONE] = True\n",
+        "        pass\n",
+        RECORD_EVALUATION_TESTS,
+        "means_over_the_records",
+    ),
+    "a record's figures are each as long as its norm": Mutation(
+        "privacy/statistics/evaluation.py",
+        "        return math.sqrt(1 / len(self.figures))",
+        "        return 1.0",
+        RECORD_EVALUATION_TESTS,
+        "no_longer_than_its_norm",
+    ),
+    "how many records train is in a number that leaves": Mutation(
+        "server/run/federation.py",
+        'holds_out = self.together is not None and self.settings.evaluate.clients != "none"',
+        "holds_out = False",
+        RECORD_EVALUATION_TESTS,
+        "no_count_tells",
+    ),
+    "what several records lose is planned without evaluations": Mutation(
+        "server/run/unit_plan.py",
+        "events = [*[plan.event()] * rounds, *beside]",
+        "events = [plan.event()] * rounds",
+        RECORD_EVALUATION_TESTS,
+        "what_one_record_loses",
+    ),
+    "a device evaluates records under noise that nobody adds": Mutation(
+        "client/device/order_policy.py",
+        "        if isinstance(inquiry, Evaluation):\n            return False",
+        "        if isinstance(inquiry, Evaluation):\n            return True",
+        RECORD_EVALUATION_TESTS,
+        "adds_noise_by_itself",
+    ),
     "a protected app's evaluation is not in its plan": Mutation(
         "server/protect.py",
         "    plan = plan.calibrate(budget, beside)\n",
@@ -389,7 +432,7 @@ MUTATIONS = {
     ),
     "a device tells of another model than the one it is asked about": Mutation(
         "strategies/question_wire.py",
-        "    if (None if released is None else hashlib.sha256(released).hexdigest()) != inquiry.model:",
+        "    if (None if released is None else hashlib.sha256(released).hexdigest()) != asked.model:",
         "    if False:",
         "test_tasks_model_columns.py",
         "names_and_no_other",

@@ -28,7 +28,7 @@ from ...configs.local_training import LocalTraining
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...privacy.arms import Arm
-from ...privacy.budget import Adversary
+from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
@@ -55,7 +55,7 @@ from ...strategies.wire import (
     read_round,
 )
 from ..private_update import NotTrained, private_update
-from ..questions import answered, evaluated
+from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
@@ -98,7 +98,7 @@ class Device:
     count: Callable[[int | None], int] | None
     prepare: Callable[[TrainingOrder, bytes | None], None] | None = None
     columns: Callable[[RecordDict, Inquiry], Table] | None = None
-    evaluate: Callable[[Message, Evaluation], HeldOutMeans | None] | None = None
+    evaluate: Callable[[Message, Evaluation], Measured | None] | None = None
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
@@ -407,8 +407,8 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     bench = Workbench(settings)
 
     @lru_cache(maxsize=2)  # a run has one share, and trains without another's
-    def holding(share: float | None) -> Workbench:
-        return bench if share is None else Workbench(settings, held_back(bench.task, share))
+    def holding(share: float | None, alone: bool) -> Workbench:
+        return bench if share is None else Workbench(settings, held_back(bench.task, share, alone))
 
     agreement = agreement_of(bench.task)
     if not 0 <= choice.client < bench.task.num_clients:
@@ -416,10 +416,12 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     _ = bench.model
 
     def train(message: Message, told: ClientSettings) -> Message:
-        return train_round(message, choice.client, holding(told.held_out), told)
+        own = holding(told.held_out, told.step is not None)
+        return train_round(message, choice.client, own, told)
 
-    def evaluate(message: Message, asked: Evaluation) -> HeldOutMeans | None:
-        return measured_at(holding(asked.share), choice.client, message.content, asked)
+    def evaluate(message: Message, asked: Evaluation) -> Measured | None:
+        own = holding(asked.share, asked.unit is Unit.RECORD)
+        return measured_at(own, choice.client, message.content, asked)
 
     _check_own(bench.task, choice.client)
 

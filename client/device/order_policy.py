@@ -136,9 +136,11 @@ def _check_purposes(
 
 def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise: float | None) -> bool:
     """Return whether a sum's parameters are those of a question, and the noise on it is where its privacy says."""
-    if isinstance(inquiry, Evaluation) or inquiry.unit is Unit.CLIENT:
+    if inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and own_noise is None
     if order.privacy is Mode.RECORD:
+        if isinstance(inquiry, Evaluation):
+            return False  # nobody adds noise of its own to what a model does on its records
         return own_noise is not None and spec.clipping_norm is None and spec.unit_norm is None
     if own_noise is not None or spec.unit_norm is None or spec.clipping_norm is None:
         return False

@@ -6,6 +6,9 @@ records it holds. What is said of the mean over clients:
 - beside `clients`, which counts those who evaluated, a ratio of two noisy sums, with the interval of Fieller (1954);
 - without it, a mean over all who were asked, whose interval is half as wide as z over their number, times 1.96: whoever
   did not evaluate counts as the middle of the range.
+
+Where records are hidden, each held-out record counts once instead, with what the model does on it alone: a client's vector is
+the sum of its records' parts, each of a norm of at most 1, and the mean is over all held-out records.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from numpy.typing import NDArray
 
 from ..bounded_decoding import Undecodable, read_json
 from ..budget import Unit
-from ..mechanisms.sum_spec import Segment
+from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
 from ..refusal import Refusal, real
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, quantile_of, ratio_of, scaled, unsaid
 
 EVALUATION = "evaluation"  # the purpose that owners allow or refuse
 METRIC, LOSS, CLIENTS, HISTOGRAM = FIGURES = ("metric", "loss", "clients", "histogram")
+RECORDS = "held-out records"  # what is counted where they are hidden
 BINS = 20  # of the clients' metrics
 WORST = 0.1  # "worst decile": a tenth of the clients has less
 NORMAL_9875 = 2.241402727604947  # the 98.75 % quantile: two such intervals hold together in 95 %
@@ -47,6 +51,18 @@ class HeldOutMeans:
 
 
 @dataclass(frozen=True)
+class HeldOutRows:
+    """What a model does on each of one client's held-out records by itself.
+
+    Attributes:
+      metrics, losses: shape (n,); none need be finite.
+    """
+
+    metrics: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What is asked of every client about a model that comes with the question. All of it is public.
 
@@ -57,6 +73,8 @@ class Evaluation:
       bound: of the metric, which lies in [0, bound].
       figures: some of `FIGURES`, in equal parts of the squared norm.
       why: what it is for, in a sentence that owners read.
+      records: where records are hidden, how many of a client count in full; what a client with more adds is shortened.
+        None where clients are hidden.
     """
 
     name: str
@@ -65,8 +83,8 @@ class Evaluation:
     bound: float = 1.0
     figures: tuple[str, ...] = FIGURES
     why: str = ""
+    records: float | None = None
     purpose: str = field(default=EVALUATION, init=False)
-    unit: Unit = field(default=Unit.CLIENT, init=False)
 
     def __post_init__(self) -> None:
         for name in ("name", "metric", "why"):
@@ -90,11 +108,25 @@ class Evaluation:
             raise Refusal("evaluate.share", self.share, "give a share above 0 and below 1")
         if real("evaluate.metric_bound", self.bound) <= 0:
             raise Refusal("evaluate.metric_bound", self.bound, "give a number above 0")
+        if self.records is None:
+            return
+        if real("evaluate.records", self.records) < 1:
+            raise Refusal("evaluate.records", self.records, "give a number of at least 1")
+        if HISTOGRAM in self.figures or CLIENTS not in self.figures:
+            remedy = "where records are hidden, clients have no histogram, and how many records there are is always asked"
+            raise Refusal("evaluate.figures", self.figures, remedy)
+
+    @property
+    def unit(self) -> Unit:
+        """What is hidden: a client or, where a vector is the sum of records' parts, a record."""
+        return Unit.CLIENT if self.records is None else Unit.RECORD
 
     @property
     def text(self) -> str:
         """The evaluation as JSON, as it travels."""
-        plain = {name: value for name, value in asdict(self).items() if name not in ("purpose", "unit")}
+        plain = {name: value for name, value in asdict(self).items() if name != "purpose"}
+        if self.records is None:
+            del plain["records"]  # devices of an earlier release know no such key
         return json.dumps(plain, sort_keys=True)
 
     @property
@@ -111,6 +143,54 @@ class Evaluation:
     def asked(self) -> dict[str, str]:
         """Purpose of each part by its name, as ledgers list them."""
         return {each.name: each.purpose for each in self.segments}
+
+    @property
+    def counted(self) -> str:
+        """What the means are over, and are counted beside them."""
+        return CLIENTS if self.records is None else RECORDS
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of what a vector is where records are hidden."""
+        return {self._called(each): (1,) for each in self.figures}
+
+    def spec_of_records(self, unit_norm: float) -> SumSpec:
+        """Return the sum's parameters where records are hidden.
+
+        Args:
+          unit_norm: of the longest part of one record.
+        """
+        most = self.records or 1.0
+        return SumSpec(unit_norm * most, cells=cells_for(len(self.figures), most), unit_norm=unit_norm)
+
+    def scale(self, name: str) -> float:
+        """Return what 1 of a figure is in a vector where records are hidden, over the norm of a record's part.
+
+        Args:
+          name: one of `layout`.
+        """
+        assert name in self.layout
+        return math.sqrt(1 / len(self.figures))
+
+    def contribution_of_records(
+        self, measured: HeldOutRows | None, unit_norm: float
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the sum of the parts of a client's held-out records, by the names of `layout`.
+
+        Args:
+          measured: None where it holds no record out.
+          unit_norm: that no record's part exceeds.
+        """
+        rows = HeldOutRows(np.zeros(0), np.zeros(0)) if measured is None else measured
+        metrics = [_within(value, self.bound, 0.0) for value in rows.metrics.tolist()]
+        losses = [_within(value, LOSS_BOUND, LOSS_BOUND) for value in rows.losses.tolist()]
+        sums = {
+            METRIC: math.fsum(2 * value / self.bound - 1 for value in metrics),
+            LOSS: math.fsum(2 * value / LOSS_BOUND - 1 for value in losses),
+            CLIENTS: float(len(metrics)),
+        }
+        called = {self._called(each): sums[each] for each in self.figures}
+        return {name: np.array([total * unit_norm * self.scale(name)]) for name, total in called.items()}
 
     def contribution(self, measured: HeldOutMeans | None) -> dict[str, NDArray[np.floating]]:
         """Return a client's value of every segment.
@@ -151,14 +231,15 @@ class Evaluation:
           asked: clients that the sum is of: all who were asked or, where that is seen, who answered.
         """
         sigma = self.sigma(noise_over_clip)
-        rows = float(sums[CLIENTS][0]) if CLIENTS in self.figures else None
+        counted = self.counted
+        rows = float(sums[counted][0]) if CLIENTS in self.figures else None
         told: list[tuple[str, list[Figure]]] = []
         for each in self.figures:
             name = self._called(each)
             if each == HISTOGRAM:
                 told += self._spread(sums[name], rows, sigma)
             elif each == CLIENTS:
-                told.append((name, [count_of("clients", sums[name][0], sigma)]))
+                told.append((name, [count_of(counted, sums[name][0], sigma)]))
             else:
                 half = (self.bound if each == METRIC else LOSS_BOUND) / 2
                 told.append(
@@ -179,7 +260,7 @@ class Evaluation:
 
         Args:
           noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-          clients: that will evaluate.
+          clients: that will evaluate, or held-out records.
         """
         if METRIC not in self.figures:
             return None
@@ -191,7 +272,7 @@ class Evaluation:
         return f"clients by {self.metric}"
 
     def _called(self, figure: str) -> str:
-        return {METRIC: self.metric, HISTOGRAM: self._by_metric}.get(figure, figure)
+        return {METRIC: self.metric, HISTOGRAM: self._by_metric, CLIENTS: self.counted}.get(figure, figure)
 
     def _spread(self, cells: Cells, rows: float | None, sigma: float) -> list[tuple[str, list[Figure]]]:
         """Return the histogram, and where a tenth, a quarter, a half and three quarters of the clients lie."""
@@ -270,8 +351,8 @@ def evaluation_from_json(text: str) -> Evaluation:
         read = read_json(text)
     except Undecodable as error:
         raise Refusal(EVALUATION, text[:40], "is not JSON") from error
-    keys = {each.name for each in fields(Evaluation) if each.init}
-    if not isinstance(read, dict) or set(cast(dict[str, Any], read)) != keys:
+    keys = {each.name for each in fields(Evaluation) if each.init} - {"records"}
+    if not isinstance(read, dict) or set(cast(dict[str, Any], read)) - {"records"} != keys:
         raise Refusal(EVALUATION, text[:40], f"has exactly the keys {', '.join(sorted(keys))}")
     plain = cast(dict[str, Any], read)
     figures: object = plain.pop("figures")

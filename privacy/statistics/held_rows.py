@@ -2,7 +2,8 @@
 
 The key is public and the same everywhere. So the same data hold the same rows out in every run, and a row that two clients
 have is held out at both: none of them trains on what the other evaluates on. Nothing about a row leaves by that. A client
-with two different rows or more holds out one at least, and trains on one at least.
+with two different rows or more holds out one at least, and trains on one at least. Where single rows are hidden each row is
+held out or not by its own hash alone: else a row that is not there would move another one.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ KEY = b"fedveil: held out to evaluate"
 BITS = 64  # of a hash
 
 
-def held_rows(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+def held_rows(hashes: NDArray[np.uint64], share: float, alone: bool = False) -> NDArray[np.bool_]:
     """Return which of a client's rows are held out, shape (n,).
 
     Args:
       hashes: of the rows, shape (n,).
       share: of all rows of the world that are held out, in (0, 1).
+      alone: whether a row's place goes by that row and no other, so that a client may hold out none, or all.
     """
     if not len(hashes):
         return np.zeros(0, np.bool_)
     held = hashes < np.uint64(int(share * 2**BITS))
+    if alone:
+        return held
     if not held.any():
         held = hashes == hashes.min()
     return hashes != hashes.max() if held.all() else held

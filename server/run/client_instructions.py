@@ -25,7 +25,7 @@ from ...strategies.client_settings import (
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
-from ...tasks import DEALT, HELD_BACK, PLANTED
+from ...tasks import DEALT, HELD_ALONE, HELD_BACK, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import plants_examples
@@ -275,6 +275,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     """
     share = held_out_share(settings)
     held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
+    if held and isinstance(settings.privacy, RecordDistributed):
+        held[HELD_ALONE] = True
     if settings.task.target is not None:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from ...configs.local_training import LocalTraining
 from ...privacy.arms import Arm
@@ -20,11 +21,11 @@ from ...privacy.statistics.evaluation import Evaluation
 from ...privacy.statistics.figure import Figure
 from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
-from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
+from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...strategies.wire import memory_arrays
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
-from ..questions import Charge, put
+from ..questions import Charge, put, sums_of
 from ..round_terms import Answers, Mean, Round
 from ..rounds import State
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
@@ -113,23 +114,26 @@ def _evaluated(
         charge.reserve()
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
-    content = evaluation_content(asked, memory_arrays(model), _order(federation, asked, plan, arm))
+    brought = memory_arrays(model) if asked.records is None else save(model)
+    content = evaluation_content(asked, brought, _order(federation, asked, plan, arm))
     done, mean = put(everybody, charge, content, federation.masking, timeout)
     if mean is not None:
         charge.settle()
-    return {**record, **_told(federation, asked, done, mean, everybody.expected)}
+    return {**record, **_told(federation, charge, done, mean, everybody.expected)}
 
 
 def _told(
-    federation: Federation, asked: Evaluation, done: Round, mean: Mean | None, expected: float
+    federation: Federation, charge: Charge, done: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
     if mean is None:
         return {"reason": done.cause or "too few clients answered", "clients": None, "answers": []}
     # The server of an encrypted sum sees who is in it, and so does everybody whom it tells; another keeps that to itself.
     clients = mean.clients if federation.masking is not None else round(expected)
+    asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
+    assert isinstance(asked, Evaluation)
     answers = [
         {"name": name, "figures": [_figure(each) for each in figures]}
-        for name, figures in asked.answers(mean.counts, mean.noise, clients)
+        for name, figures in asked.answers(sums.cells, sums.noise, clients)
     ]
     return {"clients": clients, "answers": answers}
 
@@ -147,11 +151,18 @@ def _order(federation: Federation, asked: Evaluation, plan: Plan, arm: Arm | Non
     from ...tasks.arrays import agreement_of  # torch, and plans know evaluations too
 
     assert plan.noise_multiplier is not None
+    client, record = ClientClaim(plan.noise_multiplier, plan.adjacency), None
+    if asked.records is not None:
+        budget = federation.sum_budget
+        assert budget is not None
+        asked_for = budget.target_epsilon, budget.target_delta
+        client, record = None, RecordOrder(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=1.0)
     order = TrainingOrder(
         asked.name,
         federation.mode,
         LocalTraining(),
-        ClientClaim(plan.noise_multiplier, plan.adjacency),
+        client,
+        record,
         agreement=agreement_of(federation.task),
         held_out=asked.share,
         arm=arm,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...configs.round_line import AT_CLIENTS
-from ...privacy.statistics.evaluation import CLIENTS
+from ...privacy.statistics.evaluation import CLIENTS, RECORDS
 
 LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
 
@@ -20,7 +20,7 @@ def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for answer in () if record is None else record["answers"]:
         first = answer["figures"][0]
-        if first["name"] == answer["name"] != CLIENTS and first["value"] is not None:
+        if first["name"] == answer["name"] not in (CLIENTS, RECORDS) and first["value"] is not None:
             name = f"{AT_CLIENTS}{answer['name']}"
             found |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
     return found

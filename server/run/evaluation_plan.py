@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ...configs.schema import ClientLevel, SimulationSettings
+from ...configs.schema import HIDDEN_CLIENTS, SimulationSettings
+from ...privacy.budget import Unit
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
-from ...privacy.statistics.evaluation import METRIC, MOST_NAME, Evaluation
+from ...privacy.statistics.evaluation import HISTOGRAM, METRIC, MOST_NAME, Evaluation
 from ...strategies.cohorts import All
+from ...strategies.record_plan import PoissonBatches
 from ..evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 from .federation import Federation
 
@@ -33,6 +35,7 @@ class EvaluationPlan:
       noise_multiplier: of each evaluation, over the sensitivity.
       epsilon: that one costs by itself.
       clients: that are asked.
+      rows: over which the mean is: as many clients or, where records are hidden, records that are held out, about.
       half_width: half the width of the interval of the mean metric, at the widest; None where it is not asked for.
     """
 
@@ -40,6 +43,7 @@ class EvaluationPlan:
     noise_multiplier: float
     epsilon: float
     clients: int
+    rows: int
     half_width: float | None
 
 
@@ -55,18 +59,20 @@ def one_evaluation(federation: Federation) -> Plan | None:
     """Return the plan of one evaluation; None where there is none.
 
     Raises:
-      Refusal: the federation does not hide whole clients.
+      Refusal: the federation hides neither whole clients alone, nor records in steps that all of them take together.
     """
     settings, summed = federation.settings, federation.summed
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
     if not many:
         return None
-    if not isinstance(summed, ClientLevel) or federation.record is not None:
-        remedy = "clients are hidden as a whole when they evaluate: use client_central or client_distributed"
-        raise Refusal("evaluate.clients", settings.evaluate.clients, remedy)
+    together = federation.together
+    if summed is None or summed.unit not in (Unit.CLIENT, Unit.RECORD) or federation.record is not None:
+        raise Refusal(
+            "evaluate.clients", settings.evaluate.clients, f"{HIDDEN_CLIENTS} or record_distributed"
+        )
     noise = noise_of(settings.evaluate.noise_multiplier, many)
-    norm = federation.unit_norm
-    return Plan(summed.unit, summed.adjacency, All(), norm, 1, noise, federation.adversaries)
+    sampling, norm = All() if together is None else PoissonBatches(1.0, 1), federation.unit_norm
+    return Plan(summed.unit, summed.adjacency, sampling, norm, 1, noise, federation.adversaries)
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
@@ -96,8 +102,13 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
         return None
     delta, clients = federation.summed.target_delta, federation.population
     asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
-    half = planned_half_width(asked, plan, clients, wanted, delta)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, half)
+    rows = (
+        clients
+        if asked.records is None
+        else max(1, round(federation.settings.evaluate.share * federation.records))
+    )
+    half = planned_half_width(asked, plan, rows, wanted, delta)
+    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, rows, half)
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
@@ -124,7 +135,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
         )
         raise Refusal("tune.resolution", tuned.resolution, remedy)
     rounds = (len(settings.tried) * settings.tuning_rounds,)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, half)
+    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, clients, half)
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:
@@ -148,4 +159,8 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return what clients are asked."""
     asked = federation.settings.evaluate
     why = (federation.settings.purpose or "")[:MOST_NAME]
-    return Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
+    told = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
+    if federation.together is None:
+        return told
+    figures = tuple(each for each in asked.figures if each != HISTOGRAM)
+    return replace(told, figures=figures, records=float(federation.most_records))

@@ -41,7 +41,7 @@ from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
-from ...tasks.data import Data, data_of, fingerprint
+from ...tasks.data import Data, data_of, data_of_all, fingerprint
 from ...tasks.persons import Owners, kept
 from ...tasks.protocol import Task
 from ..masking import Masking
@@ -243,7 +243,12 @@ class Federation:
     def records(self) -> int:
         """Records of all clients together, as is declared or, in a simulation, counted."""
         declared = None if self.together is None else self.together.records
-        return declared or sum(len(self.data_of(client)) for client in range(self.task.num_clients))
+        return declared or sum(map(self._size_of, range(self.task.num_clients)))
+
+    def _size_of(self, client: int) -> int:
+        """Return how many records a client has; where they are hidden those that it holds out count, which nobody may tell."""
+        holds_out = self.together is not None and self.settings.evaluate.clients != "none"
+        return len(data_of_all(self.task, client) if holds_out else self.data_of(client))
 
     @property
     def most_records(self) -> int:
@@ -404,7 +409,7 @@ class Federation:
     @cached_property
     def sizes(self) -> list[int]:
         """The different numbers of examples that clients have, ascending; who has none sits out."""
-        sizes = {len(self.data_of(client)) for client in range(self.task.num_clients)} - {0}
+        sizes = set(map(self._size_of, range(self.task.num_clients))) - {0}
         if not sizes:
             raise Refusal("task", self.task_name, "no client has an example; give it data")
         return sorted(sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,8 +91,8 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         plan.accountant(budget.target_delta),
         warnings_for(federation, plan, budget),
         plan.curve(budget, rounds, beside),
-        groups_of(plan, budget, rounds),
-        evaluation_plan(federation) if plan.unit is Unit.CLIENT else None,
+        groups_of(plan, budget, rounds, beside),
+        evaluation_plan(federation) if is_of_sum(federation, plan) else None,
         *tries_of(federation, plan, budget, rounds),
         scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
     )
@@ -100,7 +100,17 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
 
 def evaluations_of(federation: Federation, plan: Plan) -> list[DpEvent]:
     """Return what the run's evaluations cost beside its rounds; none of a unit that is no client."""
-    return evaluation_events(federation) if plan.unit is Unit.CLIENT else []
+    return evaluation_events(federation) if is_of_sum(federation, plan) else []
+
+
+def is_of_sum(federation: Federation, plan: Plan) -> bool:
+    """Return whether a plan is of the unit that the sum hides, which evaluations are charged to.
+
+    Args:
+      federation: its parts.
+      plan: of a unit.
+    """
+    return federation.summed is not None and plan.unit is federation.summed.unit
 
 
 def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
@@ -132,17 +142,21 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
         yield replace(plan, num_rounds=most), federation.record_budget, most
 
 
-def groups_of(plan: Plan, budget: Budget, rounds: int) -> list[tuple[int, float]]:
+def groups_of(
+    plan: Plan, budget: Budget, rounds: int, beside: Sequence[DpEvent] = ()
+) -> list[tuple[int, float]]:
     """Return (records, epsilon) of several records of one person together; empty where the unit is no record.
 
     Args:
       plan: calibrated.
       budget: gives delta.
       rounds: that a record takes part in.
+      beside: what a record loses beside the rounds.
     """
     if plan.unit is not Unit.RECORD:
         return []
-    return group_epsilons({plan.event(): rounds}, budget.target_delta, plan.adjacency)
+    events = [*[plan.event()] * rounds, *beside]
+    return group_epsilons(events, budget.target_delta, plan.adjacency)
 
 
 def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
@@ -173,7 +187,8 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
     elif plan.unit == "record":
         sentences.append(OUTSIDE)
-        told = ", ".join(f"{n} of them {_size(each)}" for n, each in groups_of(plan, budget, plan.num_rounds))
+        groups = groups_of(plan, budget, plan.num_rounds, evaluations_of(federation, plan))
+        told = ", ".join(f"{n} of them {_size(each)}" for n, each in groups)
         if told:
             sentences.append(
                 f"Several records of one person lose more, epsilon together: {told}; see per_person."
