@@ -825,13 +825,19 @@ class SecaggSettings(Group):
             yield "suite", f"choose from {', '.join(map(str, SUITES))}"
 
 
-class NoCompression(Group):
+class _Compression(Group):
+    down: Annotated[int, Field(ge=2, le=16)] | Literal["exact"] | None = None
+    """What a client is sent that holds the model of an earlier round: the difference of models that are rounded to so many
+    bits a coordinate and round, with exact that of the models as they are, where it is shorter; null: the whole model."""
+
+
+class NoCompression(_Compression):
     """Each client sends its whole update."""
 
     name: Literal["none"] = "none"
 
 
-class CompressionSettings(Group):
+class CompressionSettings(_Compression):
     """What a client sends of its update: coordinates that are drawn anew in each round, the same at all clients.
 
     `mask` takes them of the update, `project` of a random rotation of it.

@@ -27,6 +27,7 @@ from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
 from ..links.attestation import QUOTE, AttestedGrid
 from ..links.core_dumps import without_core_dumps
+from ..links.difference_grid import DifferenceGrid
 from ..links.folder_lock import alone
 from ..links.logged_grid import LoggedGrid
 from ..links.open_files import raise_limit
@@ -244,7 +245,7 @@ def _run(
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
         watching(Watch(bundle, settings, federation, unlogged.presence, rosters, quiet)) as watch,
     ):
-        link = logged(unlogged, bundle, rosters)
+        link = logged(with_differences(unlogged, federation), bundle, rosters)
         if not quiet:
             print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
         around = Environment(
@@ -263,6 +264,11 @@ def _run(
         carried = link.tally.total().since(outcome.carried)
         note_farewell(where, carried, secret=federation.keeps_counts)
     return outcome
+
+
+def with_differences(link: Link, federation: Federation) -> Link:
+    """Return the link as it is, or with models told as differences where the run's settings ask for that."""
+    return replace(link, grid=DifferenceGrid(link.grid)) if federation.sends_differences else link
 
 
 def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:

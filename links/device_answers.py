@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import Error, Message
 
 from ..privacy.ledger.durable_files import replace_file
-from ..strategies.wire import HANDLED_BEFORE, NOT_ELIGIBLE
+from ..strategies.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE
 
 MOST_BYTES = 1 << 30  # of an instruction
 KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
@@ -81,7 +81,7 @@ class Journal:
 def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
     """Return the reply to an instruction, without doing it a second time.
 
-    An instruction for which the device is not eligible counts as not begun.
+    An instruction for which the device is not eligible, or whose model it cannot make, counts as not begun.
 
     Args:
       name: the instruction's id.
@@ -93,7 +93,7 @@ def handled_once(name: str, message: Message, handle: Handle, begun: Journal) ->
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
     begun.note(name)
     reply = handle(message)
-    if reply.has_error() and reply.error.code == NOT_ELIGIBLE:
+    if reply.has_error() and reply.error.code in (NOT_ELIGIBLE, NO_BASE):
         begun.take_back(name)
     return reply
 

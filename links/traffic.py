@@ -142,7 +142,7 @@ class Cargo:
 def cargo_of(message: Message) -> Cargo:
     """Return what the bytes of an instruction are for, and those of its reply."""
     content = message.content
-    main = _main(content)
+    main = purpose_of(content)
     down: Counter[TrafficPurpose] = Counter()
     for name, record in content.items():
         down[_of_record(name, main)] += _size(record)
@@ -157,7 +157,8 @@ def cargo_of(message: Message) -> Cargo:
     return Cargo(shares, main, _vector_bytes(str(spec["spec"])))
 
 
-def _main(content: RecordDict) -> TrafficPurpose:
+def purpose_of(content: RecordDict) -> TrafficPurpose:
+    """Return what an instruction is for, and its reply."""
     if RENEWAL in content:
         return TrafficPurpose.CONTROL
     keys = {key for record in records_of(content, ConfigRecord).values() for key in record}

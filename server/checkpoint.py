@@ -40,12 +40,13 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class KeptTrial:
-    """Model of one arm, what its strategy remembers, flattened, the sum of the models that are averaged, and their number."""
+    """Model of one arm, what its strategy remembers, flattened, the sum of the models that are averaged, their number, steps."""
 
     model: Arrays
     strategy: Mapping[str, Any]
     average: Mapping[str, NDArray[np.float64]]
     models: int
+    steps: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Checkpoint:
       trials: of the arms, until one has won.
       scores: of the arms, once one has won.
       winner: number of the arm that has won; None before.
+      steps: exponents of two that the arrays are rounded to for clients, by name; empty where they are not.
     """
 
     run: str
@@ -81,6 +83,7 @@ class Checkpoint:
     trials: Sequence[KeptTrial] = ()
     scores: tuple[float, ...] = ()
     winner: int | None = None
+    steps: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -96,7 +99,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         tensors |= {start + _MODEL + k: np.ascontiguousarray(value) for k, value in trial.model.items()}
         tensors |= {start + _STRATEGY + name: value for name, value in arrays.items()}
         tensors |= {start + _AVERAGE + k: np.ascontiguousarray(value) for k, value in trial.average.items()}
-        trials.append({"strategy": others, "averaged": trial.models})
+        trials.append({"strategy": others, "averaged": trial.models, "steps": dict(trial.steps)})
     head = None if checkpoint.head is None else [checkpoint.head.seq, checkpoint.head.hash]
     choices = None if checkpoint.choices is None else asdict(checkpoint.choices)
     state = {
@@ -110,6 +113,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "trials": trials,
         "scores": checkpoint.scores,
         "winner": checkpoint.winner,
+        "steps": dict(checkpoint.steps),
     }
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
@@ -183,7 +187,8 @@ def _read(path: Path) -> Checkpoint:
     found = Checkpoint(
         state["run"], state["round"], model, strategy, head, choices, heads, audit, average, models
     )
-    return replace(found, trials=trials, scores=tuple(state.get("scores", ())), winner=state.get("winner"))
+    found = replace(found, trials=trials, scores=tuple(state.get("scores", ())), winner=state.get("winner"))
+    return replace(found, steps=_steps(state))
 
 
 def _trial(tensors: Mapping[str, NDArray[Any]], place: int, fields: Mapping[str, Any]) -> KeptTrial:
@@ -191,7 +196,13 @@ def _trial(tensors: Mapping[str, NDArray[Any]], place: int, fields: Mapping[str,
         {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         for start in (f"{_ARM}{place}/{part}" for part in (_MODEL, _STRATEGY, _AVERAGE))
     )
-    return KeptTrial(model, {**fields["strategy"], **arrays}, average, int(fields["averaged"]))
+    return KeptTrial(
+        model, {**fields["strategy"], **arrays}, average, int(fields["averaged"]), _steps(fields)
+    )
+
+
+def _steps(fields: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): int(step) for name, step in fields.get("steps", {}).items()}
 
 
 def _choices(fields: dict[str, Any] | None) -> Choices | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.supercore.run import Run
 
 from ..privacy.adaptation import Choices
@@ -25,6 +25,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
+from ..strategies.shared_model import Steps, shared
 from ..strategies.wire import (
     BUDGET_SPENT,
     CANARY_RECORDS,
@@ -33,7 +34,10 @@ from ..strategies.wire import (
     common_content,
     layout_of,
     mean_reply,
+    memory_arrays,
     only_arrays,
+    view,
+    with_arrays,
     with_canary_records,
 )
 from .accounts import MECHANISM, account_of
@@ -64,6 +68,9 @@ class PrivateGrid(AskingGrid):
       canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
       compress: how updates are compressed; None sums whole ones.
       tuning: of which arm each sum is; None sums over all clients.
+
+    Attributes:
+      steps: that the arrays which clients start from are rounded to; a round's mean moves the model itself.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class PrivateGrid(AskingGrid):
         self._finished = 0
         self._spent: set[int] = set()
         self._declined: set[int] = set()
+        self.steps: Steps = {}
         self._tells = privacy is None or masking is not None
         self.drawn: list[int] = []
         self.rounds: list[Round] = []
@@ -255,7 +263,7 @@ class PrivateGrid(AskingGrid):
     ) -> list[Message]:
         """Return the mean as one reply; nothing where none is released, and what was reserved stays spent."""
         arrays = only_arrays(content)
-        content = with_canary_records(content, self._canary_records)
+        content = with_canary_records(_shared(content, arrays, self.steps), self._canary_records)
         layout, sent, spec = self._spec(content)
         wanted = Sum(
             self._run_name,
@@ -311,3 +319,10 @@ class PrivateGrid(AskingGrid):
         """Return the cohort of the next row, which is drawn once."""
         self._early = {self._row + 1: self.draw(self._row + 1)}
         return self._early[self._row + 1]
+
+
+def _shared(content: RecordDict, arrays: ArrayRecord, steps: Steps) -> RecordDict:
+    """Return an instruction's content with the arrays that clients start from; without steps, as it is."""
+    if not steps:
+        return content
+    return with_arrays(content, memory_arrays(shared({k: view(each) for k, each in arrays.items()}, steps)))

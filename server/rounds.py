@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import BudgetExhausted
+from ..strategies.shared_model import Steps, steps_after
 from ..strategies.wire import memory_arrays, view
 from .checkpoint import strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
@@ -77,11 +78,13 @@ class Trial:
       arrays: of the arm's model.
       strategy: what it remembers of the arm's rounds.
       average: of its last models; None before the first of these.
+      steps: that its arrays are rounded to for clients.
     """
 
     arrays: Arrays
     strategy: dict[str, Any]
     average: Average | None = None
+    steps: Steps = field(default_factory=dict[str, int])
 
     @property
     def model(self) -> Arrays:
@@ -102,6 +105,7 @@ class State:
       trials: of the arms, until one has won.
       scores: of the arms, once one has won.
       winner: number of the arm that has won; None before.
+      steps: that the arrays are rounded to for clients; empty where these get them as they are.
     """
 
     round: int
@@ -112,6 +116,7 @@ class State:
     trials: tuple[Trial, ...] = ()
     scores: tuple[float, ...] = ()
     winner: int | None = None
+    steps: Steps = field(default_factory=dict[str, int])
 
     @property
     def model(self) -> Arrays:
@@ -165,6 +170,7 @@ class Loop:
       others: strategies of the arms after the first, of the same settings.
       score: scores of the arms' models after a round, higher is better, asked of their clients; it raises Unscored where
         none can be said. None compares them by `evaluate`.
+      difference_bits: of a coordinate of the model that clients get, as `steps_after` takes them; None rounds nothing.
     """
 
     strategy: Strategy
@@ -177,6 +183,7 @@ class Loop:
     tuning: Tuning | None = None
     others: Sequence[Strategy] = ()
     score: Callable[[Sequence[Arrays], int], tuple[float, ...]] | None = None
+    difference_bits: int | None = None
 
     def strategy_of(self, arm: int | None) -> Strategy:
         """Return the strategy of an arm, by its number, or of all clients where no arm has won."""
@@ -246,7 +253,8 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     arm = None if tuning is None or number > tuning.last else tuning.arm_of(number)
     strategy = loop.strategy_of(arm.number if arm else state.winner)
     config = ConfigRecord(dict(loop.train_config(state)))
-    before = state.trials[arm.number - 1].arrays if arm else state.arrays
+    begun = state.trials[arm.number - 1] if arm else state
+    before, grid.steps = begun.arrays, begun.steps
     messages = strategy.configure_train(number, memory_arrays(before), config, grid)
     replies = grid.send_and_receive(messages, timeout=loop.pace.deadline)
     arrays, _ = strategy.aggregate_train(number, replies)
@@ -255,8 +263,10 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     if loop.average_after is not None and number > loop.average_after:
         average = _with(average, merged)
     found = loop.evaluate(merged, number)
-    kept = strategy_state(strategy)
+    kept, bits = strategy_state(strategy), loop.difference_bits
+    steps = {} if bits is None else steps_after(before, merged, bits, begun.steps)
     state = replace(state, round=number, arrays=merged, strategy=kept, choices=grid.choices, average=average)
+    state = replace(state, steps=steps)
     if arm is not None and tuning is not None:
         state = _tried(state, arm.number, loop, tuning)
     return state, loop.after_round(state, grid.rounds[-1], found)
@@ -266,7 +276,7 @@ def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
     """Return the state with one more round of an arm; after the last of them with the model of the arm that has won."""
     trials, before = list(state.trials), state.trials[arm - 1].average
     average = _with(before, state.arrays) if tuning.counts(state.round) else before
-    trials[arm - 1] = Trial(state.arrays, state.strategy, average)
+    trials[arm - 1] = Trial(state.arrays, state.strategy, average, state.steps)
     if state.round < tuning.last:
         return replace(state, trials=tuple(trials))
     models = [each.model for each in trials]
@@ -276,7 +286,8 @@ def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
         scores = tuple(tuning.score(loop.evaluate(model, state.round)) for model in models)
     winner = tuning.winner(scores)
     won = trials[winner - 1]
-    return replace(state, arrays=won.model, strategy=won.strategy, trials=(), scores=scores, winner=winner)
+    state = replace(state, arrays=won.model, strategy=won.strategy, steps=won.steps)
+    return replace(state, trials=(), scores=scores, winner=winner)
 
 
 def _with(average: Average | None, arrays: Arrays) -> Average:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from ..links.difference_grid import HeldModels
 from ..links.grpc.sizes import carried_bytes, update_bytes
 from ..links.traffic import LOST, Cargo, Tally, cargo_of
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
+from ..strategies.difference_wire import told_model
 from ..strategies.grids import PassingGrid
 from ..strategies.wire import SummingGrid
 
@@ -21,11 +24,12 @@ class CountedGrid(PassingGrid):
     Args:
       grid: reaches the clients.
       tally: takes the bytes.
+      models: which of them clients would hold, and be sent differences from; None where these are sent the whole.
     """
 
-    def __init__(self, grid: Grid, tally: Tally) -> None:
+    def __init__(self, grid: Grid, tally: Tally, models: HeldModels | None = None) -> None:
         super().__init__(grid)
-        self._tally = tally
+        self._tally, self._models = tally, models
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -36,7 +40,7 @@ class CountedGrid(PassingGrid):
         """
         asked, known = list(messages), dict[int, tuple[int, Cargo]]()
         cargoes = dict[int, Cargo]()
-        for message in asked:
+        for message in self._told(asked):
             size, cargo = known.get(id(message.content)) or (carried_bytes(message), cargo_of(message))
             known[id(message.content)] = size, cargo
             cargoes[message.metadata.dst_node_id] = cargo
@@ -46,13 +50,23 @@ class CountedGrid(PassingGrid):
             self._tally.add("up", LOST if cargo is None else cargo.up(size), size)
             yield reply
 
+    def _told(self, asked: Sequence[Message]) -> Sequence[Message]:
+        """Return messages as a link would carry them, to nodes each of which then holds the model that it was sent."""
+        if self._models is None:
+            return asked
+        sent = self._models.told(asked)
+        for message in sent:
+            if (told := told_model(message.content)) is not None:
+                self._models.take(message.metadata.dst_node_id, told.model)
+        return sent
+
 
 class CountedSums(CountedGrid):
     """The same for a grid that adds its clients' replies itself."""
 
-    def __init__(self, grid: SummingGrid, tally: Tally) -> None:
+    def __init__(self, grid: SummingGrid, tally: Tally, models: HeldModels | None = None) -> None:
         assert isinstance(grid, Grid)
-        super().__init__(grid, tally)
+        super().__init__(grid, tally, models)
         self._adds = grid
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
@@ -61,16 +75,29 @@ class CountedSums(CountedGrid):
         Arguments as of `SummingGrid`.
         """
         cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
-        self._tally.add("down", cargo.down, len(nodes) * carried_bytes(order))
+        for message, count in self._sent(order, nodes):
+            self._tally.add("down", cargo.down, count * carried_bytes(message))
         self._tally.add("up", {cargo.purpose: 1.0}, added.replies * update_bytes(spec, size))
         return added
 
+    def _sent(self, order: Message, nodes: Sequence[int]) -> Iterable[tuple[Message, int]]:
+        """Return the messages to the nodes that differ in more than their node, and how many there are of each."""
+        if self._models is None:
+            return [(order, len(nodes))]
+        sent = self._told([Message(order.content, node, order.metadata.message_type) for node in nodes])
+        times = Counter(id(each.content) for each in sent)
+        return [(each, times[key]) for key, each in {id(each.content): each for each in sent}.items()]
 
-def counted(grid: Grid, tally: Tally) -> CountedGrid:
+
+def counted(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
     """Return a grid that counts what another passes on.
 
     Args:
       grid: reaches the clients.
       tally: takes the bytes.
+      differences: whether a client that holds an earlier model would be sent what changed.
     """
-    return CountedSums(grid, tally) if isinstance(grid, SummingGrid) else CountedGrid(grid, tally)
+    models = HeldModels() if differences else None
+    if isinstance(grid, SummingGrid):
+        return CountedSums(grid, tally, models)
+    return CountedGrid(grid, tally, models)

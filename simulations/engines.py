@@ -30,7 +30,7 @@ def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generato
       grid: to be used instead of an engine; it is not closed.
     """
     with on_engine(run, grid) as opened:
-        yield counted(opened, tally)
+        yield counted(opened, tally, run.federation.sends_differences)
 
 
 def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:

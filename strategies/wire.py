@@ -44,6 +44,7 @@ HANDLED_BEFORE = (
 )
 UNREADABLE = 1007  # of a reply that is no message
 NO_EXAMPLES = 1008  # of a client that has none, and sits out
+NO_BASE = 1009  # of a device that does not hold the model that a difference is from; it is sent the whole
 FAILED = 1  # Flower's error code of a client that raised; the text stays there, since it may hold data
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
@@ -54,6 +55,7 @@ DROP_REASONS = {
     HANDLED_BEFORE: "handled before",
     UNREADABLE: "unreadable",
     NO_EXAMPLES: "no examples",
+    NO_BASE: "holds another model",
 }
 # Reasons that a client gives again whenever it is asked the same.
 LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})
@@ -137,11 +139,15 @@ def with_canary_records(content: RecordDict, count: int) -> RecordDict:
     """Return an instruction whose sum has a coordinate for each of so many canary records; without any, as it is."""
     if not count:
         return content
-    out, arrays = RecordDict(dict(content.items())), ArrayRecord(dict(only_arrays(content).items()))
+    arrays = ArrayRecord(dict(only_arrays(content).items()))
     arrays[CANARY_RECORDS] = MemoryArray(np.zeros(count, np.float32))
+    return with_arrays(content, arrays)
+
+
+def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
+    """Return an instruction with other arrays in the place of its own."""
     (name,) = records_of(content, ArrayRecord)
-    out[name] = arrays
-    return out
+    return RecordDict({**dict(content.items()), name: arrays})
 
 
 def read_round(content: RecordDict) -> tuple[str, int]:

@@ -34,6 +34,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "fedadam": (*NOISY, "strategy=fedadam"),
     "planned": ("privacy.allow_large_delta=true",),
     "record": ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null"),
+    "differences": (*NOISY, "strategy=fedadam", "compress.down=4"),
     "no privacy": ("privacy=none", "strategy=fedavgm", "strategy.server_momentum=0.5"),
     "adaptive": (
         "privacy.allow_large_delta=true",
@@ -44,7 +45,14 @@ MODES: dict[str, tuple[str, ...]] = {
     "audited": (*NOISY, "audit=full", "audit.canaries=80", "audit.looks=4", "audit.on_alarm=note"),
     "averaged": ("privacy.allow_large_delta=true", "model=average"),
     # Two arms have a round each, and then all clients two.
-    "tuned": (*NOISY, "num_rounds=3", "tune=learning_rate", "tune.values=[0.02,0.5]", "tune.rounds=1"),
+    "tuned": (
+        *NOISY,
+        "num_rounds=3",
+        "tune=learning_rate",
+        "tune.values=[0.02,0.5]",
+        "tune.rounds=1",
+        "compress.down=4",
+    ),
     "correlated": (*NOISY, "cohort=min_separation", "cohort.size=8", "privacy.noise=correlated"),
 }
 

@@ -42,7 +42,7 @@ class Mutation:
 
 GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum.py"
 AUDIT_TESTS = "test_privacy_audit_bounds.py"
-COMPRESSION_TESTS = "test_privacy_compression.py"
+COMPRESSION_TESTS, DIFFERENCE_TESTS = "test_privacy_compression.py", "test_links_differences.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
@@ -1675,6 +1675,41 @@ MUTATIONS = {
         "",
         COMPRESSION_TESTS,
         "what_comes_back",
+    ),
+    "what rounding leaves out of a model is lost": Mutation(
+        "server/private_grid.py",
+        "mean_reply(arrays, mean.arrays,",
+        "mean_reply(only_arrays(content), mean.arrays,",
+        DIFFERENCE_TESTS,
+        "moves_the_model_itself",
+    ),
+    "a device trains on whatever a difference makes": Mutation(
+        "client/device/held_model.py",
+        "if hash_of(found) != told.model:",
+        "if False:",
+        DIFFERENCE_TESTS,
+        "no_difference_from_another_model",
+    ),
+    "a difference may unpack to any size": Mutation(
+        "strategies/model_difference.py",
+        "self.take(length), count + 1)",
+        "self.take(length))",
+        DIFFERENCE_TESTS,
+        "before_it_does",
+    ),
+    "a question told as a difference is another question": Mutation(
+        "links/grpc/message_codec.py",
+        "    asked = asked_alike(bare)\n",
+        "    asked = bare\n",
+        DIFFERENCE_TESTS,
+        "one_id",
+    ),
+    "a device that could not make its model is not asked again": Mutation(
+        "links/device_answers.py",
+        "in (NOT_ELIGIBLE, NO_BASE)",
+        "== NOT_ELIGIBLE",
+        DIFFERENCE_TESTS,
+        "is_not_begun",
     ),
     "a client is in two arms": Mutation(
         "privacy/arms.py",

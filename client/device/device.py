@@ -59,6 +59,7 @@ from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
+from .held_model import FILE, HeldModel
 from .order_policy import accepted
 from .own_arm import require_own
 from .own_ledger import OwnLedger
@@ -120,6 +121,11 @@ class Device:
         """File of what the node remembers between messages, sealed under its key."""
         return self.bundle.state / "node"
 
+    @property
+    def held(self) -> HeldModel:
+        """Model of the last instruction whose server may send differences."""
+        return HeldModel(self.bundle.state / FILE)
+
     def answer(self, message: Message) -> Message:
         """Return the reply to one message; of a failure only a code leaves."""
         with self._one_at_a_time:
@@ -144,6 +150,7 @@ class Device:
             raise NotTrained(FAILED)
         if before_its_time(self.bundle):
             raise NotTrained(NOT_READY)
+        message, told = self.held.whole(message)
         if _begins(message.content) and self.why_not():
             raise NotTrained(NOT_ELIGIBLE)
         self.check_log(message.content)
@@ -158,7 +165,8 @@ class Device:
         after = b"" if record is None else record[STATE]
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
-        return self._asking_for_quote(message, reply)
+        reply = self._asking_for_quote(message, reply)
+        return reply if told is None else self.held.keep(message, told, reply)
 
     def check_log(self, content: RecordDict) -> None:
         """Hold the server's log that an instruction brings against what this device has seen of it, and keep it.

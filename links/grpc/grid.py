@@ -25,6 +25,7 @@ from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
 from ...privacy.refusal import Refusal
+from ...strategies.difference_wire import told_model
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
 from ...strategies.wire import UNREADABLE
 from ..open_files import MOST_CONNECTIONS, for_connections
@@ -207,7 +208,9 @@ class LinkGrid(RosterGrid):
             body, cargo = packed
             name_message(message, self._name(message, body))
             head = message.metadata
-            letter = Letter(head.message_id, head.dst_node_id, segments(head, body), cargo, deliver)
+            told = told_model(message.content)
+            size = told.size if told is not None and told.difference else 0
+            letter = Letter(head.message_id, head.dst_node_id, segments(head, body), cargo, deliver, size)
             written[letter.id] = (letter, message)
         return written
 

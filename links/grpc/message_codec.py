@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ...privacy import bounded_decoding
 from ...privacy.bounded_decoding import Bounds
+from ...strategies.difference_wire import asked_alike
 from ...strategies.flower_adapter import arrived, records_of
 from ...strategies.secure_wire import VOUCHING
 from ...strategies.wire import SPEC_RECORD, memory_arrays, view
@@ -64,8 +65,8 @@ class Body:
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
-      asked: the same without what the server says of itself, which is something else when a question is asked again; None
-        where it says nothing.
+      asked: the same without what may be something else when a question is asked again: what the server says of itself, and
+        how it tells a model. None where there is nothing of that.
     """
 
     header: bytes
@@ -99,9 +100,10 @@ def pack_body(message: Message) -> Body:
     if message.has_error():
         return Body(_packed(message.error.code), ())
     bare = RecordDict({name: each for name, each in message.content.items() if name not in VOUCHING})
-    if len(bare) == len(message.content):
+    asked = asked_alike(bare)
+    if asked is bare and len(bare) == len(message.content):
         return _body(message.content)
-    return replace(_body(message.content), asked=_body(bare))
+    return replace(_body(message.content), asked=_body(asked))
 
 
 def _body(content: RecordDict) -> Body:

@@ -62,6 +62,7 @@ class Letter:
       parts: its bytes in pieces, shared with letters to other nodes.
       cargo: what they are for.
       deliver: called in the event loop with the reply's bytes.
+      model_bytes: of a model that the bytes are only a difference to.
     """
 
     id: str
@@ -69,11 +70,12 @@ class Letter:
     parts: Sequence[Buffer]
     cargo: Cargo
     deliver: Callable[[Letter, bytearray], None]
+    model_bytes: int = 0
 
     @property
     def reply_bytes(self) -> int:
         """Size of the largest reply that is accepted, in bytes."""
-        return REPLY_RATIO * sum(len(part) for part in self.parts) + REPLY_ROOM
+        return REPLY_RATIO * (self.model_bytes + sum(len(part) for part in self.parts)) + REPLY_ROOM
 
 
 @dataclass

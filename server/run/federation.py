@@ -333,6 +333,17 @@ class Federation:
         return CompressionPlan(asked.name, asked.ratio, asked.cells)
 
     @property
+    def sends_differences(self) -> bool:
+        """Whether a client that holds an earlier model is sent what changed."""
+        return self.settings.compress.down is not None
+
+    @property
+    def difference_bits(self) -> int | None:
+        """Bits of a coordinate's difference between two rounds; None where clients get the model as it is."""
+        down = self.settings.compress.down
+        return down if isinstance(down, int) else None
+
+    @property
     def record(self) -> Record | None:
         """The record-level part of the privacy settings."""
         privacy = self.settings.privacy

@@ -235,6 +235,7 @@ def _run_on(
         score=partial(_scored, progress, private, around.pace.deadline)
         if federation.settings.scored_at_clients
         else None,
+        difference_bits=federation.difference_bits,
     )
     started = _start_of(progress)
     for each in watching:

@@ -263,11 +263,13 @@ def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
                 {name: each.model[name] for name in arrays},
                 dict(each.strategy),
                 Average(each.average, each.models) if each.models else None,
+                each.steps,
             )
             for each in checkpoint.trials
         ),
         checkpoint.scores,
         checkpoint.winner,
+        checkpoint.steps,
     )
 
 
@@ -440,14 +442,14 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     if (average := state.average) is not None:
         kept = replace(kept, average=average.total, models=average.models)
     trials = [_kept_trial(each) for each in state.trials]
-    kept = replace(kept, trials=trials, scores=state.scores, winner=state.winner)
+    kept = replace(kept, trials=trials, scores=state.scores, winner=state.winner, steps=state.steps)
     write(run.folder, kept)
 
 
 def _kept_trial(trial: Trial) -> KeptTrial:
     average = trial.average
     total, models = ({}, 0) if average is None else (average.total, average.models)
-    return KeptTrial(trial.arrays, trial.strategy, total, models)
+    return KeptTrial(trial.arrays, trial.strategy, total, models, trial.steps)
 
 
 def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:

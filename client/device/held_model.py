@@ -1,0 +1,83 @@
+"""Model that a device holds: the last one that it was sent, in a file, from which the server may send the next as a difference.
+
+The file is not flushed to disk: one that a loss of power cut short has another hash, and the device asks for the whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from ...links.grpc.message_codec import MalformedMessage, pack, unpack
+from ...privacy.ledger.durable_files import replace_file
+from ...strategies.difference_wire import ToldModel, told_model, with_arrays_again, with_held
+from ...strategies.flower_adapter import arrived
+from ...strategies.model_difference import apply, hash_of
+from ...strategies.wire import FAILED, NO_BASE, memory_arrays, only_arrays, view
+from ..private_update import NotTrained
+
+logger = logging.getLogger("fedveil.client")
+
+FILE = "held"
+
+
+@dataclass(frozen=True)
+class HeldModel:
+    """Model that a device holds.
+
+    Attributes:
+      path: of its file.
+    """
+
+    path: Path
+
+    def whole(self, message: Message) -> tuple[Message, ToldModel | None]:
+        """Return an instruction with its whole model, and how that was told; None where it is told as it always was.
+
+        Raises:
+          NotTrained: NO_BASE where no model is held, or the difference makes another one of it than the instruction names;
+            FAILED where a whole model is not the one that it names.
+        """
+        try:
+            told = told_model(message.content)
+        except ValueError as error:
+            logger.warning("an instruction's model cannot be read: %s", error)
+            raise NotTrained(FAILED) from error
+        if told is None:
+            return message, None
+        record = self._changed(told) if told.difference else only_arrays(message.content)
+        found = {name: view(array) for name, array in record.items()}
+        if hash_of(found) != told.model:
+            logger.warning("an instruction's model is not the one that it names")
+            raise NotTrained(NO_BASE if told.difference else FAILED)
+        content = with_arrays_again(message.content, told, record)
+        return arrived(content, message.metadata), told
+
+    def keep(self, message: Message, told: ToldModel, reply: Message) -> Message:
+        """Keep the model of an instruction that was answered, and return the reply with the word of that.
+
+        Args:
+          message: with the whole model.
+          told: as `whole` returns it.
+          reply: to the instruction; an error keeps nothing.
+        """
+        if reply.has_error():
+            return reply
+        record = RecordDict({FILE: only_arrays(message.content)})
+        try:
+            replace_file(self.path, pack(Message(record, 0, "train")), flush=False)
+        except (OSError, MalformedMessage) as error:
+            logger.warning("the model of this round is not kept, and the next one comes whole: %s", error)
+            return reply
+        return Message(with_held(reply.content, told.model), reply_to=message)
+
+    def _changed(self, told: ToldModel) -> ArrayRecord:
+        try:
+            held = only_arrays(unpack(bytearray(self.path.read_bytes())).content)
+            return memory_arrays(apply({name: view(each) for name, each in held.items()}, told.difference))
+        except (OSError, ValueError) as error:  # no file, no message, no difference from this model
+            logger.info("a difference is from no model that this device holds: %s", error)
+            raise NotTrained(NO_BASE) from error

@@ -1,0 +1,140 @@
+"""Grid that sends a node the difference from the model that it holds, or the whole model, whichever link carries it.
+
+What a node holds it has said itself, in the reply to the instruction that brought it. Nobody relies on that: a
+device whose model becomes another one than the instruction names says so, and is sent the whole in the same exchange. What the
+server remembers is lost when it restarts. Each node then gets the whole once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from ..strategies.difference_wire import ToldModel, parted, with_model
+from ..strategies.flower_adapter import arrived, records_of
+from ..strategies.grids import PassingGrid
+from ..strategies.model_difference import bytes_of, difference, hash_of
+from ..strategies.wire import NO_BASE, SPEC_RECORD, view
+from .traffic import TrafficPurpose, purpose_of
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+MOST_MODELS, MOST_BYTES = 32, 1 << 29  # of earlier rounds; whoever holds an older one gets the whole
+
+
+class HeldModels:
+    """Models of the last rounds, and which of them each node holds."""
+
+    def __init__(self) -> None:
+        self._models = OrderedDict[str, Arrays]()
+        self._held = dict[int, str]()
+        self._told = dict[tuple[str, str], bytes | None]()
+        self._last: tuple[ArrayRecord, ToldModel] | None = None
+
+    def take(self, node: int, model: str) -> None:
+        """Note which model a node holds; one that is not known any more counts as none."""
+        if model in self._models:
+            self._held[node] = model
+        else:
+            self._held.pop(node, None)
+
+    def told(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
+        """Return messages as they are sent, each as short as what its node holds allows; content that is shared stays so.
+
+        Args:
+          messages: at most one to each node.
+          again: whether the nodes did not hold what they were thought to.
+        """
+        written = dict[tuple[int, str], RecordDict]()
+        return [self._message(each, again, written) for each in messages]
+
+    def _message(self, message: Message, again: bool, written: dict[tuple[int, str], RecordDict]) -> Message:
+        content, head = message.content, message.metadata
+        arrays = records_of(content, ArrayRecord)
+        trains = purpose_of(content) is TrafficPurpose.TRAINING
+        if len(arrays) != 1 or SPEC_RECORD not in content or not trains:
+            return message
+        whole = self._named(*arrays.items())
+        base = "" if again else self._held.get(head.dst_node_id, "")
+        key = id(content), base
+        if key not in written:
+            change = self._difference(base, whole.model) if base else None
+            written[key] = with_model(content, replace(whole, difference=change or b"", again=again))
+        return Message(
+            written[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id
+        )
+
+    def _named(self, named: tuple[str, ArrayRecord]) -> ToldModel:
+        """Return a model by its hash, and keep it."""
+        name, record = named
+        if self._last is None or self._last[0] is not record:
+            arrays = {key: view(array) for key, array in record.items()}
+            told = ToldModel(hash_of(arrays), name, bytes_of(arrays))
+            self._last = record, told
+            self._keep(told.model, arrays)
+        return self._last[1]
+
+    def _keep(self, model: str, arrays: Arrays) -> None:
+        self._models[model] = arrays
+        self._models.move_to_end(model)
+        most = min(MOST_MODELS, max(2, MOST_BYTES // max(1, bytes_of(arrays))))
+        while len(self._models) > most:
+            self._models.popitem(last=False)
+        self._held = {node: held for node, held in self._held.items() if held in self._models}
+        self._told.clear()  # of an earlier model
+
+    def _difference(self, base: str, model: str) -> bytes | None:
+        if (base, model) not in self._told:
+            self._told[base, model] = difference(self._models[base], self._models[model])
+        return self._told[base, model]
+
+
+class DifferenceGrid(PassingGrid):
+    """Grid that tells models as differences.
+
+    Args:
+      grid: reaches the nodes.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self._models = HeldModels()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send the messages, and yield the replies; a node that holds another model is asked again with the whole.
+
+        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        again: list[Message] = []
+        for reply in self._grid.send_and_receive(self._models.told(list(asked.values())), timeout=timeout):
+            node = reply.metadata.src_node_id
+            if reply.has_error() and reply.error.code == NO_BASE and node in asked:
+                self._models.take(node, "")
+                again.append(asked[node])
+            else:
+                yield self._heard(reply)
+        if again:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            for reply in self._grid.send_and_receive(self._models.told(again, again=True), timeout=left):
+                yield self._heard(reply)
+
+    def _heard(self, reply: Message) -> Message:
+        """Return a reply without what it says of the model that its node holds."""
+        if reply.has_error():
+            return reply
+        content, held = parted(reply.content)
+        if content is reply.content:
+            return reply
+        self._models.take(reply.metadata.src_node_id, held)
+        return arrived(content, reply.metadata)

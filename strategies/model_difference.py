@@ -1,0 +1,218 @@
+"""Difference of two models, lossless: what makes the newer one of the older one, in as few bytes as it takes.
+
+An array is told by the whole numbers of steps that it moved, where both models lie on a grid of a power of two (module
+`shared_model`), or by the coordinates that changed and their new values, whichever is shorter. Both are packed by zlib, whose
+Huffman codes come near to the entropy. The reader goes by the shapes of the model that it holds. Nothing that a sender
+says makes it allocate more than a few times what that model takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Bytes = NDArray[np.uint8]
+
+_HEAD = struct.Struct("<BhI")  # of an array: how it is told, the step's exponent, bytes of what follows
+_SAME, _CHANGED, _MOVED = 0, 1, 16  # _MOVED + n: whole numbers in n bytes each
+_LENGTH = struct.Struct("<I")
+_EXACT = 53  # bits of a float64's digits
+_WIDEST = 4  # bytes of a whole number
+
+
+class NoDifference(ValueError):
+    """Bytes that are no difference from the model that is held, or from no model that makes what was announced."""
+
+
+def hash_of(arrays: Arrays) -> str:
+    """Return SHA-256 of a model's names, types, shapes and bits, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in arrays.items():
+        digest.update(json.dumps([name, value.dtype.str, value.shape]).encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
+    return digest.hexdigest()
+
+
+def bytes_of(arrays: Arrays) -> int:
+    """Return the bytes of a model's arrays."""
+    return sum(value.nbytes for value in arrays.values())
+
+
+# --- at the server ---------------------------------------------------------------------------------------------
+
+
+def difference(old: Arrays, new: Arrays) -> bytes | None:
+    """Return what `apply` makes `new` of, given `old`; None where the whole is shorter, or they are of two models.
+
+    Args:
+      old: model that somebody holds.
+      new: that it shall have.
+    """
+    layouts = [{name: (value.dtype, value.shape) for name, value in each.items()} for each in (old, new)]
+    if layouts[0] != layouts[1] or list(old) != list(new):
+        return None
+    told = b"".join(_told(old[name], value) for name, value in new.items())
+    return told if len(told) < bytes_of(new) else None
+
+
+def _told(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
+    before, after = _words(old), _words(new)
+    differs = np.any(before != after, axis=1)
+    if not differs.any():
+        return _HEAD.pack(_SAME, 0, 0)
+    changed = _packed(np.packbits(differs)) + _packed(after[differs].reshape(-1))
+    told = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
+    moved = _moved(old, new) if new.dtype.kind == "f" else None
+    return told if moved is None or len(moved) >= len(told) else moved
+
+
+def _words(value: NDArray[np.generic]) -> Bytes:
+    """Return the bytes of an array, a row for each coordinate."""
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).reshape(value.size, value.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Whole numbers of steps, shape (coordinates,), and the step's exponent."""
+
+    numbers: NDArray[np.int64]
+    step: int
+
+
+def _moved(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
+    """Return an array's difference in whole steps; None where there is no step, or it does not give the very bits."""
+    with np.errstate(invalid="ignore"):
+        found = _on_grid(np.subtract(new, old, dtype=np.float64).reshape(-1))
+    if found is None or not np.array_equal(_words(_stepped(old, found)), _words(new)):
+        return None
+    zigzag = ((found.numbers << 1) ^ (found.numbers >> 63)).astype(
+        "<u8"
+    )  # small numbers, whatever their signs
+    width = max(1, (int(zigzag.max()).bit_length() + 7) // 8)
+    planes = zigzag.view(np.uint8).reshape(-1, 8)[:, :width].T
+    packed = b"".join(_packed(np.ascontiguousarray(plane)) for plane in planes)
+    return _HEAD.pack(_MOVED + width, found.step, len(packed)) + packed
+
+
+def _on_grid(moved: NDArray[np.float64]) -> _Moved | None:
+    """Return differences as whole multiples of the longest power of two that divides all of them, if they are small."""
+    nonzero = moved[moved != 0]
+    if not nonzero.size or not np.isfinite(nonzero).all():
+        return None
+    digits, exponents = np.frexp(nonzero)
+    whole = np.abs(np.ldexp(digits, _EXACT)).astype(np.int64)
+    lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
+    step = int(np.min(exponents - _EXACT + lowest))
+    if float(np.max(np.abs(nonzero))) >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
+        return None
+    return _Moved(np.ldexp(moved, -step).astype(np.int64), step)
+
+
+def _packed(values: Bytes) -> bytes:
+    """Return bytes behind their length, by Huffman codes alone or with repetitions, whichever is shorter."""
+    found: list[bytes] = []
+    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
+        packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+        found.append(packer.compress(values.data) + packer.flush())
+    shortest = min(found, key=len)
+    return _LENGTH.pack(len(shortest)) + shortest
+
+
+# --- at the client ---------------------------------------------------------------------------------------------
+
+
+def apply(old: Arrays, told: bytes) -> dict[str, NDArray[np.generic]]:
+    """Return the model that a difference makes of the one that is held.
+
+    Args:
+      old: the model that is held.
+      told: as `difference` returns it, or whatever came instead.
+
+    Raises:
+      NoDifference: it is none from a model of these shapes; nothing else is raised, whatever it is.
+    """
+    try:
+        reader, new = _Reader(told), dict[str, NDArray[np.generic]]()
+        for name, value in old.items():
+            new[name] = _applied(value, reader)
+        reader.end()
+        return new
+    except NoDifference:
+        raise
+    except Exception as error:  # of struct, zlib and numpy, which document no closed set
+        raise NoDifference(f"no difference: {type(error).__name__}") from error
+
+
+class _Reader:
+    """Bytes that are read from front to back."""
+
+    def __init__(self, told: bytes) -> None:
+        self._left = memoryview(told)
+
+    def take(self, count: int) -> memoryview:
+        """Return the next so many bytes."""
+        if count > len(self._left):
+            raise NoDifference("it ends too early")
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+    def unpacked(self, count: int) -> Bytes:
+        """Return what `_packed` was given, of so many bytes."""
+        (length,) = _LENGTH.unpack(self.take(_LENGTH.size))
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        found = unpacker.decompress(self.take(length), count + 1)
+        if len(found) != count or not unpacker.eof or unpacker.unused_data:
+            raise NoDifference("an array has another size")
+        return np.frombuffer(found, np.uint8)
+
+    def end(self) -> None:
+        """Refuse bytes that are left."""
+        if len(self._left):
+            raise NoDifference("bytes are left over")
+
+
+def _applied(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
+    how, step, length = _HEAD.unpack(reader.take(_HEAD.size))
+    part = _Reader(bytes(reader.take(length)))
+    if how == _SAME:
+        new = old.copy()
+    elif how == _CHANGED:
+        new = _changed(old, part)
+    elif _MOVED < how <= _MOVED + _WIDEST and old.dtype.kind == "f":
+        new = _stepped(old, _Moved(_numbers(old.size, how - _MOVED, part), step))
+    else:
+        raise NoDifference(f"an array is told in a way that is not known ({how})")
+    part.end()
+    return new
+
+
+def _changed(old: NDArray[np.generic], part: _Reader) -> NDArray[np.generic]:
+    bits = part.unpacked((old.size + 7) // 8)
+    differs = np.unpackbits(bits, count=old.size).astype(bool)
+    words = _words(old).copy()
+    words[differs] = part.unpacked(int(differs.sum()) * old.dtype.itemsize).reshape(-1, old.dtype.itemsize)
+    return words.reshape(-1).view(old.dtype).reshape(old.shape)
+
+
+def _numbers(size: int, width: int, part: _Reader) -> NDArray[np.int64]:
+    planes = np.zeros((size, 8), np.uint8)
+    for plane in range(width):
+        planes[:, plane] = part.unpacked(size)
+    zigzag = planes.reshape(-1).view("<u8")
+    return (zigzag >> np.uint64(1)).astype(np.int64) ^ -(zigzag & np.uint64(1)).astype(np.int64)
+
+
+def _stepped(old: NDArray[np.generic], moved: _Moved) -> NDArray[np.generic]:
+    """Return an array that was moved by whole steps."""
+    far = np.ldexp(moved.numbers.astype(np.float64), moved.step).reshape(old.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (old.astype(np.float64) + far).astype(old.dtype)

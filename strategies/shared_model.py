@@ -1,0 +1,67 @@
+"""Shared model: what clients start from where the server sends differences, and how it is rounded.
+
+A client that holds the model of an earlier round needs the difference alone. Between two models of real numbers it is as
+long as a model. So what is sent is the global model rounded to a grid: each array to whole multiples of a power of two, its
+step. The difference of any two such models is whole numbers, small ones, and adding it gives the newer model bit for bit,
+however many rounds lie between them.
+
+The step follows from how far an array moved in the last round: at `bits` b its root mean square is 2^(b-3) steps, so that four
+of these on either side are 2^b numbers. Rounding changes a coordinate by half a step at most. The server keeps the model
+itself, adds each round's mean to that, and rounds it anew: what one rounding leaves out is part of the next difference, and
+nothing adds up.
+
+Model and step are computed from released models. All of it is post-processing, and costs no epsilon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Steps = Mapping[str, int]  # of arrays by name, the exponent of two
+
+_SIDE = 3  # 2^(b - _SIDE) steps are one root mean square, and 2^(b - 1) four of them
+_LOWEST = -126  # of float32, whose smaller numbers have fewer digits
+
+
+def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[str, int]:
+    """Return the steps for the model after a round; an array that did not move keeps the one that it has, if it has one.
+
+    Args:
+      before: the global model that the round began with.
+      after: what it became.
+      bits: of a coordinate's difference between two rounds, 2 or more.
+      last: the steps of the model before; they change where one is twice too long or too short.
+    """
+    steps = dict(last)
+    for name, value in after.items():
+        if value.dtype.kind != "f":
+            continue
+        with np.errstate(invalid="ignore"):
+            moved = np.subtract(value, before[name], dtype=np.float64)
+        size = math.sqrt(float(np.mean(np.square(moved)))) if moved.size else 0.0
+        if not 0 < size < math.inf:
+            continue
+        wanted = math.log2(size) - (bits - _SIDE)
+        if name not in steps or abs(steps[name] - wanted) >= 1:
+            steps[name] = max(_LOWEST, round(wanted))
+    return steps
+
+
+def shared(arrays: Arrays, steps: Steps) -> dict[str, NDArray[np.generic]]:
+    """Return what clients start from: the arrays that have a step rounded to it, the others as they are.
+
+    Args:
+      arrays: of the global model, by name.
+      steps: as `steps_after` returns them.
+    """
+    return {name: _rounded(value, steps[name]) if name in steps else value for name, value in arrays.items()}
+
+
+def _rounded(value: NDArray[np.generic], step: int) -> NDArray[np.generic]:
+    numbers = np.rint(np.ldexp(value.astype(np.float64), -step))
+    return (np.ldexp(numbers, step) + 0.0).astype(value.dtype)  # no zero has a sign
