@@ -17,6 +17,7 @@ COORDINATE = 4  # bytes of a model's value (float32)
 WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no grid (float64)
 DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
 ENCODED = "size of the message, as link=grpc encodes it"
+AT_MOST = "of the whole model: at most, since a client that holds an earlier one is sent what changed"
 PLANNED = "estimate: that of one client, times planned clients, times rounds"
 ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
@@ -68,8 +69,8 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     found = [
         figure("model to one client, one round", *down),
         figure("update from one client, one round", *up),
-        figure("all models down", *_of_all(told, "down", down[0], planned)),
-        figure("all updates up", *_of_all(told, "up", up[0], planned)),
+        figure("all models down", *_of_all(told, "down", *down, planned)),
+        figure("all updates up", *_of_all(told, "up", *up, planned)),
     ]
     if run.said("compress", "name") in (None, "none") or not parameters:
         return found
@@ -80,20 +81,28 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
     message = _last_message(run)
     if message is not None:
-        return message[way], ENCODED
+        return message[way], AT_MOST if _differs(run, way) else ENCODED
     if masked(run):
         trained = sum(row["bytes"][way].get("training", 0) for row in run.rounds if row.get("bytes"))
         return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
     if not parameters:
         return None, NOT_COUNTED
-    return (COORDINATE * parameters, ONE_FLOAT) if way == "down" else update_bytes(run, parameters)
+    if way == "up":
+        return update_bytes(run, parameters)
+    return COORDINATE * parameters, AT_MOST if _differs(run, way) else ONE_FLOAT
 
 
-def _of_all(told: Fields, way: str, size: float | None, planned: float) -> tuple[float | None, str]:
+def _differs(run: RunFiles, way: str) -> bool:
+    return way == "down" and run.said("compress", "down") is not None
+
+
+def _of_all(told: Fields, way: str, size: float | None, how: str, planned: float) -> tuple[float | None, str]:
     trained = next((each[way] for each in told["purposes"] if each["purpose"] == "training"), None)
     if trained is not None:
         return trained, told["source"]
-    return (size * planned if size and planned else None), PLANNED if size else MASKED
+    if not size:
+        return None, MASKED
+    return size * planned if planned else None, AT_MOST if how == AT_MOST else PLANNED
 
 
 def _last_message(run: RunFiles) -> Fields | None:
