@@ -114,7 +114,7 @@ def test_models_on_a_grid_differ_by_few_bytes_however_far_apart_they_are(
     bits: int, apart: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
-    sent = [{"w": np.zeros(4000, np.float32)}]
+    sent: list[Arrays] = [{"w": np.zeros(4000, np.float32)}]
     steps: dict[str, int] = {}
     model = sent[0]
     for _ in range(apart + 1):
@@ -284,6 +284,7 @@ def test_a_server_keeps_the_last_models_alone(tmp_path: Path) -> None:
     told = told_model(first.content)
     assert told is not None
     server.take(7, told.model)
+    message = first
     for number in range(MOST_MODELS):
         (message,) = server.told([instruction({"w": np.full(3, number + 1, np.float32)}, number=number)])
     again = told_model(message.content)
@@ -336,7 +337,7 @@ def test_questions_and_evaluations_bring_no_model_that_is_kept() -> None:
 
 # --- in a round ---------------------------------------------------------------------------------------------------
 
-START = {name: np.full(shape, 0.3, np.float32) for name, shape in LAYOUT.items()}
+START: Arrays = {name: np.full(shape, 0.3, np.float32) for name, shape in LAYOUT.items()}
 
 
 def clients(started: list[Arrays]) -> InProcessGrid:
@@ -345,8 +346,8 @@ def clients(started: list[Arrays]) -> InProcessGrid:
     @app.train(mods=[private_update])
     def train(message: Message, context: Context) -> Message:
         client = int(str(context.node_config["partition-id"]))
-        started.append({name: array.numpy() for name, array in message.content["arrays"].items()})
-        arrays = {k: v.numpy() + update_of(client)[k] for k, v in message.content["arrays"].items()}
+        started.append({name: array.numpy() for name, array in only_arrays(message.content).items()})
+        arrays = {k: v.numpy() + update_of(client)[k] for k, v in only_arrays(message.content).items()}
         return Message(
             RecordDict({"a": memory_arrays(arrays), "m": MetricRecord({WEIGHT: 1})}), reply_to=message
         )
