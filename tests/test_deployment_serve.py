@@ -54,7 +54,6 @@ from fedveil.server.run import run_folder as recording
 from fedveil.server.run.build import build
 from fedveil.server.run.callbacks import Callback
 from fedveil.server.run.live_page import live_page
-from fedveil.strategies.difference_wire import told_model
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
 
@@ -744,28 +743,3 @@ def test_an_encrypted_round_waits_for_no_more_than_a_sum_of_those_who_may_be_in_
     settings = settings_for(bundle, [*MASKED, "secagg.dropout=0.2"])
     federation = build(settings.federation, deployed_in(bundle, settings))
     assert [fewest(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
-
-
-@pytest.mark.parametrize("mode", [NOTED, MASKED], ids=["central", "masked"])
-def test_devices_are_sent_differences_and_those_that_lost_their_model_the_whole(
-    mode: tuple[str, ...], hearts: Path
-) -> None:
-    """Whatever becomes of what devices hold, all of them answer in every round."""
-    sent: list[tuple[int, str]] = []
-
-    def looking(message: Message, count: int) -> None:
-        told = told_model(message.content)
-        if told is None:
-            return
-        number = read_round(message.content)[1]
-        if number == 3 and not any(before == 3 for before, _ in sent):
-            for held in (hearts / "clients").glob("*/state/held"):
-                held.unlink()
-        sent.append((number, "again" if told.again else "difference" if told.difference else "whole"))
-
-    code, _ = served(hearts, *mode, "num_rounds=4", "cohort=all", "compress.down=4", fault=looking)
-    assert code == 0
-    asked = {number: [how for at, how in sent if at == number] for number in range(1, 5)}
-    assert asked[1] == ["whole"] * 5 and asked[2] == asked[4] == ["difference"] * 5
-    assert sorted(asked[3]) == ["again"] * 5 + ["difference"] * 5
-    assert [row["dropped"] for row in rows_of(hearts)] == [{}] * 4

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
+import fedveil.server.run.run  # noqa: F401 # pyright: ignore[reportUnusedImport] (before any fork, so that children need not import it)
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
@@ -136,8 +136,10 @@ MOMENTS = {
     "before a commit": dying(Ledger, "commit", 2),
     "after a commit": dying(Ledger, "commit", 4, after=True),
 }
-EARLY = {"before rename 3", "before rename 5", "before rename 8", "before flush 6", "before rename 12"}
-EARLY |= {"after a reservation", "in the middle of a round", "before a commit"}
+EARLY = {
+    *("before rename 3", "before rename 5", "before rename 8", "before flush 6", "before rename 12"),
+    *("after a reservation", "in the middle of a round", "before a commit"),
+}
 FEW = ("before rename 7", "before rename 6", "after the noise")
 
 
@@ -182,6 +184,7 @@ def test_a_killed_run_of_every_kind_goes_on_bit_for_bit(
 def test_killed_again_and_again_it_still_arrives(commands: Any, calm: Calm) -> None:
     run = commands.folder / "run"
     argv = ["simulate", *started("fedavg"), f"hydra.run.dir={run}"]
+    code = 1
     for _ in range(ROUNDS + 1):
         code, command = commands.run(*argv, first=dying(OpenSums, "_noised", 2, after=True))
         if code == 0:
@@ -227,7 +230,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_exits_130(commands: Any, cal
     run = commands.folder / "run"
 
     def interrupt_in_round_2() -> None:
-        true = OpenSums._noised
+        true = OpenSums._noised  # pyright: ignore[reportPrivateUsage]
 
         def interrupting(self: Any, total: Any, number_of_round: int, spec: Any) -> Any:
             if number_of_round == 2:
@@ -408,7 +411,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
     run, ballast = small_disk / "run", small_disk / "ballast"
 
     def fill_in_round_3() -> None:
-        true = OpenSums._noised
+        true = OpenSums._noised  # pyright: ignore[reportPrivateUsage]
 
         def filling(self: Any, total: Any, number: int, spec: Any) -> Any:
             if number == 3:

@@ -1,5 +1,6 @@
 """Models told as differences: every device has the server's very bits, whoever took part when, and asks where it does not."""
 
+import json
 import math
 import runpy
 import tracemalloc
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from fedveil.client.device.held_model import HeldModel
 from fedveil.client.private_update import NotTrained, private_update
+from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handled_once
 from fedveil.links.difference_grid import MOST_MODELS, DifferenceGrid, HeldModels
 from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
@@ -46,6 +48,7 @@ from fedveil.strategies.wire import (
     instruct,
     memory_arrays,
     only_arrays,
+    read_round,
     view,
 )
 
@@ -55,6 +58,21 @@ CLIENTS, Clients, LAYOUT, masking, update_of = (
     MADE[name] for name in ("CLIENTS", "Clients", "LAYOUT", "masking", "update_of")
 )
 SPEC = SumSpec(1.0)
+SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+Devices, make_federation, reaching = (SERVED[name] for name in ("Devices", "make_federation", "reaching"))
+COMMON = (
+    "task=digits",
+    "num_rounds=4",
+    "batch_size=40",
+    "cohort=all",
+    "compress.down=4",
+    "audit=off",
+    "link.wait=0.3",
+    "accept_vacuous=true",
+    "privacy.allow_large_delta=true",
+    "privacy.target_epsilon=8",
+)
+CENTRAL, MASKED = ("privacy=client_central",), ("privacy=client_distributed",)
 
 
 @pytest.fixture(autouse=True)
@@ -420,3 +438,31 @@ class Answering(AskingGrid):
 
 def test_a_model_is_as_many_bytes_as_its_arrays() -> None:
     assert bytes_of({"a": np.zeros(3, np.float32), "b": np.zeros(2)}) == 28
+
+
+@pytest.mark.parametrize("mode", [CENTRAL, MASKED], ids=["central", "masked"])
+def test_devices_are_sent_differences_and_those_that_lost_their_model_the_whole(
+    mode: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whatever becomes of what devices hold, all of them answer in every round."""
+    sent: list[tuple[int, str]] = []
+    hearts = make_federation(tmp_path)
+
+    def looking(message: Message, count: int) -> None:
+        told = told_model(message.content)
+        if told is None:
+            return
+        number = read_round(message.content)[1]
+        if number == 3 and not any(before == 3 for before, _ in sent):
+            for held in (hearts / "clients").glob("*/state/held"):
+                held.unlink()
+        sent.append((number, "again" if told.again else "difference" if told.difference else "whole"))
+
+    reach = reaching(Devices(hearts / "clients", looking))
+    assert serve(hearts / "server", [*COMMON, *mode], reach=reach) == 0
+    asked = {number: [how for at, how in sent if at == number] for number in range(1, 5)}
+    assert asked[1] == ["whole"] * 5 and asked[2] == asked[4] == ["difference"] * 5
+    assert sorted(asked[3]) == ["again"] * 5 + ["difference"] * 5
+    told = "metrics.jsonl" if mode is MASKED else "operator.jsonl"
+    rows = (hearts / "server" / "runs" / "run-1" / told).read_text().splitlines()
+    assert [json.loads(row)["dropped"] for row in rows[:4]] == [{}] * 4
