@@ -1,6 +1,7 @@
 """What tests of several rooms need: the real command, run in a child of this process. And which files go first."""
 
 import base64
+import gc
 import os
 import runpy
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+gc.disable()  # until tests are collected: to look for garbage in what is imported took nearly half of that time
 # Before torch is imported: a thread pool does not outlive a fork, and a forked command would wait for it for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
@@ -75,6 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the others, and the tests of each, stay in their order."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, as every process does."""
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

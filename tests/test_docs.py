@@ -146,8 +146,7 @@ def run_commands(block: Block, folder: Path, number: int, forks: Mapping[str, st
         words = shlex.split(command)
         if "fedveil" in words[:2]:
             command += suffix_of(block, words, f"block-{number}-{index}")
-        # A server is a process of its own, as an operator starts it.
-        printed += succeed(command, folder, None if words[:2] == ["fedveil", "server"] else forks)
+        printed += succeed(command, folder, forks)
     if block.language == "console" and block.note != "run with":
         rest = iter(printed.splitlines())
         for line in block.shown():

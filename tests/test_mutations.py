@@ -1,5 +1,6 @@
 """Faults put into a copy of the package on purpose: the suite must go red for every one of them."""
 
+import compileall
 import json
 import os
 import re
@@ -2374,7 +2375,8 @@ class Tried:
     def run(self, files: Iterable[str], select: str) -> tuple[int, str]:
         """Return pytest's exit code and what it printed."""
         output = self.copy.parent / "output"
-        arguments = ["-q", "-x", "-p", "no:cacheprovider", "--assert=plain", "-k", select]
+        # A traceback would be made of the sources, which takes as long as many of the tests.
+        arguments = ["-q", "-x", "-p", "no:cacheprovider", "--assert=plain", "--tb=line", "-k", select]
         asked = [str(self.copy), str(output), [*arguments, *(f"tests/{file}" for file in files)]]
         assert self.forks.stdin is not None and self.forks.stdout is not None
         print(json.dumps(asked), file=self.forks.stdin, flush=True)
@@ -2389,6 +2391,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
         shutil.copytree(ROOT / room, copy / room)
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "py.typed"):
         shutil.copy2(path, copy / path.name)
+    compileall.compile_dir(copy / "tests", quiet=1)  # once, and not in every fork
     # Other people's plug-ins would be rewritten in every fork, which takes longer than most of the tests.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-B", ROOT / "tests" / "faults" / "pytest_forks.py"]

@@ -28,9 +28,16 @@ IMPORTED = (
     "fedveil.tasks.digits",
     "fedveil.cli.provision",
     "fedveil.cli.budget",
+    "fedveil.cli.app",
     "fedveil.cli.simulate",
     "fedveil.cli.ledger",
     "fedveil.cli.plan",
+    "fedveil.cli.report",
+    "fedveil.cli.verify",
+    "fedveil.deployment.serve",
+    "fedveil.privacy.accounting.loss_distributions",
+    "fedveil.simulations.ask",
+    "fedveil.simulations.simulate",
     "fedveil.server.run.run",
 )
 
@@ -77,7 +84,8 @@ def watch(link: socket.socket) -> None:
     command = os.fork()
     if not command:
         link.close()
-        become(*json.loads(asked), files)
+        argv, folder, environment = json.loads(asked)
+        become(argv, folder, environment, files)
     link.send(str(command).encode())
     link.send(str(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])).encode())
 
