@@ -812,7 +812,7 @@ MUTATIONS = {
     "a masked sum of records is rounded to the nearest": Mutation(
         "privacy/mechanisms/distributed.py",
         "else round_once(vector, stream)",
-        "else np.rint(vector).astype(np.int32)",
+        "else np.rint(vector.joined()).astype(np.int32)",
         "test_client_together.py",
         "rounded_by_coins",
     ),

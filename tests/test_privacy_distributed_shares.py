@@ -1,6 +1,7 @@
 """A client's share and the sum of shares: exact laws, hard bounds, and what comes out at the server."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, ope
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.rotation import rotate, unrotate
-from fedveil.privacy.mechanisms.rounding import limit_for, round_within
+from fedveil.privacy.mechanisms.rounding import BLOCK, blocks_of, limit_for, round_within
 from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 
@@ -86,7 +87,7 @@ def test_another_seed_is_another_rotation() -> None:
 def test_the_norm_after_rounding_keeps_to_the_limit(size: int, cells: int, key: int, spike: float) -> None:
     vector = np.random.default_rng(key).standard_t(spike + 0.1, size=size)
     vector *= cells / np.linalg.norm(vector)
-    whole = round_within(vector, limit_for(cells, size), Randomness(key).stream("rounding"))
+    whole = round_within(blocks_of(vector), limit_for(cells, size), Randomness(key).stream("rounding"))
     assert sum(int(v) ** 2 for v in whole) <= limit_for(cells, size)
     assert np.abs(whole - vector).max() <= 1
 
@@ -96,21 +97,51 @@ def test_halves_everywhere_are_rounded_anew_until_they_fit() -> None:
     vector = np.full(10_000, 0.5)
     limit = limit_for(50, 10_000)
     for key in range(50):
-        whole = round_within(vector, limit, Randomness(key).stream("rounding"))
+        whole = round_within(blocks_of(vector), limit, Randomness(key).stream("rounding"))
         assert int(np.dot(whole.astype(np.int64), whole)) <= limit
         assert abs(whole.mean() - 0.5) < 0.03
 
 
 def test_a_vector_that_cannot_be_rounded_at_random_goes_towards_zero() -> None:
     vector = np.array([0.9, -1.9, 2.0])
-    assert round_within(vector, 5, Randomness(1).stream("rounding")).tolist() == [0, -1, 2]
+    assert round_within(blocks_of(vector), 5, Randomness(1).stream("rounding")).tolist() == [0, -1, 2]
 
 
 def test_rounding_keeps_the_mean() -> None:
     vector = np.repeat([0.1, -0.3, 7.75, -2.5], 50_000)
-    whole = round_within(vector, 2**40, Randomness(2).stream("rounding"))
+    whole = round_within(blocks_of(vector), 2**40, Randomness(2).stream("rounding"))
     means = whole.reshape(4, -1).mean(axis=1)
     assert np.abs(means - [0.1, -0.3, 7.75, -2.5]).max() < 5 * 0.5 / math.sqrt(50_000)
+
+
+def encoded(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    size = sum(array.size for array in arrays.values())
+    spec = size_shares(SumSpec(1.0), size, Attendance(10, 2), 0.0)
+    assert not spec.rotated
+    return encode_share(arrays, {}, spec, Randomness(3).stream("share"), SEED)[0]
+
+
+def test_how_an_update_is_cut_into_arrays_does_not_show() -> None:
+    """Blocks are filled with small arrays, and large ones are cut."""
+    sizes = [3, BLOCK + 5, 7, BLOCK - 2, 40, BLOCK, 2 * BLOCK - 1, 1]
+    update = np.random.default_rng(1).normal(0, 1e-4, sum(sizes)).astype(np.float32)
+    parts = np.split(update, np.cumsum(sizes)[:-1])
+    one = encoded({"all": update})
+    np.testing.assert_array_equal(encoded({str(n): part for n, part in enumerate(parts)}), one)
+    with pytest.raises(ValueError, match="coordinates"):
+        spec = size_shares(SumSpec(1.0), update.size, Attendance(10, 2), 0.0)
+        encode_share({"all": update[:-1]}, {}, spec, Randomness(3).stream("share"), SEED)
+
+
+def test_an_update_is_encoded_without_a_second_vector() -> None:
+    """The words are 4 bytes a coordinate; what is scaled and rounded is never in memory as a whole."""
+    update = {"w": np.full(1 << 20, 1e-4, np.float32)}
+    tracemalloc.start()
+    try:
+        encoded(update)
+        assert tracemalloc.get_traced_memory()[1] < 6 * update["w"].size
+    finally:
+        tracemalloc.stop()
 
 
 # --- the noise

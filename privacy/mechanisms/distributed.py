@@ -10,7 +10,8 @@ whose segments and decoding these are. What fits, and what the noise is worth, i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,7 @@ from .private_sum import (
 )
 from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
-from .rounding import round_once, round_within
+from .rounding import BLOCK, Blocks, blocks_of, round_once, round_within
 from .sizing import WEIGHT, ShareSpec
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 Words = NDArray[np.uint16 | np.uint32]
 
 _LAYER = "layer of noise"
-_SCALE_BLOCK = 1 << 15  # that stay in a core's second cache
 _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
 
 # --- at the client ---------------------------------------------------------------------------------------------
@@ -66,7 +66,9 @@ def encode_share(
         raise ValueError(f"{len(layers)} seeds for {len(spec.layers)} layers of noise")
     vector, clipped = _clip(update, values, spec)
     if spec.rotated:
-        rotate(vector, seed)
+        whole = vector.joined()
+        rotate(whole, seed)
+        vector = blocks_of(whole)
     whole = (
         round_within(vector, spec.limit, stream) if spec.sum.unit_norm is None else round_once(vector, stream)
     )
@@ -79,34 +81,37 @@ def encode_share(
     return words, clipped
 
 
-def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Vector, bool]:
+def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Blocks, bool]:
     """Clip, and return everything in grid units, in one vector of norm at most `cells`."""
     parts = [np.ravel(value) for value in update.values()]
+    if (given := sum(part.size for part in parts)) != spec.coordinates:
+        raise ValueError(f"an update of {given} coordinates, not {spec.coordinates}")
     norm = math.sqrt(sum(squared_norm(part) for part in parts))
     if not math.isfinite(norm):
         raise ValueError("the update has a value that is not finite")
     weight = _weight(values, spec)
     factor = min(1.0, spec.sum.update_norm / norm) if norm > 0 else 1.0
-    vector = np.empty(spec.size)
-    _scale_into(vector[: spec.coordinates], parts, factor * weight / spec.sum.step)
-    tail = vector[spec.coordinates :]
-    tail[:] = segments_in_grid_units({**values, UNCLIPPED: float(factor == 1.0)}, spec.sum)
+    tail = segments_in_grid_units({**values, UNCLIPPED: float(factor == 1.0)}, spec.sum)
     if spec.weighted:  # all segments are scalars
-        tail *= [1.0 if each.name == WEIGHT else weight for each in spec.sum.segments]
-    return vector, factor < 1.0
+        tail = tail * [1.0 if each.name == WEIGHT else weight for each in spec.sum.segments]
+    return Blocks(spec.size, partial(_scaled, parts, factor * weight / spec.sum.step, tail)), factor < 1.0
 
 
-def _scale_into(out: Vector, parts: Sequence[NDArray[np.generic]], factor: float) -> None:
-    place = 0
+def _scaled(parts: Sequence[NDArray[np.generic]], factor: float, tail: Vector) -> Iterator[Vector]:
+    """Yield the parts times the factor, and the tail as it is, in blocks; small parts share one."""
+    room, filled = np.empty(BLOCK), 0
     for part in parts:
-        for start in range(0, part.size, _SCALE_BLOCK):
-            values = part[start : start + _SCALE_BLOCK]
-            block = out[place : place + values.size]
-            np.copyto(block, values, casting="unsafe")  # then in place: faster than casting on the way
-            block *= factor
-            place += values.size
-    if place != out.size:
-        raise ValueError(f"an update of {place} coordinates, not {out.size}")
+        for start in range(0, part.size, BLOCK):
+            values = part[start : start + BLOCK]
+            if filled + values.size > BLOCK:
+                yield np.multiply(room[:filled], factor, out=room[:filled])
+                filled = 0
+            np.copyto(
+                room[filled : filled + values.size], values, casting="unsafe"
+            )  # scaled in place: faster
+            filled += values.size
+    yield np.multiply(room[:filled], factor, out=room[:filled])
+    yield from (tail[start : start + BLOCK] for start in range(0, tail.size, BLOCK))
 
 
 def _weight(values: Values, spec: ShareSpec) -> float:

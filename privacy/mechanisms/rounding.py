@@ -17,6 +17,8 @@ jointly convex).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +29,37 @@ from .randomness import Stream
 # That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
 _MOST_TRIES = 100
 EXCEEDED = 2.0**-160  # of a round: times 10^5 rounds and e^30, it is below the last bit of a float of 1e-12
-_BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
+BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
 _WORD = 2.0**-32
 _EXACT = 2.0**53  # sums of squares of whole numbers below this are exact in float64, in any order
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Vector that is made block by block whenever it is read, so that it need not be in memory as a whole.
+
+    Attributes:
+      size: number of its coordinates.
+      read: gives its blocks in order, of float64 and at most `BLOCK`; each may be overwritten by the next.
+    """
+
+    size: int
+    read: Callable[[], Iterable[NDArray[np.float64]]]
+
+    def joined(self) -> NDArray[np.float64]:
+        """Return the vector as a whole, shape (size,)."""
+        out, place = np.empty(self.size), 0
+        for block in self.read():
+            out[place : place + block.size] = block
+            place += block.size
+        return out
+
+
+def blocks_of(vector: NDArray[np.float64]) -> Blocks:
+    """Return a vector that is in memory as one that is read block by block."""
+    return Blocks(
+        vector.size, lambda: (vector[start : start + BLOCK] for start in range(0, vector.size, BLOCK))
+    )
 
 
 def limit_for(cells: int, coordinates: int) -> int:
@@ -63,7 +93,7 @@ def moved_squared(norm: float, coordinates: int) -> float:
     return min(likely + (2 * root * norm + coordinates) * _WORD, (norm + root) ** 2)
 
 
-def round_once(vector: NDArray[np.float64], stream: Stream) -> NDArray[np.int32]:
+def round_once(vector: Blocks, stream: Stream) -> NDArray[np.int32]:
     """Return whole numbers of mean `vector`, each less than one away from it, whatever their norm.
 
     Args:
@@ -75,7 +105,7 @@ def round_once(vector: NDArray[np.float64], stream: Stream) -> NDArray[np.int32]
     return out
 
 
-def round_within(vector: NDArray[np.float64], limit: int, stream: Stream) -> NDArray[np.int32]:
+def round_within(vector: Blocks, limit: int, stream: Stream) -> NDArray[np.int32]:
     """Return whole numbers of mean `vector`, each less than one or one away from it, of squared norm at most `limit`.
 
     Args:
@@ -87,14 +117,13 @@ def round_within(vector: NDArray[np.float64], limit: int, stream: Stream) -> NDA
     for _ in range(_MOST_TRIES):
         if _round(out, vector, stream) <= limit:
             return out
-    return np.trunc(vector).astype(np.int32)
+    return np.trunc(vector.joined()).astype(np.int32)
 
 
-def _round(out: NDArray[np.int32], vector: NDArray[np.float64], stream: Stream) -> int:
+def _round(out: NDArray[np.int32], vector: Blocks, stream: Stream) -> int:
     """Round once and return the exact squared norm."""
-    squared, room = 0, np.empty(min(vector.size, _BLOCK))
-    for start in range(0, vector.size, _BLOCK):
-        part = vector[start : start + _BLOCK]
+    squared, place, room = 0, 0, np.empty(min(vector.size, BLOCK))
+    for part in vector.read():
         block = room[: part.size]
         # Converted first, then in place: faster than both at once.
         np.copyto(block, stream.uint32(part.size), casting="unsafe")
@@ -102,7 +131,8 @@ def _round(out: NDArray[np.int32], vector: NDArray[np.float64], stream: Stream) 
         block += part
         np.floor(block, out=block)
         squared += _squared(block)
-        np.copyto(out[start : start + _BLOCK], block, casting="unsafe")
+        np.copyto(out[place : place + part.size], block, casting="unsafe")
+        place += part.size
     return squared
 
 
