@@ -37,7 +37,7 @@ from fedveil.server.run import run as run_module
 from fedveil.server.run.build import build
 from fedveil.server.run.evaluation_plan import scoring_plan
 from fedveil.server.run.sum_plan import sum_plan
-from fedveil.server.run.tuning import require_arms, tuning_of
+from fedveil.server.run.tuning import charged_scores, require_arms, tuning_of
 from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
@@ -327,6 +327,18 @@ def test_scores_of_clients_are_charged_once_to_the_clients_of_each_arm(tmp_path:
     assert rows[3]["epsilon_client"] > 1.5 * rows[1]["epsilon_client"]
     report = report_of(read_run(run))
     assert report["tuning"]["scored_by"] == "clients" and differences(page_of(report), report) == []
+
+
+@pytest.mark.parametrize("other, apart", [(0.77, True), (0.79, False), (None, True)])
+def test_a_winner_is_told_apart_where_it_leads_by_more_than_both_noises(
+    other: float | None, apart: bool
+) -> None:
+    def record(arm: int, value: float | None) -> dict[str, Any]:
+        ends = {"low": None, "high": None} if value is None else {"low": value - 0.05, "high": value + 0.05}
+        return {"arm": arm, "epsilon": 0.1, "answers": [{"figures": [{"value": value, **ends}]}]}
+
+    told = charged_scores([record(1, other), record(2, 0.85)], 2)
+    assert told["apart"] is apart and told["epsilon"] == 0.1
 
 
 def test_each_arm_is_scored_by_its_own_clients_and_no_others(

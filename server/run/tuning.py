@@ -151,16 +151,29 @@ def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[
         ],
         "winner": state.winner,
         "value": None if state.winner is None else tuning.values[state.winner - 1],
-        **({} if asked is None else _asked(asked, state.winner)),
+        **({} if asked is None else charged_scores(asked, state.winner)),
     }
 
 
-def _asked(records: Sequence[Mapping[str, Any]], winner: int | None) -> dict[str, Any]:
-    """Return what arms' evaluations by their clients cost, and whether the winner's interval lies above all others."""
-    low = {each["arm"]: _interval(each)["low"] for each in records}.get(winner)
-    highs = [_interval(each)["high"] for each in records if each["arm"] != winner]
-    apart = low is not None and all(high is None or high < low for high in highs)
+def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> dict[str, Any]:
+    """Return what evaluations of arms cost a client, and whether the winner leads all others by more than noise.
+
+    Args:
+      records: of each arm, what its clients said.
+      winner: number of the arm that has won; None before.
+    """
+    figures = {each["arm"]: each["answers"][0]["figures"][0] for each in records if each["answers"]}
+    best = figures.pop(winner, {"value": None})
+    apart = best["value"] is not None and all(_above(best, other) for other in figures.values())
     return {"scored_by": "clients", "apart": apart} | {key: records[0].get(key) for key in CHARGED}
+
+
+def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether a figure is above another by more than the 95 % interval of their difference."""
+    if other["value"] is None:
+        return True
+    halves = [max(each["value"] - each["low"], each["high"] - each["value"]) for each in (best, other)]
+    return best["value"] - other["value"] > math.hypot(*halves)
 
 
 def _interval(record: Mapping[str, Any]) -> dict[str, Any]:
