@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -29,7 +30,8 @@ class Display:
     """Callback that shows a run: a live table in a terminal, plain lines elsewhere."""
 
     _run: RunStart = field(init=False)
-    _lines: list[RoundEnd] = field(default_factory=list[RoundEnd])
+    _lines: deque[RoundEnd] = field(default_factory=lambda: deque[RoundEnd](maxlen=SHOWN_ROUNDS))
+    _evaluated: RoundEnd | None = None  # the last round whose clients were asked
     _live: Live | None = None
     _start: float = field(default_factory=time.monotonic)
 
@@ -44,7 +46,8 @@ class Display:
 
     def round(self, done: RoundEnd) -> None:
         """Show one more round."""
-        self._lines.append(done)
+        self._lines.append(kept := replace(done, model={}))  # a run of large models would not fit in memory
+        self._evaluated = kept if "evaluation" in done.row else self._evaluated
         every, last = max(1, self._run.num_rounds // LINES), self._run.num_rounds
         if self._live is not None:
             self._live.update(self._table())
@@ -102,11 +105,11 @@ class Display:
         units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
         for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
             table.add_column(column, justify="right", min_width=9)
-        for line in self._lines[-SHOWN_ROUNDS:]:
+        for line in self._lines:
             clients = _clients(line.row)
             values = [_number(value) for value in held_out(line).values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        said = [each for each in self._lines if "evaluation" in each.row][-1:]
+        said = [] if self._evaluated is None else [self._evaluated]
         asked = [Text(f"the clients, round {each.round}: {said_of(each.row['evaluation'])}") for each in said]
         return Group(Text(self._run.title, style="bold"), table, *asked, *self._bars())
 
