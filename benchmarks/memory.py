@@ -1,4 +1,7 @@
-"""Memory against the cohort and the population, and time against the population: all of them should be flat."""
+"""Memory against the cohort, the population and the model, and time against the population.
+
+Against cohort and population all of them should be flat, and against the model memory should be few models.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from pathlib import Path
 from .contenders import measure
 from .engines import OURS, Options
 from .tables import Row, conditions, median, result_of
-from .workload import Size
+from .workload import WIDE, Size, build
 
 COHORTS = (10, 100, 1000)
 POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
 MORE_ROUNDS = 200  # of the longer of two runs, whose difference is rounds alone
+FEW = 4  # clients of a large model
 DELTA = 1e-7  # below one over each population
 _MODULE = "fedveil.benchmarks.made_task"
 _MEBI = 1024.0  # Linux counts a process's peak in KiB
@@ -33,18 +37,35 @@ def run_memory(options: Options) -> Row:
         if cohort <= options.size.clients
     ]
     populations = [_by_command(clients, options.size) for clients in POPULATIONS]
-    tables = {"Against the cohort": cohorts, "Against the population, `fedveil simulate`, tiny": populations}
+    tables = {
+        "Against the model, `fedveil simulate`": _by_model(),
+        "Against the cohort": cohorts,
+        "Against the population, `fedveil simulate`, tiny": populations,
+    }
     notes = [
         "MiB: proportional set size of the whole program, PyTorch included; of a command its peak",
+        "models: the peak over the model's float32 parameters; beside: over the peak of the command with tiny",
         f"privacy=client_central, delta {DELTA:g}, a cohort of {options.size.cohort} by coins",
         f"a round: the difference of runs of {options.size.rounds} and {options.size.rounds + MORE_ROUNDS} rounds",
     ]
     return result_of("memory", before, tables, notes)
 
 
+def _by_model() -> list[Row]:
+    smallest = _run("tiny", FEW, 1.0, 3)[2]
+    rows: list[Row] = []
+    for workload in WIDE:
+        parameters = sum(each.numel() for each in build(workload).parameters())
+        peak, model = _run(workload, FEW, 1.0, 3)[2], 4 * parameters / 2**20
+        row = {"workload": workload, "parameters": parameters, "model MiB": round(model), "MiB": round(peak)}
+        rows.append(row | {"models": round(peak / model, 2), "beside": round((peak - smallest) / model, 2)})
+    return rows
+
+
 def _by_command(clients: int, size: Size) -> Row:
     few, many = (
-        _run(clients, size.cohort / clients, rounds) for rounds in (size.rounds, size.rounds + MORE_ROUNDS)
+        _run("tiny", clients, size.cohort / clients, rounds)
+        for rounds in (size.rounds, size.rounds + MORE_ROUNDS)
     )
     return {
         "clients": clients,
@@ -55,7 +76,7 @@ def _by_command(clients: int, size: Size) -> Row:
     }
 
 
-def _run(clients: int, rate: float, rounds: int) -> tuple[float, float, float]:
+def _run(workload: str, clients: int, rate: float, rounds: int) -> tuple[float, float, float]:
     """Return wall and CPU seconds of one run from the command line, and its peak of memory in MiB."""
     said = [f"task.target={_MODULE}:Made", f"allow_modules=[{_MODULE}]", f"task.args.num_clients={clients}"]
     asked = [f"cohort.rate={rate}", f"privacy.target_delta={DELTA}", f"num_rounds={rounds}", "seed=1"]
@@ -66,7 +87,7 @@ def _run(clients: int, rate: float, rounds: int) -> tuple[float, float, float]:
             "fedveil",
             "simulate",
             "task=custom",
-            "task.args.workload=tiny",
+            f"task.args.workload={workload}",
             *said,
         ]
         command += ["privacy=client_central", *asked, f"hydra.run.dir={Path(folder) / 'run'}"]
@@ -75,7 +96,7 @@ def _run(clients: int, rate: float, rounds: int) -> tuple[float, float, float]:
         _, status, used = os.wait4(child.pid, 0)
         taken = time.monotonic() - started
     if status:
-        raise RuntimeError(f"a run of {clients} clients failed")
+        raise RuntimeError(f"a run of {clients} clients failed with {workload}")
     return taken, used.ru_utime + used.ru_stime, used.ru_maxrss / _MEBI
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -143,8 +144,8 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, CLIPPING_NORM, size.rounds + 1, NOISE_MULTIPLIER)
     strategy = make_strategy("fedavg", {})
 
-    def after_round(state: State, done: Round, metrics: dict[str, float]) -> None:
-        del state, metrics
+    def after_round(state: State, done: Round, measure: Callable[[], dict[str, float]]) -> None:
+        del state, measure
         if done.replies != size.cohort:
             raise RuntimeError(f"{size.cohort - done.replies} clients failed: {done.dropped}")
         watch.lap()

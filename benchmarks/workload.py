@@ -69,6 +69,17 @@ def cnn(first: int, second: int, hidden: int) -> nn.Module:
     )
 
 
+def wide(width: int, layers: int) -> nn.Module:
+    """Return a perceptron on 28 x 28 pixels whose parameters are what costs.
+
+    Args:
+      width: of each hidden layer.
+      layers: between hidden ones.
+    """
+    hidden = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), *hidden, nn.Linear(width, CLASSES))
+
+
 MODELS = {
     "tiny": tiny,
     "cnn-100k": lambda: cnn(8, 16, 124),  # 99 838 parameters
@@ -78,6 +89,9 @@ EQUAL, BY_POWER = "-equal", "-power"
 TRAINED = tuple(f"{name}{kind}" for name in MODELS for kind in ("", EQUAL))
 MODELS["idle-100k"] = lambda: nn.Linear(316, 316)  # 100 172 parameters; its clients do nothing
 IDLE = ("idle-100k",)
+MODELS["wide-10m"] = lambda: wide(2000, 2)  # 9 594 010 parameters
+MODELS["wide-100m"] = lambda: wide(5600, 3)  # 98 548 810 parameters
+WIDE = ("wide-10m", "wide-100m")
 WORKLOADS = tuple(f"{name}{kind}" for name in MODELS for kind in ("", EQUAL, BY_POWER))
 
 

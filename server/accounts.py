@@ -205,12 +205,16 @@ class Protected:
         Args:
           number: of the round.
           row: of its release.
-          mean: what it led to.
+          mean: what it led to; `seen` is overwritten, and is what is returned.
           drawn: how many real clients, which canaries, and how many real clients there are.
         """
         plan = self.plan
         to_clips = mean.denominator / plan.clipping_norm
-        layers = [value * to_clips for name, value in mean.seen.items() if name != CANARY_RECORDS]
+        layers = [
+            np.multiply(value, to_clips, out=value)
+            for name, value in mean.seen.items()
+            if name != CANARY_RECORDS
+        ]
         records = mean.seen.get(CANARY_RECORDS, np.zeros(0)) * to_clips
         noise = plan.noise_std / plan.clipping_norm * self.more_noise
         if isinstance(plan.sampling, PoissonBatches):

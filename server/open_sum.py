@@ -57,12 +57,12 @@ class OpenSums:
         if replies < participants.due.quorum:
             return replace(done, abandoned=True), None
         expected = self._account.units(participants.expected)
+        true = total if dummies is None else total - dummies  # whole numbers: nothing of them is left
+        counts = decode_counts(true, wanted.coordinates, spec)
         mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)
-        if dummies is not None:  # whole numbers: nothing of them is left
-            total = total - dummies
-            mean, scalars = _decoded(total, layout, spec, expected, replies)
+        if dummies is not None:
+            mean, scalars = _decoded(true, layout, spec, expected, replies)
         done = replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars)
-        counts = decode_counts(total, wanted.coordinates, spec)
         return done, Mean(
             mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier, step=spec.step
         )

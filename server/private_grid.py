@@ -291,9 +291,9 @@ class PrivateGrid(AskingGrid):
             mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.drawn)
         drawn = (len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
+        reply = mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
             self.released = self._account.seen(number, self._row, mean, drawn)
-        reply = mean_reply(arrays, mean.arrays, mean.scalars, request)
         self._account.settle(number, self._row, self.drawn, mean)
         return [reply]
 

@@ -12,18 +12,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import BudgetExhausted
+from ..strategies.registry import aggregated
 from ..strategies.shared_model import Steps, steps_after
-from ..strategies.wire import memory_arrays, view
+from ..strategies.wire import memory_arrays
 from .checkpoint import strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
@@ -161,8 +163,8 @@ class Loop:
       strategy: any Flower strategy that averages.
       num_rounds: the last round's number.
       evaluate: held-out metrics of the global arrays; it reads public data only.
-      after_round: called with the state, the round and its metrics; it writes checkpoints and shows progress, and
-        returns how the run ends, if an audit ends it there.
+      after_round: called with the state, the round and what measures its model; it writes checkpoints and shows
+        progress, and returns how the run ends, if an audit ends it there.
       train_config: what the strategy sends along with the arrays in the round after a state.
       pace: when a round begins, how long it waits, when to give the run up.
       average_after: round after which models are averaged; None for no average.
@@ -176,7 +178,7 @@ class Loop:
     strategy: Strategy
     num_rounds: int
     evaluate: Callable[[Arrays, int], dict[str, float]]
-    after_round: Callable[[State, Round, dict[str, float]], Ending | None]
+    after_round: Callable[[State, Round, Callable[[], dict[str, float]]], Ending | None]
     train_config: Callable[[State], Mapping[str, int | float | str]]
     pace: Pace = field(default_factory=Pace)
     average_after: int | None = None
@@ -256,20 +258,20 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     begun = state.trials[arm.number - 1] if arm else state
     before, grid.steps = begun.arrays, begun.steps
     messages = strategy.configure_train(number, memory_arrays(before), config, grid)
-    replies = grid.send_and_receive(messages, timeout=loop.pace.deadline)
-    arrays, _ = strategy.aggregate_train(number, replies)
-    merged = _merged(before, arrays)
+    replies = list(grid.send_and_receive(messages, timeout=loop.pace.deadline))
+    del messages
+    merged = _merged(before, aggregated(strategy, number, replies))
+    del replies
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
         average = _with(average, merged)
-    found = loop.evaluate(merged, number)
     kept, bits = strategy_state(strategy), loop.difference_bits
     steps = {} if bits is None else steps_after(before, merged, bits, begun.steps)
     state = replace(state, round=number, arrays=merged, strategy=kept, choices=grid.choices, average=average)
     state = replace(state, steps=steps)
     if arm is not None and tuning is not None:
         state = _tried(state, arm.number, loop, tuning)
-    return state, loop.after_round(state, grid.rounds[-1], found)
+    return state, loop.after_round(state, grid.rounds[-1], partial(loop.evaluate, merged, number))
 
 
 def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
@@ -298,11 +300,11 @@ def _with(average: Average | None, arrays: Arrays) -> Average:
     return Average({name: average.total[name] + value for name, value in found.items()}, average.models + 1)
 
 
-def _merged(before: Arrays, after: ArrayRecord | None) -> Arrays:
+def _merged(before: Arrays, after: Arrays | None) -> Arrays:
     """Return the new arrays in the model's own types; strategies such as FedAdam answer in float64."""
     if after is None:
         return before
-    return {name: np.asarray(view(after[name])).astype(value.dtype) for name, value in before.items()}
+    return {name: after[name].astype(value.dtype, copy=False) for name, value in before.items()}
 
 
 @contextmanager

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flwr.serverapp.strategy as flower
+import numpy as np
+from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
+from .wire import only_arrays, view
 
 AVERAGING: dict[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -83,6 +87,24 @@ def check_averages(strategy: Strategy) -> None:
         raise Refusal("strategy", name, SEES_CLIENTS)
     if isinstance(strategy, BRINGS_ITS_OWN_PRIVACY):
         raise Refusal("strategy", name, NOT_ON_A_LEDGER)
+
+
+def aggregated(
+    strategy: Strategy, number: int, replies: Sequence[Message]
+) -> dict[str, NDArray[np.generic]] | None:
+    """Return what a strategy makes of a round's one reply, in arrays that nobody changes; None without a reply.
+
+    FedAvg's mean of one reply is that reply, whose arrays it would copy four times.
+
+    Args:
+      strategy: of the run.
+      number: of the round.
+      replies: the one of the private sum, or none.
+    """
+    if len(replies) == 1 and type(strategy).aggregate_train is flower.FedAvg.aggregate_train:
+        return {name: view(array) for name, array in only_arrays(replies[0].content).items()}
+    arrays, _ = strategy.aggregate_train(number, replies)
+    return None if arrays is None else {name: np.asarray(array.numpy()) for name, array in arrays.items()}
 
 
 def why_not(name: str) -> str | None:

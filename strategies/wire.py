@@ -295,7 +295,9 @@ def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
     moved: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         value: NDArray[Any] = view(array)
-        moved[name] = (value + mean[name]).astype(value.dtype) if name in mean else value
+        moved[name] = value
+        if name in mean:
+            moved[name] = np.add(value, mean[name], out=np.empty_like(value), casting="unsafe")
     return memory_arrays(moved)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any
 
@@ -27,6 +28,32 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
     with torch.no_grad():
         for name, value in arrays.items():
             own[name].copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))
+
+
+def emptied(model: nn.Module) -> nn.Module:
+    """Return the model without the values of its trainable parameters: it takes no room until `holding` gives it some."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.new_empty(0)
+    return model
+
+
+@contextmanager
+def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Generator[None]:
+    """Let an emptied model hold arrays, copied, for as long as the context lasts.
+
+    Args:
+      model: changed in place.
+      arrays: by name of the model's state dictionary, with its shapes.
+    """
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            parameter.data = parameter.data.new_empty(arrays[name].shape)
+    try:
+        load_arrays(model, arrays)
+        yield
+    finally:
+        emptied(model)
 
 
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -2080,7 +2080,7 @@ MUTATIONS = {
     "metrics uncharged": Mutation(
         "privacy/mechanisms/private_sum.py",
         "if squared > float(spec.cells) ** 2:\n        shrink(out, spec)",
-        "out[flat.size :] *= 8",
+        "out[size:] *= 8",
         SUM_TESTS,
         "never_exceeds",
     ),

@@ -10,7 +10,8 @@ over the model are saved for each client. It serves plain training only: DP-SGD 
 from __future__ import annotations
 
 import logging
-import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -62,8 +63,9 @@ class InPlaceRound:
       key: of the round; examples' orders and layers' draws derive from it.
       received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
-      update: room for trained minus received of all averaged arrays, flat, in the layout's order.
-      moves: for each of those, its part of `update`, the model's tensor and the received array.
+      update: trained minus received of each averaged array, flat, in the layout's order; on a processor they take the
+        place of what was trained.
+      moves: for each of those, its update, the model's tensor and the received array.
       hides: whether whole clients are hidden, so that none may show that it has no examples.
       sketch: compresses updates; None leaves them whole.
     """
@@ -73,7 +75,7 @@ class InPlaceRound:
     key: int
     received: list[Tensor]
     state: list[Tensor]
-    update: NDArray[np.floating]
+    update: list[NDArray[np.floating]]
     moves: list[Move]
     hides: bool = False
     sketch: Sketch | None = None
@@ -127,7 +129,7 @@ class InPlaceRound:
         """
         for part, trained, received in self.moves:
             np.subtract(trained.cpu().numpy(), received, out=part)
-        update = self.update if self.sketch is None else self.sketch.of(self.update)
+        update = self.update if self.sketch is None else self.sketch.of(np.concatenate(self.update))
         try:
             add_update(cohort_sum, update, scalars, spec)
         except ValueError:
@@ -178,6 +180,14 @@ def _first(data: Data, count: int) -> Data:
     return Examples(*data.batch(torch.arange(min(count, len(data)))))
 
 
+def _room_for(own: Tensor, received: NDArray[Any], shared: Mapping[int, int]) -> NDArray[np.floating]:
+    """Return where the update of a tensor goes: into its own values, unless those have another layout or another name."""
+    alone = shared[own.untyped_storage().data_ptr()] == 1
+    if own.device.type == "cpu" and own.is_contiguous() and alone and own.numpy().dtype == received.dtype:
+        return own.numpy()
+    return np.empty_like(received)
+
+
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     """Return the round that an instruction asks for."""
     _, number = read_round(content)
@@ -185,11 +195,9 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}
     received = {name: np.require(view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = layout_of(arrays)
-    bounds = np.cumsum([0, *(math.prod(shape) for shape in layout.values())])
-    update = np.empty(bounds[-1], np.result_type(*(received[name] for name in layout)))
+    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in own.values())
     moves: list[Move] = [
-        (update[start:stop].reshape(shape), own[name], received[name])
-        for (name, shape), start, stop in zip(layout.items(), bounds[:-1], bounds[1:], strict=True)
+        (_room_for(own[name], received[name], shared), own[name], received[name]) for name in layout
     ]
     return InPlaceRound(
         bench,
@@ -197,7 +205,7 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
         int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0]),
         [moved(torch.from_numpy(value), bench.device) for value in received.values()],
         [own[name] for name in received],
-        update,
+        [np.ravel(part) for part, _, _ in moves],
         moves,
         spec.clipping_norm is not None,
         sketch_for(content, spec),

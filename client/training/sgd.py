@@ -63,9 +63,8 @@ def train(
         inputs, targets = data.batch(torch.from_numpy(batch))
         with precision():
             loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
-        gradients = gradients_of(loss, parameters)
-        with torch.no_grad():
-            steps.take(gradients)
+        with torch.no_grad():  # nothing holds the gradients while the next ones are computed
+            steps.take(gradients_of(loss, parameters))
         losses.append(loss.detach())
     # Read at the end, so that a GPU waits for no single step.
     return math.fsum(torch.stack(losses).cpu().tolist()) / len(losses)

@@ -87,7 +87,7 @@ def watch(
       canaries: how many there are.
       block: that the round is added to.
     """
-    whole = np.concatenate([np.ravel(layer) for layer in released.layers])
+    whole = joined(released.layers)
     watched = whole[:: -(-whole.size // WATCHED)].copy()
     row = unwatched(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
@@ -113,6 +113,18 @@ def watch(
         row["along"] /= _lengths(directions, released.sketch)
     row["taken"][list(released.canaries)] = True
     return row, Memory(watched, total, blocks)
+
+
+def joined(layers: Sequence[Vector]) -> Vector:
+    """Return layers as one flat vector: that which they are consecutive views of, or a copy."""
+    size = sum(layer.size for layer in layers)
+    base = layers[0].base
+    if isinstance(base, np.ndarray) and base.dtype == np.float64 and base.strides == (8,):
+        places = np.cumsum([0, *(layer.nbytes for layer in layers)]) + base.__array_interface__["data"][0]
+        found = [(layer.__array_interface__["data"][0], layer.flags.c_contiguous) for layer in layers]
+        if base.size >= size and found == [(place, True) for place in places[:-1]]:
+            return base[:size]
+    return np.concatenate([np.ravel(layer) for layer in layers])
 
 
 def _spread(compressed: Vector, sketch: Sketch) -> Vector:

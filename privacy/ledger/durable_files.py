@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,13 +39,15 @@ def replace_files(
       OSError: one cannot be written.
     """
     for name, data in files.items():
-        os.replace(write_beside(folder / name, data, mode, flush=flush), folder / name)
+        os.replace(write_beside(folder / name, [data], mode, flush=flush), folder / name)
     if flush:
         sync_folder(folder)
 
 
-def write_beside(path: Path, data: bytes, mode: int | None = 0o600, *, flush: bool = True) -> Path:
-    """Write what a file shall hold to another one beside it, and return its path; arguments as of `replace_file`."""
+def write_beside(
+    path: Path, parts: Iterable[bytes | memoryview], mode: int | None = 0o600, *, flush: bool = True
+) -> Path:
+    """Write what a file shall hold, part by part, to another one beside it, and return its path; else as `replace_file`."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -53,7 +55,7 @@ def write_beside(path: Path, data: bytes, mode: int | None = 0o600, *, flush: bo
     with open(descriptor, "wb") as file:
         if mode is not None:
             os.fchmod(descriptor, mode)  # whatever the umask
-        file.write(data)
+        file.writelines(parts)
         if flush:
             file.flush()
             os.fsync(descriptor)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ UNCLIPPED = "unclipped"
 
 Arrays = Mapping[str, NDArray[np.floating]]
 Values = Mapping[str, float | NDArray[np.floating]]  # of the segments beside the update, in their own units
+Parts = Sequence[NDArray[np.floating]]  # an update's arrays, flat, one behind the other
 Vector = NDArray[np.float64]  # whole numbers below 2^53 where the sum is private
 Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: `cells` stays below 2^31
 
@@ -65,15 +66,16 @@ def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution,
     Returns:
       shape (coordinates + segments',); if the sum is private, int32 with a norm of at most `cells`.
     """
-    flat = np.concatenate([np.zeros(0, np.float32), *(np.ravel(value) for value in update.values())])
+    parts = [np.ravel(value) for value in update.values()]
     if spec.clipping_norm is None:
-        return _weigh(flat, values, spec), False
-    factor = _factor(flat, spec, flat.size)
+        return _weigh(parts, values, spec), False
+    size = _size(parts)
+    factor = _factor(parts, spec, size)
     tail = _segments_on_grid(values, factor, spec)
-    out = np.empty(flat.size + tail.size, np.int32)
-    out[flat.size :] = tail
+    out = np.empty(size + tail.size, np.int32)
+    out[size:] = tail
     squared = float(np.dot(tail, tail))
-    for start, block in _rounded(flat, factor / spec.step):
+    for start, block in _rounded(parts, factor / spec.step):
         squared += float(np.dot(block, block))
         np.copyto(out[start : start + block.size], block, casting="unsafe")
     if squared > float(spec.cells) ** 2:
@@ -81,12 +83,16 @@ def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution,
     return out, factor < 1.0
 
 
-def _factor(update: NDArray[np.floating], spec: SumSpec, coordinates: int) -> float:
+def _size(parts: Parts) -> int:
+    return sum(part.size for part in parts)
+
+
+def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
     """Return what an update of so many coordinates, zero outside of these, is scaled by; 1 leaves it as it is.
 
     ValueError for one that is not finite.
     """
-    norm = math.sqrt(squared_norm(update))
+    norm = math.sqrt(squared_norm(*update))
     if not math.isfinite(norm):
         raise ValueError("the update has a value that is not finite")
     return min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
@@ -181,11 +187,10 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
     return rows
 
 
-def squared_norm(part: NDArray[np.generic]) -> float:
-    """Return the squared L2 norm in float64."""
-    total, room = 0.0, np.empty(min(part.size, _CONVERTED))
-    for start in range(0, part.size, _CONVERTED):
-        values = part[start : start + _CONVERTED]
+def squared_norm(*parts: NDArray[np.generic]) -> float:
+    """Return the squared L2 norm in float64 of flat arrays together."""
+    total, room = 0.0, np.empty(min(sum(part.size for part in parts), _CONVERTED))
+    for values in _blocks(parts, _CONVERTED):
         block = values if values.dtype == np.float64 else room[: values.size]
         if block is not values:
             np.copyto(block, values, casting="unsafe")
@@ -195,15 +200,31 @@ def squared_norm(part: NDArray[np.generic]) -> float:
     return total
 
 
-def _rounded(update: NDArray[np.floating], factor: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
+def _blocks(parts: Sequence[NDArray[Any]], size: int) -> Iterator[NDArray[Any]]:
+    """Yield flat arrays, one behind the other, so many numbers at a time: as if they were one, and without a copy of it."""
+    few: list[NDArray[Any]] = []
+    room = size
+    for part in parts:
+        start = 0
+        while start < part.size:
+            few.append(part[start : start + room])
+            start, room = start + few[-1].size, room - few[-1].size
+            if not room:
+                yield few[0] if len(few) == 1 else np.concatenate(few)
+                few, room = [], size
+    if few:
+        yield few[0] if len(few) == 1 else np.concatenate(few)
+
+
+def _rounded(update: Parts, factor: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Yield the scaled update on the grid, block by block: where a block starts, and its values until the next."""
-    room = np.empty(min(update.size, _BLOCK))
-    for start in range(0, update.size, _BLOCK):
-        values = update[start : start + _BLOCK]
+    room, start = np.empty(min(_size(update), _BLOCK)), 0
+    for values in _blocks(update, _BLOCK):
         block = room[: values.size]
         np.copyto(block, values, casting="unsafe")  # then in place: faster than casting on the way
         np.multiply(block, factor, out=block)
         yield start, np.rint(block, out=block)
+        start += values.size
 
 
 def centre(values: NDArray[np.floating] | np.float64, scalar: Segment, spec: SumSpec) -> NDArray[np.float64]:
@@ -231,13 +252,20 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
         np.copyto(block, np.trunc(block * factor), casting="unsafe")
 
 
-def _weigh(update: NDArray[np.floating], values: Values, spec: SumSpec) -> Vector:
-    weight = values["num-examples"]
-    out = np.empty(update.size + spec.beside)
-    np.multiply(update, weight, out=out[: update.size])
-    for place, each in enumerate(spec.segments, update.size):
-        out[place] = weight if each.name == "num-examples" else weight * values.get(each.name, 0.0)
+def _weigh(update: Parts, values: Values, spec: SumSpec) -> Vector:
+    weight, coordinates = values["num-examples"], 0
+    out = np.empty(_size(update) + spec.beside)
+    for part in update:
+        np.multiply(part, weight, out=out[coordinates : coordinates + part.size])
+        coordinates += part.size
+    out[coordinates:] = _weighed_scalars(values, spec)
     return out
+
+
+def _weighed_scalars(values: Values, spec: SumSpec) -> Vector:
+    weight = values["num-examples"]
+    names = [each.name for each in spec.segments]
+    return np.array([weight if name == "num-examples" else weight * values.get(name, 0.0) for name in names])
 
 
 # --- add, noise and decode, at the server ----------------------------------------------------------------------
@@ -291,14 +319,18 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
 
 
 def add_update(
-    cohort_sum: CohortSum, update: NDArray[np.floating], values: Values, spec: SumSpec, start: int = 0
+    cohort_sum: CohortSum,
+    update: Parts | NDArray[np.floating],
+    values: Values,
+    spec: SumSpec,
+    start: int = 0,
 ) -> None:
     """Add what `encode` makes of a client's update, in the same process and without a vector in between.
 
     Args:
       cohort_sum: changed in place.
-      update: all arrays in the layout's order, flat, shape (coordinates,); or a window of them from `start`, outside of
-        which the update is zero.
+      update: all arrays in the layout's order, each flat; or one of them all, shape (coordinates,), or a window of that
+        from `start`, outside of which the update is zero.
       values: a value for each of the spec's segments.
       spec: the round's public parameters.
       start: of the window.
@@ -306,30 +338,50 @@ def add_update(
     Raises:
       ValueError: the update has a value that is not finite; nothing was added.
     """
-    coordinates = cohort_sum.total.size - spec.beside
+    coordinates, parts = cohort_sum.total.size - spec.beside, update
+    if isinstance(parts, np.ndarray):
+        parts = [parts]
     if spec.clipping_norm is None:
-        return add(cohort_sum, _weigh(_whole(update, start, coordinates), values, spec), spec)
-    factor = _factor(update, spec, coordinates)
+        return _add_weighed(cohort_sum, parts, values, spec, start)
+    factor = _factor(parts, spec, coordinates)
     tail = _segments_on_grid(values, factor, spec)
-    wide = cohort_sum.total[start : start + update.size]
-    squared = float(np.dot(tail, tail)) + _add_rounded(wide, update, factor / spec.step, np.add)
+    wide = cohort_sum.total[start : start + _size(parts)]
+    squared = float(np.dot(tail, tail)) + _add_rounded(wide, parts, factor / spec.step, np.add)
     if squared > float(spec.cells) ** 2:
-        _add_rounded(wide, update, factor / spec.step, np.subtract)  # whole numbers: nothing of it is left
-        whole = {"": _whole(update, start, coordinates)}
+        _add_rounded(wide, parts, factor / spec.step, np.subtract)  # whole numbers: nothing of it is left
+        whole = {str(place): part for place, part in enumerate(_whole(parts, start, coordinates))}
         return add(cohort_sum, encode(whole, values, spec)[0], spec)
     cohort_sum.total[coordinates:] += tail
     cohort_sum.replies += 1
 
 
-def _whole(window: NDArray[np.floating], start: int, coordinates: int) -> NDArray[np.floating]:
-    if window.size == coordinates:
-        return window
+def _add_weighed(cohort_sum: CohortSum, update: Parts, values: Values, spec: SumSpec, start: int) -> None:
+    """Do what `add` does with a weighed update, which is not held whole: it is twice as long as the model."""
+    weight, tail = values["num-examples"], _weighed_scalars(values, spec)
+    squared = squared_norm(tail) + sum(
+        squared_norm(np.multiply(block, weight)) for block in _blocks(update, _CONVERTED)
+    )
+    if not math.isfinite(squared):
+        return cohort_sum.drop("not finite")
+    if not _plausible_count(tail, spec):
+        return cohort_sum.drop("num-examples")
+    for block in _blocks(update, _CONVERTED):
+        cohort_sum.total[start : start + block.size] += np.multiply(block, weight)
+        start += block.size
+    cohort_sum.total[cohort_sum.total.size - tail.size :] += tail
+    cohort_sum.replies += 1
+
+
+def _whole(parts: Parts, start: int, coordinates: int) -> Parts:
+    if _size(parts) == coordinates:
+        return parts
+    (window,) = parts
     whole = np.zeros(coordinates, window.dtype)
     whole[start : start + window.size] = window
-    return whole
+    return [whole]
 
 
-def _add_rounded(total: Vector, update: NDArray[np.floating], factor: float, combine: np.ufunc) -> float:
+def _add_rounded(total: Vector, update: Parts, factor: float, combine: np.ufunc) -> float:
     """Add (or subtract) the scaled update on the grid, and return its squared norm there."""
     squared = 0.0
     for start, block in _rounded(update, factor):
@@ -348,10 +400,10 @@ def _plausible_count(vector: Contribution, spec: SumSpec) -> bool:
 def add_noise(
     total: Vector, noise_multiplier: float, spec: SumSpec, stream: Stream
 ) -> tuple[Vector, GaussianDpEvent]:
-    """Return the sum with exact discrete Gaussian noise, and the event that accounts for it.
+    """Add exact discrete Gaussian noise to the sum, and return it with the event that accounts for it.
 
     Args:
-      total: the cohort's sum on the lattice, whole numbers.
+      total: the cohort's sum on the lattice, whole numbers; changed in place.
       noise_multiplier: noise standard deviation over the sum's sensitivity; the noise is never below it.
       spec: the round's public parameters, private.
       stream: a stream that serves this release and no other.
@@ -362,11 +414,10 @@ def add_noise(
     if spec.cells < MIN_CELLS:
         wanted = math.sqrt(wanted**2 + SMOOTHING**2)
     sigma = math.ceil(wanted)
-    noised = total.copy()
     for start in range(0, total.size, _NOISE_BLOCK):
-        block = noised[start : start + _NOISE_BLOCK]
+        block = total[start : start + _NOISE_BLOCK]
         block += sample(sigma, block.size, stream)
-    return noised, gaussian_event(noise_multiplier)
+    return total, gaussian_event(noise_multiplier)
 
 
 def decode(
@@ -378,7 +429,8 @@ def decode(
     client-level privacy the sum is divided by the summed examples, as federated averaging does.
 
     Args:
-      total: the sum, with its noise, shape (coordinates + segments',).
+      total: the sum, with its noise, shape (coordinates + segments',); its coordinates are overwritten with the mean,
+        whose arrays are views of it.
       layout: shapes by name, in the order of the update.
       spec: the round's public parameters.
       denominator: the expected cohort, above 0.
@@ -393,7 +445,8 @@ def decode(
     else:
         scalars = {each.name: _uncentre(value, each, spec, denominator) for each, value in summed.items()}
     bounds = np.cumsum([0, *sizes])
-    mean = total[: bounds[-1]] * (spec.step / denominator)
+    mean = total[: bounds[-1]].astype(np.float64, copy=False)
+    mean *= spec.step / denominator
     arrays = {
         name: mean[start:stop].reshape(tuple(shape))
         for (name, shape), start, stop in zip(layout.items(), bounds[:-1], bounds[1:], strict=True)

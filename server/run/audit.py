@@ -50,7 +50,6 @@ class RunAudit:
       auditor: watches what is released.
       on_alarm: what an alarm does: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
       seed: secret, of the canaries; None without any.
-      first: the first model, where canaries move it.
       scores: of the canary records of steps; None without any.
     """
 
@@ -58,7 +57,6 @@ class RunAudit:
     auditor: Auditor
     on_alarm: str
     seed: bytes | None
-    first: Arrays | None
     scores: StepScores | None = None
 
     @property
@@ -112,10 +110,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         auditor.booked = lambda: ledger.epsilon(terms.delta)
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
-    arrays = read_arrays(federation.task.model())
-    first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
-    moved = first if federation.deployed is None else None
-    audit = RunAudit(run, auditor, settings.on_alarm, seed, moved, scores)
+    audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
     if fresh:
         (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
     if fresh and scores is not None:
@@ -300,6 +295,14 @@ def _keep_clean(run: Run, state: State) -> None:
     checkpoint.write(folder, checkpoint.Checkpoint(run.name, state.round, state.arrays, {}))
 
 
+def _moved_by_canaries(federation: Federation) -> Arrays | None:
+    """Return the first model, where canaries move it: beside real clients they are taken out of every sum."""
+    if federation.deployed is not None:
+        return None
+    arrays = read_arrays(federation.task.model())
+    return {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
+
+
 def _last_clean(run: Run, state: State) -> State:
     found = checkpoint.read(run.folder / CLEAN)
     if found is None:
@@ -325,7 +328,8 @@ def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
       OSError: the folder cannot be written.
     """
     over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
-    summary = audit.auditor.end(audit.first, ending.state.arrays)
+    first = None if audit.auditor.directions is None else _moved_by_canaries(audit.run.federation)
+    summary = audit.auditor.end(first, ending.state.arrays)
     write_terms(audit, opened=over)
     looks = audit.auditor.looks or audit.auditor.record_looks
     if looks:

@@ -28,7 +28,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canaries
 from ...strategies.cohorts import All
 from ...strategies.flower_adapter import quiet_flower
-from ...tasks.arrays import load_arrays
+from ...tasks.arrays import emptied, holding
 from ...tasks.data import Examples, batches_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
@@ -237,6 +237,7 @@ def _run_on(
         else None,
         difference_bits=federation.difference_bits,
     )
+    del state  # the first model is not kept beside the last one
     started = _start_of(progress)
     for each in watching:
         each.start(started)
@@ -332,10 +333,12 @@ def _after_round(
     deadline: float,
     state: State,
     done: Round,
-    metrics: dict[str, float],
+    measure: Callable[[], dict[str, float]],
 ) -> Ending | None:
     audit, federation = progress.audit, progress.run.federation
     alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
+    grid.released = None  # it takes as much room as two models
+    metrics = measure()
     drawn = grid.participants.real(grid.drawn)
     answers = answers_of(replace(federation, cohort=All()))
     evaluated = evaluate_at_clients(progress.run, grid.participants, answers, state, deadline)
@@ -386,16 +389,15 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     # A process that has touched a GPU cannot be forked for workers that use it: theirs evaluates on the processor.
     alone = getattr(engine, "workers", 1) == 1
     device = device_of(engine.device if alone else "cpu")
-    model, public = task.model().to(device), held_out_of(task)
+    model, public = emptied(task.model().to(device)), held_out_of(task)
     held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
 
     def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
         del number
         if not len(held_out):  # of real clients no row is, since what is measured on it would be a release
             return {}
-        load_arrays(model, arrays)
         model.eval()
-        with torch.no_grad():
+        with holding(model, arrays), torch.no_grad():
             means: dict[str, float] = defaultdict(float)
             for inputs, targets in batches_of(held_out):
                 with precision(device, engine.dtype):
