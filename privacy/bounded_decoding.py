@@ -126,9 +126,7 @@ def read_kept(kind: type[T], path: Path) -> T | None:
 def read_lines(kind: type[T], path: Path) -> list[T]:
     """Return the dataclasses of a file's lines; none where there is no file, and not of a line that was cut short.
 
-    Args:
-      kind: as of `build`.
-      path: of the file.
+    Arguments as of `read_kept`.
     """
     found: list[T] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:

@@ -70,10 +70,7 @@ class CountedSums(CountedGrid):
         self._adds = grid
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Count an instruction to every node, and the vectors that come back.
-
-        Arguments as of `SummingGrid`.
-        """
+        """Count an instruction to every node, and the vectors that come back; arguments as of `SummingGrid`."""
         cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
         for message, count in self._sent(order, nodes):
             self._tally.add("down", cargo.down, count * carried_bytes(message))

@@ -36,9 +36,7 @@ def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generato
 def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:
     """Open what reaches the clients: the grid that is given, or the engine that the settings name.
 
-    Args:
-      run: about to begin its rounds.
-      grid: to be used instead of an engine; it is not closed.
+    Arguments as of `counted_engine`.
     """
     if grid is not None:
         return nullcontext(grid)

@@ -220,9 +220,7 @@ class RayGrid(AskingGrid):
     ) -> Iterator[Message]:
         """Call the clients and yield their replies, as the actors are done.
 
-        Args:
-          messages: at most one to each client.
-          timeout: not used; each client has its deadline.
+        Arguments as of `InProcessGrid.send_and_receive`.
         """
         import ray
 

@@ -302,12 +302,7 @@ def data_of(task: Task, client: int) -> Data:
 
 
 def data_of_all(task: Task, client: int) -> Data:
-    """Return one client's data with what it holds out of its training.
-
-    Args:
-      task: gives them.
-      client: 0 <= client < num_clients.
-    """
+    """Return one client's data with what it holds out of its training; arguments as of `data_of`."""
     return as_data(task.client_data(client))
 
 

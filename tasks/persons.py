@@ -22,9 +22,7 @@ KEY = b"examples of a person"  # a secret would hide nothing: any choice that lo
 def names_of(data: Data, whose: str = "data") -> list[str]:
     """Return the person of each example, as text; 7, 7.0 and "7" are the same.
 
-    Args:
-      data: of a client.
-      whose: as a refusal names them, such as `client 3`.
+    Arguments as of `check_taken`.
 
     Raises:
       Refusal: nobody says whose the examples are, of some alone, or of another number of examples.
@@ -45,12 +43,7 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
 
 
 def check_persons(data: Data, whose: str) -> None:
-    """Refuse data that do not say of each example whose it is.
-
-    Args:
-      data: of a client.
-      whose: as a refusal names them, such as `client 3`.
-    """
+    """Refuse data that do not say of each example whose it is; arguments as of `check_taken`."""
     names_of(data, whose)
 
 

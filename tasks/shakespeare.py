@@ -95,9 +95,7 @@ class Characters:
     def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
         """Return the model's loss on each PIN, shape (CANDIDATES,), by one pass for each digit.
 
-        Args:
-          model: to be tested.
-          secret: gives the prefix.
+        Arguments as of `SecretTask.secret_losses`.
         """
         digits = torch.tensor([ALPHABET.index(str(digit)) for digit in range(10)])
         start = torch.from_numpy(_codes(" " * CONTEXT + secret.prefix))

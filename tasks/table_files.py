@@ -122,9 +122,7 @@ def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
     A word is the first spelling of its category, empty where it is missing, and as it stands where it is none: a question
     counts it nowhere and tells it as clipped.
 
-    Args:
-      path: of the file or the folder.
-      schema: what the columns hold.
+    Arguments as of `read_rows`.
 
     Raises:
       Refusal: as of `read_rows`.
@@ -408,9 +406,7 @@ class CellReader:
     def spelled(self, values: Any, column: Column) -> NDArray[np.str_]:
         """Return each cell's word, shape (n,): the first spelling of its category, or as it stands; empty where it is missing.
 
-        Args:
-          values: the cells, an Arrow array.
-          column: with the categories.
+        Arguments as of `codes`.
         """
         words, places = self.words(values)
         missing = {*self.missing, *column.absent}

@@ -250,10 +250,7 @@ def has_distribution(leaf: Leaf, adjacency: Adjacency) -> bool:
 
 @lru_cache(maxsize=1024)
 def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> float:
-    """Return epsilon by PLD.
-
-    Arguments as of `bounds`.
-    """
+    """Return epsilon by PLD; arguments as of `bounds`."""
     from . import loss_distributions
 
     return loss_distributions.epsilon(_composed(counts, adjacency, interval), delta)

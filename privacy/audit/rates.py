@@ -23,10 +23,7 @@ def rate_below(hits: int, trials: int, alpha: float) -> float:
 
 
 def rate_above(hits: int, trials: int, alpha: float) -> float:
-    """Return the upper limit of a rate.
-
-    Arguments as of `rate_below`.
-    """
+    """Return the upper limit of a rate; arguments as of `rate_below`."""
     from scipy.special import betainccinv
 
     return float(betainccinv(hits + 1, trials - hits, alpha)) if hits < trials else 1.0

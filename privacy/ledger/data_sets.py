@@ -57,9 +57,7 @@ def population_ledger(data_id: str) -> str:
 def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
     """Return the name of each client's ledger, 64 hexadecimal digits; clients with equal data share the first one's.
 
-    Args:
-      data_id: of the data set.
-      fingerprints: of the clients' data, in their order.
+    Arguments as of `owed_by_clients`.
     """
     firsts = {print_: client for client, print_ in reversed(list(enumerate(fingerprints)))}
     numbers = [firsts[print_] for print_ in fingerprints]

@@ -160,9 +160,7 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     More survivors are more noise, but for the layers that they open. Holds for zero-out and, as every Gaussian event,
     for replace-one; see `sizing`.
 
-    Args:
-      spec: the round's public parameters.
-      survivors: how many vectors were added.
+    Arguments as of `decode_sum`.
 
     Raises:
       Refusal: fewer survive than were planned, or more than the sum was sized for; nothing may be released.

@@ -87,9 +87,7 @@ def _longest_vector(spec: ShareSpec) -> float:
 def norm_of(total: NDArray[np.uint16 | np.uint32], spec: ShareSpec) -> float:
     """Return the L2 norm of a sum on the lattice, in grid units; a rotation does not change it.
 
-    Args:
-      total: the sum of the survivors' vectors modulo 2^bits, unmasked.
-      spec: the round's public parameters.
+    Arguments as of `decode_sum`.
     """
     signed = np.int16 if spec.bits == 16 else np.int32
     return math.sqrt(squared_norm(total.astype(spec.dtype, copy=False).view(signed).astype(np.float64)))

@@ -101,10 +101,7 @@ def proved(proof: bytes, own: bytes, peer: bytes, context: bytes) -> bytes:
 def disclosed(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     """Return what `prove` does; zeros where the peer's key is no point of the curve, and so proves itself wrong.
 
-    Args:
-      key: the holder's own.
-      peer: public key of the dealer, 32 bytes.
-      context: in which the proof counts, 32 bytes.
+    Arguments as of `prove`.
     """
     return prove(key, peer, context) if on_curve(peer) else bytes(PROOF_BYTES)
 

@@ -391,9 +391,7 @@ _WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
 def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
     """Return the operations of a model as the program of `numpy_model`, in JSON, and the arrays that it takes.
 
-    Args:
-      model: in evaluation mode.
-      sample: two rows of inputs.
+    Arguments as of `written`.
 
     Raises:
       Refusal: the model has an operation that NumPy's interpreter does not know.
