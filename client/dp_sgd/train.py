@@ -79,7 +79,8 @@ def noised(values: NDArray[np.floating], sigma: int, step: float, stream: Stream
       step: of the lattice.
       stream: from which the bits are drawn.
     """
-    whole = np.rint(np.divide(values, step, dtype=np.float64))
+    whole = np.divide(values, step, dtype=np.float64)
+    np.rint(whole, out=whole)  # in place: a second block would not fit into the cache
     whole += sample(sigma, len(whole), stream)
     whole *= step
     return whole
