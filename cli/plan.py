@@ -25,12 +25,13 @@ from ..server.run.evaluation_plan import (
     scoring_plan,
 )
 from ..server.run.federation import EVERYBODY, Federation
+from ..server.run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..server.run.sum_plan import metrics_share_of
 from ..server.run.unit_plan import (
     curve,
-    evaluations_of,
     is_of_sum,
     plans_of,
+    questions_of,
     tries_of,
     unit_plans,
     warnings_for,
@@ -51,6 +52,7 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
     if as_json:
         print(json.dumps(plain(federation), allow_nan=False))
         return 0
+    _ = scaling_plan(federation)  # refuses before anything is shown
     console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
@@ -100,11 +102,11 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             f"{federation.settings.num_rounds}."
         )
     if not unlimited:
-        affordable = plan.affordable_rounds(budget, evaluations_of(federation, plan))
+        affordable = plan.affordable_rounds(budget, questions_of(federation, plan))
         ends = "; the run ends there" if affordable < rounds else ""
         console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
     if (runs := federation.settings.budget.runs) > 1:
-        beside = evaluations_of(federation, plan)
+        beside = questions_of(federation, plan)
         once, all_of_them = (
             plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
         )
@@ -117,6 +119,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best goes on with all. One client is "
             f"in one arm: epsilon {once:.3f}. As many whole runs would come to {whole:.3f}."
         )
+    if (scaling := scaling_plan(federation)) is not None:
+        console.print(_scaling(federation, plan, budget, scaling))
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
         if (asked := scoring_plan(federation)) is not None:
@@ -149,7 +153,7 @@ def _metrics(federation: Federation, plan: Plan) -> str:
 
 
 def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
-    whole = plan.epsilon(budget.target_delta, prior=evaluations_of(federation, plan))
+    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
     metric, half = scored_metric(federation.settings), asked.half_width or 0.0
     return (
         f"The clients of each arm, some {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
@@ -158,9 +162,19 @@ def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: Evaluati
     )
 
 
+def _scaling(federation: Federation, plan: Plan, budget: Budget, asked: ScalingPlan) -> str:
+    columns = asked.columns[0] if len(asked.columns) == 1 else f"{len(asked.columns)} columns"
+    without = plan.epsilon(budget.target_delta)
+    whole = plan.epsilon(budget.target_delta, prior=scaling_events(federation))
+    return (
+        f"Before round 1 the clients are asked mean and deviation of {columns}, at noise multiplier {asked.noise_multiplier:.4g}: "
+        f"epsilon {asked.epsilon:.3f} by itself, which adds {whole - without:.3f} to the rounds' {without:.3f}."
+    )
+
+
 def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
     without = plan.epsilon(budget.target_delta)
-    whole = plan.epsilon(budget.target_delta, prior=evaluations_of(federation, plan))
+    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
     many = len(asked.rounds)
     often = f"after {many} of the rounds" if many > 1 else "in the end"
     said = (

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..client.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceFile, read_settings
 from ..configs.bundle_files import SCHEMA, read_toml
+from ..privacy.bounded_decoding import read_json
 from ..privacy.refusal import Refusal
 from ..server.run.released import MODEL, RESULT, model_of, require_ended, task_of
 from ..tasks import load_task
@@ -72,6 +73,7 @@ def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module,
     options = {**choice.options, **choice.args}
     if choice.name == TABLES:
         options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
+        options |= {"moments": read_json(told["moments"])} if told.get("moments") else {}
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
     if told.get("agreement") and told["agreement"] != agreement_of(task):
         remedy = f"is not the schema or model of run {told.get('run')}, whose model is kept; put that back"

@@ -190,7 +190,15 @@ class CsvTask(_TableTask):
     bins: Annotated[int, Field(ge=2, le=256)] = 16
     """Of a number that declares no edges in the schema, with model=gam."""
     scaling: Text | None = None
-    """JSON of a question of kind variance for each number, which scales inputs by it. Null: by the bounds in the schema."""
+    """`asked`: the run asks mean and deviation of each number and scales inputs by them; or the JSON of such a question. Null: by
+    the bounds in the schema."""
+    scaling_epsilon: Positive | None = None
+    """What that question may cost by itself; null: a quarter of the target, at most 1."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What this task takes beside its clients: the price of a question is the run's."""
+        return {name: value for name, value in super().options.items() if name != "scaling_epsilon"}
 
 
 class CustomTask(_Task):
@@ -1462,7 +1470,7 @@ class ServerSettings(FederationSettings):
         if isinstance(self.task, CsvTask) and self.task.folder is not None:
             yield "task.folder", "the tables stay with the clients; leave it out"
         for key in ("group_weights", "scaling"):
-            if getattr(self.task, key, None) is not None:
+            if getattr(self.task, key, None) not in (None, "asked"):
                 remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"
                 yield f"task.{key}", remedy
         yield from self._rules_of_clients()

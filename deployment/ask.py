@@ -20,6 +20,7 @@ from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
+from ..reports.files import QUESTIONS
 from ..server.run.ask import ask
 from ..server.run.asking import Reach
 from ..server.run.build import build
@@ -31,8 +32,6 @@ from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .serve import Open, completed, deployed_in, logged, refuse_roster
 from .status import RUNNING
-
-QUESTIONS = "questions"  # folder of records in the server's
 
 
 def ask_clients(
@@ -70,8 +69,8 @@ def ask_clients(
         grid = partial(
             _connected, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)
         )
-        how = Reach(grid, answers_of(federation), settings.link.deadline, released=released)
-        return ask(federation, inquiry, spend, folder / QUESTIONS, how)
+        how = Reach(answers_of(federation), settings.link.deadline, released=released)
+        return ask(federation, inquiry, spend, folder / QUESTIONS, grid, how)
 
 
 @contextmanager

@@ -48,6 +48,7 @@ from ..server.run.close import close_again
 from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import note_farewell
+from ..server.run.scaling import as_answered
 from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
@@ -255,7 +256,7 @@ def _run(
                 rosters, settings.link, link, watch.wait_for, partial(fewest, federation), ending_of(bundle)
             ),
             callbacks=(watch,),
-            objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters), *callbacks),
+            objects=(Farewell(link, federation, bundle, rosters), *callbacks),
             renew=partial(renewed, rosters),
             tally=link.tally,
         )
@@ -290,14 +291,14 @@ class Farewell:
 
     Attributes:
       link: to the clients.
-      agreement: hash of the schema and model that the run had.
+      federation: as it was when the run began.
       bundle: the server's.
       rosters: returns the newest roster.
       run: what people call it.
     """
 
     link: Link
-    agreement: str
+    federation: Federation
     bundle: ServerBundle
     rosters: Rosters
     run: str = ""
@@ -317,7 +318,10 @@ class Farewell:
         rounds = ending.result["rounds_completed"]
         closed = (ending.folder / MANIFEST).exists()
         manifest = read_manifest(ending.folder).hash if closed else ""
-        over = RunOver(self.run, ending.status, rounds, model, self.agreement, manifest)
+        had = as_answered(self.federation, ending.folder)
+        moments = json.dumps(had.moments) if had.moments else ""
+        agreement = agreement_of(had.task) or ""
+        over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments)
         messages = [message_to(node, over) for node in self.link.presence().since]
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given = {each.node: each for each in map(read_receipt, replies) if each is not None}

@@ -88,7 +88,8 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
 
 def _answers(run: RunFiles, ledger: Fields | None) -> list[dict[str, Any]]:
     charged = [] if ledger is None else [each["name"] for each in ledger["questions"]]
-    return [] if run.questions is None else read_answers(run.questions, charged)
+    folders = (run.folder, *(() if run.questions is None else (run.questions,)))
+    return [each for folder in folders for each in read_answers(folder, charged)]
 
 
 def _evaluations(run: RunFiles) -> Sequence[Fields]:

@@ -17,5 +17,7 @@ RECEIPTS = "receipts.json"  # of the devices, given when the run was over
 # What is made of a run by `fedveil report`, and what the organisation adds.
 REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
 MATERIALS = "bom.cdx.json"
+QUESTIONS = "questions"  # folder of answers in a server's, beside its runs
+SCALING = "scaling.json"  # the answer by which a run scales its inputs, where it asked for one
 OF_RECORDS = "records"  # folder, in one of answers, of the ledger of questions that hide records
 OF_ANSWERS = "report"  # folder of REPORT and PAGE in one of answers, whose names are the askers'

@@ -16,10 +16,9 @@ from typing import Any, cast
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.refusal import Refusal
-from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, RESULT, SAVED
+from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, QUESTIONS, RESULT, SAVED
 
 LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
-QUESTIONS = "questions"  # folder of answers in a server's, beside its runs
 # Files that a report is made from, beside the ledger.
 READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT_TERMS, MODEL)
 MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one

@@ -47,9 +47,10 @@ def ask_here(
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
     told = replace(question_settings(federation, folder), seed=seed)
-    reach = Reach(partial(_engine, federation, told), randomness=Randomness(seed), released=released)
+    grid = partial(_engine, federation, told)
+    reach = Reach(randomness=Randomness(seed), released=released)
     with state_kept():
-        return ask(federation, inquiry, spend, folder, reach)
+        return ask(federation, inquiry, spend, folder, grid, reach)
 
 
 @contextmanager

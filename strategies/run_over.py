@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..privacy.ledger.receipt import COMMITMENT_BYTES, SIGNATURE_BYTES, Receipt
 from .flower_adapter import records_of
+from .training_order import MAX_ORDER_BYTES
 from .wire import memory_arrays, view
 
 OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
@@ -33,6 +34,7 @@ class RunOver:
       rounds: that it completed.
       model: the released model's arrays by name; empty where the run left none to be used.
       agreement: hash of the schema and model that the run had, as its orders bear it; empty where it has no schema.
+      moments: mean and deviation of columns by which the run's inputs were scaled, as JSON; empty where it did not ask.
       manifest: SHA-256 of the manifest by which the run was closed, in hexadecimal; empty where it was not.
     """
 
@@ -42,6 +44,7 @@ class RunOver:
     model: Mapping[str, NDArray[np.generic]]
     agreement: str = ""
     manifest: str = ""
+    moments: str = ""
 
 
 def message_to(node: int, over: RunOver) -> Message:
@@ -49,6 +52,8 @@ def message_to(node: int, over: RunOver) -> Message:
     said = ConfigRecord({"run": over.run, "status": over.status, "rounds": over.rounds})
     if over.agreement:
         said["agreement"] = over.agreement
+    if over.moments:
+        said["moments"] = over.moments
     if over.manifest:
         said["manifest"] = over.manifest
     return Message(RecordDict({OVER: said, MODEL: memory_arrays(dict(over.model))}), node, MESSAGE_TYPE)
@@ -63,15 +68,17 @@ def read_over(message: Message) -> RunOver | None:
     if said is None or arrays is None:
         return None
     run, status, rounds = said.get("run"), said.get("status"), said.get("rounds")
-    agreement, manifest = said.get("agreement", ""), said.get("manifest", "")
+    agreement, manifest, moments = (said.get(key, "") for key in ("agreement", "manifest", "moments"))
     if not (_is_word(run) and _is_word(status) and type(rounds) is int):
         return None
     if agreement != "" and not _is_word(agreement):
         return None
     if manifest != "" and not (isinstance(manifest, str) and HASH.fullmatch(manifest)):
         return None
+    if not isinstance(moments, str) or len(moments) > MAX_ORDER_BYTES:
+        return None
     model = {name: view(each) for name, each in arrays.items()}
-    return RunOver(str(run), str(status), rounds, model, str(agreement), str(manifest))
+    return RunOver(str(run), str(status), rounds, model, str(agreement), str(manifest), moments)
 
 
 def reply_with(receipt: Receipt | None, message: Message) -> Message:

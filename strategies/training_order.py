@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
-MAX_ORDER_BYTES = 4096  # one has under 700
+MAX_ORDER_BYTES = 8192  # one has under 700, and 100 more for each column that it scales
+MAX_SCALED = 32  # columns, as many as one question asks about
 MAX_RUN = 200
 DIGEST = re.compile("[0-9a-f]{64}")
 NEW = "@"  # between the name that people gave a run and the part that makes it new
@@ -154,6 +155,8 @@ class TrainingOrder:
       held_out: share of its records that a client keeps out of its training, and evaluates models on; None for none, as
         where each client trains records by itself.
       arm: whose clients alone the round is of; in JSON only where it is given.
+      moments: mean and deviation of the columns of tables by which inputs are scaled, as clients have told in an answer; in
+        JSON only where there are any.
 
     Raises:
       Refusal: a value is out of range, or does not go with `privacy`.
@@ -167,6 +170,7 @@ class TrainingOrder:
     agreement: str | None = None
     held_out: float | None = None
     arm: Arm | None = None
+    moments: Mapping[str, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
@@ -183,6 +187,8 @@ class TrainingOrder:
                 f"does not go with privacy={self.privacy}: how many records train would tell which they are"
             )
             raise Refusal("held_out", self.held_out, remedy)
+        if self.moments:
+            object.__setattr__(self, "moments", _moments(self.moments))
         rate = None if self.record is None else self.record.sample_rate
         for name, given, modes in (
             ("client", self.client, CLIENT_MODES),
@@ -192,12 +198,20 @@ class TrainingOrder:
             if (given is not None) != (self.privacy in modes):
                 raise Refusal(name, given, f"does not go with privacy={self.privacy}")
 
+    @property
+    def told_to_task(self) -> dict[str, object]:
+        """The options of the owner's task that the order brings: by what the inputs of tables are scaled."""
+        return {"moments": self.moments} if self.moments else {}
+
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
         plain = asdict(self)
-        training, _ = plain.pop("training"), plain.pop("arm")
+        training, _, moments = plain.pop("training"), plain.pop("arm"), plain.pop("moments")
         arm = {} if self.arm is None else {"arm": self.arm.to_json()}
-        return json.dumps({**plain, **arm, **{name: training[name] for name in ORDERED}}, sort_keys=True)
+        scaled = {"moments": moments} if moments else {}
+        return json.dumps(
+            {**plain, **arm, **scaled, **{name: training[name] for name in ORDERED}}, sort_keys=True
+        )
 
     @classmethod
     def from_json(cls, text: str) -> TrainingOrder:
@@ -212,8 +226,10 @@ class TrainingOrder:
             plain = read_json(text)
         except Undecodable as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
-        arm = plain.pop("arm", None) if isinstance(plain, dict) else None
-        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm"})
+        arm, moments = (
+            (plain.pop(key, None) for key in ("arm", "moments")) if isinstance(plain, dict) else (None, None)
+        )
+        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm", "moments"})
         client, record = plain.pop("client"), plain.pop("record")
         try:
             return cls(
@@ -222,6 +238,7 @@ class TrainingOrder:
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
                 arm=None if arm is None else Arm.from_json(arm),
+                moments=moments,
             )
         except OverflowError as error:
             raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error
@@ -245,6 +262,22 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
     if len(found) > 1 or not isinstance(found[0], str):
         raise Refusal(ORDER_KEY, f"{len(found)} values", "an instruction has one order, as text")
     return TrainingOrder.from_json(found[0])
+
+
+def _moments(plain: object) -> dict[str, tuple[float, float]]:
+    """Return columns with their mean and deviation.
+
+    Raises:
+      Refusal: they are no such group, or too many.
+    """
+    if not isinstance(plain, Mapping) or not len(plain) <= MAX_SCALED:
+        raise Refusal("moments", str(plain)[:40], f"is a group of at most {MAX_SCALED} columns")
+    found: dict[str, tuple[float, float]] = {}
+    for name, pair in plain.items():
+        if not isinstance(name, str) or not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise Refusal("moments", str(name)[:40], "is a column with its mean and its deviation")
+        found[name] = real("moments", pair[0]), _above_0("moments", pair[1])
+    return found
 
 
 def people_call(run: str) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.figure import Figure
+from ..privacy.statistics.inquiry import MOST_QUESTIONS
 from .answer_files import Answered, read_answer
 from .table_schema import Column, Schema, plain, require_within
 
 FIELD = "task.scaling"
 ASKED = "asked"
 MEAN, DEVIATION = "mean", "standard deviation"
-ASK_FIRST = (
-    "a run does not ask by itself: ask first (fedveil ask, a question of kind variance for each number), and give the JSON "
-    "that it leaves"
+KNOWN_TO = (
+    0.5  # of a deviation: half the width that its interval may have in an answer that a run asked for itself
 )
+
+Moments = Mapping[str, tuple[float, float]]  # mean and standard deviation of a number, by its column
 
 
 def standardised(schema: Schema, path: str | None) -> Schema:
@@ -24,24 +28,88 @@ def standardised(schema: Schema, path: str | None) -> Schema:
 
     Args:
       schema: of the tables.
-      path: of the JSON that a question left, of kind variance for each number that the model sees; None leaves the schema.
+      path: of the JSON that a question left, of kind variance for each number that the model sees; None leaves the schema,
+        and so does ASKED, until the run has asked.
 
     Raises:
       Refusal: the file holds no such answer for a number, or one within other bounds than the schema's.
     """
     if path is None:
         return schema
+    numbers = _numbers(schema, path)
     if path == ASKED:
-        raise Refusal(FIELD, path, ASK_FIRST)
-    numbers = [each for each in schema.inputs if not each.categories and not each.edges]
-    if not numbers:
-        raise Refusal(FIELD, path, "the model sees no number that could be scaled; leave it out")
+        return schema
     answers = read_answer(Path(path), FIELD)
     if answers is None:
         raise Refusal(FIELD, path, "is no answer of fedveil ask; give the JSON that it leaves")
-    scaled = {each.name: _standard(each, answers, path) for each in numbers}
-    columns = (replace(each, standard=scaled.get(each.name)) for each in schema.columns)
+    return with_moments(schema, {each.name: _standard(each, answers, path) for each in numbers})
+
+
+def with_moments(schema: Schema, moments: Moments) -> Schema:
+    """Return the schema by which these numbers are scaled by their mean and deviation, and the others as they were.
+
+    Args:
+      schema: of the tables.
+      moments: of columns that the model sees.
+
+    Raises:
+      Refusal: a column is no such number, or has no such mean or deviation within its bounds.
+    """
+    numbers = {each.name for each in schema.inputs if not each.categories and not each.edges}
+    for name, (mean, deviation) in moments.items():
+        if name not in numbers:
+            raise Refusal(FIELD, name, "is no number that the model sees; both sides need one schema")
+        column = next(each for each in schema.columns if each.name == name)
+        require_within(f"{FIELD}: {name}", mean, deviation, column.low, column.high)
+    columns = (replace(each, standard=moments.get(each.name, each.standard)) for each in schema.columns)
     return replace(schema, columns=tuple(columns))
+
+
+def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
+    """Return the questions of a run about its numbers: mean and variance of each within the bounds of the schema.
+
+    Args:
+      schema: of the tables.
+
+    Raises:
+      Refusal: there is no number that the schema does not scale already, or one answer has no room for them.
+    """
+    numbers = [each for each in _numbers(schema, ASKED) if each.standard is None]
+    if not 1 <= len(numbers) <= MOST_QUESTIONS:
+        remedy = (
+            f"asks about 1 to {MOST_QUESTIONS} numbers; write mean and deviation of others into the schema"
+        )
+        raise Refusal(FIELD, f"{len(numbers)} numbers", remedy)
+    return [
+        {"name": each.name, "kind": "variance", "of": each.name, "low": each.low, "high": each.high}
+        for each in numbers
+    ]
+
+
+def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float, float]]:
+    """Return mean and deviation of the columns of which an answer tells them well enough.
+
+    A deviation is known to half of itself, or its column is left out and stays scaled by its bounds.
+
+    Args:
+      answers: of kind variance, by column.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for name, figures in answers.items():
+        said = {each.name: each for each in figures}
+        mean, deviation = said[MEAN], said[DEVIATION]
+        if not mean.said or not deviation.said or deviation.value <= 0:
+            continue
+        if (deviation.high - deviation.low) / 2 <= KNOWN_TO * deviation.value:
+            found[name] = float(mean.value), float(deviation.value)
+    return found
+
+
+def _numbers(schema: Schema, path: str) -> list[Column]:
+    numbers = [each for each in schema.inputs if not each.categories and not each.edges]
+    if not numbers:
+        raise Refusal(FIELD, path, "the model sees no number that could be scaled; leave it out")
+    return numbers
 
 
 def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .persons import only
-from .scaling import FIELD, standardised
+from .scaling import FIELD, Moments, standardised, with_moments
 from .table_files import (
     DRAFT_COMMAND,
     clients_of,
@@ -179,6 +179,13 @@ class Tables:
         return told_by_schema(self.schema, outputs.detach().numpy())
 
 
+def tables_of(task: object) -> Tables:
+    """Return the tables of a task that is of tables, or stands around such a task."""
+    while not isinstance(task, Tables):
+        task = task.task  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
+    return task
+
+
 def weighted_task(task: Tables) -> Tables:
     """Return a task whose clients' targets say by which weight an example enters the loss, if its schema has any by group.
 
@@ -259,7 +266,8 @@ class TableKeys:
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None: those of
         the schema.
       scaling: file of an answer that tells mean and variance of each number, by which numbers are scaled; None: by the
-        schema, which declares their bounds.
+        schema, which declares their bounds; `asked` likewise, until the run has asked.
+      moments: mean and deviation by column, by which a run that has asked scales its numbers; None where it has not.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -287,6 +295,7 @@ class TableKeys:
     seed: int = 0
     dealer: Mapping[str, Any] | None = None
     data: str | None = None
+    moments: Moments | None = None
 
     def paths(self) -> list[Path]:
         """Return the clients' tables."""
@@ -305,6 +314,7 @@ class TableKeys:
         if self.model == "gam" and self.scaling is not None:
             raise Refusal(FIELD, self.scaling, "scales numbers, and a gam sees their bins; leave it out")
         found = standardised(found.binned(self.bins) if self.model == "gam" else found, self.scaling)
+        found = found if self.moments is None else with_moments(found, self.moments)
         return weighted_schema(found, self.group_weights)
 
 

@@ -277,6 +277,20 @@ MUTATIONS = {
         QUESTION_TESTS,
         "wider_than_its_resolution",
     ),
+    "a run plans without its question about scaling": Mutation(
+        "server/run/sum_plan.py",
+        "[*scaling_events(federation), *evaluation_events(federation, num_rounds)]",
+        "evaluation_events(federation, num_rounds)",
+        "test_server_scaling.py",
+        "in_the_runs_epsilon",
+    ),
+    "a run that goes on asks again by what to scale": Mutation(
+        "server/run/run.py",
+        "as_answered(federation, folder) if resumed else federation",
+        "federation",
+        "test_server_scaling.py",
+        "asks_no_second_time",
+    ),
     "a record answers another question": Mutation(
         "server/run/ask.py",
         "    if not same:",
@@ -748,7 +762,7 @@ MUTATIONS = {
     ),
     "a device trains by another schema than the server's": Mutation(
         "client/device/device.py",
-        "if order.agreement != agreement:",
+        "if order.agreement != agreement(key_of(order.told_to_task)):",
         "if order.agreement == 0:",
         "test_deployment_tables.py",
         "another_schema_or_model",

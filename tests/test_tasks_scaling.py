@@ -91,7 +91,12 @@ def test_a_run_with_a_real_answer_has_inputs_of_mean_0_and_variance_1(tmp_path: 
         "schema": str(tmp_path / "schema.yaml"),
         "simulated": True,
     }
-    asked = {"name": "scaling", "purpose": "scaling", "records": 30, "ask": answer()["question"]["ask"]}
+    asked: dict[str, Any] = {
+        "name": "scaling",
+        "purpose": "scaling",
+        "records": 30,
+        "ask": answer()["question"]["ask"],
+    }
     asked["ask"] = [{**each, "of": each["of"].lower(), "name": each["of"]} for each in asked["ask"]]
     enough = fv.ClientCentral(target_epsilon=60.0)
     fv.ask(asked, task, epsilon=50.0, privacy=enough, folder=tmp_path / "questions")
@@ -135,7 +140,6 @@ def without_a_figure(record: dict[str, Any]) -> dict[str, Any]:
             "is no answer of fedveil",
         ),
         (answer(), {"model": "gam"}, "a gam sees their bins"),
-        (answer(), {"scaling": "asked"}, "task.scaling='asked': a run does not ask by itself: ask first"),
         (answer(), {"scaling": "nowhere.json"}, "nowhere.json"),
     ],
 )

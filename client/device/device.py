@@ -291,7 +291,10 @@ class Device:
           NotTrained: BUDGET_SPENT where the owner's cap has ended, or too little of the budget is left; NOT_READY where the
             ledger cannot be read; NO_EXAMPLES where the owner has none.
         """
-        settings = replace(self.settings, training=order.training, held_out=order.held_out)
+        options = {**self.settings.task_options, **order.told_to_task}
+        settings = replace(
+            self.settings, training=order.training, held_out=order.held_out, task_options=options
+        )
         asked = order.record
         if asked is None:
             return settings
@@ -395,46 +398,40 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
 
 def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
-    from ...tasks.arrays import agreement_of
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
-    from ...tasks.held_back import held_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import check_persons, kept
     from ..app import (  # torch, which a linear model does without
-        Workbench,
         measured_at,
         table_of,
         train_round,
     )
+    from .benches import benches_of, key_of
 
     check_device(settings.accelerator, ACCELERATOR)
     choice = bundle.settings.task
     if choice.name == TABLES:
         settings, choice = replace(settings, task_options=_of_tables(bundle)), replace(choice, client=0)
-    bench = Workbench(settings)
-
-    @lru_cache(maxsize=2)  # a run has one share, and trains without another's
-    def holding(share: float | None, alone: bool) -> Workbench:
-        return bench if share is None else Workbench(settings, held_back(bench.task, share, alone))
-
-    agreement = agreement_of(bench.task)
+    bench, holding, agreement = benches_of(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
     _ = bench.model
 
     def train(message: Message, told: ClientSettings) -> Message:
-        own = holding(told.held_out, told.step is not None)
+        own = holding(told.held_out, told.step is not None, key_of(told.task_options))
         return train_round(message, choice.client, own, told)
 
     def evaluate(message: Message, asked: Evaluation) -> Measured | None:
-        own = holding(asked.share, asked.unit is Unit.RECORD)
+        order = read_order(message.content)
+        assert order is not None
+        own = holding(asked.share, asked.unit is Unit.RECORD, key_of(order.told_to_task))
         return measured_at(own, choice.client, message.content, asked)
 
     _check_own(bench.task, choice.client)
 
     def prepare(order: TrainingOrder, released: bytes | None = None) -> None:
-        if order.agreement != agreement:
+        if order.agreement != agreement(key_of(order.told_to_task)):
             remedy = "the server has another schema or model; both come from one fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
         level = order.record

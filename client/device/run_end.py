@@ -51,7 +51,9 @@ def keep(state: Path, over: RunOver) -> LastRun:
     """
     if over.model:
         model = {name: np.ascontiguousarray(value) for name, value in over.model.items()}
-        replace_file(state / MODEL, save(model, {"run": over.run, "agreement": over.agreement}))
+        scaled = {"moments": over.moments} if over.moments else {}
+        told = {"run": over.run, "agreement": over.agreement, **scaled}
+        replace_file(state / MODEL, save(model, told))
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ended = LastRun(over.run, over.status, over.rounds, at, MODEL if over.model else "")
     replace_file(state / ENDED, (json.dumps(asdict(ended), indent=1) + "\n").encode())

@@ -130,7 +130,7 @@ def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans |
 
 
 def check_order(order: TrainingOrder, released: bytes | None = None) -> None:
-    """Refuse an optimiser other than plain SGD, which is all that there is without torch, and questions about a model.
+    """Refuse an optimiser other than plain SGD, which is all that there is without torch, scaling, and questions about a model.
 
     Args:
       order: of the server.
@@ -139,6 +139,9 @@ def check_order(order: TrainingOrder, released: bytes | None = None) -> None:
     if released is not None:
         remedy = "a linear device without torch has no columns of a model; ask it for columns of its own"
         raise Refusal("model", f"{len(released)} bytes", remedy)
+    if order.moments:
+        remedy = "scale the columns of tables; this device has no schema"
+        raise Refusal("moments", list(order.moments), remedy)
     if not order.training.optimizer.plain:
         remedy = "a linear device trains by plain SGD; use optimizer=sgd, or a task with torch"
         raise Refusal("optimizer", order.training.optimizer.name, remedy)

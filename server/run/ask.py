@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
+
+from flwr.serverapp import Grid
 
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
@@ -33,7 +36,14 @@ from .run_folder import make_folder
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
 
 
-def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, reach: Reach) -> dict[str, Any]:
+def ask(
+    federation: Federation,
+    inquiry: Inquiry,
+    spend: Spend,
+    folder: Path,
+    grid: Callable[[], AbstractContextManager[Grid]],
+    reach: Reach,
+) -> dict[str, Any]:
     """Ask a federation's clients, and return the record of what they said, which `folder` keeps.
 
     Args:
@@ -41,7 +51,8 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
       inquiry: what is asked.
       spend: what it may cost.
       folder: of records; in a simulation its ledger lies there too.
-      reach: how the clients are reached.
+      grid: opens the grid, as long as a context lasts.
+      reach: how the clients answer.
 
     Raises:
       Refusal: nothing was charged.
@@ -61,9 +72,9 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
             ledger.purpose = inquiry.why or None
             require_all(ledger, plan, inquiry)
         before = None if ledger is None else ledger.epsilon()
-        with reach.grid() as grid:
+        with grid() as opened:
             participants = Participants(
-                grid,
+                opened,
                 federation.cohort,
                 federation.num_clients,
                 reach.answers,
@@ -72,7 +83,7 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
             participants.some(1)  # once the clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
-        record = _record(asking, inquiry, before, ended)
+        record = record_of(asking, inquiry, before, ended)
         if ended.answers:
             replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
             ended.charge.settle()
@@ -124,7 +135,15 @@ def _owner(federation: Federation) -> str:
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def _record(asking: Asking, inquiry: Inquiry, before: float | None, ended: Outcome) -> dict[str, Any]:
+def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Outcome) -> dict[str, Any]:
+    """Return the record of an answer, as its file keeps it.
+
+    Args:
+      asking: the question.
+      inquiry: what was asked.
+      before: epsilon of the ledger before it; None where each client charged its own.
+      ended: what it came to.
+    """
     federation, plan, ledger = asking.federation, asking.plan, asking.ledger
     events = [plan.event()] * ended.rounds
     budget = budget_of(federation, inquiry)

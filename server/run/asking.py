@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dp_accounting.dp_event import SelfComposedDpEvent
-from flwr.serverapp import Grid
 
 from ...configs.local_training import LocalTraining
 from ...privacy.accounting.renyi_filter import admits, counted
@@ -33,17 +31,15 @@ TOO_FEW = "too few clients answered"
 
 @dataclass(frozen=True)
 class Reach:
-    """How a federation's clients are reached for a question.
+    """How a federation's clients answer a question.
 
     Attributes:
-      grid: opens the grid, as long as a context lasts.
       answers: by how many a question goes.
       timeout: seconds for the replies of one exchange; None waits for all.
       randomness: where draws and noise come from; seeded for a declared simulation alone.
       released: file of the model that the question is about, which travels with it; None where there is none.
     """
 
-    grid: Callable[[], AbstractContextManager[Grid]]
     answers: Answers = ALL_ANSWERS
     timeout: float | None = None
     randomness: Randomness = SYSTEM
@@ -85,9 +81,14 @@ class Asking:
     participants: Participants
     reach: Reach
 
-    def once(self, inquiry: Inquiry) -> Outcome:
-        """Ask in one round."""
-        charge, done, sums = self._round(inquiry, 1)
+    def once(self, inquiry: Inquiry, row: int = ROW) -> Outcome:
+        """Ask in one round.
+
+        Args:
+          inquiry: what is asked.
+          row: of the release under its name; its draws and its noise go by it.
+        """
+        charge, done, sums = self._round(inquiry, row)
         if sums is None:
             return Outcome(charge, (), done.cause or TOO_FEW)
         return Outcome(charge, _answers(self.federation, inquiry, sums))

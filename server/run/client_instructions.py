@@ -83,10 +83,10 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
-    s = federation.settings
+    s, told = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
     return ClientSettings(
         task=s.task.target or s.task.name,
-        task_options={} if federation.deployed is not None else task_options(s, federation.seed),
+        task_options={} if federation.deployed is not None else task_options(s, federation.seed) | told,
         training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
@@ -314,6 +314,7 @@ def order_of(run: Run) -> dict[str, str]:
         record=_record_order(run.federation),
         agreement=agreement_of(run.federation.task),
         held_out=held_out_share(s),
+        moments=run.federation.moments,
     )
     return {ORDER_KEY: order.to_json()}
 

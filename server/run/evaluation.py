@@ -166,5 +166,6 @@ def _order(federation: Federation, asked: Evaluation, plan: Plan, arm: Arm | Non
         agreement=agreement_of(federation.task),
         held_out=asked.share,
         arm=arm,
+        moments=federation.moments,
     )
     return {ORDER_KEY: order.to_json()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,8 @@ class Federation:
       deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
       strategy: that was given as an object; None makes one of the settings.
       pictured: whether a run leaves a picture of its rounds.
+      moments: mean and deviation of columns by which the run's inputs are scaled, as its clients have told; None where they
+        were not asked.
     """
 
     settings: SimulationSettings
@@ -111,6 +114,7 @@ class Federation:
     deployed: Deployed | None = None
     strategy: Strategy | None = None
     pictured: bool = True
+    moments: Mapping[str, tuple[float, float]] | None = None
 
     @property
     def simulated(self) -> bool:

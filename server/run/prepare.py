@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -26,6 +26,7 @@ from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
 from ...tasks.protocol import check_trainable, own_training
+from ...tasks.scaling import ASKED, FIELD
 from .. import noise_key
 from ..checkpoint import read
 from ..round_terms import SumPrivacy
@@ -38,6 +39,8 @@ from .evaluation_plan import evaluation_plan, one_evaluation, scored_metric, sco
 from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
+from .scaling_plan import PURPOSE as SCALING
+from .scaling_plan import one_scaling
 from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
@@ -81,6 +84,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     tuning = tuning_of(federation, saved.deal if saved else None)
     _ = federation.masking  # refuses a cohort that no sum can hide
     _check_evaluation(federation)
+    _check_scaling(federation)
     if tuning is not None and (checkpoint is None or checkpoint.winner is None):
         require_arms(federation, tuning)
     if saved is None and (not federation.simulated or federation.summed is None):
@@ -199,6 +203,21 @@ def _check_evaluation(federation: Federation) -> None:
             raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}")
 
 
+def _check_scaling(federation: Federation) -> None:
+    """Refuse a run's question about scaling that may not be asked, or whose columns no client has."""
+    if one_scaling(federation) is None:
+        return
+    for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
+        require_purposes([SCALING], cap)
+    if federation.masking is not None:
+        federation.masking.shape(federation.num_clients)
+    from ...tasks.tables import tables_of  # torch, as above
+
+    if federation.deployed is None and not tables_of(federation.task).paths:
+        remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
+        raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
+
+
 def _looked_at(federation: Federation) -> range:
     """Return the clients whose data are looked at before anything is spent.
 
@@ -241,13 +260,20 @@ def make_strategy_of(federation: Federation) -> Any:
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 
 
+def _as_it_is(run: Run) -> Run:
+    return run
+
+
 @contextmanager
-def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | None]]:
+def opened(
+    run: Run, saved: Saved | None, ask: Callable[[Run], Run] = _as_it_is
+) -> Generator[tuple[Run, RunAudit | None]]:
     """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
 
     Args:
       run: as `prepare` returned it.
       saved: what an earlier process of the run left; None where it begins.
+      ask: asks the clients what a run must know before its first round.
 
     Yields:
       The run with what protects its clients, and its audit.
@@ -281,11 +307,24 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
             plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
         )
         write_acts(run, saved.name if saved else None, ledger)
-        plans = [each for each in (plan, one_evaluation(federation)) if each is not None]
-        yield _started(replace(run, client=asking_for(run.client, plans), privacy=privacy), saved)
+        run = replace(run, privacy=privacy)
+        run = replace(run, client=asking_for(run.client, _asked_plans(run)))
+        if saved is None:
+            asked = ask(run)
+            privacy = replace(privacy, units=asked.federation.units)
+            run = replace(asked, privacy=privacy, client=asking_for(asked.client, _asked_plans(run)))
+        yield _started(run, saved)
     finally:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
             ledger.close()
+
+
+def _asked_plans(run: Run) -> list[Plan]:
+    """Return the plans of all that is asked of a run's clients: rounds, evaluations, and by what inputs are scaled."""
+    assert run.privacy is not None
+    scaling = one_scaling(run.federation, run.name)
+    found = (run.privacy.plan, one_evaluation(run.federation), None if scaling is None else scaling[1])
+    return [each for each in found if each is not None]
 
 
 def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:

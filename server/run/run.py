@@ -39,6 +39,7 @@ from ..round_terms import ALL_ANSWERS, Answers, Round
 from ..rounds import Ending, Loop, Pace, State, Status, Unscored, run_rounds
 from . import audit as auditing
 from . import run_folder
+from .asking import Reach
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .client_instructions import order_of
@@ -51,6 +52,8 @@ from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
 from .rosters_in_force import note_roster
 from .run_folder import Progress
+from .scaling import as_answered, ask_scaling
+from .scaling_plan import asks_scaling, everybody
 from .tuning import names_of, require_arms, tuned_order
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -135,13 +138,14 @@ def run_federation(
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
     saved = run_folder.read_saved(folder) if resumed else None
+    federation = as_answered(federation, folder) if resumed else federation
     own = guarded(around.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
     meter = record_meter(federation, prepared.client)
     display = () if quiet else (Display(),)
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
-        opened(prepared, saved) as (run, audit),
+        opened(prepared, saved, partial(_scaled, around)) as (run, audit),
         _client_log(folder),
         closing(display[0]) if display else nullcontext(),
     ):
@@ -152,7 +156,7 @@ def run_federation(
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
         state = ending.state
-        averaged = {} if state.average is None else evaluator(federation)(state.model, state.round)
+        averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
         result = run_folder.finish(
             progress, ending, since(begin), title_of(progress.run.federation), averaged
         )
@@ -161,6 +165,17 @@ def run_federation(
         for each in watching:
             each.end(told)
     return RunResult(exit_code_of(result), result, folder, progress.told)
+
+
+def _scaled(around: Environment, run: Run) -> Run:
+    """Return the run whose inputs are scaled as its clients say, once they are connected, if it asks them."""
+    if not asks_scaling(run.federation.settings):
+        return run
+    why = around.pace.ready(threading.Event())
+    if why is not None:
+        raise Refusal("link.clients", None, why)
+    answers = answers_of(everybody(run.federation))
+    return ask_scaling(run, around.grid, Reach(answers, around.pace.deadline, run.federation.randomness))
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:

@@ -26,7 +26,18 @@ from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
-from ...reports.files import AUDIT_KEY, CONFIG, CURVE, FAREWELL, METRICS, MODEL, OPERATOR, RESULT, SAVED
+from ...reports.files import (
+    AUDIT_KEY,
+    CONFIG,
+    CURVE,
+    FAREWELL,
+    METRICS,
+    MODEL,
+    OPERATOR,
+    RESULT,
+    SAVED,
+    SCALING,
+)
 from ...reports.run_files import rows_of
 from ...reports.traffic import COUNTED, SIMULATED
 from ...strategies.cohorts import in_arm, invited_size
@@ -203,7 +214,9 @@ def _beside(run: Run) -> Mapping[str, bytes]:
     """Return what the task keeps with its model, by the file's name."""
     task = run.federation.task
     task = task.task if isinstance(task, Mislabelled) else task
-    return task.beside_the_model() if isinstance(task, PredictingTask) else {}
+    beside = task.beside_the_model() if isinstance(task, PredictingTask) else {}
+    answer = run.folder / SCALING
+    return beside if run.federation.moments is None else {**beside, SCALING: answer.read_bytes()}
 
 
 def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
@@ -610,6 +623,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
             )
         ],
         "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
+        **_scaling(run),
         "secagg": encryption(federation),
         "rosters": told_rosters(run.folder, names=not federation.keeps_counts),
         "audit": None,
@@ -626,6 +640,19 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         **dict.fromkeys(told),
         **({} if federation.keeps_counts else told),
     }
+
+
+def _scaling(run: Run) -> dict[str, Any]:
+    """Return by what inputs are scaled as the clients told, and what it cost to ask; nothing where they were not asked."""
+    moments = run.federation.moments
+    if moments is None:
+        return {}
+    record = json.loads((run.folder / SCALING).read_text(encoding="utf-8"))
+    asked = [each["name"] for each in record["question"]["ask"]]
+    told = {name: {"mean": pair[0], "deviation": pair[1]} for name, pair in moments.items()}
+    columns = {name: told.get(name) for name in asked}
+    price = {key: record[key] for key in ("epsilon", "noise_multiplier", "released")}
+    return {"scaling": {"columns": columns, **price}}
 
 
 def _configured(federation: Federation) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ...strategies.cohorts import CyclicPoisson
 from ...strategies.record_plan import PoissonBatches
 from .evaluation_plan import evaluation_events
 from .federation import Federation
+from .scaling_plan import scaling_events
 
 
 def sum_plan(
@@ -63,7 +64,8 @@ def sum_plan(
     adaptive = federation.summed.noise_schedule == "adaptive"
     if adaptive:
         return plan.calibrate_for_filter(budget, prior)
-    asked, beside = federation.settings, evaluation_events(federation, num_rounds)
+    asked = federation.settings
+    beside = [*scaling_events(federation), *evaluation_events(federation, num_rounds)]
     return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds, beside)
 
 

@@ -19,6 +19,7 @@ from .client_instructions import client_settings
 from .display import warn
 from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
 from .federation import Federation
+from .scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from .sum_plan import sum_plan
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class UnitPlan:
       warnings: sentences on what the numbers do not say by themselves.
       curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
       groups: (records, epsilon) of several records of one person together, where the unit is a record.
+      scaling: the question by which the run scales its inputs, counted as evaluations are; None where it asks none.
       evaluation: at the clients, which is in `affordable_rounds`, `runs_epsilon` and the curve, and not in `epsilon`; None
         where there is none.
       scoring: evaluation of each arm's model at its clients, counted like `evaluation`; None where there is none.
@@ -72,6 +74,7 @@ class UnitPlan:
     tries: int = 1
     tries_epsilon: float = 0.0
     scoring: EvaluationPlan | None = None
+    scaling: ScalingPlan | None = None
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
@@ -80,7 +83,7 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
 
 
 def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> UnitPlan:
-    runs, beside = federation.settings.budget.runs, evaluations_of(federation, plan)
+    runs, beside = federation.settings.budget.runs, questions_of(federation, plan)
     return UnitPlan(
         str(plan.unit),
         float(plan.noise_multiplier or 0),
@@ -95,12 +98,15 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         evaluation_plan(federation) if is_of_sum(federation, plan) else None,
         *tries_of(federation, plan, budget, rounds),
         scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
+        scaling_plan(federation),
     )
 
 
-def evaluations_of(federation: Federation, plan: Plan) -> list[DpEvent]:
-    """Return what the run's evaluations cost beside its rounds; none of a unit that is no client."""
-    return evaluation_events(federation) if is_of_sum(federation, plan) else []
+def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
+    """Return what a run asks beside its rounds, evaluations and by what to scale; nothing of a unit that is not the sum's."""
+    if not is_of_sum(federation, plan):
+        return []
+    return [*scaling_events(federation), *evaluation_events(federation)]
 
 
 def is_of_sum(federation: Federation, plan: Plan) -> bool:
@@ -187,7 +193,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
     elif plan.unit == "record":
         sentences.append(OUTSIDE)
-        groups = groups_of(plan, budget, plan.num_rounds, evaluations_of(federation, plan))
+        groups = groups_of(plan, budget, plan.num_rounds, questions_of(federation, plan))
         told = ", ".join(f"{n} of them {_size(each)}" for n, each in groups)
         if told:
             sentences.append(

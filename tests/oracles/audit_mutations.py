@@ -169,6 +169,8 @@ BEYOND: dict[str, str] = {
     "an answer about one model is one about another": ASKED,
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
+    "a run plans without its question about scaling": ASKED,
+    "a run that goes on asks again by what to scale": ASKED,
     "a question wider than its resolution is asked": ASKED,
     "a record answers another question": ASKED,
     "a record answers for other clients": ASKED,

@@ -1,0 +1,48 @@
+"""Workbenches of one owner's data: as the bundle has them, scaled as an order says, and without what a run holds out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+from ...strategies.client_settings import ClientSettings
+from ...tasks.arrays import agreement_of
+from ...tasks.held_back import held_back
+from ..app import Workbench
+
+# By the share that is held out, whether by each row alone, and by the scaling as `key_of` has it.
+Benches = Callable[[float | None, bool, str], Workbench]
+
+
+def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[str], str | None]]:
+    """Return the owner's own workbench, those that orders ask for, and the agreement under a scaling.
+
+    Args:
+      settings: of the owner's task.
+    """
+    own = Workbench(settings)
+
+    @lru_cache(maxsize=2)  # a run has one scaling, and a question before its rounds none
+    def scaled(moments: str) -> Workbench:
+        if not moments:
+            return own
+        options = {**settings.task_options, "moments": json.loads(moments)}
+        return Workbench(replace(settings, task_options=options))
+
+    @lru_cache(maxsize=2)  # a run has one share, and trains without another's
+    def holding(share: float | None, alone: bool, moments: str) -> Workbench:
+        bench = scaled(moments)
+        return bench if share is None else Workbench(bench.settings, held_back(bench.task, share, alone))
+
+    @lru_cache(maxsize=2)
+    def agreement(moments: str) -> str | None:
+        return agreement_of(scaled(moments).task)
+
+    return own, holding, agreement
+
+
+def key_of(options: Mapping[str, object]) -> str:
+    """Return the scaling in a task's options as text; empty where there is none."""
+    return json.dumps(options["moments"], sort_keys=True) if options.get("moments") else ""

@@ -1,0 +1,116 @@
+"""Question by which a run scales its inputs: asked of all clients before its first round, charged, and kept in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from ...configs.bundle_files import SCHEMA
+from ...configs.schema import CsvTask
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.ledger import BudgetExhausted
+from ...privacy.refusal import Refusal
+from ...reports.files import SCALING
+from ...tasks import load_task
+from ...tasks.scaling import ASKED, FIELD, Moments, moments_of
+from ...tasks.table_schema import read_schema
+from ...tasks.tables import tables_of
+from ..evaluations import FIRST_ROW
+from ..participants import Participants
+from .ask import record_of
+from .asking import Asking, Reach
+from .client_instructions import client_settings, task_options
+from .display import warn
+from .federation import Federation, Run
+from .scaling_plan import asks_scaling, everybody, one_scaling
+
+
+def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
+    """Ask a run's clients by what its inputs are scaled, and return the run whose inputs are; any other run as it is.
+
+    A number of which the answer tells too little stays scaled by its bounds.
+
+    Args:
+      run: with the open ledger, before its first round.
+      grid: opens what reaches the run's clients.
+      reach: by how many answers the question goes, and how long they may take.
+
+    Raises:
+      Refusal: nobody is connected, or the ledger does not afford the question.
+    """
+    federation, ledger = run.federation, run.ledger
+    found = one_scaling(federation, run.name)
+    if found is None or ledger is None:
+        return run
+    (inquiry, plan), before = found, ledger.epsilon()
+    canaries = federation.num_canaries if federation.deployed is None else 0
+    asked = everybody(federation)
+    with grid(run) as opened:
+        participants = Participants(
+            opened,
+            asked.cohort,
+            asked.num_clients,
+            reach.answers,
+            canaries,
+            population=asked.population,
+        )
+        ledger.purpose, purpose = inquiry.why, ledger.purpose
+        asking = Asking(asked, plan, ledger, participants, reach)
+        try:
+            # Of the run's own draws, beyond the rounds'.
+            ended = asking.once(inquiry, FIRST_ROW)
+        except BudgetExhausted as spent:
+            raise Refusal(FIELD, ASKED, str(spent)) from spent
+        finally:
+            ledger.purpose = purpose
+    record = record_of(asking, inquiry, before, ended)
+    moments = moments_of({each.name: each.figures for each in ended.answers})
+    _keep(run.folder, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if ended.answers:
+        ended.charge.settle()
+    for each in inquiry.questions:
+        if each.name not in moments:
+            warn(
+                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'the noise lets its deviation not be said'}"
+            )
+    scaled = _scaled(federation, moments)
+    left = max(1, federation.settings.steps)
+    return replace(run, federation=scaled, client=client_settings(scaled, run.folder, left))
+
+
+def as_answered(federation: Federation, folder: Path) -> Federation:
+    """Return the federation of a run whose clients have told by what its inputs are scaled, from what its folder keeps.
+
+    Args:
+      federation: as its settings describe it.
+      folder: of the run; where it has not begun yet, the federation stays.
+    """
+    if not asks_scaling(federation.settings) or not (folder / SCHEMA).is_file():
+        return federation
+    before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
+    kept = read_schema(folder / SCHEMA).columns
+    told = {each.name: each.standard for each in kept if each.standard is not None}
+    return _scaled(federation, {name: each for name, each in told.items() if before.get(name) is None})
+
+
+def _scaled(federation: Federation, moments: Moments) -> Federation:
+    task = federation.settings.task
+    assert isinstance(task, CsvTask)
+    settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
+    options = settings.task.options if federation.deployed else task_options(settings, federation.seed)
+    loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
+    return replace(federation, settings=settings, task=loaded, moments=dict(moments))
+
+
+def _keep(folder: Path, text: str) -> None:
+    path = folder / SCALING
+    try:
+        replace_file(path, text.encode(), mode=None)
+    except OSError as problem:
+        remedy = f"the answer cannot be kept there ({problem.strerror}), and what was reserved stays spent; make room"
+        raise Refusal("hydra.run.dir", str(path), remedy) from problem
