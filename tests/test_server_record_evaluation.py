@@ -225,6 +225,25 @@ def test_a_records_part_is_no_longer_than_its_norm_whatever_the_model_does(
     assert ASKED.spec_of_records(0.25).sensitivity(3) < 1.001 * ASKED.spec_of_records(0.25).cells / 50
 
 
+def test_the_intervals_of_means_over_records_hold_in_95_of_100() -> None:
+    draw, noise, draws = np.random.default_rng(3), 3.0, 2000
+    metrics, losses = draw.integers(0, 2, 400).astype(float), draw.exponential(0.8, 400)
+    clients = [HeldOutRows(*each) for each in zip(np.split(metrics, 40), np.split(losses, 40), strict=True)]
+    parts = [ASKED.contribution_of_records(each, 1.0) for each in clients]
+    sums = {name: sum(part[name] for part in parts) / ASKED.scale(name) for name in ASKED.layout}
+    truth = {
+        "accuracy": metrics.mean(),
+        "loss": np.minimum(losses, LOSS_BOUND).mean(),
+        "held-out records": 400,
+    }
+    held = dict.fromkeys(truth, 0)
+    for _ in range(draws):
+        noised = {name: cell + draw.normal(0, ASKED.sigma(noise), 1) for name, cell in sums.items()}
+        for name, (figure, *_) in ASKED.answers(noised, noise, 40):
+            held[name] += figure.low <= truth[name] <= figure.high
+    assert all(0.935 <= count / draws <= 0.965 for count in held.values()), held
+
+
 def test_only_an_evaluation_of_records_travels_with_more_keys_and_with_its_model_beside_zeros() -> None:
     of_clients = Evaluation("e", 0.2)
     assert "records" not in of_clients.text and evaluation_from_json(of_clients.text) == of_clients
