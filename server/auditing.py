@@ -76,13 +76,16 @@ class Auditor:
         """The rows so far, one for each released round."""
         return self._room[: self._count]
 
-    def _keep(self, row: Rows) -> None:
-        """Append a row; the room doubles, so that a long run does not copy all of its rows in every round."""
+    def _and(self, row: Rows) -> Rows:
+        """Return the rows and one more; the room doubles, so that a long run does not copy all of its rows in every round."""
         if self._count == len(self._room):
             more = np.zeros(max(FIRST_ROWS, self._count), self._room.dtype)
             self._room = np.concatenate([self._room, more])
         self._room[self._count] = row
-        self._count += 1
+        return self._room[: self._count + 1]
+
+    def _keep(self, row: Rows) -> None:
+        self._count = len(self._and(row))
 
     def go_on(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
@@ -140,8 +143,8 @@ class Auditor:
         """All rows since the last alarm of this test, of these `levels`, the new one among them: what is small adds up."""
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         since = max((each.round for each in alarms), default=0)
-        rows = self.rows
-        return np.append(rows[rows["round"] > since], row)
+        rows = self._and(row)
+        return rows[rows["round"] > since] if since else rows
 
     def _draw_p(self, row: Rows) -> float:
         if not self.terms.clients:
@@ -165,7 +168,7 @@ class Auditor:
 
     def _books_p(self, row: Rows, booked: float) -> float:
         """1 if the ledger counts what the sums cost by an account of their own, which rounds differently; else 0."""
-        rows = np.append(self.rows, row)
+        rows = self._and(row)
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed)
 
     @property

@@ -142,7 +142,7 @@ def test_a_ledger_that_counts_less_than_was_released_is_seen(
 ) -> None:
     """No chance is in it, so that one look is enough; the audit counts on its own what the sums cost."""
     real = Ledger.epsilon
-    with patch.object(Ledger, "epsilon", lambda self, delta: 0.9 * real(self, delta)):
+    with patch.object(Ledger, "epsilon", lambda self, *asked: 0.9 * real(self, *asked)):
         outcome = run(tmp_path / "run", "audit=light")
     assert (outcome.exit_code, outcome.result["rounds_completed"]) == (5, 1)
     assert [(each["test"], each["p_value"]) for each in outcome.result["audit"]["alarms"]] == [("books", 0)]

@@ -18,7 +18,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..accounting.epsilon import GATE_INTERVAL
+from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
@@ -425,7 +425,7 @@ class Ledger:
         with self._threads:
             return self._book.filter_order
 
-    def epsilon(self, delta: float | None = None) -> float:
+    def epsilon(self, delta: float | None = None, interval: float = PUBLISH_INTERVAL) -> float:
         """Return the epsilon spent against the adversary who has seen most.
 
         Once a release was chosen adaptively it is what the RDP filter has counted, and the budget is what is
@@ -433,12 +433,14 @@ class Ledger:
 
         Args:
           delta: in (0, 1); by default the budget's.
+          interval: step of the PLD's grid in nats.
         """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
             seen = [self._book.events(adversary) for adversary in self._book.spent]
             order = self._book.filter_order
-        return max((counted(events, delta, self._budget.adjacency, order) for events in seen), default=0.0)
+        adjacency = self._budget.adjacency
+        return max((counted(events, delta, adjacency, order, interval) for events in seen), default=0.0)
 
     def close(self) -> None:
         """Write the notes still held back and let the next process in. Closing twice does nothing."""

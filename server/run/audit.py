@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...configs.schema import ClientLevel
+from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.audit.alarms import Alarm
 from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ...privacy.audit.run_audit import AuditTerms, spread_looks
@@ -107,7 +108,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         auditor.probe = found
     ledger = run.ledger
     if ledger is not None and terms.delta:
-        auditor.booked = lambda: ledger.epsilon(terms.delta)
+        # On the grid of the account that it is compared with, and of the round's line.
+        auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
