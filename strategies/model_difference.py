@@ -69,9 +69,12 @@ def _told(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
     differs = np.any(before != after, axis=1)
     if not differs.any():
         return _HEAD.pack(_SAME, 0, 0)
-    changed = _packed(np.packbits(differs)) + _packed(after[differs].reshape(-1))
-    told = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
     moved = _moved(old, new) if new.dtype.kind == "f" else None
+    values = after[differs]
+    if moved is not None and values.nbytes >= len(moved):
+        return moved
+    changed = _packed(np.packbits(differs)) + _packed(values.reshape(-1))
+    told = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
     return told if moved is None or len(moved) >= len(told) else moved
 
 
@@ -121,7 +124,7 @@ def _packed(values: Bytes) -> bytes:
     """Return bytes behind their length, by Huffman codes alone or with repetitions, whichever is shorter."""
     found: list[bytes] = []
     for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
-        packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+        packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
         found.append(packer.compress(values.data) + packer.flush())
     shortest = min(found, key=len)
     return _LENGTH.pack(len(shortest)) + shortest
