@@ -27,7 +27,7 @@ from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
-from ..server.round_terms import Round, SumPrivacy
+from ..server.round_terms import Round, SumPrivacy, SumTerms
 from ..server.rounds import Loop, State, run_rounds
 from ..simulations.clients import Clients
 from ..simulations.in_process import InProcessGrid
@@ -157,7 +157,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
         private = PrivateGrid(
             Participants(grid, cohort, size.clients),
             privacy=None if workload in IDLE else SumPrivacy(plan, ledger, _METRICS_SHARE),
-            segments=(Segment(TRAIN_LOSS, _LOSS_BOUND),),
+            terms=SumTerms((Segment(TRAIN_LOSS, _LOSS_BOUND),)),
             randomness=Randomness(_SEED),
         )
         loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, lambda _: {})

@@ -20,9 +20,9 @@ from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.audit.watching import Released
 from ..privacy.ledger.ledger import BudgetExhausted
-from ..privacy.mechanisms.compression import CompressionPlan, compressed_layout, sketch_of
+from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
+from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
 from ..strategies.shared_model import Steps, shared
@@ -46,9 +46,8 @@ from .masking import Masking
 from .noise_rows import rows_of
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import Answers, Round, Sum, SumPrivacy, expanded
+from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
 from .secure_sum import POLICY_REASONS
-from .tuning import Tuning
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
 BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
@@ -61,13 +60,10 @@ class PrivateGrid(AskingGrid):
     Args:
       participants: who takes part, and the grid that reaches them.
       privacy: None sums without client-level privacy, weighted by examples.
-      segments: metrics that may travel in the sum, with their bounds.
       randomness: where draws and noise come from.
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
-      canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
-      compress: how updates are compressed; None sums whole ones.
-      tuning: of which arm each sum is; None sums over all clients.
+      terms: what the sums hold, and of whom.
 
     Attributes:
       steps: that the arrays which clients start from are rounded to; a round's mean moves the model itself.
@@ -78,21 +74,18 @@ class PrivateGrid(AskingGrid):
         participants: Participants,
         *,
         privacy: SumPrivacy | None = None,
-        segments: tuple[Segment, ...] = (),
         randomness: Randomness | None = None,
         run: str | None = None,
         masking: Masking | None = None,
-        canary_records: int = 0,
-        compress: CompressionPlan | None = None,
-        tuning: Tuning | None = None,
+        terms: SumTerms = EVERY_UPDATE,
     ) -> None:
-        self._canary_records, self._compress, self._tuning = canary_records, compress, tuning
+        self._terms = terms
         self.participants = participants
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
         cohort, source = participants.cohort, self._randomness
         self._rows = rows_of((self._run_name, MECHANISM), cohort, privacy, source)
-        self._account = account_of(privacy, cohort, segments, self._rows, self._run_name, source.kind)
+        self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
         self._sums = (
             OpenSums(participants, self._account)
             if masking is None
@@ -213,7 +206,7 @@ class PrivateGrid(AskingGrid):
         self._account.norm_factor = factor
 
     def _arm_of(self, number: int) -> Arm | None:
-        return None if self._tuning is None else self._tuning.arm_of(number)
+        return None if self._terms.tuning is None else self._terms.tuning.arm_of(number)
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the choices it led to.
@@ -263,7 +256,7 @@ class PrivateGrid(AskingGrid):
     ) -> list[Message]:
         """Return the mean as one reply; nothing where none is released, and what was reserved stays spent."""
         arrays = only_arrays(content)
-        content = with_canary_records(_shared(content, arrays, self.steps), self._canary_records)
+        content = with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)
         layout, sent, spec = self._spec(content)
         wanted = Sum(
             self._run_name,
@@ -300,12 +293,12 @@ class PrivateGrid(AskingGrid):
     def _spec(self, content: RecordDict) -> tuple[Layout, Layout, SumSpec]:
         """Return the shapes of an update's arrays and of what is sent of it, and the spec of the sum."""
         layout, expected = layout_of(only_arrays(content)), self.participants.expected
-        if self._compress is None:
+        if self._terms.compress is None:
             return layout, layout, self._account.spec(layout, expected)
         coordinates = sum(int(np.prod(shape)) for name, shape in layout.items() if name != CANARY_RECORDS)
-        compression = self._compress.of(coordinates, self._public_seed)
+        compression = self._terms.compress.of(coordinates, self._public_seed)
         sent = compressed_layout(layout, compression)
-        spec = compressed_spec(self._account.spec(sent, expected), compression, self._compress.cells)
+        spec = compressed_spec(self._account.spec(sent, expected), compression, self._terms.compress.cells)
         return layout, sent, spec
 
     @property

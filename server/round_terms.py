@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
-from ..privacy.mechanisms.compression import Sketch, expand
+from ..privacy.mechanisms.compression import CompressionPlan, Sketch, expand
 from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.sizing import WEIGHT
-from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
+from .tuning import Tuning
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -55,6 +56,26 @@ class SumPrivacy:
     adaptation: Adaptation = NOTHING_ADAPTS
     noise_key: bytes | None = field(default=None, repr=False)
     units: UnitsOfClient = UnitsOfClient()
+
+
+@dataclass(frozen=True)
+class SumTerms:
+    """What a run's sums hold, and of whom; public.
+
+    Attributes:
+      segments: metrics that may travel in the sum, with their bounds.
+      canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
+      compress: how updates are compressed; None sums whole ones.
+      tuning: of which arm each sum is; None sums over all clients.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    canary_records: int = 0
+    compress: CompressionPlan | None = None
+    tuning: Tuning | None = None
+
+
+EVERY_UPDATE = SumTerms()
 
 
 @dataclass(frozen=True)

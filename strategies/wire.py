@@ -101,7 +101,7 @@ def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:
 MemoryArray.__qualname__ = "Array"
 
 
-def memory_arrays(arrays: dict[str, NDArray[np.generic]]) -> ArrayRecord:
+def memory_arrays(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return a record of arrays that are not serialised before they leave the process."""
     record = ArrayRecord()
     for name, value in arrays.items():
@@ -109,7 +109,7 @@ def memory_arrays(arrays: dict[str, NDArray[np.generic]]) -> ArrayRecord:
     return record
 
 
-def view(array: Array) -> NDArray[np.generic]:
+def view(array: Array) -> NDArray[Any]:
     """Return the array's values for reading only, without a copy if it was never serialised."""
     return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
 

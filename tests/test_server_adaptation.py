@@ -21,7 +21,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import SumPrivacy
+from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
@@ -40,8 +40,8 @@ def app_of(length: Callable[[int], float]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         moved = message.content.array_records["arrays"]["w"].numpy()
         moved[0] += length(int(str(message.content.config_records["fedveil.sum"]["round"])))
-        content = {"a": memory_arrays({"w": moved}), "m": MetricRecord({"num-examples": 1, "loss": 1.0})}
-        return Message(RecordDict(content), reply_to=message)
+        metrics = MetricRecord({"num-examples": 1, "loss": 1.0})
+        return Message(RecordDict({"a": memory_arrays({"w": moved}), "m": metrics}), reply_to=message)
 
     return app
 
@@ -57,7 +57,9 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
 def grid_of(privacy: SumPrivacy, length: Callable[[int], float]) -> PrivateGrid:
     inner = InProcessGrid(app_of(length), CLIENTS, {})
     everybody = Participants(inner, All(), CLIENTS)
-    return PrivateGrid(everybody, privacy=privacy, segments=(LOSS,), randomness=Randomness(4), run="run")
+    return PrivateGrid(
+        everybody, privacy=privacy, terms=SumTerms((LOSS,)), randomness=Randomness(4), run="run"
+    )
 
 
 def released(grid: PrivateGrid, number: int) -> np.ndarray:

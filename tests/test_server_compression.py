@@ -35,12 +35,12 @@ from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import SumPrivacy
+from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.wire import WEIGHT, instruct, memory_arrays, view
+from fedveil.strategies.wire import WEIGHT, instruct, memory_arrays, only_arrays, view
 from fedveil.tasks.data import Examples
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
@@ -62,7 +62,7 @@ def open_clients(absent: Iterable[int] = ()) -> InProcessGrid:
         client = int(str(context.node_config["partition-id"]))
         if client in absent:
             return Message(Error(1, "gone"), reply_to=message)
-        arrays = {k: v.numpy() + update_of(client)[k] for k, v in message.content["arrays"].items()}
+        arrays = {k: v.numpy() + update_of(client)[k] for k, v in only_arrays(message.content).items()}
         metrics = MetricRecord({WEIGHT: client + 1, "loss": 1.0})
         return Message(RecordDict({"a": memory_arrays(arrays), "m": metrics}), reply_to=message)
 
@@ -71,7 +71,9 @@ def open_clients(absent: Iterable[int] = ()) -> InProcessGrid:
 
 def grid_of(inner: InProcessGrid, compress: CompressionPlan | None, **options: Any) -> PrivateGrid:
     everybody = Participants(inner, All(), CLIENTS)
-    return PrivateGrid(everybody, randomness=Randomness(4), run="run", compress=compress, **options)
+    return PrivateGrid(
+        everybody, randomness=Randomness(4), run="run", terms=SumTerms(compress=compress), **options
+    )
 
 
 def moved(grid: PrivateGrid, number: int = 1) -> dict[str, np.ndarray]:
@@ -190,7 +192,7 @@ def test_a_servers_masks_follow_from_its_runs_name_and_a_simulations_from_its_se
     def kept(run: str, seed: int | None) -> bytes:
         everybody = Participants(open_clients(), All(), CLIENTS)
         plan = CompressionPlan("mask", RATIO)
-        grid = PrivateGrid(everybody, randomness=Randomness(seed), run=run, compress=plan)
+        grid = PrivateGrid(everybody, randomness=Randomness(seed), run=run, terms=SumTerms(compress=plan))
         return np.concatenate([each.ravel() for each in moved(grid).values()]).astype(np.float32).tobytes()
 
     assert kept("a", 4) == kept("b", 4) != kept("a", 5)
@@ -330,7 +332,7 @@ def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
         ),
         (["compress=project", "compress.cells=256", "privacy=none"], "compress.cells", "on no grid"),
     ],
-    ids=lambda each: each[-1] if isinstance(each, list) else None,
+    ids=str,
 )
 def test_what_would_break_the_guarantee_is_refused_by_name(
     overrides: list[str], field: str, said: str

@@ -21,7 +21,7 @@ from fedveil.privacy.mechanisms.sum_spec import Segment
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import SumPrivacy
+from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
 from fedveil.strategies.registry import (
@@ -126,6 +126,7 @@ def test_flowers_strategies_see_one_client_that_replied_with_the_mean(name: str)
             RecordDict({"a": handed, "m": MetricRecord({"num-examples": 1})}), reply_to=requests[0]
         )
         wanted, _ = direct.aggregate_train(number, [reply])
+        assert wanted is not None
         for key in SHAPES:
             np.testing.assert_allclose(view(got[key]), view(wanted[key]), rtol=1e-6)
         arrays = memory_arrays({k: view(got[k]).astype(np.float32) for k in SHAPES})
@@ -210,7 +211,7 @@ def test_no_noise_repeats_between_rounds_and_it_has_the_planned_scale(ledger: Le
 
 
 def test_only_bounded_metrics_leave_and_as_part_of_the_sum(ledger: Ledger) -> None:
-    grid = grid_of(All(), ledger, segments=(Segment("loss", 5.0),), metrics_share=0.02)
+    grid = grid_of(All(), ledger, terms=SumTerms((Segment("loss", 5.0),)), metrics_share=0.02)
     _, metrics = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     assert math.isclose(metrics["loss"], 1.0, abs_tol=0.1)
     assert "secret" not in metrics
@@ -246,7 +247,7 @@ def test_error_texts_stay_at_the_client() -> None:
     grid.participants.grid = inner
     one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     assert sent
-    assert all("glucose" not in reply.error.reason for reply in sent)
+    assert all("glucose" not in str(reply.error.reason) for reply in sent)
 
 
 def test_the_plan_and_the_cohort_cannot_drift_apart(ledger: Ledger) -> None:

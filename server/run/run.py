@@ -35,7 +35,7 @@ from ...tasks.hardware import device_of, placed, precision
 from ...tasks.protocol import GroupedTask
 from ..participants import Participants
 from ..private_grid import PrivateGrid
-from ..round_terms import ALL_ANSWERS, Answers, Round
+from ..round_terms import ALL_ANSWERS, Answers, Round, SumTerms
 from ..rounds import Ending, Loop, Pace, State, Status, Unscored, run_rounds
 from . import audit as auditing
 from . import run_folder
@@ -219,13 +219,12 @@ def _run_on(
     private = PrivateGrid(
         _participants(run, grid),
         privacy=run.privacy,
-        segments=federation.metrics,
         randomness=federation.randomness,
         run=run.name,
         masking=federation.masking,
-        canary_records=run.client.canaries_of_step.count,
-        compress=federation.compression,
-        tuning=run.tuning,
+        terms=SumTerms(
+            federation.metrics, run.client.canaries_of_step.count, federation.compression, run.tuning
+        ),
     )
     if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
