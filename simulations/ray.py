@@ -28,7 +28,6 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity
 from ..strategies.grids import AskingGrid
-from ..strategies.wire import view
 from .clients import Clients
 from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
 
@@ -324,7 +323,10 @@ def _travelling(instruction: Begun) -> Any:
     import ray
 
     arrays = instruction[0].content.array_records.values()
-    large = sum(view(array).nbytes for record in arrays for array in record.values()) > INLINE_BYTES
+    sizes = (
+        math.prod(each.shape) * np.dtype(each.dtype).itemsize for record in arrays for each in record.values()
+    )
+    large = sum(sizes) > INLINE_BYTES
     return ray.put(instruction) if large else instruction
 
 
