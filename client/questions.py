@@ -14,6 +14,8 @@ from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRow
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.question_wire import own_noise_of
 from ..strategies.wire import WEIGHT, memory_arrays, sum_spec_of
+from ..tasks.columns import columns_of
+from ..tasks.protocol import Task
 from .private_update import SEGMENTS_RECORD, SUMMED_RECORD
 
 Measured = HeldOutMeans | HeldOutRows  # of an evaluation that hides clients, or records
@@ -40,6 +42,20 @@ def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -
         {SEGMENTS_RECORD: memory_arrays(dict(parts)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
+
+
+def counted(task: Task, inquiry: Inquiry, client: int) -> dict[str, float | NDArray[np.floating]]:
+    """Return what a simulated client counts for a question that hides clients, as its app would, without a message.
+
+    Args:
+      task: loaded.
+      inquiry: what is asked.
+      client: its number in the task.
+
+    Raises:
+      Refusal: a column is missing.
+    """
+    return inquiry.contribution(columns_of(task, client))
 
 
 def evaluated(message: Message, asked: Evaluation, measured: Measured | None) -> Message:

@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.clientapp.typing import Mod
 
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
+from ..client.questions import counted
 from ..configs.schema import FaultSettings
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.client_settings import ClientSettings
@@ -70,6 +71,9 @@ class Clients:
             deadline=self.deadline,
             cohort_function=cohort_function,
             in_place=partial(begin, bench) if plain else None,
+            counted=None
+            if self.faults.any or told.encryption
+            else lambda asked, n: counted(bench.task, asked, n),
         )
 
     def workers(self, stacked: bool) -> int:

@@ -7,6 +7,7 @@ holds its share of the sum in shared memory; only that share comes back. Models 
 
 from __future__ import annotations
 
+import logging
 import mmap
 import multiprocessing
 import os
@@ -14,18 +15,22 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
-from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.budget import Unit
+from ..privacy.mechanisms.private_sum import CohortSum, add, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.flower_adapter import claim_identity, client_context, name_message
 from ..strategies.grids import AskingGrid
-from ..strategies.question_wire import is_question
+from ..strategies.question_wire import question_of
 from ..strategies.wire import LATE, add_reply
 from ..tasks.memory import keep_memory
 from .deadline import PastDeadline, limited_to
@@ -33,9 +38,12 @@ from .deadline import PastDeadline, limited_to
 if TYPE_CHECKING:
     from ..client.training.in_place import InPlaceRound
 
+logger = logging.getLogger("fedveil.client")  # what a simulated client logs stands in the run's folder
+
 FIRST_NODE = 2  # node 1 is Flower's server
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
 
+Values = dict[str, float | NDArray[np.floating]]  # of a question, by segment
 CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
 
@@ -50,6 +58,7 @@ class InProcessGrid(AskingGrid):
       workers: processes, at least 1; with 1 the clients run in this very process.
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once, if the model allows it.
+      counted: returns what a client counts for a question that hides clients, where the app is fedveil's own.
       in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
     """
 
@@ -60,6 +69,7 @@ class InProcessGrid(AskingGrid):
     deadline: float = 60.0
     cohort_function: CohortFunction | None = None
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
+    counted: Callable[[Inquiry, int], Values] | None = None
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
     _homes: dict[int, int] = field(default_factory=dict[int, int])
     _pool: list[_Worker] = field(default_factory=list["_Worker"])
@@ -120,7 +130,10 @@ class InProcessGrid(AskingGrid):
           order: the instruction, and to whom.
           cohort_sum: changed in place.
         """
-        if is_question(order.content):  # nobody trains for it
+        asked = question_of(order.content)
+        if asked is not None:  # nobody trains for it
+            if isinstance(asked, Inquiry) and self.counted is not None and _is_of_rows(asked):
+                return self._sum_counted(partial(self.counted, asked), order, cohort_sum)
             return self._sum_one_by_one(order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]
@@ -137,6 +150,22 @@ class InProcessGrid(AskingGrid):
                 add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
             except PastDeadline:
                 cohort_sum.drop("late")
+        return cohort_sum
+
+    def _sum_counted(
+        self, counted: Callable[[int], Values], order: CohortOrder, cohort_sum: CohortSum
+    ) -> CohortSum:
+        for node in order.nodes:
+            try:
+                with limited_to(self.deadline):
+                    vector, _ = encode({}, counted(node - FIRST_NODE), order.spec)
+            except PastDeadline:
+                cohort_sum.drop("late")
+            except Exception:
+                logger.exception("a question failed at this client")
+                cohort_sum.drop("failed")
+            else:
+                add(cohort_sum, vector, order.spec)
         return cohort_sum
 
     def _sum_in_place(self, begun: InPlaceRound, order: CohortOrder, cohort_sum: CohortSum) -> None:
@@ -337,3 +366,8 @@ def _isolated(content: RecordDict) -> RecordDict:
     for name, record in content.items():
         out[name] = record.copy() if isinstance(record, ArrayRecord | ConfigRecord) else record
     return out
+
+
+def _is_of_rows(asked: Inquiry) -> bool:
+    """Return whether a client answers from its own rows, and a sum hides it."""
+    return asked.unit is Unit.CLIENT and asked.model is None

@@ -131,7 +131,7 @@ class Tables:
         """Return by attribute the number of each example's group, as `GroupedTask` does."""
         return self.client_data(client).groups or {}
 
-    @property
+    @cached_property
     def group_words(self) -> Mapping[str, tuple[str, ...]]:
         """The groups of each attribute by their words, as the schema declares them."""
         return {name: self.schema.group(name).words for name in self.grouped}
@@ -145,12 +145,13 @@ class Tables:
         if self.paths:
             return read_columns(self.paths[client], self.schema)
         data, start = self.client_data(client), 0
+        inputs = data.inputs.numpy()
         found: dict[str, NDArray[Any]] = {self.schema.target.name: self._label_of(data)}
         for name, codes in (data.groups or {}).items():
-            found[name] = worded(self.schema.group(name).words, codes.numpy())
+            found[name] = worded(self.group_words[name], codes.numpy())
         for column in self.schema.inputs:
             if column.categories:
-                part = data.inputs[:, start : start + column.width].numpy()
+                part = inputs[:, start : start + column.width]
                 found[column.name] = worded(column.words, np.where(part.any(1), part.argmax(1), -1))
             start += column.width
         return found

@@ -135,6 +135,15 @@ def test_a_budget_makes_the_noise_and_two_questions_add_up_as_dp_accounting_has_
     assert figure(one, "rows")["value"] != figure(two, "rows")["value"]  # noise of its own
 
 
+@pytest.mark.parametrize("kind", [Ages, Wards])
+def test_clients_count_alike_by_messages_and_without(tmp_path: Path, kind: type[Ages]) -> None:
+    parts = federation(task=kind())
+    by_message = federation("faults.dropout=1e-9", task=kind())  # hardly ever: clients are called one by one
+    one = ask_here(parts, inquiry(), Spend(noise_multiplier=0.1), tmp_path / "one")
+    two = ask_here(by_message, inquiry(), Spend(noise_multiplier=0.1), tmp_path / "two")
+    assert one["answers"] == two["answers"] != []
+
+
 def test_a_question_repeated_is_answered_from_the_record_and_another_takes_a_new_name(tmp_path: Path) -> None:
     parts = federation()
     first = ask_here(parts, inquiry(), FREE, tmp_path)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..refusal import Refusal, real
 
 LABEL = "label"  # the column of targets, where a task names none
+FEW = 16  # words that are faster found in all rows at once than row by row
 MOST_CELLS = 4096  # of one question: more are a data set, and no statistic
 
 Table = Mapping[str, NDArray[Any]]  # a client's columns by name, all of one length
@@ -98,6 +99,11 @@ class Bins:
         """Return each row's bin, -1 where it has none, and whether it was outside what is declared."""
         given = column(table, self.name)
         if self.words:
+            if given.dtype.kind == "U" and len(self.words) <= FEW:
+                places = np.full(len(given), -1, np.int64)
+                for code, word in enumerate(self.words):
+                    places[given == word] = code
+                return places, (places < 0) & (given != "")
             codes = {word: code for code, word in enumerate(self.words)}
             said = [None if is_missing(each) else str(each) for each in given]
             bins = np.array([-1 if each is None else codes.get(each, -1) for each in said], np.int64)
