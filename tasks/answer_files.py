@@ -55,6 +55,11 @@ def read_answer(path: Path, field: str) -> list[Answered] | None:
 def _answered(asked: dict[str, Any], figures: Any) -> Answered:
     values = tuple(_number(each["value"]) for each in figures)
     ends = [(_number(each["low"]), _number(each["high"])) for each in figures]
+    for each, (low, high) in zip(figures, ends, strict=True):
+        if low is not None and high is not None and low > high:
+            raise Refusal(
+                str(each.get("name", "figure")), f"{low:g} to {high:g}", "is an interval in reverse"
+            )
     halves = tuple(None if low is None or high is None else (high - low) / 2 for low, high in ends)
     return Answered(
         {"kind": "", **asked}, tuple(str(each.get("name", "")) for each in figures), values, halves

@@ -123,12 +123,18 @@ def without_a_figure(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def in_reverse(record: dict[str, Any]) -> dict[str, Any]:
+    record["answers"][0]["figures"][1] |= {"low": 12.0, "high": 8.0}
+    return record
+
+
 @pytest.mark.parametrize(
     ("record", "options", "said"),
     [
         (answer(of="height"), {}, "task.scaling: age=.*is a number of which it holds no variance"),
         (answer(kind="mean"), {}, "task.scaling: age=.*is a number of which it holds no variance"),
         (answer(high=100), {}, "was asked within 0 and 100, and the schema declares 0 and 200"),
+        (in_reverse(answer()), {}, "12 to 8.*is an interval in reverse"),
         (without_a_figure(answer()), {}, "task.scaling: age=.*cannot be said there"),
         (saying(-1, 10), {}, "the mean lies between 0 and 200"),
         (saying(50, 201), {}, "the deviation is above 0 and at most their distance"),
