@@ -33,7 +33,10 @@ MODES: dict[str, tuple[str, ...]] = {
     "fedavg": NOISY,
     "fedadam": (*NOISY, "strategy=fedadam"),
     "planned": ("privacy.allow_large_delta=true",),
-    "record": ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null"),
+    "record": (
+        *("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null"),
+        "task.num_clients=8",
+    ),
     "differences": (*NOISY, "strategy=fedadam", "compress.down=4"),
     "no privacy": ("privacy=none", "strategy=fedavgm", "strategy.server_momentum=0.5"),
     "adaptive": (
