@@ -119,7 +119,7 @@ def answers(
         total = np.sum([on_grid(inquiry.contribution_of_records(each, 1.0), spec) for each in tables], 0)
     sigma, found = inquiry.sigma(question, noise), list[list[Figure]]()
     for number in range(repetitions):
-        noised, _ = add_noise(total, noise, spec, Randomness(number).stream("noise", 1))
+        noised, _ = add_noise(total.copy(), noise, spec, Randomness(number).stream("noise", 1))
         if unit == "client":
             cells = decode_counts(noised, 0, spec)[question.name]
         else:
