@@ -1,8 +1,9 @@
 """Packages whose own code runs when a name of theirs is used, and not when a module inside them is imported.
 
 `import dp_accounting.dp_event` runs all of dp_accounting, which loads half of SciPy: 1.7 s of CPU for a table that needs
-neither its statistics nor its signals. A package deferred here costs nothing until somebody asks it for a name that is
-no module inside it; then it is as if it had been imported at once.
+neither its statistics nor its signals. Flower imports an HTTP client that a simulation never calls. A package deferred
+here costs nothing until somebody asks it for a name that is no module inside it; then it is as if it had been imported
+at once.
 """
 
 import sys
@@ -12,7 +13,7 @@ from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
-HEAVY = "dp_accounting", "scipy.signal", "scipy.stats"
+HEAVY = "dp_accounting", "httpx", "scipy.signal", "scipy.stats"
 _running = threading.RLock()  # held by the thread that runs one; what it runs may ask for another
 _begun: list[ModuleType] = []
 

@@ -367,11 +367,12 @@ HEAVY = (
         "sklearn",
         "pydantic",
         "sympy",
+        "httpx._client",
     ),
     *("rich", "numpy", "typer"),
 )
 UNUSED_BY_A_RUN = {
-    *("opacus", "sympy", "ray", "sklearn"),
+    *("opacus", "sympy", "ray", "sklearn", "httpx._client"),
     *("scipy.optimize", "scipy.signal._signaltools", "scipy.stats._stats_py"),
 }
 ACCOUNTING = {name for name in HEAVY if name.startswith("scipy")} | {"dp_accounting"}
@@ -397,7 +398,7 @@ def imported(*argv: str, folder: Path) -> set[str]:
         (("ledger", "show"), {"typer"}),
         (("ledger", "show", "--help"), {"typer"}),
         (("simulat",), {"typer"}),
-        (("client", "status", "nowhere"), {"typer", "flwr", "rich", "numpy", "pydantic"}),
+        (("client", "status", "nowhere"), {"typer", "flwr", "rich", "numpy", "pydantic", "httpx._client"}),
         (("audit", "claim", "--epsilon", "x", "--delta", "0"), ACCOUNTING | {"typer", "numpy"}),
         (("budget", "show"), {"typer", "numpy", "rich"}),
         (("simulate", "--cfg", "job"), {"typer", "hydra", "numpy", "pydantic"}),
