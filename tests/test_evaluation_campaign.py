@@ -70,7 +70,7 @@ def test_the_centre_is_the_truth_of_all_clients_within_the_interval(tmp_path: Pa
         )
         held, errors = dict.fromkeys(truth, 0), []
         for number in range(REPETITIONS):
-            noised, _ = add_noise(total, 5.0, spec, Randomness(number).stream("noise", 1))
+            noised, _ = add_noise(total.copy(), 5.0, spec, Randomness(number).stream("noise", 1))
             told = {
                 each.name: each
                 for _, parts_of_it in asked.answers(decode_counts(noised, 0, spec), 5.0, 400)
