@@ -61,9 +61,10 @@ def _bare(start: int, stop: int | None) -> Callable[[Any], Any]:
 
     def instead(add_noise: Any) -> Any:
         def with_hole(total: Any, *rest: Any) -> Any:
-            noised, event = add_noise(total, *rest)
             hole = slice(start, stop if stop is None else len(total) + stop if stop < 0 else stop)
-            noised[hole] = total[hole]
+            bare = total[hole].copy()  # noise is added in place
+            noised, event = add_noise(total, *rest)
+            noised[hole] = bare
             return noised, event
 
         return with_hole
