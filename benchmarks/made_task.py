@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..tasks.classification import cross_entropies
 from ..tasks.data import Examples
-from .workload import build, examples_of
+from .workload import build, count_of, examples_of
 
 
 class Made:
@@ -37,6 +37,10 @@ class Made:
     def client_data(self, client: int) -> Examples:
         """Return a client's examples."""
         return Examples(*examples_of(self.workload, client))
+
+    def client_size(self, client: int) -> int:
+        """Return how many examples a client has."""
+        return count_of(self.workload, client)
 
     def held_out(self) -> Examples:
         """Return the first client's examples: nothing is evaluated here."""

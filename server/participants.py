@@ -146,6 +146,14 @@ class Participants:
         dummies = set(self._dummies)
         return [node for node in drawn if node not in dummies]
 
+    def numbers(self, drawn: Sequence[int]) -> list[int]:
+        """Return the numbers, from 0, of the real clients among those drawn: their places among all."""
+        real = self.real(drawn)
+        if isinstance(self._real, range):
+            return [self._real.index(node) for node in real]
+        places = {node: place for place, node in enumerate(self._real)}
+        return [places[node] for node in real]
+
     def all_among(self, nodes: Collection[int]) -> bool:
         """Return whether every real client is among these nodes."""
         return 0 < len(self._real) <= len(nodes) and set(self._real) <= set(nodes)

@@ -57,6 +57,9 @@ class Classification:
         rows = torch.from_numpy(self.shares[client])
         return Examples(self.train.inputs[rows], self.train.targets[rows])
 
+    def client_size(self, client: int) -> int:
+        return len(self.shares[client])
+
     def held_out(self) -> Examples:
         return self.test
 

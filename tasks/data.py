@@ -306,6 +306,38 @@ def data_of_all(task: Task, client: int) -> Data:
     return as_data(task.client_data(client))
 
 
+def size_of(task: Task, client: int, whole: bool = False) -> int:
+    """Return how many examples one client has, without making them where the task knows (`SizedTask`).
+
+    Args:
+      task: has the clients.
+      client: 0 <= client < num_clients.
+      whole: whether those count that it holds out of its training.
+    """
+    known = _sizes_of(task)
+    if known is not None and (whole or not hasattr(task, SPLIT)):
+        return known(client)
+    return len((data_of_all if whole else data_of)(task, client))
+
+
+def _sizes_of(task: Task) -> Callable[[int], int] | None:
+    """Return how a `SizedTask` tells a client's number of examples: a check of all its members takes longer than it saves."""
+    return getattr(task, "client_size", None)
+
+
+def check_size(task: Task, client: int) -> None:
+    """Refuse a `SizedTask` that tells another number of examples than it makes; arguments as of `data_of`.
+
+    Raises:
+      Refusal: naming both.
+    """
+    known = _sizes_of(task)
+    if known is not None and (told := known(client)) != (made := len(data_of_all(task, client))):
+        raise Refusal(
+            "client_size", told, f"client_data makes {made} examples for client {client}; say so many"
+        )
+
+
 def held_out_of(task: Task) -> Data:
     """Return a task's held-out data."""
     return as_data(task.held_out())

@@ -73,6 +73,9 @@ class Dealt:
     def held_out(self) -> Any:
         return self.task.held_out()
 
+    def client_size(self, client: int) -> int:
+        return len(self.shares[client])
+
     def client_data(self, client: int) -> Data:
         import torch
         from torch.utils.data import Subset

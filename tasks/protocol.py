@@ -143,6 +143,19 @@ class StackedTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class SizedTask(Task, Protocol):
+    """Task that knows how many examples its clients have without making them, as plans for a large population ask of each."""
+
+    def client_size(self, client: int) -> int:
+        """Return how many examples `client_data` has.
+
+        Args:
+          client: 0 <= client < num_clients.
+        """
+        ...
+
+
 class TrainingTask(Task, Protocol):
     """Task that trains the model by a function of its own, such as another library's loop, without record-level privacy.
 

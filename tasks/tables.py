@@ -124,6 +124,9 @@ class Tables:
             raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
         return self.clients[client]
 
+    def client_size(self, client: int) -> int:
+        return len(self.clients[client])
+
     def held_out(self) -> Examples:
         return self.test
 

@@ -1385,7 +1385,7 @@ MUTATIONS = {
     ),
     "clients' data are not looked at before round 1": Mutation(
         "server/run/prepare.py",
-        '            check_data(data_of(task, client), f"client {client}", held_out)\n',
+        "            check_data(data, whose, held_out)\n",
         "            pass\n",
         "test_client_data.py",
         "make_no_batch",
@@ -2321,6 +2321,13 @@ MUTATIONS = {
         "known = [each for some in self._fitting.values() for each in some]",
         "test_privacy_accounting.py",
         "needs_no_composition",
+    ),
+    "a ledger of a client that the run did not note is left out": Mutation(
+        "server/run/record_ledgers.py",
+        "if set(paths) <= set(map(record.ledger_path, names.values())):",
+        "if True:",
+        "test_server_record_ledgers.py",
+        "did_not_note",
     ),
     "coins of a large population come up at another rate": Mutation(
         "strategies/draws.py",

@@ -21,7 +21,7 @@ from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
-from ...tasks.data import Data, check_data, check_taken, data_of, held_out_of, placeholder, run_on
+from ...tasks.data import Data, check_data, check_size, check_taken, data_of, held_out_of, placeholder, run_on
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
@@ -36,7 +36,7 @@ from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
 from .evaluation_plan import evaluation_plan, one_evaluation, scored_metric, scoring_plan
-from .federation import Federation, Run, ledger_home
+from .federation import MOST_LOOKED_AT, Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
@@ -49,7 +49,6 @@ NOT_MEASURED = (
     "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
     "task.held_out=public, or held_out_public = True in the task"
 )
-MOST_LOOKED_AT = 1000  # clients of made-up data: each takes about 0.2 ms
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
@@ -171,11 +170,13 @@ def _check_every(federation: Federation, canaries: bool) -> None:
         model = None if shipped or own_training(task) is not None else task.model().eval()
         clients = _looked_at(federation)
         for client in clients:
-            check_data(data_of(task, client), f"client {client}", held_out)
+            check_size(task, client)
+            data, whose = data_of(task, client), f"client {client}"
+            check_data(data, whose, held_out)
             if model is not None:
-                check_taken(data_of(task, client), f"client {client}", model, task.loss)
+                check_taken(data, whose, model, task.loss)
             if federation.per_person is not None:
-                check_persons(data_of(task, client), f"client {client}")
+                check_persons(data, whose)
         if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
             _ = federation.sizes  # refuses a federation without examples
 
@@ -221,12 +222,11 @@ def _check_scaling(federation: Federation) -> None:
 def _looked_at(federation: Federation) -> range:
     """Return the clients whose data are looked at before anything is spent.
 
-    Of a large population on made-up data, where nothing goes by how many records each has, these are spread evenly. Data that
-    turn out to be bad in a round drop their client from it.
+    Of a large population on made-up data these are spread evenly. Data that turn out to be bad in a round drop their client
+    from it.
     """
     clients = federation.task.num_clients
-    by_records = federation.record is not None or federation.together is not None
-    spread = federation.simulated and not by_records and federation.settings.secagg is None
+    spread = federation.simulated and federation.settings.secagg is None
     return range(0, clients, -(-clients // MOST_LOOKED_AT) if spread else 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
@@ -23,28 +23,36 @@ from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Head
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
-from ...strategies.client_settings import ClientSettings
+from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.record_plan import record_plan
-from .federation import Federation
+from .federation import MOST_LOOKED_AT, Federation
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
 MOST_COMPOSED = 20  # choices of clients at which a person may be
 TWO_UNITS = "a person at m clients is m units: what is lost at each adds up"
 
 
-def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] | None:
+def spending(
+    federation: Federation, client: ClientSettings, took_part: Collection[int]
+) -> dict[str, Any] | None:
     """Return what each client's records have lost, in the clients' order, and how many clients cannot go on.
 
     A client counts as exhausted when its budget affords it no further round.
+
+    Args:
+      federation: its parts.
+      client: what clients are told.
+      took_part: numbers of the clients that were drawn in any round.
 
     Returns:
       The content of ``records`` in result.json; None where records are not protected.
     """
     if client.record is None:
         return None
-    lost, exhausted = [0.0] * len(federation.client_ledgers), 0
+    lost, exhausted = [0.0] * federation.task.num_clients, 0
     budget = client.record.budget()
-    for number, name in enumerate(federation.client_ledgers):
+    paths = client_ledgers(federation, Path(client.record.ledger_dir))
+    for number, name in _named(federation, client.record, took_part, paths):
         path = client.record.ledger_path(name)
         if not path.exists():
             continue
@@ -62,7 +70,6 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
     across: dict[str, Any] = {}
     if found is not None:
         outside = f"nobody: at most {found} clients train on one person, who loses at all of them what `person` says"
-        paths = {client.record.ledger_path(name) for name in federation.client_ledgers}
         across = {"person": _across(paths, found, budget)}
     return {
         **across,
@@ -71,6 +78,21 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
         "exhausted": exhausted,
         "outside": outside,
     }
+
+
+def _named(
+    federation: Federation, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
+) -> Iterable[tuple[int, str]]:
+    """Return numbers of clients with the names of their ledgers: of all that may hold something, in the clients' order.
+
+    Of a large population on made-up data these are those that took part, as long as every ledger is one of theirs: to
+    name a ledger takes a client's data.
+    """
+    if federation.simulated and federation.task.num_clients > MOST_LOOKED_AT:
+        names = {number: federation.fingerprint_of(number) for number in sorted(took_part)}
+        if set(paths) <= set(map(record.ledger_path, names.values())):
+            return names.items()
+    return enumerate(federation.client_ledgers)
 
 
 def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
@@ -84,7 +106,7 @@ def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | No
     Returns:
       None where there are too many kinds of clients to compose.
     """
-    kinds = largest(read_events(path, Adversary.MODEL) for path in paths)
+    kinds = largest([[], *(read_events(path, Adversary.MODEL) for path in paths)])
     if math.comb(len(kinds) + clients - 1, clients) > MOST_COMPOSED:
         return None
     sums = [
@@ -106,10 +128,9 @@ class KnownHeads:
         """Return the head of every ledger that one of this federation's clients has, by the ledger's name."""
         if self.client.record is None:
             return {}
-        for name in self.federation.client_ledgers:
-            path = self.client.record.ledger_path(name)
-            changed = path.stat().st_mtime_ns if path.exists() else 0
-            if changed and self._read.get(path.name, (0,))[0] != changed:
+        for path in client_ledgers(self.federation, Path(self.client.record.ledger_dir)):
+            changed = path.stat().st_mtime_ns
+            if self._read.get(path.name, (0,))[0] != changed:
                 with closing(Chain.for_reading(path)) as chain:
                     self._read[path.name] = (changed, chain.last())
         return {name: head for name, (_, head) in self._read.items()}
@@ -146,6 +167,7 @@ class RecordMeter:
       limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
       prior: what the ledger that is spent most held before this run.
       secret: whether who takes part is.
+      took_part: numbers of all clients that were drawn.
     """
 
     plan: Plan
@@ -153,12 +175,14 @@ class RecordMeter:
     limited: bool
     prior: tuple[DpEvent, ...] = ()
     secret: bool = False
+    took_part: set[int] = field(default_factory=set[int])
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
     _known: dict[int, float] = field(default_factory=dict[int, float])
     _affordable: int | None = None
 
     def add(self, clients: Sequence[int]) -> None:
-        """Count one more round for each of these clients."""
+        """Count one more round for each of these clients, by their numbers."""
+        self.took_part.update(clients)
         for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 

@@ -229,7 +229,7 @@ def _run_on(
     if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            progress.meter.add(private.participants.real(private.draw(number)))
+            progress.meter.add(private.participants.numbers(private.draw(number)))
     ended = None if progress.audit is None else auditing.go_on(progress.audit, private, state)
 
     def ready(stop: threading.Event) -> str | None:
@@ -256,6 +256,8 @@ def _run_on(
     for each in watching:
         each.start(started)
     ending = ended or _rounds(progress, private, loop)
+    if progress.meter is not None:  # who was drawn for a round that did not end may be charged, too
+        progress.meter.took_part.update(private.participants.numbers(private.drawn))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
     return ending
@@ -353,7 +355,7 @@ def _after_round(
     alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
-    drawn = grid.participants.real(grid.drawn)
+    drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
     answers = answers_of(replace(federation, cohort=All()))
     evaluated = evaluate_at_clients(progress.run, grid.participants, answers, state, deadline)
     told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)

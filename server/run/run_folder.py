@@ -335,7 +335,7 @@ def record_round(
       state: after the round.
       done: what the round did.
       metrics: of the new model on the held-out examples.
-      drawn: the real clients that were drawn.
+      drawn: numbers of the real clients that were drawn, where records are protected.
       evaluated: record of what clients said of the new model; None where they were not asked.
     """
     metrics = metrics | shown_metrics(evaluated)
@@ -576,7 +576,9 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return what of a result depends on who took part."""
     progress.told = progress.tally.total()
     return {
-        "records": spending(progress.run.federation, progress.run.client),
+        "records": spending(
+            progress.run.federation, progress.run.client, progress.meter.took_part if progress.meter else ()
+        ),
         "dropped": _summed_drops(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
@@ -675,7 +677,7 @@ def _most(progress: Progress, ending: Ending) -> list[DpEvent] | None:
     if meter is None or not progress.run.federation.keeps_counts:
         return None
     if ending.state.round < progress.run.federation.settings.steps:
-        meter.add([0])  # clients of a round that failed were drawn, too
+        meter.add(())  # clients of a round that failed were drawn, too
     return meter.events()
 
 
