@@ -13,8 +13,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ _SAME, _CHANGED, _MOVED = 0, 1, 16  # _MOVED + n: whole numbers in n bytes each
 _LENGTH = struct.Struct("<I")
 _EXACT = 53  # bits of a float64's digits
 _WIDEST = 4  # bytes of a whole number
+_BLOCK = 1 << 16  # coordinates at a time, so that nothing is held in float64
 
 
 class NoDifference(ValueError):
@@ -66,14 +66,15 @@ def difference(old: Arrays, new: Arrays) -> bytes | None:
 
 def _told(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
     before, after = _words(old), _words(new)
-    differs = np.any(before != after, axis=1)
+    differs = np.empty(new.size, np.bool_)
+    for part in _blocks(new.size):
+        np.any(before[part] != after[part], axis=1, out=differs[part])
     if not differs.any():
         return _HEAD.pack(_SAME, 0, 0)
     moved = _moved(old, new) if new.dtype.kind == "f" else None
-    values = after[differs]
-    if moved is not None and values.nbytes >= len(moved):
+    if moved is not None and np.count_nonzero(differs) * new.dtype.itemsize >= len(moved):
         return moved
-    changed = _packed(np.packbits(differs)) + _packed(values.reshape(-1))
+    changed = _packed(np.packbits(differs)) + _packed(after[differs].reshape(-1))
     told = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
     return told if moved is None or len(moved) >= len(told) else moved
 
@@ -83,41 +84,53 @@ def _words(value: NDArray[np.generic]) -> Bytes:
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8).reshape(value.size, value.dtype.itemsize)
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """Whole numbers of steps, shape (coordinates,), and the step's exponent."""
-
-    numbers: NDArray[np.int64]
-    step: int
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
 def _moved(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
     """Return an array's difference in whole steps; None where there is no step, or it does not give the very bits."""
-    with np.errstate(invalid="ignore"):
-        found = _on_grid(np.subtract(new, old, dtype=np.float64).reshape(-1))
-    if found is None or not np.array_equal(_words(_stepped(old, found)), _words(new)):
+    before, after = np.ravel(old), np.ravel(new)
+    step = _step_between(before, after)
+    if step is None:
         return None
-    zigzag = ((found.numbers << 1) ^ (found.numbers >> 63)).astype(
-        "<u8"
-    )  # small numbers, whatever their signs
+    zigzag = np.empty(after.size, "<u4")  # small numbers, whatever their signs
+    for part in _blocks(after.size):
+        numbers = np.ldexp(_far(before[part], after[part]), -step).astype(np.int64)
+        if not np.array_equal(_words(_stepped(before[part], numbers, step)), _words(after[part])):
+            return None
+        zigzag[part] = (numbers << 1) ^ (numbers >> 63)
     width = max(1, (int(zigzag.max()).bit_length() + 7) // 8)
-    planes = zigzag.view(np.uint8).reshape(-1, 8)[:, :width].T
+    planes = zigzag.view(np.uint8).reshape(-1, _WIDEST)[:, :width].T
     packed = b"".join(_packed(np.ascontiguousarray(plane)) for plane in planes)
-    return _HEAD.pack(_MOVED + width, found.step, len(packed)) + packed
+    return _HEAD.pack(_MOVED + width, step, len(packed)) + packed
 
 
-def _on_grid(moved: NDArray[np.float64]) -> _Moved | None:
-    """Return differences as whole multiples of the longest power of two that divides all of them, if they are small."""
-    nonzero = moved[moved != 0]
-    if not nonzero.size or not np.isfinite(nonzero).all():
-        return None
-    digits, exponents = np.frexp(nonzero)
-    whole = np.abs(np.ldexp(digits, _EXACT)).astype(np.int64)
-    lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
-    step = int(np.min(exponents - _EXACT + lowest))
-    if float(np.max(np.abs(nonzero))) >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
-        return None
-    return _Moved(np.ldexp(moved, -step).astype(np.int64), step)
+def _far(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        return np.subtract(new, old, dtype=np.float64)
+
+
+def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | None:
+    """Return the exponent of the longest power of two that divides all differences, if these are small multiples of it."""
+    step: int | None = None
+    most = 0.0
+    for part in _blocks(new.size):
+        moved = _far(old[part], new[part])
+        nonzero = moved[moved != 0]
+        if not np.isfinite(nonzero).all():
+            return None
+        if not nonzero.size:
+            continue
+        digits, exponents = np.frexp(nonzero)
+        whole = np.abs(np.ldexp(digits, _EXACT)).astype(np.int64)
+        lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
+        found = int(np.min(exponents - _EXACT + lowest))
+        step = found if step is None else min(step, found)
+        most = max(most, float(np.max(np.abs(nonzero))))
+        if most >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
+            return None
+    return step
 
 
 def _packed(values: Bytes) -> bytes:
@@ -158,7 +171,7 @@ def apply(old: Arrays, told: bytes) -> dict[str, NDArray[np.generic]]:
 class _Reader:
     """Bytes that are read from front to back."""
 
-    def __init__(self, told: bytes) -> None:
+    def __init__(self, told: bytes | memoryview) -> None:
         self._left = memoryview(told)
 
     def take(self, count: int) -> memoryview:
@@ -185,13 +198,13 @@ class _Reader:
 
 def _applied(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
     how, step, length = _HEAD.unpack(reader.take(_HEAD.size))
-    part = _Reader(bytes(reader.take(length)))
+    part = _Reader(reader.take(length))
     if how == _SAME:
         new = old.copy()
     elif how == _CHANGED:
         new = _changed(old, part)
     elif _MOVED < how <= _MOVED + _WIDEST and old.dtype.kind == "f":
-        new = _stepped(old, _Moved(_numbers(old.size, how - _MOVED, part), step))
+        new = _moved_by(old, [part.unpacked(old.size) for _ in range(how - _MOVED)], step)
     else:
         raise NoDifference(f"an array is told in a way that is not known ({how})")
     part.end()
@@ -206,16 +219,21 @@ def _changed(old: NDArray[np.generic], part: _Reader) -> NDArray[np.generic]:
     return words.reshape(-1).view(old.dtype).reshape(old.shape)
 
 
-def _numbers(size: int, width: int, part: _Reader) -> NDArray[np.int64]:
-    planes = np.zeros((size, 8), np.uint8)
-    for plane in range(width):
-        planes[:, plane] = part.unpacked(size)
-    zigzag = planes.reshape(-1).view("<u8")
-    return (zigzag >> np.uint64(1)).astype(np.int64) ^ -(zigzag & np.uint64(1)).astype(np.int64)
+def _moved_by(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> NDArray[np.generic]:
+    """Return an array that was moved by whole steps, whose numbers lie in planes of bytes."""
+    before, new = np.ravel(old), np.empty(old.size, old.dtype)
+    for part in _blocks(old.size):
+        words = np.zeros((part.stop - part.start, 8), np.uint8)
+        for place, plane in enumerate(planes):
+            words[:, place] = plane[part]
+        zigzag = words.reshape(-1).view("<u8")
+        numbers = (zigzag >> np.uint64(1)).astype(np.int64) ^ -(zigzag & np.uint64(1)).astype(np.int64)
+        new[part] = _stepped(before[part], numbers, step)
+    return new.reshape(old.shape)
 
 
-def _stepped(old: NDArray[np.generic], moved: _Moved) -> NDArray[np.generic]:
-    """Return an array that was moved by whole steps."""
-    far = np.ldexp(moved.numbers.astype(np.float64), moved.step).reshape(old.shape)
+def _stepped(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
+    """Return values that were moved by whole steps."""
+    far = np.ldexp(numbers.astype(np.float64), step)
     with np.errstate(over="ignore", invalid="ignore"):
         return (old.astype(np.float64) + far).astype(old.dtype)

@@ -43,7 +43,7 @@ def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[s
             continue
         with np.errstate(invalid="ignore"):
             moved = np.subtract(value, before[name], dtype=np.float64)
-        size = math.sqrt(float(np.mean(np.square(moved)))) if moved.size else 0.0
+        size = math.sqrt(float(np.mean(np.square(moved, out=moved)))) if moved.size else 0.0
         if not 0 < size < math.inf:
             continue
         wanted = math.log2(size) - (bits - _SIDE)
@@ -63,5 +63,9 @@ def shared(arrays: Arrays, steps: Steps) -> dict[str, NDArray[np.generic]]:
 
 
 def _rounded(value: NDArray[np.generic], step: int) -> NDArray[np.generic]:
-    numbers = np.rint(np.ldexp(value.astype(np.float64), -step))
-    return (np.ldexp(numbers, step) + 0.0).astype(value.dtype)  # no zero has a sign
+    numbers = value.astype(np.float64)  # then in place
+    np.ldexp(numbers, -step, out=numbers)
+    np.rint(numbers, out=numbers)
+    np.ldexp(numbers, step, out=numbers)
+    numbers += 0.0  # no zero has a sign
+    return numbers.astype(value.dtype)

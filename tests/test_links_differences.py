@@ -5,7 +5,7 @@ import math
 import runpy
 import tracemalloc
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,24 @@ def test_a_difference_that_unpacks_to_more_than_the_model_is_refused_before_it_d
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 1 << 20
+
+
+def test_a_difference_is_made_and_applied_without_arrays_in_double_precision() -> None:
+    draw = np.random.default_rng(0)
+    old: Arrays = {"w": draw.integers(-9999, 9999, 1 << 20).astype(np.float32)}
+    new: Arrays = {"w": old["w"] + draw.integers(-9, 9, 1 << 20).astype(np.float32)}
+    held: list[float] = []
+
+    def counted(work: Callable[[], Any]) -> Any:
+        tracemalloc.start()
+        made = work()
+        held.append(tracemalloc.get_traced_memory()[1] / bytes_of(new))
+        tracemalloc.stop()
+        return made
+
+    told = counted(lambda: difference(old, new))
+    assert hash_of(counted(lambda: apply(old, told))) == hash_of(new)
+    assert max(held) < 2.5, held
 
 
 # --- server and devices -------------------------------------------------------------------------------------------

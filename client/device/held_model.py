@@ -6,13 +6,14 @@ The file is not flushed to disk: one that a loss of power cut short has another 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from ...links.grpc.message_codec import MalformedMessage, pack, unpack
-from ...privacy.ledger.durable_files import replace_file
+from ...links.grpc.message_codec import MalformedMessage, pack_body, segments, unpack
+from ...privacy.ledger.durable_files import write_beside
 from ...strategies.difference_wire import ToldModel, told_model, with_arrays_again, with_held
 from ...strategies.flower_adapter import arrived
 from ...strategies.model_difference import apply, hash_of
@@ -68,7 +69,9 @@ class HeldModel:
             return reply
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
-            replace_file(self.path, pack(Message(record, 0, "train")), flush=False)
+            kept = Message(record, 0, "train")
+            parts = segments(kept.metadata, pack_body(kept))
+            os.replace(write_beside(self.path, parts, flush=False), self.path)
         except (OSError, MalformedMessage) as error:
             logger.warning("the model of this round is not kept, and the next one comes whole: %s", error)
             return reply
@@ -76,7 +79,7 @@ class HeldModel:
 
     def _changed(self, told: ToldModel) -> ArrayRecord:
         try:
-            held = only_arrays(unpack(bytearray(self.path.read_bytes())).content)
+            held = only_arrays(unpack(self.path.read_bytes()).content)
             return memory_arrays(apply({name: view(each) for name, each in held.items()}, told.difference))
         except (OSError, ValueError) as error:  # no file, no message, no difference from this model
             logger.info("a difference is from no model that this device holds: %s", error)
