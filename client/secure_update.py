@@ -218,6 +218,7 @@ class TrainingJob:
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
             words, _ = encode_share(update, values_of(reply), spec, stream, seed, layers)
+            del reply, update
             if noise.sigma:
                 add_further_noise(words, noise.sigma, stream)
             return cast(Vector, words), openings(spec, layers)

@@ -68,7 +68,7 @@ def test_the_rotation_spreads_one_coordinate_over_all_it_mixes_with(position: in
 
 
 def test_the_second_pass_has_signs_of_its_own() -> None:
-    (_, first), (_, second) = rotation._passes(1501, SEED)
+    first, second = (rotation._signs(1024, start, SEED) for start in rotation._starts(1501))
     assert 0.4 < (first != second).mean() < 0.6
 
 

@@ -69,9 +69,11 @@ def encode_share(
         whole = vector.joined()
         rotate(whole, seed)
         vector = blocks_of(whole)
+        del whole
     whole = (
         round_within(vector, spec.limit, stream) if spec.sum.unit_norm is None else round_once(vector, stream)
     )
+    del vector  # of the model's size in float64, where it was rotated
     # Two's complement: modulo 2^bits, here and wherever words are added.
     words = whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
     if spec.sigma:
@@ -228,6 +230,8 @@ def decode_sum(
 
 def decode_counts_of(total: Words, spec: ShareSpec, seed: bytes) -> dict[str, Vector]:
     """Return the sum of every segment with a shape, by name, in the segment's own units; arguments as of `decode_sum`."""
+    if not any(each.shape for each in spec.sum.segments):  # spares another vector of twice the model's size
+        return {}
     return decode_counts(_opened(total, spec, seed), spec.coordinates, spec.sum)
 
 

@@ -35,9 +35,10 @@ def rotate(vector: Vector, seed: bytes) -> None:
       vector: changed, shape (d,), d at least 1.
       seed: public, of 32 bytes, fixed without a look at any update.
     """
-    for start, signs in _passes(vector.size, seed):
-        block = vector[start : start + signs.size]
-        block *= signs
+    size = block_of(vector.size)
+    for start in _starts(vector.size):
+        block = vector[start : start + size]
+        block *= _signs(size, start, seed)
         _transform(block)
 
 
@@ -48,20 +49,24 @@ def unrotate(vector: Vector, seed: bytes) -> None:
       vector: changed, shape (d,).
       seed: that it was rotated with.
     """
-    for start, signs in reversed(_passes(vector.size, seed)):
-        block = vector[start : start + signs.size]
+    size = block_of(vector.size)
+    for start in reversed(_starts(vector.size)):
+        block = vector[start : start + size]
         _transform(block)
-        block *= signs
+        block *= _signs(size, start, seed)
 
 
-def _passes(size: int, seed: bytes) -> list[tuple[int, NDArray[np.int8]]]:
-    block = block_of(size)
-    return [(start, _signs(block, start, seed)) for start in sorted({0, size - block})]
+def _starts(size: int) -> list[int]:
+    """Return where each pass begins."""
+    return sorted({0, size - block_of(size)})
 
 
 def _signs(count: int, start: int, seed: bytes) -> NDArray[np.int8]:
     random = np.frombuffer(keyed_stream(seed, "rotation", start).bytes((count + 7) // 8), np.uint8)
-    return 1 - 2 * np.unpackbits(random, count=count).astype(np.int8)
+    signs = np.unpackbits(random, count=count).view(np.int8)
+    signs *= -2
+    signs += 1
+    return signs
 
 
 def _transform(vector: Vector) -> None:

@@ -90,7 +90,7 @@ def norm_of(total: NDArray[np.uint16 | np.uint32], spec: ShareSpec) -> float:
     Arguments as of `decode_sum`.
     """
     signed = np.int16 if spec.bits == 16 else np.int32
-    return math.sqrt(squared_norm(total.astype(spec.dtype, copy=False).view(signed).astype(np.float64)))
+    return math.sqrt(squared_norm(total.astype(spec.dtype, copy=False).view(signed)))
 
 
 def is_mean_too_long(
