@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
@@ -49,7 +49,7 @@ from ..strategies.wire import (
     view,
 )
 from ..tasks import load_task
-from ..tasks.arrays import load_arrays, memory_of, read_arrays
+from ..tasks.arrays import lent_arrays, load_arrays, memory_of
 from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, fingerprint, leaves, placeholder
 from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
@@ -87,6 +87,7 @@ class Workbench:
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
     _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
+    _lent: list[bool] = field(default_factory=list[bool])  # whether the model may hold an update
     _names: dict[int, str] = field(default_factory=dict[int, str])
     _kept: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
@@ -185,9 +186,14 @@ class Workbench:
         """
         if len(data) and not any(self.measured):
             check_trainable(self.model)
-            check_independence(on_cpu(self.model), self.task, data)
+            check_independence(self.task.model() if self._lent else on_cpu(self.model), self.task, data)
             self.measured.append(True)
         return self.model
+
+    def lend(self) -> ArrayRecord:
+        """Return the trained arrays to whoever makes an update of them in their place; the model must be loaded anew."""
+        self._lent[:] = [True]
+        return memory_arrays(lent_arrays(self.model), given=True)
 
     def engine_of(self, gradients: str, data: Data) -> str:
         """Return the engine that DP-SGD takes; looked for once for each shape of an input.
@@ -390,9 +396,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
                 raise
             logger.exception("the ledger cannot be used")
             return Message(Error(NOT_READY, "this client's ledger cannot be used"), reply_to=message)
-    content = RecordDict(
-        {"arrays": memory_arrays(read_arrays(model)), "metrics": MetricRecord(dict(metrics))}
-    )
+    content = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(content, reply_to=message)
 
 

@@ -13,13 +13,14 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.compression import compress
-from ..privacy.mechanisms.private_sum import encode
+from ..privacy.mechanisms.private_sum import Contribution, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
 from ..strategies.wire import (
     DROP_REASONS,
     FAILED,
+    is_given,
     layout_of,
     only_arrays,
     read_spec,
@@ -87,12 +88,18 @@ def private_update(
 
     def trained() -> Message:
         with charge(message.content, None):
-            reply = without_error(call_next(message, context))
-            update = compressed(update_of(reply, received, spec), message.content, spec)
-            vector, _ = encode(update, values_of(reply), spec)
+            vector = _encoded(without_error(call_next(message, context)), received, message.content, spec)
         return reply_with(vector, spec, message)
 
     return answer_of(message, trained)
+
+
+def _encoded(
+    reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec
+) -> Contribution:
+    """Return the vector of an app's reply; nothing of what it was made from is held any more."""
+    update = compressed(update_of(reply, received, spec), content, spec)
+    return encode(update, values_of(reply), spec)[0]
 
 
 def answer_of(message: Message, made: Callable[[], Message]) -> Message:
@@ -164,7 +171,7 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
     Args:
-      trained: arrays that the app returned.
+      trained: arrays that the app returned; the update takes the place of those that it gave away.
       received: arrays of the instruction.
 
     Raises:
@@ -174,10 +181,11 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
     layout = layout_of(received)
     update: dict[str, NDArray[np.floating]] = {}
     for name, shape in layout.items():
-        value = view(trained[name])
+        value, start = view(trained[name]), view(received[name])
         if value.shape != shape:
             raise ValueError(f"array {name} has shape {value.shape}, expected {shape}")
-        update[name] = np.subtract(value, view(received[name]))
+        given = is_given(trained[name]) and value.dtype == start.dtype
+        update[name] = np.subtract(value, start, out=value if given else None)
     return update
 
 

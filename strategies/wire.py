@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.mechanisms.compression import Sketch, sketch_of
-from ..privacy.mechanisms.packing import pack, packed_size, unpack, width_of
-from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add
+from ..privacy.mechanisms.packing import Packed, pack, packed_size, width_of
+from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add, add_packed
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from .flower_adapter import records_of
@@ -66,12 +66,21 @@ Layout = dict[str, tuple[int, ...]]
 
 
 class MemoryArray(Array):
-    """`Array` that stays an ndarray until its bytes are asked for, so that one process need not serialise."""
+    """`Array` that stays an ndarray until its bytes are asked for, so that one process need not serialise.
 
-    def __init__(self, ndarray: NDArray[np.generic]) -> None:
+    Args:
+      ndarray: the values.
+      given: whether whoever reads them may overwrite them.
+    """
+
+    def __init__(self, ndarray: NDArray[np.generic], given: bool = False) -> None:
         # Not by attributes: Flower's bookkeeping of changed fields takes longer than all the rest.
         self.__dict__.update(
-            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype="numpy.ndarray", ndarray=ndarray
+            dtype=_name(ndarray.dtype),
+            shape=ndarray.shape,
+            stype="numpy.ndarray",
+            ndarray=ndarray,
+            given=given,
         )
 
     @property
@@ -101,17 +110,27 @@ def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:
 MemoryArray.__qualname__ = "Array"
 
 
-def memory_arrays(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Return a record of arrays that are not serialised before they leave the process."""
+def memory_arrays(arrays: Mapping[str, NDArray[Any]], given: bool = False) -> ArrayRecord:
+    """Return a record of arrays that are not serialised before they leave the process.
+
+    Args:
+      arrays: by name.
+      given: whether whoever reads them may overwrite them.
+    """
     record = ArrayRecord()
     for name, value in arrays.items():
-        record[name] = MemoryArray(value)
+        record[name] = MemoryArray(value, given)
     return record
 
 
 def view(array: Array) -> NDArray[Any]:
     """Return the array's values for reading only, without a copy if it was never serialised."""
     return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
+
+
+def is_given(array: Array) -> bool:
+    """Return whether what `view` returns of an array may be overwritten."""
+    return isinstance(array, MemoryArray) and bool(array.__dict__["given"])
 
 
 def layout_of(arrays: Mapping[str, Array]) -> Layout:
@@ -227,10 +246,12 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
         vector = DROP_REASONS[UNREADABLE]
     if isinstance(vector, str):
         return cohort_sum.drop(vector)
+    if isinstance(vector, Packed):
+        return add_packed(cohort_sum, vector, spec)
     add(cohort_sum, vector, spec)
 
 
-def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str:
+def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Packed | str:
     """Return the reply's vector, or the reason why it has none; sizes are checked before any byte is parsed."""
     record = records_of(content, ArrayRecord).get(VECTOR_RECORD)
     if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
@@ -251,7 +272,7 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str
     if values.shape != (count,) or values.dtype.kind not in ("if" if width is None else "u"):
         return "shape"
     if width is not None:
-        return unpack(values.astype(np.uint8, copy=False), size, width)
+        return Packed(values.astype(np.uint8, copy=False), size, width)
     if values.dtype == np.int32:
         return values.astype(np.int32, copy=False)
     return values.astype(np.float64, copy=False)
@@ -341,6 +362,7 @@ def sum_of(
             continue
         seen.add(key)
         add_reply(cohort_sum, reply, spec)
+        del reply  # or it is held until the next one is there
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED
             break

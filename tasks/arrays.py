@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Generator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from types import NoneType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .protocol import PredictingTask, Task
 
@@ -61,10 +62,43 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
     A frozen parameter is the same in every model that the task makes, and does not travel.
     """
+    return {name: _copy(value) for name, value in _travelling(model).items()}
+
+
+def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """Return what `read_arrays` does, in the model's own memory where that may be overwritten; see `memory_alone`.
+
+    Whoever changes such an array changes the model, which must be loaded before it is used again.
+    """
+    travelling = _travelling(model)
+    alone = memory_alone(model.state_dict(), travelling)
+    return {name: alone[name] if name in alone else _copy(value) for name, value in travelling.items()}
+
+
+def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Return the memory, by name, of those tensors that lie in one piece, at the processor, and under one name alone.
+
+    Args:
+      tensors: all that a model has, without gradients.
+      names: of those that are looked at.
+    """
+    held = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
+    wanted = {name: tensors[name] for name in names}
+    return {
+        name: each.numpy()
+        for name, each in wanted.items()
+        if each.device.type == "cpu" and each.is_contiguous() and held[each.untyped_storage().data_ptr()] == 1
+    }
+
+
+def _travelling(model: nn.Module) -> dict[str, Tensor]:
     named = model.named_parameters(remove_duplicate=False)  # tied weights have several names
     frozen = {name for name, parameter in named if not parameter.requires_grad}
-    kept = (item for item in model.state_dict().items() if item[0] not in frozen)
-    return {name: value.detach().cpu().numpy().copy() for name, value in kept}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def _copy(value: Tensor) -> NDArray[np.generic]:
+    return value.numpy().copy() if value.device.type == "cpu" else value.cpu().numpy()
 
 
 def agreement_of(task: Task) -> str | None:

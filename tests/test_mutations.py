@@ -1546,8 +1546,8 @@ MUTATIONS = {
     ),
     "what is frozen travels": Mutation(
         "tasks/arrays.py",
-        "if item[0] not in frozen",
-        "",
+        " if name not in frozen}",
+        "}",
         "test_client_tasks_mails.py",
         "only_adapters",
     ),
@@ -2100,10 +2100,24 @@ MUTATIONS = {
     ),
     "what was added in place stays though it is too long": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "if squared > float(spec.cells) ** 2:\n        _add",
-        "if False:\n        _add",
+        "if squared > float(spec.cells) ** 2:\n        _add_rounded",
+        "if False:\n        _add_rounded",
         SUM_TESTS,
         "added_at_once",
+    ),
+    "a packed vector that is too long stays in the sum": Mutation(
+        "privacy/mechanisms/private_sum.py",
+        "if squared > float(spec.cells) ** 2:\n        _add_packed",
+        "if False:\n        _add_packed",
+        "test_strategies_wire.py",
+        "too_few_or_too_long",
+    ),
+    "independence is measured on what a server sent": Mutation(
+        "client/app.py",
+        "self.task.model() if self._lent else on_cpu(self.model)",
+        "on_cpu(self.model)",
+        "test_client_memory.py",
+        "the_task_makes",
     ),
     "composition dropped": Mutation(
         "privacy/ledger/book.py",

@@ -1,45 +1,18 @@
 """Arrays of a model's size that a simulation holds at once, counted by tracemalloc: NumPy's, not torch's."""
 
+import runpy
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import fedveil as fv
-from fedveil.tasks.data import Examples
 
+Wide = runpy.run_path(str(Path(__file__).parent / "faults" / "wide_task.py"))["Wide"]
 WIDTH = 1500  # a model of 2.25 million parameters, beside which a run's other objects are small
-CLIENTS = 3
 # The global model before and after, the sum in float64; half a model is what audits keep, tables and history.
 MOST = 5.0
-
-
-class Wide:
-    simulated = True
-    num_clients = CLIENTS
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def model(self) -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Linear(self.width, self.width, bias=False)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": float((outputs.argmax(-1) == targets).float().mean())}
-
-    def client_data(self, client: int) -> Examples:
-        del client
-        return Examples(torch.ones(2, self.width), torch.zeros(2, dtype=torch.long))
-
-    def held_out(self) -> Examples:
-        return self.client_data(0)
 
 
 class Peak:

@@ -12,8 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.mechanisms.packing import pack, packed_size, unpack
-from fedveil.privacy.mechanisms.private_sum import CohortSum, add, encode
+from fedveil.privacy.mechanisms import packing
+from fedveil.privacy.mechanisms.packing import Packed, pack, packed_size, unpack
+from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_packed, encode
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import (
@@ -204,6 +205,21 @@ def test_what_is_packed_is_unpacked_bit_for_bit(width: int, data: st.DataObject)
             pack(np.array([bound], np.int32), width)
     with pytest.raises(ValueError, match="are not"):
         unpack(packed, len(numbers) + 8, width)
+
+
+@pytest.mark.parametrize("width", [3, 8, 18, 31])
+def test_numbers_that_are_packed_in_several_blocks_have_the_same_bytes(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(width).integers(-(1 << width - 1), 1 << width - 1, 27, dtype=np.int32)
+    whole = pack(numbers, width)
+    monkeypatch.setattr(packing, "BLOCK", 8)
+    assert np.array_equal(pack(numbers, width), whole)
+    assert np.array_equal(unpack(whole, 27, width), numbers)
+    spec = replace(SPEC, cells=1 << 29)
+    total = CohortSum(np.zeros(27))
+    add_packed(total, Packed(whole, 27, width), spec)
+    assert np.array_equal(total.total, numbers) or (total.clipped_again and width == 31)
 
 
 def test_packed_bytes_that_are_too_few_or_too_long_are_no_contribution() -> None:

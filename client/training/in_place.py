@@ -10,8 +10,6 @@ over the model are saved for each client. It serves plain training only: DP-SGD 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,7 +38,7 @@ from ...strategies.wire import (
     sum_spec_of,
     view,
 )
-from ...tasks.arrays import load_arrays, read_arrays
+from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of
 from ...tasks.hardware import moved, placed
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
@@ -180,14 +178,6 @@ def _first(data: Data, count: int) -> Data:
     return Examples(*data.batch(torch.arange(min(count, len(data)))))
 
 
-def _room_for(own: Tensor, received: NDArray[Any], shared: Mapping[int, int]) -> NDArray[np.floating]:
-    """Return where the update of a tensor goes: into its own values, unless those have another layout or another name."""
-    alone = shared[own.untyped_storage().data_ptr()] == 1
-    if own.device.type == "cpu" and own.is_contiguous() and alone and own.numpy().dtype == received.dtype:
-        return own.numpy()
-    return np.empty_like(received)
-
-
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     """Return the round that an instruction asks for."""
     _, number = read_round(content)
@@ -195,10 +185,12 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}
     received = {name: np.require(view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = layout_of(arrays)
-    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in own.values())
-    moves: list[Move] = [
-        (_room_for(own[name], received[name], shared), own[name], received[name]) for name in layout
-    ]
+    alone, moves = memory_alone(own, layout), list[Move]()
+    for name in layout:
+        room = alone.get(name)
+        if room is None or room.dtype != received[name].dtype:
+            room = np.empty_like(received[name])
+        moves.append((room, own[name], received[name]))
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),

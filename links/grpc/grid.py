@@ -192,7 +192,10 @@ class LinkGrid(RosterGrid):
                     waiting = self._still_asked(waiting) if left else {}
                     continue
                 del waiting[letter.id]
-                yield self._read(sent[letter.id][1], data)
+                reply = self._read(sent[letter.id][1], data)
+                del data  # or it is held until the next one is there
+                yield reply
+                del reply
         finally:
             self._call(self._board.withdraw, letters)
 

@@ -45,7 +45,11 @@ def replace_files(
 
 
 def write_beside(
-    path: Path, parts: Iterable[bytes | memoryview], mode: int | None = 0o600, *, flush: bool = True
+    path: Path,
+    parts: Iterable[bytes | bytearray | memoryview],
+    mode: int | None = 0o600,
+    *,
+    flush: bool = True,
 ) -> Path:
     """Write what a file shall hold, part by part, to another one beside it, and return its path; else as `replace_file`."""
     fresh = path.with_name(f".{path.name}.new")

@@ -6,12 +6,16 @@ nothing of them. Of b bits the lowest 8 floor(b / 8) lie as whole bytes, number 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .sum_spec import SumSpec
 
 WORD = 32  # bits of what is packed
+BLOCK = 1 << 15  # numbers at a time, a multiple of 8, so that each block's bits end with a byte
 
 Bytes = NDArray[np.uint8]
 
@@ -40,36 +44,70 @@ def pack(numbers: NDArray[np.int32], width: int) -> Bytes:
     Raises:
       ValueError: one needs more bits.
     """
-    words = (numbers.astype(np.int64) + (1 << (width - 1))).astype("<u4")
-    if numbers.size and int(words.max()) >> width:
-        raise ValueError(f"a number needs more than {width} bits")
     whole, rest = divmod(width, 8)
-    low = np.ascontiguousarray(words.view(np.uint8).reshape(-1, 4)[:, :whole]).reshape(-1)
-    if not rest:
-        return low
-    high = (words >> (8 * whole)).astype(np.uint8)
-    bits = np.unpackbits(high[:, None], axis=1, count=rest, bitorder="little")
-    return np.concatenate([low, np.packbits(bits.reshape(-1), bitorder="little")])
+    out = np.empty(packed_size(numbers.size, width), np.uint8)
+    low, high = out[: numbers.size * whole].reshape(numbers.size, whole), out[numbers.size * whole :]
+    for start in range(0, numbers.size, BLOCK):
+        block = numbers[start : start + BLOCK]
+        words = (block.astype(np.int64) + (1 << (width - 1))).astype("<u4")
+        if int(words.max()) >> width:
+            raise ValueError(f"a number needs more than {width} bits")
+        low[start : start + block.size] = words.view(np.uint8).reshape(-1, 4)[:, :whole]
+        if rest:
+            top = (words >> (8 * whole)).astype(np.uint8)
+            bits = np.unpackbits(top[:, None], axis=1, count=rest, bitorder="little").reshape(-1)
+            packed = np.packbits(bits, bitorder="little")
+            high[start * rest // 8 :][: packed.size] = packed
+    return out
 
 
 def unpack(packed: Bytes, count: int, width: int) -> NDArray[np.int32]:
-    """Return the numbers that `pack` was given, shape (count,).
-
-    Args:
-      packed: shape (packed_size(count, width),).
-      count: of the numbers.
-      width: of a number in bits, 1 to 31.
+    """Return the numbers that `pack` was given, shape (count,); arguments as of `Packed`.
 
     Raises:
       ValueError: there are not as many bytes.
     """
-    if packed.shape != (packed_size(count, width),):
-        raise ValueError(f"{packed.size} bytes are not {count} numbers of {width} bits")
-    whole, rest = divmod(width, 8)
-    words = np.zeros((count, 4), np.uint8)
-    words[:, :whole] = packed[: count * whole].reshape(count, whole)
-    if rest:
-        bits = np.unpackbits(packed[count * whole :], count=count * rest, bitorder="little")
-        words[:, whole] = np.packbits(bits.reshape(count, rest), axis=1, bitorder="little")[:, 0]
-    numbers = words.reshape(-1).view("<u4").astype(np.int64) - (1 << (width - 1))
-    return numbers.astype(np.int32)
+    out = np.empty(count, np.int32)
+    for start, block in Packed(packed, count, width).blocks():
+        out[start : start + block.size] = block
+    return out
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Numbers in as many bits as they need.
+
+    Attributes:
+      data: as `pack` returns it, shape (packed_size(count, width),).
+      count: of the numbers.
+      width: of a number in bits, 1 to 31.
+    """
+
+    data: Bytes
+    count: int
+    width: int
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """Yield where a block of the numbers starts, and the block, from front to back.
+
+        Raises:
+          ValueError: there are not as many bytes; nothing was yielded.
+        """
+        if self.data.shape != (packed_size(self.count, self.width),):
+            raise ValueError(f"{self.data.size} bytes are not {self.count} numbers of {self.width} bits")
+        whole, rest = divmod(self.width, 8)
+        low, high = (
+            self.data[: self.count * whole].reshape(self.count, whole),
+            self.data[self.count * whole :],
+        )
+        for start in range(0, self.count, BLOCK):
+            size = min(BLOCK, self.count - start)
+            words = np.zeros((size, 4), np.uint8)
+            words[:, :whole] = low[start : start + size]
+            if rest:
+                bits = np.unpackbits(high[start * rest // 8 :], count=size * rest, bitorder="little")
+                words[:, whole] = np.packbits(bits.reshape(size, rest), axis=1, bitorder="little")[:, 0]
+            yield (
+                start,
+                (words.reshape(-1).view("<u4").astype(np.int64) - (1 << (self.width - 1))).astype(np.int32),
+            )

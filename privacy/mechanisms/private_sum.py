@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ..accounting.events import gaussian_event
 from .discrete_gaussian import sample
+from .packing import Packed, unpack
 from .randomness import Stream
 from .sum_spec import MIN_CELLS, SMOOTHING, Segment, SumSpec
 
@@ -311,11 +312,33 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
     if spec.clipping_norm is None and not _plausible_count(vector, spec):
         return cohort_sum.drop("num-examples")
     if spec.clipping_norm is not None and squared > float(spec.cells) ** 2:
-        vector = vector.astype(np.float64)
+        vector = vector.copy()
         shrink(vector, spec)
         cohort_sum.clipped_again += 1
     cohort_sum.total += vector
     cohort_sum.replies += 1
+
+
+def add_packed(cohort_sum: CohortSum, packed: Packed, spec: SumSpec) -> None:
+    """Do what `add` does with a packed vector of as many numbers as the sum has, which is not held unpacked.
+
+    Arguments as of `add`.
+    """
+    squared = _add_packed(cohort_sum.total, packed, np.add)
+    if squared > float(spec.cells) ** 2:
+        _add_packed(cohort_sum.total, packed, np.subtract)  # whole numbers: nothing of it is left
+        return add(cohort_sum, unpack(packed.data, packed.count, packed.width), spec)
+    cohort_sum.replies += 1
+
+
+def _add_packed(total: Vector, packed: Packed, combine: np.ufunc) -> float:
+    """Add (or subtract) packed numbers, and return their squared norm."""
+    squared = 0.0
+    for start, block in packed.blocks():
+        squared += squared_norm(block)
+        where = total[start : start + block.size]
+        combine(where, block, out=where)
+    return squared
 
 
 def add_update(

@@ -86,6 +86,7 @@ PRECONDITION = (
 )
 CARRIED = "an update made with another client's help is one update, clipped and noised as claimed"
 LINK = "over a link alone, where no canary is there to count twice"
+LIAR = "of a client that does not clip, over a link; those of an audit do"
 MEMBER = "shows where a member lies, which an honest run's sums do not"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
@@ -118,6 +119,8 @@ BEYOND: dict[str, str] = {
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
     "a record that is compressed to nothing is as long as it likes": DROWNED,
+    "a packed vector that is too long stays in the sum": LIAR,
+    "independence is measured on what a server sent": PRECONDITION,
     "gain forgotten": WORSE,
     "what rounding leaves out of a model is lost": WORSE,
     "a device trains on whatever a difference makes": WORSE,
