@@ -80,7 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage from here on, as every process does."""
+    """Look for garbage from here on, as every process does, but not in what was imported and collected."""
+    gc.freeze()
     gc.enable()
 
 

@@ -60,10 +60,12 @@ def ask(argv: list[str]) -> int:
 
 def serve(path: str) -> None:
     """Answer until ended. This process has no threads, so that its children may."""
+    import gc
     import importlib
 
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # what was imported is no garbage, and no command need look for any in it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
