@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from ..privacy.refusal import Refusal
-from .yaml_guard import check_file
 
 COSTS = ("epsilon", "noise_multiplier")  # keys that clients do not see
 
@@ -65,6 +62,10 @@ def read_question_file(path: Path) -> dict[str, Any]:
     Raises:
       Refusal: it cannot be read, or is no group of keys.
     """
+    import yaml  # of an extra, and the command line starts without
+
+    from .yaml_guard import check_file
+
     try:
         check_file(path)
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
