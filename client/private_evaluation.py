@@ -21,7 +21,13 @@ def private_evaluation(message: Message, context: Context, call_next: ClientAppC
     An app that reports no example, by `num-examples` 0, adds nothing to any figure. All else that it reports stays at the
     client. An instruction that belongs to no private evaluation is refused.
 
-    The arguments are those of every mod of Flower; the reply is one vector, or an error with a code and no detail.
+    Args:
+      message: the instruction.
+      context: Flower's, of this node.
+      call_next: the app, or the next mod.
+
+    Returns:
+      The reply: one vector, or an error with a code and no detail.
 
     Example:
       >>> import fedveil as fv
