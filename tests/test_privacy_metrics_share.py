@@ -19,7 +19,7 @@ def test_a_mean_over_the_rounds_is_known_to_the_promised_part_of_its_range() -> 
         rounds = [
             decode(
                 add_noise(
-                    CohortSum(middle).total, noise, spec, Randomness(1).stream("noise", repeat, number)
+                    CohortSum(middle.copy()).total, noise, spec, Randomness(1).stream("noise", repeat, number)
                 )[0],
                 {},
                 spec,

@@ -64,7 +64,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SIZES", (100,))
     monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
-    monkeypatch.setattr(memory, "_run", lambda clients, rate, rounds: (2.0 + rounds, 1.0 + rounds, 300.0))
+    monkeypatch.setattr(memory, "WIDE", ("tiny",))
+    monkeypatch.setattr(memory, "_run", lambda *asked: (2.0 + asked[2], 1.0 + asked[2], 300.0))
     monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2), Case(6, 5, 4, 2000, 0.2, bits=16)))
     monkeypatch.setattr(secagg, "MADE", (Case(12, 6, 4, 2000, 0.2),))
     monkeypatch.setattr(secagg, "HELD", (Case(6, 5, 4, 2000, 0.2),))
@@ -87,7 +88,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 16, 16]),
         ("overhead", [], [1, 0]),
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
-        ("memory", ["--workloads", "tiny"], [2, 2]),
+        ("memory", ["--workloads", "tiny"], [1, 2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
         ("loading", ["--workloads", "tiny"], [1]),
         ("stacks", [], [3]),
