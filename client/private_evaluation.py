@@ -22,12 +22,12 @@ def private_evaluation(message: Message, context: Context, call_next: ClientAppC
     client. An instruction that belongs to no private evaluation is refused.
 
     Args:
-      message: the instruction.
+      message: the instruction, which asks for the evaluation of a model.
       context: Flower's, of this node.
       call_next: the app, or the next mod.
 
     Returns:
-      The reply: one vector, or an error with a code and no detail.
+      A reply of one vector, or an error with a code and no detail.
 
     Example:
       >>> import fedveil as fv
