@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.ledger.durable_files import sync_folder, write_beside
 from ..privacy.ledger.ledger import Head
 from ..privacy.refusal import Refusal
+from ..privacy.tensor_file import safetensors_parts
 
 FORMAT = "fedveil checkpoint 1"
 NAME = "checkpoint.safetensors"
@@ -114,7 +115,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "winner": checkpoint.winner,
         "steps": dict(checkpoint.steps),
     }
-    parts = _safetensors(tensors, {"format": FORMAT, "state": json.dumps(state)})
+    parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
     # Its owner's alone: heads of clients' ledgers tell who took part.
     temporary = write_beside(target, parts)
@@ -122,34 +123,6 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         os.replace(target, folder / PREVIOUS)
     os.replace(temporary, target)
     sync_folder(folder)
-
-
-def _safetensors(tensors: Arrays, metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file part by part: its library makes a copy of all arrays first.
-
-    Args:
-      tensors: contiguous, little-endian.
-      metadata: texts beside them.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    ordered = sorted(
-        tensors.items(), key=lambda each: (-each[1].itemsize, each[0])
-    )  # so that each is aligned
-    end = 0
-    for name, value in ordered:
-        start, end = end, end + value.nbytes
-        header[name] = {"dtype": _dtype(value), "shape": value.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, value in ordered:
-        yield value.reshape(-1).view(np.uint8).data
-
-
-def _dtype(array: NDArray[np.generic]) -> str:
-    """Return the name of an array's type in a safetensors file."""
-    kind = {"f": "F", "i": "I", "u": "U", "c": "C", "b": "BOOL"}[array.dtype.kind]
-    return kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
 
 
 def _parted(strategy: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:

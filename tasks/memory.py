@@ -23,3 +23,9 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in MALLOC_KEEPS.items():
             mallopt(parameter, value)
+
+
+def give_back() -> None:
+    """Give what this process has freed back to the system, where the C library is glibc: for models that it seldom makes."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

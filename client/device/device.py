@@ -400,6 +400,7 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
 def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
+    from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import check_persons, kept
     from ..app import (  # torch, which a linear model does without
@@ -420,7 +421,9 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
     def train(message: Message, told: ClientSettings) -> Message:
         own = holding(told.held_out, told.step is not None, key_of(told.task_options))
-        return train_round(message, choice.client, own, told)
+        reply = train_round(message, choice.client, own, told)
+        give_back()  # the gradients, before a vector is made
+        return reply
 
     def evaluate(message: Message, asked: Evaluation) -> Measured | None:
         order = read_order(message.content)

@@ -6,14 +6,13 @@ The file is not flushed to disk: one that a loss of power cut short has another 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...links.grpc.message_codec import MalformedMessage, pack_body, segments, unpack
-from ...privacy.ledger.durable_files import write_beside
+from ...privacy.ledger.durable_files import replace_file
 from ...strategies.difference_wire import ToldModel, told_model, with_arrays_again, with_held
 from ...strategies.flower_adapter import arrived
 from ...strategies.model_difference import apply, hash_of
@@ -70,8 +69,7 @@ class HeldModel:
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
             kept = Message(record, 0, "train")
-            parts = segments(kept.metadata, pack_body(kept))
-            os.replace(write_beside(self.path, parts, flush=False), self.path)
+            replace_file(self.path, segments(kept.metadata, pack_body(kept)), flush=False)
         except (OSError, MalformedMessage) as error:
             logger.warning("the model of this round is not kept, and the next one comes whole: %s", error)
             return reply

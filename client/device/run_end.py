@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save
 
 from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
+from ...privacy.tensor_file import safetensors_parts
 from ...strategies.run_over import RunOver
 
 MODEL, ENDED = "model.safetensors", "ended.json"
@@ -53,7 +53,7 @@ def keep(state: Path, over: RunOver) -> LastRun:
         model = {name: np.ascontiguousarray(value) for name, value in over.model.items()}
         scaled = {"moments": over.moments} if over.moments else {}
         told = {"run": over.run, "agreement": over.agreement, **scaled}
-        replace_file(state / MODEL, save(model, told))
+        replace_file(state / MODEL, safetensors_parts(model, told))
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ended = LastRun(over.run, over.status, over.rounds, at, MODEL if over.model else "")
     replace_file(state / ENDED, (json.dumps(asdict(ended), indent=1) + "\n").encode())

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+Part = bytes | bytearray | memoryview
+Content = bytes | Iterable[Part]  # whole, or part by part, so that a large one is not in memory twice
+
 PUBLIC = 0o644  # mode of what everybody on the machine may read
 
 
-def replace_file(path: Path, data: bytes, mode: int | None = 0o600, *, flush: bool = True) -> None:
+def replace_file(path: Path, data: Content, mode: int | None = 0o600, *, flush: bool = True) -> None:
     """Replace a file; the new one is on disk when this returns, or the old one stays.
 
     Args:
@@ -25,7 +28,7 @@ def replace_file(path: Path, data: bytes, mode: int | None = 0o600, *, flush: bo
 
 
 def replace_files(
-    folder: Path, files: Mapping[str, bytes], mode: int | None = 0o600, *, flush: bool = True
+    folder: Path, files: Mapping[str, Content], mode: int | None = 0o600, *, flush: bool = True
 ) -> None:
     """Replace files of one folder, each for itself and in their order, with one flush of the folder.
 
@@ -39,14 +42,15 @@ def replace_files(
       OSError: one cannot be written.
     """
     for name, data in files.items():
-        os.replace(write_beside(folder / name, [data], mode, flush=flush), folder / name)
+        parts = [data] if isinstance(data, bytes) else data
+        os.replace(write_beside(folder / name, parts, mode, flush=flush), folder / name)
     if flush:
         sync_folder(folder)
 
 
 def write_beside(
     path: Path,
-    parts: Iterable[bytes | bytearray | memoryview],
+    parts: Iterable[Part],
     mode: int | None = 0o600,
     *,
     flush: bool = True,

@@ -32,6 +32,7 @@ from ...tasks.arrays import emptied, holding
 from ...tasks.data import Examples, batches_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
+from ...tasks.memory import give_back
 from ...tasks.protocol import GroupedTask
 from ..participants import Participants
 from ..private_grid import PrivateGrid
@@ -406,6 +407,7 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     alone = getattr(engine, "workers", 1) == 1
     device = device_of(engine.device if alone else "cpu")
     model, public = emptied(task.model().to(device)), held_out_of(task)
+    give_back()  # models that were made to look at them
     held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
 
     def evaluate(arrays: Arrays, number: int) -> dict[str, float]:

@@ -26,6 +26,7 @@ from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
+from ...privacy.tensor_file import safetensors_parts
 from ...reports.files import (
     AUDIT_KEY,
     CONFIG,
@@ -689,11 +690,9 @@ def _draws(run: Run, ending: Ending) -> list[DpEvent]:
 
 
 def _write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:
-    from safetensors.numpy import save as to_safetensors
-
     folder = progress.run.folder
     model = {name: np.ascontiguousarray(value) for name, value in state.model.items()}
-    replace_file(folder / MODEL, to_safetensors(model), mode=None)
+    replace_file(folder / MODEL, safetensors_parts(model), mode=None)
     replace_file(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode(), mode=None)
     if progress.history and progress.run.federation.pictured:
         from .plots import draw_run

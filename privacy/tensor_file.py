@@ -1,0 +1,39 @@
+"""Safetensors file, part by part: the library that reads it makes two copies of all arrays to write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def safetensors_parts(
+    tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """Yield a safetensors file part by part; a model's has the bytes that the library would write.
+
+    Args:
+      tensors: contiguous, little-endian.
+      metadata: texts beside them.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # So that each is aligned.
+    ordered = sorted(tensors.items(), key=lambda each: (-each[1].itemsize, each[0]))
+    end = 0
+    for name, value in ordered:
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": _dtype(value), "shape": value.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, value in ordered:
+        yield value.reshape(-1).view(np.uint8).data
+
+
+def _dtype(array: NDArray[np.generic]) -> str:
+    """Return the name of an array's type in a safetensors file."""
+    kind = {"f": "F", "i": "I", "u": "U", "c": "C", "b": "BOOL"}[array.dtype.kind]
+    return kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
