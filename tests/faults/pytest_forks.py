@@ -11,9 +11,14 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+from _pytest.config import default_plugins
 
-LOADED = ("torch", "opacus", "flwr.serverapp", "flwr.clientapp", "dp_accounting", "hydra", "hypothesis")
+LOADED = (
+    *("torch", "opacus", "flwr.serverapp", "flwr.clientapp", "dp_accounting", "hydra", "msgpack", "pydantic"),
+    *("cryptography.x509", "safetensors.numpy", "sqlite3", *(f"_pytest.{name}" for name in default_plugins)),
+)
 
 
 def run(checkout: Path, output: str, arguments: list[str]) -> int:
@@ -32,6 +37,10 @@ def main() -> None:
     """Answer until nobody asks any more."""
     for name in LOADED:
         importlib.import_module(name)
+    # A red example is enough: to look for the smallest takes longer than to find it.
+    found = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("red", phases=found, database=None)
+    hypothesis.settings.load_profile("red")
     gc.freeze()  # pytest collects garbage at its end: these packages are none
     for line in sys.stdin:
         checkout, output, arguments = json.loads(line)
