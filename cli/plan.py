@@ -29,7 +29,7 @@ from ..server.run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..server.run.sum_plan import metrics_share_of
 from ..server.run.unit_plan import (
     curve,
-    is_of_sum,
+    is_asked,
     plans_of,
     questions_of,
     tries_of,
@@ -125,7 +125,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         console.print(_metrics(federation, plan))
         if (asked := scoring_plan(federation)) is not None:
             console.print(_scoring(federation, plan, budget, asked))
-    if is_of_sum(federation, plan) and (asked := evaluation_plan(federation)) is not None:
+    if is_asked(federation, plan) and (asked := evaluation_plan(federation)) is not None:
         console.print(_evaluation(federation, plan, budget, asked))
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")

@@ -99,6 +99,7 @@ def calibrated_noise(
     participations: int,
     prior: Sequence[DpEvent] = (),
     whole: int | None = None,
+    beside: Sequence[DpEvent] = (),
 ) -> float:
     """Return the least noise multiplier with which a client keeps to what is left of its budget.
 
@@ -109,10 +110,11 @@ def calibrated_noise(
       participations: number of rounds in which the client takes part.
       prior: events that its ledger already holds.
       whole: number of such rounds in the whole run, where some are over; None where none is.
+      beside: what the run asks of the client beside its rounds.
 
     Raises:
       Refusal: no noise fits, or less than a hundredth is left.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    fitted = plan.calibrate_as_one_of(record.runs, record.budget(), prior, whole)
+    fitted = plan.calibrate_as_one_of(record.runs, record.budget(), prior, whole, beside)
     return float(fitted.noise_multiplier or 0)

@@ -24,7 +24,7 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .persons import only
-from .scaling import FIELD, Moments, standardised, with_moments
+from .scaling import ASKED, FIELD, Moments, standardised, with_moments
 from .table_files import (
     DRAFT_COMMAND,
     clients_of,
@@ -342,7 +342,7 @@ def load(*given: Any, **keys: Any) -> Tables:
     if how.held_out_file is not None:
         test = _examples(Path(how.held_out_file), schema)
     elif how.simulated:
-        clients, test = _split(clients, how.held_out_share)
+        clients, test = _split(clients, how.held_out_share, _before_asking(how, paths) or clients)
     else:
         test = _no_examples(schema)
     return weighted_task(Tables(schema, clients, test, layers, how.simulated, grouped, tuple(paths)))
@@ -368,6 +368,9 @@ def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
             f"{DRAFT_COMMAND.format(how.folder)}. Say task.simulated=true if they are public or made up"
         )
         raise Refusal("task.schema", None, remedy)
+    if how.scaling == ASKED:
+        remedy = "asks within bounds that a schema declares, and one that is made from the rows has theirs"
+        raise Refusal(FIELD, ASKED, f"{remedy}; write it: {DRAFT_COMMAND.format(how.folder)}")
     if how.label is None:
         raise Refusal("task.label", None, "name the column that is to be predicted")
     return draft_schema(paths, how.label)[0]
@@ -440,14 +443,33 @@ def _dealt(clients: Sequence[Examples], schema: Schema, how: TableKeys) -> tuple
     return tuple(only(pool, share.tolist()) for share in shares)
 
 
-def _split(clients: Sequence[Examples], share: float) -> tuple[tuple[Examples, ...], Examples]:
-    """Return the clients without the examples that are held out, and those: whole persons, or equal rows together."""
+def _before_asking(how: TableKeys, paths: Sequence[Path]) -> list[Examples]:
+    """Return the clients' rows as they were before a run asked by what to scale them; nothing where it did not."""
+    if how.moments is None:
+        return []
+    schema = replace(how, moments=None).agreed(paths)
+    return [_examples(path, schema, how.person) for path in paths]
+
+
+def _split(
+    clients: Sequence[Examples], share: float, hashed: Sequence[Examples]
+) -> tuple[tuple[Examples, ...], Examples]:
+    """Return the clients without the examples that are held out, and those: whole persons, or equal rows together.
+
+    Args:
+      clients: with all of their rows.
+      share: that is held out.
+      hashed: the same rows, by whose hashes they are.
+
+    Raises:
+      Refusal: it is no share, or holds out nothing.
+    """
     field = "task.held_out_share"
     if not 0 < share < 1:
         raise Refusal(field, share, "give a number above 0 and below 1")
     kept, tests = list[Examples](), list[Examples]()
-    for each in clients:
-        held = (row_hashes(each) if each.persons is None else person_hashes(each.persons)) < share
+    for each, by in zip(clients, hashed, strict=True):
+        held = (row_hashes(by) if by.persons is None else person_hashes(by.persons)) < share
         kept.append(only(each, np.flatnonzero(~held).tolist()))
         tests.append(only(each, np.flatnonzero(held).tolist()))
     test = joined(tests)

@@ -284,6 +284,20 @@ MUTATIONS = {
         "test_server_scaling.py",
         "in_the_runs_epsilon",
     ),
+    "a client's rounds are planned without its question": Mutation(
+        "server/run/client_instructions.py",
+        "beside = scaling_events(federation)",
+        "beside = list[Any]()",
+        "test_server_scaling.py",
+        "each_clients_epsilon",
+    ),
+    "a device plans its rounds without the question": Mutation(
+        "client/device/device.py",
+        "participations, prior, beside=asked)",
+        "participations, prior)",
+        "test_server_scaling.py",
+        "plan_their_rounds_with_the_question",
+    ),
     "a run that goes on asks again by what to scale": Mutation(
         "server/run/run.py",
         "as_answered(federation, folder) if resumed else federation",
@@ -307,8 +321,8 @@ MUTATIONS = {
     ),
     "questions spend anew under another name": Mutation(
         "privacy/ledger/question_caps.py",
-        "(_payload(booked) is not None or _is_earlier(booked))",
-        "_payload(booked) is not None",
+        "(is_question(booked) or _is_earlier(booked))",
+        "is_question(booked)",
         QUESTION_TESTS,
         "older_name",
     ),
@@ -1525,8 +1539,8 @@ MUTATIONS = {
     ),
     "records are planned as if nothing were spent": Mutation(
         "strategies/record_plan.py",
-        "record.budget(), prior, whole)",
-        "record.budget(), (), whole)",
+        "record.budget(), prior, whole, beside)",
+        "record.budget(), (), whole, beside)",
         "test_preconditions.py",
         "a_second_run",
     ),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.book import Book, read_book
+from fedveil.privacy.ledger.book import Book, read_book, run_of
 from fedveil.privacy.ledger.hash_chain import START, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
@@ -114,7 +114,7 @@ def test_the_arm_that_released_most_is_charged_and_deals_add_up(tmp_path: Path) 
         )
         == counts
     )
-    only = read_book(path).events(Adversary.MODEL, lambda run: run == "run")
+    only = read_book(path).events(Adversary.MODEL, lambda each: run_of(each.entry) == "run")
     assert sorted(getattr(event, "count", 1) for event in only) == counts
     found = verify(path)
     assert found.epsilon == pytest.approx(RECOMPUTE(str(path))["model"]["epsilon"], rel=1e-3)

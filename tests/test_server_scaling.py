@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from dp_accounting.dp_event import GaussianDpEvent
+from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
+from fedveil.__main__ import run
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
+from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
@@ -45,10 +50,10 @@ RECORDS = ["privacy=record_distributed"]
 HIDDEN = ["privacy.target_epsilon=40", "task.scaling_epsilon=20"]  # so few clients tell little by less
 
 
-def table(number: int) -> str:
+def table(number: int, rows: int = ROWS) -> str:
     generator = np.random.default_rng(number)
     lines = ["age,pain,pressure,ill"]
-    for age, pressure in generator.normal(MEAN, DEVIATION, (ROWS, 2)):
+    for age, pressure in generator.normal(MEAN, DEVIATION, (rows, 2)):
         lines.append(f"{age:.2f},weak,{pressure:.2f},{'yes' if age > 50 else 'no'}")
     return "\n".join([*lines, ""])
 
@@ -63,10 +68,14 @@ def wards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def settings(wards: Path, *overrides: str) -> Any:
+def settings_of(wards: Path, *overrides: str) -> list[str]:
     task = [f"task.folder={wards / 'tables'}", f"task.schema={wards / 'schema.yaml'}", "task.simulated=true"]
     common = ["task=csv", *task, "task.scaling=asked", "cohort=all", "num_rounds=2", *DELTA]
-    return settings_from_overrides([*common, *overrides])
+    return [*common, *overrides]
+
+
+def settings(wards: Path, *overrides: str) -> Any:
+    return settings_from_overrides(settings_of(wards, *overrides))
 
 
 def ran(wards: Path, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -172,7 +181,13 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["privacy=record"], "with privacy=record no sum answers"),
+        (
+            ["privacy=record", "task.scaling_epsilon=0.2"],
+            "so few records could not tell.*task.scaling_epsilon=[0-9.]+ would do",
+        ),
+        (["privacy=record", "task.scaling_epsilon=3"], "already spent"),
+        (["privacy=record", "secagg=masked"], "noised already in the clear"),
+        (["privacy=record", "task.person=age", "privacy.per_person=1"], "a person may have several"),
         (
             ["privacy=client_central", "task.scaling_epsilon=0.5"],
             "so few clients could not tell.*task.scaling_epsilon=[0-9.]+ would do",
@@ -189,6 +204,166 @@ def test_what_cannot_be_told_well_enough_is_refused_before_anything_is_written(
     with pytest.raises(Refusal, match=said):
         ran(wards, tmp_path / "run", *overrides)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (None, "asks within bounds that a schema declares"),
+        (SCHEMA.replace("low: 0, high: 100", "high: 100"), "low is missing; give low and high"),
+        (SCHEMA.replace("age", "weight"), "no column 'weight'|weight.*missing|has no column"),
+        (SCHEMA.replace("high: 100", "high: 100, required: true"), "row 2"),
+    ],
+)
+def test_a_column_without_bounds_or_values_is_refused_before_it_is_charged(
+    few: Path, tmp_path: Path, schema: str | None, said: str
+) -> None:
+    tables = tmp_path / "tables"
+    shutil.copytree(few / "tables", tables)
+    (tables / "0.csv").write_text(re.sub(r"\n[^,]*,", "\n,", (tables / "0.csv").read_text(), count=1))
+    told = ["task.schema=null", "task.label=ill"]
+    if schema is not None:
+        (tmp_path / "schema.yaml").write_text(schema)
+        told = [f"task.schema={tmp_path / 'schema.yaml'}"]
+    with pytest.raises(Refusal, match=said):
+        ran(few, tmp_path / "run", f"task.folder={tables}", *told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["none", "record_and_client"])
+def test_what_hides_nobody_or_two_units_is_asked_nothing(wards: Path, tmp_path: Path, mode: str) -> None:
+    asked = [each for each in settings_of(wards, f"privacy={mode}") if not each.startswith("privacy.")]
+    with pytest.raises(Refusal, match=f"with privacy={mode} no sum answers"):
+        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+# --- each client its own ---------------------------------------------------------------------------------------
+
+
+SIZES = (300, 250, 280, 320)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("few")
+    (home / "tables").mkdir()
+    for number, rows in enumerate(SIZES):
+        (home / "tables" / f"{number}.csv").write_text(table(number, rows))
+    (home / "public.csv").write_text(table(99))
+    (home / "schema.yaml").write_text(SCHEMA)
+    return home
+
+
+def own_ledgers(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.ledger"))
+    assert len(found) == len(SIZES)
+    return found
+
+
+def composed(ledger: Path, question: float, rounds: int, noise: float) -> float:
+    """Return dp_accounting's epsilon of one question and so many rounds of this noise, whose batches a ledger tells."""
+    entries = [json.loads(each.payload) for each in read_entries(ledger) if each.kind == "reserve"]
+    told = [each["events"]["model"] for each in entries if each.get("kind") != "question"]
+    assert len(told) == rounds
+    found = [event_from_json(each) for each in told]
+    (steps, rate, own), *others = {
+        (each.count, each.event.sampling_probability, each.event.event.noise_multiplier) for each in found
+    }
+    assert not others and own >= noise * 0.999
+    accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-4)
+    accountant.compose(GaussianDpEvent(question))
+    accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(own)), steps * rounds)
+    return float(accountant.get_epsilon(1e-5))
+
+
+@pytest.mark.parametrize("more", [[], ["engine.workers=2", "privacy.adjacency=replace-one"]])
+def test_each_clients_ledger_has_one_question_and_with_the_rounds_its_target(
+    few: Path, tmp_path: Path, more: list[str]
+) -> None:
+    told = tmp_path / "run"
+    command = ["simulate", "task=csv", f"task.folder={few / 'tables'}", f"task.schema={few / 'schema.yaml'}"]
+    asked = ["task.simulated=true", "task.scaling=asked", "num_rounds=2", "audit=off", *more]
+    assert run([*command, *asked, f"hydra.run.dir={told}"]) == 0
+    for name, mean, deviation in zip(("age", "pressure"), MEAN, DEVIATION, strict=True):
+        assert scaled(told)[name] == pytest.approx((mean, deviation), rel=0.25)
+    record, result = (json.loads((told / name).read_text()) for name in ("scaling.json", "result.json"))
+    noise = record["noise_multiplier"] * (2 if more else 1)
+    lost = []
+    for ledger in own_ledgers(told / "client_ledgers"):
+        (entry,) = questions(ledger)
+        assert set(entry["segments"].values()) == {"scaling"} and entry["purpose"].startswith("Mean and")
+        assert entry["events"]["model"] == event_to_json(GaussianDpEvent(noise)) and verify(ledger).ok
+        lost.append(verify(ledger).epsilon)
+        if not more:
+            assert lost[-1] == pytest.approx(composed(ledger, noise, 2, 0.5), rel=2e-3)
+    assert 2.9 < min(lost) <= max(lost) <= 3
+    assert [row["epsilon"] for row in result["privacy"]] == [pytest.approx(max(lost), rel=1e-6)] * 3
+    assert sorted(result["records"]["epsilon"]) == pytest.approx(sorted(lost), abs=0.01)
+    assert all(each.ok is not False for each in verify_folder(told, Asked()))
+
+
+def test_intervals_follow_from_the_noises_of_all_clients(few: Path, tmp_path: Path) -> None:
+    ran(few, tmp_path / "run", "privacy=record", "privacy.target_epsilon=3")
+    record = json.loads((tmp_path / "run" / "scaling.json").read_text())
+    for answer in record["answers"]:
+        rows = next(each for each in answer["figures"] if each["name"] == "rows")
+        # Of a question in two, a row's part is the root of 0.98 / 2 over its norm of 1.5; four noises add in squares.
+        sigma = record["noise_multiplier"] * 2 * 1.5 / np.sqrt(0.98 / 2)
+        assert rows["high"] - rows["low"] == pytest.approx(2 * 1.96 * sigma, rel=1e-3)
+        assert rows["low"] - 2 * sigma < sum(SIZES) < rows["high"] + 2 * sigma
+
+
+def test_a_plan_counts_the_question_in_each_clients_epsilon(few: Path) -> None:
+    asked, plain = (
+        unit_plans(build(settings(few, "privacy=record", f"task.scaling={word}")))
+        for word in ("asked", "null")
+    )
+    assert asked[0].scaling is not None and asked[0].scaling.epsilon == pytest.approx(0.75, rel=1e-3)
+    assert asked[0].noise_multiplier > plain[0].noise_multiplier
+    assert asked[0].epsilon[-1][1] < plain[0].epsilon[-1][1] == pytest.approx(3, abs=0.01)
+    assert asked[0].runs_epsilon == pytest.approx(3, abs=0.01) and asked[0].affordable_rounds == 2
+
+
+def test_a_run_of_records_that_goes_on_asks_no_second_time(few: Path, tmp_path: Path) -> None:
+    mode, folder = ["privacy=record", "seed=5"], tmp_path / "parts"
+    whole = ran(few, tmp_path / "whole", *mode)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(settings(few, *mode), folder, quiet=True, callbacks=[Stop()])
+    result = simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True).result
+    assert result["status"] == "completed" and scaled(folder) == scaled(tmp_path / "whole")
+    for ledger, other in zip(
+        own_ledgers(folder / "client_ledgers"),
+        own_ledgers(tmp_path / "whole" / "client_ledgers"),
+        strict=True,
+    ):
+        assert len(questions(ledger)) == 1 and verify(ledger).epsilon == verify(other).epsilon
+    assert result["metrics"] == whole["metrics"] and result["privacy"] == whole["privacy"]
+
+
+def test_real_records_are_charged_on_the_ledgers_that_they_had(few: Path, tmp_path: Path) -> None:
+    """A run scales its own copy of the rows: whose they are, and what they have lost, goes by what lies on the disk."""
+    real = ["privacy=record", "task.simulated=false", "task.data_id=few", f"ledger.dir={tmp_path / 'own'}"]
+    public = [f"task.held_out_file={few / 'public.csv'}", "budget.runs=2"]
+    for number in (1, 2):
+        result = ran(few, tmp_path / f"run{number}", *real, *public)
+        assert result["status"] == "completed" and scaled(tmp_path / f"run{number}")["age"] is not None
+        for ledger in own_ledgers(tmp_path / "own"):
+            assert len(questions(ledger)) == number and verify(ledger).ok
+            reserved = [each for each in read_entries(ledger) if each.kind == "reserve"]
+            assert len(reserved) == 3 * number
+            assert (verify(ledger).epsilon or 0) <= 3
+
+
+def test_a_cap_on_purposes_refuses_before_it_is_charged(few: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    cap = ["--epsilon", "3", "--delta", "0.001", "--purposes", "statistics", "--ledger-dir", str(own)]
+    assert run(["budget", "set", *cap]) == 0
+    real = ["privacy=record", "task.simulated=false", "task.data_id=few", f"ledger.dir={own}"]
+    with pytest.raises(Refusal, match="purpose='scaling'"):
+        ran(few, tmp_path / "run", *real, f"task.held_out_file={few / 'public.csv'}")
+    assert not list(own.glob("*.ledger")) and not (tmp_path / "run").exists()
 
 
 def _forget(descriptor: int) -> None:
@@ -253,13 +428,88 @@ def test_real_clients_are_asked_and_scale_by_the_answer(desk: Path) -> None:
 
 def test_owners_who_do_not_allow_it_leave_inputs_scaled_by_their_bounds(desk: Path) -> None:
     for each in ("a", "b", "c", "d"):
-        policy = desk / "clients" / each / "policy.toml"
-        text, count = re.subn(r"purposes = \[[^]]*\]", "purposes = []", policy.read_text())
-        assert count == 1
-        policy.write_text(text)
+        forbid(desk / "clients" / each)
     devices = SERVED["Devices"](desk / "clients")
     assert serve(desk / "server", SERVE, reach=SERVED["reaching"](devices)) == 0
     run = desk / "server" / "runs" / "spring"
     assert all(each is None for each in scaled(run).values())
     record = json.loads((run / "scaling.json").read_text())
     assert not record["released"] and record["reason"]
+
+
+OWN = [
+    *(each for each in SERVE if not each.startswith(("secagg", "privacy.", *RECORDS))),
+    "privacy=record",
+    *DELTA,
+]
+
+
+def forbid(device: Path) -> None:
+    text, count = re.subn(r"purposes = \[[^]]*\]", "purposes = []", (device / "policy.toml").read_text())
+    assert count == 1
+    (device / "policy.toml").write_text(text)
+
+
+def test_devices_noise_their_own_answers_and_plan_their_rounds_with_the_question(desk: Path) -> None:
+    forbid(desk / "clients" / "a")
+    devices = SERVED["Devices"](desk / "clients")
+    asked = [*OWN, "privacy.target_epsilon=8", "task.scaling_epsilon=4"]
+    assert serve(desk / "server", asked, reach=SERVED["reaching"](devices)) == 0
+    run_folder = desk / "server" / "runs" / "spring"
+    told = scaled(run_folder)
+    assert told["age"] == pytest.approx((MEAN[0], DEVIATION[0]), rel=0.2)
+    record = json.loads((run_folder / "scaling.json").read_text())
+    rows = next(each for each in record["answers"][0]["figures"] if each["name"] == "rows")
+    sigma = record["noise_multiplier"] * np.sqrt(3) * 1.5 / np.sqrt(0.98 / 2)  # of the three who answered
+    assert rows["high"] - rows["low"] == pytest.approx(2 * 1.96 * sigma, rel=1e-3)
+    assert record["epsilon"] == pytest.approx(4, rel=1e-3) and not list((desk / "server").glob("ledgers/*"))
+    for device in devices.devices.values():
+        own, allows = device.own_ledger.records, device.bundle.settings.name != "a"
+        assert len(questions_of(own)) == allows
+        kinds = [json.loads(each.payload).get("kind") for each in read_entries(own) if each.kind == "reserve"]
+        assert kinds == ["question"] * allows + [None] * 2 and verify(own).ok
+        # All of the target is used, with the question in where there was one.
+        assert 7.9 <= (verify(own).epsilon or 0) <= 8
+
+
+def test_devices_that_went_away_are_asked_no_second_time(desk: Path) -> None:
+    devices = SERVED["Devices"](desk / "clients")
+    asked = [*OWN, "privacy.target_epsilon=8", "task.scaling_epsilon=4"]
+    with pytest.raises(KeyboardInterrupt):
+        serve(desk / "server", asked, callbacks=[Stop()], reach=SERVED["reaching"](devices))
+    before = scaled(desk / "server" / "runs" / "spring")
+    devices = SERVED["Devices"](desk / "clients")
+    assert serve(desk / "server", asked, reach=SERVED["reaching"](devices)) == 0
+    assert scaled(desk / "server" / "runs" / "spring") == before
+    for device in devices.devices.values():
+        own = device.own_ledger.records
+        assert len(questions_of(own)) == 1 and 7.9 <= (verify(own).epsilon or 0) <= 8
+
+
+@pytest.mark.campaign
+def test_three_clients_over_grpc_answer_and_train_by_the_commands(desk: Path) -> None:
+    plain, port = yaml.safe_load((desk.parent / "f.yaml").read_text()), SERVED["free_port"]()
+    place = {"address": f"localhost:{port}", "listen": f"127.0.0.1:{port}"}
+    plain |= {"server": place, "clients": plain["clients"][:3]}
+    (desk.parent / "three.yaml").write_text(yaml.safe_dump(plain))
+    three, fedveil = desk.parent / "three", [sys.executable, "-m", "fedveil"]
+    provision(desk.parent / "three.yaml", three, None)
+    for each in "abc":
+        shutil.copy(desk / "clients" / each / "table.csv", three / "clients" / each)
+    forbid(three / "clients" / "b")
+    starts = [[*fedveil, "client", "start", str(three / "clients" / each)] for each in "abc"]
+    started = [subprocess.Popen(each) for each in starts]
+    try:
+        asked = [*OWN, "privacy.target_epsilon=8", "task.scaling_epsilon=4", "link.wait=60"]
+        command = [*fedveil, "server", str(three / "server"), *asked]
+        assert subprocess.run(command, check=False, timeout=SERVED["SECONDS"]).returncode == 0
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
+    told = scaled(three / "server" / "runs" / "spring")
+    assert told["age"] == pytest.approx((MEAN[0], DEVIATION[0]), rel=0.2)
+    for name, allows in (("a", 1), ("b", 0), ("c", 1)):
+        (own,) = (three / "clients" / name).glob("state/ledgers/*.ledger")
+        assert len(questions_of(own)) == allows and 7.9 <= (verify(own).epsilon or 0) <= 8
+        assert sum(each.kind == "reserve" for each in read_entries(own)) == allows + 2

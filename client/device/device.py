@@ -29,9 +29,10 @@ from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...privacy.arms import Arm
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import read_events
+from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
@@ -253,6 +254,8 @@ class Device:
             if cost is None
             else self.own_ledger.charged(order.run, number, read_attempt(content), cost)
         )
+        if asked is not None:
+            self._noise.clear()  # it was planned without the answer
         with paid:
             yield
 
@@ -344,14 +347,20 @@ class Device:
     ) -> float:
         """Return the noise for a run, planned from what earlier runs left.
 
-        What this run has spent already is part of what is planned, so that the noise is the same after a restart.
+        The rounds that this run has spent already are part of what is planned, so that the noise is the same after a
+        restart; what it has asked before them is charged beside them.
         """
         from ...strategies.record_plan import calibrated_noise
 
+        def is_own(booked: BookedRelease) -> bool:
+            return people_call(run_of(booked.entry)) == run
+
         try:
             ledger = record.ledger_path(settings.device or "")
-            prior = read_events(ledger, Adversary.SERVER, lambda each: people_call(each) != run)
-            return calibrated_noise(record, records, settings, participations, prior)
+            book = read_book(ledger) if ledger.exists() else Book()
+            prior = book.events(Adversary.SERVER, lambda each: not is_own(each))
+            asked = book.events(Adversary.SERVER, lambda each: is_own(each) and is_question(each))
+            return calibrated_noise(record, records, settings, participations, prior, beside=asked)
         except Refusal as refusal:
             if refusal.field not in ("ledger", "target_epsilon"):
                 raise

@@ -224,19 +224,21 @@ class Book:
             for adversary, text in booked.events.items():
                 self._charge(booked.arm, adversary, text, -1)
 
-    def events(self, adversary: Adversary, runs: Callable[[str], bool] | None = None) -> "list[DpEvent]":
+    def events(
+        self, adversary: Adversary, counts: Callable[[BookedRelease], bool] | None = None
+    ) -> "list[DpEvent]":
         """Return what an adversary has seen, equal events as one with a count.
 
         Args:
           adversary: who saw it.
-          runs: whether a run of this name counts; None counts all.
+          counts: whether a release counts; None counts all.
         """
-        counts = self.spent.get(adversary, Counter[str]())
-        if runs is not None:
+        seen = self.spent.get(adversary, Counter[str]())
+        if counts is not None:
             told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
-            mine = [booked for booked in told if runs(json.loads(booked.entry.key)[0])]
-            counts = charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
-        return [repeated(event_of(text), count) for text, count in counts.items()]
+            mine = [booked for booked in told if counts(booked)]
+            seen = charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
+        return [repeated(event_of(text), count) for text, count in seen.items()]
 
 
 def run_of(entry: Entry) -> str:
@@ -299,20 +301,17 @@ def read_book(path: Path) -> Book:
     return book
 
 
-def read_events(
-    path: Path, adversary: Adversary, runs: Callable[[str], bool] | None = None
-) -> "list[DpEvent]":
+def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     """Return what an adversary has seen, from a ledger that nobody needs to have open; nothing where there is none.
 
     Args:
       path: of the ledger.
       adversary: whose events are read.
-      runs: whether a run of this name counts; None counts all.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    return read_book(path).events(adversary, runs) if path.exists() else []
+    return read_book(path).events(adversary) if path.exists() else []
 
 
 def unit_of(path: Path) -> str | None:

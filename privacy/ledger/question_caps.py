@@ -112,10 +112,15 @@ def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
     """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too."""
     spent: dict[Adversary, Counter[str]] = {}
     for booked in book.releases.values():
-        if booked.state is not ReleaseState.VOID and (_payload(booked) is not None or _is_earlier(booked)):
+        if booked.state is not ReleaseState.VOID and (is_question(booked) or _is_earlier(booked)):
             for adversary, text in booked.events.items():
                 spent.setdefault(adversary, Counter())[text] += 1
     return spent
+
+
+def is_question(booked: BookedRelease) -> bool:
+    """Return whether a release is the answer to a question."""
+    return _payload(booked) is not None
 
 
 def _is_earlier(booked: BookedRelease) -> bool:

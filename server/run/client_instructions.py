@@ -29,6 +29,7 @@ from ...tasks import DEALT, HELD_ALONE, HELD_BACK, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import plants_examples
+from .scaling_plan import scaling_events
 from .sum_plan import require_one_round
 
 if TYPE_CHECKING:
@@ -82,6 +83,19 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
     return replace(settings, record=_record_privacy(federation, federation.record, settings, folder, rounds))
 
 
+def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:
+    """Return what clients are told with the task as it is scaled by now; noise that was planned with its question stays.
+
+    Args:
+      federation: whose clients have told by what inputs are scaled.
+      client: settings from before.
+    """
+    told = replace(client, task_options=_plain_settings(federation, Path()).task_options)
+    if client.record is None:
+        return told
+    return replace(told, record=replace(client.record, ledgers=tuple(federation.client_ledgers)))
+
+
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
     s, told = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
     return ClientSettings(
@@ -110,17 +124,18 @@ def _record_privacy(
 ) -> RecordPrivacy:
     """Return the record level as a client hears of it, its noise planned for the sizes that there are."""
     sizes, told = federation.sizes, _unplanned_record(federation, record, folder)
+    beside = scaling_events(federation)
     path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
     if warning:
         warn(warning)
     left = None if federation.simulated else rounds
     if record.noise_multiplier is None:
-        told = replace(told, noise_by_records=_planned_noise(federation, told, settings))
-        return told if left is None else _within_what_is_left(federation, told, settings, left)
+        told = replace(told, noise_by_records=_planned_noise(federation, told, settings, beside))
+        return told if left is None else _within_what_is_left(federation, told, settings, left, beside)
     told = replace(told, noise_by_records=((0, record.noise_multiplier),))
-    require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
-    return told if left is None else _with_a_round_left(federation, told, settings)
+    require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget(), beside)
+    return told if left is None else _with_a_round_left(federation, told, settings, beside)
 
 
 def _unplanned_record(federation: Federation, record: Record, folder: Path) -> RecordPrivacy:
@@ -139,14 +154,18 @@ def _unplanned_record(federation: Federation, record: Record, folder: Path) -> R
         record.gradients,
         federation.canary_records,
         s.budget.runs,
-        ledgers=() if federation.simulated else tuple(federation.client_ledgers),
+        ledgers=() if federation.simulated and not federation.named else tuple(federation.client_ledgers),
         per_person=record.per_person,
         clients_per_person=record.clients_per_person,
     )
 
 
 def _within_what_is_left(
-    federation: Federation, told: RecordPrivacy, settings: ClientSettings, rounds: int
+    federation: Federation,
+    told: RecordPrivacy,
+    settings: ClientSettings,
+    rounds: int,
+    beside: Sequence[DpEvent],
 ) -> RecordPrivacy:
     """Return the record level with noise of its own for each ledger that holds something, or has a cap.
 
@@ -166,7 +185,7 @@ def _within_what_is_left(
         try:
             own, prior = _left(told, name, owed)
             planned[name] = (
-                calibrated_noise(own, records + told.canaries, settings, participations, prior, whole)
+                calibrated_noise(own, records + told.canaries, settings, participations, prior, whole, beside)
                 if prior or own != told
                 else told.noise_multiplier(records + told.canaries)
             )
@@ -176,7 +195,7 @@ def _within_what_is_left(
 
 
 def _with_a_round_left(
-    federation: Federation, told: RecordPrivacy, settings: ClientSettings
+    federation: Federation, told: RecordPrivacy, settings: ClientSettings, beside: Sequence[DpEvent]
 ) -> RecordPrivacy:
     """Return the record level as it is, once a ledger affords a round of the noise that was given.
 
@@ -188,7 +207,8 @@ def _with_a_round_left(
     for name, records in _ledgers(federation):
         try:
             own, prior = _left(told, name, owed)
-            require_one_round(record_plan(own, records + told.canaries, settings), own.budget(), prior)
+            plan = record_plan(own, records + told.canaries, settings)
+            require_one_round(plan, own.budget(), [*prior, *beside])
             return told
         except Refusal as refusal:
             refusals.append(refusal)
@@ -257,13 +277,13 @@ def _encryption(federation: Federation) -> Encryption | None:
 
 
 def _planned_noise(
-    federation: Federation, record: RecordPrivacy, settings: ClientSettings
+    federation: Federation, record: RecordPrivacy, settings: ClientSettings, beside: Sequence[DpEvent]
 ) -> tuple[tuple[int, float], ...]:
     """Return (records, noise multiplier) for the sizes of data sets that the clients have, canaries among them."""
     sizes = [size + record.canaries for size in federation.sizes]
     rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
     chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
-    return tuple((n, calibrated_noise(record, n, settings, rounds)) for n in chosen)
+    return tuple((n, calibrated_noise(record, n, settings, rounds, beside=beside)) for n in chosen)
 
 
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ from .canary_clients import count_canaries
 from .canary_records import canary_records_of_each, records_are_audited
 
 if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
     from flwr.serverapp.strategy import Strategy
 
     from ..checkpoint import Checkpoint
@@ -107,6 +108,8 @@ class Federation:
       pictured: whether a run leaves a picture of its rounds.
       moments: mean and deviation of columns by which the run's inputs are scaled, as its clients have told; None where they
         were not asked.
+      asked: what that question has cost in a simulation; empty where it is on ledgers that a plan goes on from.
+      named: fingerprints of the clients' data before they were scaled, which name their ledgers; empty where they were not.
     """
 
     settings: SimulationSettings
@@ -117,6 +120,8 @@ class Federation:
     strategy: Strategy | None = None
     pictured: bool = True
     moments: Mapping[str, tuple[float, float]] | None = None
+    asked: tuple[DpEvent, ...] = ()
+    named: tuple[str, ...] = ()
 
     @property
     def simulated(self) -> bool:
@@ -473,8 +478,8 @@ class Federation:
         return [self.fingerprint_of(client) for client in range(self.task.num_clients)]
 
     def fingerprint_of(self, client: int) -> str:
-        """Return the fingerprint of a client's data, which in a simulation names the ledger of its records."""
-        return fingerprint(data_of(self.task, client))
+        """Return the fingerprint of a client's data before a run scales them, which in a simulation names its ledger."""
+        return self.named[client] if self.named else fingerprint(data_of(self.task, client))
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,9 @@ def _check_scaling(federation: Federation) -> None:
     """Refuse a run's question about scaling that may not be asked, or whose columns no client has."""
     if one_scaling(federation) is None:
         return
-    for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
-        require_purposes([SCALING], cap)
+    for path in _ledgers_here(federation):
+        for cap in caps_on(path):
+            require_purposes([SCALING], cap)
     if federation.masking is not None:
         federation.masking.shape(federation.num_clients)
     from ...tasks.tables import tables_of  # torch, as above
@@ -217,6 +218,17 @@ def _check_scaling(federation: Federation) -> None:
     if federation.deployed is None and not tables_of(federation.task).paths:
         remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
         raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
+
+
+def _ledgers_here(federation: Federation) -> list[Path]:
+    """Return where this machine charges a run's question: the ledger of all clients, or that of each client's records."""
+    if federation.simulated:  # whose ledgers nobody caps
+        return []
+    if federation.summed is not None:
+        return [federation.ledger_path(Path())]
+    home = ledger_home(federation.settings.ledger_dir)
+    names = [] if federation.deployed is not None else federation.client_ledgers
+    return [home / f"{name[:NAMED]}.ledger" for name in names]
 
 
 def _looked_at(federation: Federation) -> range:
@@ -288,7 +300,7 @@ def opened(
     budget = federation.sum_budget
     if budget is None:
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
-        yield _started(run, saved)
+        yield _started(ask(run) if saved is None else run, saved)
         return
     simulated, checkpoint = federation.simulated, run.checkpoint
     plan = _planned(run, saved, None) if simulated else None

@@ -120,7 +120,7 @@ def planned_half_width(
     federation: Federation, inquiry: Inquiry, question: Question, plan: Plan
 ) -> float | None:
     """Return half the width of the interval that is planned; None where it goes by rows that nobody has told of."""
-    sigma = sigma_of(federation, inquiry, question, _noise_of(federation, plan.noise_over_clip))
+    sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
     rows = question.at_least
     if rows is None:
         ends = [question.statistic.planned(sigma, each) for each in (1.0, 2.0)]
@@ -152,7 +152,7 @@ def _what_would_do(
         rows = question.at_least
         while (
             question.statistic.planned(
-                sigma_of(federation, inquiry, question, _noise_of(federation, plan.noise_over_clip)), rows
+                sigma_of(federation, inquiry, question, noise_of_sum(federation, plan)), rows
             )
             > question.resolution
             and rows < 1e12
@@ -176,9 +176,9 @@ def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise
     return math.sqrt((sigma / rate) ** 2 + drawn)
 
 
-def _noise_of(federation: Federation, noise_over_clip: float) -> float:
+def noise_of_sum(federation: Federation, plan: Plan) -> float:
     """Return the noise on a sum over the norm of one unit: with `privacy=record` every client adds the whole of it."""
-    return noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
+    return plan.noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
 
 
 def rate_of(federation: Federation) -> float:

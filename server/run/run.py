@@ -142,7 +142,6 @@ def run_federation(
     federation = as_answered(federation, folder) if resumed else federation
     own = guarded(around.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
-    meter = record_meter(federation, prepared.client)
     display = () if quiet else (Display(),)
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
@@ -153,6 +152,7 @@ def run_federation(
         strategy = make_strategy_of(federation)
         arms = 1 if run.tuning is None else len(run.tuning.values)
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
+        meter = record_meter(run.federation, run.client)
         progress = run_folder.begun(run, strategies, audit, meter, around.tally)
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)

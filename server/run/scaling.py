@@ -14,7 +14,9 @@ from ...configs.bundle_files import SCHEMA
 from ...configs.schema import CsvTask
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.ledger import BudgetExhausted
+from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
+from ...privacy.statistics.inquiry import read_inquiry
 from ...reports.files import SCALING
 from ...tasks import load_task
 from ...tasks.scaling import ASKED, FIELD, Moments, moments_of
@@ -24,9 +26,11 @@ from ..evaluations import FIRST_ROW
 from ..participants import Participants
 from .ask import record_of
 from .asking import Asking, Reach
-from .client_instructions import client_settings, task_options
+from .client_instructions import task_options, with_task_of
 from .display import warn
 from .federation import Federation, Run
+from .prepare import claim_records, settle_records
+from .question_plan import Spend, question_plan
 from .scaling_plan import asks_scaling, everybody, one_scaling
 
 
@@ -45,11 +49,13 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     """
     federation, ledger = run.federation, run.ledger
     found = one_scaling(federation, run.name)
-    if found is None or ledger is None:
+    if found is None:
         return run
-    (inquiry, plan), before = found, ledger.epsilon()
+    (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
     canaries = federation.num_canaries if federation.deployed is None else 0
     asked = everybody(federation)
+    settle_records(federation, run.client)
+    claim_records(federation)
     with grid(run) as opened:
         participants = Participants(
             opened,
@@ -59,7 +65,8 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
             canaries,
             population=asked.population,
         )
-        ledger.purpose, purpose = inquiry.why, ledger.purpose
+        if ledger is not None:
+            ledger.purpose = inquiry.why
         asking = Asking(asked, plan, ledger, participants, reach)
         try:
             # Of the run's own draws, beyond the rounds'.
@@ -67,7 +74,8 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
         except BudgetExhausted as spent:
             raise Refusal(FIELD, ASKED, str(spent)) from spent
         finally:
-            ledger.purpose = purpose
+            if ledger is not None:
+                ledger.purpose = federation.settings.purpose
     record = record_of(asking, inquiry, before, ended)
     moments = moments_of({each.name: each.figures for each in ended.answers})
     _keep(run.folder, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -78,9 +86,8 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
             warn(
                 f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'the noise lets its deviation not be said'}"
             )
-    scaled = _scaled(federation, moments)
-    left = max(1, federation.settings.steps)
-    return replace(run, federation=scaled, client=client_settings(scaled, run.folder, left))
+    scaled = _scaled(federation, moments, plan)
+    return replace(run, federation=scaled, client=with_task_of(scaled, run.client))
 
 
 def as_answered(federation: Federation, folder: Path) -> Federation:
@@ -95,16 +102,23 @@ def as_answered(federation: Federation, folder: Path) -> Federation:
     before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
     kept = read_schema(folder / SCHEMA).columns
     told = {each.name: each.standard for each in kept if each.standard is not None}
-    return _scaled(federation, {name: each for name, each in told.items() if before.get(name) is None})
+    moments = {name: each for name, each in told.items() if before.get(name) is None}
+    if not federation.simulated:
+        return _scaled(federation, moments)
+    record = json.loads((folder / SCALING).read_text(encoding="utf-8"))
+    inquiry, spend = read_inquiry(record["question"]), Spend(noise_multiplier=record["noise_multiplier"])
+    return _scaled(federation, moments, question_plan(everybody(federation), inquiry, spend))
 
 
-def _scaled(federation: Federation, moments: Moments) -> Federation:
+def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
     options = settings.task.options if federation.deployed else task_options(settings, federation.seed)
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
-    return replace(federation, settings=settings, task=loaded, moments=dict(moments))
+    named = tuple(federation.fingerprints) if federation.record and not federation.deployed else ()
+    parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), named=named)
+    return replace(parts, asked=(plan.event(),)) if federation.simulated and plan else parts
 
 
 def _keep(folder: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...configs.schema import ClientLevel, CsvTask, RecordDistributed, SimulationSettings
+from ...configs.schema import CsvTask, SimulationSettings
 from ...privacy.budget import Unit
 from ...privacy.plan import LEAST_NOISE, Plan
 from ...privacy.refusal import Refusal
@@ -20,7 +20,7 @@ from ...strategies.cohorts import All
 from ...tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
 from ..evaluations import USUAL_NOISE, epsilon_of
 from .federation import Federation
-from .question_plan import Spend, question_plan, sigma_of
+from .question_plan import Spend, budget_of, noise_of_sum, question_plan, sigma_of
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -63,7 +63,8 @@ def everybody(federation: Federation) -> Federation:
 def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
     """Return what the clients are asked: mean and deviation of each number, in one answer.
 
-    Where clients are hidden, one row of each counts in full, so that all weigh nearly the same, and the noise is least.
+    Where clients are hidden, one row of each counts in full, so that all weigh nearly the same, and the noise is least. Where
+    each client adds the noise to its own answer, all of its rows do, however many are declared.
 
     Args:
       federation: whose settings ask for it.
@@ -80,13 +81,13 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
             f"a run that asks has a name of at most {MOST_NAME - len(name) + len(run)} characters on ledgers"
         )
         raise Refusal("run", run, f"{remedy}; shorten it")
-    together = federation.together is not None
+    of_records = federation.together is not None or federation.record is not None
     asked = {
         "name": name,
         "purpose": PURPOSE,
         "why": WHY,
-        "unit": str(Unit.RECORD if together else Unit.CLIENT),
-        "records": float(federation.most_records) if together else 1.0,
+        "unit": str(Unit.RECORD if of_records else Unit.CLIENT),
+        "records": 1.0 if federation.together is None else float(federation.most_records),
         "ask": scaling_questions(tables_of(federation.task).schema),
     }
     return read_inquiry(asked)
@@ -100,24 +101,22 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
       run: its name on ledgers.
 
     Raises:
-      Refusal: no sum hides clients or records, or the answer would say nothing.
+      Refusal: neither clients nor records are hidden, or both are, or the answer would say nothing.
     """
-    settings = federation.settings
+    settings, summed, record = federation.settings, federation.summed, federation.record
     if not asks_scaling(settings):
         return None
-    summed = federation.summed
-    whole = isinstance(summed, ClientLevel) and federation.record is None
-    if not (whole or (isinstance(summed, RecordDistributed) and federation.per_person is None)):
+    level = summed or record
+    if level is None or None not in (summed, record):
         remedy = (
-            f"with privacy={settings.privacy.name} no sum answers for the clients or records that are hidden: use "
-            "client_central, client_distributed or record_distributed, or ask first (fedveil ask) and give the JSON that it leaves"
+            f"with privacy={settings.privacy.name} no sum answers for the clients or records that are hidden: use record, "
+            "record_distributed, client_central or client_distributed, or ask first (fedveil ask) and give the JSON that it leaves"
         )
         raise Refusal(FIELD, ASKED, remedy)
-    assert summed is not None
-    if summed.noise_schedule == "adaptive":
+    if summed is not None and summed.noise_schedule == "adaptive":
         raise Refusal(FIELD, ASKED, "does not go with noise_schedule=adaptive; leave one of them out")
     inquiry = scaling_inquiry(federation, run)
-    plan = question_plan(everybody(federation), inquiry, _price(settings, summed.target_epsilon))
+    plan = question_plan(everybody(federation), inquiry, _price(settings, level.target_epsilon))
     _require_answer(federation, inquiry, plan)
     return inquiry, plan
 
@@ -136,34 +135,36 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
       Refusal: naming the epsilon that would do.
     """
     assert plan.noise_multiplier is not None
-    if _tells(federation, inquiry, plan.noise_multiplier):
-        return
+    if (federation.deployed and federation.record) or _tells(federation, inquiry, plan):
+        return  # nobody but its owner knows how many records a device has
     low, high = LEAST_NOISE, plan.noise_multiplier
     would = "no epsilon would do"
-    if _tells(federation, inquiry, low):
+    if _tells(federation, inquiry, replace(plan, noise_multiplier=low)):
         for _ in range(30):
             middle = (low * high) ** 0.5
-            low, high = (middle, high) if _tells(federation, inquiry, middle) else (low, middle)
-        assert federation.sum_budget is not None
-        enough = replace(plan, noise_multiplier=low).epsilon(federation.sum_budget.target_delta)
+            tells = _tells(federation, inquiry, replace(plan, noise_multiplier=middle))
+            low, high = (middle, high) if tells else (low, middle)
+        delta = budget_of(federation, inquiry).target_delta
+        enough = replace(plan, noise_multiplier=low).epsilon(delta)
         would = f"task.scaling_epsilon={enough:.3g} would do"
     whom = "records" if inquiry.unit is Unit.RECORD else "clients"
     remedy = f"so few {whom} could not tell by what to scale under this noise; {would}, or leave it out"
     raise Refusal(FIELD, ASKED, remedy)
 
 
-def _tells(federation: Federation, inquiry: Inquiry, noise: float) -> bool:
+def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     """Return whether the noise lets a number be scaled that is spread evenly over its bounds at every client."""
     rows = float(federation.records if inquiry.unit is Unit.RECORD else federation.population)
-    first = inquiry.questions[0]
-    figures = first.statistic.answer(
-        np.array(EVENLY) * rows, sigma_of(everybody(federation), inquiry, first, noise)
-    )
+    first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
+    sigma = sigma_of(everybody(federation), inquiry, first, noise)
+    figures = first.statistic.answer(np.array(EVENLY) * rows, sigma)
     return first.name in moments_of({first.name: figures})
 
 
 def scaling_events(federation: Federation) -> list[DpEvent]:
-    """Return what the run's question costs; nothing where it asks none, or it is on the ledger already."""
+    """Return what the run's question costs; nothing where it asks none, or it is on a ledger that plans go on from."""
+    if federation.asked:
+        return list(federation.asked)
     found = one_scaling(federation)
     return [] if found is None else [found[1].event()]
 
@@ -175,9 +176,10 @@ def scaling_plan(federation: Federation) -> ScalingPlan | None:
       Refusal: as `one_scaling`.
     """
     found = one_scaling(federation)
-    if found is None or federation.sum_budget is None:
+    if found is None:
         return None
     inquiry, plan = found
     assert plan.noise_multiplier is not None
     columns = tuple(each.name for each in inquiry.questions)
-    return ScalingPlan(columns, plan.noise_multiplier, epsilon_of(plan, federation.sum_budget.target_delta))
+    price = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
+    return ScalingPlan(columns, plan.noise_multiplier, price)

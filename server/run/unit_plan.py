@@ -95,7 +95,7 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         warnings_for(federation, plan, budget),
         plan.curve(budget, rounds, beside),
         groups_of(plan, budget, rounds, beside),
-        evaluation_plan(federation) if is_of_sum(federation, plan) else None,
+        evaluation_plan(federation) if is_asked(federation, plan) else None,
         *tries_of(federation, plan, budget, rounds),
         scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
         scaling_plan(federation),
@@ -103,20 +103,20 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
 
 
 def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
-    """Return what a run asks beside its rounds, evaluations and by what to scale; nothing of a unit that is not the sum's."""
-    if not is_of_sum(federation, plan):
+    """Return what a run asks beside its rounds, evaluations and by what to scale; nothing of a unit that pays for none."""
+    if not is_asked(federation, plan):
         return []
     return [*scaling_events(federation), *evaluation_events(federation)]
 
 
-def is_of_sum(federation: Federation, plan: Plan) -> bool:
-    """Return whether a plan is of the unit that the sum hides, which evaluations are charged to.
+def is_asked(federation: Federation, plan: Plan) -> bool:
+    """Return whether a plan is of the unit that a run's questions are charged to: the one that the sum hides, or the only one.
 
     Args:
       federation: its parts.
       plan: of a unit.
     """
-    return federation.summed is not None and plan.unit is federation.summed.unit
+    return federation.summed is None or plan.unit is federation.summed.unit
 
 
 def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:

@@ -173,6 +173,8 @@ BEYOND: dict[str, str] = {
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
     "a run plans without its question about scaling": ASKED,
+    "a client's rounds are planned without its question": ASKED,
+    "a device plans its rounds without the question": ASKED,
     "a run that goes on asks again by what to scale": ASKED,
     "a question wider than its resolution is asked": ASKED,
     "a record answers another question": ASKED,
