@@ -36,22 +36,26 @@ SECONDS = 60.0
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-PICTURED = (
-    "test_end_to_end_run",
-    "test_face",
-    "test_preconditions",
-    "test_preconditions_campaign",
-    "test_reports_golden",
-)
+PICTURED = ("test_face", "test_preconditions", "test_preconditions_campaign", "test_reports_golden")
 # Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
 LONGEST = (
     "test_mutations",
     "test_docs",
-    "test_simulations_flwr_run",
     "test_end_to_end_federation",
     "test_simulations_ray",
     "test_end_to_end_resume",
     "test_end_to_end_run",
+    "test_server_scaling",
+    "test_server_record_evaluation",
+    "test_preconditions",
+    "test_server_tuning",
+    "test_server_receipts",
+    "test_before_the_rooms",
+    "test_command_line_new",
+    "test_examples",
+    "test_server_questions",
+    "test_end_to_end_questions",
+    "test_client_optimizers",
     "test_simulations_benchmarks",
     "test_simulations_flower_contract",
     "test_privacy_ledger_crash",
