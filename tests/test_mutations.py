@@ -2392,6 +2392,9 @@ SLOW = {
     "a collate function that mixes examples passes",
     "a ledger of protect lies where the process works",
     "a promise of no use is not refused on real data",
+    "a report of files that were changed does not say so",
+    "a run plans without its question about scaling",
+    "a run that goes on asks again by what to scale",
     "a run goes on though every client has refused",
     "a second client with the same records is free",
     "a server goes on after an alarm",
@@ -2410,6 +2413,7 @@ SLOW = {
     "sensitivity forgets how often a client takes part",
     "the mean is divided by a hidden number of clients",
     "the same real records pay from two budgets",
+    "two modes charge the same records at once",
     "who was drawn is told to everybody",
 }
 

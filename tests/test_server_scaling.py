@@ -95,7 +95,7 @@ def scaled(folder: Path) -> dict[str, tuple[float, float] | None]:
     "mode",
     [
         RECORDS,
-        ["privacy=client_central", *HIDDEN],
+        pytest.param(["privacy=client_central", *HIDDEN], marks=pytest.mark.campaign),
         ["privacy=client_central", "engine.workers=2", "cohort=poisson", "cohort.rate=0.5", *HIDDEN],
         ["privacy=client_distributed", "secagg=masked", *HIDDEN],
     ],
