@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .accounting.curve import PrivacyCurve, filter_curve, privacy_curve
-from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
+from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, forget_distributions
 from .accounting.renyi_filter import accountant, admits, best_order, counted
 from .budget import Adjacency, Adversary, Budget, Unit
 from .mechanisms.mechanism import CENTRAL, Mechanism
@@ -143,6 +143,8 @@ class Plan:
             raise Refusal("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:
+            if not prior:
+                forget_distributions()
             planned = replace(self, noise_multiplier=noise)._after(self.num_rounds, prior)
             return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
 

@@ -1,14 +1,26 @@
 """Composed loss distributions are those of dp_accounting, whose own code would load half of SciPy for them."""
 
 import itertools
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from dp_accounting.dp_event import DpEvent, GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
 
-from fedveil.privacy.accounting.loss_distributions import distribution
+from fedveil.privacy.accounting import loss_distributions
+from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, forget_distributions
+from fedveil.privacy.accounting.loss_distributions import (
+    _once,  # pyright: ignore[reportPrivateUsage]
+    _repeated,  # pyright: ignore[reportPrivateUsage]
+    distribution,
+)
 from fedveil.privacy.accounting.renyi import relation_of
-from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.accounting.sampled_gaussian import distribution as sampled
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
+from fedveil.privacy.plan import Plan
+from fedveil.strategies.cohorts import Poisson
 
 INTERVAL = 1e-3
 LEAVES: tuple[DpEvent, ...] = (
@@ -31,3 +43,49 @@ def test_what_is_composed_is_dp_accountings_own_bit_for_bit() -> None:
             one, other = vars(theirs)[side], vars(ours)[side]
             assert (one._lower_loss, one._infinity_mass) == (other._lower_loss, other._infinity_mass)
             assert np.array_equal(one._probs, other._probs)
+
+
+def test_a_round_more_of_a_small_rate_transforms_no_distribution_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    round_of = PoissonSampledDpEvent(1e-4, GaussianDpEvent(0.5))
+    epsilon({round_of: 20}, 1e-7, interval=GATE_INTERVAL)
+    sizes: list[int] = []
+    rfft = loss_distributions.fft.rfft
+
+    def noted(values: Any, length: int) -> Any:
+        sizes.append(length)
+        return rfft(values, length)
+
+    monkeypatch.setattr(loss_distributions.fft, "rfft", noted)
+    epsilon({round_of: 21}, 1e-7, interval=GATE_INTERVAL)
+    assert sizes == []
+
+
+def arrays_at_once(compute: Callable[[], Any], size: int) -> float:
+    """Return the peak of memory in arrays of so many numbers."""
+    tracemalloc.start()
+    try:
+        found = compute()
+        assert found is not None
+        return tracemalloc.get_traced_memory()[1] / (8 * size)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_fine_grid_takes_few_arrays_at_once() -> None:
+    rate, noise, interval = 1e-4, 0.5, 1e-5
+    made: Any = sampled(rate, noise, interval)
+    size = made._pmf_remove.size
+    assert size > loss_distributions.MOST_KEPT
+    assert arrays_at_once(lambda: sampled(rate, noise, interval), size) < 5.5
+    assert arrays_at_once(lambda: _repeated(made, 203), size) < 5.5
+    composed: Any = _repeated(made, 203)
+    assert arrays_at_once(lambda: loss_distributions.epsilon(composed, 1e-7), size) < 1
+
+
+def test_a_plan_keeps_no_distribution_of_the_noises_that_it_tried() -> None:
+    forget_distributions()
+    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, Poisson(1e-4), 1.0, 50, adversaries=(Adversary.MODEL,))
+    plan.calibrate(Budget(Unit.CLIENT, 3.0, 1e-7))
+    assert _once.cache_info().currsize <= 4

@@ -279,6 +279,14 @@ def _composed(counts: Counts, adjacency: Adjacency, interval: float) -> Any:
     return loss_distributions.distribution(merged, relation_of(adjacency), interval)
 
 
+def forget_distributions() -> None:
+    """Let go of what composition keeps between two epsilons: a fine grid takes 6 MiB for each noise that a plan tries."""
+    from . import loss_distributions
+
+    _composed.cache_clear()
+    loss_distributions.forget()
+
+
 def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
     """Count all Gaussians as one, whatever their noise (Dong et al. 2019, corollary 3.3)."""
     from dp_accounting.dp_event import GaussianDpEvent

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 MOST_GROWTH = 256  # nats by which the largest loss of a round is weighed for a tail's bound: where rounds are rarely heard
+MOST_KEPT = 1 << 18  # places of a grid whose transform is kept: 2 MiB; finer grids are for what is published
+BLOCK = 1 << 16  # places of a grid that are added at once
 DROPPED = 1e-15  # of the mass, by a composition with itself; as much is counted as an infinite loss
 # Queries of one secret sample that answer alike for a blank unit and an absent one.
 SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
@@ -130,43 +132,72 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
     most = (dense.size - 1) * times
     last = min(most, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=most)))
-    length = fft.next_fast_len(max(last - first + 1, dense.size), real=True)
-    masses: Any = fft.irfft(_power(fft.rfft(dense._probs, length), times), length)
+    length: Any = fft.next_fast_len(max(last - first + 1, dense.size), real=True)
+    kept = length <= MOST_KEPT
+    spectrum = _kept_spectrum(dense, length) if kept else fft.rfft(dense._probs, length)
+    masses: Any = fft.irfft(_power(spectrum, times, own=not kept), length)
+    size, place = last - first + 1, first % length
     infinite = DROPPED - math.expm1(times * math.log1p(-dense._infinity_mass))
     return DensePLDPmf(
         dense._discretization,
         dense._lower_loss * times + first,
-        np.roll(masses, -first)[: last - first + 1],
+        np.concatenate((masses[place : place + size], masses[: max(0, place + size - length)])),
         infinite,
         dense._pessimistic_estimate,
     )
 
 
-def _power(values: Any, times: int) -> Any:
-    """Return values to a whole power of at least 1, by squaring: numpy takes a logarithm of every one."""
-    power = values if times & 1 else None
-    while times := times >> 1:
-        values = values * values
+def forget() -> None:
+    """Let go of distributions that no more is asked of, such as those of noises that a plan has tried."""
+    for cached in (_once, _growth, _kept_spectrum):
+        cached.cache_clear()
+
+
+@lru_cache(maxsize=4)  # two sides on two grids
+def _kept_spectrum(pmf: Any, length: int) -> Any:
+    """Return the transform of a round's masses; a run asks after every round, mostly for the same length."""
+    return fft.rfft(pmf._probs, length)
+
+
+def _power(square: Any, times: int, own: bool) -> Any:
+    """Return values to a whole power of at least 1, by squaring: numpy takes a logarithm of every one.
+
+    Args:
+      square: the values.
+      times: the power.
+      own: whether the values may be changed, which on a fine grid saves as much room as all else takes.
+    """
+    power = None
+    while True:
         if times & 1:
-            power = values if power is None else power * values
-    return power
+            power = square.copy() if power is None else np.multiply(power, square, out=power)
+        times >>= 1
+        if not times:
+            return power
+        square, own = np.multiply(square, square, out=square if own else None), True
 
 
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
     """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^`MOST_GROWTH`."""
-    step = np.exp(np.arange(pmf.size) / pmf.size)
-    falling, rising = ([*_weighted(pmf._probs, factor)] for factor in (1 / step, step))
+    falling = [*_weighted(pmf._probs, 1 / _steps(pmf.size))]
+    rising = [*_weighted(pmf._probs, _steps(pmf.size))]
     powers, means = (np.array(part) for part in zip(*rising, strict=True))
     return np.concatenate((-powers, powers)) / pmf.size, np.log([*(mean for _, mean in falling), *means])
 
 
+def _steps(size: int) -> Floats:
+    """Return e^(place / size) at each place."""
+    found = np.arange(size) / size
+    return np.exp(found, out=found)
+
+
 def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
-    """Yield powers of the factor, closely spaced at first, and the sum of the masses times each."""
+    """Yield powers of the factor, which is changed, closely spaced at first, and the sum of the masses times each."""
     masses, power, stride = np.abs(masses), 0, 1  # rounding below zero bounds nothing
     while power < MOST_GROWTH:
         if power == 16 * stride:
-            factor, stride = factor * factor, 2 * stride
+            factor, stride = np.multiply(factor, factor, out=factor), 2 * stride
         masses *= factor
         power += stride
         yield power, float(masses.sum())
@@ -183,12 +214,23 @@ def _epsilon(pmf: Any, delta: float) -> float:
     if dense._infinity_mass > delta:
         return math.inf
     first = min(max(0, -dense._lower_loss), dense.size - 1)  # losses below zero ask for no epsilon
-    losses, masses = _losses(dense)[first:][::-1], dense._probs[first:][::-1]
-    with np.errstate(all="ignore"):
-        upper, lower = dense._infinity_mass + np.cumsum(masses), np.cumsum(np.exp(-losses) * masses)
-        found = np.log((upper - delta) / lower)
+    added, weighed, stop = 0.0, 0.0, dense.size
     # Masses are added from the greatest loss down, until what is left is below the epsilon that they ask for.
-    ends = (upper > delta) & (found >= np.append(losses[1:], -math.inf)) | (upper >= delta) & (lower == 0)
+    while True:
+        start = max(first, stop - BLOCK)
+        places = np.arange(stop - 1, start - 1, -1)
+        losses, masses = (places + dense._lower_loss) * dense._discretization, dense._probs[places]
+        following = (places - 1 + dense._lower_loss) * dense._discretization
+        following[places == first] = -math.inf
+        sums = np.cumsum(np.append(added, masses))[1:]
+        lower = np.cumsum(np.append(weighed, np.exp(-losses) * masses))[1:]
+        with np.errstate(all="ignore"):
+            upper = dense._infinity_mass + sums
+            found = np.log((upper - delta) / lower)
+        ends = (upper > delta) & (found >= following) | (upper >= delta) & (lower == 0)
+        if start == first or ends.any():
+            break
+        added, weighed, stop = float(sums[-1]), float(lower[-1]), start
     last = int(ends.argmax()) if ends.any() else -1
     if lower[last] == 0:
         return max(0.0, float(losses[last]))

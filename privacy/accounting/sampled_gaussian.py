@@ -6,6 +6,8 @@ by its accountants alone. Rates are in (0, 1); noise is the standard deviation o
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from dp_accounting.pld.pld_pmf import DensePLDPmf, PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
@@ -19,6 +21,8 @@ Vector = NDArray[np.float64]
 LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
 # Places up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
 MOST_SPARSE = 1000
+# Places of a grid that are computed at once.
+BLOCK = 1 << 16
 # What dp_accounting takes for rounding where a divergence must not rise (`_DELTA_DIFF_TOLERANCE`).
 ROUNDING = 1e-12
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
@@ -71,12 +75,20 @@ def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
     if np.any(np.diff(deltas) > ROUNDING):
         raise ValueError(f"a divergence rises on a grid of {interval} from {first} on")
     deltas = np.minimum.accumulate(deltas)
+    masses = _masses(deltas, interval)
+    masses[0] += 1 - deltas[0]
+    return DensePLDPmf(interval, first, np.maximum(masses, 0.0, out=masses), float(deltas[-1]), True)
+
+
+def _masses(deltas: Vector, interval: float) -> Vector:
+    """Return the mass at each place, beside what the first one has for the divergence there; a fine grid is written once."""
     falls, growth = np.diff(deltas), math.expm1(interval)
     masses = np.empty_like(deltas)
-    masses[0] = 1 - deltas[0] + falls[0] / growth
-    masses[1:-1] = (falls[1:] - falls[:-1] * math.exp(interval)) / growth
-    masses[-1] = falls[-1] / math.expm1(-interval)
-    return DensePLDPmf(interval, first, np.maximum(masses, 0.0), float(deltas[-1]), True)
+    masses[0], masses[-1] = falls[0] / growth, falls[-1] / math.expm1(-interval)
+    inside = np.multiply(falls[:-1], math.exp(interval), out=masses[1:-1])
+    np.subtract(falls[1:], inside, out=inside)
+    inside /= growth
+    return masses
 
 
 def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
@@ -86,32 +98,47 @@ def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
         sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + end)) for end in (-reach, reach)
     )
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
-    epsilons = interval * np.arange(first, last + 1, dtype=np.float64)
-    if sign < 0 and len(epsilons) > MOST_SPARSE:
-        return _added(rate, noise, interval, first, epsilons)
-    return connected(interval, first, _deltas(sign, rate, noise, epsilons))
+    if sign < 0 and last - first >= MOST_SPARSE:
+        return _added(rate, noise, interval, first, last)
+    return connected(interval, first, _at(partial(_deltas, sign, rate, noise), interval, first, last))
 
 
-def _added(rate: float, noise: float, interval: float, first: int, epsilons: Vector) -> PLDPmf:
+def _at(divergence: Callable[[Vector], Vector], interval: float, first: int, last: int) -> Vector:
+    """Return a divergence at each place of a grid, first and last included, block by block: it takes many arrays.
+
+    Args:
+      divergence: of epsilons, shape (places,).
+      interval: step of the grid, in nats.
+      first: place, in steps.
+      last: place, in steps.
+    """
+    found = np.empty(last - first + 1)
+    for start in range(first, last + 1, BLOCK):
+        stop = min(start + BLOCK, last + 1)
+        found[start - first : stop - first] = divergence(interval * np.arange(start, stop, dtype=np.float64))
+    return found
+
+
+def _added(rate: float, noise: float, interval: float, first: int, last: int) -> PLDPmf:
     """Return the losses for a unit added, as `connected` does, with small masses as exact as large ones.
 
     At a negative epsilon the divergence is 1 - e^epsilon and a small rest. Dots of the first alone have a mass of 1 at 0 and
     none elsewhere, but their rounding errors have: a composition would hold a far end that is nothing else.
     """
-    negative = epsilons[: 1 - first]  # and zero
-    outputs = -_outputs(-1.0, rate, noise, negative)
-    below = np.logaddexp(
-        math.log1p(-rate) + log_ndtr(outputs), math.log(rate) + log_ndtr(outputs + 1 / noise)
-    )
-    rest = np.exp(negative + below) - ndtr(outputs)
-    parts = np.concatenate((rest, _deltas(-1.0, rate, noise, epsilons[1 - first :])))
-    falls, growth = np.diff(parts), math.expm1(interval)
-    masses = np.empty_like(parts)
-    masses[0] = falls[0] / growth - parts[0]
-    masses[1:-1] = (falls[1:] - falls[:-1] * math.exp(interval)) / growth
-    masses[-1] = falls[-1] / math.expm1(-interval)
+
+    def rest(negative: Vector) -> Vector:
+        outputs = -_outputs(-1.0, rate, noise, negative)
+        below = np.logaddexp(
+            math.log1p(-rate) + log_ndtr(outputs), math.log(rate) + log_ndtr(outputs + 1 / noise)
+        )
+        return np.exp(negative + below) - ndtr(outputs)
+
+    above = _at(partial(_deltas, -1.0, rate, noise), interval, 1, last)
+    parts = np.concatenate((_at(rest, interval, first, 0), above))
+    masses = _masses(parts, interval)
+    masses[0] -= parts[0]
     masses[-first] += 1
-    return DensePLDPmf(interval, first, np.maximum(masses, 0.0), float(parts[-1]), True)
+    return DensePLDPmf(interval, first, np.maximum(masses, 0.0, out=masses), float(parts[-1]), True)
 
 
 def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:

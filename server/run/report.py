@@ -20,7 +20,13 @@ from ...privacy.accounting.curve import (
     privacy_curve,
     worst,
 )
-from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
+from ...privacy.accounting.epsilon import (
+    GATE_INTERVAL,
+    PUBLISH_INTERVAL,
+    accountant_name,
+    epsilon,
+    forget_distributions,
+)
 from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ...privacy.accounting.renyi_filter import accountant
 from ...privacy.budget import Adjacency, Adversary, Unit
@@ -99,6 +105,7 @@ def spent(
         assert ledger is not None
         rows += _sum_rows(federation, ledger)
     if rows:
+        forget_distributions()  # the finest ones, which nothing asks for again
         return rows
     why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
     return [_unprotected(Unit.CLIENT, adversary, 0.0, why) for adversary in EVERYBODY]

@@ -32,7 +32,7 @@ from ...tasks.arrays import emptied, holding
 from ...tasks.data import Examples, batches_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
-from ...tasks.memory import give_back
+from ...tasks.memory import give_back, stop_keeping
 from ...tasks.protocol import GroupedTask
 from ..participants import Participants
 from ..private_grid import PrivateGrid
@@ -154,8 +154,10 @@ def run_federation(
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
         meter = record_meter(run.federation, run.client)
         progress = run_folder.begun(run, strategies, audit, meter, around.tally)
+        give_back()  # of planning
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
+        stop_keeping()
         state = ending.state
         averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
         result = run_folder.finish(
