@@ -487,9 +487,9 @@ def test_a_task_of_ones_own_trains_with_its_optimizer_at_record_level() -> None:
         {"optimizer": {"name": "sgd", "momentum": 0.5}, "engine": {"workers": 2}},
         {"optimizer": "dp_adambc", "privacy": "record"},
         {"optimizer": "adagrad", "privacy": "record_and_client"},
-        {"optimizer": {"name": "adam", "lr": 0.1}, "privacy": "client_distributed"},
+        {"optimizer": {"name": "adam", "lr": 0.1}, "privacy": "client_distributed", "num_rounds": 1},
     ],
 )
 def test_a_run_is_told_its_optimizer(keys: dict[str, Any]) -> None:
-    run = fv.simulate("digits", num_rounds=2, quiet=True, **keys)
+    run = fv.simulate("digits", **{"num_rounds": 2, "quiet": True, **keys})
     assert run.status == "completed" and 0 < run.metrics["accuracy"] <= 1
