@@ -2128,8 +2128,8 @@ MUTATIONS = {
     ),
     "independence is measured on what a server sent": Mutation(
         "client/app.py",
-        "self.task.model() if self._lent else on_cpu(self.model)",
-        "on_cpu(self.model)",
+        "check_independence(self.task.model(), ",
+        "check_independence(on_cpu(self.model), ",
         "test_client_memory.py",
         "the_task_makes",
     ),
