@@ -10,7 +10,17 @@ from .privacy.refusal import Refusal
 MODULES = {
     "opacus": ("opacus", "torch"),
     "client": ("flwr", "grpc", "opacus", "torch"),
-    "server": ("flwr", "grpc", "hydra", "matplotlib", "opacus", "pydantic", "starlette", "torch"),
+    "server": (
+        "flwr",
+        "grpc",
+        "hydra",
+        "matplotlib",
+        "opacus",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
+        "torch",
+    ),
     "simulation": ("flwr", "hydra", "matplotlib", "opacus", "pydantic", "torch"),
     "ray": ("ray",),
     "mlflow": ("mlflow",),
