@@ -116,11 +116,11 @@ def test_the_figures_are_means_over_the_records_that_are_held_out(
     inputs, targets = (torch.cat([getattr(each, name) for each in held]) for name in ("inputs", "targets"))
     outputs = model(inputs).detach()
     told = figures(record)
-    assert told["held-out records"]["value"] == pytest.approx(len(targets), abs=1.5)
+    assert told["held-out records"]["value"] == pytest.approx(len(targets), abs=0.3)
     truth = (outputs.argmax(1) == targets).double().mean().item()
-    assert told["accuracy"]["value"] == pytest.approx(truth, abs=0.02)
+    assert told["accuracy"]["value"] == pytest.approx(truth, abs=0.004)
     losses = torch.nn.functional.cross_entropy(outputs, targets, reduction="none").clamp(max=LOSS_BOUND)
-    assert told["loss"]["value"] == pytest.approx(losses.mean().item(), abs=0.1)
+    assert told["loss"]["value"] == pytest.approx(losses.mean().item(), abs=0.02)
     entries = [
         json.loads(each.payload) for each in read_entries(Path(result["ledger"])) if each.kind == "reserve"
     ]
