@@ -203,15 +203,20 @@ def squared_norm(*parts: NDArray[np.generic]) -> float:
 
 def _blocks(parts: Sequence[NDArray[Any]], size: int) -> Iterator[NDArray[Any]]:
     """Yield flat arrays, one behind the other, so many numbers at a time: as if they were one, and without a copy of it."""
-    few: list[NDArray[Any]] = []
+    few: list[NDArray[Any]] = []  # less than a block, of the ends of parts
     room = size
     for part in parts:
         start = 0
         while start < part.size:
-            few.append(part[start : start + room])
-            start, room = start + few[-1].size, room - few[-1].size
+            piece = part[start : start + room]
+            start += piece.size
+            if piece.size == size:
+                yield piece
+                continue
+            few.append(piece)
+            room -= piece.size
             if not room:
-                yield few[0] if len(few) == 1 else np.concatenate(few)
+                yield np.concatenate(few)
                 few, room = [], size
     if few:
         yield few[0] if len(few) == 1 else np.concatenate(few)
