@@ -22,6 +22,7 @@ from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
+from ..simulations.simulate import state_kept
 from ..strategies.record_plan import PoissonBatches
 from ..tasks.data import Examples
 from ..tasks.memory import keep_memory
@@ -121,14 +122,11 @@ PRIVATE: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, int] | None]] = 
 
 def run_dp_sgd(options: Options) -> Row:
     """Measure each engine on each model and batch, in turns."""
-    before, threads = conditions(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    keep_memory()  # as the engine's processes do
-    turns = options.size.rounds * options.repeats
-    try:
+    before, turns = conditions(), options.size.rounds * options.repeats
+    with state_kept():
+        torch.set_num_threads(1)
+        keep_memory()  # as the engine's processes do
         measured = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
-    finally:
-        torch.set_num_threads(threads)
     noisy = [_ratios(row, 0.0) for row in measured]
     quiet = [_ratios(row, row["noise"]) for row in measured]
     tables = {

@@ -1,14 +1,13 @@
 """Frontier of accuracy against bytes: a shipped task under the same epsilon, with updates and models whole and compressed.
 
 ``python -m fedveil.benchmarks.frontier --task mnist5k --epsilons 1 3 8 --down 8 4 --json FILE`` prints a row for each epsilon
-and way of compressing. Bytes of a run are those that the tally of the simulation counts, by the encoders of link=grpc. Each run is written to FILE as it ends; the same command again goes on where it stopped, and prints the table
-of what there is.
+and way of compressing. Bytes of a run are those that the tally of the simulation counts, by the encoders of link=grpc. Each
+run is written to FILE as it ends; the same command again goes on where it stopped, and prints the table of what there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from ..server.run.build import build
 from ..simulations.simulate import run_simulation
 from ..tasks.arrays import dimension_of
-from .tables import Row, as_table, conditions
+from .tables import Row, as_table, found_in, keep
 
 KINDS, RATIOS = ("mask", "project"), (0.5, 0.25, 0.1)
 Run = dict[str, Any]  # of one seed: kind, ratio, cells, down, epsilon, seed, accuracy, bytes_down, bytes_up
@@ -50,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for ratio in given.ratios:
         ways += [(kind, ratio, None) for kind in given.kinds] + [("project", ratio, c) for c in given.cells]
     fixed = [f"task={given.task}", *given.keys]
-    found: Row = json.loads(given.json.read_text()) if given.json.is_file() else {"conditions": conditions()}
-    runs: list[Run] = found.get("runs", [])
-    found |= {"task": given.task, "keys": given.keys, "runs": runs}
+    found = found_in(given.json) | {"task": given.task, "keys": given.keys}
+    runs: list[Run] = found["runs"]
     known = {_key(run) for run in runs}
     for seed in range(given.seeds):
         for epsilon in given.epsilons:
@@ -60,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 way = {"kind": kind, "ratio": ratio, "cells": cells, "down": down}
                 run: Run = {**way, "epsilon": epsilon, "seed": seed}
                 if _key(run) not in known:
-                    runs.append(run | _measured(fixed, run))
-                    given.json.write_text(json.dumps(found, indent=1) + "\n")
-                    print(runs[-1], file=sys.stderr, flush=True)
+                    keep(found, run | _measured(fixed, run), given.json)
     print(as_table(rows_of(runs, _dimension(fixed))))
     return 0
 

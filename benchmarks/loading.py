@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..client.training.sgd import train, with_fast_kernels
 from ..configs.local_training import LocalTraining
+from ..simulations.simulate import state_kept
 from ..tasks.data import LazyExamples
 from .engines import Options
 from .made_task import Made
@@ -38,12 +39,10 @@ class Flipped(Dataset[tuple[Tensor, Tensor]]):
 
 def run_loading(options: Options) -> Row:
     """Measure an epoch of each workload both ways, in turns."""
-    before, threads = conditions(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    before = conditions()
+    with state_kept():
+        torch.set_num_threads(1)
         rows = [_measure(name, options.size.rounds * options.repeats) for name in options.workloads]
-    finally:
-        torch.set_num_threads(threads)
     notes = [f"the fastest turn of each; batches of {BATCH}; items are mirrored by a coin as they are read"]
     return result_of("loading", before, {"Milliseconds of CPU: an epoch of one client": rows}, notes)
 

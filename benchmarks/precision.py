@@ -9,6 +9,7 @@ import torch
 
 from ..client.training.sgd import train, with_fast_kernels
 from ..configs.local_training import LocalTraining
+from ..simulations.simulate import state_kept
 from ..tasks.data import Examples
 from ..tasks.hardware import CPU, precision
 from ..tasks.memory import keep_memory
@@ -25,14 +26,11 @@ _MILLI = 1000.0
 
 def run_precision(options: Options) -> Row:
     """Measure each workload and batch in both precisions, in turns."""
-    before, threads = conditions(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    keep_memory()  # as the engine's processes do
-    turns = options.size.rounds * options.repeats
-    try:
+    before, turns = conditions(), options.size.rounds * options.repeats
+    with state_kept():
+        torch.set_num_threads(1)
+        keep_memory()  # as the engine's processes do
         rows = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
-    finally:
-        torch.set_num_threads(threads)
     notes = [f"the fastest of {turns} turns of {STEPS} steps, client by client; bfloat16: torch's autocast"]
     return result_of("precision", before, {"Milliseconds of CPU: a step in each precision": rows}, notes)
 

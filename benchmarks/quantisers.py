@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import struct
 import subprocess
@@ -29,7 +28,7 @@ from ..configs.settings import settings_from_overrides
 from ..server.run.build import build
 from ..simulations.simulate import run_simulation
 from .error_feedback import TRAIN
-from .tables import Row, as_table, conditions
+from .tables import Row, as_table, found_in, keep
 
 WHOLE = "none"
 WAYS = (
@@ -116,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="of fedveil simulate")
     given = parser.parse_args(argv)
-    found: Row = json.loads(given.json.read_text()) if given.json.is_file() else {"conditions": conditions()}
-    runs: list[Run] = found.setdefault("runs", [])
+    found = found_in(given.json)
+    runs: list[Run] = found["runs"]
     known = {(run["way"], run["seed"]) for run in runs}
     for way, seed in [(way, seed) for seed in range(given.seeds) for way in given.ways]:
         if (way, seed) in known:
@@ -127,15 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with peer.in_place(), tempfile.TemporaryDirectory() as folder:
             federation = build(settings_from_overrides(asked))
             result = run_simulation(federation, Path(folder) / "run", quiet=True).result
-        runs.append({
+        run: Run = {
             "way": way,
             "seed": seed,
             "bytes": float(np.mean(peer.sizes)),
             "error": float(np.mean(peer.errors)),
             "accuracy": 100 * float(result["metrics"]["accuracy"]),
-        })  # fmt: skip
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
-        print(runs[-1], file=sys.stderr, flush=True)
+        }
+        keep(found, run, given.json)
     print(as_table(rows_of(runs)))
     return 0
 

@@ -15,6 +15,7 @@ from ..client.training.cohort_training import sum_cohort
 from ..client.training.in_place import begin
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
+from ..simulations.simulate import state_kept
 from ..strategies.flower_adapter import claim_identity, quiet_flower
 from ..strategies.wire import instruct, memory_arrays
 from ..tasks.arrays import read_arrays
@@ -30,16 +31,13 @@ _SPEC = SumSpec(CLIPPING_NORM)
 
 def run_stacks(options: Options) -> Row:
     """Measure one cohort of each workload both ways."""
-    before, threads = conditions(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    quiet_flower()
-    claim_identity(run_id=1)
-    keep_memory()
-    turns = options.size.rounds * options.repeats
-    try:
+    before, turns = conditions(), options.size.rounds * options.repeats
+    with state_kept():
+        torch.set_num_threads(1)
+        quiet_flower()
+        claim_identity(run_id=1)
+        keep_memory()
         rows = [_measured(name, options, turns) for name in options.workloads]
-    finally:
-        torch.set_num_threads(threads)
     notes = [f"medians of {turns} turns; one process; training, clipping, lattice and sum"]
     return result_of("stacks", before, {f"A cohort of {options.size.cohort}, ms of CPU": rows}, notes)
 

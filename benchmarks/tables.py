@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,6 +82,29 @@ def as_markdown(results: Sequence[Row]) -> str:
     parts += [f"**{title}**\n\n{as_table(rows)}" for title, rows in tables_of(results).items()]
     notes = dict.fromkeys(note for result in results for note in result["notes"])
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
+
+
+def found_in(path: Path) -> Row:
+    """Return what an interrupted benchmark has written, or the conditions of one that begins; `runs` lists its runs.
+
+    Args:
+      path: of its JSON file.
+    """
+    found: Row = json.loads(path.read_text()) if path.is_file() else {"conditions": conditions()}
+    return {"runs": [], **found}
+
+
+def keep(found: Row, run: Row, path: Path) -> None:
+    """Add a run to what was found, write that down, and show the run.
+
+    Args:
+      found: as `found_in` returns it; changed in place.
+      run: that has ended.
+      path: of the JSON file.
+    """
+    found["runs"].append(run)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(run, file=sys.stderr, flush=True)
 
 
 def publish(result: Row, path: Path | None) -> None:

@@ -20,7 +20,7 @@ from ..privacy.budget import Adversary
 from ..server.binding.recompute_ledger import main as recomputed
 from ..server.run.build import build
 from ..simulations.simulate import run_simulation
-from .tables import Row, as_table, conditions
+from .tables import Row, as_table, found_in, keep
 
 # Of one seed: value, or rounds of each arm; accuracy, epsilon, and of arms the winner and the scores.
 Run = dict[str, Any]
@@ -38,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="of fedveil simulate, beside the rate")
     given = parser.parse_args(argv)
-    found: Row = json.loads(given.json.read_text()) if given.json.is_file() else {"conditions": conditions()}
-    runs: list[Run] = found.get("runs", [])
-    found |= {"keys": given.keys, "values": given.values, "runs": runs}
+    found = found_in(given.json) | {"keys": given.keys, "values": given.values}
+    runs: list[Run] = found["runs"]
     ways: list[Run] = [{"value": value} for value in given.values]
     ways += [{"rounds": rounds, "score": score} for rounds in given.rounds for score in given.scores]
     known = {_key(run) for run in runs}
@@ -48,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for way in ways:
             run = way | {"seed": seed}
             if _key(run) not in known:
-                runs.append(run | _outcome([*given.keys, f"seed={seed}"], way, given.values))
-                given.json.write_text(json.dumps(found, indent=1) + "\n")
-                print(runs[-1], file=sys.stderr, flush=True)
+                told = _outcome([*given.keys, f"seed={seed}"], way, given.values)
+                keep(found, run | told, given.json)
     print(as_table(rows_of(runs)))
     return 0
 
