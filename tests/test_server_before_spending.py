@@ -15,6 +15,7 @@ from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary
 from fedveil.server.run.record_ledgers import read_events
 from fedveil.strategies.training_order import RecordOrder
+from fedveil.tasks.classification import softmax_regression
 
 CLINICS = """
 from tests_clinics import Clinics
@@ -33,10 +34,7 @@ class Clinics:
         self.num_clients, self.simulated = num_clients, simulated
 
     def model(self) -> nn.Module:
-        layer = nn.Linear(4, 2)
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        return layer
+        return softmax_regression(4, 2)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ from fedveil.strategies.wire import memory_arrays
 from fedveil.tasks.data import data_of, data_of_all
 from fedveil.tasks.held_back import held_back, held_back_of
 
-CLIENTS, ROWS = 40, 12
+Coins = runpy.run_path(str(Path(__file__).parent / "faults" / "coins.py"))["Coins"]
+CLIENTS = 40
 COARSE = ["privacy.target_delta=0.005", "privacy.allow_large_delta=true"]
 FREE = [
     "privacy.target_epsilon=100000",
@@ -48,37 +50,11 @@ FREE = [
 ]  # nobody is hidden: held against the truth
 
 
-class Coins:
-    """Clients with a few points of two classes; the last one has a single point."""
-
-    simulated, num_clients = True, CLIENTS
-
-    def model(self) -> torch.nn.Module:
-        model = torch.nn.Linear(4, 2)
-        with torch.no_grad():
-            model.weight.copy_(torch.tensor([[0.3, -0.2, 0.1, 0.0], [-0.1, 0.4, 0.0, 0.2]]))
-            model.bias.zero_()
-        return model
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).double().mean().item()}
-
-    def client_data(self, client: int) -> Examples:
-        rows = 1 if client == CLIENTS - 1 else ROWS
-        inputs = torch.randn(rows, 4, generator=torch.Generator().manual_seed(client))
-        return Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> Examples:
-        return self.client_data(1000)
-
-
 class Remembered(Coins):
     """The same, and which points a model was trained on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: set[bytes] = set()
 
     def train(self, model: torch.nn.Module, data: Any, training: Any) -> float:

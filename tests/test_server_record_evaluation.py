@@ -52,35 +52,21 @@ from fedveil.tasks.data import data_of
 from fedveil.tasks.held_back import held_back, held_back_of
 
 FAULTS = Path(__file__).parent / "faults"
-MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
-CLIENTS, ROWS = 30, 12
+MADE, SERVED, COINS = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py", "coins.py"))
+CLIENTS, ROWS = 30, COINS["ROWS"]
 FIGURES = ("metric", "loss", "clients")
 ASKED = Evaluation("e", 0.2, figures=FIGURES, records=50.0)
 FREE = ("privacy.target_epsilon=100000", "evaluate.noise_multiplier=0.02")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-class Points:
-    """Clients with a few points of two classes, the last one with a single one."""
+class Points(COINS["Coins"]):
+    """Its clients, fewer, with a held-out part that is public."""
 
-    simulated, num_clients, held_out_public = True, CLIENTS, True
+    held_out_public = True
 
-    def model(self) -> torch.nn.Module:
-        return torch.nn.Linear(4, 2)
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).double().mean().item()}
-
-    def client_data(self, client: int) -> Examples:
-        rows = 1 if client == CLIENTS - 1 else ROWS
-        inputs = torch.randn(rows, 4, generator=torch.Generator().manual_seed(client))
-        return Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> Examples:
-        return self.client_data(1000)
+    def __init__(self) -> None:
+        super().__init__(CLIENTS)
 
 
 def federation(*overrides: str) -> Federation:

@@ -19,6 +19,7 @@ from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
 from fedveil.server.run import federation, record_ledgers
 from fedveil.server.run.federation import MOST_LOOKED_AT
+from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import fingerprint
 
 MANY = 20_000
@@ -33,10 +34,7 @@ class Crowd:
         self.num_clients, self.made = num_clients, Counter[int]()
 
     def model(self) -> nn.Module:
-        layer = nn.Linear(4, 2)
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        return layer
+        return softmax_regression(4, 2)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets)
