@@ -125,6 +125,20 @@ def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[f
         assert at_once.replies == 1
 
 
+@pytest.mark.parametrize("kinds", ["f2", "f2 f4", "f4 f8"])
+def test_a_weighed_update_of_any_precision_is_the_same_by_message_and_at_once(kinds: str) -> None:
+    draw, spec = np.random.default_rng(0), SumSpec(None, (Segment("num-examples", 1e6),))
+    update = {kind: draw.normal(size=40).astype(kind) for kind in kinds.split()}
+    values, size = {"num-examples": 70_000.0}, 40 * len(update)  # a count that float16 does not hold
+    by_message, at_once = CohortSum(np.zeros(size + 1)), CohortSum(np.zeros(size + 1))
+    add(by_message, encode(update, values, spec)[0], spec)
+    add_update(at_once, list(update.values()), values, spec)
+    assert not by_message.dropped and not at_once.dropped
+    np.testing.assert_array_equal(by_message.total, at_once.total)
+    exact = np.concatenate([value.astype(np.float64) for value in update.values()]) * 70_000
+    np.testing.assert_allclose(by_message.total[:-1], exact, rtol=1e-6)
+
+
 def test_the_server_clips_again_what_a_client_did_not() -> None:
     cohort_sum = CohortSum(np.zeros(3))
     spec = SumSpec(1.0)

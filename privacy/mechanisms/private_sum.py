@@ -259,13 +259,20 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
 
 
 def _weigh(update: Parts, values: Values, spec: SumSpec) -> Vector:
-    weight, coordinates = values["num-examples"], 0
-    out = np.empty(_size(update) + spec.beside)
-    for part in update:
-        np.multiply(part, weight, out=out[coordinates : coordinates + part.size])
-        coordinates += part.size
-    out[coordinates:] = _weighed_scalars(values, spec)
+    out, start = np.empty(_size(update) + spec.beside), 0
+    for block in _weighed(update, values):
+        out[start : start + block.size] = block
+        start += block.size
+    out[start:] = _weighed_scalars(values, spec)
     return out
+
+
+def _weighed(update: Parts, values: Values) -> Iterator[NDArray[np.floating]]:
+    """Yield an update times its examples, block by block, in float32 or wider: float16 holds no count above 65504."""
+    for part in update:
+        wide = np.result_type(part, np.float32)
+        for block in _blocks([part], _CONVERTED):
+            yield np.multiply(block, values["num-examples"], dtype=wide)
 
 
 def _weighed_scalars(values: Values, spec: SumSpec) -> Vector:
@@ -385,16 +392,14 @@ def add_update(
 
 def _add_weighed(cohort_sum: CohortSum, update: Parts, values: Values, spec: SumSpec, start: int) -> None:
     """Do what `add` does with a weighed update, which is not held whole: it is twice as long as the model."""
-    weight, tail = values["num-examples"], _weighed_scalars(values, spec)
-    squared = squared_norm(tail) + sum(
-        squared_norm(np.multiply(block, weight)) for block in _blocks(update, _CONVERTED)
-    )
+    tail = _weighed_scalars(values, spec)
+    squared = squared_norm(tail) + sum(squared_norm(block) for block in _weighed(update, values))
     if not math.isfinite(squared):
         return cohort_sum.drop("not finite")
     if not _plausible_count(tail, spec):
         return cohort_sum.drop("num-examples")
-    for block in _blocks(update, _CONVERTED):
-        cohort_sum.total[start : start + block.size] += np.multiply(block, weight)
+    for block in _weighed(update, values):
+        cohort_sum.total[start : start + block.size] += block
         start += block.size
     cohort_sum.total[cohort_sum.total.size - tail.size :] += tail
     cohort_sum.replies += 1
