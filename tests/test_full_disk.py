@@ -1,5 +1,6 @@
 """A disk that is full at any write of a run, a server or a device: nothing is lost, one sentence says so, and it goes on."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from fedveil.__main__ import FAILED, run
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.durable_files import replace_file
 from fedveil.privacy.ledger.hash_chain import refusing
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal, disk_failed
@@ -98,6 +100,19 @@ def test_a_run_whose_disk_is_full_at_any_write_goes_on(
     folder, names = calm
     for first in range(1, len(names) + 1):
         goes_on(tmp_path / str(first), range(first, first + lasts), folder)
+
+
+def test_a_file_that_did_not_fit_takes_no_room(tmp_path: Path) -> None:
+    """What was written of it would leave no room for a ledger's next line, which is all that a device needs."""
+
+    def parts() -> Iterator[bytes]:
+        yield bytes(1 << 20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "held").write_bytes(b"before")
+    with pytest.raises(OSError, match="No space"):
+        replace_file(tmp_path / "held", parts(), flush=False)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("held", b"before")]
 
 
 # --- a device in an encrypted sum

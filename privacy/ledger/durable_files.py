@@ -55,18 +55,25 @@ def write_beside(
     *,
     flush: bool = True,
 ) -> Path:
-    """Write what a file shall hold, part by part, to another one beside it, and return its path; else as `replace_file`."""
+    """Write what a file shall hold, part by part, to another one beside it, and return its path; else as `replace_file`.
+
+    What cannot be written whole is taken away again: on a full disk it would be in the way of the files that matter.
+    """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(fresh, flags, 0o666 if mode is None else mode)
-    with open(descriptor, "wb") as file:
-        if mode is not None:
-            os.fchmod(descriptor, mode)  # whatever the umask
-        file.writelines(parts)
-        if flush:
-            file.flush()
-            os.fsync(descriptor)
+    try:
+        with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)  # whatever the umask
+            file.writelines(parts)
+            if flush:
+                file.flush()
+                os.fsync(descriptor)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     return fresh
 
 
