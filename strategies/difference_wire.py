@@ -72,6 +72,9 @@ def told_model(content: RecordDict) -> ToldModel | None:
         raise ValueError("no difference of models")
     if len(model) != HASH_LENGTH or not arrays:
         raise ValueError("no hash of a model")
+    brought = list(records_of(content, ArrayRecord))
+    if brought != ([] if difference else [arrays]) or (difference and arrays in content):
+        raise ValueError("other arrays than those of its model")
     return ToldModel(model, arrays, size, difference, AGAIN in record)
 
 

@@ -33,7 +33,7 @@ from fedveil.server.private_grid import PrivateGrid
 from fedveil.simulations.counted_grid import counted
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
-from fedveil.strategies.difference_wire import DIFFERENCE, KEYS, MODEL, parted, told_model, with_held
+from fedveil.strategies.difference_wire import ARRAYS, DIFFERENCE, KEYS, MODEL, parted, told_model, with_held
 from fedveil.strategies.flower_adapter import claim_identity, name_sender, records_of
 from fedveil.strategies.grids import AskingGrid
 from fedveil.strategies.model_difference import NoDifference, apply, bytes_of, difference, hash_of
@@ -309,6 +309,31 @@ def test_a_device_takes_no_difference_from_another_model_than_its_own(tmp_path: 
 def test_a_model_that_is_not_the_one_it_names_is_not_trained_on(tmp_path: Path) -> None:
     (message,) = HeldModels().told([instruction({"w": np.ones(3, np.float32)})])
     message.content["arrays"] = memory_arrays({"w": np.zeros(3, np.float32)})
+    with pytest.raises(NotTrained) as raised:
+        HeldModel(tmp_path / "model").whole(message)
+    assert raised.value.code == FAILED
+
+
+@pytest.mark.parametrize("beside", ["arrays", "others"])
+def test_arrays_beside_a_difference_are_not_trained_on(tmp_path: Path, beside: str) -> None:
+    """The hash is of what the difference makes: arrays beside it took that model's place, or left the client none."""
+    server, held = HeldModels(), HeldModel(tmp_path / "model")
+    (first,) = server.told([instruction({"w": np.zeros(300, np.float32)})])
+    whole, told = held.whole(first)
+    assert told is not None
+    held.keep(whole, told, Message(RecordDict(), reply_to=whole))
+    server.take(7, told.model)
+    (message,) = server.told([instruction({"w": np.arange(300, dtype=np.float32) % 3}, number=2)])
+    message.content[beside] = memory_arrays({"w": np.ones(300, np.float32)})
+    with pytest.raises(NotTrained) as raised:
+        held.whole(message)
+    assert raised.value.code == FAILED
+
+
+@pytest.mark.parametrize("named", ["others", SPEC_RECORD, "config"])
+def test_a_model_is_named_by_its_record(tmp_path: Path, named: str) -> None:
+    (message,) = HeldModels().told([instruction({"w": np.ones(3, np.float32)})])
+    records_of(message.content, ConfigRecord)[SPEC_RECORD][ARRAYS] = named
     with pytest.raises(NotTrained) as raised:
         HeldModel(tmp_path / "model").whole(message)
     assert raised.value.code == FAILED

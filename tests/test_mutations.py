@@ -1719,6 +1719,13 @@ MUTATIONS = {
         DIFFERENCE_TESTS,
         "no_difference_from_another_model",
     ),
+    "a device trains on arrays beside a difference": Mutation(
+        "strategies/difference_wire.py",
+        'raise ValueError("other arrays than those of its model")',
+        "pass",
+        DIFFERENCE_TESTS,
+        "arrays_beside_a_difference",
+    ),
     "a difference may unpack to any size": Mutation(
         "strategies/model_difference.py",
         "self.take(length), count + 1)",

@@ -124,6 +124,7 @@ BEYOND: dict[str, str] = {
     "gain forgotten": WORSE,
     "what rounding leaves out of a model is lost": WORSE,
     "a device trains on whatever a difference makes": WORSE,
+    "a device trains on arrays beside a difference": WORSE,
     "a difference may unpack to any size": "memory of a device, and no number that is released",
     "a question told as a difference is another question": LINK,
     "a device that could not make its model is not asked again": "a device that sits a round out, and no number that is released",
