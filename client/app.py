@@ -285,7 +285,7 @@ def make_client_app(
 
 
 def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> Measured | None:
-    """Return what a client measures of an instruction's model on the records that it holds out; None where it has none.
+    """Return what a client measures of an instruction's model on the records that it holds out; None where they say nothing.
 
     Args:
       bench: task, whose clients hold records out, and model.
@@ -294,8 +294,7 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
       asked: what is asked.
 
     Raises:
-      Refusal: the client trains on all of its records, the task has no such metric or, where records are hidden, the model
-        does not keep them apart.
+      Refusal: the client trains on all of its records or, where they are hidden, the model does not keep them apart.
     """
     held = held_back_of(bench.task, client)
     if held is None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRows
 from ..tasks.data import Data, batches_of, rows_of, run_on
 from ..tasks.protocol import Task
@@ -23,8 +23,11 @@ def means_over(
     model: nn.Module,
     precision: Callable[[], AbstractContextManager[Any]],
     asked: Evaluation,
-) -> HeldOutMeans:
+) -> HeldOutMeans | None:
     """Return what a model does on held-out records; it is put into evaluation mode.
+
+    A metric that not every batch has, such as the area under a curve where all records are of one class, is the mean over
+    those that have it. Where none has, nothing is said: a failure would tell everybody of the records.
 
     Args:
       held: at least one record, where the model is.
@@ -32,19 +35,18 @@ def means_over(
       model: that is evaluated.
       precision: the context in which the model runs.
       asked: names the metric.
-
-    Raises:
-      Refusal: the task has no such metric.
     """
     model.eval()
-    metric = loss = 0.0
+    metric = loss = measured = 0.0
     for inputs, targets in batches_of(held):
         with precision():
             outputs = run_on(model, inputs)
-        weight = len(targets) / len(held)
-        metric += weight * _metric(task, outputs, targets, asked)
-        loss += weight * float(task.loss(outputs, targets))
-    return HeldOutMeans(metric, loss)
+        found = task.metrics(outputs, targets)
+        if asked.metric in found:
+            metric += len(targets) * float(found[asked.metric])
+            measured += len(targets)
+        loss += len(targets) * float(task.loss(outputs, targets))
+    return HeldOutMeans(metric / measured, loss / len(held)) if measured else None
 
 
 @torch.no_grad()
@@ -55,9 +57,10 @@ def rows_measured(
     precision: Callable[[], AbstractContextManager[Any]],
     asked: Evaluation,
 ) -> HeldOutRows:
-    """Return what a model does on each held-out record by itself; arguments and refusals as of `means_over`.
+    """Return what a model does on each held-out record by itself; arguments as of `means_over`.
 
-    The model keeps examples apart, so that a record's outputs are its own; metric and loss are of that record alone.
+    The model keeps examples apart, so that a record's outputs are its own; metric and loss are of that record alone. A
+    metric that one record does not have is NaN.
     """
     model.eval()
     metrics: list[float] = []
@@ -67,14 +70,6 @@ def rows_measured(
             outputs = run_on(model, inputs)
         for row in (slice(at, at + 1) for at in range(len(targets))):
             said, truth = rows_of(outputs, row), targets[row]
-            metrics.append(_metric(task, said, truth, asked))
+            metrics.append(float(task.metrics(said, truth).get(asked.metric, math.nan)))
             losses.append(float(task.loss(said, truth)))
     return HeldOutRows(np.array(metrics), np.array(losses))
-
-
-def _metric(task: Task, outputs: Tensor, targets: Tensor, asked: Evaluation) -> float:
-    found = task.metrics(outputs, targets)
-    if asked.metric not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise Refusal("evaluate.metric", asked.metric, f"the task has {known}")
-    return float(found[asked.metric])

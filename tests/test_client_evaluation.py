@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import runpy
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Message
 from safetensors.numpy import load_file
 
 from fedveil.client.device.own_ledger import questions_of
+from fedveil.client.evaluation import means_over, rows_measured
 from fedveil.client.training import linear
 from fedveil.deployment.serve import serve
 from fedveil.privacy.ledger.book import RESERVE
@@ -25,6 +28,8 @@ from fedveil.strategies.flower_adapter import name_message
 from fedveil.strategies.question_wire import evaluation_content
 from fedveil.strategies.training_order import ORDER_KEY
 from fedveil.strategies.wire import OWNERS_POLICY, add_reply, instruct, memory_arrays
+from fedveil.tasks.classification import class_metrics
+from fedveil.tasks.data import Examples
 
 FAULTS = Path(__file__).parent / "faults"
 MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
@@ -103,6 +108,32 @@ def test_what_is_not_the_evaluations_own_is_refused(clients: Path) -> None:
     assert code_of(device, evaluate(held_out=None)) == OWNERS_POLICY
     assert code_of(device, evaluate(held_out=0.2)) == OWNERS_POLICY
     assert not device.own_ledger.path.exists()
+
+
+@pytest.mark.parametrize("targets", [[0, 0, 0], [0, 1, 0], [1]])
+def test_no_record_makes_an_evaluation_fail_whose_metric_it_does_not_have(targets: list[int]) -> None:
+    """Records of one class have no area under a curve: a failure would tell of the records that are held out."""
+    held = Examples(torch.arange(len(targets), dtype=torch.float32)[:, None], torch.tensor(targets))
+    task, line = Classes(), torch.nn.Linear(1, 2)
+    asked = Evaluation("spring evaluation", 0.3, "auc")
+    told = means_over(held, task, line, nullcontext, asked)
+    assert (told is None) == (len(set(targets)) == 1)
+    if told is not None:
+        outputs = line(held.inputs).detach()
+        assert told.metric == class_metrics(outputs, held.targets)["auc"]
+        assert told.loss == pytest.approx(float(task.loss(outputs, held.targets)))
+    of_each = rows_measured(held, task, line, nullcontext, asked)
+    assert np.isnan(of_each.metrics).all() and np.isfinite(of_each.losses).all()
+
+
+class Classes:
+    """Loss and metrics of a classification."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return class_metrics(outputs, targets)
 
 
 # --- a served federation ----------------------------------------------------------------------------------------

@@ -382,6 +382,20 @@ MUTATIONS = {
         EVALUATION_TESTS,
         "noise_of_its_own",
     ),
+    "a client fails whose records lack a metric": Mutation(
+        "client/evaluation.py",
+        "        if asked.metric in found:\n",
+        "        if found[asked.metric] is not None:\n",
+        "test_client_evaluation.py",
+        "it_does_not_have",
+    ),
+    "a client fails whose cell is no number": Mutation(
+        "privacy/statistics/columns.py",
+        "    except (TypeError, ValueError, OverflowError):\n        return np.array(",
+        "    except ZeroDivisionError:\n        return np.array(",
+        "test_privacy_statistics.py",
+        "makes_an_answer_fail",
+    ),
     "an evaluation coarser than its resolution is asked": Mutation(
         "server/evaluations.py",
         "    if half > wanted:",

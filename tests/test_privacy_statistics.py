@@ -228,3 +228,25 @@ def test_what_no_client_wrote_as_json_is_refused() -> None:
 def test_a_column_that_is_missing_is_named() -> None:
     with pytest.raises(Refusal, match="age"):
         inquiry().contribution({"weight": np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        np.array(["1", "2", ""]),
+        np.array(["1", "2", "unknown"]),
+        np.array([1.0, "2", None], object),
+        np.array([1, 2, 10**400], object),
+    ],
+)
+@pytest.mark.parametrize(
+    "asked", [{"kind": "mean", "low": 0, "high": 3}, {"kind": "histogram", "edges": [0, 1.5, 3]}]
+)
+def test_no_cell_that_is_no_number_makes_an_answer_fail(cells: np.ndarray, asked: dict[str, Any]) -> None:
+    """Whether a client fails is seen by all and charged to nobody: it would tell of one row exactly."""
+    inquiry = read_inquiry({"name": "pain", "records": 3, "ask": [{"of": "pain", **asked}]})
+    numbers = {"pain": np.array([1.0, 2.0, np.nan])}
+    told, wanted = (inquiry.contribution(each) for each in ({"pain": cells}, numbers))
+    assert {name: np.array(each).tolist() for name, each in told.items()} == {
+        name: np.array(each).tolist() for name, each in wanted.items()
+    }

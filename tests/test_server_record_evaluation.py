@@ -48,6 +48,7 @@ from fedveil.strategies.question_wire import OWN_NOISE_KEY, evaluation_content, 
 from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder
 from fedveil.strategies.wire import OWNERS_POLICY, instruct
 from fedveil.tasks import load_task
+from fedveil.tasks.classification import class_metrics
 from fedveil.tasks.data import data_of
 from fedveil.tasks.held_back import held_back, held_back_of
 
@@ -67,6 +68,9 @@ class Points(COINS["Coins"]):
 
     def __init__(self) -> None:
         super().__init__(CLIENTS)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return class_metrics(outputs, targets)
 
 
 def federation(*overrides: str) -> Federation:
@@ -161,6 +165,7 @@ def test_a_coarse_evaluation_is_refused_and_told_how_many_records_would_do() -> 
         (("privacy.per_person=1",), "leave privacy.per_person null"),
         (("evaluate.figures=[metric]",), "always asked"),
         (("evaluate.metric=bleu",), "the task has accuracy"),
+        (("evaluate.metric=auc",), "the task has accuracy, balanced_accuracy of one record"),
     ],
 )
 def test_what_hides_no_single_record_is_refused(

@@ -1,7 +1,7 @@
 """Columns of a client's rows as a question reads them: numbers between declared bounds, or declared words.
 
-Bounds and words are public and come with the question; none is taken from anybody's data. A number that is missing counts
-nowhere. One outside the bounds counts as the nearest bound, and a word that is not declared counts nowhere: both are in
+Bounds and words are public and come with the question; none is taken from anybody's data. A number that is missing, or is none,
+counts nowhere. One outside the bounds counts as the nearest bound, and a word that is not declared counts nowhere: both are in
 the share that is told as clipped.
 """
 
@@ -56,7 +56,7 @@ class Numbers:
 
     def read(self, table: Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return each row's number in [-1, 1], NaN where it is missing, and whether it was outside the bounds."""
-        given = np.asarray(column(table, self.name), np.float64)
+        given = numbers_of(column(table, self.name))
         outside = (given < self.low) | (given > self.high)
         return np.clip((given - self.middle) / self.half, -1, 1), outside
 
@@ -108,7 +108,7 @@ class Bins:
             said = [None if is_missing(each) else str(each) for each in given]
             bins = np.array([-1 if each is None else codes.get(each, -1) for each in said], np.int64)
             return bins, np.array([each is not None and each not in codes for each in said], np.bool_)
-        numbers = np.asarray(given, np.float64)
+        numbers = numbers_of(given)
         outside = (numbers < self.edges[0]) | (numbers > self.edges[-1])
         bins = np.clip(np.searchsorted(self.edges, numbers, side="right") - 1, 0, self.count - 1)
         return np.where(np.isnan(numbers), -1, bins), outside
@@ -123,6 +123,25 @@ def column(table: Table, name: str) -> NDArray[Any]:
     if name not in table:
         raise Refusal("of", name, f"is no column; there are {', '.join(sorted(table)) or 'none'}")
     return table[name]
+
+
+def numbers_of(cells: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a column as numbers, NaN where a cell is none: a failure would tell everybody that such a cell is there.
+
+    Args:
+      cells: of any type, shape (n,).
+    """
+    try:
+        return np.asarray(cells, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([_number(each) for each in cells.tolist()], np.float64)
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def is_missing(cell: object) -> bool:

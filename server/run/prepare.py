@@ -21,7 +21,17 @@ from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
-from ...tasks.data import Data, check_data, check_size, check_taken, data_of, held_out_of, placeholder, run_on
+from ...tasks.data import (
+    BATCH,
+    Data,
+    check_data,
+    check_size,
+    check_taken,
+    data_of,
+    held_out_of,
+    placeholder,
+    run_on,
+)
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
@@ -193,7 +203,9 @@ def _check_evaluation(federation: Federation) -> None:
     if federation.masking is not None and evaluated is not None:
         federation.masking.shape(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
-    inputs, targets = held_out.batch(torch.arange(min(len(held_out), 2)))
+    # Where records are hidden, each is measured by itself; a metric of several, such as an area, needs more than two.
+    some = BATCH if federation.together is None else 1
+    inputs, targets = held_out.batch(torch.arange(min(len(held_out), some)))
     model = task.model().eval()
     with torch.no_grad():
         known = task.metrics(run_on(model, inputs), targets)
@@ -201,7 +213,8 @@ def _check_evaluation(federation: Federation) -> None:
     fields |= {"tune.metric": scored_metric(settings)} if scored else {}
     for field, wanted in fields.items():
         if wanted not in known:
-            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}")
+            of = "" if federation.together is None else " of one record"
+            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}{of}")
 
 
 def _check_scaling(federation: Federation) -> None:
