@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .refusal import Refusal
+
+# Those that numpy has and a reader knows.
+_TYPES = frozenset(("BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "F32", "F64", "C64"))
+
 
 def safetensors_parts(
     tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
@@ -16,16 +21,20 @@ def safetensors_parts(
     """Yield a safetensors file part by part; a model's has the bytes that the library would write.
 
     Args:
-      tensors: contiguous, little-endian.
+      tensors: arrays by name.
       metadata: texts beside them.
+
+    Raises:
+      Refusal: such a file has no type for one of them; nothing was yielded.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # So that each is aligned.
-    ordered = sorted(tensors.items(), key=lambda each: (-each[1].itemsize, each[0]))
+    little = {k: value.astype(value.dtype.newbyteorder("<"), copy=False) for k, value in tensors.items()}
+    ordered = sorted(little.items(), key=lambda each: (-each[1].itemsize, each[0]))
     end = 0
     for name, value in ordered:
         start, end = end, end + value.nbytes
-        header[name] = {"dtype": _dtype(value), "shape": value.shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": _type_of(name, value), "shape": value.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -33,7 +42,10 @@ def safetensors_parts(
         yield value.reshape(-1).view(np.uint8).data
 
 
-def _dtype(array: NDArray[np.generic]) -> str:
+def _type_of(name: str, array: NDArray[np.generic]) -> str:
     """Return the name of an array's type in a safetensors file."""
-    kind = {"f": "F", "i": "I", "u": "U", "c": "C", "b": "BOOL"}[array.dtype.kind]
-    return kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
+    kind = {"f": "F", "i": "I", "u": "U", "c": "C", "b": "BOOL"}.get(array.dtype.kind, "")
+    found = kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
+    if found not in _TYPES:
+        raise Refusal(name, str(array.dtype), "no safetensors file holds such an array; keep it as float64")
+    return found
