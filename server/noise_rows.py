@@ -1,9 +1,10 @@
 """Rows of a run: which release a round is, who took part in those before, and the stream of each one's noise.
 
 Where each round is a release of its own, row and round are one. Where rounds are one release together, the ledger holds
-every row before anything is sent, and its cohort unless the release counts on its being secret. A declared simulation repeats a row bit for bit, so that row and round
-are one there too. On real data nobody trains the same update twice: a row that was reserved before a crash may
-have left and is never used again; its clients have taken part, and the round goes on with the next row.
+every row before anything is sent, and its cohort unless the release counts on its being secret. A declared simulation repeats
+a row bit for bit, so that row and round are one there too. On real data nobody trains the same update twice: a row that was
+reserved before a crash may have left and is never used again; its clients have taken part, and the round goes on with the next
+row.
 """
 
 from __future__ import annotations

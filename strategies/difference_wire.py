@@ -1,8 +1,8 @@
 """Wire format of models that are told as differences: what stands beside a sum's spec, and what a device says that it holds.
 
 An instruction names its model by a hash. One to a device that holds an earlier model brings the difference instead of arrays;
-whether that device holds the right one shows in the hash of what comes out. A device that knows these keys says in its reply which model it holds from then on; an older one
-overlooks them, says nothing, and is always sent the whole.
+whether that device holds the right one shows in the hash of what comes out. A device that knows these keys says in its reply
+which model it holds from then on. An older one overlooks them, says nothing, and is always sent the whole.
 """
 
 from __future__ import annotations

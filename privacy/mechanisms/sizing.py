@@ -18,8 +18,9 @@ No overflow. Let n be the most clients, Delta^2 the limit of a rounded vector's 
   privacy: the modulus is post-processing.
 
 Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta (where records are hidden:
-over the root of `moved_squared`, and Delta is the range of a vector), where v is sigma^2 and
-that of every layer that stays closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon resolves:
+over the root of `moved_squared`, and Delta is the range of a vector), where v is sigma^2 and that of every layer that stays
+closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon
+resolves:
 
 - The law of the sum of l draws is, up to factors of exp(+-tau), tau = 10 sum_{j<l} exp(-2 pi^2 r^2 j / (j+1)) with r the
   least of their sigmas, the discrete Gaussian of their variances' sum, m v (the convolution theorem of Kairouz et al.
