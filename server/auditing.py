@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.watching import NO_MEMORY, Memory, Released, noise_p, unwatched, watch
 from ..privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
 BOOKED = 0.99  # of what the released sums cost must stand in the ledger: two accounts round differently
@@ -47,6 +50,7 @@ class Auditor:
       probe: of what was planted; None without one.
       record_probe: says what canary records show after a round; None without them.
       booked: says what epsilon the ledger counts at the claim's delta; None without one.
+      prior: events on that ledger before the first row; none where a run goes on, or its clients are in arms.
       memory: what the last round left.
       looks, record_looks: what was measured, by canaries and by canary records.
       raised, found: which alarms were raised, and what the probe last found.
@@ -59,6 +63,7 @@ class Auditor:
     probe: MemorisationProbe | None = None
     record_probe: Callable[[int], Measured | None] | None = None
     booked: Callable[[], float] | None = None
+    prior: Sequence[DpEvent] = ()
     memory: Memory = NO_MEMORY
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
@@ -83,9 +88,6 @@ class Auditor:
             self._room = np.concatenate([self._room, more])
         self._room[self._count] = row
         return self._room[: self._count + 1]
-
-    def _keep(self, row: Rows) -> None:
-        self._count = len(self._and(row))
 
     def go_on(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
@@ -167,9 +169,9 @@ class Auditor:
         return min(p_value, whole) if certain else p_value
 
     def _books_p(self, row: Rows, booked: float) -> float:
-        """1 if the ledger counts what the sums cost by an account of their own, which rounds differently; else 0."""
+        """1 if the ledger counts what the sums cost by an account of their own, beside what it held before; else 0."""
         rows = self._and(row)
-        return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed)
+        return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
 
     @property
     def _before(self) -> int:
@@ -178,7 +180,7 @@ class Auditor:
     def _judge(self, row: Rows) -> list[Alarm]:
         number = int(row["round"])
         due = self.terms.due(self._before, number)
-        self._keep(row)
+        self._count = len(self._and(row))
         measured = self.measure() if due and self.terms.canaries else None
         if measured is not None:
             self.looks.append(measured)

@@ -2287,6 +2287,13 @@ MUTATIONS = {
         "test_simulations_audit_alarms.py",
         "counts_less",
     ),
+    "an audit takes an earlier run for what this one was charged": Mutation(
+        "server/run/audit.py",
+        "auditor.prior = ledger.events(Adversary.MODEL) if fresh",
+        "auditor.prior = ledger.events(Adversary.MODEL) if not fresh",
+        "test_server_before_spending.py",
+        "earlier_run_for",
+    ),
     "an audit's commitment gives its coins away": Mutation(
         "privacy/audit/canary_clients.py",
         "hashlib.sha256(seed + np.packbits",

@@ -1,18 +1,23 @@
 """Before a budget is spent: what cannot be of use is refused on real data, and a run is planned as one of several."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.cli.simulate import plan
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import epsilon
-from fedveil.privacy.budget import Adversary
+from fedveil.privacy.budget import Adversary, Release
+from fedveil.server.accounts import Protected
 from fedveil.server.run.record_ledgers import read_events
 from fedveil.strategies.training_order import RecordOrder
 from fedveil.tasks.classification import softmax_regression
@@ -208,3 +213,25 @@ def test_of_a_large_made_up_population_clients_spread_evenly_are_looked_at(tmp_p
     run = fv.simulate(task, num_rounds=1, seed=1, folder=tmp_path / "run", **keys)
     assert run.status == "completed"
     assert set(range(0, 20_000, 20)) < asked and len(asked) < 1100
+
+
+def test_an_audit_takes_no_earlier_run_for_what_this_one_was_charged(tmp_path: Path) -> None:
+    """A ledger of real data holds earlier runs, which cost more than one round that is charged too little."""
+    level = fv.ClientCentral(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
+    keys: dict[str, Any] = {"privacy": level, "cohort": fv.Poisson(0.5), "audit": "light"}
+    reserved = Protected._release
+
+    def too_cheap(account: Protected, row: int, cohort: Sequence[int]) -> Release:
+        release = reserved(account, row, cohort)
+        less = PoissonSampledDpEvent(0.5, GaussianDpEvent(2.0))
+        return replace(release, events=dict.fromkeys(release.events, less))
+
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+    ledgers = {"ledger": {"dir": str(tmp_path / "ledgers")}}
+    assert of_real_data(tmp_path / "first", 200, **keys, **ledgers).status == "completed"
+    with patch.object(Protected, "_release", too_cheap):
+        run = of_real_data(tmp_path / "second", 200, **keys, **ledgers)
+    assert run.status == "alarmed"
+    said = json.loads((tmp_path / "second" / "run" / "result.json").read_text())["audit"]["alarms"]
+    assert [(each["test"], each["round"]) for each in said] == [("books", 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -167,9 +167,16 @@ class Evidence:
 
     @cached_property
     def claimed(self) -> float:
-        """Epsilon of these rounds, as the accountant has it for whoever sees their sums.
+        """Epsilon of these rounds, as the accountant has it for whoever sees their sums."""
+        return self.claimed_after(())
+
+    def claimed_after(self, before: Sequence[DpEvent]) -> float:
+        """Return epsilon of these rounds and of what the same clients had told before them.
 
         A client is in one arm, so that of the arms' rounds those count that one arm had, of each event the most.
+
+        Args:
+          before: events of earlier releases.
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
@@ -180,9 +187,9 @@ class Evidence:
         of_all, in_arms = by_arm.pop(None, Counter[tuple[float, float]]()), Counter[tuple[float, float]]()
         for counts in by_arm.values():
             in_arms |= counts
-        charged = of_all + in_arms
+        charged, terms = of_all + in_arms, self.terms
         events = [SelfComposedDpEvent(self._event(*pair), times) for pair, times in charged.items()]
-        return counted(events, self.terms.delta, self.terms.adjacency, self.terms.filter_order, GATE_INTERVAL)
+        return counted([*before, *events], terms.delta, terms.adjacency, terms.filter_order, GATE_INTERVAL)
 
     @property
     def amplified(self) -> bool:

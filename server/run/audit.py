@@ -18,6 +18,7 @@ from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ...privacy.audit.run_audit import AuditTerms, spread_looks
 from ...privacy.audit.summary import visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
+from ...privacy.budget import Adversary
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import KEY_BYTES
 from ...reports.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
@@ -110,6 +111,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     if ledger is not None and terms.delta:
         # On the grid of the account that it is compared with, and of the round's line.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
+        # A ledger of real data holds earlier runs, which would make up for what this one leaves out.
+        auditor.prior = ledger.events(Adversary.MODEL) if fresh and terms.arms == 1 else ()
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)

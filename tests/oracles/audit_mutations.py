@@ -401,6 +401,7 @@ BEYOND: dict[str, str] = {
     "an audit's p-value halved": ITSELF,
     "an audit's threshold picked once the coins are known": ITSELF,
     "an audit that leaves the books to the ledger": ITSELF,
+    "an audit takes an earlier run for what this one was charged": ITSELF,
     "canary records all scored alike": ITSELF,
     "canary records scored as if every batch held them": ITSELF,
     "an audit's commitment gives its coins away": ITSELF,
