@@ -2378,6 +2378,13 @@ MUTATIONS = {
         "test_privacy_accounting.py",
         "needs_no_composition",
     ),
+    "of many real clients some are not looked at before round 1": Mutation(
+        "server/run/prepare.py",
+        "spread = federation.simulated and federation.settings.secagg is None",
+        "spread = federation.settings.secagg is None",
+        "test_server_record_ledgers.py",
+        "large_real_population",
+    ),
     "a ledger of a client that the run did not note is left out": Mutation(
         "server/run/record_ledgers.py",
         "if set(paths) <= set(map(record.ledger_path, names.values())):",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.privacy.accounting.epsilon import epsilon
+from fedveil.privacy.accounting.events import gaussian_scale
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
 from fedveil.server.run import federation, record_ledgers
@@ -63,7 +64,8 @@ def ran(task: Crowd, folder: Path, status: str = "completed", **more: Any) -> di
         "cohort": fv.Poisson(10 / task.num_clients),
         "num_rounds": 2,
     } | more
-    run = fv.simulate(task, seed=3, folder=folder, quiet=True, batch_size=4, **keys)
+    seed = 3 if task.simulated else None
+    run = fv.simulate(task, seed=seed, folder=folder, quiet=True, batch_size=4, **keys)
     assert run.status == status
     return json.loads((folder / "result.json").read_text())
 
@@ -157,3 +159,49 @@ def test_a_task_that_tells_another_size_than_it_makes_is_refused(tmp_path: Path)
     with pytest.raises(fv.Refusal, match=r"client_size=6: client_data makes 5 examples for client 0"):
         ran(Wrong(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Real(SizedCrowd):
+    """The same clients, whose data are real."""
+
+    simulated, held_out_public, data_id = False, True, "crowd"
+
+
+def longer_by_one(task: SizedCrowd, client: int) -> int:
+    return SizedCrowd.client_size(task, client) + (client == 7)
+
+
+def wider_by_one(task: SizedCrowd, client: int) -> fv.Examples:
+    made = SizedCrowd.client_data(task, client)
+    return fv.Examples(torch.zeros(len(made), 5), made.targets) if client == 7 else made
+
+
+@pytest.mark.parametrize(
+    ("member", "fault"),
+    [("client_size", longer_by_one), ("client_data", wider_by_one)],
+    ids=["size", "shape"],
+)
+def test_of_a_large_real_population_every_client_is_looked_at(
+    member: str, fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Real, member, fault)
+    task = Real(MOST_LOOKED_AT + 200)
+    with pytest.raises(fv.Refusal, match="client 7"):
+        ran(task, tmp_path / "run", ledger={"dir": str(tmp_path / "ledgers")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drawn_client_is_charged_for_the_records_that_it_has(tmp_path: Path) -> None:
+    class Fewer(SizedCrowd):
+        def client_data(self, client: int) -> fv.Examples:
+            made = super().client_data(client)
+            few = len(made) if client % 2 == 0 else 4
+            return fv.Examples(made.inputs[:few], made.targets[:few])
+
+    task = Fewer()
+    lost = ran(task, tmp_path / "run")["records"]["epsilon"]
+    drawn = [number for number, each in enumerate(lost) if each and number % 2]
+    assert drawn
+    for number in drawn:
+        path = tmp_path / "run" / "client_ledgers" / f"{fingerprint(task.client_data(number))[:32]}.ledger"
+        assert set(map(gaussian_scale, read_events(path, Adversary.MODEL))) == {(1.0, 1.0)}
