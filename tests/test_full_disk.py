@@ -15,7 +15,7 @@ import pytest
 
 from fedveil.__main__ import FAILED, run
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.ledger.durable_files import replace_file
+from fedveil.privacy.ledger.durable_files import append_line, replace_file
 from fedveil.privacy.ledger.hash_chain import refusing
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal, disk_failed
@@ -113,6 +113,17 @@ def test_a_file_that_did_not_fit_takes_no_room(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         replace_file(tmp_path / "held", parts(), flush=False)
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("held", b"before")]
+
+
+def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    for number in range(2):
+        append_line(path, {"number": number})
+    path.write_bytes(path.read_bytes()[:-5])
+    for number in range(2, 4):
+        append_line(path, {"number": number})
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["number"] for line in whole] == [0, 2, 3]
 
 
 # --- a device in an encrypted sum

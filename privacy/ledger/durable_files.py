@@ -95,7 +95,8 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
       OSError: it cannot be written.
     """
     with open_for_owner(path) as file:
-        file.write((json.dumps(fields) + "\n").encode())
+        cut = file.tell() > 0 and not path.read_bytes().endswith(b"\n")  # a line that a crash cut short
+        file.write((cut * "\n" + json.dumps(fields) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
