@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -13,7 +13,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.compression import compress
-from ..privacy.mechanisms.private_sum import Contribution, encode
+from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
@@ -31,6 +31,8 @@ from ..strategies.wire import (
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
+
+T = TypeVar("T")
 
 logger = logging.getLogger("fedveil.client")
 
@@ -98,8 +100,25 @@ def _encoded(
     reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec
 ) -> Contribution:
     """Return the vector of an app's reply; nothing of what it was made from is held any more."""
-    update = compressed(update_of(reply, received, spec), content, spec)
-    return encode(update, values_of(reply), spec)[0]
+    update, values = update_of(reply, received, content, spec), values_of(reply)
+    return or_of_zeros(lambda given: encode(given, values, spec)[0], update)
+
+
+def or_of_zeros(made: Callable[[Arrays], T], update: Arrays) -> T:
+    """Return what is made of an update or, where that is not finite, of zeros in its place.
+
+    Whether training diverges may hang on one record and on what the server sends. A client that failed would tell it to
+    all who see who answers, uncharged; so it answers that nothing changed, as one without examples does.
+
+    Args:
+      made: from an update of this layout.
+      update: arrays by name.
+    """
+    try:
+        return made(update)
+    except NotFinite as error:
+        logger.warning("%s; this client answers that nothing changed", error)
+        return made({name: np.zeros_like(value) for name, value in update.items()})
 
 
 def answer_of(message: Message, made: Callable[[], Message]) -> Message:
@@ -130,14 +149,13 @@ def without_error(reply: Message) -> Message:
     return reply
 
 
-def update_of(
-    reply: Message, received: Mapping[str, Array], spec: SumSpec
-) -> dict[str, NDArray[np.floating]]:
+def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec) -> Arrays:
     """Return what a client adds to the sum, by name in the received order, before it is clipped or scaled.
 
     Args:
       reply: of the app.
       received: arrays of the instruction.
+      content: the instruction, which says how an update is compressed.
       spec: of the sum.
 
     Raises:
@@ -148,14 +166,14 @@ def update_of(
         return {}
     if spec.unit_norm is None:
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
-        return difference(only_arrays(arrays), received)
-    summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
-    return {name: cast(NDArray[np.floating], view(summed[name])) for name in layout_of(received)}
+        update: Arrays = difference(only_arrays(arrays), received)
+    else:
+        summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
+        update = {name: cast(NDArray[np.floating], view(summed[name])) for name in layout_of(received)}
+    return compressed(update, content, spec)
 
 
-def compressed(
-    update: Mapping[str, NDArray[np.floating]], content: RecordDict, spec: SumSpec
-) -> Mapping[str, NDArray[np.floating]]:
+def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
     """Return what of an update is clipped and leaves: compressed as the sum's spec says, or as it is.
 
     Args:

@@ -36,7 +36,7 @@ from ..strategies.secure_wire import (
     task_hash,
 )
 from ..strategies.wire import FAILED, only_arrays, sum_spec_of
-from .private_update import Charge, NotTrained, compressed, uncharged, update_of, values_of, without_error
+from .private_update import Charge, NotTrained, or_of_zeros, uncharged, update_of, values_of, without_error
 
 logger = logging.getLogger("fedveil.client")
 
@@ -214,10 +214,13 @@ class TrainingJob:
         seed = rotation_seed(model_hash(content), terms.round)
         with self.charge(content, replace(terms, noise_multiplier=noise.multiplier)):
             reply = without_error(self.call_next(self.message, self.context))
-            update = compressed(update_of(reply, received, spec.sum), content, spec.sum)
+            update = update_of(reply, received, content, spec.sum)
+            values = values_of(reply)
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
-            words, _ = encode_share(update, values_of(reply), spec, stream, seed, layers)
+            words = or_of_zeros(
+                lambda given: encode_share(given, values, spec, stream, seed, layers)[0], update
+            )
             del reply, update
             if noise.sigma:
                 add_further_noise(words, noise.sigma, stream)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -35,6 +35,7 @@ from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms import packing
+from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from fedveil.strategies.run_over import RunOver, message_to
@@ -49,6 +50,10 @@ from fedveil.strategies.wire import (
     SPEC_RECORD,
     VECTOR,
     VECTOR_RECORD,
+    WEIGHT,
+    add_reply,
+    memory_arrays,
+    view,
 )
 
 SCRIPT = Path(__file__).parent / "faults" / "devices.py"
@@ -96,6 +101,27 @@ def test_a_masked_sum_is_charged_by_the_signed_terms_and_against_everybody(clien
         assert {event["noise_multiplier"] for event in payload["events"].values()} == {3.0}
         assert verify(path).ok
         assert epsilon_of(path) == (gaussian_epsilon(1 / 3, 1e-5), 1e-5)
+
+
+def diverged(message: Message, settings: object) -> Message:
+    """Return a model of which no value is a number."""
+    del settings
+    shapes = {name: view(array).shape for name, array in message.content["arrays"].items()}
+    arrays = memory_arrays({name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()})
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({WEIGHT: 40})}), reply_to=message)
+
+
+def test_a_device_whose_training_diverges_answers_that_nothing_changed_and_pays(clients):
+    """What a server sends may let training diverge by one record alone: a failure would tell it, uncharged."""
+    device = device_of(clients / "c0")
+    device.train = diverged
+    told = CohortSum(np.zeros(18 + 3 + SPEC.beside))
+    add_reply(told, device.answer(in_the_clear()), SPEC)
+    assert told.replies == 1 and not told.total[: 18 + 3].any()
+    assert epsilon_of(device.own_ledger.path)[0] > 0
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(1, 5)}
+    devices[3].train = diverged
+    assert masked_sum(Devices(devices)).survivors == 4
 
 
 def test_what_its_owner_decided_stands_on_the_devices_ledger(clients):

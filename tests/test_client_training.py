@@ -377,6 +377,12 @@ def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(
     assert (total.replies, total.dropped) == (1, {"failed": 3, "no examples": 1})
     alone = sum_cohort(bench, content, [0], PLAIN, size_for(PLAIN))
     np.testing.assert_allclose(total.total, alone.total, atol=1e-5)
+    content = instruction(
+        PRIVATE
+    )  # of hidden clients one that diverges, and one without examples, change nothing
+    total, alone = (sum_cohort(bench, content, who, PRIVATE, size_for(PRIVATE)) for who in (range(5), [0]))
+    assert (total.replies, total.dropped) == (3, {"failed": 2})
+    np.testing.assert_allclose(total.total[:-2], alone.total[:-2], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -442,8 +448,9 @@ def test_training_in_place_is_the_message_path_bit_for_bit(
     single = one_by_one(bench_of(task), content, list(range(6)), spec, monkeypatch, size)
     direct = in_place(bench_of(task), content, list(range(6)), spec, size)
     assert (direct.replies, direct.dropped) == (single.replies, single.dropped)
-    hidden = spec.clipping_norm is not None  # then one without examples answers that nothing changed
-    assert (single.replies, single.dropped.get("no examples", 0)) == ((4, 0) if hidden else (3, 1))
+    # Where clients are hidden, one without examples answers that nothing changed, and so does one that diverges.
+    hidden = spec.clipping_norm is not None
+    assert (single.replies, single.dropped.get("no examples", 0)) == ((5, 0) if hidden else (3, 1))
     assert np.array_equal(direct.total, single.total)
 
 

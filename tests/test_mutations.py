@@ -382,6 +382,13 @@ MUTATIONS = {
         EVALUATION_TESTS,
         "noise_of_its_own",
     ),
+    "a client fails whose training diverges": Mutation(
+        "client/private_update.py",
+        "    except NotFinite as error:",
+        "    except ZeroDivisionError as error:",
+        "test_client_device.py",
+        "diverges",
+    ),
     "a client fails whose records lack a metric": Mutation(
         "client/evaluation.py",
         "        if asked.metric in found:\n",

@@ -332,8 +332,11 @@ def _add_rows(
     spec: SumSpec,
 ) -> None:
     finite = np.isfinite(update).all(axis=1)
-    for _ in range(int((~finite).sum())):
+    update[~finite] = 0
+    # As in a message: where clients are hidden, one that diverges answers that nothing changed.
+    told = finite if spec.clipping_norm is None else np.full(len(update), True)
+    for _ in range(int((~told).sum())):
         cohort_sum.drop("failed")
-    rows = encode_rows(update[finite], {name: values[finite] for name, values in scalars.items()}, spec)
+    rows = encode_rows(update[told], {name: values[told] for name, values in scalars.items()}, spec)
     cohort_sum.total += rows.sum(axis=0)
     cohort_sum.replies += len(rows)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
-from ...privacy.mechanisms.private_sum import CohortSum, add_update
+from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.refusal import Refusal
@@ -130,9 +130,9 @@ class InPlaceRound:
         update = self.update if self.sketch is None else self.sketch.of(np.concatenate(self.update))
         try:
             add_update(cohort_sum, update, scalars, spec)
-        except ValueError:
-            logger.exception("round failed at this client")
-            cohort_sum.drop("failed")
+        except NotFinite as error:  # as in a message
+            logger.warning("%s; this client answers that nothing changed", error)
+            add_update(cohort_sum, np.zeros(0), scalars, spec)
 
 
 def check_apart(bench: Workbench) -> None:

@@ -23,6 +23,7 @@ from .discrete_gaussian import sample
 from .private_sum import (
     UNCLIPPED,
     Arrays,
+    NotFinite,
     Values,
     Vector,
     decode,
@@ -90,7 +91,7 @@ def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Blocks, bool
         raise ValueError(f"an update of {given} coordinates, not {spec.coordinates}")
     norm = math.sqrt(sum(squared_norm(part) for part in parts))
     if not math.isfinite(norm):
-        raise ValueError("the update has a value that is not finite")
+        raise NotFinite("the update has a value that is not finite")
     weight = _weight(values, spec)
     factor = min(1.0, spec.sum.update_norm / norm) if norm > 0 else 1.0
     tail = segments_in_grid_units({**values, UNCLIPPED: float(factor == 1.0)}, spec.sum)

@@ -56,6 +56,10 @@ Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: 
 # --- clip and lattice, at the client ---------------------------------------------------------------------------
 
 
+class NotFinite(ValueError):
+    """Refusal of an update with a value that is not finite; where clients are hidden, zeros stand in its place."""
+
+
 def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution, bool]:
     """Return the client's contribution and whether its update was longer than the norm.
 
@@ -66,6 +70,9 @@ def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution,
 
     Returns:
       shape (coordinates + segments',); if the sum is private, int32 with a norm of at most `cells`.
+
+    Raises:
+      NotFinite: the sum is private, and the update has a value that is not finite.
     """
     parts = [np.ravel(value) for value in update.values()]
     if spec.clipping_norm is None:
@@ -91,11 +98,11 @@ def _size(parts: Parts) -> int:
 def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
     """Return what an update of so many coordinates, zero outside of these, is scaled by; 1 leaves it as it is.
 
-    ValueError for one that is not finite.
+    NotFinite for one that is not finite.
     """
     norm = math.sqrt(squared_norm(*update))
     if not math.isfinite(norm):
-        raise ValueError("the update has a value that is not finite")
+        raise NotFinite("the update has a value that is not finite")
     return min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
 
 
@@ -371,7 +378,7 @@ def add_update(
       start: of the window.
 
     Raises:
-      ValueError: the update has a value that is not finite; nothing was added.
+      NotFinite: the update has a value that is not finite; nothing was added.
     """
     coordinates, parts = cohort_sum.total.size - spec.beside, update
     if isinstance(parts, np.ndarray):

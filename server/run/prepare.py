@@ -21,17 +21,7 @@ from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
-from ...tasks.data import (
-    BATCH,
-    Data,
-    check_data,
-    check_size,
-    check_taken,
-    data_of,
-    held_out_of,
-    placeholder,
-    run_on,
-)
+from ...tasks.data import Data, check_data, check_size, check_taken, data_of, held_out_of, placeholder, run_on
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
@@ -55,6 +45,7 @@ from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_pl
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
 
+SEVERAL = 256  # held-out examples
 NOT_MEASURED = (
     "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
     "task.held_out=public, or held_out_public = True in the task"
@@ -204,7 +195,7 @@ def _check_evaluation(federation: Federation) -> None:
         federation.masking.shape(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # Where records are hidden, each is measured by itself; a metric of several, such as an area, needs more than two.
-    some = BATCH if federation.together is None else 1
+    some = SEVERAL if federation.together is None else 1
     inputs, targets = held_out.batch(torch.arange(min(len(held_out), some)))
     model = task.model().eval()
     with torch.no_grad():

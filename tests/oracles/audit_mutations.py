@@ -163,6 +163,7 @@ BEYOND: dict[str, str] = {
     "what several records lose is planned without evaluations": EVALUATED,
     "a device evaluates records under noise that nobody adds": EVALUATED,
     "an evaluation has the noise of its round": EVALUATED,
+    "a client fails whose training diverges": SERVER,
     "a client fails whose records lack a metric": EVALUATED,
     "a client fails whose cell is no number": ASKED,
     "an evaluation coarser than its resolution is asked": EVALUATED,
