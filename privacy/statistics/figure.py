@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,14 @@ class Figure:
     def said(self) -> bool:
         """Whether it can be said."""
         return math.isfinite(self.value)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The figure as records of answers keep it."""
+        if not self.said:
+            return {"name": self.name, "value": None, "low": None, "high": None, "said": "cannot be said"}
+        value, low, high = (float(each) for each in (self.value, self.low, self.high))  # not NumPy's
+        return {"name": self.name, "value": value, "low": low, "high": high}
 
 
 def unsaid(name: str) -> Figure:

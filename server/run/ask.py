@@ -21,8 +21,7 @@ from ...privacy.budget import Unit
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
-from ...privacy.statistics.figure import Figure
-from ...privacy.statistics.inquiry import Answer, Inquiry
+from ...privacy.statistics.inquiry import Inquiry
 from ...reports.files import OF_RECORDS
 from ..participants import Participants
 from .asking import Asking, Outcome, Reach, require_all
@@ -171,19 +170,8 @@ def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Out
     }
     if not ended.answers:
         return {**asked, "reason": ended.cause, "answers": []}
-    return {**asked, "answers": [_plain(each) for each in ended.answers]}
-
-
-def _plain(answer: Answer) -> dict[str, Any]:
-    return {
-        "name": answer.name,
-        "clipped": _figure(answer.clipped),
-        "figures": [_figure(each) for each in answer.figures],
-    }
-
-
-def _figure(figure: Figure) -> dict[str, Any]:
-    if not figure.said:
-        return {"name": figure.name, "value": None, "low": None, "high": None, "said": "cannot be said"}
-    value, low, high = (float(each) for each in (figure.value, figure.low, figure.high))  # not NumPy's
-    return {"name": figure.name, "value": value, "low": low, "high": high}
+    told = [
+        {"name": each.name, "clipped": each.clipped.plain, "figures": [one.plain for one in each.figures]}
+        for each in ended.answers
+    ]
+    return {**asked, "answers": told}

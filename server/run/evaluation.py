@@ -18,7 +18,6 @@ from ...privacy.arms import Arm
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.plan import Plan
 from ...privacy.statistics.evaluation import Evaluation
-from ...privacy.statistics.figure import Figure
 from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
@@ -132,19 +131,10 @@ def _told(
     asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
     assert isinstance(asked, Evaluation)
     answers = [
-        {"name": name, "figures": [_figure(each) for each in figures]}
+        {"name": name, "figures": [each.plain for each in figures]}
         for name, figures in asked.answers(sums.cells, sums.noise, clients)
     ]
     return {"clients": clients, "answers": answers}
-
-
-def _figure(figure: Figure) -> dict[str, Any]:
-    found = {"name": figure.name, "value": figure.value, "low": figure.low, "high": figure.high}
-    return (
-        found
-        if figure.said
-        else {**found, **dict.fromkeys(("value", "low", "high")), "said": "cannot be said"}
-    )
 
 
 def _order(federation: Federation, asked: Evaluation, plan: Plan, arm: Arm | None) -> dict[str, str]:
