@@ -15,7 +15,8 @@ from ..client.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceF
 from ..configs.bundle_files import SCHEMA, read_toml
 from ..privacy.bounded_decoding import read_json
 from ..privacy.refusal import Refusal
-from ..server.run.released import MODEL, RESULT, model_of, require_ended, task_of
+from ..reports.files import MODEL, RESULT
+from ..server.run.released import model_of, require_ended, task_of
 from ..tasks import load_task
 from ..tasks.arrays import agreement_of, load_arrays
 from ..tasks.data import data_of

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...extras import require_extra
 from ...privacy.refusal import Refusal
+from ...reports.files import MODEL, RESULT
 from ...tasks import Task, load_task, numpy_model
 from ...tasks.data import as_data, placeholder
 from ...tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
@@ -31,7 +32,7 @@ from ...tasks.protocol import PredictingTask
 from ...tasks.shapes import SHAPES, shapes
 from ...tasks.tables import additive
 from .distil import check_public, distil
-from .released import MODEL, RESULT, config_of, model_of, require_ended, task_of
+from .released import config_of, model_of, require_ended, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator

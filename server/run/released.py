@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...privacy.refusal import Refusal
+from ...reports.files import CONFIG, MODEL, RESULT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from ...tasks import Task
 
-CONFIG, RESULT, MODEL = "config.yaml", "result.json", "model.safetensors"
 TABLES = ("csv", "census", "star")  # tasks whose runs keep the schema that makes their inputs
 
 
