@@ -27,15 +27,7 @@ from ..server.run.evaluation_plan import (
 from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..server.run.sum_plan import metrics_share_of
-from ..server.run.unit_plan import (
-    curve,
-    is_asked,
-    plans_of,
-    questions_of,
-    tries_of,
-    unit_plans,
-    warnings_for,
-)
+from ..server.run.unit_plan import curve, is_asked, plans_of, questions_of, tries_of, unit_plans, warnings_for
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:

@@ -13,10 +13,8 @@ from .protocol import Task
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, STUDENT = (
-    "model",
-    "student",
-)  # the option of a task, and the word for the small model that it ships with
+MODEL = "model"  # the option of a task
+STUDENT = "student"  # the word for the small model that a task ships with
 SEED = 0
 
 

@@ -412,11 +412,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import check_persons, kept
-    from ..app import (  # torch, which a linear model does without
-        measured_at,
-        table_of,
-        train_round,
-    )
+    from ..app import measured_at, table_of, train_round  # torch, which a linear model does without
     from .benches import benches_of, key_of
 
     check_device(settings.accelerator, ACCELERATOR)

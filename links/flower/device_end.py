@@ -121,15 +121,9 @@ def follow_fleet(
     said: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
-    """Follow a SuperLink's instructions until `stop` is set; no failure of server or network ends it.
+    """Do what `follow` of the link over gRPC does, at a SuperLink.
 
-    Args:
-      door: the SuperLink's address and this device's identity.
-      handle: called in this thread with one instruction at a time; what it raises is logged and stays here.
-      journal: file of the instructions that were begun.
-      stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
-      said: called with a line of text when the link comes up, goes down or waits.
-      longest: returns the longest wait between two attempts to connect, in seconds.
+    Arguments as of `grpc.device_end.follow`, with the door of a SuperLink in the place of the endpoint.
 
     Raises:
       OSError: the journal cannot be opened.

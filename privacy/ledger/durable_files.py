@@ -48,13 +48,7 @@ def replace_files(
         sync_folder(folder)
 
 
-def write_beside(
-    path: Path,
-    parts: Iterable[Part],
-    mode: int | None = 0o600,
-    *,
-    flush: bool = True,
-) -> Path:
+def write_beside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, flush: bool = True) -> Path:
     """Write what a file shall hold, part by part, to another one beside it, and return its path; else as `replace_file`.
 
     What cannot be written whole is taken away again: on a full disk it would be in the way of the files that matter.

@@ -361,11 +361,7 @@ def _add_packed(total: Vector, packed: Packed, combine: np.ufunc) -> float:
 
 
 def add_update(
-    cohort_sum: CohortSum,
-    update: Parts | NDArray[np.floating],
-    values: Values,
-    spec: SumSpec,
-    start: int = 0,
+    cohort_sum: CohortSum, update: Parts | NDArray[np.floating], values: Values, spec: SumSpec, start: int = 0
 ) -> None:
     """Add what `encode` makes of a client's update, in the same process and without a vector in between.
 

@@ -58,12 +58,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     claim_records(federation)
     with grid(run) as opened:
         participants = Participants(
-            opened,
-            asked.cohort,
-            asked.num_clients,
-            reach.answers,
-            canaries,
-            population=asked.population,
+            opened, asked.cohort, asked.num_clients, reach.answers, canaries, population=asked.population
         )
         if ledger is not None:
             ledger.purpose = inquiry.why
