@@ -151,7 +151,9 @@ def read_adults(file: Path, schema: Schema) -> Examples:
     pa, reader = import_module("pyarrow"), import_module("pyarrow.csv")
     wanted = [*(each.name for each in (*schema.inputs, *schema.groups)), "income"]
     names = reader.ReadOptions(column_names=list(NAMES))
-    text = {name: pa.string() for name in wanted if name in {*map(_name, schema.groups), "income"}}
+    text = {
+        name: pa.string() for name in wanted if name in {*(each.name for each in schema.groups), "income"}
+    }
     table = reader.read_csv(
         file,
         read_options=names,
@@ -162,10 +164,6 @@ def read_adults(file: Path, schema: Schema) -> Examples:
     groups = {each.name: torch.from_numpy(_codes(table[each.name], each.words)) for each in schema.groups}
     inputs = frame_inputs(table.select([each.name for each in schema.inputs]), schema)
     return Examples(torch.from_numpy(inputs), torch.from_numpy(targets), None, groups)
-
-
-def _name(column: Column) -> str:
-    return column.name
 
 
 def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:

@@ -340,7 +340,7 @@ def record_round(
       evaluated: record of what clients said of the new model; None where they were not asked.
     """
     metrics = metrics | shown_metrics(evaluated)
-    audit, epsilons = progress.audit, _epsilons(progress, drawn)
+    audit, epsilons, sizes = progress.audit, _epsilons(progress, drawn), done.message_bytes
     row = {
         "round": done.number,
         **({"arm": done.arm} if done.arm else {}),
@@ -349,7 +349,7 @@ def record_round(
         **_counts(progress, done),
         "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
-        **({"message_bytes": _both(done.message_bytes)} if done.message_bytes else {}),
+        **({"message_bytes": dict(zip(("down", "up"), sizes, strict=True))} if sizes else {}),
         **({"blamed": done.blamed} if done.blamed else {}),
         **({"cause": done.cause} if done.cause else {}),
         **({"untrue": True} if done.untrue else {}),
@@ -404,10 +404,6 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
     arms = 1 if done.arm is None or progress.run.tuning is None else len(progress.run.tuning.values)
     planned = invited_size(in_arm(federation.cohort, arms), round(federation.population / arms))
     return {**dict.fromkeys(counts), "invited": planned}
-
-
-def _both(sizes: tuple[int, int]) -> dict[str, int]:
-    return dict(zip(("down", "up"), sizes, strict=True))
 
 
 def _carried_since(progress: Progress) -> Carried:
@@ -575,7 +571,7 @@ def again(run: Run) -> str:
 
 def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return what of a result depends on who took part."""
-    progress.told = progress.tally.total()
+    progress.told, source = progress.tally.total(), COUNTED if progress.run.federation.deployed else SIMULATED
     return {
         "records": spending(
             progress.run.federation, progress.run.client, progress.meter.took_part if progress.meter else ()
@@ -584,13 +580,8 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
         "joules": None if used.joules is None else round(used.joules, 1),
-        "bytes": {"source": _source(progress), **(progress.before + progress.told).to_json()},
+        "bytes": {"source": source, **(progress.before + progress.told).to_json()},
     }
-
-
-def _source(progress: Progress) -> str:
-    """Return who counted the bytes."""
-    return COUNTED if progress.run.federation.deployed else SIMULATED
 
 
 def carried_in(rows: Sequence[Mapping[str, Any]]) -> Carried:
