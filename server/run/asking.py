@@ -9,15 +9,17 @@ from dp_accounting.dp_event import SelfComposedDpEvent
 
 from ...configs.local_training import LocalTraining
 from ...privacy.accounting.renyi_filter import admits, counted
+from ...privacy.arms import Arm
 from ...privacy.budget import Release, Unit
 from ...privacy.ledger.ledger import BudgetExhausted, Ledger
 from ...privacy.ledger.question_caps import QUESTION
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.plan import Plan
+from ...privacy.statistics.evaluation import Evaluation
 from ...privacy.statistics.figure import Figure, count_of, unsaid
 from ...privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
 from ...privacy.statistics.prefixes import Prefixes
-from ...strategies.question_wire import question_content
+from ...strategies.question_wire import Asked, question_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..participants import Participants
 from ..questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
@@ -124,7 +126,7 @@ class Asking:
             charge, own_noise = OwnCharges(self.plan, inquiry, randomness, row), self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
-        order = _order(self.federation, inquiry, self.plan)
+        order = question_order(self.federation, inquiry, self.plan)
         charge.reserve()
         content = question_content(inquiry, order, own_noise, self.reach.released)
         masking = self.federation.masking
@@ -151,21 +153,30 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
             raise BudgetExhausted(budget, adversary, would)
 
 
-def _order(federation: Federation, inquiry: Inquiry, plan: Plan) -> dict[str, str]:
-    from ...tasks.arrays import agreement_of  # torch
+def question_order(
+    federation: Federation, asked: Asked, plan: Plan, arm: Arm | None = None
+) -> dict[str, str]:
+    """Return what travels beside a question: an order that trains nothing, and says what the answer costs.
+
+    Args:
+      federation: whose clients are asked.
+      asked: of them.
+      plan: calibrated, of one round.
+      arm: whose clients alone are asked; None where all are.
+    """
+    from ...tasks.arrays import agreement_of  # torch, and plans know evaluations too
 
     assert plan.noise_multiplier is not None
-    client, record, mode = None, None, federation.mode
-    if inquiry.unit is Unit.CLIENT:
+    client, record = None, None
+    if asked.unit is Unit.CLIENT:
         client = ClientClaim(plan.noise_multiplier, plan.adjacency)
     else:
-        budget = budget_of(federation, inquiry)
-        rate = None if federation.summed is None else 1.0
-        record = RecordOrder(
-            budget.target_epsilon, budget.target_delta, plan.clipping_norm, plan.adjacency, sample_rate=rate
-        )
-    agreement = agreement_of(federation.task)
-    order = TrainingOrder(inquiry.name, mode, LocalTraining(), client, record, agreement)
+        budget, rate = budget_of(federation, asked), None if federation.summed is None else 1.0
+        asked_for = budget.target_epsilon, budget.target_delta
+        record = RecordOrder(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
+    agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
+    levels = federation.mode, LocalTraining(), client, record
+    order = TrainingOrder(asked.name, *levels, agreement, share, arm, federation.moments)
     return {ORDER_KEY: order.to_json()}
 
 

@@ -13,20 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from ...configs.local_training import LocalTraining
 from ...privacy.arms import Arm
 from ...privacy.ledger.ledger import BudgetExhausted
-from ...privacy.plan import Plan
 from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
-from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...strategies.wire import memory_arrays
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
 from ..questions import Charge, put, sums_of
 from ..round_terms import Answers, Mean, Round
 from ..rounds import State
+from .asking import question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
 from .federation import Federation, Run
 
@@ -114,7 +112,7 @@ def _evaluated(
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     brought = memory_arrays(model) if asked.records is None else save(model)
-    content = evaluation_content(asked, brought, _order(federation, asked, plan, arm))
+    content = evaluation_content(asked, brought, question_order(federation, asked, plan, arm))
     done, mean = put(everybody, charge, content, federation.masking, timeout)
     if mean is not None:
         charge.settle()
@@ -135,27 +133,3 @@ def _told(
         for name, figures in asked.answers(sums.cells, sums.noise, clients)
     ]
     return {"clients": clients, "answers": answers}
-
-
-def _order(federation: Federation, asked: Evaluation, plan: Plan, arm: Arm | None) -> dict[str, str]:
-    from ...tasks.arrays import agreement_of  # torch, and plans know evaluations too
-
-    assert plan.noise_multiplier is not None
-    client, record = ClientClaim(plan.noise_multiplier, plan.adjacency), None
-    if asked.records is not None:
-        budget = federation.sum_budget
-        assert budget is not None
-        asked_for = budget.target_epsilon, budget.target_delta
-        client, record = None, RecordOrder(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=1.0)
-    order = TrainingOrder(
-        asked.name,
-        federation.mode,
-        LocalTraining(),
-        client,
-        record,
-        agreement=agreement_of(federation.task),
-        held_out=asked.share,
-        arm=arm,
-        moments=federation.moments,
-    )
-    return {ORDER_KEY: order.to_json()}

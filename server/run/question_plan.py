@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ...privacy.budget import Budget, Unit
 from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
@@ -12,6 +13,9 @@ from ...privacy.statistics.inquiry import Inquiry, Question
 from ...strategies.cohorts import All, Poisson
 from ...strategies.record_plan import PoissonBatches
 from .federation import EVERYBODY, Federation
+
+if TYPE_CHECKING:
+    from ...strategies.question_wire import Asked  # flwr, and plans know questions too
 
 MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
 
@@ -68,7 +72,7 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     return plan
 
 
-def budget_of(federation: Federation, inquiry: Inquiry) -> Budget:
+def budget_of(federation: Federation, inquiry: Asked) -> Budget:
     """Return the budget of whoever a question is charged to.
 
     Raises:
