@@ -384,9 +384,8 @@ def imported(*argv: str, folder: Path) -> set[str]:
         "import sys; from fedveil.__main__ import main; sys.argv[0] = 'fedveil'; main();"
         f"print('IMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *argv], cwd=folder, capture_output=True, text=True, check=True
-    )
+    command, at_home = [sys.executable, "-c", script, *argv], {**os.environ, "HOME": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=at_home, capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
