@@ -50,7 +50,7 @@ class Auditor:
       probe: of what was planted; None without one.
       record_probe: says what canary records show after a round; None without them.
       booked: says what epsilon the ledger counts at the claim's delta; None without one.
-      prior: events on that ledger before the first row; none where a run goes on, or its clients are in arms.
+      prior, since: events on that ledger before the first row after round `since`; none where clients are in arms.
       memory: what the last round left.
       looks, record_looks: what was measured, by canaries and by canary records.
       raised, found: which alarms were raised, and what the probe last found.
@@ -64,6 +64,7 @@ class Auditor:
     record_probe: Callable[[int], Measured | None] | None = None
     booked: Callable[[], float] | None = None
     prior: Sequence[DpEvent] = ()
+    since: int = 0
     memory: Memory = NO_MEMORY
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
@@ -171,6 +172,7 @@ class Auditor:
     def _books_p(self, row: Rows, booked: float) -> float:
         """1 if the ledger counts what the sums cost by an account of their own, beside what it held before; else 0."""
         rows = self._and(row)
+        rows = rows[rows["round"] > self.since]
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
 
     @property

@@ -2296,10 +2296,10 @@ MUTATIONS = {
     ),
     "an audit takes an earlier run for what this one was charged": Mutation(
         "server/run/audit.py",
-        "auditor.prior = ledger.events(Adversary.MODEL) if fresh",
-        "auditor.prior = ledger.events(Adversary.MODEL) if not fresh",
+        "auditor.prior, auditor.since = ledger.events(Adversary.MODEL),",
+        "auditor.prior, auditor.since = (),",
         "test_server_before_spending.py",
-        "earlier_run_for",
+        "no_earlier_run",
     ),
     "an audit's commitment gives its coins away": Mutation(
         "privacy/audit/canary_clients.py",

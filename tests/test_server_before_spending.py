@@ -1,6 +1,8 @@
 """Before a budget is spent: what cannot be of use is refused on real data, and a run is planned as one of several."""
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -215,10 +218,21 @@ def test_of_a_large_made_up_population_clients_spread_evenly_are_looked_at(tmp_p
     assert set(range(0, 20_000, 20)) < asked and len(asked) < 1100
 
 
-def test_an_audit_takes_no_earlier_run_for_what_this_one_was_charged(tmp_path: Path) -> None:
+class Interrupted(FedAvg):
+    """Ctrl-C once the clients of round 2 have trained."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        if server_round == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["from the start", "after it went on"])
+def test_an_audit_takes_no_earlier_run_for_what_this_one_was_charged(goes_on: bool, tmp_path: Path) -> None:
     """A ledger of real data holds earlier runs, which cost more than one round that is charged too little."""
     level = fv.ClientCentral(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
     keys: dict[str, Any] = {"privacy": level, "cohort": fv.Poisson(0.5), "audit": "light"}
+    keys["ledger"], keys["num_rounds"], keys["strategy"] = {"dir": str(tmp_path / "ledgers")}, 4, FedAvg()
     reserved = Protected._release
 
     def too_cheap(account: Protected, row: int, cohort: Sequence[int]) -> Release:
@@ -226,12 +240,29 @@ def test_an_audit_takes_no_earlier_run_for_what_this_one_was_charged(tmp_path: P
         less = PoissonSampledDpEvent(0.5, GaussianDpEvent(2.0))
         return replace(release, events=dict.fromkeys(release.events, less))
 
-    for folder in (tmp_path / "first", tmp_path / "second"):
-        folder.mkdir()
-    ledgers = {"ledger": {"dir": str(tmp_path / "ledgers")}}
-    assert of_real_data(tmp_path / "first", 200, **keys, **ledgers).status == "completed"
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert of_real_data(first, 200, **keys).status == "completed"
+    if goes_on:
+        stopped = of_real_data(second, 200, **keys | {"strategy": Interrupted()})
+        assert stopped.status == "interrupted"
     with patch.object(Protected, "_release", too_cheap):
-        run = of_real_data(tmp_path / "second", 200, **keys, **ledgers)
+        if goes_on:
+            run = fv.simulate(Clinics(200), strategy=FedAvg(), resume=second / "run", quiet=True)
+        else:
+            run = of_real_data(second, 200, **keys)
     assert run.status == "alarmed"
-    said = json.loads((tmp_path / "second" / "run" / "result.json").read_text())["audit"]["alarms"]
-    assert [(each["test"], each["round"]) for each in said] == [("books", 1)]
+    said = json.loads((second / "run" / "result.json").read_text())["audit"]["alarms"]
+    assert [(each["test"], each["round"]) for each in said] == [("books", 1 + 2 * goes_on)]
+
+
+def test_the_books_of_a_run_that_goes_on_beside_earlier_ones_are_right(tmp_path: Path) -> None:
+    level = fv.ClientCentral(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
+    keys: dict[str, Any] = {"privacy": level, "cohort": fv.Poisson(0.5), "audit": "light", "num_rounds": 4}
+    keys["ledger"] = {"dir": str(tmp_path / "ledgers")}
+    (tmp_path / "first").mkdir()
+    assert of_real_data(tmp_path / "first", 200, **keys).status == "completed"
+    of_real_data(tmp_path, 200, strategy=Interrupted(), **keys)
+    run = fv.simulate(Clinics(200), strategy=FedAvg(), resume=tmp_path / "run", quiet=True)
+    assert run.status == "completed"

@@ -112,7 +112,9 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         # On the grid of the account that it is compared with, and of the round's line.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
         # A ledger of real data holds earlier runs, which would make up for what this one leaves out.
-        auditor.prior = ledger.events(Adversary.MODEL) if fresh and terms.arms == 1 else ()
+        earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
+        if (fresh or earlier is not None) and terms.arms == 1:
+            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), earlier.round if earlier else 0
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
