@@ -30,7 +30,6 @@ from ..privacy.refusal import Refusal
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
-from ..privacy.statistics.kinds import ColumnMeans
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ..strategies.question_wire import Asked, own_noise_of, question_of, released_of
@@ -330,8 +329,7 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
 
     bench.forget()
     read_released(bench.model, released)
-    attributed = any(isinstance(each.statistic, ColumnMeans) for each in inquiry.questions)
-    return columns_with(bench.task, client, on_cpu(bench.model).eval(), attributed)
+    return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
 
 
 def _asked(message: Message, asked: Asked, client: int, bench: Workbench) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,18 @@ from flwr.serverapp import Grid
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
-from ..server.run.ask import ask
+from ..server.run.ask import ask, record_path
 from ..server.run.asking import Reach
 from ..server.run.client_instructions import question_settings
 from ..server.run.federation import Federation
 from ..server.run.prepare import claim_records, settle_records
-from ..server.run.question_plan import Spend
+from ..server.run.question_plan import Spend, carried_by
 from ..server.run.released import released_file
 from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import quiet_flower
+from ..tasks import Task
+from ..tasks.columns import columns_of
+from ..tasks.model_columns import columns_with, read_released
 from .engines import asking_engine, require_one_machine
 from .simulate import state_kept
 
@@ -43,6 +46,9 @@ def ask_here(
     require_one_machine(federation)
     if federation.num_canaries:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
+    if not record_path(folder, inquiry).exists():
+        carried_by(federation, inquiry)
+        require_columns(federation.task, inquiry, released)
     quiet_flower()
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
@@ -51,6 +57,23 @@ def ask_here(
     reach = Reach(randomness=Randomness(seed), released=released)
     with state_kept():
         return ask(federation, inquiry, spend, folder, grid, reach)
+
+
+def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> None:
+    """Refuse a question of a column that the first client does not have; of what is in columns nothing is looked at.
+
+    Raises:
+      Refusal: it names the column.
+    """
+    with suppress(OSError):  # one client that fails is missed in the sum, and nobody is refused
+        if released is None:
+            columns = columns_of(task, 0)
+        else:
+            model = task.model()
+            read_released(model, released)
+            columns = columns_with(task, 0, model.eval(), inquiry.attributed)
+        for each in inquiry.questions:
+            each.statistic.count({name: values[:0] for name, values in columns.items()})
 
 
 @contextmanager

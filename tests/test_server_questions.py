@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -28,13 +29,14 @@ from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_shar
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.statistics.columns import Numbers
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.questions import CELLS
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.federation import Federation
 from fedveil.server.run.question_plan import Spend
 from fedveil.simulations import ask as asking
-from fedveil.simulations.ask import ask_here
+from fedveil.simulations.ask import ask_here, require_columns
 from fedveil.tasks import load_task
 from fedveil.tasks.columns import columns_of
 
@@ -439,3 +441,25 @@ def test_a_word_that_no_schema_declares_is_told_as_clipped_and_fails_no_client(t
     asked = read_inquiry({"name": "q", "records": 5, "ask": [ask]})
     values = asked.contribution({"sex": one})
     assert list(values["h"]) == [1, 0] and values["h: clipped"] == 0.5  # pyright: ignore[reportArgumentType]
+
+
+class Words(Ages):
+    """The same, whose ages are words."""
+
+    def columns(self, client: int) -> Mapping[str, np.ndarray]:
+        return {"age": np.array(["old"] * ROWS)}
+
+
+def test_a_column_that_nobody_has_is_refused_before_it_is_charged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Refusal, match=re.escape("of='agee': is no column; there are age")):
+        ask_here(federation(), inquiry(of="agee"), FREE, tmp_path / "into")
+    assert not (tmp_path / "into").exists() and not caplog.records
+
+
+def test_only_the_names_of_columns_are_looked_at() -> None:
+    """A refusal for what a row holds would tell it."""
+    with patch.object(Numbers, "read", autospec=True, side_effect=Numbers.read) as read:
+        require_columns(Words(), inquiry(), None)
+    assert read.call_count and all(not len(call.args[1]["age"]) for call in read.call_args_list)

@@ -123,6 +123,11 @@ class Inquiry:
         found = self.questions[0].statistic
         return found.longest if isinstance(found, Prefixes) else 1
 
+    @property
+    def attributed(self) -> bool:
+        """Whether it counts what inputs add to what a model says."""
+        return any(isinstance(each.statistic, ColumnMeans) for each in self.questions)
+
     def following(self, prefixes: Sequence[str]) -> Inquiry:
         """Return the inquiry of the next level of a search for words."""
         plain = json.loads(self.text)

@@ -50,11 +50,8 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     Raises:
       Refusal: the federation hides something else, or its cohort is not one that a question has.
     """
-    budget = budget_of(federation, inquiry)
+    budget = carried_by(federation, inquiry)
     of_records = inquiry.unit is Unit.RECORD
-    if not isinstance(federation.cohort, All if of_records else All | Poisson):
-        remedy = "questions go to all clients, or, where clients are hidden, to a Poisson draw of them"
-        raise Refusal("cohort", federation.cohort.name, remedy)
     plan = Plan(
         budget.unit,
         budget.adjacency,
@@ -70,6 +67,19 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
         raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves no answer; give more epsilon")
     return plan
+
+
+def carried_by(federation: Federation, inquiry: Inquiry) -> Budget:
+    """Return the budget of whoever a question is charged to, if the federation can be asked it.
+
+    Raises:
+      Refusal: the federation hides something else, or its cohort is not one that a question has.
+    """
+    budget = budget_of(federation, inquiry)
+    if not isinstance(federation.cohort, All if inquiry.unit is Unit.RECORD else All | Poisson):
+        remedy = "questions go to all clients, or, where clients are hidden, to a Poisson draw of them"
+        raise Refusal("cohort", federation.cohort.name, remedy)
+    return budget
 
 
 def budget_of(federation: Federation, inquiry: Asked) -> Budget:
