@@ -25,10 +25,11 @@ from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
+from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Round, SumPrivacy, SumTerms
-from ..server.rounds import Loop, State, run_rounds
+from ..server.rounds import Loop, run_rounds
 from ..simulations.clients import Clients
 from ..simulations.in_process import InProcessGrid
 from ..simulations.ray import ray_grid

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..privacy.ledger.durable_files import sync_folder, write_beside
 from ..privacy.ledger.ledger import Head
 from ..privacy.refusal import Refusal
 from ..privacy.tensor_file import safetensors_parts
+from ..strategies.shared_model import Steps
 
 FORMAT = "fedveil checkpoint 1"
 NAME = "checkpoint.safetensors"
@@ -39,83 +40,120 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class KeptTrial:
-    """Model of one arm, what its strategy remembers, flattened, the sum of the models that are averaged, their number, steps."""
+class Average:
+    """Mean of the models of the last rounds.
 
-    model: Arrays
-    strategy: Mapping[str, Any]
-    average: Mapping[str, NDArray[np.float64]]
+    Attributes:
+      total: their sum by name, float64.
+      models: how many there are, at least 1.
+    """
+
+    total: Mapping[str, NDArray[np.float64]]
     models: int
-    steps: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def mean(self, last: Arrays) -> Arrays:
+        """Return the mean in the types of the last model; what is no floating-point number stays as that has it."""
+        return {
+            name: (self.total[name] / self.models).astype(value.dtype) if name in self.total else value
+            for name, value in last.items()
+        }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Model of one arm, trained with the value that it tries.
+
+    Attributes:
+      arrays: of the arm's model.
+      strategy: what it remembers of the arm's rounds.
+      average: of its last models; None before the first of these.
+      steps: that its arrays are rounded to for clients.
+    """
+
+    arrays: Arrays
+    strategy: dict[str, Any]
+    average: Average | None = None
+    steps: Steps = field(default_factory=dict[str, int])
+
+    @property
+    def model(self) -> Arrays:
+        """What is compared with the models of other arms, and goes on if it wins."""
+        return self.arrays if self.average is None else self.average.mean(self.arrays)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that one round hands to the next.
+
+    Attributes:
+      round: the last that was finished.
+      arrays: of the global model, or of that of the arm whose round it was.
+      strategy: what it remembers.
+      choices: what the next round goes by.
+      average: of the last models; None where none is taken, or before its first.
+      trials: of the arms, until one has won.
+      scores: of the arms, once one has won.
+      winner: number of the arm that has won; None before.
+      steps: that the arrays are rounded to for clients; empty where these get them as they are.
+    """
+
+    round: int
+    arrays: Arrays
+    strategy: dict[str, Any]
+    choices: Choices | None = None
+    average: Average | None = None
+    trials: tuple[Trial, ...] = ()
+    scores: tuple[float, ...] = ()
+    winner: int | None = None
+    steps: Steps = field(default_factory=dict[str, int])
+
+    @property
+    def model(self) -> Arrays:
+        """What a run leaves that ends here: the mean of the last models where one is taken."""
+        return self.arrays if self.average is None else self.average.mean(self.arrays)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after a round.
+    """What a run goes on from.
 
     Attributes:
       run: the run's name on the ledger.
-      round: the last finished round.
-      model: the global arrays by name.
-      strategy: the strategy's own arrays and numbers, flattened.
+      state: after a finished round.
       head: the ledger's head when the round was finished; None without client-level privacy.
-      choices: what the next round goes by; None without client-level privacy.
       client_heads: the heads of the clients' own ledgers by name, as far as this machine has them.
       audit: what the audit of the next round needs of this one, by name.
-      average: sum of the models that are averaged, by name; empty where none are.
-      models: how many those are.
-      trials: of the arms, until one has won.
-      scores: of the arms, once one has won.
-      winner: number of the arm that has won; None before.
-      steps: exponents of two that the arrays are rounded to for clients, by name; empty where they are not.
     """
 
     run: str
-    round: int
-    model: Arrays
-    strategy: Mapping[str, Any]
+    state: State
     head: Head | None = None
-    choices: Choices | None = None
     client_heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
     audit: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
-    average: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
-    models: int = 0
-    trials: Sequence[KeptTrial] = ()
-    scores: tuple[float, ...] = ()
-    winner: int | None = None
-    steps: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
-    tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
+    state, head = checkpoint.state, checkpoint.head
+    tensors, told = _kept("", state)
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
-    tensors |= {_AVERAGE + name: np.ascontiguousarray(each) for name, each in checkpoint.average.items()}
-    arrays, numbers = _parted(checkpoint.strategy)
-    tensors |= {_STRATEGY + name: value for name, value in arrays.items()}
     trials: list[dict[str, Any]] = []
-    for place, trial in enumerate(checkpoint.trials):
-        start, (arrays, others) = f"{_ARM}{place}/", _parted(trial.strategy)
-        tensors |= {start + _MODEL + k: np.ascontiguousarray(value) for k, value in trial.model.items()}
-        tensors |= {start + _STRATEGY + name: value for name, value in arrays.items()}
-        tensors |= {start + _AVERAGE + k: np.ascontiguousarray(value) for k, value in trial.average.items()}
-        trials.append({"strategy": others, "averaged": trial.models, "steps": dict(trial.steps)})
-    head = None if checkpoint.head is None else [checkpoint.head.seq, checkpoint.head.hash]
-    choices = None if checkpoint.choices is None else asdict(checkpoint.choices)
-    state = {
+    for place, trial in enumerate(state.trials):
+        arrays, others = _kept(f"{_ARM}{place}/", trial)
+        tensors |= arrays
+        trials.append(others)
+    fields = {
         "run": checkpoint.run,
-        "round": checkpoint.round,
-        "head": head,
-        "strategy": numbers,
-        "choices": choices,
+        "round": state.round,
+        "head": None if head is None else [head.seq, head.hash],
+        "choices": None if state.choices is None else asdict(state.choices),
         "client_heads": dict(checkpoint.client_heads),
-        "averaged": checkpoint.models,
         "trials": trials,
-        "scores": checkpoint.scores,
-        "winner": checkpoint.winner,
-        "steps": dict(checkpoint.steps),
+        "scores": state.scores,
+        "winner": state.winner,
+        **told,
     }
-    parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(state)})
+    parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(fields)})
     target = folder / NAME
     # Its owner's alone: heads of clients' ledgers tell who took part.
     temporary = write_beside(target, parts)
@@ -125,12 +163,18 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     sync_folder(folder)
 
 
-def _parted(strategy: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
-    """Return what a strategy remembers as arrays, and the rest."""
+def _kept(start: str, of: State | Trial) -> tuple[Arrays, dict[str, Any]]:
+    """Return a model, what its strategy remembers and its average as named arrays, and what of them is no array."""
+    remembered = {name: value for name, value in of.strategy.items() if isinstance(value, np.ndarray)}
+    groups = {_MODEL: of.arrays, _STRATEGY: remembered, _AVERAGE: of.average.total if of.average else {}}
     arrays = {
-        k: np.ascontiguousarray(value) for k, value in strategy.items() if isinstance(value, np.ndarray)
+        start + kind + name: np.ascontiguousarray(value)
+        for kind, group in groups.items()
+        for name, value in group.items()
     }
-    return arrays, {name: value for name, value in strategy.items() if name not in arrays}
+    others = {name: value for name, value in of.strategy.items() if name not in remembered}
+    averaged = of.average.models if of.average else 0
+    return arrays, {"strategy": others, "averaged": averaged, "steps": dict(of.steps)}
 
 
 def read(folder: Path) -> Checkpoint | None:
@@ -167,42 +211,37 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"not a {FORMAT} file")
         state = json.loads(metadata["state"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
-    for name, value in model.items():
+    last = _trial(tensors, "", state)
+    for name, value in last.arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all() and not state.get("trials"):
             raise ValueError(f"array {name} has a value that is not finite")
-    arrays = {k.removeprefix(_STRATEGY): v for k, v in tensors.items() if k.startswith(_STRATEGY)}
-    head = None if state["head"] is None else Head(*state["head"])
     if not isinstance(state["round"], int) or state["round"] < 0:
         raise ValueError(f"its round is {state['round']!r}")
-    choices = _choices(state.get("choices"))
+    found = State(
+        state["round"],
+        last.arrays,
+        last.strategy,
+        _choices(state.get("choices")),
+        last.average,
+        tuple(_trial(tensors, f"{_ARM}{at}/", each) for at, each in enumerate(state.get("trials", ()))),
+        tuple(state.get("scores", ())),
+        state.get("winner"),
+        last.steps,
+    )
+    head = None if state["head"] is None else Head(*state["head"])
     heads = {name: Head(*known) for name, known in state.get("client_heads", {}).items()}
-    strategy = {**state["strategy"], **arrays}
-    audit, average = (
-        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        for start in (_AUDIT, _AVERAGE)
-    )
-    models = int(state.get("averaged", 0))
-    trials = [_trial(tensors, place, each) for place, each in enumerate(state.get("trials", ()))]
-    found = Checkpoint(
-        state["run"], state["round"], model, strategy, head, choices, heads, audit, average, models
-    )
-    found = replace(found, trials=trials, scores=tuple(state.get("scores", ())), winner=state.get("winner"))
-    return replace(found, steps=_steps(state))
+    return Checkpoint(state["run"], found, head, heads, _under(tensors, _AUDIT))
 
 
-def _trial(tensors: Mapping[str, NDArray[Any]], place: int, fields: Mapping[str, Any]) -> KeptTrial:
-    model, arrays, average = (
-        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        for start in (f"{_ARM}{place}/{part}" for part in (_MODEL, _STRATEGY, _AVERAGE))
-    )
-    return KeptTrial(
-        model, {**fields["strategy"], **arrays}, average, int(fields["averaged"]), _steps(fields)
-    )
+def _trial(tensors: Mapping[str, NDArray[Any]], start: str, fields: Mapping[str, Any]) -> Trial:
+    model, arrays, total = (_under(tensors, start + kind) for kind in (_MODEL, _STRATEGY, _AVERAGE))
+    models = int(fields.get("averaged", 0))
+    steps = {str(name): int(step) for name, step in fields.get("steps", {}).items()}
+    return Trial(model, {**fields["strategy"], **arrays}, Average(total, models) if models else None, steps)
 
 
-def _steps(fields: Mapping[str, Any]) -> dict[str, int]:
-    return {str(name): int(step) for name, step in fields.get("steps", {}).items()}
+def _under(tensors: Mapping[str, NDArray[Any]], start: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def _choices(fields: dict[str, Any] | None) -> Choices | None:

@@ -14,24 +14,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
-from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..strategies.registry import aggregated
-from ..strategies.shared_model import Steps, steps_after
+from ..strategies.shared_model import steps_after
 from ..strategies.wire import memory_arrays
-from .checkpoint import strategy_state
+from .checkpoint import Arrays, Average, State, Trial, strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
 from .tuning import Tuning
-
-Arrays = dict[str, NDArray[np.generic]]
 
 DECLINED = "the policy of every owner refuses what the server asks for; the log of each client names it"
 SPENT = "the budget of every client that was invited is spent"
@@ -50,80 +45,6 @@ class Status(StrEnum):
     PAUSED = "paused"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Average:
-    """Mean of the models of the last rounds.
-
-    Attributes:
-      total: their sum by name, float64.
-      models: how many there are, at least 1.
-    """
-
-    total: Mapping[str, NDArray[np.float64]]
-    models: int
-
-    def mean(self, last: Arrays) -> Arrays:
-        """Return the mean in the types of the last model; what is no floating-point number stays as that has it."""
-        return {
-            name: (self.total[name] / self.models).astype(value.dtype) if name in self.total else value
-            for name, value in last.items()
-        }
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Model of one arm, trained with the value that it tries.
-
-    Attributes:
-      arrays: of the arm's model.
-      strategy: what it remembers of the arm's rounds.
-      average: of its last models; None before the first of these.
-      steps: that its arrays are rounded to for clients.
-    """
-
-    arrays: Arrays
-    strategy: dict[str, Any]
-    average: Average | None = None
-    steps: Steps = field(default_factory=dict[str, int])
-
-    @property
-    def model(self) -> Arrays:
-        """What is compared with the models of other arms, and goes on if it wins."""
-        return self.arrays if self.average is None else self.average.mean(self.arrays)
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that one round hands to the next.
-
-    Attributes:
-      round: the last that was finished.
-      arrays: of the global model, or of that of the arm whose round it was.
-      strategy: what it remembers.
-      choices: what the next round goes by.
-      average: of the last models; None where none is taken, or before its first.
-      trials: of the arms, until one has won.
-      scores: of the arms, once one has won.
-      winner: number of the arm that has won; None before.
-      steps: that the arrays are rounded to for clients; empty where these get them as they are.
-    """
-
-    round: int
-    arrays: Arrays
-    strategy: dict[str, Any]
-    choices: Choices | None = None
-    average: Average | None = None
-    trials: tuple[Trial, ...] = ()
-    scores: tuple[float, ...] = ()
-    winner: int | None = None
-    steps: Steps = field(default_factory=dict[str, int])
-
-    @property
-    def model(self) -> Arrays:
-        """What a run leaves that ends here: the mean of the last models where one is taken."""
-        return self.arrays if self.average is None else self.average.mean(self.arrays)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], N
     code, command = commands.run("simulate", *started(mode), f"hydra.run.dir={run}", first=moment)
     assert code == -signal.SIGKILL, command.err
     checkpoint = read(run)
-    done = 0 if checkpoint is None else checkpoint.round
+    done = 0 if checkpoint is None else checkpoint.state.round
     if (run / "ledger").exists():
         assert reserved(run / "ledger") >= done
     assert resume(run).exit_code == 0

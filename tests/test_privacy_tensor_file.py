@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.tensor_file import safetensors_parts
-from fedveil.server.checkpoint import NAME, Checkpoint, read, write
+from fedveil.server.checkpoint import NAME, Checkpoint, State, read, write
 
 
 def written(tensors: dict[str, NDArray[Any]], metadata: dict[str, str] | None = None) -> bytes:
@@ -44,10 +44,10 @@ def test_the_library_reads_every_type(kind: str) -> None:
 def test_an_array_that_no_reader_knows_is_refused_and_the_checkpoint_before_it_stays(
     tmp_path: Path, kind: str
 ) -> None:
-    before = Checkpoint("run", 1, {"w": np.ones(3, np.float32)}, {})
-    write(tmp_path, before)
+    model = {"w": np.ones(3, np.float32)}
+    write(tmp_path, Checkpoint("run", State(1, model, {})))
     with pytest.raises(Refusal, match=rf"strategy/momenta='{np.dtype(kind)}': .*float64"):
-        write(tmp_path, Checkpoint("run", 2, before.model, {"momenta": np.zeros(2, kind)}))
+        write(tmp_path, Checkpoint("run", State(2, model, {"momenta": np.zeros(2, kind)})))
     found = read(tmp_path)
-    assert found is not None and found.round == 1
+    assert found is not None and found.state.round == 1
     assert [each.name for each in tmp_path.iterdir()] == [NAME]

@@ -22,12 +22,13 @@ from fedveil.privacy.secagg.messages import Proposal, read_any
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.server import masked_sums
 from fedveil.server.accounts import Unprotected
+from fedveil.server.checkpoint import State
 from fedveil.server.culprit_search import CALM, FIRST, Search, WeighedSum
 from fedveil.server.masked_sums import LOST, UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Mean, Round, SumPrivacy, joined
-from fedveil.server.rounds import Loop, State, run_rounds
+from fedveil.server.rounds import Loop, run_rounds
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.registry import make_strategy

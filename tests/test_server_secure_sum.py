@@ -29,11 +29,12 @@ from fedveil.privacy.secagg.server import Due, ServerAttempt
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.server import secure_sum
 from fedveil.server.accounts import Unprotected
+from fedveil.server.checkpoint import State
 from fedveil.server.masked_sums import UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Mean, Round, Sum, SumPrivacy
-from fedveil.server.rounds import Loop, State, Status, run_rounds
+from fedveil.server.rounds import Loop, Status, run_rounds
 from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.strategies import identity
 from fedveil.strategies.cohorts import All

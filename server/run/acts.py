@@ -29,7 +29,7 @@ def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
     if settings.accept_vacuous and not run.federation.simulated:
         ledger.act(VACUOUS, (run.name, 0, VACUOUS), act)
     if earlier is not None and run.checkpoint is not None:
-        number = run.checkpoint.round
+        number = run.checkpoint.state.round
         if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
             ledger.act(ALARM, (earlier, number, ALARM), act)
 

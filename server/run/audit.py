@@ -27,8 +27,9 @@ from ...tasks.arrays import dimension_of, read_arrays
 from .. import checkpoint, noise_key
 from ..audit_record import as_json
 from ..auditing import ACTING, Auditor
+from ..checkpoint import State
 from ..private_grid import PrivateGrid
-from ..rounds import Ending, State, Status
+from ..rounds import Ending, Status
 from .audit_line import AuditLine
 from .canary_clients import audited, canary_clients, support_of
 from .federation import Federation, Run
@@ -114,7 +115,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         # A ledger of real data holds earlier runs, which would make up for what this one leaves out.
         earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
         if (fresh or earlier is not None) and terms.arms == 1:
-            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), earlier.round if earlier else 0
+            begun = earlier.state.round if earlier else 0
+            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), begun
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
@@ -299,7 +301,7 @@ def in_words(alarm: Alarm) -> str:
 def _keep_clean(run: Run, state: State) -> None:
     folder = run.folder / CLEAN
     folder.mkdir(exist_ok=True)
-    checkpoint.write(folder, checkpoint.Checkpoint(run.name, state.round, state.arrays, {}))
+    checkpoint.write(folder, checkpoint.Checkpoint(run.name, State(state.round, state.arrays, {})))
 
 
 def _moved_by_canaries(federation: Federation) -> Arrays | None:
@@ -315,9 +317,8 @@ def _last_clean(run: Run, state: State) -> State:
     if found is None:
         first = read_arrays(run.federation.task.model())
         return State(0, first, state.strategy, state.choices)
-    return State(
-        found.round, {name: found.model[name] for name in state.arrays}, state.strategy, state.choices
-    )
+    model = {name: found.state.arrays[name] for name in state.arrays}
+    return State(found.state.round, model, state.strategy, state.choices)
 
 
 # --- after the last round ---------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
 from ...strategies.wire import memory_arrays
+from ..checkpoint import State
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
 from ..questions import Charge, put, sums_of
 from ..round_terms import Answers, Mean, Round
-from ..rounds import State
 from .asking import question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
 from .federation import Federation, Run

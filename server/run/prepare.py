@@ -70,7 +70,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         raise Refusal("resume", str(folder), remedy)
     _check_named(federation)
     checkpoint = read(folder) if saved else None
-    left = federation.settings.rounds_left(checkpoint.round if checkpoint else 0)
+    left = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=federation.canary_records > 0)
     if not federation.held_out_public:
@@ -85,7 +85,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     _ = federation.masking  # refuses a cohort that no sum can hide
     _check_evaluation(federation)
     _check_scaling(federation)
-    if tuning is not None and (checkpoint is None or checkpoint.winner is None):
+    if tuning is not None and (checkpoint is None or checkpoint.state.winner is None):
         require_arms(federation, tuning)
     if saved is None and (not federation.simulated or federation.summed is None):
         require_use(federation, sum_plan(federation))
@@ -315,7 +315,7 @@ def opened(
     try:
         plan = plan or _planned(run, saved, ledger)
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
-        begun = checkpoint.round if checkpoint and not simulated else 0
+        begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, fresh=saved is None)
@@ -376,7 +376,7 @@ def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
 def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     """Return the client level's plan: the noise this run began with, or the least that what is left affords."""
     federation = run.federation
-    left = federation.settings.rounds_left(run.checkpoint.round if run.checkpoint else 0)
+    left = federation.settings.rounds_left(run.checkpoint.state.round if run.checkpoint else 0)
     if (
         saved is not None
         and saved.noise is not None
@@ -417,5 +417,5 @@ def _noise_key(run: Run, fresh: bool) -> bytes | None:
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
             raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
-    finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.steps
+    finished = run.checkpoint is not None and run.checkpoint.state.round >= federation.settings.steps
     return b"" if finished else noise_key.read(run.folder)

@@ -34,10 +34,11 @@ from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
 from ...tasks.memory import give_back, stop_keeping
 from ...tasks.protocol import GroupedTask
+from ..checkpoint import State
 from ..participants import Participants
 from ..private_grid import PrivateGrid
 from ..round_terms import ALL_ANSWERS, Answers, Round, SumTerms
-from ..rounds import Ending, Loop, Pace, State, Status, Unscored, run_rounds
+from ..rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
 from . import audit as auditing
 from . import run_folder
 from .asking import Reach

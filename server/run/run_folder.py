@@ -47,9 +47,9 @@ from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
 from ..binding.manifest import BESIDE
-from ..checkpoint import Checkpoint, KeptTrial, restore_strategy, write
+from ..checkpoint import Checkpoint, State, Trial, restore_strategy, write
 from ..round_terms import Round
-from ..rounds import Average, Ending, State, Status, Trial
+from ..rounds import Ending, Status
 from .acts import write_refusal
 from .audit import RunAudit, shown
 from .audit import end as end_audit
@@ -192,7 +192,7 @@ def write_start(run: Run) -> None:
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
         if run.federation.deployed is not None:
-            begun = 0 if run.checkpoint is None else run.checkpoint.round
+            begun = 0 if run.checkpoint is None else run.checkpoint.state.round
             note_roster(run.folder, run.federation.deployed.roster, begun + 1)
         if not (run.folder / CONFIG).exists():
             replace_file(run.folder / CONFIG, run.federation.settings.source.encode(), mode=None)
@@ -259,40 +259,27 @@ def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
     if checkpoint is None:
         trials = () if run.tuning is None else tuple(Trial(arrays, {}) for _ in strategies)
         return State(0, arrays, {}, trials=trials)
-    found = {name: (value.shape, value.dtype) for name, value in checkpoint.model.items()}
+    state = checkpoint.state
+    found = {name: (value.shape, value.dtype) for name, value in state.arrays.items()}
     if found != {name: (value.shape, value.dtype) for name, value in arrays.items()}:
         raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
-    for place, trial in enumerate(checkpoint.trials):
+    for place, trial in enumerate(state.trials):
         restore_strategy(strategies[place], trial.strategy)
-    if not checkpoint.trials:
-        restore_strategy(strategies[(checkpoint.winner or 1) - 1], checkpoint.strategy)
-    return State(
-        checkpoint.round,
-        {name: checkpoint.model[name] for name in arrays},
-        dict(checkpoint.strategy),
-        _choices_after(run, checkpoint),
-        Average(checkpoint.average, checkpoint.models) if checkpoint.models else None,
-        tuple(
-            Trial(
-                {name: each.model[name] for name in arrays},
-                dict(each.strategy),
-                Average(each.average, each.models) if each.models else None,
-                each.steps,
-            )
-            for each in checkpoint.trials
-        ),
-        checkpoint.scores,
-        checkpoint.winner,
-        checkpoint.steps,
+    if not state.trials:
+        restore_strategy(strategies[(state.winner or 1) - 1], state.strategy)
+    trials = tuple(
+        replace(each, arrays={name: each.arrays[name] for name in arrays}) for each in state.trials
     )
+    model = {name: state.arrays[name] for name in arrays}
+    return replace(state, arrays=model, choices=_choices_after(run, checkpoint), trials=trials)
 
 
 def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
     """Return what the checkpoint's round led to; under another name the run has planned its noise anew."""
-    if checkpoint.choices is None or run.privacy is None or checkpoint.run == run.name:
-        return checkpoint.choices
-    fresh = run.privacy.adaptation.first(run.privacy.plan)
-    return replace(fresh, clipping_norm=checkpoint.choices.clipping_norm)
+    choices = checkpoint.state.choices
+    if choices is None or run.privacy is None or checkpoint.run == run.name:
+        return choices
+    return replace(run.privacy.adaptation.first(run.privacy.plan), clipping_norm=choices.clipping_norm)
 
 
 # --- after each round -------------------------------------------------------------------------------------------
@@ -444,22 +431,9 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     Raises:
       OSError: the folder cannot be written.
     """
-    run, heads = progress.run, progress.heads.now()
+    run = progress.run
     head = run.ledger.head if run.ledger is not None else None
-    kept = Checkpoint(
-        run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, remembered
-    )
-    if (average := state.average) is not None:
-        kept = replace(kept, average=average.total, models=average.models)
-    trials = [_kept_trial(each) for each in state.trials]
-    kept = replace(kept, trials=trials, scores=state.scores, winner=state.winner, steps=state.steps)
-    write(run.folder, kept)
-
-
-def _kept_trial(trial: Trial) -> KeptTrial:
-    average = trial.average
-    total, models = ({}, 0) if average is None else (average.total, average.models)
-    return KeptTrial(trial.arrays, trial.strategy, total, models, trial.steps)
+    write(run.folder, Checkpoint(run.name, state, head, progress.heads.now(), remembered))
 
 
 def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ...strategies.cohorts import in_arm, invited_size
 from ...strategies.training_order import ORDER_KEY, TrainingOrder
 from ...tasks.data import batches_of, held_out_of, run_on
 from ...tasks.protocol import Task
-from ..rounds import State
+from ..checkpoint import State
 from ..tuning import LOSS, Tuning
 from .evaluation_plan import scored_metric
 from .federation import Federation, Run
