@@ -42,13 +42,7 @@ class Point:
 
 
 def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
-    """Print what runs of these settings are predicted to reach, and return the exit code.
-
-    Args:
-      job: that made the settings.
-      settings: of the run.
-      as_json: print JSON, a line for each point.
-    """
+    """Print what runs of these settings are predicted to reach, and return the exit code."""
     if not isinstance(settings.privacy, PrivacyLevel):
         raise Refusal("privacy", settings.privacy.name, "has no epsilon to look along; choose another mode")
     rows: list[Point] = []

@@ -20,9 +20,6 @@ ACCEPTED = "--accept-sweep"
 def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
     """Refuse a sweep of private runs on real data, which all are charged to the same people.
 
-    Args:
-      jobs: settings of each run.
-
     Raises:
       Refusal: saying what the runs cost together and what arms would; nothing was trained.
     """

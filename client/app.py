@@ -286,12 +286,6 @@ def make_client_app(
 def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> Measured | None:
     """Return what a client measures of an instruction's model on the records that it holds out; None where they say nothing.
 
-    Args:
-      bench: task, whose clients hold records out, and model.
-      client: number of the client in the task.
-      content: the instruction.
-      asked: what is asked.
-
     Raises:
       Refusal: the client trains on all of its records or, where they are hidden, the model does not keep them apart.
     """
@@ -313,12 +307,6 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
 
 def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
     """Return a client's columns, with those of the released model that a question is about.
-
-    Args:
-      bench: task and model.
-      client: number of the client in the task.
-      content: the instruction.
-      inquiry: that it brings.
 
     Raises:
       Refusal: the model is of another task, or the rows are not such as a model takes.
@@ -471,13 +459,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
 
 
 def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:
-    """Load the instruction's arrays into the model, once it is known that it keeps examples apart.
-
-    Args:
-      bench: task and model.
-      data: of a client, to measure that.
-      content: the instruction.
-    """
+    """Load the instruction's arrays into the model, once it is known that it keeps examples apart."""
     bench.forget()
     own = {name: view(array) for name, array in only_arrays(content).items() if name != CANARY_RECORDS}
     load_arrays(bench.private_model(data), own)

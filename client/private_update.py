@@ -109,10 +109,6 @@ def or_of_zeros(made: Callable[[Arrays], T], update: Arrays) -> T:
 
     Whether training diverges may hang on one record and on what the server sends. A client that failed would tell it to
     all who see who answers, uncharged; so it answers that nothing changed, as one without examples does.
-
-    Args:
-      made: from an update of this layout.
-      update: arrays by name.
     """
     try:
         return made(update)
@@ -152,12 +148,6 @@ def without_error(reply: Message) -> Message:
 def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec) -> Arrays:
     """Return what a client adds to the sum, by name in the received order, before it is clipped or scaled.
 
-    Args:
-      reply: of the app.
-      received: arrays of the instruction.
-      content: the instruction, which says how an update is compressed.
-      spec: of the sum.
-
     Raises:
       KeyError: an array is missing, or records are summed and the app is not made for it.
       ValueError: an array has another shape.
@@ -174,13 +164,7 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
 
 
 def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
-    """Return what of an update is clipped and leaves: compressed as the sum's spec says, or as it is.
-
-    Args:
-      update: arrays by name, in the received order.
-      content: the instruction.
-      spec: of the sum.
-    """
+    """Return what of an update is clipped and leaves: compressed as the sum's spec says, or as it is."""
     sketch = sketch_for(content, spec)
     return update if sketch is None else compress(update, sketch)
 

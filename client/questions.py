@@ -47,11 +47,6 @@ def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -
 def counted(task: Task, inquiry: Inquiry, client: int) -> dict[str, float | NDArray[np.floating]]:
     """Return what a simulated client counts for a question that hides clients, as its app would, without a message.
 
-    Args:
-      task: loaded.
-      inquiry: what is asked.
-      client: its number in the task.
-
     Raises:
       Refusal: a column is missing.
     """

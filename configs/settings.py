@@ -104,11 +104,7 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
 
 
 def shown_keys(source: str) -> dict[str, Any]:
-    """Return a configuration with its references to other keys resolved, and no others, which may hide a secret.
-
-    Args:
-      source: YAML, as in config.yaml.
-    """
+    """Return a configuration with its references to other keys resolved, and no others, which may hide a secret."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(source), resolve=False)
 
     def shown(value: Any) -> Any:

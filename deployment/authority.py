@@ -79,11 +79,6 @@ class Authority:
 def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     """Return the authority in a folder, made there if the folder holds none.
 
-    Args:
-      folder: of the authority.
-      federation: its name.
-      care: how its keys are kept.
-
     Raises:
       Refusal: it is another federation's, not whole, or its keys are not kept so.
     """

@@ -187,12 +187,7 @@ def _close_finished(folder: Path) -> None:
 
 
 def completed(bundle: ServerBundle, given: Sequence[str]) -> list[str]:
-    """Return overrides with what the bundle says: its link, and the schema that provisioning has put there.
-
-    Args:
-      bundle: the server's.
-      given: Hydra's overrides.
-    """
+    """Return overrides with what the bundle says: its link, and the schema that provisioning has put there."""
     link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
     schema = [f"task.schema={bundle.folder / SCHEMA}"] if _needs_schema(bundle, given) else []
     return [*given, *link, *schema]
@@ -355,10 +350,6 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
 
 def renewed(rosters: Rosters, federation: Federation) -> Federation:
     """Return the federation with the clients of the newest roster.
-
-    Args:
-      rosters: returns that roster, read and signed.
-      federation: that runs.
 
     Raises:
       Refusal: the settings do not suit the new number of clients.

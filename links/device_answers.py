@@ -82,12 +82,6 @@ def handled_once(name: str, message: Message, handle: Handle, begun: Journal) ->
     """Return the reply to an instruction, without doing it a second time.
 
     An instruction for which the device is not eligible, or whose model it cannot make, counts as not begun.
-
-    Args:
-      name: the instruction's id.
-      message: the instruction.
-      handle: does what it asks for and returns the reply.
-      begun: journal of what was begun.
     """
     if name in begun:
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)

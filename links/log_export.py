@@ -82,11 +82,6 @@ def to_text(told: Told) -> str:
 def read_told(path: Path, ca: bytes, federation: str) -> Told:
     """Return what a file tells of the log of a federation's server, checked by itself.
 
-    Args:
-      path: of the file.
-      ca: certificate of the federation's authority, in PEM.
-      federation: its name.
-
     Raises:
       Refusal: it tells nothing, its head is not the server's, or it does not hold what its head says.
     """

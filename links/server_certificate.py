@@ -12,11 +12,6 @@ from .server_bundle import SERVER
 def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
     """Return the certificate if it is that of the federation's server; whether it is valid now is not looked at.
 
-    Args:
-      pem: the certificate.
-      ca: certificate of the federation's authority, in PEM.
-      federation: its name.
-
     Raises:
       ValueError: it is none, or another's.
     """

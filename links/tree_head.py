@@ -63,14 +63,7 @@ class TreeHead:
 
 
 def sign_head(federation: str, size: int, root: bytes, own: Credentials) -> TreeHead:
-    """Return a head that the server signs now.
-
-    Args:
-      federation: whose log it is.
-      size: number of entries.
-      root: of their Merkle tree.
-      own: the server's certificate and key.
-    """
+    """Return a head that the server signs now."""
     key = load_pem_private_key(own.key, None)
     assert isinstance(key, EllipticCurvePrivateKey)
     head = TreeHead(federation, size, root.hex(), int(time.time()), own.certificate.decode(), "")
@@ -98,11 +91,6 @@ def read_head(text: str) -> TreeHead:
 @lru_cache(maxsize=64)  # the messages of a round carry one
 def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
     """Return if the federation's server signed a head, with a key that the authority had certified for that time.
-
-    Args:
-      head: as it came.
-      ca: certificate of the federation's authority, in PEM.
-      federation: its name.
 
     Raises:
       Refusal: another signed it, or nobody.

@@ -101,11 +101,7 @@ def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
 
 
 def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
-    """Return what clients said of models on records of their own, as a report tells it, a row for each round.
-
-    Args:
-      evaluations: as the result has them.
-    """
+    """Return what clients said of models on records of their own, as a report tells it, a row for each round."""
     return [
         {**{name: each.get(name) for name in EVALUATED}, "answers": told_answers(each["answers"])}
         for each in evaluations

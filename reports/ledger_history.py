@@ -129,11 +129,7 @@ def _close(run: RunFiles) -> dict[str, Any] | None:
 
 
 def verified(found: Verification) -> dict[str, Any]:
-    """Return what was found of a ledger, as a report tells it.
-
-    Args:
-      found: by a verification of the ledger.
-    """
+    """Return what was found of a ledger, as a report tells it."""
     return {
         "ok": found.ok,
         "problem": found.problem,

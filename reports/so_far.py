@@ -17,11 +17,7 @@ TRUSTED = "trusted: it sees single updates"
 
 
 def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
-    """Return what every unit has revealed to every adversary until now; empty where nothing was released.
-
-    Args:
-      run: its files, without a result.
-    """
+    """Return what every unit has revealed to every adversary until now; empty where nothing was released."""
     mode = run.said("privacy", "name")
     if mode == "none":
         return [_row("client", who, Adjacency.ZERO_OUT, 0.0, None) for who in Adversary]

@@ -99,13 +99,7 @@ class Search:
         return [*apart, *_divided(rest, min(count, len(rest) // least))], ""
 
     def after(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
-        """Return what is known after a round.
-
-        Args:
-          row: of the round.
-          sums: that were opened.
-          in_parts: whether the cohort was split.
-        """
+        """Return what is known after a round."""
         if not self.untrue and not any(each.why for each in sums):
             return self
         true = frozenset(node for each in sums if not each.why for node in each.nodes)

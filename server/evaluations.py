@@ -80,23 +80,12 @@ def name_of(run: str) -> str:
 
 
 def row_after(number: int, arm: int = 1) -> int:
-    """Return the row of the evaluation after a round.
-
-    Args:
-      number: of the round.
-      arm: whose model is evaluated, where each has its own.
-    """
+    """Return the row of the evaluation after a round."""
     return arm * FIRST_ROW + number
 
 
 def round_of(run: str, name: str, row: int) -> int | None:
-    """Return the round that an entry of a run, or of its evaluations, belongs to; None of another run's.
-
-    Args:
-      run: name of the run.
-      name: of the entry.
-      row: of the entry.
-    """
+    """Return the round that an entry of a run, or of its evaluations, belongs to; None of another run's."""
     return row % FIRST_ROW if name in (run, name_of(run)) else None
 
 
@@ -121,12 +110,7 @@ def noise_of(given: float | None, evaluations: int) -> float:
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
-    """Return what so many evaluations cost.
-
-    Args:
-      plan: of one.
-      evaluations: how many.
-    """
+    """Return what so many evaluations cost."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return [SelfComposedDpEvent(plan.event(), evaluations)] if evaluations else []
@@ -175,10 +159,6 @@ def planned_half_width(
 
 
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
-    """Return the means of an evaluation that can be said, by name.
-
-    Args:
-      answers: figures by the name of each part.
-    """
+    """Return the means of an evaluation that can be said, by name."""
     found = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
     return {name: each for name, each in found.items() if each.name == name and each.said}

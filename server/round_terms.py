@@ -111,13 +111,7 @@ class Round:
 
 
 def sentence(name: str, fault: str, times: int) -> str:
-    """Return what people are told of a member that broke the protocol.
-
-    Args:
-      name: of the member.
-      fault: what it did.
-      times: rounds in which it did such things, this one included.
-    """
+    """Return what people are told of a member that broke the protocol."""
     again = f" ({times} rounds): revoke it with fedveil provision revoke {name}"
     return f"{name} {fault}{again if times > 1 else ''}"
 

@@ -114,13 +114,7 @@ class Loop:
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
-    """Run the rounds after `state.round` and return the last state, whatever ended them.
-
-    Args:
-      grid: sums privately, and charges for it.
-      loop: what every round does.
-      state: of the last round that was finished.
-    """
+    """Run the rounds after `state.round` and return the last state, whatever ended them."""
     grid.skip_to(state.round, state.choices)
     with interruption() as interrupted:
         while state.round < loop.num_rounds:

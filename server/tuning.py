@@ -76,11 +76,7 @@ class Tuning:
         return self.round_of(number) > self.rounds - max(1, round(self.rounds * AVERAGED))
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Return the score of a model, higher is better; minus infinity of one that diverged.
-
-        Args:
-          metrics: of the model on the held-out data.
-        """
+        """Return the score of a model, higher is better; minus infinity of one that diverged."""
         name = self.metric_in(metrics)
         if name not in metrics:
             raise Refusal("tune.metric", name, f"the task reports {', '.join(metrics)}")

@@ -46,21 +46,13 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
 
 
 def asking_engine(federation: Federation, told: ClientSettings) -> AbstractContextManager[Grid]:
-    """Open the engine that the settings name for a question: every client is called by itself, and none trains.
-
-    Args:
-      federation: whose clients this machine has.
-      told: to the clients.
-    """
+    """Open the engine that the settings name for a question: every client is called by itself, and none trains."""
     clients = clients_of(federation, told, federation.num_clients, at_once=False)
     return _opened(federation, clients, federation.settings.engine.workers or 1)
 
 
 def require_one_machine(federation: Federation) -> None:
     """Refuse real records on a cluster: a client's ledger lies where it trains, which is another machine each time.
-
-    Args:
-      federation: about to be run, or asked.
 
     Raises:
       Refusal: each machine would keep a budget of its own for the same records.

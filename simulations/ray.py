@@ -155,14 +155,7 @@ class RayGrid(AskingGrid):
         return range(FIRST_NODE, FIRST_NODE + self.clients.count)
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Deliver one instruction to every node and return the sum of the replies.
-
-        Args:
-          order: the instruction.
-          nodes: who follows it.
-          spec: of the sum.
-          size: number of its coordinates.
-        """
+        """Deliver one instruction to every node and return the sum of the replies."""
         begun = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
         shares, total = _Shares(nodes, self._homes, self.actors, self._at_once), CohortSum(np.zeros(size))
         while shares.left and (here := self._here()):

@@ -92,11 +92,7 @@ def with_arrays_again(content: RecordDict, told: ToldModel, arrays: ArrayRecord)
 
 
 def asked_alike(content: RecordDict) -> RecordDict:
-    """Return what is the same of an instruction however its model is told: it stands for the arrays by its hash.
-
-    Args:
-      content: an instruction.
-    """
+    """Return what is the same of an instruction however its model is told: it stands for the arrays by its hash."""
     record = records_of(content, ConfigRecord).get(SPEC_RECORD)
     if record is None or MODEL not in record:
         return content
@@ -111,11 +107,7 @@ def with_held(content: RecordDict, model: str) -> RecordDict:
 
 
 def parted(content: RecordDict) -> tuple[RecordDict, str]:
-    """Return a reply's content without what it says of the model that its device holds, and that; empty for nothing.
-
-    Args:
-      content: of a reply.
-    """
+    """Return a reply's content without what it says of the model that its device holds, and that; empty for nothing."""
     if HELD_RECORD not in content:
         return content, ""
     said = records_of(content, ConfigRecord).get(HELD_RECORD, ConfigRecord()).get(MODEL)

@@ -82,12 +82,7 @@ def read_over(message: Message) -> RunOver | None:
 
 
 def reply_with(receipt: Receipt | None, message: Message) -> Message:
-    """Return a device's reply to the message: its receipt, where it gives one.
-
-    Args:
-      receipt: of the device.
-      message: that said the run is over.
-    """
+    """Return a device's reply to the message: its receipt, where it gives one."""
     if receipt is None:
         return Message(RecordDict(), reply_to=message)
     fields = ConfigRecord({"commitment": receipt.commitment, "signature": receipt.signature})

@@ -330,14 +330,7 @@ class SummingGrid(Protocol):
     """Grid that adds its clients' replies where they are produced, so that memory does not grow with them."""
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Deliver an instruction to every node and return the sum of the replies.
-
-        Args:
-          order: holds the content.
-          nodes: that receive it.
-          spec: of the sum.
-          size: number of its coordinates.
-        """
+        """Deliver an instruction to every node and return the sum of the replies."""
         ...
 
 

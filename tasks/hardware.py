@@ -52,9 +52,6 @@ def check_device(name: str, field: str = "engine.device") -> None:
 def check_made_here(model: nn.Module) -> None:
     """Refuse a model that a task makes on another device than the processor, or without values.
 
-    Args:
-      model: as the task returned it.
-
     Raises:
       Refusal: names the first parameter or buffer that is elsewhere.
     """

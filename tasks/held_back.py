@@ -30,12 +30,7 @@ class _Split:
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
-        """Return what a client trains on, and what it holds out.
-
-        Args:
-          task: that this is the split of.
-          client: its number.
-        """
+        """Return what a client trains on, and what it holds out."""
         if client not in self.parts:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()

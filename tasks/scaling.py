@@ -68,9 +68,6 @@ def with_moments(schema: Schema, moments: Moments) -> Schema:
 def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
     """Return the questions of a run about its numbers: mean and variance of each within the bounds of the schema.
 
-    Args:
-      schema: of the tables.
-
     Raises:
       Refusal: there is no number that the schema does not scale already, or one answer has no room for them.
     """
@@ -90,9 +87,6 @@ def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float
     """Return mean and deviation of the columns of which an answer tells them well enough.
 
     A deviation is known to half of itself, or its column is left out and stays scaled by its bounds.
-
-    Args:
-      answers: of kind variance, by column.
     """
     found: dict[str, tuple[float, float]] = {}
     for name, figures in answers.items():

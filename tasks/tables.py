@@ -309,11 +309,7 @@ class TableKeys:
         return clients_of(Path(self.folder), public) if self.folder is not None else []
 
     def agreed(self, paths: Sequence[Path]) -> Schema:
-        """Return the schema that all clients have, without the column of persons, in the form that the model sees.
-
-        Args:
-          paths: of the tables, for a draft of it.
-        """
+        """Return the schema that all clients have, without the column of persons, in the form that the model sees."""
         found = _without(self.person, _schema(self, paths), self.simulated)
         if self.model == "gam" and self.scaling is not None:
             raise Refusal(FIELD, self.scaling, "scales numbers, and a gam sees their bins; leave it out")
@@ -455,11 +451,6 @@ def _split(
     clients: Sequence[Examples], share: float, hashed: Sequence[Examples]
 ) -> tuple[tuple[Examples, ...], Examples]:
     """Return the clients without the examples that are held out, and those: whole persons, or equal rows together.
-
-    Args:
-      clients: with all of their rows.
-      share: that is held out.
-      hashed: the same rows, by whose hashes they are.
 
     Raises:
       Refusal: it is no share, or holds out nothing.

@@ -17,11 +17,7 @@ Benches = Callable[[float | None, bool, str], Workbench]
 
 
 def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[str], str | None]]:
-    """Return the owner's own workbench, those that orders ask for, and the agreement under a scaling.
-
-    Args:
-      settings: of the owner's task.
-    """
+    """Return the owner's own workbench, those that orders ask for, and the agreement under a scaling."""
     own = Workbench(settings)
 
     @lru_cache(maxsize=2)  # a run has one scaling, and a question before its rounds none

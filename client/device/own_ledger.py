@@ -62,12 +62,6 @@ class OwnLedger:
 
         After a kill inside the context the reservation is there: it stays spent, and the same attempt is refused.
 
-        Args:
-          run: name of the run.
-          number: of the round.
-          attempt: number of the attempt at the round.
-          cost: of the vector.
-
         Raises:
           NotTrained: BUDGET_SPENT, or NOT_READY where the ledger cannot be written or read.
           Refusal: the attempt was answered before.
@@ -89,11 +83,6 @@ class OwnLedger:
 
     def approved(self, version: int, digest: str, reason: str | None) -> None:
         """Write down that the owner has approved of a roster: who, when and why.
-
-        Args:
-          version: of the roster.
-          digest: its hash, in hexadecimal.
-          reason: in words.
 
         Raises:
           Refusal: the ledger cannot be written.

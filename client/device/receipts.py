@@ -53,12 +53,6 @@ def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
 def give_receipt(state: Path, told: Told, node: int, key: Ed25519PrivateKey) -> Receipt:
     """Return the device's receipt for a run, once what opens it is on disk; the same run gets the same one again.
 
-    Args:
-      state: folder of what the device remembers.
-      told: what the server said of the run.
-      node: the device's number.
-      key: of the device.
-
     Raises:
       OSError: the opening cannot be written.
       Refusal: a ledger cannot be read.

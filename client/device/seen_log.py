@@ -35,12 +35,7 @@ FORKED = "forks from what this device has seen"
 
 
 def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the entries that the log must hold of what an instruction brings: of its model, and of its roster.
-
-    Args:
-      content: of the instruction.
-      authority: public key of the rosters' signer.
-    """
+    """Return the entries that the log must hold of what an instruction brings: of its model, and of its roster."""
     records = records_of(content, ConfigRecord)
     model = roster = None
     if records_of(content, ArrayRecord):

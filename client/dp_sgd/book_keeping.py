@@ -146,12 +146,7 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
 
 
 def uses(model: nn.Module, batch: Inputs) -> Counter[Tensor]:
-    """Return how often the model, run once in training mode, uses each trainable parameter.
-
-    Args:
-      model: its buffers are left as they are.
-      batch: inputs of some examples.
-    """
+    """Return how often the model, run once in training mode, uses each trainable parameter."""
     model.train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):

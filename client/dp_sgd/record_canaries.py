@@ -196,11 +196,6 @@ def _tensors(data: Data) -> Examples:
 def coins_of(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
     """Return the client's coins, shape (count,), tossed at the first call and kept in a file from then on.
 
-    Args:
-      path: of the file.
-      count: number of canaries.
-      stream: from which the coins are drawn.
-
     Raises:
       Refusal: the file holds another number of coins.
     """

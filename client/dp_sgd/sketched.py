@@ -55,9 +55,6 @@ class SketchedOptimizer(DPOptimizer):
         """Return the norm of each example's compressed gradient, (examples,), float64; of one that is not finite, no number.
 
         It counts as a `LOUDEST`-th of what compression leaves of such gradients on average, where it is less.
-
-        Args:
-          samples: gradients by parameter, (examples, ...).
         """
         coordinates, count = self.sketch.compression.coordinates, len(samples[0])
         squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)

@@ -67,12 +67,7 @@ def stacked_batches(
 
 
 def seeds_of(key: int, clients: Sequence[int]) -> NDArray[np.uint64]:
-    """Return a seed for each client, shape (clients,).
-
-    Args:
-      key: of the round.
-      clients: numbers of the clients.
-    """
+    """Return a seed for each client, shape (clients,)."""
     return _mixed(np.uint64(key) + _GOLDEN * np.array(clients, np.uint64))
 
 

@@ -97,15 +97,7 @@ def _traces(bench: Workbench) -> bool:
 def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
-    """Train clients from the instruction's arrays and return the sum of their vectors.
-
-    Args:
-      bench: task and model.
-      content: the instruction.
-      clients: their numbers.
-      spec: of the sum.
-      size: number of its coordinates.
-    """
+    """Train clients from the instruction's arrays and return the sum of their vectors."""
     bench.forget()
     training = training_settings(content, bench.settings)
     _, number = read_round(content)

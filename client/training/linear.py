@@ -68,12 +68,6 @@ def read_table(path: Path) -> Table:
 def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
     """Return the reply with the trained model, as `app.train_round` does.
 
-    Args:
-      message: the global model, in an instruction of a private sum.
-      client: number of the client.
-      table: its examples.
-      settings: how to train in this round.
-
     Raises:
       ValueError: the model does not fit the table.
     """
@@ -107,11 +101,6 @@ def parts_of(table: Table, held_out: float | None) -> tuple[Table, Table]:
 
 def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans | None:
     """Return what is measured of an instruction's model on held-out examples; None where there are none.
-
-    Args:
-      message: the instruction.
-      held: the examples.
-      asked: what is asked.
 
     Raises:
       Refusal: another metric than accuracy is asked for.

@@ -56,12 +56,7 @@ async def _pass_on(path: Path, caller: asyncio.StreamReader, back: asyncio.Strea
 
 
 def owner_of(end: Address, other: Address) -> int | None:
-    """Return the user who owns an end of a connection on this machine; None if that end is not open.
-
-    Args:
-      end: host and port of the end in question.
-      other: host and port of the other end.
-    """
+    """Return the user who owns an end of a connection on this machine; None if that end is not open."""
     wanted = [_written(*end), _written(*other), OPEN]
     for line in CONNECTIONS.read_text().splitlines()[1:]:
         fields = line.split()

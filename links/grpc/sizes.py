@@ -21,11 +21,7 @@ NAME = 64  # characters of an instruction's id, about: run, round, attempt, exch
 
 
 def carried_bytes(message: Message) -> int:
-    """Return about how many bytes of a connection carry a message that has no id yet.
-
-    Args:
-      message: an instruction, or the reply to one.
-    """
+    """Return about how many bytes of a connection carry a message that has no id yet."""
     try:
         size = sum(len(part) for part in segments(message.metadata, pack_body(message)))
     except MalformedMessage:  # of arrays that this link does not carry, and others do

@@ -174,9 +174,6 @@ class Evidence:
         """Return epsilon of these rounds and of what the same clients had told before them.
 
         A client is in one arm, so that of the arms' rounds those count that one arm had, of each event the most.
-
-        Args:
-          before: events of earlier releases.
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 

@@ -304,10 +304,6 @@ def read_book(path: Path) -> Book:
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     """Return what an adversary has seen, from a ledger that nobody needs to have open; nothing where there is none.
 
-    Args:
-      path: of the ledger.
-      adversary: whose events are read.
-
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """

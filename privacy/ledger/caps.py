@@ -183,10 +183,6 @@ def capped(ledger: Path, budget: Budget) -> Budget:
 def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
     """Return a budget, lowered to caps: the least epsilon, at the least delta.
 
-    Args:
-      budget: what was asked for.
-      caps: those that hold.
-
     Raises:
       CapEnded: the time of one is over.
     """

@@ -24,10 +24,6 @@ def export_text(entries: Iterable[Entry], more: Mapping[str, Any] | None = None)
 def read_export(text: bytes, source: str) -> list[Entry]:
     """Return the entries of an export, each checked against the one before.
 
-    Args:
-      text: of the export.
-      source: of the text, for a refusal.
-
     Raises:
       Refusal: it is no export, or its chain is broken.
     """

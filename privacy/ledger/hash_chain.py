@@ -133,10 +133,6 @@ def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
 def refusing(path: Path, what: str) -> Generator[None]:
     """Turn what the operating system or SQLite says about a file into a Refusal.
 
-    Args:
-      path: of the ledger.
-      what: what failed, a clause for the sentence.
-
     Raises:
       Refusal: in the place of OSError and sqlite3.Error.
     """
@@ -353,12 +349,7 @@ class Chain:
             raise
 
     def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
-        """Write drafts and return them in their places; within a `transaction`.
-
-        Args:
-          drafts: in their order.
-          before: the last entry of the chain.
-        """
+        """Write drafts and return them in their places; within a `transaction`."""
         written: list[Entry] = []
         for draft in drafts:
             written.append(linked(draft, written[-1].head if written else before))

@@ -49,10 +49,6 @@ class AskedQuestion:
 def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
     """Refuse a question for a purpose that an owner does not allow.
 
-    Args:
-      purposes: of its parts.
-      cap: of the owner.
-
     Raises:
       Refusal: naming the purpose.
     """

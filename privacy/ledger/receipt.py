@@ -77,14 +77,7 @@ def commitment_of(opening: ReceiptOpening) -> bytes:
 
 
 def sign_receipt(key: Ed25519PrivateKey, told: Told, node: int, commitment: bytes) -> Receipt:
-    """Return a device's receipt.
-
-    Args:
-      key: of the device.
-      told: what it was told of the run.
-      node: its number.
-      commitment: to the heads of its ledgers.
-    """
+    """Return a device's receipt."""
     return Receipt(node, commitment, key.sign(_text(told, node, commitment)))
 
 
@@ -124,13 +117,7 @@ def read_opening(path: Path) -> ReceiptOpening:
 
 
 def opening_text(opening: ReceiptOpening, told: Told, node: int) -> bytes:
-    """Return an opening as the bytes of its file, with whose and of which run it is.
-
-    Args:
-      opening: what is kept.
-      told: what the device was told of the run.
-      node: the device's number.
-    """
+    """Return an opening as the bytes of its file, with whose and of which run it is."""
     heads = {name: list(head) for name, head in opening.heads.items()}
     whole = {"run": told.run, "manifest": told.manifest, "node": node, "salt": opening.salt, "heads": heads}
     return (json.dumps(whole, indent=1) + "\n").encode()

@@ -185,11 +185,7 @@ class ShareSpec:
         return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
 
     def own_noise(self, colluders: int) -> float:
-        """Return the noise over the sensitivity that one survivor is sure of: at least its own share, whoever survives.
-
-        Args:
-          colluders: of the others, however many.
-        """
+        """Return the noise over the sensitivity that one survivor is sure of: at least its own share, whoever survives."""
         return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
 
     def missing_sigma(self, colluders: int, noise_multiplier: float) -> int:

@@ -40,12 +40,7 @@ class Dealings:
     void: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
 
     def parts(self, offered: Mapping[int, Mapping[int, bytes]], sharers: frozenset[int]) -> dict[int, Parts]:
-        """Return by sharer what its neighbours dealt to it, by ascending neighbour.
-
-        Args:
-          offered: hybrid blocks by dealer and holder.
-          sharers: nodes that shared and stay.
-        """
+        """Return by sharer what its neighbours dealt to it, by ascending neighbour."""
         parts: dict[int, Parts] = {node: (bytearray(), bytearray(), bytearray()) for node in sorted(sharers)}
         for dealer in parts:
             said, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
@@ -140,12 +135,7 @@ class Dealings:
 
 
 def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:
-    """Return the deals of a cohort with what follows from each.
-
-    Args:
-      agreed: the cohort.
-      deals: by dealer, of the lengths that the cohort asks for.
-    """
+    """Return the deals of a cohort with what follows from each."""
     claims = {
         node: Claim(
             label_of(agreed.cohort, node), challenge_of(agreed.cohort, node, digest_of(said.commitments))

@@ -57,12 +57,6 @@ class Parcel:
 def parcel_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> Parcel:
     """Return a holder's parcel from the whole deal.
 
-    Args:
-      agreed: the cohort.
-      dealer: whose deal it is.
-      holder: one of its neighbours.
-      signed: the deal.
-
     Raises:
       Refused: MALFORMED, where the deal is not of one share for each neighbour.
     """

@@ -207,12 +207,7 @@ def cosignatures_in(data: bytes) -> dict[bytes, bytes]:
 
 
 def cosigned_by(roster: Roster, cosignatures: Mapping[bytes, bytes]) -> frozenset[bytes]:
-    """Return the public keys whose signature under the roster holds.
-
-    Args:
-      roster: what was signed.
-      cosignatures: by public key.
-    """
+    """Return the public keys whose signature under the roster holds."""
     return frozenset(
         public for public, signature in cosignatures.items() if _holds(roster, public, signature)
     )

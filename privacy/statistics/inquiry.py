@@ -268,9 +268,6 @@ def from_json(text: str) -> Inquiry:
 def read_inquiry(plain: object) -> Inquiry:
     """Return the inquiry that a mapping describes.
 
-    Args:
-      plain: what YAML or JSON held.
-
     Raises:
       Refusal: naming the key.
     """

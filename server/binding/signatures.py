@@ -87,13 +87,7 @@ class Signature:
 
 
 def message(bundle: bytes, before: Sequence[Signature], said: Mapping[str, Any]) -> bytes:
-    """Return the bytes that a role signs.
-
-    Args:
-      bundle: the bundle's list of files.
-      before: the signatures that were there.
-      said: role, date and keys.
-    """
+    """Return the bytes that a role signs."""
     digest = hashlib.sha256(bundle).hexdigest()
     whole = {"bundle": digest, "before": [each.to_json() for each in before], **said}
     return TAG + canonical(whole).encode()

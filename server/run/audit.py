@@ -195,11 +195,6 @@ def _commit(audit: RunAudit) -> None:
 def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
     """Continue after the round of a checkpoint; the noise is raised if it was.
 
-    Args:
-      audit: of the run.
-      grid: that sums its rounds.
-      state: of the checkpoint, or the first.
-
     Returns:
       How the run ends where an alarm was to end it for good, and its process was killed before it did; else None.
     """
@@ -262,12 +257,6 @@ def shown(audit: RunAudit | None) -> AuditLine | None:
 def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
     """Do what is to be done on these alarms, none or more.
 
-    Args:
-      audit: of the run.
-      grid: that sums its rounds.
-      state: after the round that raised them.
-      alarms: of the levels on which something is done.
-
     Returns:
       How the run ends, if it does.
     """
@@ -326,11 +315,6 @@ def _last_clean(run: Run, state: State) -> State:
 
 def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
     """Open the commitment, unless the run may go on, draw the plot, and return what the result says of the audit.
-
-    Args:
-      audit: of the run.
-      ending: how the run ended.
-      title: one line above the plot.
 
     Raises:
       OSError: the folder cannot be written.

@@ -35,11 +35,7 @@ def _share(run: Run) -> float:
 
 
 def noise_ratio(run: Run) -> float:
-    """Return the expected length of a round's noise over the most that its clipped sum can move the model.
-
-    Args:
-      run: with a plan of its sum.
-    """
+    """Return the expected length of a round's noise over the most that its clipped sum can move the model."""
     federation, privacy = run.federation, run.privacy
     assert privacy is not None
     together = federation.together

@@ -66,10 +66,6 @@ class Order:
 def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
     """Make the folder of an exported model; return it, and its card.
 
-    Args:
-      run: folder of a run that has ended.
-      order: what is to be exported.
-
     Raises:
       Refusal: there is no such run or format, the public data are clients', the model does not suit the format, or the
         folder is there.

@@ -48,11 +48,7 @@ class Moment:
 
 
 def machine_time(powercap: Path = POWERCAP) -> Moment:
-    """Return what the machine's clocks and counters show now.
-
-    Args:
-      powercap: where the system shows its counters of energy.
-    """
+    """Return what the machine's clocks and counters show now."""
     now = os.times()
     cpu = now.user + now.system + now.children_user + now.children_system
     return Moment(now.elapsed, cpu, _counters(powercap))

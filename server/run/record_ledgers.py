@@ -39,11 +39,6 @@ def spending(
 
     A client counts as exhausted when its budget affords it no further round.
 
-    Args:
-      federation: its parts.
-      client: what clients are told.
-      took_part: numbers of the clients that were drawn in any round.
-
     Returns:
       The content of ``records`` in result.json; None where records are not protected.
     """

@@ -230,11 +230,6 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
     client took part, with this record or without it. So the draw counts as seen, but as a draw, and whoever was drawn
     more often than is likely loses no more than all others.
 
-    Args:
-      federation: its parts.
-      client: what clients are told.
-      rounds: of the run so far.
-
     Returns:
       The events; none where the ledgers also hold other runs, as those of real data may, or where clients are not drawn
       by Poisson coins.

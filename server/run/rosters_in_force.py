@@ -24,11 +24,6 @@ class InForce:
 def note_roster(folder: Path, roster: Roster, number: int) -> None:
     """Write down the roster from which cohorts are drawn, unless it is the one of before.
 
-    Args:
-      folder: of the run.
-      roster: now in force.
-      number: of the round that comes next.
-
     Raises:
       OSError: the folder cannot be written.
     """

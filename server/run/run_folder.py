@@ -159,10 +159,6 @@ def folder_setting(federation: Federation) -> str:
 def make_folder(key: str, folder: Path) -> None:
     """Make a folder.
 
-    Args:
-      key: the setting that names it.
-      folder: its path; parents are made, too.
-
     Raises:
       Refusal: it cannot be made.
     """
@@ -361,10 +357,6 @@ def record_round(
 def keep(progress: Progress, state: State) -> None:
     """Take the round as finished, and write a checkpoint when one is due.
 
-    Args:
-      progress: it is brought up to date.
-      state: after the round.
-
     Raises:
       OSError: the folder cannot be written.
     """
@@ -423,11 +415,6 @@ def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:
 def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.float64]]) -> None:
     """Write a checkpoint.
 
-    Args:
-      progress: of the run.
-      state: after the last finished round.
-      remembered: by the audit of the rounds up to that one.
-
     Raises:
       OSError: the folder cannot be written.
     """
@@ -463,12 +450,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
-    """Return the recorded rounds, without what a crash left behind the last one.
-
-    Args:
-      folder: of the run.
-      last: the round of the checkpoint.
-    """
+    """Return the recorded rounds, without what a crash left behind the last one."""
     if (folder / OPERATOR).exists():
         replace_file(folder / OPERATOR, "".join(map(_line, _rows_until(folder / OPERATOR, last))).encode())
     return _rows_until(folder / METRICS, last)

@@ -66,10 +66,6 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
     Where clients are hidden, one row of each counts in full, so that all weigh nearly the same, and the noise is least. Where
     each client adds the noise to its own answer, all of its rows do, however many are declared.
 
-    Args:
-      federation: whose settings ask for it.
-      run: its name on ledgers.
-
     Raises:
       Refusal: its name is too long, or the model sees no number, or too many.
     """
@@ -95,10 +91,6 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
 
 def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan] | None:
     """Return the run's question and its plan; None where it asks none, or has been answered.
-
-    Args:
-      federation: its parts.
-      run: its name on ledgers.
 
     Raises:
       Refusal: neither clients nor records are hidden, or both are, or the answer would say nothing.

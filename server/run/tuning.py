@@ -127,13 +127,7 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
 
 
 def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return what was tried and which value went on; None where nothing is tuned.
-
-    Args:
-      run: its tuning.
-      state: the last.
-      history: of the rounds so far, as in metrics.jsonl.
-    """
+    """Return what was tried and which value went on; None where nothing is tuned."""
     tuning = run.tuning
     if tuning is None:
         return None

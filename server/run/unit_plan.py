@@ -110,24 +110,12 @@ def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
 
 
 def is_asked(federation: Federation, plan: Plan) -> bool:
-    """Return whether a plan is of the unit that a run's questions are charged to: the one that the sum hides, or the only one.
-
-    Args:
-      federation: its parts.
-      plan: of a unit.
-    """
+    """Return whether a plan is of the unit that a run's questions are charged to: the one that the sum hides, or the only one."""
     return federation.summed is None or plan.unit is federation.summed.unit
 
 
 def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
-    """Return how many values arms try, and what as many whole runs would cost a unit together.
-
-    Args:
-      federation: its parts.
-      plan: calibrated.
-      budget: gives delta.
-      rounds: of the run that one unit pays for.
-    """
+    """Return how many values arms try, and what as many whole runs would cost a unit together."""
     tries = max(1, len(federation.settings.tried))
     return tries, plan.epsilon(budget.target_delta, rounds * tries)
 
