@@ -28,13 +28,7 @@ BESIDE = {  # a mode, and one that promises at least the same kind of thing to f
 
 @dataclass(frozen=True)
 class Point:
-    """Predicted point of one axis.
-
-    Attributes:
-      axis: epsilon, rounds or clients.
-      value: on that axis.
-      found: the prediction.
-    """
+    """Predicted point of one axis."""
 
     axis: str
     value: float

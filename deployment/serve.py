@@ -282,15 +282,7 @@ def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 @dataclass
 class Farewell:
-    """Callback that tells the connected clients that the run is over, gives them its final model, and takes their receipts.
-
-    Attributes:
-      link: to the clients.
-      federation: as it was when the run began.
-      bundle: the server's.
-      rosters: returns the newest roster.
-      run: what people call it.
-    """
+    """Callback that tells the connected clients that the run is over, gives them its final model, and takes their receipts."""
 
     link: Link
     federation: Federation

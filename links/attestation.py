@@ -105,13 +105,7 @@ def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> byte
 
 
 class AttestedGrid(PassingGrid):
-    """Grid that answers devices' nonces with quotes, beside the next instruction to them.
-
-    Args:
-      grid: reaches the nodes.
-      command: that makes quotes.
-      credentials: returns the server's newest certificate and key.
-    """
+    """Grid that answers devices' nonces with quotes, beside the next instruction to them."""
 
     def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
         super().__init__(grid)

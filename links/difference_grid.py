@@ -97,11 +97,7 @@ class HeldModels:
 
 
 class DifferenceGrid(PassingGrid):
-    """Grid that tells models as differences.
-
-    Args:
-      grid: reaches the nodes.
-    """
+    """Grid that tells models as differences."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)

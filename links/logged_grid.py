@@ -23,15 +23,7 @@ from .tree_head import TreeHead, sign_head
 
 
 class LoggedGrid(PassingGrid):
-    """Grid whose instructions are logged before they leave.
-
-    Args:
-      grid: reaches the nodes.
-      log: of the server.
-      bundle: the server's.
-      credentials: returns the server's newest certificate and key.
-      rosters: returns the newest roster.
-    """
+    """Grid whose instructions are logged before they leave."""
 
     def __init__(
         self,

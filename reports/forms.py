@@ -21,14 +21,7 @@ MOST_ANSWER = 4000  # characters of one answer, so that the page stays a page
 
 @dataclass(frozen=True)
 class Item:
-    """Item of a form.
-
-    Attributes:
-      field: its name in `assessment.yaml`.
-      form: the law that asks.
-      number: of the item there.
-      asks: for what, shortened.
-    """
+    """Item of a form."""
 
     field: str
     form: str

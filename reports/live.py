@@ -70,11 +70,7 @@ def listener(port: int) -> socket.socket:
 
 
 class FolderPage:
-    """Page of one run and its JSON, made anew when somebody asks and the last ones are old.
-
-    Args:
-      folder: of the run.
-    """
+    """Page of one run and its JSON, made anew when somebody asks and the last ones are old."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
@@ -111,13 +107,7 @@ class FolderPage:
 
 
 class PageServer(ThreadingHTTPServer):
-    """Server of one page, which ends with the process that started it.
-
-    Args:
-      listens: on the loopback address.
-      page: of the run.
-      parent: process id.
-    """
+    """Server of one page, which ends with the process that started it."""
 
     daemon_threads = True
 

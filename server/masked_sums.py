@@ -30,14 +30,7 @@ LOST = "own_noise"  # why members were dropped whose sum is lost in the noise th
 
 
 class MaskedSums:
-    """Encrypted sums of one run's rounds, which the clients themselves have noised if there is to be any noise.
-
-    Args:
-      participants: who takes part, and the grid that reaches them.
-      account: what they are promised.
-      masking: how sums are encrypted.
-      randomness: where the parts are drawn from, in which a search sums a cohort.
-    """
+    """Encrypted sums of one run's rounds, which the clients themselves have noised if there is to be any noise."""
 
     def __init__(
         self, participants: Participants, account: SumAccount, masking: Masking, randomness: Randomness

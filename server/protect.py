@@ -176,14 +176,7 @@ def protect(
 
 @dataclass(frozen=True)
 class EvaluationTerms:
-    """How clients are asked to evaluate.
-
-    Attributes:
-      terms: as they were given.
-      plan: of one evaluation.
-      rounds: after which they are asked.
-      name: of the evaluations on the ledger.
-    """
+    """How clients are asked to evaluate."""
 
     terms: ClientEvaluation
     plan: Plan

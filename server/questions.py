@@ -136,14 +136,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class OwnCharges:
-    """Account of one question that each client charges on its own ledger and noises by itself; as `Charge`, it adds nothing.
-
-    Attributes:
-      plan: calibrated, of one round; gives the noise that each client adds.
-      inquiry: what is asked.
-      randomness: where draws come from.
-      row: of the answer.
-    """
+    """Account of one question that each client charges on its own ledger and noises by itself; as `Charge`, it adds nothing."""
 
     plan: Plan
     inquiry: Inquiry

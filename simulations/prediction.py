@@ -51,12 +51,7 @@ DRAWS = ("poisson", "fixed", "all")
 
 @dataclass(frozen=True)
 class Prediction:
-    """Accuracy that a run is predicted to reach.
-
-    Attributes:
-      metric: its name.
-      values: one for each seed.
-    """
+    """Accuracy that a run is predicted to reach."""
 
     metric: str
     values: tuple[float, ...]

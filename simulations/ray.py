@@ -75,12 +75,7 @@ def ray_grid(clients: Clients, settings: Ray) -> Generator[RayGrid]:
 
 
 class Trainer:
-    """What an actor does: it calls clients, and keeps the sum of a round's replies until it is fetched.
-
-    Args:
-      clients: made here.
-      number: of the actor.
-    """
+    """What an actor does: it calls clients, and keeps the sum of a round's replies until it is fetched."""
 
     def __init__(self, clients: Clients, number: int) -> None:
         from ..tasks.hardware import be_worker

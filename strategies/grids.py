@@ -54,11 +54,7 @@ class AskingGrid(Grid):
 
 
 class PassingGrid(AskingGrid):
-    """Grid that stands before another, whose run and nodes it has.
-
-    Args:
-      grid: reaches the nodes.
-    """
+    """Grid that stands before another, whose run and nodes it has."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid

@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 class AnnouncedTask:
-    """A simulated task that is loaded when its model or its data are asked for.
-
-    Args:
-      num_clients: that it will have.
-      load: returns the task.
-    """
+    """A simulated task that is loaded when its model or its data are asked for."""
 
     simulated = True
 

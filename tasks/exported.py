@@ -33,12 +33,7 @@ Model = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """Exported model.
-
-    Attributes:
-      folder: that it stands in.
-      card: what is known of it, as card.json holds it.
-    """
+    """Exported model."""
 
     folder: Path
     card: Mapping[str, Any]

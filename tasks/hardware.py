@@ -120,12 +120,7 @@ def on_cpu(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """Data that are read in batches, each moved to a device.
-
-    Attributes:
-      data: on the processor.
-      device: where a model takes them.
-    """
+    """Data that are read in batches, each moved to a device."""
 
     data: Data
     device: torch.device

@@ -95,10 +95,6 @@ class AdaptedSentence(nn.Module):
 
     Inputs have shape (n, tokens, WIDTH), with zeros for padding. A sentence is the mean of its tokens' outputs, at one
     length, as the weights were trained for.
-
-    Args:
-      layer: the last layer; it is frozen.
-      classes: number of scores.
     """
 
     def __init__(self, layer: BertLayer, classes: int) -> None:

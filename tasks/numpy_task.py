@@ -85,11 +85,7 @@ def as_task(given: object) -> object:
 
 @dataclass(frozen=True)
 class FromArrays:
-    """`Task` made of a `NumpyTask`.
-
-    Attributes:
-      own: the user's.
-    """
+    """`Task` made of a `NumpyTask`."""
 
     own: NumpyTask
 

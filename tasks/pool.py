@@ -38,13 +38,7 @@ class PooledTask(Protocol):
 
 @dataclass(frozen=True)
 class Dealt:
-    """Task over the shares of a pool; what it has no word for is its task's own.
-
-    Attributes:
-      task: the task itself.
-      data: the pool.
-      shares: for each client, the positions of its examples.
-    """
+    """Task over the shares of a pool; what it has no word for is its task's own."""
 
     task: Any
     data: Data

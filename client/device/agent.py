@@ -81,12 +81,7 @@ class Health:
 
 
 class Agent:
-    """Agent that answers the link's messages, and keeps the health file and what a run leaves.
-
-    Args:
-      bundle: the device's.
-      over: set when the server says that a run is over.
-    """
+    """Agent that answers the link's messages, and keeps the health file and what a run leaves."""
 
     def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:
         own, self._bundle = bundle.settings, bundle

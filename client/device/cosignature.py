@@ -20,14 +20,7 @@ from .owner_policy import NEWEST_ROSTER
 
 @dataclass(frozen=True)
 class Cosignature:
-    """Signature of a member under a roster.
-
-    Attributes:
-      name: of the member.
-      version, hash: of the roster, the hash in hexadecimal.
-      public: the member's Ed25519 public key, in hexadecimal.
-      signature: in hexadecimal.
-    """
+    """Signature of a member under a roster."""
 
     name: str
     version: int

@@ -26,11 +26,7 @@ FILE = "held"
 
 @dataclass(frozen=True)
 class HeldModel:
-    """Model that a device holds.
-
-    Attributes:
-      path: of its file.
-    """
+    """Model that a device holds."""
 
     path: Path
 

@@ -56,11 +56,6 @@ def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes 
 class SeenLog:
     """Log of one federation's server.
 
-    Args:
-      state: folder of what the device remembers.
-      federation: its name.
-      ca: certificate of its authority, in PEM.
-
     Raises:
       Refusal: what is on disk is damaged.
       OSError: it cannot be read.

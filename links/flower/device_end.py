@@ -70,14 +70,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """Memory of the last reply, for an instruction that comes again, and of a reply that is still owed.
-
-    Attributes:
-      node: this device's number.
-      handle: does what an instruction asks for and returns the reply.
-      begun: journal of the instructions that were begun.
-      owed: the reply that has not reached the server, or None.
-    """
+    """Memory of the last reply, for an instruction that comes again, and of a reply that is still owed."""
 
     node: int
     handle: Handle

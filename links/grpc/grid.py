@@ -142,13 +142,7 @@ def _shown(own: Credentials) -> Any:
 
 
 class LinkGrid(RosterGrid):
-    """Grid over the streams of a roster's nodes; `open_link` makes it.
-
-    Args:
-      nodes: returns the roster's nodes.
-      board: the server's end of their streams.
-      port: on which the server listens.
-    """
+    """Grid over the streams of a roster's nodes; `open_link` makes it."""
 
     def __init__(self, nodes: Nodes, board: Switchboard, port: int) -> None:
         super().__init__(claim_identity(run_id=1), nodes)

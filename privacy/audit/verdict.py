@@ -31,13 +31,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Method:
-    """Test of a claim, and the same test on the best scores that as many canaries could have.
-
-    Attributes:
-      name: shown to people.
-      refutes: the test.
-      perfect: the test on the best scores, which gives the ceiling.
-    """
+    """Test of a claim, and the same test on the best scores that as many canaries could have."""
 
     name: str
     refutes: Refutes
@@ -46,14 +40,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one method.
-
-    Attributes:
-      method: its name.
-      lower: bound on epsilon.
-      ceiling: the largest that the bound could have been.
-      p_value: of the claim.
-    """
+    """Result of one method."""
 
     method: str
     lower: float

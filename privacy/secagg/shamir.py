@@ -115,12 +115,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the values of a polynomial at points.
-
-    Attributes:
-      plain: for each point, below p.
-      leaned: each times its point, below p.
-    """
+    """Weights of the values of a polynomial at points."""
 
     plain: Sequence[int]
     leaned: Sequence[int]

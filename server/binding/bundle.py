@@ -48,14 +48,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is put into a bundle.
-
-    Attributes:
-      run: the run's folder.
-      manifest: of the run.
-      entries: of its ledger, up to the entry that closed it; empty where it has none of its own.
-      client_entries: of the clients' ledgers by name, where a simulation holds them.
-    """
+    """What is put into a bundle."""
 
     run: Path
     manifest: Manifest

@@ -45,12 +45,7 @@ PublicKey = Ed25519PublicKey | MLDSA65PublicKey
 
 @dataclass(frozen=True)
 class SigningKey:
-    """Private key of whoever signs.
-
-    Attributes:
-      name: of the algorithm.
-      key: secret.
-    """
+    """Private key of whoever signs."""
 
     name: str
     key: Ed25519PrivateKey | MLDSA65PrivateKey = field(repr=False)

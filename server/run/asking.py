@@ -67,15 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Asking:
-    """One question that is being asked.
-
-    Attributes:
-      federation: whose clients are asked.
-      plan: calibrated, of all rounds.
-      ledger: of the population, open for writing; None where each client charges its own.
-      participants: who is asked.
-      reach: how.
-    """
+    """One question that is being asked."""
 
     federation: Federation
     plan: Plan

@@ -20,11 +20,7 @@ END_SECONDS = 5.0
 
 @dataclass
 class LivePage:
-    """Callback that starts the process that serves the page, once there is a folder to read.
-
-    Attributes:
-      listens: on the loopback address; the process takes it over.
-    """
+    """Callback that starts the process that serves the page, once there is a folder to read."""
 
     listens: socket
     _process: subprocess.Popen[bytes] | None = None

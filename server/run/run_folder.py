@@ -283,11 +283,7 @@ def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
 
 @dataclass(frozen=True)
 class Lines:
-    """Callback that writes METRICS, a line of JSON for each round.
-
-    Attributes:
-      folder: of the run.
-    """
+    """Callback that writes METRICS, a line of JSON for each round."""
 
     folder: Path
 

@@ -113,9 +113,6 @@ class Stepping(nn.Module):
     """Model whose output for a batch is the loss of a LightningModule, and what it logs of it while it is evaluated.
 
     Given inputs alone it returns what the module returns for them.
-
-    Attributes:
-      module: the LightningModule.
     """
 
     def __init__(self, module: Any) -> None:
