@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
+from ..reports.shown import shown
 
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
@@ -137,7 +138,7 @@ def table_of(record: Mapping[str, Any]) -> str:
     for answer, figures in zip(record["answers"], told, strict=True):
         lines += ["", _cut(answer["name"], WIDTH), *(_line(each, wide) for each in figures)]
     against = ", ".join(record["adversaries"])
-    lines.append("")
+    lines += ["", *_bytes(record)]
     lines.append(f"95 % intervals; hides a {record['unit']} ({record['adjacency']}) from: {against}")
     after, target = record["epsilon_after"], record["target_epsilon"]
     if after is None:
@@ -145,6 +146,17 @@ def table_of(record: Mapping[str, Any]) -> str:
     of = f" of {target:.3g}" if target < UNLIMITED_EPSILON else ""
     lines.append(f"spent on this ledger so far: epsilon {after:.3g}{of}")
     return "\n".join(lines)
+
+
+def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line of what went over the link; nothing of a record that does not say it."""
+    one, told = record.get("message_bytes"), record.get("bytes")
+    parts = [f"{shown(one['down'], 'bytes')} to a client, {shown(one['up'], 'bytes')} back"] if one else []
+    if told:
+        down, up = (shown(sum(told[way].values()), "bytes") for way in ("down", "up"))
+        parts.append(f"{down} down, {up} up in all")
+    if parts:
+        yield f"bytes: {'; '.join(parts)}"
 
 
 def _line(figure: Mapping[str, Any], wide: int) -> str:

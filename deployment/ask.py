@@ -18,6 +18,7 @@ from ..links.folder_lock import alone
 from ..links.open_files import raise_limit
 from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..links.traffic import Tally
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
 from ..reports.files import QUESTIONS
@@ -80,14 +81,14 @@ def _connected(
     rosters: Rosters,
     reach: Open,
     least_of: Callable[[int, int], int],
-) -> Generator[Grid]:
+) -> Generator[tuple[Grid, Tally]]:
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)
         pace = pace_of(rosters, settings, link, _say_nothing, least_of, ending_of(bundle))
         why = pace.ready(threading.Event())
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
-        yield link.grid
+        yield link.grid, link.tally
 
 
 def _say_nothing(clients: int) -> None:

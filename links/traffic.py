@@ -149,19 +149,19 @@ def cargo_of(message: Message) -> Cargo:
     shares = {purpose: float(size) for purpose, size in down.items() if size} or {main: 1.0}
     if OVER in content:
         return Cargo(shares, TrafficPurpose.CONTROL)  # a receipt
-    if SECURE_RECORD not in content:
+    if SECURE_RECORD not in content or main is TrafficPurpose.KEYS:
         return Cargo(shares, main)
-    spec = records_of(content, ConfigRecord)[SPEC_RECORD]
-    if spec["exchange"] != Exchange.INBOX:
-        return Cargo(shares, TrafficPurpose.KEYS)
-    return Cargo(shares, main, _vector_bytes(str(spec["spec"])))
+    return Cargo(shares, main, _vector_bytes(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"])))
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:
     """Return what an instruction is for, and its reply."""
     if RENEWAL in content:
         return TrafficPurpose.CONTROL
-    keys = {key for record in records_of(content, ConfigRecord).values() for key in record}
+    records = records_of(content, ConfigRecord)
+    if SECURE_RECORD in content and records[SPEC_RECORD]["exchange"] != Exchange.INBOX:
+        return TrafficPurpose.KEYS
+    keys = {key for record in records.values() for key in record}
     if EVALUATION_KEY in keys:
         return TrafficPurpose.EVALUATION
     return TrafficPurpose.QUESTIONS if QUESTION_KEY in keys else TrafficPurpose.TRAINING

@@ -36,6 +36,7 @@ COPIED = (
     "clients",
     "rng",
     "confidence",
+    "message_bytes",
 )
 
 
@@ -110,11 +111,12 @@ def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
 
 def _told(record: Fields, known: Mapping[str, int]) -> dict[str, Any]:
     question: Fields = record["question"]
-    target = record.get("target_epsilon")
+    target, carried = record.get("target_epsilon"), record.get("bytes")
     return {
         **{name: record.get(name) for name in COPIED},
         "why": question.get("why") or None,
         "reason": record.get("reason"),
+        "bytes": carried and {**carried, **{way: sum(carried[way].values()) for way in ("down", "up")}},
         "against": ", ".join(record["adversaries"]),
         "target_epsilon": target if target is not None and target < UNLIMITED_EPSILON else None,
         "on_this_ledger": record["name"] in known,

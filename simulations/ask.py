@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from ..links.traffic import Tally
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
@@ -77,11 +78,11 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 
 @contextmanager
-def _engine(federation: Federation, told: ClientSettings) -> Generator[Grid]:
+def _engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Grid, Tally]]:
     settle_records(federation, told)
     claim_records(federation)
-    with asking_engine(federation, told) as grid:
-        yield grid
+    with asking_engine(federation, told) as opened:
+        yield opened
 
 
 def seed_of(seed: int, name: str) -> int:

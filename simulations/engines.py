@@ -45,10 +45,12 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
     return _opened(federation, clients, federation.settings.engine.workers)
 
 
-def asking_engine(federation: Federation, told: ClientSettings) -> AbstractContextManager[Grid]:
-    """Open the engine that the settings name for a question: every client is called by itself, and none trains."""
+@contextmanager
+def asking_engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+    """Open the engine that the settings name, and the tally of what a link would carry, for a question: none trains."""
     clients = clients_of(federation, told, federation.num_clients, at_once=False)
-    return _opened(federation, clients, federation.settings.engine.workers or 1)
+    with _opened(federation, clients, federation.settings.engine.workers or 1) as opened:
+        yield counted(opened, tally := Tally()), tally
 
 
 def require_one_machine(federation: Federation) -> None:

@@ -55,6 +55,13 @@ def test_clients_of_a_real_federation_answer_in_both_modes_and_are_charged_once_
         record = json.loads(asked.said.strip().splitlines()[-1])
         (rows,) = record["answers"][0]["figures"]
         assert record["released"] and rows["low"] <= ROWS <= rows["high"]
+        central = mode == "client_central"  # what its server counts is for its operator
+        lines = (world.hearts / "server" / "questions" / "operator.jsonl").read_text().splitlines()
+        carried = json.loads(lines[-1])["bytes"] if central else record["bytes"]
+        assert len(lines) == 1 and (record["bytes"] is None) == central
+        assert carried["source"] == "counted by the link"
+        for way in ("down", "up"):
+            assert carried[way]["questions"] and sum(carried[way].values()) > 5 * 200
     ledgers = sorted((world.hearts / "clients").glob("*/state/ledgers/client-*.ledger"))
     assert len(ledgers) == 5
     for ledger in ledgers:

@@ -80,6 +80,10 @@ def test_without_noise_worth_naming_the_words_are_numpys(tmp_path: Path, unit: s
     assert [each["name"] for each in figures] == best and record["rounds"] == 5
     for each in figures:
         assert each["value"] == pytest.approx(COUNTS[each["name"]], abs=3)
+    if mode == "record":  # the sizes of a message are of all rounds, as those of all of them are
+        assert {way: {"questions": 30 * size} for way, size in record["message_bytes"].items()} == {
+            way: record["bytes"][way] for way in ("down", "up")
+        }
 
 
 def test_each_level_is_one_entry_and_all_of_them_what_was_asked_for(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_an_answer_is_right_within_its_interval_and_is_one_entry_of_the_ledger(t
     assert entry["kind"] == "question" and entry["purpose"] == "How old are they?"
     assert entry["segments"] == {"age": "statistics", "age: clipped": "statistics"}
     assert verify(tmp_path / "ledger").ok
+    # Over those of a message, the bytes of all would be how many answered a trusted server.
+    sizes, operators = record["message_bytes"], tmp_path / "operator.jsonl"
+    carried = json.loads(operators.read_text())["bytes"]
+    assert record["bytes"] is None and not operators.stat().st_mode & 0o077
+    for way in ("down", "up"):
+        assert carried[way] == {"questions": CLIENTS * sizes[way]} and sizes[way] > 200
 
 
 @pytest.mark.parametrize("cohort", ["cohort=all", "cohort=poisson"])
@@ -249,6 +255,8 @@ def test_shares_of_noise_are_enough_for_what_is_stated(tmp_path: Path) -> None:
     record = ask_here(federation(*SHARES), inquiry(), spend, tmp_path / "shares")
     mean, rows = figure(record, "mean"), figure(record, "rows")
     assert record["adversaries"] == ["server", "clients", "model"]
+    assert record["message_bytes"] is None and not (tmp_path / "shares" / "operator.jsonl").exists()
+    assert set(record["bytes"]["down"]) == set(record["bytes"]["up"]) == {"questions", "keys"}
     assert mean["low"] <= MEAN <= mean["high"]
     central = figure(ask_here(federation(), inquiry(), spend, tmp_path / "central"), "rows")
     assert 1 <= (rows["high"] - rows["low"]) / (central["high"] - central["low"]) < 1.2
@@ -332,6 +340,7 @@ def test_the_command_prints_each_figure_with_its_interval_in_80_columns(
     assert (
         re.search(r"^  1 +[-\d.]+ +[-\d.]+ to [-\d.]+$", said, re.MULTILINE) and "epsilon 1 at delta" in said
     )
+    assert re.search(r"^bytes: [\d.]+ kB to a client, \d+ B back$", said, re.MULTILINE)
     assert command("histogram", "label", into=tmp_path, **asked) == 0
     assert "from the record, at no cost" in capsys.readouterr().out
     assert command("histogram", "label", into=tmp_path, as_json=True, **asked) == 0

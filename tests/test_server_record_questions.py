@@ -298,6 +298,8 @@ def test_a_servers_folder_asks_its_clients_about_records(tmp_path: Path, mode: s
         hearts / "server", asked, Spend(noise_multiplier=1.0), (*given, *more), reach=SERVED["reaching"](grid)
     )
     assert record["released"] and record["rng"] == "system"
+    assert (record["message_bytes"] is None) == (mode == "record_distributed")
+    assert record["bytes"]["source"] == "counted by the link"
     truth = sum(
         np.bincount(device.columns(RecordDict(), asked)["label"], minlength=10)[0]
         for device in grid.devices.values()

@@ -15,14 +15,16 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from ...links.traffic import Tally
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Unit
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...privacy.statistics.inquiry import Inquiry
-from ...reports.files import OF_RECORDS
+from ...reports.files import OF_RECORDS, OPERATOR
+from ...reports.traffic import COUNTED, SIMULATED
 from ..participants import Participants
 from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
@@ -40,7 +42,7 @@ def ask(
     inquiry: Inquiry,
     spend: Spend,
     folder: Path,
-    grid: Callable[[], AbstractContextManager[Grid]],
+    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
     """Ask a federation's clients, and return the record of what they said, which `folder` keeps.
@@ -50,7 +52,7 @@ def ask(
       inquiry: what is asked.
       spend: what it may cost.
       folder: of records; in a simulation its ledger lies there too.
-      grid: opens the grid, as long as a context lasts.
+      grid: opens the grid, as long as a context lasts, and the tally of its bytes.
       reach: how the clients answer.
 
     Raises:
@@ -71,7 +73,7 @@ def ask(
             ledger.purpose = inquiry.why or None
             require_all(ledger, plan, inquiry)
         before = None if ledger is None else ledger.epsilon()
-        with grid() as opened:
+        with grid() as (opened, tally):
             participants = Participants(
                 opened,
                 federation.cohort,
@@ -82,10 +84,15 @@ def ask(
             participants.some(1)  # once the clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
-        record = record_of(asking, inquiry, before, ended)
+        source = COUNTED if federation.deployed else SIMULATED
+        carried = {"source": source, **tally.total().to_json()}
+        told = None if federation.keeps_counts else carried  # they count messages
+        record = {**record_of(asking, inquiry, before, ended), "bytes": told}
         if ended.answers:
             replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
             ended.charge.settle()
+        if told is None:
+            append_line(folder / OPERATOR, {"question": inquiry.name, "bytes": carried})
         return record
     finally:
         with suppress(LedgerUnavailable):  # of a note only: what was reserved stays spent
@@ -167,6 +174,7 @@ def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Out
         "owner": _owner(federation),
         "clients": federation.population,
         "confidence": 0.95,
+        "message_bytes": ended.message_bytes and dict(zip(("down", "up"), ended.message_bytes, strict=True)),
     }
     if not ended.answers:
         return {**asked, "reason": ended.cause, "answers": []}

@@ -57,12 +57,14 @@ class Outcome:
       answers: empty where nothing may be released.
       cause: why, then.
       rounds: that were reserved.
+      message_bytes: about those of all instructions to one client and of its replies; None where they are encrypted.
     """
 
     charge: QuestionAccount
     answers: Sequence[Answer]
     cause: str = ""
     rounds: int = 1
+    message_bytes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,23 @@ class Asking:
         """
         charge, done, sums = self._round(inquiry, row)
         if sums is None:
-            return Outcome(charge, (), done.cause or TOO_FEW)
-        return Outcome(charge, _answers(self.federation, inquiry, sums))
+            return Outcome(charge, (), done.cause or TOO_FEW, message_bytes=done.message_bytes)
+        return Outcome(charge, _answers(self.federation, inquiry, sums), message_bytes=done.message_bytes)
 
     def search(self, inquiry: Inquiry) -> Outcome:
         """Ask for the commonest words, a round a letter, and follow the prefixes that noise alone did not make."""
         (asked,) = inquiry.questions
         told: dict[str, Figure] = {}
-        level, row, clipped = inquiry, 1, unsaid(CLIPPED)
+        level, row, clipped, sizes = inquiry, 1, unsaid(CLIPPED), (0, 0)
         while True:
             charge, done, sums = self._round(level, row)
+            sizes = (
+                sizes
+                and done.message_bytes
+                and (sizes[0] + done.message_bytes[0], sizes[1] + done.message_bytes[1])
+            )
             if sums is None:
-                return Outcome(charge, (), done.cause or TOO_FEW, row)
+                return Outcome(charge, (), done.cause or TOO_FEW, row, sizes)
             statistic = level.questions[0].statistic
             assert isinstance(statistic, Prefixes)
             if row == 1:
@@ -109,7 +116,7 @@ class Asking:
             charge.settle()
             level, row = inquiry.following(longer), row + 1
         best = sorted(told.values(), key=lambda each: -each.value)[: statistic.most]
-        return Outcome(charge, (Answer(asked.name, tuple(best), clipped),), rounds=row)
+        return Outcome(charge, (Answer(asked.name, tuple(best), clipped),), rounds=row, message_bytes=sizes)
 
     def _round(self, inquiry: Inquiry, row: int) -> tuple[QuestionAccount, Round, Sums | None]:
         randomness, own_noise = self.reach.randomness, None

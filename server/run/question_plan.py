@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -146,34 +147,38 @@ def _what_would_do(
     federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
 ) -> str:
     """Return a clause: the epsilon at which the interval would be as wide as it may be, and the rows."""
-    assert question.resolution is not None
+    wanted, said = question.resolution, f"{question.name} is planned to +-{planned:.3g}"
+    assert wanted is not None
 
-    def half(noise: float) -> float:
-        found = planned_half_width(federation, inquiry, question, replace(plan, noise_multiplier=noise))
-        assert found is not None
-        return found
+    def fits(tried: Plan) -> bool:
+        half = planned_half_width(federation, inquiry, question, tried)
+        return half is not None and half <= wanted
 
-    said = f"{question.name} is planned to +-{planned:.3g}"
-    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
-    if half(low) > question.resolution:
+    enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
+    if enough is None:
         return f"{said}, and no epsilon would do; ask for less, or of more clients"
+    said = f"{said}; epsilon {enough:.3g} would do"
+    sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
+    rows = () if question.at_least is None else (question.at_least * 1.05**step for step in range(500))
+    many = next((each for each in rows if question.statistic.planned(sigma, each) <= wanted), None)
+    return said if many is None else f"{said}, or {math.ceil(many)} rows"
+
+
+def least_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
+    """Return the least epsilon at which a plan would do that does not; None where none would.
+
+    Args:
+      plan: with too much noise.
+      delta: in (0, 1).
+      fits: whether a plan would do.
+    """
+    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
+    if not fits(replace(plan, noise_multiplier=low)):
+        return None
     for _ in range(40):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if half(middle) <= question.resolution else (low, middle)
-    enough = replace(plan, noise_multiplier=low).epsilon(budget_of(federation, inquiry).target_delta)
-    said = f"{said}; epsilon {enough:.3g} would do"
-    if question.at_least is not None:
-        rows = question.at_least
-        while (
-            question.statistic.planned(
-                sigma_of(federation, inquiry, question, noise_of_sum(federation, plan)), rows
-            )
-            > question.resolution
-            and rows < 1e12
-        ):
-            rows *= 1.05
-        said += f", or {math.ceil(rows)} rows" if rows < 1e12 else ""
-    return said
+        low, high = (middle, high) if fits(replace(plan, noise_multiplier=middle)) else (low, middle)
+    return replace(plan, noise_multiplier=low).epsilon(delta)
 
 
 def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise_over_clip: float) -> float:

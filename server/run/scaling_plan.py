@@ -7,20 +7,21 @@ with it in.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...configs.schema import CsvTask, SimulationSettings
 from ...privacy.budget import Unit
-from ...privacy.plan import LEAST_NOISE, Plan
+from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
 from ...strategies.cohorts import All
 from ...tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
 from ..evaluations import USUAL_NOISE, epsilon_of
 from .federation import Federation
-from .question_plan import Spend, budget_of, noise_of_sum, question_plan, sigma_of
+from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, question_plan, sigma_of
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -126,19 +127,11 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
     Raises:
       Refusal: naming the epsilon that would do.
     """
-    assert plan.noise_multiplier is not None
     if (federation.deployed and federation.record) or _tells(federation, inquiry, plan):
         return  # nobody but its owner knows how many records a device has
-    low, high = LEAST_NOISE, plan.noise_multiplier
-    would = "no epsilon would do"
-    if _tells(federation, inquiry, replace(plan, noise_multiplier=low)):
-        for _ in range(30):
-            middle = (low * high) ** 0.5
-            tells = _tells(federation, inquiry, replace(plan, noise_multiplier=middle))
-            low, high = (middle, high) if tells else (low, middle)
-        delta = budget_of(federation, inquiry).target_delta
-        enough = replace(plan, noise_multiplier=low).epsilon(delta)
-        would = f"task.scaling_epsilon={enough:.3g} would do"
+    delta = budget_of(federation, inquiry).target_delta
+    enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
+    would = "no epsilon would do" if enough is None else f"task.scaling_epsilon={enough:.3g} would do"
     whom = "records" if inquiry.unit is Unit.RECORD else "clients"
     remedy = f"so few {whom} could not tell by what to scale under this noise; {would}, or leave it out"
     raise Refusal(FIELD, ASKED, remedy)
