@@ -30,46 +30,37 @@ class Item:
 
 
 GDPR, ANNEX, RIGHTS = "GDPR, article 35(7)", "EU AI Act, annex IV", "EU AI Act, article 27(1)"
-ITEMS = (
-    Item(
-        "gdpr_35_7_a",
-        GDPR,
-        "(a)",
-        "Description of the processing, its purposes, and the legitimate interest if any",
-    ),
-    Item(
-        "gdpr_35_7_b",
-        GDPR,
-        "(b)",
-        "Necessity and proportionality of the processing in relation to the purposes",
-    ),
-    Item("gdpr_35_7_c", GDPR, "(c)", "Risks to the rights and freedoms of the people whose data these are"),
-    Item("gdpr_35_7_d", GDPR, "(d)", "Measures against the risks, with safeguards and security"),
-    Item("ai_annex_iv_1", ANNEX, "1", "General description: intended purpose, provider, versions, hardware"),
-    Item(
-        "ai_annex_iv_2",
-        ANNEX,
-        "2",
-        "Elements and development: methods, design, data, oversight, validation, security",
-    ),
-    Item(
-        "ai_annex_iv_3",
-        ANNEX,
-        "3",
-        "Monitoring, functioning and control: capabilities, limits, foreseeable harm",
-    ),
-    Item("ai_annex_iv_4", ANNEX, "4", "Appropriateness of the performance metrics"),
-    Item("ai_annex_iv_5", ANNEX, "5", "Risk management system of article 9"),
-    Item("ai_annex_iv_6", ANNEX, "6", "Changes made through the lifecycle"),
-    Item("ai_annex_iv_7", ANNEX, "7", "Harmonised standards applied, or the solutions in their place"),
-    Item("ai_annex_iv_8", ANNEX, "8", "EU declaration of conformity"),
-    Item("ai_annex_iv_9", ANNEX, "9", "Post-market monitoring, with the plan of article 72"),
-    Item("ai_27_1_a", RIGHTS, "(a)", "The deployer's processes in which the system is used"),
-    Item("ai_27_1_b", RIGHTS, "(b)", "Period of time and frequency of use"),
-    Item("ai_27_1_c", RIGHTS, "(c)", "Categories of people and groups likely to be affected"),
-    Item("ai_27_1_d", RIGHTS, "(d)", "Specific risks of harm to them"),
-    Item("ai_27_1_e", RIGHTS, "(e)", "Measures of human oversight"),
-    Item("ai_27_1_f", RIGHTS, "(f)", "Measures if risks materialise: governance and complaints"),
+ASKED = {  # by form, and how the names of its fields begin
+    (GDPR, "gdpr_35_7"): {
+        "a": "Description of the processing, its purposes, and the legitimate interest if any",
+        "b": "Necessity and proportionality of the processing in relation to the purposes",
+        "c": "Risks to the rights and freedoms of the people whose data these are",
+        "d": "Measures against the risks, with safeguards and security",
+    },
+    (ANNEX, "ai_annex_iv"): {
+        "1": "General description: intended purpose, provider, versions, hardware",
+        "2": "Elements and development: methods, design, data, oversight, validation, security",
+        "3": "Monitoring, functioning and control: capabilities, limits, foreseeable harm",
+        "4": "Appropriateness of the performance metrics",
+        "5": "Risk management system of article 9",
+        "6": "Changes made through the lifecycle",
+        "7": "Harmonised standards applied, or the solutions in their place",
+        "8": "EU declaration of conformity",
+        "9": "Post-market monitoring, with the plan of article 72",
+    },
+    (RIGHTS, "ai_27_1"): {
+        "a": "The deployer's processes in which the system is used",
+        "b": "Period of time and frequency of use",
+        "c": "Categories of people and groups likely to be affected",
+        "d": "Specific risks of harm to them",
+        "e": "Measures of human oversight",
+        "f": "Measures if risks materialise: governance and complaints",
+    },
+}
+ITEMS = tuple(
+    Item(f"{begins}_{place}", form, place if place.isdigit() else f"({place})", asks)
+    for (form, begins), items in ASKED.items()
+    for place, asks in items.items()
 )
 FIELDS = tuple(each.field for each in ITEMS)
 WATTS, CARBON, KWH, GIGABYTE, NETWORK = PRICES = (

@@ -155,7 +155,7 @@ def test_a_server_whose_disk_fills_up_ends_in_a_sentence_and_goes_on_once_there_
             print(json.dumps(told[-1]), flush=True)
             assert "Traceback" not in server.said, server.said
             saved = read(folder / "runs" / run)  # a round is done once it is in the checkpoint
-            before = world.rows(run)[: saved.round if saved else 0]
+            before = world.rows(run)[: saved.state.round if saved else 0]
             paid = RULES["entries_of"](world.hearts)
             disk.clear()
             again = world.server(run, ROUNDS)

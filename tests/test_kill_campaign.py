@@ -111,7 +111,7 @@ def lived(
     for death in deaths:
         assert world.server(run, ROUNDS, death).wait() is None, f"{death} never came"
         saved = read(found.folder)  # a round is done once it is in the checkpoint
-        found.before = RULES["rows_of"](found.folder)[: saved.round if saved else 0]
+        found.before = RULES["rows_of"](found.folder)[: saved.state.round if saved else 0]
         found.paid = RULES["entries_of"](world.hearts)
     server = world.server(run, ROUNDS)
     if client != NOBODY:

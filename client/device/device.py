@@ -27,7 +27,6 @@ from ...configs.bundle_files import SCHEMA
 from ...configs.local_training import LocalTraining
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
-from ...privacy.arms import Arm
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -176,7 +175,7 @@ class Device:
           NotTrained: it is another log, it does not hold what the instruction brings, or there is none.
         """
         own = self.bundle
-        try:
+        with _refusing(FAILED, level=logging.ERROR):
             if self._log is None:
                 self._log = SeenLog(own.state, own.settings.federation, own.credentials.ca)
             told = log_of(content)
@@ -185,9 +184,6 @@ class Device:
             elif own.policy.require_log or self._log.head is not None:
                 remedy = "the server sent none; update it, or find out why it hides what it tells others"
                 raise Refusal("require_log", own.policy.require_log, remedy)
-        except Refusal as refusal:
-            logger.error("%s", refusal)
-            raise NotTrained(FAILED) from refusal
 
     @property
     def server_quotes(self) -> ServerQuotes | None:
@@ -199,11 +195,8 @@ class Device:
 
     def _check_quote(self, content: RecordDict) -> None:
         if (quotes := self.server_quotes) is not None:
-            try:
+            with _refusing(OWNERS_POLICY, level=logging.ERROR):
                 quotes.check(content)
-            except Refusal as refusal:
-                logger.error("%s", refusal)
-                raise NotTrained(OWNERS_POLICY) from refusal
 
     def _asking_for_quote(self, message: Message, reply: Message) -> Message:
         """Return the reply, with a nonce where the owner asks for a quote and none was accepted lately."""
@@ -213,13 +206,9 @@ class Device:
 
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt the roster that a proposal brings, if it is the authority's and newer than the device's."""
-        if (signed := roster_of(content)) is None:
-            return
-        try:
-            self.bundle = renew_roster(self.bundle, signed)
-        except Refusal as refusal:
-            logger.warning("%s", refusal)
-            raise NotTrained(FAILED) from refusal
+        if (signed := roster_of(content)) is not None:
+            with _refusing(FAILED):
+                self.bundle = renew_roster(self.bundle, signed)
 
     def _update(self, message: Message, context: Context) -> Message:
         trained: ClientAppCallable = self._trained
@@ -232,7 +221,9 @@ class Device:
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
         if order.arm is not None:
-            self._check_arm(order, order.arm)
+            own = self.bundle
+            with _refusing(OWNERS_POLICY, "an order is not followed: "):
+                require_own(order.arm, own.settings.name, people_call(order.run), own.state)
         asked = question_of(content)
         if asked is not None and (self.evaluate if isinstance(asked, Evaluation) else self.columns) is None:
             logger.warning(
@@ -243,11 +234,8 @@ class Device:
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
             raise NotTrained(FAILED)
         if self.prepare is not None:
-            try:
+            with _refusing(FAILED, "an order cannot be followed: "):
                 self.prepare(order, released_of(content))
-            except Refusal as refusal:
-                logger.warning("an order cannot be followed: %s", refusal)
-                raise NotTrained(FAILED) from refusal
         _, number = read_round(content)
         paid = (
             nullcontext()
@@ -258,14 +246,6 @@ class Device:
             self._noise.clear()  # it was planned without the answer
         with paid:
             yield
-
-    def _check_arm(self, order: TrainingOrder, arm: Arm) -> None:
-        own = self.bundle
-        try:
-            require_own(arm, own.settings.name, people_call(order.run), own.state)
-        except Refusal as refusal:
-            logger.warning("an order is not followed: %s", refusal)
-            raise NotTrained(OWNERS_POLICY) from refusal
 
     def _changed_since(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
         """Return whether the roster says otherwise than the terms which clients may train on a person."""
@@ -366,6 +346,16 @@ class Device:
                 raise
             logger.warning("%s", refusal)
             raise NotTrained(NOT_READY if refusal.field == "ledger" else BUDGET_SPENT) from refusal
+
+
+@contextmanager
+def _refusing(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
+    """Tell the log of a refusal, of which only a code leaves."""
+    try:
+        yield
+    except Refusal as refusal:
+        logger.log(level, "%s%s", what, refusal)
+        raise NotTrained(code) from refusal
 
 
 def read_device(bundle: ClientBundle) -> Device:
