@@ -54,10 +54,7 @@ def set_budget(folder: Path | None, asked: Asked, *, reason: str | None = None, 
 def adopt(folder: Path | None, old: str, data_id: str) -> int:
     """Let a data set answer for an older ledger; return the exit code.
 
-    Args:
-      folder: of the ledgers; None is the folder of real data.
-      old: name of the ledger's file, without its ending.
-      data_id: of the data set.
+    Arguments as of `fedveil budget adopt`.
 
     Raises:
       Refusal: there is no such ledger.

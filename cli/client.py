@@ -100,12 +100,7 @@ def roster(
 ) -> int:
     """Print with whom the device may be summed, and how that has changed; or approve of a change, or sign it.
 
-    Args:
-      folder: the device's bundle.
-      version: of a roster that waits, to approve of it; None shows.
-      sign: file of a roster, to sign it for other owners; None shows.
-      reason: why it is approved of; kept on the device's ledger.
-      as_json: print one JSON object.
+    Arguments as of `fedveil client roster`.
 
     Raises:
       Refusal: the bundle cannot be used, no such version waits, or the roster in the file is not to be signed.

@@ -73,11 +73,7 @@ def compare(
 ) -> int:
     """Print one table of these runs; return the exit code.
 
-    Args:
-        runs: folders of runs or of sweeps.
-        csv: file for the table, a row a run.
-        plot: file for a figure, such as compare.png or compare.pdf.
-        as_json: print JSON instead of the table.
+    Arguments as of `fedveil compare`.
 
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.

@@ -37,10 +37,7 @@ def serve_enrolments(folder: Path) -> int:
 def enrol_device(text: str, folder: Path, wait: float | None) -> int:
     """Enrol this device by a token; return 1 if nobody has answered in time.
 
-    Args:
-      text: the token; "-" reads a line of it, so that it stands in no list of processes.
-      folder: of the bundle.
-      wait: seconds; None waits without end.
+    Arguments as of `fedveil client enrol`.
 
     Raises:
       Refusal: the token opens nothing, or somebody stands in between.

@@ -14,12 +14,7 @@ LEAST = 5e-5  # of an addition that is shown, in the unit of the score
 def explain_row(folder: Path, data: Path, row: int, method: str, *, as_json: bool) -> int:
     """Print what the model that a device keeps says of one row, and what each input adds to it, the largest first.
 
-    Args:
-      folder: of the client's bundle.
-      data: table, or .npy of inputs.
-      row: number of the row, from 1.
-      method: how it is explained.
-      as_json: whether all is printed as JSON.
+    Arguments as of `fedveil client explain`.
 
     Returns:
       The exit code.

@@ -22,11 +22,7 @@ SHOWN = 16  # hexadecimal digits of a hash
 def of_server(folder: Path, inclusion: int | None, consistency: int | None, *, as_json: bool = False) -> int:
     """Print what a server has told, or a proof of it; return the exit code.
 
-    Args:
-      folder: the server's bundle.
-      inclusion: entry to prove; None proves none.
-      consistency: number of entries of a shorter log, to prove that this one begins with it; None proves none.
-      as_json: print the whole log as JSON.
+    Arguments as of `fedveil server log`.
 
     Raises:
       Refusal: the bundle cannot be used, or there is no such entry.
@@ -58,10 +54,7 @@ def of_server(folder: Path, inclusion: int | None, consistency: int | None, *, a
 def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> int:
     """Print what a device has seen of its server's log, or hold another's against it; return 1 where they contradict.
 
-    Args:
-      folder: the device's bundle.
-      against: export or proof of the server or of another client; None compares nothing.
-      as_json: print what it has seen as JSON.
+    Arguments as of `fedveil client log`.
 
     Raises:
       Refusal: the bundle or the file cannot be used, or the device has seen no log.

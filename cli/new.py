@@ -37,11 +37,7 @@ COMMANDS = {"csv": SIMULATE, "torch": SIMULATE, "sklearn": SIMULATE, "flower": "
 def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None = None) -> int:
     """Make a project.
 
-    Args:
-      folder: to make; it must not hold anything.
-      source: of which kind, a key of `COMMANDS`.
-      data: one's own tables for the kind csv; none makes some up.
-      label: their column that is to be predicted; None takes the last one.
+    Arguments as of `fedveil new`.
 
     Returns:
       The exit code.

@@ -21,13 +21,7 @@ def predict(
 ) -> int:
     """Write what the model of a run says of each row of the data, in their order.
 
-    Args:
-      run: folder of the run, or of an export; or a client's bundle, or the state folder in it, which keeps the final
-        model of a run.
-      data: table or folder of tables, or .npy for a run without a schema.
-      out: file to write; None prints.
-      allow_modules: modules that may be imported for the run's task.
-      explain: how each prediction is explained; None writes predictions alone.
+    Arguments as of `fedveil predict`.
 
     Returns:
       The exit code.

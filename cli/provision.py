@@ -23,12 +23,7 @@ def make(
 ) -> int:
     """Make or complete the bundles that a federation.yaml describes; return the exit code.
 
-    Args:
-      file: federation.yaml.
-      out: where to; None is a folder of the federation's name.
-      wheels: what a device installs.
-      lock: hashes of what is not among them.
-      as_json: print one JSON object.
+    Arguments as of `fedveil provision`.
 
     Raises:
       Refusal: of a mistake, before anything is written.
@@ -39,11 +34,7 @@ def make(
 def new_keys(folder: Path, names: list[str], request: Path | None, *, as_json: bool = False) -> int:
     """Give clients, or the server, new keys; return the exit code.
 
-    Args:
-      folder: that provisioning made.
-      names: of clients, with * and ? for many, or "server".
-      request: of a device that made its new keys itself.
-      as_json: print one JSON object.
+    Arguments as of `fedveil provision rotate`.
 
     Raises:
       Refusal: nobody has the name, or the request is not the client's.
@@ -54,11 +45,7 @@ def new_keys(folder: Path, names: list[str], request: Path | None, *, as_json: b
 def new_certificates(folder: Path, names: list[str], within: float, *, as_json: bool = False) -> int:
     """Give clients later certificates for the keys that they have; return the exit code.
 
-    Args:
-      folder: that provisioning made.
-      names: of clients, with * and ? for many; none stands for all.
-      within: days; certificates that end later are left alone.
-      as_json: print one JSON object.
+    Arguments as of `fedveil provision renew`.
 
     Raises:
       Refusal: nobody has the name.
@@ -69,12 +56,7 @@ def new_certificates(folder: Path, names: list[str], within: float, *, as_json: 
 def tokens(folder: Path, names: list[str], hours: float, *, qr: bool = False, as_json: bool = False) -> int:
     """Print a token for each name; return the exit code.
 
-    Args:
-      folder: that provisioning made.
-      names: of the clients.
-      hours: until the tokens end.
-      qr: print each as a QR code too.
-      as_json: print one JSON object of tokens by name.
+    Arguments as of `fedveil provision token`.
 
     Raises:
       Refusal: a name has no place in the federation.
@@ -95,10 +77,7 @@ def tokens(folder: Path, names: list[str], hours: float, *, qr: bool = False, as
 def admit_asked(folder: Path, names: list[str], *, as_json: bool = False) -> int:
     """Admit the devices that have asked by a token; return 1 if a request was refused.
 
-    Args:
-      folder: that provisioning made.
-      names: of clients; none stands for all.
-      as_json: print one JSON object.
+    Arguments as of `fedveil provision approve`.
 
     Raises:
       Refusal: a name has no token.
@@ -132,10 +111,7 @@ def leave_out(folder: Path, names: list[str], *, as_json: bool = False) -> int:
 def collect(folder: Path, files: Sequence[Path], *, as_json: bool = False) -> int:
     """Put members' signatures under the newest roster; return the exit code.
 
-    Args:
-      folder: that provisioning made.
-      files: of the members.
-      as_json: print one JSON object.
+    Arguments as of `fedveil provision cosign`.
 
     Raises:
       Refusal: a file is none, is of another roster, or of nobody in the federation.

@@ -32,13 +32,7 @@ def report(
 ) -> int:
     """Write the report of a run, or of the answers in a folder of them, and return the exit code.
 
-    Args:
-      folder: of the run, or of answers.
-      out: folder to write to; the run's by default, and `report` in a folder of answers.
-      assessment: answers of the organisation; `assessment.yaml` of the run's folder by default, which is made, empty,
-        where there is none.
-      questions: folder of what clients answered; by default that of the server whose run it is.
-      as_json: print report.json and write nothing.
+    Arguments as of `fedveil report`.
 
     Raises:
       Refusal: there is no run, a file of it or an answer cannot be read, or the report cannot be written.

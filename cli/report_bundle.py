@@ -21,12 +21,7 @@ def bundle(
 ) -> int:
     """Make the bundle of a run that holds, signed where keys are given; return the exit code.
 
-    Args:
-      run: its folder.
-      out: where to; `bundle` in the run's folder by default.
-      keys: private keys that sign as the federation.
-      with_audit_rows: put in what the audit kept of each round, where it is the operator's.
-      as_json: print the bundle's files as JSON.
+    Arguments as of `fedveil report bundle`.
 
     Raises:
       Refusal: something of the run does not hold, or the bundle cannot be written.
@@ -50,11 +45,7 @@ def bundle(
 def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
     """Sign a bundle that holds; return the exit code.
 
-    Args:
-      folder: of the bundle.
-      role: who signs, in words.
-      keys: private keys of that role, one of each algorithm at most.
-      day: the date of the signature, YYYY-MM-DD; today, UTC, by default.
+    Arguments as of `fedveil report sign`.
 
     Raises:
       Refusal: something of the bundle does not hold, or a key cannot be read.
@@ -73,10 +64,7 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
 def key(path: Path, *, ml_dsa: bool = False, unlocked: bool = False) -> int:
     """Make a key that signs, locked by a passphrase; return the exit code.
 
-    Args:
-      path: of the private key; the public one lies beside it.
-      ml_dsa: of ML-DSA-65, and not of Ed25519.
-      unlocked: without a passphrase.
+    Arguments as of `fedveil report key`.
 
     Raises:
       Refusal: there is a file, or it cannot be written.

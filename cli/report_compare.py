@@ -21,11 +21,7 @@ WIDTH = 110
 def compare(first: Path, second: Path, *, everything: bool = False, as_json: bool = False) -> int:
     """Print the values in which the reports of two runs differ, and return the exit code.
 
-    Args:
-      first: folder of a run.
-      second: of the other.
-      everything: print those that are the same, too.
-      as_json: print one JSON object.
+    Arguments as of `fedveil report compare`.
 
     Raises:
       Refusal: one holds no run, or a file of it cannot be read.

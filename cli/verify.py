@@ -34,12 +34,7 @@ def verify(
 ) -> int:
     """Check what a path names, print what was found, and return the exit code: 0, or 2 if something does not hold.
 
-    Args:
-      path: of a bundle, a run folder, a ledger, or a folder of ledgers.
-      keys: public keys that must have signed the bundle.
-      head: (number, hash) of an entry that the ledger must hold, as text.
-      device: state folder of a device, or a copy of its receipts and ledgers.
-      as_json: print one JSON object.
+    Arguments as of `fedveil verify`.
 
     Raises:
       Refusal: there is nothing to check, or a key or head is none.

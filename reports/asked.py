@@ -20,9 +20,6 @@ FORMAT = "fedveil answers 1"
 def report_of_answers(folder: Path) -> dict[str, Any]:
     """Return the report of a folder of answers, as JSON; the same folder gives the same bytes.
 
-    Args:
-      folder: in which `fedveil ask` keeps answers.
-
     Raises:
       Refusal: it holds no answer, or one that cannot be read.
     """
@@ -40,11 +37,7 @@ def report_of_answers(folder: Path) -> dict[str, Any]:
 
 
 def ledgers_of(folder: Path) -> list[Path]:
-    """Return the ledgers in a folder of answers: of questions that hide clients, and of those that hide records.
-
-    Args:
-      folder: in which `fedveil ask` keeps answers.
-    """
+    """Return the ledgers in a folder of answers: of questions that hide clients, and of those that hide records."""
     return [path for path in (folder / LEDGER, folder / OF_RECORDS / LEDGER) if path.is_file()]
 
 

@@ -14,11 +14,7 @@ ODD = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 def card_of(report: Fields) -> str:
-    """Return the text of `CARD.md`; the same report gives the same bytes.
-
-    Args:
-      report: as of `report_of`.
-    """
+    """Return the text of `CARD.md`; the same report gives the same bytes."""
     import yaml
 
     front = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=False)

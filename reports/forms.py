@@ -161,11 +161,7 @@ def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str
 
 
 def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
-    """Return how many items there are, how many the run has filled, how many the organisation has, and how many it has not.
-
-    Args:
-      filled: as of `forms`.
-    """
+    """Return how many items there are, how many the run has filled, how many the organisation has, and how many it has not."""
     items = [item for form in filled for item in form["items"]]
     answered = sum(item["organisation"] is not None for item in items)
     return {
@@ -177,11 +173,7 @@ def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
 
 
 def known_to_the_run(report: Fields) -> dict[str, str]:
-    """Return what a run knows of the forms' items, a few sentences each, by field.
-
-    Args:
-      report: its sections about the run, its promise and its stamps.
-    """
+    """Return what a run knows of the forms' items, a few sentences each, by field."""
     run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     clients = "clients" if run["clients"] is None else f"{run['clients']} clients"
@@ -270,11 +262,7 @@ def _checked(ledger: Fields | None) -> str:
 
 
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
-    """Return the blocks of NIST SP 800-226's pyramid, from its top down, and what this run says to each.
-
-    Args:
-      report: its sections about the run, its promise, its stamps and its ledger.
-    """
+    """Return the blocks of NIST SP 800-226's pyramid, from its top down, and what this run says to each."""
     first = next((row for row in report["privacy"] if row["epsilon"] != "infinity"), None)
     nothing = "Nothing is promised." if report["privacy"] else "Known after the first round."
     size = (

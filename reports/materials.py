@@ -15,11 +15,7 @@ MODEL, PYTHON = "model", "python"
 
 
 def materials_of(report: Fields) -> str:
-    """Return the text of `bom.cdx.json`.
-
-    Args:
-      report: as of `report_of`.
-    """
+    """Return the text of `bom.cdx.json`."""
     packages = [_package(name, version) for name, version in report["versions"].items()]
     bill = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -29,11 +29,7 @@ BEYOND = 1.08  # the strip under the stamps ends a little behind the largest of 
 
 
 def page_of(report: Fields) -> str:
-    """Return the page of a report; the same report gives the same bytes.
-
-    Args:
-      report: as of `report_of`, or of `report_of_answers`.
-    """
+    """Return the page of a report; the same report gives the same bytes."""
     if report["format"] == ANSWERS:
         return _rendered("questions.html.jinja", report)
     return _rendered(

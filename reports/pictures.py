@@ -17,11 +17,7 @@ ROOM = 1.1  # above and below shapes
 
 
 def pictures(report: Fields) -> dict[str, str]:
-    """Return the charts of a report as SVG, by name; a chart that would be empty is left out.
-
-    Args:
-      report: as of `report_of`.
-    """
+    """Return the charts of a report as SVG, by name; a chart that would be empty is left out."""
     drawn = {
         "rounds": _rounds(report),
         "runs": _runs(report),

@@ -112,11 +112,7 @@ def recognised(row: Fields) -> float:
 
 
 def main_row(rows: Sequence[Fields]) -> int | None:
-    """Return the place of the promise that comes first: the largest unit's, to whoever gets the model; None without any.
-
-    Args:
-      rows: as of `promise_rows`.
-    """
+    """Return the place of the promise that comes first: the largest unit's, to whoever gets the model; None without any."""
     for unit in UNITS:
         for adversary in WHOM:
             for place, row in enumerate(rows):

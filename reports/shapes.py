@@ -10,11 +10,7 @@ DIGITS = 6  # of a value; float32 has no more
 
 
 def told_shapes(shapes: Fields | None) -> dict[str, Any] | None:
-    """Return the shapes of a model, one for each column and score, those that reach furthest first; None without any.
-
-    Args:
-      shapes: as an export of the model has them.
-    """
+    """Return the shapes of a model, one for each column and score, those that reach furthest first; None without any."""
     if shapes is None:
         return None
     found = [

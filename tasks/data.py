@@ -271,11 +271,7 @@ class Union:
         return self.first[-1]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs and targets of some records.
-
-        Args:
-          index: their numbers, ascending, shape (b,), int64.
-        """
+        """Return inputs and targets of some records."""
         import torch
 
         bounds = torch.searchsorted(index, torch.tensor(self.first)).tolist()

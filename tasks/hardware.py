@@ -129,11 +129,7 @@ class OnDevice:
         return len(self.data)
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs and targets of some examples.
-
-        Args:
-          index: their positions, shape (b,), int64.
-        """
+        """Return inputs and targets of some examples."""
         inputs, targets = self.data.batch(index)
         return mapped(lambda each: moved(each, self.device), inputs), moved(targets, self.device)
 

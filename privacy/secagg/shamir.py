@@ -171,9 +171,6 @@ def parity(points: Sequence[int], threshold: int) -> list[int]:
 def number_of(share: bytes) -> int:
     """Return the number that a share is.
 
-    Args:
-      share: 32 bytes.
-
     Raises:
       Refused: BAD_SHARE when it is no 32-byte number below p.
     """

@@ -184,9 +184,6 @@ _SMALL = {
 def check_public(public: bytes) -> None:
     """Return if an X25519 public key agrees on a secret, and is written in the one way that has no spare bit.
 
-    Args:
-      public: 32 bytes.
-
     Raises:
       Refused: MALFORMED.
     """
