@@ -39,6 +39,8 @@ class Range:
         return number
 
 
+GRAD_NORM = Range(ge=1e-9, le=1e9)
+"""Of one example's gradient: float32 holds a record's part of a sum, and a batch of them, to its last digits."""
 OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
     "auto": (),
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),

@@ -17,7 +17,7 @@ from ..privacy.ledger.caps import DATA_ID, NO_DATA_ID
 from ..privacy.mechanisms.mechanism import NoiseWord
 from ..privacy.secagg.suite import SUITES
 from .group import Group, OfKeys, remedy
-from .local_training import OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
+from .local_training import GRAD_NORM, OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
 
 Parameter = float | int | str | bool
 Argument = Parameter | None | list[Parameter | None]
@@ -31,6 +31,7 @@ Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
 Clients = Annotated[int, Field(ge=1, le=10_000_000)]
 Records = Annotated[int, Field(ge=1, le=10**12)]
 Positive = Annotated[float, Field(gt=0)]
+GradNorm = Annotated[float, GRAD_NORM]
 NotNegative = Annotated[float, Field(ge=0)]
 Pair = Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -713,7 +714,7 @@ class Record(_RecordLevel):
 
     name: Literal["record"] = "record"
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: GradNorm = 1.0
     """L2 norm of one example's gradient."""
 
 
@@ -733,7 +734,7 @@ class RecordDistributed(_RecordLevel):
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which each record takes part in a step, by a secret coin at its client."""
-    max_grad_norm: Positive = 0.5
+    max_grad_norm: GradNorm = 0.5
     """L2 norm of one example's gradient."""
     records: Records | None = None
     """Of all clients together, a public number that divides the sum; null: as many as a simulation has."""

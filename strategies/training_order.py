@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from ..configs.local_training import ORDERED, LocalTraining
+from ..configs.local_training import GRAD_NORM, ORDERED, LocalTraining, Range
 from ..privacy.arms import Arm
 from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.budget import Adjacency, Budget, Unit
@@ -32,6 +32,7 @@ NEW = "@"  # between the name that people gave a run and the part that makes it 
 MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 MOST_PER_PERSON = 100  # as many examples as the configuration allows
+ABOVE_0 = Range(gt=0)
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
@@ -69,7 +70,9 @@ class ClientClaim:
     adjacency: Adjacency
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", _above_0("noise_multiplier", self.noise_multiplier))
+        object.__setattr__(
+            self, "noise_multiplier", ABOVE_0.check(float, "noise_multiplier", self.noise_multiplier)
+        )
         object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
 
 
@@ -79,7 +82,7 @@ class RecordOrder:
 
     Attributes:
       target_epsilon, target_delta: budget of a client's records, as in `Budget`.
-      max_grad_norm: clipping norm of each example's gradient, above 0.
+      max_grad_norm: clipping norm of each example's gradient, from 1e-9 to 1e9.
       adjacency: of records.
       participations: number of rounds for which a client plans its noise, at least 1; as often as it is likely drawn.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
@@ -109,20 +112,18 @@ class RecordOrder:
         budget = Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
         for name in ("target_epsilon", "target_delta", "adjacency"):
             object.__setattr__(self, name, getattr(budget, name))
-        for name in ("max_grad_norm", "sample_rate"):
+        for name, range_ in (("max_grad_norm", GRAD_NORM), ("sample_rate", Range(gt=0, le=1))):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _above_0(name, value))
-        if self.sample_rate is not None and self.sample_rate > 1:
-            raise Refusal("sample_rate", self.sample_rate, "give a probability of at most 1")
-        _whole("participations", self.participations, MAX_PARTICIPATIONS)
-        _whole("runs", self.runs, MAX_RUNS)
+                object.__setattr__(self, name, range_.check(float, name, value))
+        Range(ge=1, le=MAX_PARTICIPATIONS).check(int, "participations", self.participations)
+        Range(ge=1, le=MAX_RUNS).check(int, "runs", self.runs)
         if self.per_person is not None:
-            _whole("per_person", self.per_person, MOST_PER_PERSON)
+            Range(ge=1, le=MOST_PER_PERSON).check(int, "per_person", self.per_person)
             if self.per_person > 1 and self.adjacency is Adjacency.REPLACE_ONE:
                 remedy = "no accountant covers several examples that are exchanged"
                 raise Refusal("per_person", self.per_person, remedy)
         if self.clients_per_person is not None:
-            _whole("clients_per_person", self.clients_per_person, MOST_PER_PERSON)
+            Range(ge=1, le=MOST_PER_PERSON).check(int, "clients_per_person", self.clients_per_person)
             if self.per_person is None or self.sample_rate is None:
                 remedy = "goes with per_person and with a rate of sampling"
                 raise Refusal("clients_per_person", self.clients_per_person, remedy)
@@ -276,7 +277,7 @@ def _moments(plain: object) -> dict[str, tuple[float, float]]:
     for name, pair in plain.items():
         if not isinstance(name, str) or not isinstance(pair, list | tuple) or len(pair) != 2:
             raise Refusal("moments", str(name)[:40], "is a column with its mean and its deviation")
-        found[name] = real("moments", pair[0]), _above_0("moments", pair[1])
+        found[name] = real("moments", pair[0]), ABOVE_0.check(float, "moments", pair[1])
     return found
 
 
@@ -310,15 +311,3 @@ def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= MAX_RUN and value.isprintable()
-
-
-def _above_0(field: str, value: object) -> float:
-    found = real(field, value)
-    if found <= 0:
-        raise Refusal(field, value, "give a number above 0")
-    return found
-
-
-def _whole(field: str, value: object, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
-        raise Refusal(field, value, f"give a whole number from 1 to {most}")

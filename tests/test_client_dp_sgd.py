@@ -149,6 +149,53 @@ def test_a_batch_of_broken_records_moves_by_noise_alone(engine: str) -> None:
     assert bool(moved.isfinite().all()) and bool((moved != 0).all())
 
 
+class Alternating(nn.Module):
+    """Layers over places whose parts of a gradient cancel, all but their rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.all = nn.Linear(64, 64), nn.Linear(64, 2, bias=False)
+        with torch.no_grad():
+            self.each.weight.zero_()
+            self.all.weight.copy_(torch.tensor([[1e9], [-1e9]]).expand(2, 64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        half = inputs.shape[1] // 2
+        return self.all((self.each(inputs) * torch.tensor([[1.0]] * half + [[-1.0]] * half)).sum(1))
+
+
+def tiny_times_huge() -> nn.Module:
+    """Return layers whose inputs are huge and whose outputs' gradients have squares that float32 does not hold."""
+    layers = [nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 2, bias=False)]
+    with torch.no_grad():
+        for layer, values in zip(
+            layers, (6e18 * torch.eye(8), torch.zeros(8, 8), torch.zeros(2, 8)), strict=True
+        ):
+            layer.weight.copy_(values)
+        layers[2].weight[0] = 4e-23
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+@pytest.mark.parametrize("build_model", [tiny_times_huge, Alternating])
+def test_no_model_that_a_server_sends_takes_a_record_past_its_clip(
+    build_model: Callable[[], nn.Module], engine: str
+) -> None:
+    """Squares below what float32 holds are no norm of zero, and parts that cancel leave no rounding that is longer."""
+    inputs = torch.ones(1, 8)
+    if build_model is Alternating:
+        generator = torch.Generator().manual_seed(1)
+        places = torch.rand(1, 8, 64, generator=generator)
+        inputs = torch.cat([places, places[:, torch.randperm(8, generator=generator)]], 1)
+    model, terms = build_model(), StepTerms(1.0, 1e-6, engine)
+    layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    update = step(
+        model, Made("tiny", 1), Examples(inputs, torch.tensor([1])), np.arange(1), terms, 1.0, layout
+    )
+    moved = np.concatenate([part.ravel() for part in update.values()])
+    assert np.linalg.norm(moved) <= 1e-6 * 1.0001
+
+
 def test_a_sum_that_is_not_finite_is_never_released() -> None:
     layer: Any = nn.Linear(2, 2)
     inner = torch.optim.SGD(layer.parameters(), lr=1.0)

@@ -1922,6 +1922,20 @@ MUTATIONS = {
         "test_client_book_keeping.py",
         "those_of_opacus and embedding",
     ),
+    "squares too small for float32 are a norm of zero": Mutation(
+        "client/dp_sgd/example_gradients.py",
+        "dim=tuple(range(1, values.dim()))) + lost",
+        "dim=tuple(range(1, values.dim())))",
+        "test_client_dp_sgd.py",
+        "past_its_clip and book_keeping",
+    ),
+    "ghost clipping takes Opacus' norms": Mutation(
+        "client/dp_sgd/train.py",
+        "attached = OwnGhost(",
+        "attached = GradSampleHooksFastGradientClipping(",
+        "test_client_dp_sgd.py",
+        "past_its_clip and ghost",
+    ),
     "ledger not fsynced": Mutation(
         "privacy/ledger/hash_chain.py",
         "'FULL' if durable",

@@ -96,7 +96,8 @@ def test_the_words_are_those_of_the_configuration():
         ("client", "unknown", 1),
         ("record", "target_epsilon", -1.0),
         ("record", "target_delta", 1.0),
-        ("record", "max_grad_norm", 0.0),
+        ("record", "max_grad_norm", 1e-10),  # float32 would lose digits of a record's part, or of its bound
+        ("record", "max_grad_norm", 1e10),
         ("record", "participations", 0),
         ("record", "participations", 1.5),
         ("record", "gradients", "fast"),

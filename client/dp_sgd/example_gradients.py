@@ -3,10 +3,15 @@
 Norms come from Gram matrices where these are smaller than the gradients (Goodfellow 2015, arXiv:1510.01799; Bu et al.
 2022, arXiv:2210.00038, section 3), from the gradients of a few examples at a time otherwise, and for embeddings from
 the indices.
+
+A norm that comes out too small lets a record past its clip, and who chooses the model chooses the numbers. So a norm counts
+what float32 may have lost of its squares, and a gradient that is not held is no shorter than a `LOUDEST`-th of its parts'
+lengths together: parts that cancel leave their rounding in the sum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -36,10 +41,49 @@ HELD = (
     2  # gradients of single examples are held up to this many times the size of inputs and output gradients
 )
 
+LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
+LOST = 2.0**-63  # the root of the smallest normal float32: squares of what is smaller are rounded, or zero
+
 
 def norms_of(values: Tensor) -> Tensor:
-    """Return the norm of each example, shape (B,)."""
-    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
+    """Return the norm of each example, shape (B,), and not less than it is where its squares are too small for float32."""
+    lost = LOST * math.sqrt(values[:1].numel())
+    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim()))) + lost
+
+
+def _not_below(norms: Tensor, lengths: Tensor) -> Tensor:
+    """Return norms, shape (n,), that count no less than the rounding of their parts, of these lengths, shape (n, L)."""
+    return torch.maximum(norms, lengths.sum(1).to(norms.dtype) / LOUDEST)
+
+
+def _lengths(parts: Tensor) -> Tensor:
+    return norms_of(parts.flatten(0, 1)).view(len(parts), -1)
+
+
+def norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
+    """Return the norms of a layer's gradients, shape (B,), by parameter, as Opacus' ghost clipping asks for them.
+
+    Its own multiply squares in float32, and lose half the digits of gradients that cancel.
+
+    Args:
+      layer: one of `GHOST`.
+      activations: its inputs.
+      backward: gradients of its outputs for the sum of the examples' losses.
+    """
+    gradients = backward.reshape(len(backward), -1, backward.shape[-1])
+    if isinstance(layer, nn.Embedding):
+        (norms,) = _embedding(layer, activations[0], backward).norms
+        return {layer.weight: _not_below(norms.to(backward.dtype), _lengths(gradients))}
+    inputs = activations[0].reshape(len(backward), -1, layer.in_features).to(backward.dtype)
+    found: dict[Any, Tensor] = (
+        {layer.weight: _cancelling(inputs, gradients)} if _learns(layer, "weight") else {}
+    )
+    if _learns(layer, "bias"):
+        found[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
+    return found
+
+
+GHOST = dict.fromkeys((nn.Linear, nn.Embedding), norms_by_ghost)  # layers of which Opacus multiplies norms
 
 
 def _learns(layer: nn.Module, name: str) -> bool:
@@ -61,21 +105,28 @@ def _products(pairs: Iterable[tuple[Tensor, Tensor]], held: Tensor | None) -> Te
     norms: list[Tensor] = []
     done = 0
     for inputs, gradients in pairs:
-        positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
         if held is not None:
             products = torch.bmm(gradients.mT, inputs, out=held[done : done + len(inputs)])
             done += len(inputs)
             norms.append(norms_of(products))
-        elif positions == 1:
+        elif inputs.shape[1] == 1:
             norms.append(norms_of(inputs) * norms_of(gradients))
-        elif 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
-            # Twice, since in float32 a Gram matrix would lose half the digits of gradients that cancel.
-            wide, high = inputs.double(), gradients.double()
-            grams = torch.bmm(wide, wide.mT).mul_(torch.bmm(high, high.mT))
-            norms.append(grams.sum((1, 2)).clamp_(min=0).sqrt_().to(inputs.dtype))
         else:
-            norms.append(norms_of(torch.bmm(gradients.mT, inputs)))
+            norms.append(_cancelling(inputs, gradients))
     return torch.cat(norms) if len(norms) > 1 else norms[0]
+
+
+def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Return the norms, shape (n,), of the sums over positions of outer products that are not held."""
+    positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
+    if 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
+        # Twice, since in float32 a Gram matrix would lose half the digits of gradients that cancel.
+        wide, high = inputs.double(), gradients.double()
+        grams = torch.bmm(wide, wide.mT).mul_(torch.bmm(high, high.mT))
+        norms = grams.sum((1, 2)).clamp_(min=0).sqrt_().to(inputs.dtype)
+    else:
+        norms = norms_of(torch.bmm(gradients.mT, inputs))
+    return _not_below(norms, _lengths(inputs) * _lengths(gradients))
 
 
 def _room(count: int, shape: tuple[int, int], kept: tuple[Tensor, Tensor]) -> Tensor | None:

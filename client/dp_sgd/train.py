@@ -36,6 +36,7 @@ from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from . import sketched
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
+from .example_gradients import GHOST
 from .sketched import SketchedOptimizer
 
 if TYPE_CHECKING:
@@ -286,6 +287,12 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         attached.cleanup()
 
 
+class OwnGhost(GradSampleHooksFastGradientClipping):
+    """Opacus' ghost clipping with norms that no model makes too small."""
+
+    NORM_SAMPLERS: Mapping[Any, Any] = {**GradSampleHooksFastGradientClipping.NORM_SAMPLERS, **GHOST}
+
+
 @contextmanager
 def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
     """Give the function that computes clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679).
@@ -298,7 +305,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
       Refusal: Opacus has no rule for one of the layers.
     """
     options: dict[str, Any] = {"max_grad_norm": optimizer.max_grad_norm, "use_ghost_clipping": True}
-    attached = GradSampleHooksFastGradientClipping(model, batch_first=True, loss_reduction="mean", **options)
+    attached = OwnGhost(model, batch_first=True, loss_reduction="mean", **options)
 
     def clipped_sums(rows: Tensor) -> Tensor:
         attached.enable_hooks()

@@ -185,7 +185,7 @@ class Evaluation:
         metrics = [_within(value, self.bound, 0.0) for value in rows.metrics.tolist()]
         losses = [_within(value, LOSS_BOUND, LOSS_BOUND) for value in rows.losses.tolist()]
         sums = {
-            METRIC: math.fsum(2 * value / self.bound - 1 for value in metrics),
+            METRIC: math.fsum(2 * (value / self.bound) - 1 for value in metrics),
             LOSS: math.fsum(2 * value / LOSS_BOUND - 1 for value in losses),
             CLIENTS: float(len(metrics)),
         }
@@ -201,18 +201,9 @@ class Evaluation:
         values: dict[str, NDArray[np.floating]] = {each.name: np.zeros(each.shape) for each in self.segments}
         if measured is None:
             return values
-        metric, loss = (
-            _within(value, bound, otherwise)
-            for value, bound, otherwise in (
-                (
-                    measured.metric,
-                    self.bound,
-                    0.0,
-                ),  # what a model that diverged measures is the worst there is
-                (measured.loss, LOSS_BOUND, LOSS_BOUND),
-            )
-        )
-        said = {METRIC: 2 * metric / self.bound - 1, LOSS: 2 * loss / LOSS_BOUND - 1, CLIENTS: 1.0}
+        metric = _within(measured.metric, self.bound, 0.0)  # of a model that diverged: the worst there is
+        loss = _within(measured.loss, LOSS_BOUND, LOSS_BOUND)
+        said = {METRIC: 2 * (metric / self.bound) - 1, LOSS: 2 * loss / LOSS_BOUND - 1, CLIENTS: 1.0}
         for each in self.figures:
             if each == HISTOGRAM:
                 values[self._by_metric][min(int(metric / self.bound * BINS), BINS - 1)] = 1.0
