@@ -19,7 +19,7 @@ from ..privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.attempt import Openings, Work
 from ..privacy.secagg.client import Participant
-from ..privacy.secagg.masks import Vector, add_masks
+from ..privacy.secagg.masks import Vector, add_masks, compiled
 from ..privacy.secagg.policy import Policy
 from ..privacy.secagg.roster import Member, Roster
 from ..privacy.secagg.server import OpenedSum, Outgoing, ServerAttempt
@@ -65,6 +65,7 @@ def run_secagg(options: Options) -> Row:
         "CPU ms: of a client, the median of those measured, all stages with clipping and rounding; of the server, a round",
         "ours: malicious profile, no noise; Flower's: no signatures, weights in clear, 8 bytes a coordinate",
         "upload: bytes beside the vector, for each neighbour",
+        f"masks of AES: {'of fedveil-masks, compiled' if compiled() else 'by cryptography alone'}",
     ]
     tables = {
         "Rounds, milliseconds of CPU": rounds,

@@ -21,6 +21,7 @@ from pathlib import Path
 from ..extras import MODULES, require_extra
 from ..privacy.ledger.caps import default_folder
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.masks import compiled
 
 WRONG = 1
 # Processor flags by what they speed up, of x86 and of ARM.
@@ -146,6 +147,9 @@ def _machine() -> Iterator[Diagnosis]:
     yield Diagnosis("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
     remedy = "none: secure aggregation is slow with AES; take secagg.suite=4"
     yield Diagnosis("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
+    wide = {"avx512bw", "vaes"} <= flags
+    remedy = "are cryptography's" + ("; pip install ./compiled in a checkout: twice as fast" if wide else "")
+    yield Diagnosis("masks", None, "are fedveil-masks'" if compiled() else remedy)
 
 
 def _flags() -> set[str]:

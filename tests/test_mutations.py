@@ -1958,6 +1958,13 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "in_the_clear",
     ),
+    "compiled masks used unseen": Mutation(
+        "privacy/secagg/masks.py",
+        "return _add_compiled if np.array_equal(drawn, expected) else None",
+        "return _add_compiled",
+        "test_privacy_secagg_primitives.py",
+        "masks_otherwise",
+    ),
     "noise forgets what its table drew": Mutation(
         "privacy/mechanisms/discrete_gaussian.py",
         "_digits.subtract(box, own) for",

@@ -1,5 +1,13 @@
 """Known answers of the standards, and what masks and shares must do for every key and size."""
 
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 from scipy import stats
 
+from fedveil.privacy.secagg import masks
 from fedveil.privacy.secagg.masks import CHUNK_BYTES, add_masks
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.shamir import PRIME, combine, new_secret, split
@@ -41,6 +50,44 @@ def mask(key: bytes, size: int, suite: int = 1, dtype: DTypeLike = np.uint32) ->
     vector = np.zeros(size, dtype)
     add_masks(vector, [(key, 1)], SUITES[suite])
     return vector
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """The compiled addition of masks; skips where it cannot be built, or the processor has not what it needs."""
+    compiler, source = shutil.which("cc"), Path(__file__).parents[1] / "compiled" / "fedveil_masks.c"
+    include = Path(sysconfig.get_paths()["include"])
+    if compiler is None or not sys.platform.startswith("linux") or not (include / "Python.h").exists():
+        pytest.skip("needs a C compiler on Linux, and Python's headers")
+    library = tmp_path_factory.mktemp("compiled") / "fedveil_masks.abi3.so"
+    said = subprocess.run(
+        [compiler, "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", f"-I{include}", "-o", library, source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "x86intrin" in said.stderr or "immintrin" in said.stderr:
+        pytest.skip("needs a processor of the family x86-64")
+    assert (said.returncode, said.stderr) == (0, "")
+    spec = spec_from_file_location("fedveil_masks", library)
+    assert spec is not None and spec.loader is not None
+    try:
+        module = module_from_spec(spec)
+    except ImportError as error:
+        pytest.skip(str(error))
+    spec.loader.exec_module(module)
+    return module.add_masks
+
+
+@pytest.fixture(params=["cryptography", "compiled"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Masks of AES as either way adds them."""
+    add = request.getfixturevalue("built") if request.param == "compiled" else None
+    monkeypatch.setattr(masks, "_add_compiled", add)
+    masks.compiled.cache_clear()
+    assert masks.compiled() is add
+    yield
+    masks.compiled.cache_clear()
 
 
 def test_aes_256_in_counter_mode() -> None:
@@ -95,12 +142,14 @@ def test_the_chacha_mask_is_rfc_8439() -> None:
     assert mask(bytes(32), 16, suite=4).tobytes().hex() == block
 
 
+@pytest.mark.usefixtures("way")
 def test_the_aes_mask_is_the_published_one() -> None:
     drawn = mask(bytes(range(32)), WORDS + 2)
     assert [f"{word:08x}" for word in drawn[:4]] == ["deb5bc0e", "bd832cb5", "35a9a808", "99912c18"]
     assert [f"{word:08x}" for word in drawn[WORDS:]] == ["fcbfd615", "1e30f444"]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_the_aes_mask_is_plain_counter_mode(dtype: type[np.unsignedinteger]) -> None:
     key, size = bytes(range(32)), 2 * CHUNK_BYTES // np.dtype(dtype).itemsize + 5
@@ -112,6 +161,7 @@ def test_the_aes_mask_is_plain_counter_mode(dtype: type[np.unsignedinteger]) -> 
         assert part == expected[: len(part)]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("width", ["u2", "u4"])
 @pytest.mark.parametrize("suite", [1, 4])
 def test_a_mask_has_the_same_values_whatever_the_byte_order(width: str, suite: int) -> None:
@@ -145,12 +195,50 @@ def test_masks_of_pairs_cancel(clients, size, dtype, suite, seed) -> None:  # ty
     assert (total == values.sum(axis=0, dtype=dtype)).all()
 
 
+@pytest.mark.usefixtures("way")
 def test_masks_cancel_over_chunks() -> None:
     vector = np.arange(3 * WORDS + 7, dtype=np.uint32)
     add_masks(vector, [(b"a" * 32, 1), (b"b" * 32, -1)], AES)
     assert (vector != np.arange(vector.size)).mean() > 0.999
     add_masks(vector, [(b"b" * 32, 1), (b"a" * 32, -1)], AES)
     assert (vector == np.arange(vector.size)).all()
+
+
+@given(size=st.integers(0, 2000), places=st.integers(0, 1500), width=st.sampled_from([2, 4]), seed=KEYS)
+@settings(max_examples=60, deadline=None)
+def test_compiled_masks_are_those_of_cryptography(built, size, places, width, seed) -> None:  # type: ignore[no-untyped-def]
+    """Of every size, also behind a chunk's end, of every place in memory, and for nothing beside the vector."""
+    size += CHUNK_BYTES // width if seed[0] < 32 else 0
+    drawn = np.random.default_rng(list(seed)).integers(0, 256, places + width * size + 64, np.uint8)
+    words = drawn[places : places + width * size].view(f"<u{width}")
+    keys = [(derive(seed, frame(Purpose.PAIR_MASK, each)), 1 if each % 3 else -1) for each in range(3)]
+    expected, before, behind = words.copy(), drawn[:places].copy(), drawn[places + width * size :].copy()
+    masks._add_streams(expected, keys, AES)
+    built(words, width, b"".join(key for key, _ in keys), bytes(sign > 0 for _, sign in keys))
+    assert (words == expected).all()
+    assert (drawn[:places] == before).all() and (drawn[places + width * size :] == behind).all()
+
+
+def test_the_compiled_addition_takes_whole_words_and_keys(built: Callable[..., None]) -> None:
+    for words, width, keys, adds in [
+        (bytearray(6), 4, bytes(32), b"\1"),
+        (bytearray(8), 8, bytes(32), b"\1"),
+        (bytearray(8), 4, bytes(31), b"\1"),
+        (bytearray(8), 4, bytes(32), b"\1\1"),
+    ]:
+        with pytest.raises(ValueError, match="whole words of 2 or 4 bytes"):
+            built(words, width, keys, adds)
+        assert not any(words)
+    for words in (bytes(8), np.zeros(8, np.uint32)[::2]):  # not writable; not in one piece
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            built(words, 4, bytes(32), b"\1")
+
+
+def test_a_compiled_addition_that_masks_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "_add_compiled", lambda *_: None)
+    masks.compiled.cache_clear()
+    assert mask(bytes(range(32)), 1)[0] == 0xDEB5BC0E
+    masks.compiled.cache_clear()
 
 
 @pytest.mark.parametrize(

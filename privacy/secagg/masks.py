@@ -4,14 +4,23 @@ On the wire a mask is the key stream of the suite's cipher, read as little-endia
 of it start anew, with the chunk's number as the 96-bit big-endian nonce N: AES-256 in counter mode from the
 block N‖00000002 (NIST SP 800-38A; equally, GCM's ciphertext of zeros), or ChaCha20 from block 1 (RFC 8439). A
 key masks one vector.
+
+The package `fedveil_masks`, which `compiled/` builds, adds the same words of AES while it makes them.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .suite import NONCE_BYTES, TAG_BYTES, Suite
+from .suite import KEY_BYTES, NONCE_BYTES, SUITES, TAG_BYTES, Suite
+
+try:
+    from fedveil_masks import add_masks as _add_compiled  # pyright: ignore[reportMissingModuleSource]
+except ImportError:  # not installed, or not for this processor
+    _add_compiled = None
 
 CHUNK_BYTES = 2**18
 _ZEROS = bytes(CHUNK_BYTES)
@@ -36,6 +45,27 @@ def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) 
         raise ValueError("masks are added to a vector of 16-bit or 32-bit unsigned words")
     if any(sign not in (1, -1) for _, sign in masks):
         raise ValueError("the sign of a mask is 1 or -1")
+    add = compiled() if suite.stream is SUITES[1].stream else None
+    if add is not None and vector.dtype.isnative and vector.flags.c_contiguous:
+        add(vector, vector.itemsize, b"".join(key for key, _ in masks), bytes(sign > 0 for _, sign in masks))
+    else:
+        _add_streams(vector, masks, suite)
+
+
+@cache
+def compiled() -> Callable[[Vector, int, bytes, bytes], None] | None:
+    """Return the compiled addition where there is one that adds the words that it should."""
+    if _add_compiled is None or sys.byteorder != "little":
+        return None
+    # A mask that is none would show a vector.
+    drawn, expected = np.zeros((2, CHUNK_BYTES // 4 + 1), np.uint32)
+    key = bytes(range(KEY_BYTES))
+    _add_compiled(drawn, 4, key, b"\1")
+    _add_streams(expected, [(key, 1)], SUITES[1])
+    return _add_compiled if np.array_equal(drawn, expected) else None
+
+
+def _add_streams(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:
     streams = [(suite.stream(key), np.add if sign > 0 else np.subtract) for key, sign in masks]
     # Little-endian on every machine: numpy swaps the bytes where the machine's order is another.
     drawn = bytearray(CHUNK_BYTES + TAG_BYTES)

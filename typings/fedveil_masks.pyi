@@ -1,0 +1,3 @@
+from typing import Any
+
+def add_masks(words: Any, width: int, keys: bytes, adds: bytes, /) -> None: ...
