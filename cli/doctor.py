@@ -141,15 +141,15 @@ def _machine() -> Iterator[Diagnosis]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Diagnosis("processor", None, f"{platform.machine()}, {cores} cores for this process")
     flags = _flags()
+    wide = {"avx512bw", "vaes"} <= flags
+    remedy = "are cryptography's" + ("; pip install ./compiled in a checkout: twice as fast" if wide else "")
+    yield Diagnosis("masks", None, "are fedveil-masks'" if compiled() else remedy)
     if not flags:
         return
     found = [name for name, names in FEATURES.items() if flags.intersection(names)]
     yield Diagnosis("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
     remedy = "none: secure aggregation is slow with AES; take secagg.suite=4"
     yield Diagnosis("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
-    wide = {"avx512bw", "vaes"} <= flags
-    remedy = "are cryptography's" + ("; pip install ./compiled in a checkout: twice as fast" if wide else "")
-    yield Diagnosis("masks", None, "are fedveil-masks'" if compiled() else remedy)
 
 
 def _flags() -> set[str]:

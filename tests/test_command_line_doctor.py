@@ -28,9 +28,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_here_is_said_and_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     code, found = findings(capsys)
     assert code == 0
-    assert {"python", "numpy", "cryptography", "extra simulation", "processor", "masks", "clock", "ledgers"} <= set(
-        found
-    )
+    named = {"python", "numpy", "cryptography", "extra simulation", "processor", "masks", "clock", "ledgers"}
+    assert named <= set(found)
     assert all(ok is not False for ok, _ in found.values())
     assert run(["doctor"]) == 0
     assert capsys.readouterr().out.endswith("nothing is wrong\n")
