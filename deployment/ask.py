@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .serve import Open, completed, deployed_in, logged, refuse_roster
 from .status import RUNNING
+
+MOST_NAMED = 5  # of clients that are away
 
 
 def ask_clients(
@@ -82,14 +85,29 @@ def _connected(
     reach: Open,
     least_of: Callable[[int, int], int],
 ) -> Generator[tuple[Grid, Tally]]:
+    told = set[int]()
+
+    def wait_for(clients: int) -> None:
+        if clients and clients not in told:
+            told.add(clients)
+            _say(f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect")
+
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)
-        pace = pace_of(rosters, settings, link, _say_nothing, least_of, ending_of(bundle))
+        pace = pace_of(rosters, settings, link, wait_for, least_of, ending_of(bundle))
         why = pace.ready(threading.Event())
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
+        here, members = link.presence().since, rosters()[0].members
+        away = [each.name for each in members if each.node not in here]
+        if away:
+            named = ", ".join([*away[:MOST_NAMED], *(["..."] if len(away) > MOST_NAMED else [])])
+            _say(
+                f"{len(away)} of {len(members)} clients are not connected yet ({named}): the answer waits for them, up to "
+                f"{settings.deadline:g} s (link.deadline)"
+            )
         yield link.grid, link.tally
 
 
-def _say_nothing(clients: int) -> None:
-    del clients
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Questions over both links and on Ray, asked by the command and answered by processes of their own."""
 
 import json
+import re
 import runpy
 import shutil
 from collections.abc import Iterator
@@ -115,6 +116,16 @@ def test_devices_tell_what_a_released_model_says_of_their_rows_and_refuse_anothe
     refused = ask_file(world, {**about, "name": "other", "model": str(other)}, "privacy=client_central")
     assert refused.wait() == 2 and "another task" in refused.said, refused.said
     assert before == [[each.name for each in questions_of(ledger)] for ledger in ledgers]
+
+
+def test_an_operator_is_told_for_whom_an_answer_waits_and_until_when(world: Any) -> None:
+    world.clients["boston"].kill()
+    asked = ask(world, "away", "privacy=client_central", "privacy.target_epsilon=20", "link.enough=0.8")
+    assert asked.wait() == 0, asked.said  # four of five are enough
+    assert re.search(
+        r"of 5 clients are not connected yet \(.*boston\): .* 300 s \(link.deadline\)", asked.said
+    )
+    assert re.search(r"waiting up to 60 s \(link.wait\) for \d clients", asked.said)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of processes that Ray leaves
