@@ -433,9 +433,8 @@ def _settings(
     for key, value in keys.items():
         overrides += _overrides(key, value)
     if args and given.task is not None:
-        raise Refusal(
-            "args", dict(args), "the task is an object already; make it with them, or give module:Class"
-        )
+        remedy = "the task is an object already; make it with them, or give module:Class"
+        raise Refusal("args", dict(args), remedy)
     overrides += [
         f"task.args.{key}={_text(f'task.args.{key}', value)}" for key, value in (args or {}).items()
     ]
@@ -492,9 +491,8 @@ def _text(path: str, value: object) -> str:
         case list() | tuple():
             return "[" + ",".join(_text(path, each) for each in value) + "]"
         case _:
-            raise Refusal(
-                path, value, "give a name, a number, a dictionary of keys, or one of fedveil's own values"
-            )
+            remedy = "give a name, a number, a dictionary of keys, or one of fedveil's own values"
+            raise Refusal(path, value, remedy)
 
 
 def _with_infinity(row: Mapping[str, Any]) -> dict[str, Any]:

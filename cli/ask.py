@@ -91,9 +91,8 @@ def _asked(
 
 def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
     if columns:
-        raise Refusal(
-            "FILE", columns[0], "a file of questions names its columns itself; write keys as key=value"
-        )
+        remedy = "a file of questions names its columns itself; write keys as key=value"
+        raise Refusal("FILE", columns[0], remedy)
     if not path.is_file():
         raise Refusal("FILE", str(path), f"is no file, and no kind of question ({', '.join(KINDS)})")
     found = read_question_file(path)

@@ -249,9 +249,8 @@ def known_head(seq: str, digest: str) -> Head:
     try:
         return Head(int(seq), digest)
     except ValueError:
-        raise Refusal(
-            "head", seq, "give the entry's number and its hash, as a result's ledger_head"
-        ) from None
+        remedy = "give the entry's number and its hash, as a result's ledger_head"
+        raise Refusal("head", seq, remedy) from None
 
 
 def _spent(found: Verification) -> list[dict[str, Any]]:

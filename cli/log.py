@@ -63,9 +63,8 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     federation, ca = bundle.settings.federation, bundle.credentials.ca
     seen = SeenLog(bundle.state, federation, ca)
     if seen.head is None:
-        raise Refusal(
-            "log", str(folder), "this device has seen none yet; it comes with the first instruction"
-        )
+        remedy = "this device has seen none yet; it comes with the first instruction"
+        raise Refusal("log", str(folder), remedy)
     mine = LogExport(seen.head, tuple(each.hex() for each in seen.leaves))
     fork = bundle.state / FORK
     if against is not None:

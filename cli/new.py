@@ -48,9 +48,8 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
     if source not in COMMANDS:
         raise Refusal("--from", source, f"choose one of {', '.join(COMMANDS)}")
     if (data or label) and source != "csv":
-        raise Refusal(
-            "DATA", str(data[0]) if data else label, f"are tables, for --from csv; {source} takes none"
-        )
+        remedy = f"are tables, for --from csv; {source} takes none"
+        raise Refusal("DATA", str(data[0]) if data else label, remedy)
     draft = _draft(data, label) if data else None
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -90,9 +89,8 @@ def _draft(data: Sequence[Path], label: str | None) -> str:
     from ..tasks.table_files import draft_schema
 
     if len({each.parent.resolve() for each in data}) > 1:
-        raise Refusal(
-            "DATA", ", ".join(map(str, data)), "must lie in one folder; name that, or put them there"
-        )
+        remedy = "must lie in one folder; name that, or put them there"
+        raise Refusal("DATA", ", ".join(map(str, data)), remedy)
     schema, left_out = draft_schema(data, label)
     notes = {schema.label: "is predicted"}
     lines = [DRAFT_HEAD.format(", ".join(map(str, data))), schema.text(notes)]

@@ -88,9 +88,8 @@ def explanation(
 
     check_method(method)
     if read_export(run) is not None:
-        raise Refusal(
-            "--explain", str(run), "is an export, which has no gradients; name the run that it is of"
-        )
+        remedy = "is an export, which has no gradients; name the run that it is of"
+        raise Refusal("--explain", str(run), remedy)
     model, task, classifies = model_and_task(run, allow_modules)
     schema = getattr(task, "schema", None)
     said = predictions(model, task, data, classifies)

@@ -53,9 +53,8 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
     dated = _day(day)
     for line in verify_folder(folder, Asked()):
         if line.ok is False:
-            raise Refusal(
-                "bundle", str(folder), f"does not hold: {line.name}: {line.said}; sign no such thing"
-            )
+            remedy = f"does not hold: {line.name}: {line.said}; sign no such thing"
+            raise Refusal("bundle", str(folder), remedy)
     made = add_signature(folder, role, dated, [read_key(each) for each in keys])
     print(f"{folder}: {_in_words(made)}")
     return 0

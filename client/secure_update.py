@@ -201,9 +201,8 @@ class TrainingJob:
         others = [each for each in cohort if each != self.identity.node]
         found = own_noise(spec, terms, self.identity.roster.outsiders(others, policy.peers))
         if found.multiplier < policy.minimum_noise_multiplier:
-            raise Refused(
-                Reason.POLICY, "minimum_noise_multiplier is not met without members that nobody vouches for"
-            )
+            why = "minimum_noise_multiplier is not met without members that nobody vouches for"
+            raise Refused(Reason.POLICY, why)
         return found
 
     def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:

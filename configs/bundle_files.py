@@ -83,14 +83,12 @@ def _read(path: Path, forbidden: int) -> bytes:
             if status.st_mode & forbidden:
                 raise Refusal("file", str(path), f"may be read by others; run: chmod 600 {path}")
             if status.st_size > LARGEST_FILE:
-                raise Refusal(
-                    "file", str(path), f"is larger than {LARGEST_FILE} bytes; no file of a bundle is"
-                )
+                remedy = f"is larger than {LARGEST_FILE} bytes; no file of a bundle is"
+                raise Refusal("file", str(path), remedy)
             return file.read()
     except OSError as error:
-        raise Refusal(
-            "file", str(path), f"cannot be read ({error.strerror}); see whether it is there and whose it is"
-        ) from None
+        remedy = f"cannot be read ({error.strerror}); see whether it is there and whose it is"
+        raise Refusal("file", str(path), remedy) from None
 
 
 def refuse_writable(folder: Path, *names: str) -> None:

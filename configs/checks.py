@@ -61,8 +61,5 @@ def check_delta(settings: SimulationSettings, units: int) -> str | None:
 def check_seed(settings: SimulationSettings, simulated: bool) -> None:
     """Refuse a seed on real data: noise that can be repeated can be subtracted."""
     if settings.seed is not None and not simulated:
-        raise Refusal(
-            "seed",
-            settings.seed,
-            "on real data noise and draws come from the system's generator; use seed=null",
-        )
+        remedy = "on real data noise and draws come from the system's generator; use seed=null"
+        raise Refusal("seed", settings.seed, remedy)

@@ -105,9 +105,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(list(argv))
     args.overrides = opened(args.overrides)
     if args.experimental_rerun is not None:
-        raise Refusal(
-            "--experimental-rerun", args.experimental_rerun, "reads a pickle; use resume=RUN instead"
-        )
+        remedy = "reads a pickle; use resume=RUN instead"
+        raise Refusal("--experimental-rerun", args.experimental_rerun, remedy)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)
     return args

@@ -750,10 +750,8 @@ class RecordDistributed(_RecordLevel):
         """Refuse what the divisor of the sum tells."""
         yield from super().rules()
         if self.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
-            yield (
-                "adjacency",
-                "what divides the sum tells how many records there are; use zero-out or replace-one",
-            )
+            text = "what divides the sum tells how many records there are; use zero-out or replace-one"
+            yield "adjacency", text
 
 
 class RecordAndClient(Group):
@@ -856,10 +854,8 @@ class CompressionSettings(_Compression):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Refuse a coarse grid for coordinates that may be small."""
         if self.cells is not None and self.name == "mask":
-            yield (
-                "cells",
-                "a coordinate that is small beside a grid unit is rounded to nothing; project spreads them",
-            )
+            text = "a coordinate that is small beside a grid unit is rounded to nothing; project spreads them"
+            yield "cells", text
 
 
 class NoTuning(Group):
@@ -1241,15 +1237,11 @@ class FederationSettings(Group):
                 "counts records, of which a person may have several; leave privacy.per_person null, or none",
             )
         elif privacy.noise_schedule == "adaptive":
-            yield (
-                "evaluate.clients",
-                "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none",
-            )
+            text = "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none"
+            yield "evaluate.clients", text
         if self.tuned is not None and self.evaluate.clients != "final":
-            yield (
-                "evaluate.clients",
-                "arms have models of their own, and which stays is not known yet; use final",
-            )
+            text = "arms have models of their own, and which stays is not known yet; use final"
+            yield "evaluate.clients", text
 
     def _rules_of_compression(self, asked: CompressionSettings) -> Iterator[tuple[str, str]]:
         """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""
@@ -1275,10 +1267,8 @@ class FederationSettings(Group):
         if self.tuning_rounds >= self.num_rounds:
             yield "tune.rounds", f"leaves none of num_rounds={self.num_rounds} for the best value; give fewer"
         if self.steps > MOST_ROUNDS:
-            yield (
-                "tune.rounds",
-                f"the arms' rounds and the others are {self.steps}; at most {MOST_ROUNDS} may be",
-            )
+            text = f"the arms' rounds and the others are {self.steps}; at most {MOST_ROUNDS} may be"
+            yield "tune.rounds", text
         if self.cohort.by_turns:
             yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"
         if client and "adaptive" in (client.clipping, client.noise_schedule):
@@ -1296,16 +1286,12 @@ class FederationSettings(Group):
         if asked.score == "clients" and asked.metric == "loss":
             yield "tune.metric", "has no bound, and the noise goes by one; name a metric of the task"
         if self.evaluate.clients not in ("none", "final"):
-            yield (
-                "evaluate.clients",
-                "arms have a model each, and all clients would be asked; use final, or none",
-            )
+            text = "arms have a model each, and all clients would be asked; use final, or none"
+            yield "evaluate.clients", text
         audit = self.audit
         if audit is not None and audit.full:
-            yield (
-                "audit.name",
-                "its canaries are in no arm, and test what all clients are promised; use light",
-            )
+            text = "its canaries are in no arm, and test what all clients are promised; use light"
+            yield "audit.name", text
         if audit is not None and audit.on_alarm == "rollback":
             yield "audit.on_alarm", "arms have a model each, and none to go back to; use stop or pause"
 
@@ -1313,10 +1299,8 @@ class FederationSettings(Group):
         if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
             yield "schedule.warmup", f"takes the whole run of {self.num_rounds} rounds; give fewer"
         if self.optimizer.name == "dp_adambc" and not isinstance(self.privacy, Record | RecordAndClient):
-            yield (
-                "optimizer.name",
-                "takes the noise of DP-SGD out of its moments; use adam, or privacy=record",
-            )
+            text = "takes the noise of DP-SGD out of its moments; use adam, or privacy=record"
+            yield "optimizer.name", text
 
     def _rules_of_runs(self) -> Iterator[tuple[str, str]]:
         """Where noise is not planned from the budget, or a run is one release, no run has a share of it."""
@@ -1335,10 +1319,8 @@ class FederationSettings(Group):
     def _rules_of_one_step(self) -> Iterator[tuple[str, str]]:
         """Refuse what a round that is one step on all records cannot honour."""
         if self.cohort.name != "all":
-            yield (
-                "cohort.name",
-                "records of all clients take part in every step, each by its own coin; use all",
-            )
+            text = "records of all clients take part in every step, each by its own coin; use all"
+            yield "cohort.name", text
         if self.training.local_epochs != 1:
             text = "a second local step would start from a client's own noise, of which its share is too little; use 1"
             yield "local_epochs", text
@@ -1350,10 +1332,8 @@ class FederationSettings(Group):
             )
             yield "optimizer.name", text
         if self.schedule.name != "constant" or self.schedule.warmup:
-            yield (
-                "schedule.name",
-                "the noise is for one learning rate of all steps; use constant, without warmup",
-            )
+            text = "the noise is for one learning rate of all steps; use constant, without warmup"
+            yield "schedule.name", text
 
     def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
         audit, client = self.audit, sum_level(self.privacy)
@@ -1401,10 +1381,8 @@ class SimulationSettings(FederationSettings):
             yield "partition", "deals your own task's pool or simulated tables; use iid, dirichlet or shards"
         if isinstance(self.privacy, Record | RecordAndClient | RecordDistributed):
             if self.engine.dtype != "float32":
-                yield (
-                    "engine.dtype",
-                    "an example's norm is measured before its gradient is added; use float32",
-                )
+                text = "an example's norm is measured before its gradient is added; use float32"
+                yield "engine.dtype", text
             if self.engine.device == "mps":
                 yield "engine.device", "has no double precision, in which norms are measured; use cpu"
         if self.population is not None:
@@ -1503,10 +1481,8 @@ class ServerSettings(FederationSettings):
             yield f"{path}.noise_multiplier", "each client plans its own, from target_epsilon; leave it null"
         client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"
         if client and client.noise_schedule == "adaptive":
-            yield (
-                f"{path}.noise_schedule",
-                "a client's own ledger counts noise that is fixed in advance; use fixed",
-            )
+            text = "a client's own ledger counts noise that is fixed in advance; use fixed"
+            yield f"{path}.noise_schedule", text
         if client and client.noise == "correlated":
             text = "a client's own ledger counts noise that is fresh in each round; use independent"
             yield f"{path}.noise", text

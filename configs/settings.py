@@ -45,9 +45,8 @@ def settings_of(job: Job) -> SimulationSettings:
         return settings
     others = [each for each in job.overrides if not each.startswith(("resume=", "reason=", "hydra."))]
     if others:
-        raise Refusal(
-            "resume", settings.resume, f"continues a run as it was configured; drop {' '.join(others)}"
-        )
+        remedy = f"continues a run as it was configured; drop {' '.join(others)}"
+        raise Refusal("resume", settings.resume, remedy)
     saved = Path(settings.resume) / "config.yaml"
     if not saved.is_file():
         raise Refusal("resume", settings.resume, "holds no config.yaml; name the folder of an earlier run")

@@ -94,9 +94,8 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     ca = load_certificate(folder / CA, read_file(folder / CA))
     named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     if named != [federation]:
-        raise Refusal(
-            "federation", federation, f"{folder} is the authority of {named[0]}; give another --out"
-        )
+        remedy = f"{folder} is the authority of {named[0]}; give another --out"
+        raise Refusal("federation", federation, remedy)
     sound = isinstance(signer, Ed25519PrivateKey) and isinstance(ca_key, EllipticCurvePrivateKey)
     if not sound or ca_key.public_key() != ca.public_key():
         raise Refusal("file", str(folder), "its keys are not an authority's; restore them from a backup")
@@ -207,9 +206,8 @@ def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | No
     if secret is None:
         return pem_of(key)
     if len(secret) < SHORTEST:
-        raise Refusal(
-            "passphrase", f"{len(secret)} characters", f"give at least {SHORTEST}: who has the files may try"
-        )
+        remedy = f"give at least {SHORTEST}: who has the files may try"
+        raise Refusal("passphrase", f"{len(secret)} characters", remedy)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
 
 

@@ -165,9 +165,8 @@ def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None
     found = read_file(path)
     seal, request = found[:SEAL_BYTES], found[SEAL_BYTES:]
     if not hmac.compare_digest(seal, seal_of(bytes.fromhex(token.seal), request)):
-        raise Refusal(
-            "request", name, "was not sealed by the holder of the token; give another and find out why"
-        )
+        remedy = "was not sealed by the holder of the token; give another and find out why"
+        raise Refusal("request", name, remedy)
     enrolment = parse_request(request, str(path))
     check_request(name, enrolment, desk.federation.post_quantum)
     desk.register.refuse_shared([enrolment])

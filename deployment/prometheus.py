@@ -142,9 +142,8 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), Answer)
     except OSError as error:
-        raise Refusal(
-            "metrics_port", port, f"cannot be listened on ({error.strerror}); give another"
-        ) from error
+        remedy = f"cannot be listened on ({error.strerror}); give another"
+        raise Refusal("metrics_port", port, remedy) from error
     server.socket = Listener(fileno=server.socket.detach())
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="prometheus", daemon=True).start()

@@ -196,9 +196,8 @@ def cosign(folder: Path, files: Sequence[Path]) -> Desk:
         for path in files:
             found = read_cosignature(path, register.roster())
             if keys.get(found.public) != found.name:
-                raise Refusal(
-                    "cosignature", str(path), f"is not by the key that was admitted as {found.name}"
-                )
+                remedy = f"is not by the key that was admitted as {found.name}"
+                raise Refusal("cosignature", str(path), remedy)
             given[found.name] = found
         collected = tuple(given[name] for name in sorted(given))
         return publish(replace(desk, register=replace(register, cosignatures=collected)))

@@ -146,9 +146,8 @@ def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[Tok
         ]
     except pkcs11.PKCS11Error as error:
         why = str(error) or type(error).__name__
-        raise Refusal(
-            "authority.token", choice.label, f"cannot be used ({why}); see token, PIN and module"
-        ) from None
+        remedy = f"cannot be used ({why}); see token, PIN and module"
+        raise Refusal("authority.token", choice.label, remedy) from None
     except (OSError, RuntimeError) as error:
         raise Refusal("authority.pkcs11", choice.module, f"cannot be loaded ({error})") from None
     (signer, signs), (ca, certifies) = found

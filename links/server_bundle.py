@@ -102,9 +102,8 @@ def read_admitted(path: Path) -> dict[str, int]:
     admitted = cast(dict[str, object], found)
     for fingerprint, node in admitted.items():
         if not FINGERPRINT.fullmatch(fingerprint) or type(node) is not int or node < 2:
-            raise Refusal(
-                "file", str(path), f"{fingerprint[:64]!r}: {node!r} is not a fingerprint and a node"
-            )
+            remedy = f"{fingerprint[:64]!r}: {node!r} is not a fingerprint and a node"
+            raise Refusal("file", str(path), remedy)
     return cast(dict[str, int], admitted)
 
 

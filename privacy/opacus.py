@@ -100,9 +100,8 @@ class LedgerAccountant(IAccountant):
 
     def __init__(self, path: Path | str, budget: Budget, *, owner: str, simulated: bool = False) -> None:
         if budget.unit is not Unit.RECORD:
-            raise Refusal(
-                "unit", str(budget.unit), "Opacus hides single examples; give a budget of unit record"
-            )
+            remedy = "Opacus hides single examples; give a budget of unit record"
+            raise Refusal("unit", str(budget.unit), remedy)
         self.ledger = Ledger.open(path, budget, owner=owner, simulated=simulated)
         # An engine that is let go of leaves nothing open.
         weakref.finalize(self, self.ledger.close)
@@ -212,9 +211,8 @@ class LedgerAccountant(IAccountant):
             Refusal: the ledger was cut short or rolled back since.
         """
         if state_dict.get("mechanism") != self.mechanism():
-            raise ValueError(
-                f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
-            )
+            why = f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
+            raise ValueError(why)
         self.ledger.require(Head(*state_dict["head"]))
 
     def close(self) -> None:

@@ -204,13 +204,11 @@ class Plan:
 
     def _check(self, budget: Budget) -> None:
         if budget.unit is not self.unit:
-            raise Refusal(
-                "unit", str(budget.unit), f"plan and budget must protect the same unit, {self.unit}"
-            )
+            remedy = f"plan and budget must protect the same unit, {self.unit}"
+            raise Refusal("unit", str(budget.unit), remedy)
         if budget.adjacency is not self.adjacency:
-            raise Refusal(
-                "adjacency", str(budget.adjacency), f"plan and budget must agree on {self.adjacency}"
-            )
+            remedy = f"plan and budget must agree on {self.adjacency}"
+            raise Refusal("adjacency", str(budget.adjacency), remedy)
 
     def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
         from dp_accounting.dp_event import SelfComposedDpEvent
@@ -242,9 +240,8 @@ def _least_noise(cost: Callable[[float], float], target: float) -> float:
     while (high_cost := cost(high)) > target:
         high *= 2
         if high > MOST_NOISE:
-            raise Refusal(
-                "target_epsilon", target, "no noise keeps the planned rounds within what is left of it"
-            )
+            remedy = "no noise keeps the planned rounds within what is left of it"
+            raise Refusal("target_epsilon", target, remedy)
     low = high / 2
     while (low_cost := cost(low)) <= target:
         if low < LEAST_NOISE:

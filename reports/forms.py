@@ -108,9 +108,8 @@ def read_assessment(path: Path) -> Assessment:
     check_file(path)
     found: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     if not isinstance(found, dict):
-        raise Refusal(
-            ASSESSMENT, str(path), "holds no fields; begin with the file that fedveil report writes"
-        )
+        remedy = "holds no fields; begin with the file that fedveil report writes"
+        raise Refusal(ASSESSMENT, str(path), remedy)
     given = {name: value for name, value in found.items() if value is not None}
     answers = {name: _answer(name, value) for name, value in given.items() if name not in PRICES}
     prices = {name: _price(name, given[name]) for name in PRICES if name in given}

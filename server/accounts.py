@@ -269,9 +269,8 @@ def account_of(
     if privacy is None:
         return Unprotected(segments)
     if privacy.plan.unit is Unit.CLIENT and privacy.plan.sampling != cohort:
-        raise Refusal(
-            "cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one"
-        )
+        remedy = "the plan was calibrated for another draw; calibrate it for this one"
+        raise Refusal("cohort", cohort.name, remedy)
     if privacy.plan.noise_multiplier is None:
         raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
     return Protected(privacy, segments if privacy.metrics_share > 0 else (), rows, run, rng)

@@ -86,9 +86,8 @@ def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArra
     if not terms.canaries:
         return np.zeros(0, np.bool_)
     if "opened" not in fields:
-        raise Refusal(
-            "audit", str(folder), "the canaries' coins are not opened before the run is over; resume it"
-        )
+        remedy = "the canaries' coins are not opened before the run is over; resume it"
+        raise Refusal("audit", str(folder), remedy)
     seed = bytes.fromhex(fields["opened"]["seed"])
     coins = coins_of(seed, terms.canaries)
     if commitment(seed, coins) != fields["commitment"]:

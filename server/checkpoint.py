@@ -198,9 +198,8 @@ def read(folder: Path) -> Checkpoint | None:
                 os.replace(folder / NAME, folder / DAMAGED)
             return checkpoint
     if problems:
-        raise Refusal(
-            "resume", str(folder), f"no checkpoint can be read ({'; '.join(problems)}); start a new run"
-        )
+        remedy = f"no checkpoint can be read ({'; '.join(problems)}); start a new run"
+        raise Refusal("resume", str(folder), remedy)
     return None
 
 

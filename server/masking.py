@@ -64,9 +64,8 @@ def _attendance(clients: int, dropout: float, collusion: float, profile: Profile
     signers = (clients + bad) // 2 + 1 if profile is Profile.MALICIOUS else 0
     least = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), bad + 2, signers))
     if bad + 2 > clients:
-        raise Refusal(
-            "secagg.collusion", collusion, f"leaves no two of {clients} clients to hide behind each other"
-        )
+        remedy = f"leaves no two of {clients} clients to hide behind each other"
+        raise Refusal("secagg.collusion", collusion, remedy)
     # A small cohort cannot stand all of the dropout: then more must answer.
     above = clients
     _shape(Attendance(clients, above, bad), collusion, profile)

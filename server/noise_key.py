@@ -38,9 +38,8 @@ def read(folder: Path, name: str = NAME) -> bytes:
     if len(key) != KEY_BYTES:
         raise Refusal("resume", str(path), "is no whole key; start a new run")
     if path.stat().st_mode & 0o077:
-        raise Refusal(
-            "resume", str(path), "may have been read by others, who then know the noise; start a new run"
-        )
+        remedy = "may have been read by others, who then know the noise; start a new run"
+        raise Refusal("resume", str(path), remedy)
     return key
 
 

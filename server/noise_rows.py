@@ -79,9 +79,8 @@ class RunRows:
     def __post_init__(self) -> None:
         seeded = self.randomness.seed is not None
         if not seeded and self.key is None:
-            raise Refusal(
-                "noise_key", None, "noise that later rounds take back needs a key that survives a crash"
-            )
+            remedy = "noise that later rounds take back needs a key that survives a crash"
+            raise Refusal("noise_key", None, remedy)
         self.stream_of = (
             partial(self.randomness.stream, "noise")
             if self.key is None
@@ -92,9 +91,8 @@ class RunRows:
         """Continue after round `number`, which an earlier process finished."""
         paid = self.ledger.cohorts(*self.name)
         if len(paid) < number:
-            raise Refusal(
-                "resume", number, f"the ledger knows only {len(paid)} rounds of this run; restore it"
-            )
+            remedy = f"the ledger knows only {len(paid)} rounds of this run; restore it"
+            raise Refusal("resume", number, remedy)
         self.cohorts = paid if self.randomness.seed is None else paid[:number]
 
     def next(self, number: int) -> int:

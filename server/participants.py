@@ -207,9 +207,8 @@ class Participants:
         if not nodes:
             raise Refusal("population", self.clients, "no client connected; start the clients first")
         if self.declared and len(nodes) > self.clients + last:  # the plan and its delta are for so many
-            raise Refusal(
-                "population", self.clients, f"{len(nodes) - last} clients are connected; say so many"
-            )
+            remedy = f"{len(nodes) - last} clients are connected; say so many"
+            raise Refusal("population", self.clients, remedy)
         if self.add_canaries is None:
             self._real, self._dummies = nodes[: self.clients], list(nodes[self.clients :])
         else:

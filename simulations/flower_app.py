@@ -41,9 +41,8 @@ def folder_of(context: Context) -> Path:
     """Return the run folder; the runtime's own working directory is nobody's place to look for results."""
     folder = Path(str(context.run_config["folder"]) or RUNS / str(context.run_id))
     if not folder.is_absolute():
-        raise Refusal(
-            "folder", str(folder), "give an absolute path: the runtime works in a folder of its own"
-        )
+        remedy = "give an absolute path: the runtime works in a folder of its own"
+        raise Refusal("folder", str(folder), remedy)
     return folder
 
 

@@ -205,15 +205,13 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     try:
         arrays = load_file(folder / MODEL)
     except (OSError, SafetensorError):
-        raise Refusal(
-            "audit", str(folder), f"it holds no {MODEL}; give the folder of a finished run"
-        ) from None
+        remedy = f"it holds no {MODEL}; give the folder of a finished run"
+        raise Refusal("audit", str(folder), remedy) from None
     settings = settings_from_overrides([f"resume='{folder}'"])
     task = build(settings).task
     if not task.simulated:
-        raise Refusal(
-            "audit", str(folder), "its data are real: what a model tells of a record is for its owner alone"
-        )
+        remedy = "its data are real: what a model tells of a record is for its owner alone"
+        raise Refusal("audit", str(folder), remedy)
     generator = np.random.default_rng(SEED)
     remedy = "nothing else is attacked yet; give such a task"
     held = [

@@ -141,9 +141,8 @@ class RayGrid(AskingGrid):
         for number in range(self.actors):
             self._start(number)
         if len(here := self._here(self.actors)) < self.actors:
-            raise Refusal(
-                "engine.num_cpus", self.actors, f"Ray had CPUs for {len(here)} actors; ask for fewer"
-            )
+            remedy = f"Ray had CPUs for {len(here)} actors; ask for fewer"
+            raise Refusal("engine.num_cpus", self.actors, remedy)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients."""

@@ -160,9 +160,8 @@ class Fixed:
         """Return `size` clients, each choice of them as likely as any other."""
         del earlier
         if self.size > len(population):
-            raise Refusal(
-                "cohort.size", self.size, f"only {len(population)} clients are there; ask for fewer"
-            )
+            remedy = f"only {len(population)} clients are there; ask for fewer"
+            raise Refusal("cohort.size", self.size, remedy)
         return [population[place] for place in subset(len(population), self.size, stream).tolist()]
 
     def expected_size(self, population: int) -> float:

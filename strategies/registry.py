@@ -124,11 +124,8 @@ def why_not(name: str) -> str | None:
 def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:
     module, _, attribute = target.partition(":")
     if not attribute:
-        raise Refusal(
-            "strategy",
-            target,
-            f"use one of {', '.join(AVERAGING)}, or module:Class with the module in allow_modules",
-        )
+        remedy = f"use one of {', '.join(AVERAGING)}, or module:Class with the module in allow_modules"
+        raise Refusal("strategy", target, remedy)
     if module not in allow_modules:
         raise Refusal("strategy", target, f"add allow_modules=[{module}] if you trust that module")
     try:

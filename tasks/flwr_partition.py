@@ -55,9 +55,8 @@ def flwr_shares(how: Mapping[str, Any], labels: Any, groups: Any = None) -> tupl
         raise Refusal("task.num_clients", how["num_clients"], remedy)
     rows = np.concatenate(dealt)
     if len(np.unique(rows)) < len(rows):
-        raise Refusal(
-            "partition.target", how["target"], "deals one example to several clients; choose another"
-        )
+        remedy = "deals one example to several clients; choose another"
+        raise Refusal("partition.target", how["target"], remedy)
     return tuple(dealt)
 
 

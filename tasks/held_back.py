@@ -79,9 +79,8 @@ def _hashes_of(data: Data) -> NDArray[np.uint64]:
         first = list(_hashes_of_items(data, min(len(data), SAMPLED)))
         found = np.fromiter(_hashes_of_items(data, len(data)), np.uint64)
     except TypeError as error:
-        raise Refusal(
-            "evaluate.clients", str(error), "is no content by which a record could be held out"
-        ) from error
+        remedy = "is no content by which a record could be held out"
+        raise Refusal("evaluate.clients", str(error), remedy) from error
     if first != found[: len(first)].tolist():
         remedy = "a record differs from one reading to the next; move what is random into transform"
         raise Refusal("evaluate.clients", type(data.dataset).__name__, remedy)

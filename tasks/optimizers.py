@@ -109,9 +109,8 @@ def optimizer_of(
     try:
         if asked.name == "dp_adambc":
             if noise is None:
-                raise Refusal(
-                    "optimizer", asked.name, "needs the noise of DP-SGD; use adam, or privacy=record"
-                )
+                remedy = "needs the noise of DP-SGD; use adam, or privacy=record"
+                raise Refusal("optimizer", asked.name, remedy)
             return AdamBC(parameters, training.learning_rate, noise**2, **options)
         return getattr(torch.optim, CLASSES[asked.name])(parameters, lr=training.learning_rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:

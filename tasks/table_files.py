@@ -212,9 +212,8 @@ def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
     try:
         table = pa.table(frame)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise Refusal(
-            "data", type(frame).__name__, f"is no data frame ({str(error).splitlines()[0]})"
-        ) from None
+        remedy = f"is no data frame ({str(error).splitlines()[0]})"
+        raise Refusal("data", type(frame).__name__, remedy) from None
     batches = (batch.columns for batch in table.to_batches(max_chunksize=BLOCK_ROWS))
 
     def read(places: Sequence[int]) -> Iterator[Sequence[Any]]:

@@ -165,16 +165,12 @@ class Schema:
         """
         found = {plain(each.name): each for each in (*self.inputs, *self.groups)}
         if plain(name) not in found:
-            raise Refusal(
-                "task.groups", name, f"is no column; {nearest(name, (each.name for each in found.values()))}"
-            )
+            remedy = f"is no column; {nearest(name, (each.name for each in found.values()))}"
+            raise Refusal("task.groups", name, remedy)
         column = found[plain(name)]
         if not column.categories:
-            raise Refusal(
-                "task.groups",
-                name,
-                "holds numbers; name a column with categories, whose words are the groups",
-            )
+            remedy = "holds numbers; name a column with categories, whose words are the groups"
+            raise Refusal("task.groups", name, remedy)
         return column
 
     def unbinned(self) -> Schema:
@@ -256,9 +252,8 @@ def _groups(where: str, found: object, named: set[str]) -> tuple[Column, ...]:
     read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in found.items())
     for each in read:
         if not each.categories:
-            raise Refusal(
-                f"{where}: {each.name}", "groups", "must have categories: their words are the groups"
-            )
+            remedy = "must have categories: their words are the groups"
+            raise Refusal(f"{where}: {each.name}", "groups", remedy)
         if plain(each.name) in named:
             raise Refusal(f"{where}: {each.name}", "groups", "stands in columns too; take it out of one")
     return read
@@ -282,16 +277,14 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
         raise Refusal("task.label", label, f"{where} has no other column to predict it from")
     for column in schema.columns:
         if column.edges and plain(column.name) == plain(label):
-            raise Refusal(
-                f"{where}: {column.name}", "edges", "are of inputs, and this is the label; take them out"
-            )
+            remedy = "are of inputs, and this is the label; take them out"
+            raise Refusal(f"{where}: {column.name}", "edges", remedy)
         if column.standard and plain(column.name) == plain(label):
             remedy = "are of inputs, and this is the label, which its bounds scale; take them out"
             raise Refusal(f"{where}: {column.name}", "mean and deviation", remedy)
         if column.weights and plain(column.name) != plain(label):
-            raise Refusal(
-                f"{where}: {column.name}", "weights", f"are of the label's classes, and that is {label}"
-            )
+            remedy = f"are of the label's classes, and that is {label}"
+            raise Refusal(f"{where}: {column.name}", "weights", remedy)
     return replace(schema, label=named[plain(label)])
 
 
@@ -315,9 +308,8 @@ def with_group_weights(schema: Schema, found: object, where: str) -> Schema:
     if not target.categories:
         raise Refusal(where, schema.label, "is a number, and weights by group are of classes")
     if target.weights:
-        raise Refusal(
-            where, schema.label, "has weights of its own; an example has one: take these out, or those"
-        )
+        remedy = "has weights of its own; an example has one: take these out, or those"
+        raise Refusal(where, schema.label, remedy)
     ((name, rows),) = found.items()
     column = schema.group(str(name))
     table = [
@@ -367,9 +359,8 @@ def _column(where: str, name: str, found: object) -> Column:
             if key in values:
                 raise Refusal(where, values[key], f"{key} belongs to a number; words have none")
         if missing is not None:
-            raise Refusal(
-                where, f"{missing:g}", "missing must be a list of words; a number stands in for numbers"
-            )
+            remedy = "missing must be a list of words; a number stands in for numbers"
+            raise Refusal(where, f"{missing:g}", remedy)
         column = Column(
             name, required=required, categories=_categories(where, values["categories"]), absent=absent
         )
@@ -458,9 +449,8 @@ def _categories(where: str, found: object) -> tuple[tuple[str, ...], ...]:
             raise Refusal(where, each, "stands twice in categories; case and spaces tell no two words apart")
         owners[each] = code
     if len(read) < 2:
-        raise Refusal(
-            where, len(read), "categories must hold two words at least, or the column tells nothing"
-        )
+        remedy = "categories must hold two words at least, or the column tells nothing"
+        raise Refusal(where, len(read), remedy)
     return read
 
 

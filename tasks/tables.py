@@ -355,9 +355,8 @@ def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
     if how.schema or (how.folder and declared.is_file()):
         return read_schema(declared, how.label)
     if how.folder is None:
-        raise Refusal(
-            "task.schema", None, f"name the schema that all clients have; {DRAFT_COMMAND.format('TABLES')}"
-        )
+        remedy = f"name the schema that all clients have; {DRAFT_COMMAND.format('TABLES')}"
+        raise Refusal("task.schema", None, remedy)
     if not how.simulated:
         remedy = (
             f"these tables are real, and a schema that is made from them would tell of their rows; declare one: "
@@ -378,9 +377,8 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
         return schema
     others = tuple(each for each in schema.columns if plain(each.name) != plain(person))
     if len(others) < len(schema.columns) and not (simulated and plain(person) != plain(schema.label)):
-        raise Refusal(
-            "task.person", person, "is a column of the schema, so that the model would see it; take it out"
-        )
+        remedy = "is a column of the schema, so that the model would see it; take it out"
+        raise Refusal("task.person", person, remedy)
     if len(others) < 2:
         raise Refusal("task.person", person, "leaves no column to predict the label from")
     return replace(schema, columns=others)

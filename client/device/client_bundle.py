@@ -225,9 +225,8 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
     try:
         roster = read_roster(signed, bundle.identity.policy.authority)
     except Refused as refused:
-        raise Refusal(
-            "roster", bundle.settings.federation, f"is not one of the authority's ({refused})"
-        ) from None
+        remedy = f"is not one of the authority's ({refused})"
+        raise Refusal("roster", bundle.settings.federation, remedy) from None
     if roster.version <= bundle.identity.roster.version:
         return bundle
     _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
@@ -308,9 +307,8 @@ def _newest_roster(shipped: Path, received: Path, policy: OwnerPolicy) -> Roster
     newest = max(rosters, key=lambda roster: roster.version)
     if newest.version < policy.minimum_roster_version:
         least = policy.minimum_roster_version
-        raise Refusal(
-            "file", str(shipped), f"has version {newest.version}; the policy asks for {least} or newer"
-        )
+        remedy = f"has version {newest.version}; the policy asks for {least} or newer"
+        raise Refusal("file", str(shipped), remedy)
     return newest
 
 

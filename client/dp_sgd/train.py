@@ -382,9 +382,8 @@ def sketched_engine(gradients: str, model: nn.Module, data: Batches) -> str:
       Refusal: an engine was asked for by name that holds no gradient, or cannot train the model.
     """
     if gradients not in ("auto", *sketched.ENGINES):
-        raise Refusal(
-            "privacy.gradients", gradients, "holds no whole gradient, and it is compressed; use auto"
-        )
+        remedy = "holds no whole gradient, and it is compressed; use auto"
+        raise Refusal("privacy.gradients", gradients, remedy)
     try:
         return chosen_engine("hooks" if gradients == "auto" else gradients, model, data)
     except Refusal:

@@ -106,9 +106,8 @@ def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans |
       Refusal: another metric than accuracy is asked for.
     """
     if asked.metric != "accuracy":
-        raise Refusal(
-            "evaluate.metric", asked.metric, "a linear device without torch measures accuracy alone"
-        )
+        remedy = "a linear device without torch measures accuracy alone"
+        raise Refusal("evaluate.metric", asked.metric, remedy)
     if not len(held):
         return None
     arrays = only_arrays(message.content)

@@ -216,7 +216,6 @@ def public_keys(folder: Path, admitted: Mapping[str, int]) -> set[bytes]:
         found[node_fingerprint(pem)] = pem
     missing = sorted(node for fingerprint, node in admitted.items() if fingerprint not in found)
     if missing:
-        raise Refusal(
-            "file", str(folder), f"the SuperNode keys of nodes {missing} are missing; provision again"
-        )
+        remedy = f"the SuperNode keys of nodes {missing} are missing; provision again"
+        raise Refusal("file", str(folder), remedy)
     return {found[fingerprint] for fingerprint in admitted}

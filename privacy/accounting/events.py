@@ -80,9 +80,8 @@ def _made(kind: str, fields: dict[str, Any]) -> "DpEvent":
     if kind == "MixtureOfGaussians":
         shares = fields["sampling_probs"]
         if len(shares) != len(fields["sensitivities"]) or not math.isclose(sum(shares), 1):
-            raise Refusal(
-                "sampling_probs", shares, "give a probability for each sensitivity; they add up to 1"
-            )
+            remedy = "give a probability for each sensitivity; they add up to 1"
+            raise Refusal("sampling_probs", shares, remedy)
     return _event_class(kind)(**fields)
 
 

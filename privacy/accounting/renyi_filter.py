@@ -120,9 +120,8 @@ def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) ->
     with np.errstate(invalid="ignore"):
         rounds = np.nan_to_num(room / _renyi([event], budget.adjacency), nan=-np.inf)
     if not rounds.max() >= 1:
-        raise Refusal(
-            "target_epsilon", budget.target_epsilon, "no RDP filter affords a single round; raise it"
-        )
+        remedy = "no RDP filter affords a single round; raise it"
+        raise Refusal("target_epsilon", budget.target_epsilon, remedy)
     return float(orders()[rounds.argmax()])
 
 

@@ -128,9 +128,8 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
     for test in look.p_values:
         made[test] = made.get(test, 0) + 1
         if made[test] > state.planned.get(test, 0):
-            raise Refusal(
-                "looks", made[test], f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
-            )
+            remedy = f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
+            raise Refusal("looks", made[test], remedy)
     alarms = [
         Alarm(_level(state, look, test), test, p, state.limit(test))
         for test, p in look.p_values.items()

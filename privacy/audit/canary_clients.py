@@ -80,9 +80,8 @@ def directions(stream: Stream, canaries: int, dimension: int, support: int | Non
     """
     support = dimension if support is None else support
     if not 2 <= support <= dimension:
-        raise Refusal(
-            "support", support, f"give a number from 2 to {dimension}, the coordinates of an update"
-        )
+        remedy = f"give a number from 2 to {dimension}, the coordinates of an update"
+        raise Refusal("support", support, remedy)
     generator = stream.generator()
     values = generator.standard_normal((canaries, support), dtype=np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
@@ -149,9 +148,8 @@ def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:
       Refusal: the seed has another length; the coins could be guessed from the commitment.
     """
     if len(seed) != 32:
-        raise Refusal(
-            "seed", f"{len(seed)} bytes", "give 32, or the coins could be guessed from the commitment"
-        )
+        remedy = "give 32, or the coins could be guessed from the commitment"
+        raise Refusal("seed", f"{len(seed)} bytes", remedy)
     return hashlib.sha256(seed + np.packbits(coins).tobytes() + len(coins).to_bytes(8, "big")).hexdigest()
 
 

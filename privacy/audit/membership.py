@@ -54,9 +54,8 @@ def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
     """
     count_in, count_out = inside.sum(axis=0), (~inside).sum(axis=0)
     if min(count_in.min(), count_out.min()) < 1:
-        raise Refusal(
-            "shadows", len(shadows), "train more, so that each record is inside one and outside another"
-        )
+        remedy = "train more, so that each record is inside one and outside another"
+        raise Refusal("shadows", len(shadows), remedy)
     scores = np.zeros(len(target))
     for sign, held, count in ((1, inside, count_in), (-1, ~inside, count_out)):
         mean = np.where(held, shadows, 0.0).sum(axis=0) / count

@@ -62,9 +62,8 @@ def separation(members: Scores, others: Scores) -> Separation:
       Refusal: there are fewer.
     """
     if min(len(members), len(others)) < 2:
-        raise Refusal(
-            "scores", min(len(members), len(others)), "give at least 2 of canaries in and 2 of canaries out"
-        )
+        remedy = "give at least 2 of canaries in and 2 of canaries out"
+        raise Refusal("scores", min(len(members), len(others)), remedy)
     spread = math.sqrt(
         (
             (len(members) - 1) * float(np.var(members, ddof=1))

@@ -94,11 +94,8 @@ class Cap:
         if self.questions is not None and not real("questions", self.questions) >= 0:
             raise Refusal("questions", self.questions, "give an epsilon of 0 or more")
         if self.data != ALL and not FINGERPRINT.fullmatch(self.data):
-            raise Refusal(
-                "data",
-                self.data,
-                "give the name of a ledger, as `fedveil budget show` has it under data, or all",
-            )
+            remedy = "give the name of a ledger, as `fedveil budget show` has it under data, or all"
+            raise Refusal("data", self.data, remedy)
         object.__setattr__(self, "data", self.data[:NAMED])
 
 
@@ -125,9 +122,8 @@ def set_cap(folder: Path, cap: Cap) -> None:
         finally:
             lock.release()
     except OSError as error:
-        raise Refusal(
-            "caps", str(path), f"cannot be written ({error}); the caps stay as they were"
-        ) from error
+        remedy = f"cannot be written ({error}); the caps stay as they were"
+        raise Refusal("caps", str(path), remedy) from error
 
 
 def read_caps(folder: Path) -> list[Cap]:

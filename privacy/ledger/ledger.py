@@ -157,9 +157,8 @@ class Ledger:
         """
         path = Path(path)
         if not holds_entries(path) and expect is not None:
-            raise Refusal(
-                "ledger", str(path), f"missing, though entry {expect.seq} of it is known; restore it"
-            )
+            remedy = f"missing, though entry {expect.seq} of it is known; restore it"
+            raise Refusal("ledger", str(path), remedy)
         identity = {
             "version": VERSION,
             "unit": budget.unit.value,
@@ -272,9 +271,8 @@ class Ledger:
         """
         with self._threads:
             if release.rng == "system" and self.state(release.key) is not None:
-                raise Refusal(
-                    "key", release.key, "was answered before and its noise cannot be repeated; take a new key"
-                )
+                remedy = "was answered before and its noise cannot be repeated; take a new key"
+                raise Refusal("key", release.key, remedy)
             return self.reserve(release)
 
     def commit(self, key: Key, durable: bool = True) -> None:

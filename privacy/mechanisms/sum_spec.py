@@ -85,17 +85,15 @@ class SumSpec:
             raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
         # A question has no update, and leaves nothing for one.
         if not 0 <= self._beside_share <= 1 + _FLOAT_SLACK:
-            raise ValueError(
-                f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
-            )
+            why = f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
+            raise ValueError(why)
         if self.clipping_norm is None and any(each.shape for each in self.segments):
             raise ValueError("a segment with a shape needs a clipping norm")
         if self.unit_norm is not None and (
             self.segments or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
         ):
-            raise ValueError(
-                f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
-            )
+            why = f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
+            raise ValueError(why)
 
     @property
     def step(self) -> float:

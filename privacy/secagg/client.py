@@ -136,9 +136,8 @@ class Participant:
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
         if attempt.stage is not due:
-            raise Refused(
-                Reason.OUT_OF_ORDER, f"this node has {attempt.stage.name.lower()} already, or not yet"
-            )
+            why = f"this node has {attempt.stage.name.lower()} already, or not yet"
+            raise Refused(Reason.OUT_OF_ORDER, why)
         try:
             self._check_roster(attempt.terms)  # another may have come since the proposal
             return act(attempt)
@@ -329,9 +328,8 @@ class Participant:
         """4: hold the survivors against what this node knows, and sign them."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
-            raise Refused(
-                Reason.ALIVE_AND_DEAD, "a node is said to be alive and dead: both its seeds would open"
-            )
+            why = "a node is said to be alive and dead: both its seeds would open"
+            raise Refused(Reason.ALIVE_AND_DEAD, why)
         if alive | set(sets.dead) != set(attempt.sharers) or self.node not in alive:
             raise Refused(Reason.WRONG_COHORT, "alive and dead are not who shared, or this node is not alive")
         agreed = attempt.agreed

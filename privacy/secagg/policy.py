@@ -51,13 +51,11 @@ class Policy:
 
     def __post_init__(self) -> None:
         if len(self.authority) not in (KEY_BYTES, BOTH_BYTES):
-            raise Refusal(
-                "authority", self.authority.hex(), "give the 32-byte public key of the roster's signer"
-            )
+            remedy = "give the 32-byte public key of the roster's signer"
+            raise Refusal("authority", self.authority.hex(), remedy)
         if self.minimum_cohort < 2:
-            raise Refusal(
-                "minimum_cohort", self.minimum_cohort, "a sum of one client hides nothing: ask for 2 or more"
-            )
+            remedy = "a sum of one client hides nothing: ask for 2 or more"
+            raise Refusal("minimum_cohort", self.minimum_cohort, remedy)
         for name in ("collusion", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refusal(name, getattr(self, name), "give a share of the clients in [0, 1)")

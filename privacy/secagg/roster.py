@@ -90,9 +90,8 @@ class Roster:
         if self.earlier and (
             len(self.earlier) != self.version - 1 or {len(each) for each in self.earlier} != {HASH_BYTES}
         ):
-            raise Refused(
-                Reason.MALFORMED, "the chain of earlier versions is not as long as the version says"
-            )
+            why = "the chain of earlier versions is not as long as the version says"
+            raise Refused(Reason.MALFORMED, why)
 
     @cached_property
     def hash(self) -> bytes:

@@ -101,9 +101,8 @@ class Evaluation:
         ):
             raise Refusal("evaluate.figures", self.figures, f"give some of {', '.join(FIGURES)}, each once")
         if self.metric in FIGURES or self.metric == self._by_metric:
-            raise Refusal(
-                "evaluate.metric", self.metric, "is a name of another figure; name a metric of the task"
-            )
+            remedy = "is a name of another figure; name a metric of the task"
+            raise Refusal("evaluate.metric", self.metric, remedy)
         if self.share is not None and not 0 < real("evaluate.share", self.share) < 1:
             raise Refusal("evaluate.share", self.share, "give a share above 0 and below 1")
         if real("evaluate.metric_bound", self.bound) <= 0:
@@ -350,7 +349,6 @@ def evaluation_from_json(text: str) -> Evaluation:
     if not isinstance(figures, list) or not all(
         isinstance(each, str) for each in cast(list[object], figures)
     ):
-        raise Refusal(
-            "evaluate.figures", str(cast(object, figures))[:40], f"give some of {', '.join(FIGURES)}"
-        )
+        remedy = f"give some of {', '.join(FIGURES)}"
+        raise Refusal("evaluate.figures", str(cast(object, figures))[:40], remedy)
     return Evaluation(figures=tuple(cast(list[str], figures)), **plain)

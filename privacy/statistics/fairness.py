@@ -52,9 +52,8 @@ class Fairness:
         if self.criterion != "accuracy" and self.label.count != 2:
             raise Refusal("label", self.label.count, f"{self.criterion} is of two classes; ask for accuracy")
         if self.criterion != "calibration" and self.said.count != self.label.count:
-            raise Refusal(
-                "said", self.said.count, f"has other bins than the label, which has {self.label.count}"
-            )
+            remedy = f"has other bins than the label, which has {self.label.count}"
+            raise Refusal("said", self.said.count, remedy)
         if self.of.count < 2:
             raise Refusal("of", self.of.labels, "give two groups at least")
 

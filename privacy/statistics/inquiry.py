@@ -376,9 +376,8 @@ def _quantiles(found: Mapping[str, Any]) -> Quantiles:
 def _attributions(found: Mapping[str, Any]) -> ColumnMeans:
     columns = found.get("of")
     if not isinstance(columns, dict) or not columns:
-        raise Refusal(
-            "of", columns, "give a group: each column with the largest attribution, as in {age: 2.0}"
-        )
+        remedy = "give a group: each column with the largest attribution, as in {age: 2.0}"
+        raise Refusal("of", columns, remedy)
     most = {
         str(name): _positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()
     }

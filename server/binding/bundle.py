@@ -90,9 +90,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
         listed = Listed(contents.manifest.run, close, hashes(out, sorted(held)))
         replace_file(out / LIST, listed.text, PUBLIC_MODE)
     except OSError as problem:
-        raise Refusal(
-            "--out", str(out), f"cannot be written ({problem.strerror}); choose another"
-        ) from problem
+        remedy = f"cannot be written ({problem.strerror}); choose another"
+        raise Refusal("--out", str(out), remedy) from problem
     return [*held, LIST]
 
 

@@ -380,9 +380,8 @@ def _epsilon(held: Held) -> str:
     }
     seen = _told_by(held) or set(rows) & {str(who) for who in book.spent}
     if set(rows) != seen:
-        raise Wrong(
-            f"the result tells of {', '.join(sorted(rows))}, and the ledger of {', '.join(sorted(seen))}"
-        )
+        why = f"the result tells of {', '.join(sorted(rows))}, and the ledger of {', '.join(sorted(seen))}"
+        raise Wrong(why)
     told: list[str] = []
     for name, row in sorted(rows.items()):
         adversary, claimed = Adversary(name), _number(row["epsilon"])
@@ -397,17 +396,15 @@ def _epsilon(held: Held) -> str:
         if book.filter_order is None and not _same(found, claimed):
             raise Wrong(f"against the {name} the result says {claimed:.6g}, and the ledger {found:.6g}")
         if found > claimed * (1 + SAME):
-            raise Wrong(
-                f"against the {name} {found:.6g} is spent, more than the {claimed:.6g} that is claimed"
-            )
+            why = f"against the {name} {found:.6g} is spent, more than the {claimed:.6g} that is claimed"
+            raise Wrong(why)
         if (row["delta"], row["adjacency"]) != (granted.target_delta, str(granted.adjacency)) and (
             row["delta"] < granted.target_delta or row["adjacency"] != str(granted.adjacency)
         ):
             raise Wrong(f"against the {name} the result counts otherwise than the budget")
         if claimed > granted.target_epsilon * (1 + SAME):
-            raise Wrong(
-                f"against the {name} {claimed:.6g} is more than the budget, {granted.target_epsilon:.6g}"
-            )
+            why = f"against the {name} {claimed:.6g} is more than the budget, {granted.target_epsilon:.6g}"
+            raise Wrong(why)
         told.append(f"{claimed:.4g} of {_budget(granted.target_epsilon)} against the {name}")
     return f"recomputed and within the budget: {'; '.join(told)}" if told else "nothing was released"
 
@@ -447,9 +444,8 @@ def _epsilon_of_rounds(held: Held) -> str:
             events = [repeated(event_of(text), count) for text, count in counts.items()]
             known[key] = counted(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
         if not _same(known[key], _number(row[column])):
-            raise Wrong(
-                f"round {row['round']} says {_number(row[column]):.6g}, and the ledger {known[key]:.6g}"
-            )
+            why = f"round {row['round']} says {_number(row[column]):.6g}, and the ledger {known[key]:.6g}"
+            raise Wrong(why)
         checked += 1
     if not checked:
         raise NotShown("no round of this run has entries of its own under the run's last name")
@@ -497,9 +493,8 @@ def _client_ledgers(held: Held) -> str:
     most = max((each.epsilon or 0.0 for each in found), default=0.0)
     for row in told:
         if not _same(most, _number(row["epsilon"])):
-            raise Wrong(
-                f"the result says {_number(row['epsilon']):.6g} of records, and the ledgers {most:.6g}"
-            )
+            why = f"the result says {_number(row['epsilon']):.6g} of records, and the ledgers {most:.6g}"
+            raise Wrong(why)
     return f"{len(held.clients)} ledgers hold, at most epsilon {most:.4g}"
 
 
@@ -591,9 +586,8 @@ def _page(held: Held) -> str:
     claims = {(row["unit"], row["adversary"]): row["epsilon"] for row in held.result["privacy"]}
     for row in whole["privacy"]:
         if claims.get((row["unit"], row["adversary"])) != row["epsilon"]:
-            raise Wrong(
-                f"the report says {row['epsilon']} against the {row['adversary']}, and the result does not"
-            )
+            why = f"the report says {row['epsilon']} against the {row['adversary']}, and the result does not"
+            raise Wrong(why)
     for name, told, true in _told_twice(held, whole):
         if told != true:
             raise Wrong(f"the report says {told!r} as its {name}, and the result {true!r}")

@@ -110,9 +110,8 @@ def record_path(folder: Path, inquiry: Inquiry) -> Path:
         not inquiry.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         or inquiry.name[0] == "."
     ):
-        raise Refusal(
-            "name", inquiry.name, "give letters, digits, '-', '_' and '.': the answer is kept under it"
-        )
+        remedy = "give letters, digits, '-', '_' and '.': the answer is kept under it"
+        raise Refusal("name", inquiry.name, remedy)
     return folder / f"{inquiry.name}.json"
 
 

@@ -67,9 +67,8 @@ def one_evaluation(federation: Federation) -> Plan | None:
         return None
     together = federation.together
     if summed is None or summed.unit not in (Unit.CLIENT, Unit.RECORD) or federation.record is not None:
-        raise Refusal(
-            "evaluate.clients", settings.evaluate.clients, f"{HIDDEN_CLIENTS} or record_distributed"
-        )
+        remedy = f"{HIDDEN_CLIENTS} or record_distributed"
+        raise Refusal("evaluate.clients", settings.evaluate.clients, remedy)
     noise = noise_of(settings.evaluate.noise_multiplier, many)
     sampling, norm = All() if together is None else PoissonBatches(1.0, 1), federation.unit_norm
     return Plan(summed.unit, summed.adjacency, sampling, norm, 1, noise, federation.adversaries)

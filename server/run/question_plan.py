@@ -35,9 +35,8 @@ class Spend:
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise Refusal(
-                "epsilon", self.epsilon, "say what the question may cost: epsilon or noise_multiplier"
-            )
+            remedy = "say what the question may cost: epsilon or noise_multiplier"
+            raise Refusal("epsilon", self.epsilon, remedy)
 
 
 def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Plan:
@@ -96,9 +95,8 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
         remedy = (
             "hides nobody, or two units at once, and a question is charged to one: choose client_central, "
         )
-        raise Refusal(
-            "privacy", settings.privacy.name, f"{remedy}client_distributed, record or record_distributed"
-        )
+        remedy = f"{remedy}client_distributed, record or record_distributed"
+        raise Refusal("privacy", settings.privacy.name, remedy)
     if found.unit is not inquiry.unit:
         if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
             remedy = "a question counts rows, and a person may have several; leave it out"
@@ -122,9 +120,8 @@ def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> No
             continue
         planned = planned_half_width(federation, inquiry, each, plan)
         if planned is None:
-            raise Refusal(
-                "at_least", None, f"say how many rows there are, so that {each.name} can be planned"
-            )
+            remedy = f"say how many rows there are, so that {each.name} can be planned"
+            raise Refusal("at_least", None, remedy)
         if planned > each.resolution:
             raise Refusal(
                 "resolution", each.resolution, _what_would_do(federation, inquiry, each, plan, planned)

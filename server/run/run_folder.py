@@ -130,9 +130,8 @@ def read_saved(folder: Path) -> Saved:
         )
         return Saved(str(fields["run"]), noise, order, fields.get("turns"), fields.get("deal"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise Refusal(
-            "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
-        ) from problem
+        remedy = f"its {SAVED} cannot be read ({problem}); start a new run"
+        raise Refusal("resume", str(folder), remedy) from problem
 
 
 def _require_no_alarm(folder: Path) -> None:
@@ -221,9 +220,8 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
     for name, content in beside.items():
         path = run.folder / name
         if path.exists() and path.read_bytes() != content:
-            raise Refusal(
-                "resume", str(run.folder), f"began with another {name}; put it back, or start a new run"
-            )
+            remedy = f"began with another {name}; put it back, or start a new run"
+            raise Refusal("resume", str(run.folder), remedy)
         replace_file(path, content, mode=None)
 
 

@@ -83,9 +83,8 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
     """
     client, num_rounds = sum_level(settings.privacy), settings.num_rounds
     if client is None or client.target_epsilon is None:
-        raise Refusal(
-            "cohort.groups", None, "is planned from a target_epsilon; say how many, or give a budget"
-        )
+        remedy = "is planned from a target_epsilon; say how many, or give a budget"
+        raise Refusal("cohort.groups", None, remedy)
     budget = Budget(client.unit, client.target_epsilon, client.target_delta, client.adjacency)
 
     def error(groups: int) -> float:
