@@ -93,7 +93,7 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
         console.print(f"{cap.decided}  {cap.data}: {_in_words(cap)}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column in ("unit", "spent", "delta"), overflow="fold")
     for row in rows:
         table.add_row(*row)
     if rows:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 JOB, RESULT, CONFIG = "job.json", "result.json", "config.yaml"
 SEED = "seed"
 CONFIDENCE = 0.95
-WIDEST = 40  # columns of the table's first
+WIDEST, NARROWEST = 40, 20  # columns of the table's first
 PRICES = "cost."  # of keys that change what a run is said to cost, and nothing of the run
 NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
 
@@ -87,7 +87,7 @@ def compare(
             draw(rows, plot)
     except (OSError, ValueError) as error:
         raise Refusal("compare", str(plot or csv), f"cannot be written ({error})") from None
-    print(json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else table_of(rows))
+    print(json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else table_of(rows, len(runs) > 1))
     return 0
 
 
@@ -179,6 +179,8 @@ def _overrides(job: Mapping[str, Any]) -> dict[str, str]:
 def _text(value: object) -> str:
     """Return a value as text, so that 3 and 3.0 are one."""
     number = _real(str(value))
+    if value is None:
+        return "null"
     return str(value) if number is None else f"{number:.15g}"
 
 
@@ -187,11 +189,16 @@ def _flat(folder: Path) -> dict[str, str]:
     if not (folder / CONFIG).is_file():
         return {}
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from ..configs.yaml_guard import check_file
 
     check_file(folder / CONFIG)
-    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)), ""))
+    config = OmegaConf.load(folder / CONFIG)
+    try:
+        return dict(_leaves(OmegaConf.to_container(config, resolve=True), ""))
+    except OmegaConfBaseException:  # of a key that another version had
+        return dict(_leaves(OmegaConf.to_container(config), ""))
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -230,12 +237,17 @@ def _interval(values: Sequence[float]) -> MeanInterval:
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def table_of(rows: Sequence[Row]) -> str:
-    """Return the rows as a table for a terminal, and a second one over seeds where there are several."""
+def table_of(rows: Sequence[Row], by_folder: bool = False) -> str:
+    """Return the rows as a table for a terminal, and a second one over seeds where there are several.
+
+    Args:
+        rows: of the runs.
+        by_folder: whether a row is named by the folder of its run, and has what it was told in the line below.
+    """
     names, counted = _names(rows), any(row.bytes for row in rows)
     lines = [
         (
-            _label(row, row.seed),
+            row.run if by_folder else _label(row),
             row.status,
             *(_number(row.metrics.get(n)) for n in names),
             _epsilons(row.epsilon),
@@ -243,7 +255,14 @@ def table_of(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    told = _aligned([("job", "status", *names, "epsilon", *(("down", "up") if counted else ())), *lines])
+    header = (
+        "run" if by_folder else "job",
+        "status",
+        *names,
+        "epsilon",
+        *(("down", "up") if counted else ()),
+    )
+    told = _aligned([header, *lines], ["", *map(_label, rows)] if by_folder else ())
     if by_group := _by_group(over_seeds(rows)):
         told += "\n\n" + by_group
     groups = [each for each in over_seeds(rows) if each.runs > 1]
@@ -282,11 +301,9 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return sorted(found, key=lambda name: name != "accuracy")[:2]
 
 
-def _label(row: Row, seed: int | None) -> str:
-    named = " ".join(
-        each for each in (_named(row.overrides), "" if seed is None else f"{SEED}={seed}") if each
-    )
-    return named or row.run
+def _label(row: Row) -> str:
+    seeds = {} if row.seed is None else {SEED: str(row.seed)}
+    return _named({**row.overrides, **seeds}) or row.run
 
 
 def _named(overrides: Mapping[str, str]) -> str:
@@ -297,19 +314,28 @@ def _named(overrides: Mapping[str, str]) -> str:
     )
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Return the cells in columns; what is longer than its column goes on in the line below."""
+def _aligned(lines: Sequence[Sequence[str]], below: Sequence[str] = ()) -> str:
+    """Return the cells in columns; what is longer than its column goes on in the line below.
+
+    Args:
+        lines: of cells.
+        below: what stands under each line; nothing where it is empty.
+    """
+    import shutil
     import textwrap
 
-    told: list[list[str]] = []
-    for line in lines:
-        first = textwrap.wrap(line[0], WIDEST, break_on_hyphens=False) or [""]
-        told += [[first[0], *line[1:]], *([f"  {rest}"] + [""] * (len(line) - 1) for rest in first[1:])]
-    widths = [max(len(line[column]) for line in told) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in told
-    )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    others = sum(2 + width for width in widths[1:])
+    room = shutil.get_terminal_size((WIDEST + others, 1)).columns
+    widths[0] = min(widths[0], WIDEST, max(NARROWEST, room - others))
+    told: list[str] = []
+    for number, line in enumerate(lines):
+        first = textwrap.wrap(line[0], widths[0], break_on_hyphens=False, subsequent_indent="  ") or [""]
+        cells = zip((first[0], *line[1:]), widths, strict=True)
+        told += ["  ".join(cell.ljust(width) for cell, width in cells).rstrip(), *first[1:]]
+        if number < len(below):
+            told += textwrap.wrap(below[number], room - 2, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(told)
 
 
 def _number(value: float | None) -> str:

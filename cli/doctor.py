@@ -22,6 +22,7 @@ from ..extras import MODULES, require_extra
 from ..privacy.ledger.caps import default_folder
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.masks import compiled
+from ..server.run.display import hanging
 
 WRONG = 1
 # Processor flags by what they speed up, of x86 and of ARM.
@@ -75,7 +76,7 @@ def doctor(asked: Sequence[str], as_json: bool) -> int:
     width = max(len(each.subject) for each in findings)
     marks = {True: "ok", False: "WRONG", None: ""}
     for each in findings:
-        print(f"{marks[each.ok]:<5}  {each.subject:<{width}}  {each.said}")
+        print(hanging(f"{marks[each.ok]:<5}  {each.subject:<{width}}  ", each.said))
     print(f"{wrong} wrong" if wrong else "nothing is wrong")
     return WRONG if wrong else 0
 

@@ -22,7 +22,7 @@ from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
 from ..privacy.refusal import Refusal
 from ..reports.files import OF_RECORDS
-from ..server.run.display import console_for
+from ..server.run.display import console_for, hanging
 
 DAMAGED = 1
 Wanted = tuple[str | None, str | None, str | None]
@@ -42,7 +42,7 @@ def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
       Refusal: there is no ledger, or its chain is broken.
     """
     run, unit, purpose = wanted
-    console, found = console_for(120), []
+    found: list[dict[str, Any]] = []
     for ledger in ledgers_in(path):
         entries = read_entries(ledger)
         identity = json.loads(entries[0].payload)
@@ -54,10 +54,9 @@ def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
             continue
         said = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAMED]}"
         head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
-        console.print(f"{said}; {head}", markup=False, highlight=False, soft_wrap=True)
-        for line in _by_run(told):
-            # A ledger's text is nobody's markup.
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print(hanging("", f"{said}; {head}"))
+        for lead, line in _by_run(told):
+            print(hanging(lead, line))
     if as_json:
         print(json.dumps(found, indent=1))
     return 0
@@ -84,8 +83,11 @@ def _is_wanted(entry: Entry, run: str | None, purpose: str | None) -> bool:
     return purpose is None or purpose in str(json.loads(entry.payload).get("purpose", ""))
 
 
-def _by_run(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield a line for each run, the newest first, and one for each of its entries; a commit is told with its release."""
+def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    """Yield a line for each run, the newest first, and one for each of its entries, as their leads and their texts.
+
+    A commit is told with its release.
+    """
     runs: dict[str, list[Entry]] = {}
     for entry in entries:
         runs.setdefault(run_of(entry), []).append(entry)
@@ -95,10 +97,11 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[str]:
         purposes = sorted({str(each["purpose"]) for each in payloads if "purpose" in each})
         if run:
             what = f"run {run}" if run not in (CAPS, ROSTERS) else "decisions of the data's owner"
-            yield what + (f", for {', '.join(purposes)}" if purposes else "")
+            yield "", what + (f", for {', '.join(purposes)}" if purposes else "")
         for entry, payload in zip(own, payloads, strict=True):
             if entry.kind not in (COMMIT, VOID):
-                yield f"  {entry.seq:>5}  {payload.get('time', '')[:19]}  {_sentence(entry, payload, settled)}"
+                lead = f"  {entry.seq:>5}  {payload.get('time', '')[:19]}  "
+                yield lead, _sentence(entry, payload, settled)
 
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
@@ -133,7 +136,7 @@ def _charged(payload: dict[str, Any]) -> str:
 def _outcome(settled: Entry | None) -> str:
     if settled is None:
         return "reserved, and spent whatever became of it"
-    return "left" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
+    return "released" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
 
 
 def _detail(payload: dict[str, Any]) -> str:

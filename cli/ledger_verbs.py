@@ -41,7 +41,7 @@ def ledger_show(
 @verb(ledger, "verify", "Check every hash; recompute epsilon.")
 def ledger_verify(
     paths: Annotated[
-        list[Path], Argument(metavar="PATH ...", help="Ledgers; files beside them are passed over.")
+        list[Path], Argument(metavar="PATH", help="Ledgers; files beside them are passed over.")
     ],
     head: Annotated[
         tuple[str, str] | None,

@@ -44,7 +44,7 @@ def provision_file(
 def provision_rotate(
     folder: Desk,
     names: Annotated[
-        list[str], Argument(metavar="NAME...", help="Of clients, 'hospital-*' for many, or server.")
+        list[str], Argument(metavar="NAME", help="Of clients, 'hospital-*' for many, or server.")
     ],
     request: Annotated[
         Path | None, Option(metavar="FILE", help="Of the device, which made its new keys itself.")
@@ -68,7 +68,7 @@ def provision_renew(
     folder: Desk,
     names: Annotated[
         list[str] | None,
-        Argument(metavar="[NAME...]", help="Of clients, 'hospital-*' for many; all by default."),
+        Argument(metavar="NAME", help="Of clients, 'hospital-*' for many; all by default."),
     ] = None,
     within: Annotated[
         float, Option(metavar="DAYS", help="Leave alone what ends later than in so many days.")
@@ -90,7 +90,7 @@ def provision_renew(
 @verb(provision, "token", "Let a device enrol once.")
 def provision_token(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME...", help="Of clients, each of one device.")],
+    names: Annotated[list[str], Argument(metavar="NAME", help="Of clients, each of one device.")],
     hours: Annotated[float, Option(metavar="N", help="Until they end.")] = 24.0,
     qr: Annotated[bool, Option("--qr", help="As QR codes too.")] = False,
     as_json: Json = False,
@@ -110,7 +110,7 @@ def provision_token(
 def provision_approve(
     folder: Desk,
     names: Annotated[
-        list[str] | None, Argument(metavar="[NAME...]", help="Of clients; all who have asked by default.")
+        list[str] | None, Argument(metavar="NAME", help="Of clients; all who have asked by default.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -128,7 +128,7 @@ def provision_approve(
 @verb(provision, "revoke", "Leave a client out.")
 def provision_revoke(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME...", help="Of clients, 'hospital-*' for many.")],
+    names: Annotated[list[str], Argument(metavar="NAME", help="Of clients, 'hospital-*' for many.")],
     as_json: Json = False,
 ) -> int:
     """Leave clients out, from the next roster on.

@@ -142,7 +142,8 @@ def _own(name: str, allow: tuple[str, ...]) -> Callable[..., object]:
     module, _, attribute = name.partition(":")
     if module not in allow:
         listed = ", ".join(allow) or "none"
-        raise Refusal("task", name, f"list its module among the allowed ones (now: {listed})")
+        how = f"add --allow-module {module} where a run is read, allow_modules=[{module}] elsewhere"
+        raise Refusal("task", name, f"its module is not allowed (allowed: {listed}); {how}")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

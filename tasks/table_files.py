@@ -65,8 +65,10 @@ def table_files(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.glob("*") if _is_table(each)) if path.is_dir() else []
     if not found:
-        kinds = ", ".join(SUFFIXES)
-        raise Refusal("task.folder", str(path), f"holds no table; name a file ({kinds}) or a folder of them")
+        fault = "holds no table" if path.exists() else "is not there"
+        raise Refusal(
+            "task.folder", str(path), f"{fault}; name a file ({', '.join(SUFFIXES)}) or a folder of them"
+        )
     return found
 
 

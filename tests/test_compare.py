@@ -73,8 +73,8 @@ def test_an_interval_over_seeds_is_students(runs: list[Path]) -> None:
 def test_options_that_differ_are_named_by_their_group(tmp_path: Path) -> None:
     runs = [kept(tmp_path / name, 0.5, 0, f"privacy={name}") for name in ("record", "none")]
     assert [dict(row.overrides) for row in rows_of(runs)] == [
-        {"learning_rate": "${task.dp_sgd_learning_rate}", "local_epochs": "1", "privacy": "record"},
-        {"learning_rate": "${task.learning_rate}", "local_epochs": "${task.local_epochs}", "privacy": "none"},
+        {"learning_rate": "2", "local_epochs": "1", "privacy": "record"},
+        {"learning_rate": "20", "local_epochs": "5", "privacy": "none"},
     ]
 
 
@@ -91,7 +91,9 @@ def test_a_table_file_and_a_figure(
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_a_table_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_folder: bool) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     long = [
         "privacy.target_epsilon=1",
         "learning_rate=0.123456",
@@ -105,7 +107,7 @@ def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
         "privacy.clipping_norm=8",
     ]
     runs = [kept(tmp_path / "a", 0.5, 0, *long), kept(tmp_path / "b", 0.6, 0, *other)]
-    assert max(map(len, table_of(rows_of(runs)).splitlines())) <= 80
+    assert max(map(len, table_of(rows_of(runs, tmp_path), by_folder).splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])

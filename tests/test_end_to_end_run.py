@@ -536,6 +536,20 @@ def test_beside_real_data_only_held_out_data_that_are_declared_public_are_evalua
     assert ("task.held_out: the held-out data count as private" in capsys.readouterr().err) != shown
 
 
+def test_beside_real_data_nothing_need_be_held_out(
+    tmp_path: Path, hospitals: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import my_hospitals
+
+    from fedveil.tasks import Examples
+
+    every = my_hospitals.Hospitals.held_out
+    my_hospitals.Hospitals.held_out = lambda task: Examples(every(task).inputs[:0], every(task).targets[:0])
+    result = really(tmp_path / "run", hospitals).result
+    assert result["status"] == "completed" and "accuracy" not in result["metrics"]
+    assert "no public data are held out" in capsys.readouterr().err
+
+
 def test_a_simulation_may_call_its_held_out_data_private(tmp_path: Path) -> None:
     private = run(tmp_path / "1", "task.held_out=private").result["metrics"]
     assert "accuracy" not in private and "accuracy" in run(tmp_path / "2").result["metrics"]

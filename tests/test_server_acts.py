@@ -63,7 +63,7 @@ def test_a_refusal_is_an_entry_that_costs_nothing(tmp_path: Path, capsys: pytest
     told = capsys.readouterr().out
     assert "for reading the hour" in told and "was refused at no cost: the client budget is spent" in told
     assert (
-        "against the clients and the model; rng seeded; left." in told
+        "against the clients and the model; rng seeded; released." in told
         and "The run was closed, exhausted" in told
     )
 

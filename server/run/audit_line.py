@@ -71,8 +71,13 @@ def rows_of(line: AuditLine) -> list[tuple[str, str]]:
     if line.alarms:
         rows += [(text, "bold red") for text in line.said()]
     elif line.checked:
-        rows.append((f"noise as claimed ({seen(line.visible)}), and new in every round", "green"))
-    return rows or [("nothing is claimed of this sum", "dim")]
+        size = (
+            "noise too small beside updates to be checked"
+            if line.visible == 1
+            else f"noise as claimed ({seen(line.visible)})"
+        )
+        rows.append((f"{size}, new each round", "green"))
+    return rows or [("nothing to check: whole clients are not hidden", "dim")]
 
 
 def seen(visible: float) -> str:

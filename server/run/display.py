@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -104,7 +105,7 @@ class Display:
         names = list(held_out(self._lines[-1])) if self._lines else []
         units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
         for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
-            table.add_column(column, justify="right", min_width=9)
+            table.add_column(column.replace("_", " "), justify="right", min_width=9)
         for line in self._lines:
             clients = _clients(line.row)
             values = [_number(value) for value in held_out(line).values()]
@@ -174,6 +175,14 @@ def console_for(width: int) -> Console:
     """Return a console as wide as the terminal, or of this many columns where the output is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
+
+
+def hanging(lead: str, text: str) -> str:
+    """Return the text behind its lead: at a terminal in lines of its width, indented by the lead; elsewhere in one line."""
+    console = Console()
+    width = console.width if console.is_terminal else len(lead) + len(text) + 1
+    wrapped = textwrap.wrap(text, max(width - len(lead), 20), break_long_words=False, break_on_hyphens=False)
+    return lead + ("\n" + " " * len(lead)).join(wrapped)
 
 
 def warn(text: str) -> None:

@@ -50,6 +50,9 @@ NOT_MEASURED = (
     "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
     "task.held_out=public, or held_out_public = True in the task"
 )
+NOTHING_HELD_OUT = (
+    "task.held_out_file: no public data are held out, so the model is not evaluated; name a public table"
+)
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
@@ -73,8 +76,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     left = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=federation.canary_records > 0)
-    if not federation.held_out_public:
-        warn(NOT_MEASURED)
+    if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
+        warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
         for data in _to_measure(federation):
@@ -156,8 +159,11 @@ def _check_every(federation: Federation, canaries: bool) -> None:
     """Refuse data of which no batch can be made, where they can be looked at: held-out ones and simulated clients'."""
     task, held_out = federation.task, held_out_of(federation.task)
     check_made_here(task.model())
-    if not len(held_out):
-        raise Refusal("held_out", 0, "there are no examples; give at least one")
+    if not len(held_out) and (federation.simulated or federation.deployed is not None):
+        # A server has nothing else to look at: its clients keep their data.
+        raise Refusal(
+            "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
+        )
     check_data(held_out, "held-out data")
     audit, together = federation.settings.audit, federation.together is not None
     if audit is not None and audit.full and together and not federation.simulated:
@@ -196,7 +202,8 @@ def _check_evaluation(federation: Federation) -> None:
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # Where records are hidden, each is measured by itself; a metric of several, such as an area, needs more than two.
     some = SEVERAL if federation.together is None else 1
-    inputs, targets = held_out.batch(torch.arange(min(len(held_out), some)))
+    looked_at = held_out if len(held_out) else some_examples(federation)
+    inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
     model = task.model().eval()
     with torch.no_grad():
         known = task.metrics(run_on(model, inputs), targets)

@@ -79,7 +79,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     for each in inquiry.questions:
         if each.name not in moments:
             warn(
-                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'the noise lets its deviation not be said'}"
+                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'its deviation drowns in the noise'}"
             )
     scaled = _scaled(federation, moments, plan)
     return replace(run, federation=scaled, client=with_task_of(scaled, run.client))

@@ -41,8 +41,10 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
     asked = settings.tuned
     if asked is None:
         return None
-    if not settings.scored_at_clients and not federation.held_out_public:
-        remedy = "values are compared on public held-out data, and these count as private: task.held_out=public if they are, or tune.score=clients"
+    if not settings.scored_at_clients and not (
+        federation.held_out_public and len(held_out_of(federation.task))
+    ):
+        remedy = "values are compared on public held-out data, and there are none, or they count as private: task.held_out=public if they are not, or tune.score=clients"
         raise Refusal("tune", asked.name, remedy)
     tuning = Tuning(
         asked.name,
