@@ -112,7 +112,7 @@ def diverged(message: Message, settings: object) -> Message:
 
 
 def test_a_device_whose_training_diverges_answers_that_nothing_changed_and_pays(clients):
-    """What a server sends may let training diverge by one record alone: a failure would tell it, uncharged."""
+    """What a server sends may let training diverge, or fail, by one record alone: a failure would tell it, uncharged."""
     device = device_of(clients / "c0")
     device.train = diverged
     told = CohortSum(np.zeros(18 + 3 + SPEC.beside))
@@ -120,8 +120,15 @@ def test_a_device_whose_training_diverges_answers_that_nothing_changed_and_pays(
     assert told.replies == 1 and not told.total[: 18 + 3].any()
     assert epsilon_of(device.own_ledger.path)[0] > 0
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(1, 5)}
-    devices[3].train = diverged
+    devices[3].train, devices[4].train = diverged, broken
     assert masked_sum(Devices(devices)).survivors == 4
+    for device in devices.values():
+        assert epsilon_of(device.own_ledger.path)[0] > 0
+
+
+def broken(message: Message, settings: object) -> Message:
+    """Fail, as the code of a task may that meets a value which it does not expect."""
+    raise RuntimeError("patient 17 is ill")
 
 
 def test_what_its_owner_decided_stands_on_the_devices_ledger(clients):
@@ -195,11 +202,8 @@ def test_after_the_owners_last_day_nothing_leaves(clients):
 
 
 def test_what_was_reserved_is_given_back_where_no_vector_was_made(clients):
+    """The server is trusted here, and keeps to itself who failed; where it is not, nothing may show that."""
     device = device_of(clients / "c0")
-
-    def broken(message, settings):
-        raise RuntimeError("patient 17 is ill")
-
     device.train = broken
     reply = device.answer(in_the_clear())
     assert (reply.error.code, reply.error.reason) == (FAILED, "the client failed")

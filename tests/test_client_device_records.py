@@ -12,7 +12,7 @@ from torch import nn
 
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
-from fedveil.client.private_update import NotTrained
+from fedveil.client.private_update import NotTrained, update_of
 from fedveil.configs.local_training import LocalTraining, Optimizer
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
@@ -32,6 +32,8 @@ from fedveil.strategies.wire import (
     OWNERS_POLICY,
     instruct,
     memory_arrays,
+    only_arrays,
+    sum_spec_of,
 )
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import softmax_regression
@@ -129,7 +131,8 @@ def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_a
     order = replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, record=together)
     device.ledgers.mkdir(parents=True)
     device.prepare = None  # the task does not say whose its examples are
-    content = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5)).content
+    message = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5))
+    content = message.content
     roster = device.bundle.identity.roster
     for version, digest, codes in ((roster.version, roster.hash, []), (7, bytes(32), [FAILED])):
         place = (PROTOCOL_VERSION, 1, run_number("spring"), 1, 0, version, digest)
@@ -142,6 +145,11 @@ def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_a
             found.append(said.code)
         assert found == codes
     assert len([e for e in read_entries(only_ledger(device, "*.ledger")) if e.kind == RESERVE]) == 1
+    device.train = None  # what fails, fails unseen where a sum alone is seen
+    moved = update_of(
+        device._trained(message, None), dict(only_arrays(content).items()), content, sum_spec_of(content)
+    )
+    assert moved and not any(part.any() for part in moved.values())
 
 
 def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(device):

@@ -382,6 +382,13 @@ MUTATIONS = {
         EVALUATION_TESTS,
         "noise_of_its_own",
     ),
+    "a device fails in an encrypted sum whose task fails": Mutation(
+        "client/device/device.py",
+        "if order.privacy not in ENCRYPTED_MODES:",
+        "if order.privacy:",
+        "test_client_device.py",
+        "diverges",
+    ),
     "a client fails whose training diverges": Mutation(
         "client/private_update.py",
         "    except NotFinite as error:",

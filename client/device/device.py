@@ -19,8 +19,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from cryptography import x509
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.bundle_files import SCHEMA
@@ -38,7 +39,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
-from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
+from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.question_wire import question_of, released_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
@@ -51,10 +52,15 @@ from ...strategies.wire import (
     NOT_READY,
     OWNERS_POLICY,
     SPEC_RECORD,
+    WEIGHT,
+    memory_arrays,
+    only_arrays,
     read_attempt,
     read_round,
+    sum_spec_of,
+    view,
 )
-from ..private_update import NotTrained, private_update
+from ..private_update import SUMMED_RECORD, NotTrained, private_update
 from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
@@ -72,6 +78,10 @@ if TYPE_CHECKING:  # a linear model does without torch
 logger = logging.getLogger("fedveil.client")
 
 Trainer = Callable[[Message, ClientSettings], Message]
+ENCRYPTED_MODES = (
+    Mode.CLIENT_DISTRIBUTED,
+    Mode.RECORD_DISTRIBUTED,
+)  # a sum alone is seen, with the noise of all
 ACCELERATOR = (
     "FEDVEIL_DEVICE"  # environment variable: where this client trains, such as cuda; cpu unless it is set
 )
@@ -257,6 +267,17 @@ class Device:
         del context
         order = read_order(message.content)
         assert order is not None  # or nothing would have been charged
+        try:
+            return self._computed(message, order)
+        except (NotTrained, Refusal):
+            raise
+        except Exception:
+            if order.privacy not in ENCRYPTED_MODES:
+                raise
+            logger.exception("this client answers that nothing changed, since its task failed")
+            return _nothing(message)
+
+    def _computed(self, message: Message, order: TrainingOrder) -> Message:
         asked = question_of(message.content)
         if isinstance(asked, Evaluation):
             assert self.evaluate is not None
@@ -487,6 +508,18 @@ def before_its_time(bundle: ClientBundle) -> str | None:
 @lru_cache(maxsize=4)  # a device asks at every message
 def _began(certificate: bytes) -> datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_before_utc
+
+
+def _nothing(message: Message) -> Message:
+    """Return the reply of a task that failed: what fails on one record would tell of it by who answers, uncharged."""
+    arrays = {name: view(array) for name, array in only_arrays(message.content).items()}
+    content = RecordDict(
+        {"arrays": memory_arrays(arrays), "metrics": MetricRecord({WEIGHT: 0, TRAIN_LOSS: 0.0})}
+    )
+    if sum_spec_of(message.content).unit_norm is not None:
+        zeros = {name: np.zeros_like(value) for name, value in arrays.items()}
+        content = RecordDict({SUMMED_RECORD: memory_arrays(zeros)})
+    return Message(content, reply_to=message)
 
 
 def _begins(content: RecordDict) -> bool:
