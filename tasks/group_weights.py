@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from ..privacy.refusal import Refusal
-from ..privacy.statistics.fairness import reweighing
+from ..privacy.statistics.fairness import ROWS, reweighing
 from ..privacy.statistics.figure import NORMAL_95
 from .answer_files import Answered, read_answer
 from .table_schema import Schema, plain, read_words, with_group_weights
 
 FIELD = "task.group_weights"
 NO_TABLE = (
-    "holds no released cross table of a column of groups and {}: ask a question of kind crosstable, with the categories of "
-    "both; shares, as of kind fairness, do not tell how large the groups are"
+    "holds no released counts by a column of groups and {}: ask a question of kind crosstable, or of kind fairness with the "
+    "criterion equalised_odds, with the categories of both; others do not count groups by class"
 )
 
 
@@ -40,15 +40,19 @@ def weighted_schema(schema: Schema, path: str | None) -> Schema:
 
 
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
-    """Return the weights that follow from the first cross table of groups and label."""
+    """Return the weights that follow from the first counts by groups and label."""
     for each in answers:
-        names = [str(each.asked.get(key, "")) for key in ("of", "by")]
-        words = [_words(each.asked.get(key)) for key in ("categories", "by_categories")]
-        if each.asked["kind"] != "crosstable" or not all(words):
+        odds = each.asked.get("criterion") == "equalised_odds"
+        keys = ("label", "of") if odds else ("of", "by")
+        names = [str(each.asked.get(key, "")) for key in keys]
+        words = [_words(each.asked.get("categories" if key == "of" else f"{key}_categories")) for key in keys]
+        pairs = zip(each.names, each.values, strict=True)
+        values = [value for name, value in pairs if not odds or name.startswith(ROWS)]
+        if not (odds or each.asked["kind"] == "crosstable") or not values or not all(words):
             continue
         if plain(schema.label) not in map(plain, names):
             continue
-        cells, half = np.array(each.values, np.float64), each.halves[0] if each.halves else None
+        cells, half = np.array(values, np.float64), each.halves[-1]
         if half is None or cells.size != len(words[0]) * len(words[1]):
             raise Refusal(FIELD, path, "is no answer of fedveil ask (a cross table lacks cells)")
         cells = cells.reshape(len(words[0]), len(words[1]))

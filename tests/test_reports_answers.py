@@ -104,6 +104,10 @@ def test_a_folder_of_answers_is_of_its_schema_which_shares_its_parts_with_the_ru
 
 
 def test_fairness_has_bars_intervals_and_a_price(asked: Path) -> None:
+    record = json.loads((asked / "treated-alike.json").read_text())
+    rows = {"name": "rows, yes, f", "value": 1480.0, "low": 1400.0, "high": 1560.0}
+    record["answers"][0]["figures"].append(rows)  # a number among shares
+    edited(asked / "treated-alike.json", answers=record["answers"])
     page = page_of(report_of_answers(asked))
     shown = told(page)
     women, men, nobody, apart = (f"/answers/0/answers/0/figures/{place}" for place in range(4))
@@ -111,6 +115,7 @@ def test_fairness_has_bars_intervals_and_a_price(asked: Path) -> None:
     assert shown[f"{men}/low"] == "76.4 %" and shown[f"{men}/high"] == "82 %"
     assert shown[f"{nobody}/value"] == "cannot be said" and f"{nobody}/low" not in shown
     assert shown[f"{apart}/name"] == "true positive rate, difference"
+    assert shown[f"/answers/0/answers/0/figures/{len(record['answers'][0]['figures']) - 1}/value"] == "1480"
     assert shown["/answers/0/why"] == "Are women who are ill treated as often as men who are?"
     assert shown["/answers/0/epsilon"] == "1.00" and shown["/answers/0/epsilon_after"] == "1.00"
     fair = page.split("intake-2026")[0]

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 import fedveil as fv
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.fairness import reweighing
+from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.simulations.membership_attacks import attack_on
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
@@ -178,11 +179,28 @@ def test_weights_follow_from_the_counts_of_an_answer(clinics: Path) -> None:
     assert np.allclose(turned.weights, reweighing(COUNTS.T, 10.0))
 
 
+ODDS = {
+    "kind": "fairness", "criterion": "equalised_odds", "of": "sex", "categories": ["woman", "man"], "label": "ill",
+    "label_categories": ["no", "yes"], "said": "treated", "said_categories": ["no", "yes"],
+}  # fmt: skip
+
+
+def test_weights_follow_from_the_rows_that_equalised_odds_counts(clinics: Path) -> None:
+    (asked,) = read_inquiry({"name": "q", "records": 9, "ask": [ODDS]}).questions
+    cells = np.stack([COUNTS / 4, COUNTS * 3 / 4], -1)  # by groups, classes and decisions
+    said = [each.plain for each in asked.statistic.answer(cells, 10.0)]
+    record = {"question": {"ask": [ODDS]}, "answers": [{"figures": said}]}
+    assert np.allclose(from_answer(clinics, record).weights, reweighing(COUNTS, 10.0 * 2**0.5))
+    record["answers"] = [{"figures": [each for each in said if not each["name"].startswith("rows")]}]
+    with pytest.raises(Refusal, match="of kind fairness with the criterion equalised_odds"):
+        from_answer(clinics, record)  # of an older release
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        (answer(kind="fairness"), "holds no released cross table of a column of groups and ill"),
-        ({**answer(), "answers": []}, "holds no released cross table"),
+        (answer(kind="fairness"), "holds no released counts by a column of groups and ill"),
+        ({**answer(), "answers": []}, "holds no released counts"),
         ({"question": 3}, "is no answer of fedveil ask"),
         (answer(categories=["woman", "other"]), "is no word of sex"),
         (answer(of="town"), "is no column"),

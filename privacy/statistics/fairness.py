@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..refusal import Refusal
 from .columns import Bins, Table
-from .figure import ENOUGH, NORMAL_95, Cells, Figure, unsaid
+from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, unsaid
 
 Places = NDArray[np.int64]
 # For each criterion the share that it compares, by condition; {} is filled with the condition's name.
@@ -27,6 +27,7 @@ CRITERIA = {
     "calibration": "share of positives at score {}",
 }
 RATES = ("false", "true")
+ROWS = "rows"  # what the numbers of rows are called, by condition and group
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,32 @@ class Fairness:
         return every, said == label if self.criterion == "accuracy" else said == 1
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        """Return each group's share by condition, and the largest difference between groups that can be said.
+        """Return each group's share by condition, the largest difference that can be said, and the rows that are counted.
 
         Args:
           cells: the sum, of this shape.
           sigma: standard deviation of the noise on each.
         """
         told: list[Figure] = []
-        for place, condition in enumerate(self.conditions):
+        rows: list[Figure] = []
+        for place, (condition, whose) in enumerate(zip(self.conditions, self._counted, strict=True)):
             name = CRITERIA[self.criterion].format(condition)
             found = [
                 share_of(f"{name}, {group}", cells[row, place, 1], cells[row, place, 0], sigma)
                 for row, group in enumerate(self.of.labels)
             ]
             told += [*found, difference_of(f"{name}, difference", found)]
-        return told
+            # Of the same noisy counts, so that they cost nothing more.
+            sizes = zip(self.of.labels, cells[:, place].sum(1), strict=True)
+            rows += [count_of(f"{ROWS}{whose}, {group}", size, math.sqrt(2) * sigma) for group, size in sizes]
+        return told + rows
+
+    @property
+    def _counted(self) -> tuple[str, ...]:
+        """Which rows each condition takes, behind `ROWS`."""
+        by_label = {"equal_opportunity": self.label.labels[1:], "equalised_odds": self.label.labels}
+        words = by_label.get(self.criterion, self.said.labels if self.criterion == "calibration" else None)
+        return ("",) if words is None else tuple(f", {word}" for word in words)
 
     def planned(self, sigma: float, rows: float) -> float:
         """Return half the width of a share's interval where rows are spread evenly over groups, conditions and shares.
