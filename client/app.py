@@ -50,7 +50,7 @@ from ..strategies.wire import (
 from ..tasks import load_task
 from ..tasks.arrays import lent_arrays, load_arrays, memory_of
 from ..tasks.columns import columns_of
-from ..tasks.data import Data, Examples, data_of, fingerprint, leaves, placeholder
+from ..tasks.data import Data, Examples, data_of, drawn_data_of, fingerprint, leaves, placeholder
 from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
 from ..tasks.held_back import held_back_of
 from ..tasks.independence import check_independence
@@ -129,7 +129,7 @@ class Workbench:
           client: its number in the task.
           settings: say how many examples of one person are kept, and at how many clients.
         """
-        data, level = data_of(self.task, client), settings.record or settings.step
+        data, level = drawn_data_of(self.task, client), settings.record or settings.step
         if level is None or level.per_person is None:
             return data
         most = level.clients_per_person

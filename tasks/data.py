@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
 SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out: parts a client's data, see `held_back`
 BATCH = 256  # examples that are read at a time where all are looked at
+MOST_LOOKED_AT = 1000  # clients of made-up data that are looked at before a run: each takes 0.1 ms, and others wait to be drawn
 
 
 # --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
@@ -297,6 +298,21 @@ def data_of(task: Task, client: int) -> Data:
     return data_of_all(task, client) if split is None else split.of(task, client)[0]
 
 
+def drawn_data_of(task: Task, client: int) -> Data:
+    """Return what one client trains on, looked at where only some of its population were before the run.
+
+    Arguments as of `data_of`.
+
+    Raises:
+      Refusal: the data are not what must hold of them before they are used.
+    """
+    data = data_of(task, client)
+    if task.simulated and task.num_clients > MOST_LOOKED_AT:
+        check_size(task, client, data)
+        check_data(data, f"client {client}")
+    return data
+
+
 def data_of_all(task: Task, client: int) -> Data:
     """Return one client's data with what it holds out of its training; arguments as of `data_of`."""
     return as_data(task.client_data(client))
@@ -321,14 +337,22 @@ def _sizes_of(task: Task) -> Callable[[int], int] | None:
     return getattr(task, "client_size", None)
 
 
-def check_size(task: Task, client: int) -> None:
-    """Refuse a `SizedTask` that tells another number of examples than it makes; arguments as of `data_of`.
+def check_size(task: Task, client: int, data: Data) -> None:
+    """Refuse a `SizedTask` that tells another number of examples than it makes.
+
+    Args:
+      task: has the clients.
+      client: 0 <= client < num_clients.
+      data: that it trains on.
 
     Raises:
       Refusal: naming both.
     """
     known = _sizes_of(task)
-    if known is not None and (told := known(client)) != (made := len(data_of_all(task, client))):
+    if known is None:
+        return
+    made = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)
+    if (told := known(client)) != made:
         remedy = f"client_data makes {made} examples for client {client}; say so many"
         raise Refusal("client_size", told, remedy)
 
@@ -521,8 +545,9 @@ def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
     if tensor.dim() == 0 or len(tensor) != count:
         found = tuple(tensor.shape)
         raise Refusal(name, found, f"inputs and targets must be equally many, and there are {count} targets")
-    broken = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
-    if broken:
+    if not tensor.is_floating_point() or torch.isfinite(tensor.sum()):  # nine times as fast as each by itself
+        return
+    if broken := int((~torch.isfinite(tensor)).sum()):
         raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
 
 

@@ -2415,10 +2415,17 @@ MUTATIONS = {
     ),
     "of many real clients some are not looked at before round 1": Mutation(
         "server/run/prepare.py",
-        "spread = federation.simulated and federation.settings.secagg is None",
-        "spread = federation.settings.secagg is None",
+        "spread = federation.simulated and federation",
+        "spread = federation",
         "test_server_record_ledgers.py",
-        "large_real_population",
+        "real-size",
+    ),
+    "a client that was not looked at before round 1 is taken as it is": Mutation(
+        "tasks/data.py",
+        "    if task.simulated and task.num_clients > MOST_LOOKED_AT:\n",
+        "    if not task.num_clients:\n",
+        "test_server_record_ledgers.py",
+        "drops_out_uncharged and size",
     ),
     "a ledger of a client that the run did not note is left out": Mutation(
         "server/run/record_ledgers.py",

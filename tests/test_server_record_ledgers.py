@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.privacy.accounting.epsilon import epsilon
-from fedveil.privacy.accounting.events import gaussian_scale
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
 from fedveil.server.run import federation, record_ledgers
-from fedveil.server.run.federation import MOST_LOOKED_AT
 from fedveil.tasks.classification import softmax_regression
-from fedveil.tasks.data import fingerprint
+from fedveil.tasks.data import MOST_LOOKED_AT, fingerprint
 
 MANY = 20_000
 
@@ -59,13 +57,10 @@ class SizedCrowd(Crowd):
 
 def ran(task: Crowd, folder: Path, status: str = "completed", **more: Any) -> dict[str, Any]:
     level = fv.Record(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
-    keys: dict[str, Any] = {
-        "privacy": level,
-        "cohort": fv.Poisson(10 / task.num_clients),
-        "num_rounds": 2,
-    } | more
+    keys: dict[str, Any] = {"cohort": fv.Poisson(10 / task.num_clients), "num_rounds": 2}
+    keys |= more if "privacy" in more else {"privacy": level, "batch_size": 4} | more
     seed = 3 if task.simulated else None
-    run = fv.simulate(task, seed=seed, folder=folder, quiet=True, batch_size=4, **keys)
+    run = fv.simulate(task, seed=seed, folder=folder, quiet=True, **keys)
     assert run.status == status
     return json.loads((folder / "result.json").read_text())
 
@@ -151,57 +146,66 @@ def test_a_run_that_goes_on_knows_who_took_part_before(tmp_path: Path, named: li
     assert len(named) < 200
 
 
-def test_a_task_that_tells_another_size_than_it_makes_is_refused(tmp_path: Path) -> None:
-    class Wrong(SizedCrowd):
-        def client_size(self, client: int) -> int:
-            return super().client_size(client) + (client == 0)
+class Flawed(SizedCrowd):
+    """The same clients; of every second one something does not hold."""
 
-    with pytest.raises(fv.Refusal, match=r"client_size=6: client_data makes 5 examples for client 0"):
-        ran(Wrong(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    held_out_public, data_id = True, "crowd"
+
+    def __init__(self, flaw: str, real: bool = False, hidden: int = 10) -> None:
+        super().__init__(MOST_LOOKED_AT + 200)
+        self.flaw, self.simulated, self.hidden = flaw, not real, hidden
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 2))
+
+    def client_size(self, client: int) -> int:
+        return super().client_size(client) + (self.flaw == "size" and client % 2)
+
+    def client_data(self, client: int) -> fv.Examples:
+        made = super().client_data(client)
+        if client % 2 and self.flaw == "value":
+            made.inputs[0, 0] = torch.nan
+        if client % 2 and self.flaw == "unreadable":
+            raise OSError("unreadable")
+        if client % 2 and self.flaw == "inputs":
+            return fv.Examples(made.inputs[[0, *range(len(made))]], made.targets)
+        return made
 
 
-class Real(SizedCrowd):
-    """The same clients, whose data are real."""
-
-    simulated, held_out_public, data_id = False, True, "crowd"
-
-
-def longer_by_one(task: SizedCrowd, client: int) -> int:
-    return SizedCrowd.client_size(task, client) + (client == 7)
-
-
-def wider_by_one(task: SizedCrowd, client: int) -> fv.Examples:
-    made = SizedCrowd.client_data(task, client)
-    return fv.Examples(torch.zeros(len(made), 5), made.targets) if client == 7 else made
-
-
-@pytest.mark.parametrize(
-    ("member", "fault"),
-    [("client_size", longer_by_one), ("client_data", wider_by_one)],
-    ids=["size", "shape"],
-)
-def test_of_a_large_real_population_every_client_is_looked_at(
-    member: str, fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flaw", ["size", "value", "inputs"])
+@pytest.mark.parametrize("real", [True, False], ids=["real", "in one step"])
+def test_where_data_are_real_or_all_take_part_each_client_is_looked_at(
+    real: bool, flaw: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Real, member, fault)
-    task = Real(MOST_LOOKED_AT + 200)
-    with pytest.raises(fv.Refusal, match="client 7"):
-        ran(task, tmp_path / "run", ledger={"dir": str(tmp_path / "ledgers")})
+    task, keys = Flawed(flaw, real), {"ledger": {"dir": str(tmp_path / "ledgers")}}
+    if not real:
+        step = fv.RecordDistributed(target_epsilon=4.0, target_delta=1e-6)
+        keys = {"privacy": step, "cohort": "all"}
+    with pytest.raises(fv.Refusal, match="client 1"):
+        ran(task, tmp_path / "run", **keys)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_drawn_client_is_charged_for_the_records_that_it_has(tmp_path: Path) -> None:
-    class Fewer(SizedCrowd):
-        def client_data(self, client: int) -> fv.Examples:
-            made = super().client_data(client)
-            few = len(made) if client % 2 == 0 else 4
-            return fv.Examples(made.inputs[:few], made.targets[:few])
+@pytest.mark.parametrize("flaw", ["size", "value", "inputs", "unreadable"])
+def test_a_drawn_client_of_whose_data_something_does_not_hold_drops_out_uncharged(
+    flaw: str, tmp_path: Path
+) -> None:
+    lost = ran(Flawed(flaw), tmp_path / "run")["records"]["epsilon"]
+    assert any(lost[::2]) and not any(lost[1::2])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line["dropped"].get("failed") for line in lines)
+    ledgers = list((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
+    assert len(ledgers) == sum(map(bool, lost))
 
-    task = Fewer()
-    lost = ran(task, tmp_path / "run")["records"]["epsilon"]
-    drawn = [number for number, each in enumerate(lost) if each and number % 2]
-    assert drawn
-    for number in drawn:
-        path = tmp_path / "run" / "client_ledgers" / f"{fingerprint(task.client_data(number))[:32]}.ledger"
-        assert set(map(gaussian_scale, read_events(path, Adversary.MODEL))) == {(1.0, 1.0)}
+
+@pytest.mark.parametrize("hidden", [10, 10_000], ids=["stacked", "in place"])
+def test_a_client_of_whose_data_something_does_not_hold_moves_no_other(hidden: int, tmp_path: Path) -> None:
+    """Examples of a stack lie one behind the other: one too many would give each client one of the client before."""
+    models: list[dict[str, Tensor]] = []
+    for flaw in ("unreadable", "inputs"):
+        keys: dict[str, Any] = {"privacy": "none", "cohort": fv.Poisson(0.05), "num_rounds": 1, "seed": 3}
+        run = fv.simulate(Flawed(flaw, hidden=hidden), folder=tmp_path / flaw, quiet=True, **keys)
+        models.append(run.model.state_dict())
+    one, other = models
+    assert all(torch.equal(one[name], other[name]) for name in one)

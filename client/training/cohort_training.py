@@ -40,7 +40,7 @@ from ...strategies.wire import (
     sketch_for,
     view,
 )
-from ...tasks.data import Examples, data_of, in_tensors, mapped
+from ...tasks.data import Examples, drawn_data_of, in_tensors, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
@@ -200,7 +200,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
 
 def _stackable(bench: Workbench, client: int) -> Examples:
     remedy = "clients that are stacked give tensors alike"
-    return in_tensors(data_of(bench.task, client), "client_data", client, remedy)
+    return in_tensors(drawn_data_of(bench.task, client), "client_data", client, remedy)
 
 
 def _train_group(

@@ -39,7 +39,7 @@ from ...strategies.wire import (
     view,
 )
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
-from ...tasks.data import Data, Examples, data_of
+from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .sgd import train
@@ -81,7 +81,7 @@ class InPlaceRound:
     def train(self, client: int) -> dict[str, float] | str:
         """Train the model on one client's data and return its scalars, or why there are none; the log explains a failure."""
         try:
-            data = data_of(self.bench.task, client)
+            data = drawn_data_of(self.bench.task, client)
             if not len(data) and not self.hides:
                 return DROP_REASONS[NO_EXAMPLES]
             self.bench.forget()

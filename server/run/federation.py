@@ -67,7 +67,6 @@ LOSS_BOUND = (
 COUNT_BOUND_BATCHES = (
     10  # a client that has more examples than this many batches is counted as having so many
 )
-MOST_LOOKED_AT = 1000  # clients of made-up data of whom each is looked at: it takes about 0.2 ms
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 

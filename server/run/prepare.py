@@ -21,7 +21,17 @@ from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
-from ...tasks.data import Data, check_data, check_size, check_taken, data_of, held_out_of, placeholder, run_on
+from ...tasks.data import (
+    MOST_LOOKED_AT,
+    Data,
+    check_data,
+    check_size,
+    check_taken,
+    data_of,
+    held_out_of,
+    placeholder,
+    run_on,
+)
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
@@ -36,7 +46,7 @@ from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
 from .evaluation_plan import evaluation_plan, one_evaluation, scored_metric, scoring_plan
-from .federation import MOST_LOOKED_AT, Federation, Run, ledger_home
+from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
@@ -177,8 +187,8 @@ def _check_every(federation: Federation, canaries: bool) -> None:
         model = None if shipped or own_training(task) is not None else task.model().eval()
         clients = _looked_at(federation)
         for client in clients:
-            check_size(task, client)
             data, whose = data_of(task, client), f"client {client}"
+            check_size(task, client, data)
             check_data(data, whose, held_out)
             if model is not None:
                 check_taken(data, whose, model, task.loss)
@@ -245,11 +255,11 @@ def _ledgers_here(federation: Federation) -> list[Path]:
 def _looked_at(federation: Federation) -> range:
     """Return the clients whose data are looked at before anything is spent.
 
-    Of a large population on made-up data these are spread evenly. Data that turn out to be bad in a round drop their client
-    from it.
+    Of a large population on made-up data these are spread evenly, and the others are looked at when they are drawn: who is
+    refused then drops out of the round. All take part in a step on all clients' records, so that all are looked at for one.
     """
     clients = federation.task.num_clients
-    spread = federation.simulated and federation.settings.secagg is None
+    spread = federation.simulated and federation.settings.secagg is None and federation.together is None
     return range(0, clients, -(-clients // MOST_LOOKED_AT) if spread else 1)
 
 

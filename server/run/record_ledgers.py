@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -25,7 +25,8 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.record_plan import record_plan
-from .federation import MOST_LOOKED_AT, Federation
+from ...tasks.data import MOST_LOOKED_AT
+from .federation import Federation
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
 MOST_COMPOSED = 20  # choices of clients at which a person may be
@@ -84,7 +85,12 @@ def _named(
     name a ledger takes a client's data.
     """
     if federation.simulated and federation.task.num_clients > MOST_LOOKED_AT:
-        names = {number: federation.fingerprint_of(number) for number in sorted(took_part)}
+        names = dict[int, str]()
+        for number in sorted(took_part):
+            with suppress(
+                Exception
+            ):  # of who was dropped because its data cannot be made, and who has no ledger
+                names[number] = federation.fingerprint_of(number)
         if set(paths) <= set(map(record.ledger_path, names.values())):
             return names.items()
     return enumerate(federation.client_ledgers)

@@ -358,6 +358,7 @@ BEYOND: dict[str, str] = {
     "metrics leave beside the sum": "leaves beside the sum, where an audit of sums does not look",
     "what fits one budget fits every other": BOOKS,
     "of many real clients some are not looked at before round 1": CONFIGURED,
+    "a client that was not looked at before round 1 is taken as it is": CONFIGURED,
     "a ledger of a client that the run did not note is left out": REPORTED,
     "coins of a large population come up at another rate": LARGE,
     "a cycle's rounds are paid once a run": "an event that is wrong in plan and ledger alike; audit=full is refused for this cohort",
