@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from . import messages as wire
 from .attempt import NodeAttempt, Stage, Work, check_adverts, masked, quorum, signers, tagged, unwitnessed
 from .bindings import (
     Agreement,
@@ -30,32 +31,6 @@ from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
 from .double_signature import sign_by
 from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
-from .messages import (
-    NODES,
-    SEALED_BYTES,
-    SHARE_BYTES,
-    TOLD_BYTES,
-    Advert,
-    Checked,
-    CohortAdverts,
-    Complaints,
-    Confirmation,
-    Confirmed,
-    Declined,
-    Disputed,
-    Inbox,
-    Parcels,
-    Proposal,
-    Revealed,
-    SealedShares,
-    Survivors,
-    read,
-    read_any,
-    read_terms,
-    unpack,
-    write,
-    write_terms,
-)
 from .parcel import Parcel, cut, parcel_of, place_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
@@ -64,9 +39,9 @@ from .shamir import new_secret
 from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, suite_of, unseal
 from .transcript import AttemptTerms, Profile, Purpose, frame
 
-ToNode = CohortAdverts | Parcels | Disputed | Inbox | Survivors | Confirmed
+ToNode = wire.CohortAdverts | wire.Parcels | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
-OVER = NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
+OVER = wire.NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
 
 
 @dataclass
@@ -104,21 +79,21 @@ class Participant:
         Raises:
           Refused: with the reason by name. Only the reason may leave: see `declined`.
         """
-        said = read_any(message)
+        said = wire.read_any(message)
         match said:
-            case Proposal():
+            case wire.Proposal():
                 return self._join(said, now)
-            case CohortAdverts():
+            case wire.CohortAdverts():
                 return self._step(said, Stage.ADVERTISED, lambda attempt: self._share(attempt, said, now))
-            case Parcels():
+            case wire.Parcels():
                 return self._step(said, Stage.SHARED, lambda attempt: self._check(attempt, said))
-            case Disputed():
+            case wire.Disputed():
                 return self._step(said, Stage.CHECKED, lambda attempt: self._complain(attempt, said, now))
-            case Inbox():
+            case wire.Inbox():
                 return self._step(said, Stage.CHECKED, lambda attempt: self._mask(attempt, said, work))
-            case Survivors():
+            case wire.Survivors():
                 return self._step(said, Stage.MASKED, lambda attempt: self._confirm(attempt, said))
-            case Confirmed():
+            case wire.Confirmed():
                 return self._step(said, Stage.CONFIRMED, lambda attempt: self._open(attempt, said, now))
             case _:
                 raise Refused(Reason.OUT_OF_ORDER, "a node's message, sent to a node")
@@ -149,7 +124,7 @@ class Participant:
         if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
             raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
 
-    def _join(self, proposal: Proposal, now: int) -> bytes:
+    def _join(self, proposal: wire.Proposal, now: int) -> bytes:
         """0: hold the terms against the policy, and make the keys of this attempt."""
         terms, candidates = proposal.terms, proposal.candidates
         check(self.policy, terms)
@@ -176,7 +151,9 @@ class Participant:
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
         reply_key = agree(secret, server_key, reply_info(context))
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
-        unsigned = Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys)
+        unsigned = wire.Advert(
+            self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys
+        )
         advert = replace(
             unsigned, signature=sign_by(suite_of(terms.suite), self.key, context, advert_body(unsigned))
         )
@@ -188,9 +165,9 @@ class Participant:
         self.attempts[context] = NodeAttempt(
             terms, candidates, context, mask_seed, own_seed, share_seed, reply_key, (advert,)
         )
-        return write(advert)
+        return wire.write(advert)
 
-    def _share(self, attempt: NodeAttempt, cohort: CohortAdverts, now: int) -> bytes:
+    def _share(self, attempt: NodeAttempt, cohort: wire.CohortAdverts, now: int) -> bytes:
         """1: check the neighbours' keys, and give each a share of both seeds."""
         (own,) = attempt.adverts
         if own not in cohort.adverts or not {a.node for a in cohort.adverts} <= set(attempt.candidates):
@@ -219,13 +196,13 @@ class Participant:
         for peer, key, shares, block in zip(peers, keys, dealt.shares, made, strict=True):
             sealed += seal(agreed.suite, key, shares, agreed.share_label(self.node, peer, block))
         attempt.stage = Stage.SHARED
-        unsigned = SealedShares(
+        unsigned = wire.SealedShares(
             agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, dealt.seed, b"", b"".join(made)
         )
         signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
-        return tagged(attempt, write(replace(unsigned, signature=signature)))
+        return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
-    def _check(self, attempt: NodeAttempt, parcels: Parcels) -> bytes:
+    def _check(self, attempt: NodeAttempt, parcels: wire.Parcels) -> bytes:
         """2: open the neighbours' shares, hold each against its dealer's commitments, and say whose is no good."""
         agreed = attempt.agreed
         if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
@@ -238,7 +215,7 @@ class Participant:
             try:
                 held += parcel.opened(agreed, self._seal_key(attempt, parcel))
             except Refused:
-                held += bytes(2 * SHARE_BYTES)
+                held += bytes(2 * wire.SHARE_BYTES)
                 accused.append(parcel.dealer)
         if agreed.suite.hybrid:
             attempt.mask_secrets = b"".join(self._mask_secret(attempt, parcel) for parcel in found)
@@ -246,7 +223,7 @@ class Participant:
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
         attempt.stage = Stage.CHECKED
-        return tagged(attempt, write(Checked(agreed.cohort, tuple(accused))))
+        return tagged(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
 
     def _seal_key(self, attempt: NodeAttempt, parcel: Parcel) -> bytes:
         agreed, start = attempt.agreed, KEY_BYTES * place_of(attempt.agreed, self.node, parcel.dealer)
@@ -264,7 +241,7 @@ class Participant:
         start = KEY_BYTES * bisect_left(higher, peer)
         return attempt.mask_secrets[start : start + KEY_BYTES]
 
-    def _complain(self, attempt: NodeAttempt, disputed: Disputed, now: int) -> bytes:
+    def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: look again at the deals that were no good, and disclose what shows it, if their dealers signed them.
 
         An honest node signs no deal that is no good. What is disclosed is therefore known to the adversary: it is the
@@ -287,7 +264,7 @@ class Participant:
                 # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
                 proofs[peer] = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclosed(secret, key, cohort)
         attempt.pair_keys = attempt.share_seed = b""
-        return tagged(attempt, write(Complaints(cohort, tuple(proofs), b"".join(proofs.values()))))
+        return tagged(attempt, wire.write(wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()))))
 
     def _hold(self, attempt: NodeAttempt, parcel: Parcel, pair: bytes) -> None:
         peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
@@ -296,7 +273,7 @@ class Participant:
         if attempt.agreed.suite.hybrid and parcel.dealer < self.node:
             attempt.mask_secrets = _put(attempt.mask_secrets, place, self._mask_secret(attempt, parcel))
 
-    def _mask(self, attempt: NodeAttempt, inbox: Inbox, work: Work | None) -> bytes:
+    def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, work: Work | None) -> bytes:
         """3: compute, and send the vector under all masks."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
@@ -306,7 +283,7 @@ class Participant:
         peers = agreed.neighbours(self.node, set(inbox.sharers))
         _enough(attempt.terms, inbox.sharers, peers)
         pairs = dict(
-            zip(agreed.neighbours(self.node, dealt), cut(attempt.held, 2 * SHARE_BYTES), strict=True)
+            zip(agreed.neighbours(self.node, dealt), cut(attempt.held, 2 * wire.SHARE_BYTES), strict=True)
         )
         mixes = dict(zip(pairs, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
         attempt.held = b"".join(pairs[peer] for peer in peers)
@@ -324,7 +301,7 @@ class Participant:
         vector, attempt.openings = work.vector(attempt.terms)
         return masked(attempt, vector, masks, context, work.further(attempt.terms))
 
-    def _confirm(self, attempt: NodeAttempt, sets: Survivors) -> bytes:
+    def _confirm(self, attempt: NodeAttempt, sets: wire.Survivors) -> bytes:
         """4: hold the survivors against what this node knows, and sign them."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
@@ -339,11 +316,11 @@ class Participant:
             return self._reveal(attempt)
         attempt.stage = Stage.CONFIRMED
         context, seen = attempt.view
-        unsigned = Confirmation(self.node, attempt.model_hash, context, seen, b"")
+        unsigned = wire.Confirmation(self.node, attempt.model_hash, context, seen, b"")
         signature = sign_by(agreed.suite, self.key, attempt.context, confirmation_body(unsigned))
-        return tagged(attempt, write(replace(unsigned, signature=signature)))
+        return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
-    def _open(self, attempt: NodeAttempt, proof: Confirmed, now: int) -> bytes:
+    def _open(self, attempt: NodeAttempt, proof: wire.Confirmed, now: int) -> bytes:
         """5: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
         needed = quorum(attempt.terms, self.policy.collusion)
         signed = signers(self.roster, attempt, proof.confirmations, needed, now)
@@ -355,12 +332,12 @@ class Participant:
         alive, shares, keys = set(attempt.alive), bytearray(), bytearray()
         for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
             # A pair holds a share of the private seed, then one of the mask seed.
-            start = SHARE_BYTES * (2 * place + (peer not in alive))
-            shares += attempt.held[start : start + SHARE_BYTES]
+            start = wire.SHARE_BYTES * (2 * place + (peer not in alive))
+            shares += attempt.held[start : start + wire.SHARE_BYTES]
             if peer not in alive:
                 keys += attempt.mask_keys[KEY_BYTES * place : KEY_BYTES * (place + 1)]
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
-        reply = tagged(attempt, write(Revealed(view, bytes(shares), bytes(keys), seeds)))
+        reply = tagged(attempt, wire.write(wire.Revealed(view, bytes(shares), bytes(keys), seeds)))
         self.seen.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply
@@ -368,16 +345,16 @@ class Participant:
 
 def declined(refused: Refused) -> bytes:
     """Return the only thing that leaves of a refusal: its reason."""
-    return write(Declined(refused.reason.value))
+    return wire.write(wire.Declined(refused.reason.value))
 
 
-def _parcels(agreed: Agreement, node: int, peers: Sequence[int], said: Parcels) -> list[Parcel]:
+def _parcels(agreed: Agreement, node: int, peers: Sequence[int], said: wire.Parcels) -> list[Parcel]:
     """Return the parcels of a node's neighbours from a message.
 
     Raises:
       Refused: MALFORMED, where there is not one for each.
     """
-    sealed, told = cut(said.sealed, SEALED_BYTES), cut(said.told, TOLD_BYTES)
+    sealed, told = cut(said.sealed, wire.SEALED_BYTES), cut(said.told, wire.TOLD_BYTES)
     if not len(sealed) == len(told) == len(peers):
         raise Refused(Reason.MALFORMED, "not one parcel for each neighbour")
     pairs = [(peer, node) for peer in peers] if agreed.suite.hybrid else []
@@ -428,7 +405,7 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
       Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version
         wrote it.
     """
-    row = unpack(unseal(_STATE_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
+    row = wire.unpack(unseal(_STATE_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
     try:
         written, seen, attempts = row
         rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
@@ -446,15 +423,15 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
 
 def _plain(attempt: NodeAttempt) -> dict[str, Any]:
     row = {field.name: getattr(attempt, field.name) for field in fields(attempt)}
-    row["terms"] = write_terms(attempt.terms)
-    row["adverts"] = write(CohortAdverts(attempt.context, attempt.adverts))
+    row["terms"] = wire.write_terms(attempt.terms)
+    row["adverts"] = wire.write(wire.CohortAdverts(attempt.context, attempt.adverts))
     row["stage"] = int(attempt.stage)
     return row
 
 
 def _attempt(row: dict[str, Any]) -> NodeAttempt:
-    row["terms"] = read_terms(row["terms"])
-    row["adverts"] = read(row["adverts"], CohortAdverts).adverts
+    row["terms"] = wire.read_terms(row["terms"])
+    row["adverts"] = wire.read(row["adverts"], wire.CohortAdverts).adverts
     row["stage"] = Stage(row["stage"])
     row["openings"] = tuple((int(least), bytes(seed)) for least, seed in row["openings"])
     row |= {name: tuple(row[name]) for name in _NODE_FIELDS}

@@ -12,33 +12,12 @@ from enum import IntEnum
 
 import numpy as np
 
+from . import messages as wire
 from .bindings import Agreement, advert_body, attempt_context, confirmation_body, reply_info, survivors_digest
 from .complaint import PROOF_BYTES
 from .dealings import dealings
 from .hybrid import blocks, check_keys
 from .masks import Vector, add_masks
-from .messages import (
-    DECLINED_BYTES,
-    FURTHER_BYTES,
-    SEAL_BYTES,
-    SHARE_BYTES,
-    Advert,
-    Checked,
-    CohortAdverts,
-    Complaints,
-    Confirmation,
-    Confirmed,
-    Declined,
-    Disputed,
-    Inbox,
-    Parcels,
-    Proposal,
-    Revealed,
-    SealedShares,
-    Survivors,
-    read,
-    write,
-)
 from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
 from .reveals import Reveals
@@ -130,13 +109,13 @@ class ServerAttempt:
         self._answered: set[int] = set()
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
-        self._adverts: dict[int, Advert] = {}
+        self._adverts: dict[int, wire.Advert] = {}
         self._reply_keys: dict[int, bytes] = {}
-        self._deals: dict[int, SealedShares] = {}
+        self._deals: dict[int, wire.SealedShares] = {}
         self._accused: dict[int, tuple[int, ...]] = {}
-        self._complaints: dict[int, Complaints] = {}
+        self._complaints: dict[int, wire.Complaints] = {}
         self._offered: dict[int, dict[int, bytes]] = {}
-        self._confirmations: dict[int, Confirmation] = {}
+        self._confirmations: dict[int, wire.Confirmation] = {}
         self._shares: dict[int, dict[int, bytes]] = {}
         self._mask_keys: dict[int, dict[int, bytes]] = {}
         self._seeds: dict[int, bytes] = {}
@@ -163,7 +142,7 @@ class ServerAttempt:
 
     def proposal(self) -> Outgoing:
         """Return the first message of every node."""
-        message = write(Proposal(self._terms, self._candidates, public_of(self._key)))
+        message = wire.write(wire.Proposal(self._terms, self._candidates, public_of(self._key)))
         return dict.fromkeys(self._candidates, message)
 
     def take(self, node: int, reply: bytes) -> None:
@@ -178,32 +157,32 @@ class ServerAttempt:
         """
         if node not in self._asked or node in self.declined:
             raise Refused(Reason.OUT_OF_ORDER, "nothing is asked of this node")
-        if len(reply) <= DECLINED_BYTES:
-            self.declined[node] = Reason(read(reply, Declined).reason)
+        if len(reply) <= wire.DECLINED_BYTES:
+            self.declined[node] = Reason(wire.read(reply, wire.Declined).reason)
             return
         if node in self._answered:
             raise Refused(Reason.REPLAY, "this node has answered already")
         if self.due is Due.ADVERTS:
-            self._take_advert(node, read(reply, Advert))
+            self._take_advert(node, wire.read(reply, wire.Advert))
         elif self.due is Due.VECTORS:
             self._take_vector(node, reply)
         else:
-            body = reply[:-SEAL_BYTES]
-            self._opened(node, reply[-SEAL_BYTES:], memoryview(body))
+            body = reply[: -wire.SEAL_BYTES]
+            self._opened(node, reply[-wire.SEAL_BYTES :], memoryview(body))
             self._take_tagged(node, body)
         self._answered.add(node)
 
     def _take_tagged(self, node: int, body: bytes) -> None:
         if self.due is Due.SHARES:
-            self._take_shares(node, read(body, SealedShares))
+            self._take_shares(node, wire.read(body, wire.SealedShares))
         elif self.due is Due.CHECKS:
-            self._take_check(node, read(body, Checked))
+            self._take_check(node, wire.read(body, wire.Checked))
         elif self.due is Due.COMPLAINTS:
-            self._take_complaints(node, read(body, Complaints))
+            self._take_complaints(node, wire.read(body, wire.Complaints))
         elif self.due is Due.CONFIRMATIONS:
-            self._take_confirmation(node, read(body, Confirmation))
+            self._take_confirmation(node, wire.read(body, wire.Confirmation))
         else:
-            self._take_revealed(node, read(body, Revealed))
+            self._take_revealed(node, wire.read(body, wire.Revealed))
 
     def _opened(self, node: int, sealed: bytes, body: memoryview) -> bytes:
         """Return what the node sealed behind the body of its reply."""
@@ -212,7 +191,7 @@ class ServerAttempt:
         except Refused as refused:
             raise Refused(Reason.BAD_SIGNATURE, "not what this node sent in this attempt") from refused
 
-    def _take_advert(self, node: int, advert: Advert) -> None:
+    def _take_advert(self, node: int, advert: wire.Advert) -> None:
         if advert.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "an advert of another node")
         if len(advert.kem_keys) != self._suite.kem_key_bytes:
@@ -227,7 +206,7 @@ class ServerAttempt:
         self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
         self._adverts[node] = advert
 
-    def _take_shares(self, node: int, shares: SealedShares) -> None:
+    def _take_shares(self, node: int, shares: wire.SealedShares) -> None:
         if shares.cohort != self._agreed.cohort:
             raise Refused(Reason.WRONG_COHORT, "shares for other adverts than these")
         check_lengths(self._agreed, node, shares)
@@ -236,7 +215,7 @@ class ServerAttempt:
         self._offered[node] = dict(zip(peers, made, strict=True))
         self._deals[node] = shares
 
-    def _take_check(self, node: int, said: Checked) -> None:
+    def _take_check(self, node: int, said: wire.Checked) -> None:
         if said.cohort != self._agreed.cohort or not self._dealt(node, said.accused):
             raise Refused(Reason.WRONG_COHORT, "a check of other shares than these")
         if said.accused:
@@ -245,7 +224,7 @@ class ServerAttempt:
     def _dealt(self, node: int, accused: Sequence[int]) -> bool:
         return set(accused) <= set(self._agreed.neighbours(node, self._sharing))
 
-    def _take_complaints(self, node: int, said: Complaints) -> None:
+    def _take_complaints(self, node: int, said: wire.Complaints) -> None:
         if said.cohort != self._agreed.cohort or not set(said.accused) <= set(self._accused[node]):
             raise Refused(Reason.WRONG_COHORT, "a complaint of another deal")
         if len(said.proofs) != PROOF_BYTES * len(said.accused):
@@ -253,7 +232,7 @@ class ServerAttempt:
         self._complaints[node] = said
 
     def _take_vector(self, node: int, frame: bytes) -> None:
-        if len(frame) != self._total.nbytes + HASH_BYTES + FURTHER_BYTES + SEAL_BYTES:
+        if len(frame) != self._total.nbytes + HASH_BYTES + wire.FURTHER_BYTES + wire.SEAL_BYTES:
             raise Refused(Reason.MALFORMED, "a masked vector of another length")
         told = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
         if told[:HASH_BYTES] != self._round:
@@ -262,7 +241,7 @@ class ServerAttempt:
         np.add(self._total, words, out=self._total)
         self._further[node] = int.from_bytes(told[HASH_BYTES:], "big")
 
-    def _take_confirmation(self, node: int, said: Confirmation) -> None:
+    def _take_confirmation(self, node: int, said: wire.Confirmation) -> None:
         if said.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of another node")
         member = self._roster.member(node, self._now)
@@ -271,18 +250,17 @@ class ServerAttempt:
             raise Refused(Reason.SPLIT_VIEW, "a confirmation of another round or other survivors")
         self._confirmations[node] = said
 
-    def _take_revealed(self, node: int, revealed: Revealed) -> None:
+    def _take_revealed(self, node: int, revealed: wire.Revealed) -> None:
         if revealed.survivors != self._view:
             raise Refused(Reason.SPLIT_VIEW, "shares for other survivors")
         peers = self._agreed.neighbours(node, self._sharing)
         dead = [peer for peer in peers if peer not in self._living]
-        if len(revealed.shares) != SHARE_BYTES * len(peers) or len(revealed.mask_keys) != KEY_BYTES * len(
-            dead
-        ):
+        due = wire.SHARE_BYTES * len(peers), KEY_BYTES * len(dead)
+        if (len(revealed.shares), len(revealed.mask_keys)) != due:
             raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
         if self.blamed.get(node) is Fault.WRONG_SHARE:
             raise Refused(Reason.BAD_SHARE, "this node has revealed wrong shares before")
-        shares = dict(zip(peers, cut(revealed.shares, SHARE_BYTES), strict=True))
+        shares = dict(zip(peers, cut(revealed.shares, wire.SHARE_BYTES), strict=True))
         held = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
         # Kept even of one that reveals wrong shares: of a mask with a dead node whose seed is another one nobody else knows.
         for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
@@ -337,9 +315,8 @@ class ServerAttempt:
         adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
         self._enough(len(adverts))
         self._agreed = Agreement(self._terms, self.context, self._candidates, adverts)
-        return self._ask(
-            Due.SHARES, dict.fromkeys(self._agreed.nodes, write(CohortAdverts(self.context, adverts)))
-        )
+        message = wire.write(wire.CohortAdverts(self.context, adverts))
+        return self._ask(Due.SHARES, dict.fromkeys(self._agreed.nodes, message))
 
     def _send_parcels(self) -> Outgoing:
         self._dealings = dealings(self._agreed, dict(self._deals))
@@ -347,7 +324,7 @@ class ServerAttempt:
         self._stay(self._deals.keys() - self.blamed.keys())
         parts = self._dealings.parts(self._offered, self._sharing)
         parcels = {
-            node: write(Parcels(self.context, self._sharers, *map(bytes, parts.pop(node))))
+            node: wire.write(wire.Parcels(self.context, self._sharers, *map(bytes, parts.pop(node))))
             for node in self._sharers
         }
         return self._ask(Due.CHECKS, parcels)
@@ -371,7 +348,9 @@ class ServerAttempt:
                 self.blamed[dealer] = Fault.BAD_DEAL
         disputed = {node: self._disputes(node) for node in self._accused if node in self._sharing}
         messages = {
-            node: write(Disputed(self.context, accused, tuple(self._deals[dealer] for dealer in accused)))
+            node: wire.write(
+                wire.Disputed(self.context, accused, tuple(self._deals[dealer] for dealer in accused))
+            )
             for node, accused in disputed.items()
             if accused
         }
@@ -403,7 +382,7 @@ class ServerAttempt:
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
         self._stay(self._sharing - self.blamed.keys())
         self._round = self._agreed.round(self._sharers, model_hash)
-        message = write(Inbox(self.context, model_hash, self._sharers))
+        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers))
         return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
 
     def _send_survivors(self) -> Outgoing:
@@ -413,13 +392,13 @@ class ServerAttempt:
         self._mask_keys = {node: {} for node in self._dead}
         self._enough(len(self._alive))
         self._view = survivors_digest(self._round, self._alive, self._dead)
-        message = write(Survivors(self.context, self._alive, self._dead))
+        message = wire.write(wire.Survivors(self.context, self._alive, self._dead))
         confirms = self._terms.profile is Profile.MALICIOUS
         return self._ask(Due.CONFIRMATIONS if confirms else Due.REVEALED, dict.fromkeys(self._alive, message))
 
     def _send_confirmed(self) -> Outgoing:
         confirmations = tuple(self._confirmations[node] for node in sorted(self._confirmations))
-        message = write(Confirmed(self.context, confirmations))
+        message = wire.write(wire.Confirmed(self.context, confirmations))
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
     def _unmask(self) -> OpenedSum:
