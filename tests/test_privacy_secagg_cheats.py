@@ -34,7 +34,7 @@ from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
-from fedveil.privacy.secagg.shamir import PRIME, combine, new_secret, parity, polynomial, values
+from fedveil.privacy.secagg.shamir import PRIME, codeword, combine, new_secret, parity, polynomial, values
 from fedveil.privacy.secagg.suite import new_key, public_of
 from fedveil.privacy.secagg.transcript import Profile
 
@@ -402,7 +402,14 @@ def test_nothing_of_a_share_can_be_changed(field, place, bit):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sets(st.integers(1, 1000), min_size=4, max_size=30), st.data())
+@given(
+    st.sets(
+        st.integers(1, 1000) | st.integers(1 << 61, 1 << 63) | st.integers(1, PRIME - 1),
+        min_size=4,
+        max_size=30,
+    ),
+    st.data(),
+)
 def test_the_parity_of_values_tells_their_degree_whichever_point_is_left_out(points, data):
     points = sorted(points)
     threshold = data.draw(st.integers(1, len(points) - 2))
@@ -410,12 +417,15 @@ def test_the_parity_of_values_tells_their_degree_whichever_point_is_left_out(poi
 
     def told(degree):
         (row,) = values([polynomial(new_secret(), degree)], points)
-        weights = parity(points, threshold)
+        weights = parity(points, codeword(points, len(points) - threshold - 1))
         rows = zip(points, weights, row, strict=True)
         return sum(w * (p - missing) * v for p, w, v in rows if p != missing) % PRIME == 0
 
     assert told(threshold) and not told(threshold + 1)
-    assert parity(points[: threshold + 1], threshold) == [0] * (threshold + 1)
+    assert parity(points, codeword(points, 0)) == [0] * len(points)
+    seed, dealt = values([row := polynomial(new_secret(), threshold)], points)[0], points[-threshold:]
+    shares = {point: share.to_bytes(32, "big") for point, share in zip(points, seed, strict=True)}
+    assert combine({point: shares[point] for point in dealt}, threshold) == row[0].to_bytes(32, "big")
 
 
 def test_a_complaint_discloses_the_secret_of_the_pair_and_no_other_can_be_shown():

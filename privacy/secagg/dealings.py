@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from .bindings import Agreement, deal_body
 from .complaint import on_curve, proved
@@ -13,7 +14,7 @@ from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
 from .parcel import cut, parcel_of
 from .refusal import Fault, Refused
 from .roster import Roster
-from .shamir import PRIME, Weights, parity, weights_at
+from .shamir import PRIME, Weights, codeword, parity, weights_at
 from .suite import pair_key
 
 Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told beside them, hybrid blocks
@@ -118,20 +119,26 @@ class Dealings:
     def unproved(self) -> Iterator[int]:
         """Yield the dealers whose proof is not of the degree that the threshold asks for."""
         agreed = self.agreed
-        every = self._parity(agreed.nodes) if agreed.complete else None
+        points = list(agreed.points.values())
+
+        @cache
+        def words(count: int) -> Mapping[int, int]:
+            return codeword(points, count - agreed.terms.threshold - 1)
+
+        every = self._parity(agreed.nodes, words) if agreed.complete else None
         for dealer, proof in self.proofs.items():
             numbers = [int.from_bytes(value, "big") for value in proof.values()]
             holders = tuple(proof)
             place = bisect_left(holders, dealer)
             numbers.insert(place, 0)  # nobody holds a share of itself
-            weights = every or self._parity((*holders[:place], dealer, *holders[place:]))
+            weights = every or self._parity((*holders[:place], dealer, *holders[place:]), words)
             plain, leaned = weights.sums(numbers)
             if (leaned - plain * agreed.points[dealer]) % PRIME:
                 yield dealer
 
-    def _parity(self, nodes: Sequence[int]) -> Weights:
+    def _parity(self, nodes: Sequence[int], words: Callable[[int], Mapping[int, int]]) -> Weights:
         points = [self.agreed.points[node] for node in nodes]
-        return weights_at(points, parity(points, self.agreed.terms.threshold))
+        return weights_at(points, parity(points, words(len(points))))
 
 
 def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:

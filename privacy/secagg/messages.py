@@ -369,8 +369,8 @@ def _plain(value: Message) -> list[Any]:
 def _plain_field(value: Any) -> Any:
     if isinstance(value, AttemptTerms):
         return write_terms(value)
-    if isinstance(value, tuple):
-        return [item if isinstance(item, int) else _plain(item) for item in cast(tuple[Any, ...], value)]
+    if isinstance(value, tuple) and value and not isinstance(value[0], int):
+        return [_plain(item) for item in cast(tuple[Any, ...], value)]
     return value
 
 

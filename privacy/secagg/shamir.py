@@ -12,10 +12,13 @@ from itertools import accumulate
 from math import prod
 from operator import mul
 
+import numpy as np
+
 from .refusal import Reason, Refused
 
 PRIME = 2**255 - 19
 SECRET_BYTES = 32
+_SMALL = 62  # bits that a machine's word holds beside a sign
 _ONE = (1).to_bytes(SECRET_BYTES, "big")
 
 
@@ -146,26 +149,30 @@ def opener(points: tuple[int, ...], threshold: int) -> list[int]:
     return [weight * factor % PRIME for weight, factor in zip(_weights(points), spread, strict=True)]
 
 
-def parity(points: Sequence[int], threshold: int) -> list[int]:
+def codeword(points: Sequence[int], coefficients: int) -> dict[int, int]:
+    """Return by point the value of one random polynomial of so many coefficients; 0 for none.
+
+    Args:
+      points: from 1 to p - 1.
+      coefficients: how many.
+    """
+    (found,) = values([polynomial(new_secret(), coefficients) if coefficients > 0 else [0]], points)
+    return dict(zip(points, found, strict=True))
+
+
+def parity(points: Sequence[int], words: Mapping[int, int]) -> list[int]:
     """Return a random weight for each point, by which values of a polynomial of too high a degree are told.
 
-    Of a polynomial of degree below `threshold` the sum of weight times (point - x) times value is zero modulo p,
+    Of a polynomial of degree below a threshold t the sum of weight times (point - x) times value is zero modulo p,
     whatever x is: x may therefore be a point whose value is not known. Of other values the sum is zero with
     probability 1 / p (Cascudo and David, SCRAPE, ACNS 2017, section 2.1).
 
     Args:
       points: distinct, from 1 to p - 1.
-      threshold: below the number of points by at least 2, without which there is nothing to tell: then all are 0.
+      words: of `codeword`, with t + 1 coefficients fewer than there are points; drawn after the values are fixed, it may
+        serve many sets of points.
     """
-    free = len(points) - threshold - 1
-    if free < 1:
-        return [0] * len(points)
-    (codeword,) = values([polynomial(new_secret(), free)], points)
-    below = [
-        prod(map(at.__sub__, points[:place])) * prod(map(at.__sub__, points[place + 1 :])) % PRIME
-        for place, at in enumerate(points)
-    ]
-    return [word * each % PRIME for word, each in zip(codeword, inverses(below), strict=True)]
+    return [words[at] * each % PRIME for at, each in zip(points, inverses(_spans(points)), strict=True)]
 
 
 def number_of(share: bytes) -> int:
@@ -184,9 +191,20 @@ def number_of(share: bytes) -> int:
 @lru_cache(maxsize=64)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights at zero."""
-    every = prod(points) % PRIME
-    below = [at * prod(other - at for other in points if other != at) % PRIME for at in points]
+    every = prod(points) * (-1) ** (len(points) - 1) % PRIME
+    below = [at * span % PRIME for at, span in zip(points, _spans(points), strict=True)]
     return tuple(every * inverse % PRIME for inverse in inverses(below))
+
+
+def _spans(points: Sequence[int]) -> list[int]:
+    """Return for each point the product of its differences to the others, modulo p."""
+    most = max(points)
+    at = np.array(points, np.int64 if most < 1 << _SMALL else object)
+    apart = at[:, None] - at
+    np.fill_diagonal(apart, 1)
+    few = _SMALL // most.bit_length() or 1  # of the differences, whose product a machine's word holds
+    grouped = np.multiply.reduceat(apart, range(0, len(points), few), axis=1)
+    return [prod(row) % PRIME for row in grouped.tolist()]
 
 
 def inverses(numbers: Sequence[int]) -> list[int]:
