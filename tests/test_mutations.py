@@ -382,6 +382,13 @@ MUTATIONS = {
         EVALUATION_TESTS,
         "noise_of_its_own",
     ),
+    "a clipping norm of which no grid can be made": Mutation(
+        "privacy/mechanisms/sum_spec.py",
+        "self.clipping_norm is not None and not self.clipping_norm >= LEAST_NORM",
+        "self.clipping_norm is not None and self.clipping_norm == 0",
+        "test_privacy_private_sum.py",
+        "of_which_no_grid",
+    ),
     "a device fails in an encrypted sum whose task fails": Mutation(
         "client/device/device.py",
         "if order.privacy not in ENCRYPTED_MODES:",

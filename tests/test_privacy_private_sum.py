@@ -17,7 +17,7 @@ from fedveil.privacy.mechanisms.private_sum import (
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import MIN_CELLS, SMOOTHING, Segment, SumSpec, cells_for
+from fedveil.privacy.mechanisms.sum_spec import LEAST_NORM, MIN_CELLS, SMOOTHING, Segment, SumSpec, cells_for
 
 LOSS = Segment("loss", 5.0)
 COUNT = Segment("num-examples", 100.0)
@@ -63,10 +63,18 @@ def test_a_short_update_survives_to_grid_precision_and_a_long_one_keeps_its_dire
     assert math.isclose(np.linalg.norm(flat), 2.0, rel_tol=1e-3)
 
 
-def test_zero_update_is_zero() -> None:
-    vector, clipped = encode(update_of([0.0] * 7), {}, SumSpec(1.0))
+@pytest.mark.parametrize("norm", [1.0, LEAST_NORM])
+def test_zero_update_is_zero(norm: float) -> None:
+    vector, clipped = encode(update_of([0.0] * 7), {}, SumSpec(norm))
     assert not clipped
     assert not vector.any()
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-318, np.nan])
+def test_a_norm_of_which_no_grid_can_be_made_is_refused(norm: float) -> None:
+    """Zero over a step that rounds to zero is no number: a client without a change would show, whatever the noise."""
+    with pytest.raises(ValueError, match="clipping_norm"):
+        SumSpec(norm)
 
 
 def test_scalar_parameters_are_clipped_with_the_rest() -> None:

@@ -17,6 +17,8 @@ from .compression import Compression
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
 SMOOTHING = 8  # grid units, s of the proofs in `sizing` and `private_sum`
+# Of a sum: what a finite update is scaled by, and what one grid unit is, are then neither zero nor subnormal.
+LEAST_NORM = 1e-150
 MOST_CELLS = 2**30  # squared norms then stay below 2^62, in int64
 _FLOAT_SLACK = 1e-9  # relative: what float64 may err by where two norms are compared
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
@@ -63,7 +65,7 @@ class SumSpec:
     """What every client must do to its vector, and what the server may assume of it. All of it is public.
 
     Attributes:
-      clipping_norm: L2 norm of the largest contribution, all segments together; None sums without client-level
+      clipping_norm: L2 norm of the largest contribution, all segments together, at least `LEAST_NORM`; None sums without client-level
         privacy, weighted by each client's examples.
       segments: what travels beside the update, in order.
       metrics_share: share of the squared norm that the segments without a share of their own use, in [0, 1).
@@ -83,6 +85,8 @@ class SumSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:
             raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
+        if self.clipping_norm is not None and not self.clipping_norm >= LEAST_NORM:
+            raise ValueError(f"clipping_norm={self.clipping_norm} must be at least {LEAST_NORM:g}")
         # A question has no update, and leaves nothing for one.
         if not 0 <= self._beside_share <= 1 + _FLOAT_SLACK:
             why = f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"

@@ -165,6 +165,7 @@ BEYOND: dict[str, str] = {
     "a device evaluates records under noise that nobody adds": EVALUATED,
     "an evaluation has the noise of its round": EVALUATED,
     "a client fails whose training diverges": SERVER,
+    "a clipping norm of which no grid can be made": SERVER,
     "a device fails in an encrypted sum whose task fails": SERVER,
     "squares too small for float32 are a norm of zero": SERVER,
     "ghost clipping takes Opacus' norms": SERVER,
