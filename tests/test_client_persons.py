@@ -171,6 +171,14 @@ def test_as_many_clients_train_on_a_person_as_the_clients_that_may():
     assert min(chosen) > 450 and max(chosen) < 700
 
 
+def test_among_many_clients_few_are_hashed_to_see_that_one_may_not_train_on_a_person(monkeypatch):
+    asked, weight = [], Owners._weight
+    monkeypatch.setattr(Owners, "_weight", lambda *given: asked.append(given) or weight(*given))
+    persons = [str(n) for n in range(200)]
+    assert not any(Owners(n, range(100_000), 2).include(name) for n, name in enumerate(persons))
+    assert len(asked) < 100 * len(persons)
+
+
 @pytest.mark.parametrize(("clients", "moved"), [(None, 4), (2, 2), (1, 1)])
 def test_a_person_at_several_clients_moves_their_sum_by_the_clips_of_those_clients_that_may(clients, moved):
     terms = StepTerms(1.0, 0.5, per_person=2, clients_per_person=clients)
