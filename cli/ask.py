@@ -121,9 +121,6 @@ def _number(key: str, text: str) -> float:
         raise Refusal(key, text, "give numbers, with commas between them") from None
 
 
-# --- the table ----------------------------------------------------------------------------------------------------
-
-
 def table_of(record: Mapping[str, Any]) -> str:
     """Return an answer in lines of at most 80 characters: each figure with its interval, and what it cost."""
     cost = f"epsilon {record['epsilon']:.3g} at delta {record['delta']:g}"

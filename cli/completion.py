@@ -99,9 +99,6 @@ def complete(command: click.Command, instruction: str) -> int:
     return 0
 
 
-# --- installation -------------------------------------------------------------------------------------------------
-
-
 def script() -> str:
     """Return the script of the shell that SHELL names. Refusal if it is none of `SHELLS`."""
     shell = _shell()
@@ -139,9 +136,6 @@ def _shell() -> str:
     if shell not in SHELLS:
         raise Refusal("SHELL", shell, f"completion is for {', '.join(SHELLS)}; set SHELL to one of them")
     return shell
-
-
-# --- Hydra's words ------------------------------------------------------------------------------------------------
 
 
 def hydra_words(config_name: str, given: Sequence[str], incomplete: str) -> list[CompletionItem]:

@@ -81,9 +81,6 @@ def doctor(asked: Sequence[str], as_json: bool) -> int:
     return WRONG if wrong else 0
 
 
-# --- what is installed --------------------------------------------------------------------------------------------
-
-
 def _python() -> Iterator[Diagnosis]:
     yield Diagnosis("fedveil", None, f"{version('fedveil')}, in {Path(__file__).parents[1]}")
     yield Diagnosis("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}")
@@ -133,9 +130,6 @@ def _torch() -> Iterator[Diagnosis]:
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-
-
-# --- the machine --------------------------------------------------------------------------------------------------
 
 
 def _machine() -> Iterator[Diagnosis]:
@@ -205,9 +199,6 @@ def _file_system(folder: Path) -> str:
     path = str(folder.resolve())
     around = [(len(place), kind) for place, kind in mounts if path.startswith(place)]
     return max(around)[1] if around else ""
-
-
-# --- what is asked for --------------------------------------------------------------------------------------------
 
 
 def _trial(word: str) -> Callable[[], Diagnosis]:

@@ -97,9 +97,6 @@ class Group(BaseModel):
         return self
 
 
-# --- the schema ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Node:
     """Place in a schema: the keys that lead there, what stands there, and the group that it stands in."""
@@ -183,9 +180,6 @@ def _meaning(model: type[Group], key: str, meanings: Mapping[tuple[str, str], st
     key = next((name for name, field in model.model_fields.items() if field.alias == key), key)
     kinds = inspect.getmro(model)
     return next((meanings[each.__name__, key] for each in kinds if (each.__name__, key) in meanings), None)
-
-
-# --- pydantic's errors, one sentence each -------------------------------------------------------------------------
 
 
 def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, Any]) -> Mistakes:

@@ -69,9 +69,6 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
     return frontier.root
 
 
-# --- proofs -------------------------------------------------------------------------------------------------------
-
-
 def inclusion_proof(leaves: Sequence[bytes], place: int) -> list[bytes]:
     """Return PATH(place, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
 

@@ -238,8 +238,6 @@ def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
     return [drawn, f'<text class="value{" end" if left else ""}" {at} {refers}>{text}</text>']
 
 
-# --- bars ---------------------------------------------------------------------------------------------------------
-
 BAR, THICK = 180.0, 15.0
 NAMED, LONGEST = 150.0, 24  # width of the names beside bars, and their characters
 

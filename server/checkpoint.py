@@ -253,9 +253,6 @@ def _choices(fields: dict[str, Any] | None) -> Choices | None:
     return choices
 
 
-# --- what a strategy remembers between rounds --------------------------------------------------------------------
-
-
 def strategy_state(strategy: Strategy) -> dict[str, Any]:
     """Return the numbers and arrays among a strategy's attributes, flattened to dotted names.
 

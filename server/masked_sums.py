@@ -96,8 +96,6 @@ class MaskedSums:
         mean = replace(joined(means), part=len(parts) > 1)
         return replace(done, scalars=mean.scalars), mean
 
-    # --- the search for who spoils sums -------------------------------------------------------------------------
-
     def _parts(self, drawn: Sequence[int], wanted: Sum) -> tuple[list[list[int]], str]:
         def possible(size: int) -> bool:
             try:
@@ -138,8 +136,6 @@ class MaskedSums:
             "most": round(found.most, 4),
             "untrue": bool(found.why) and not found.lost,
         }
-
-    # --- one sum ------------------------------------------------------------------------------------------------
 
     def _weigh(self, opened: Opened, wanted: Sum, layout: Layout) -> tuple[Mean, WeighedSum]:
         assert opened.total is not None and opened.spec is not None

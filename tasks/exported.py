@@ -153,9 +153,6 @@ _READERS: Mapping[str, Callable[[Path], Model]] = {
 }
 
 
-# --- data as people have them -------------------------------------------------------------------------------------
-
-
 def read_array(data: object) -> NDArray[Any]:
     """Return an array, or that of a file .npy, in float32 or int64.
 

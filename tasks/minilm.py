@@ -190,9 +190,6 @@ def _read(folder: Path, prefix: str) -> Mapping[str, Tensor]:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-# --- word pieces ------------------------------------------------------------------------------------------------
-
-
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Return the numbers of word pieces, from a file of one piece a line."""
     return {piece: number for number, piece in enumerate(path.read_text("utf-8").split("\n")) if piece}

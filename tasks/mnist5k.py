@@ -86,9 +86,6 @@ def student() -> LowFrequencies:
     return LowFrequencies(ORIENTATIONS, CELLS, STUDENT_ORDER, NUM_CLASSES, STUDENT_SCALE * across)
 
 
-# --- features ---------------------------------------------------------------------------------------------------
-
-
 def oriented_energies(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return features of length one, shape (n, FEATURES), of grey images, shape (n, h, w), values 0 to 255.
 

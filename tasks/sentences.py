@@ -160,9 +160,6 @@ def _key(place: Path, weights: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# --- mails ------------------------------------------------------------------------------------------------------
-
-
 def find_mails(given: str | None) -> Path:
     """Return the folder or file of the mails: the one given, named in the environment, or in the working folder.
 

@@ -190,9 +190,6 @@ def _tensors(data: Data) -> Examples:
     return in_tensors(data, "audit", "full", "a canary is a row of it; use audit=light")
 
 
-# --- the client's own file --------------------------------------------------------------------------------------
-
-
 def coins_of(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
     """Return the client's coins, shape (count,), tossed at the first call and kept in a file from then on.
 

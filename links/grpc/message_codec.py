@@ -189,9 +189,6 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
     return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])
 
 
-# --- back -------------------------------------------------------------------------------------------------------
-
-
 def unpack(data: Buffer) -> Message:
     """Return the message that the bytes encode; its arrays lie in `data`, writable where that is a bytearray.
 

@@ -133,8 +133,6 @@ class Gate:
         failing.append(wanted)
         return False
 
-    # --- counting
-
     def _count(self, events: "Iterable[DpEvent] | Mapping[DpEvent, int]") -> Counted:
         from dp_accounting.dp_event import SelfComposedDpEvent
 
@@ -176,8 +174,6 @@ class Gate:
             )
         return self._facts[key]
 
-    # --- what is known without composing
-
     def _line(self, wanted: Counted, budget: Budget) -> _Line:
         for line in self._lines:
             if line.budget == budget and _covers(wanted, line.base):
@@ -191,8 +187,6 @@ class Gate:
             return False
         worst = self._leaves[line.worst]
         return all(k == line.worst or _tells_no_more(self._leaves[k], worst) for k in further)
-
-    # --- what is composed
 
     def _affords(self, line: _Line, wanted: Counted, interval: float, further: Counted) -> bool:
         """Return whether `wanted` and `further` fit, by PLD on grids as fine as it takes."""
@@ -237,8 +231,6 @@ class Gate:
         if key not in self._rounded:
             self._rounded[key] = self._number(rounded(self._leaves[number], levels))
         return self._rounded[key]
-
-    # --- looking ahead
 
     def _advance(self, line: _Line, wanted: Counted, step: Counted, interval: float) -> None:
         line.base, least = wanted, sum(step.values())

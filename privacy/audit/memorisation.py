@@ -48,9 +48,6 @@ def pooled_p(found: Sequence[Memorised]) -> float:
     return min(1.0, max(1, len(found)) * smallest)
 
 
-# --- exposure of planted secrets
-
-
 @dataclass(frozen=True)
 class Exposure:
     """Rank of a secret.

@@ -157,9 +157,6 @@ def masked(
     return b"".join((body, seal(suite, attempt.reply_key, told, body)))
 
 
-# --- signatures that a node checks
-
-
 def check_adverts(roster: Roster, attempt: NodeAttempt, adverts: Iterable[Advert], now: int) -> None:
     """Return if members of the roster signed these adverts in this attempt.
 

@@ -141,9 +141,6 @@ def _public(name: str, raw: bytes) -> PublicKey:
     raise ValueError(f"algorithm {name!r}")
 
 
-# --- files --------------------------------------------------------------------------------------------------------
-
-
 def signatures_text(signatures: Sequence[Signature]) -> bytes:
     """Return signatures as the bytes of their file."""
     whole = {"format": FORMAT, "signatures": [each.to_json() for each in signatures]}
@@ -180,9 +177,6 @@ def _signature(fields: Any) -> Signature:
         {str(name): str(text) for name, text in fields[part].items()} for part in ("keys", "signatures")
     )
     return Signature(str(fields["role"]), str(fields["date"]), keys, signatures)
-
-
-# --- keys ---------------------------------------------------------------------------------------------------------
 
 
 def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
