@@ -80,11 +80,8 @@ class LoggedGrid(PassingGrid):
             if key not in hashes:  # one for all nodes of a round
                 hashes[key] = model_hash(content)
             run, found = str(named["run"]), hashes[key]
-            entry = (
-                model_entry(run, int(str(named["round"])), found)
-                if SPEC_RECORD in records
-                else final_entry(run, found)
-            )
+            of_round = SPEC_RECORD in records
+            entry = model_entry(run, int(str(named["round"])), found) if of_round else final_entry(run, found)
             model = self._log.place_of(entry)
         if (signed := roster_of(content)) is not None:
             roster = self._log.place_of(roster_entry(_read(signed, self._bundle.authority)))

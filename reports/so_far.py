@@ -59,11 +59,9 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
             continue
         budget, order = book.granted[who], book.filter_order
         # What a filter has counted promises nothing by itself: its budget does.
-        size = (
-            counted(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)
-            if order is None
-            else target or "infinity"
-        )
+        size = target or "infinity"
+        if order is None:
+            size = counted(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)
         row = _row(unit, who, adjacency, budget.target_delta, target)
         name = accountant(budget.target_delta, adjacency, order)
         found.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})

@@ -41,10 +41,9 @@ from ..strategies.wire import (
     with_canary_records,
 )
 from .accounts import MECHANISM, account_of
-from .masked_sums import MaskedSums
+from .masked_sums import sums_over
 from .masking import Masking
 from .noise_rows import rows_of
-from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
 from .secure_sum import POLICY_REASONS
@@ -86,11 +85,7 @@ class PrivateGrid(AskingGrid):
         cohort, source = participants.cohort, self._randomness
         self._rows = rows_of((self._run_name, MECHANISM), cohort, privacy, source)
         self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
-        self._sums = (
-            OpenSums(participants, self._account)
-            if masking is None
-            else MaskedSums(participants, self._account, masking, source)
-        )
+        self._sums = sums_over(participants, self._account, masking, source)
         self._early: dict[int, list[int]] = {}
         self._asked = 0
         self._reserved = 0

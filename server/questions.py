@@ -27,9 +27,8 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.question_wire import Asked
 from .accounts import SumAccount
-from .masked_sums import MaskedSums
+from .masked_sums import sums_over
 from .masking import Masking
-from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Mean, Round, Sum
 
@@ -230,11 +229,7 @@ def put(
       timeout: seconds for the replies of one exchange; None waits for all.
       message_type: of the instruction, which says by which of a Flower app's functions it is answered.
     """
-    sums = (
-        OpenSums(participants, charge)
-        if masking is None
-        else MaskedSums(participants, charge, masking, charge.randomness)
-    )
+    sums = sums_over(participants, charge, masking, charge.randomness)
     # Canaries are asked nothing: they weigh what is claimed of training.
     stream = charge.randomness.stream("cohort", charge.row)
     drawn = participants.real(participants.draw(stream, arm=participants.arm))

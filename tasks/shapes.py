@@ -72,11 +72,8 @@ def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str
 
 def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:
     """Return one column's shape; `values` have shape (scores, bins or words)."""
-    where = (
-        {"words": list(column.words)}
-        if column.categories
-        else {"edges": [column.low, *column.edges, column.high]}
-    )
+    edges = {"edges": [column.low, *column.edges, column.high]}
+    where = {"words": list(column.words)} if column.categories else edges
     rests = column.categories or column.missing is None  # else its number stands in
     return {
         "column": column.name,

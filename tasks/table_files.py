@@ -316,11 +316,8 @@ class CellReader:
         self._present_all(absent, column, is_label)
         middle, half = column.scale
         numbers[absent] = middle if column.missing is None else column.missing
-        ends = (
-            (-1.0, 1.0)
-            if column.standard is None
-            else ((column.low - middle) / half, (column.high - middle) / half)
-        )
+        low, high = (column.low - middle) / half, (column.high - middle) / half
+        ends = (-1.0, 1.0) if column.standard is None else (low, high)
         return np.clip((numbers - middle) / half, *ends, out=numbers)
 
     def bins(self, values: Any, column: Column) -> NDArray[np.int64]:
@@ -342,11 +339,9 @@ class CellReader:
 
     def _present_all(self, absent: NDArray[np.bool_], column: Column, is_label: bool) -> None:
         if (is_label or column.required) and absent.any():
-            why = (
-                "is the label and missing; remove the row"
-                if is_label
-                else "is missing, and the schema requires it"
-            )
+            why = "is missing, and the schema requires it"
+            if is_label:
+                why = "is the label and missing; remove the row"
             self.refuse(column, int(absent.argmax()), None, why)
 
     def numbers(self, values: Any, column: Column) -> NDArray[np.float64]:

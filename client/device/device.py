@@ -247,14 +247,10 @@ class Device:
             with _refusing(FAILED, "an order cannot be followed: "):
                 self.prepare(order, released_of(content))
         _, number = read_round(content)
-        paid = (
-            nullcontext()
-            if cost is None
-            else self.own_ledger.charged(order.run, number, read_attempt(content), cost)
-        )
         if asked is not None:
             self._noise.clear()  # it was planned without the answer
-        with paid:
+        attempt, own = read_attempt(content), self.own_ledger
+        with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):
             yield
 
     def _changed_since(self, order: TrainingOrder, terms: AttemptTerms) -> bool:

@@ -177,11 +177,9 @@ def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
     inputs, count = examples.inputs, len(coins) if len(examples) else 0
     numbers = (first + np.arange(count)) * np.where(coins[:count], 1, -1)
     whose = torch.from_numpy(np.concatenate([np.zeros(len(examples)), numbers])).to(inputs)
-    rows = (
-        torch.cat([inputs.flatten(1), inputs.new_zeros(count, inputs[0].numel())])
-        if count
-        else inputs.flatten(1)
-    )
+    rows = inputs.flatten(1)
+    if count:
+        rows = torch.cat([rows, inputs.new_zeros(count, inputs[0].numel())])
     targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
     return Examples(torch.cat([whose[:, None], rows], 1), targets)
 

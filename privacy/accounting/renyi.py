@@ -102,11 +102,8 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
         known = [n * vector for n, vector in vectors if vector is not None]
         if len(known) < len(vectors):
             return None
-        return (
-            _openly(np.sum(known, axis=0), leaf.sampling_probability)
-            if drawn_openly(leaf)
-            else np.sum(known, axis=0)
-        )
+        total = np.sum(known, axis=0)
+        return _openly(total, leaf.sampling_probability) if drawn_openly(leaf) else total
     if is_mixture(leaf):
         from . import gaussian_mixture
 

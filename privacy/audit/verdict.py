@@ -135,11 +135,8 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
         return Method(name, partial(refutes, false, missed), none)
 
     any_mechanism = method("Clopper-Pearson", rates_refute)
-    return (
-        [method("Clopper-Pearson, Gaussian", rates_refute_gdp), any_mechanism]
-        if gaussian
-        else [any_mechanism]
-    )
+    of_gaussian = [method("Clopper-Pearson, Gaussian", rates_refute_gdp)] if gaussian else []
+    return [*of_gaussian, any_mechanism]
 
 
 def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Method]:

@@ -277,11 +277,9 @@ def _limit(spec: SumSpec, size: int) -> int:
 
 
 def _sensitivity_squared(spec: SumSpec, size: int) -> float:
-    return (
-        float(_limit(spec, size))
-        if spec.unit_norm is None
-        else moved_squared(spec.unit_norm / spec.step, size)
-    )
+    if spec.unit_norm is None:
+        return float(_limit(spec, size))
+    return moved_squared(spec.unit_norm / spec.step, size)
 
 
 def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:

@@ -149,11 +149,9 @@ class SumSpec:
         moves no two vectors apart, and before each coordinate is rounded to the nearest whole number, which moves two
         of them apart by at most one more. So the bound is unit_norm / step + sqrt(coordinates).
         """
-        return (
-            float(self.cells)
-            if self.unit_norm is None
-            else self.unit_norm / self.step + math.sqrt(coordinates)
-        )
+        if self.unit_norm is None:
+            return float(self.cells)
+        return self.unit_norm / self.step + math.sqrt(coordinates)
 
     def clip(self, segment: Segment) -> float:
         """Return the norm of one of the segments, in the units of the clipping norm."""

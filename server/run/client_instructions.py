@@ -184,11 +184,12 @@ def _within_what_is_left(
     for name, records in _ledgers(federation):
         try:
             own, prior = _left(told, name, owed)
-            planned[name] = (
-                calibrated_noise(own, records + told.canaries, settings, participations, prior, whole, beside)
-                if prior or own != told
-                else told.noise_multiplier(records + told.canaries)
-            )
+            count = records + told.canaries
+            if prior or own != told:
+                noise = calibrated_noise(own, count, settings, participations, prior, whole, beside)
+            else:
+                noise = told.noise_multiplier(count)
+            planned[name] = noise
         except Refusal as refusal:
             refusals.append(refusal)
     return _unless_all_refuse(replace(told, noise_by_ledger=tuple(planned.items())), planned, refusals)

@@ -384,11 +384,8 @@ class Federation:
 
     def data_of(self, client: int) -> Data:
         """Return what a client trains on: its data, without the examples that a person has too many of."""
-        owners = (
-            None
-            if self.clients_per_person is None
-            else Owners(client, range(self.num_clients), self.clients_per_person)
-        )
+        most = self.clients_per_person
+        owners = None if most is None else Owners(client, range(self.num_clients), most)
         return kept(data_of(self.task, client), self.per_person, owners)
 
     @property

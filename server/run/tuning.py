@@ -61,11 +61,8 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
 
 
 def _fresh_key(federation: Federation) -> str:
-    fresh = (
-        federation.randomness.stream("deal").bytes(KEY_BYTES)
-        if federation.seed is not None
-        else os.urandom(KEY_BYTES)
-    )
+    seeded = federation.seed is not None
+    fresh = federation.randomness.stream("deal").bytes(KEY_BYTES) if seeded else os.urandom(KEY_BYTES)
     return fresh.hex()
 
 
