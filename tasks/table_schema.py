@@ -63,7 +63,7 @@ class Column:
         """Number of inputs of the model that the column becomes."""
         return len(self.categories) or (len(self.edges) + 1 if self.edges else 1)
 
-    @property
+    @cached_property
     def words(self) -> tuple[str, ...]:
         """The categories, each by its first spelling."""
         return tuple(spellings[0] for spellings in self.categories)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, partial, wraps
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..configs.bundle_files import SCHEMA
 from ..privacy.refusal import Refusal
 from .classification import class_metrics, cross_entropies, softmax_regression
+from .columns import ColumnsAsked
 from .data import Examples
 from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
@@ -139,7 +140,7 @@ class Tables:
         """The groups of each attribute by their words, as the schema declares them."""
         return {name: self.schema.group(name).words for name in self.grouped}
 
-    def columns(self, client: int) -> dict[str, NDArray[Any]]:
+    def columns(self, client: int) -> Mapping[str, NDArray[Any]]:
         """Return a client's columns as its table has them, with missing values, for questions.
 
         Of rows that were dealt anew only the model's inputs are there, in which a missing number is none any more: of these
@@ -149,15 +150,14 @@ class Tables:
             return read_columns(self.paths[client], self.schema)
         data, start = self.client_data(client), 0
         inputs = data.inputs.numpy()
-        found: dict[str, NDArray[Any]] = {self.schema.target.name: self._label_of(data)}
+        found = {self.schema.target.name: partial(self._label_of, data)}
         for name, codes in (data.groups or {}).items():
-            found[name] = worded(self.group_words[name], codes.numpy())
+            found[name] = partial(worded, self.group_words[name], codes.numpy())
         for column in self.schema.inputs:
             if column.categories:
-                part = inputs[:, start : start + column.width]
-                found[column.name] = worded(column.words, np.where(part.any(1), part.argmax(1), -1))
+                found[column.name] = partial(_chosen, column.words, inputs[:, start : start + column.width])
             start += column.width
-        return found
+        return ColumnsAsked(found)
 
     def _label_of(self, data: Examples) -> NDArray[Any]:
         if self.classes:
@@ -207,9 +207,19 @@ def weighted_task(task: Tables) -> Tables:
     return replace(task, clients=tuple(coded(each) for each in task.clients))
 
 
-def worded(words: Sequence[str], codes: NDArray[Any]) -> NDArray[Any]:
+def worded(words: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
     """Return the word of each code, empty for -1."""
-    return np.array([*words, ""], dtype=np.str_)[codes]
+    return _array_of(words)[codes]
+
+
+@lru_cache(maxsize=256)  # of all columns of a schema, for each client
+def _array_of(words: tuple[str, ...]) -> NDArray[Any]:
+    return np.array([*words, ""], dtype=np.str_)
+
+
+def _chosen(words: tuple[str, ...], inputs: NDArray[Any]) -> NDArray[Any]:
+    """Return the word that each row of a column's inputs says; empty where all are zero."""
+    return worded(words, np.where(inputs.any(1), inputs.argmax(1), -1))
 
 
 def additive(task: object) -> Schema | None:

@@ -197,6 +197,8 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
 
 def squared_norm(*parts: NDArray[np.generic]) -> float:
     """Return the squared L2 norm in float64 of flat arrays together."""
+    if len(parts) == 1 and parts[0].dtype == np.float64 and parts[0].size <= _BLOCK:
+        return float(np.dot(parts[0], parts[0]))
     total, room = 0.0, np.empty(min(sum(part.size for part in parts), _CONVERTED))
     for values in _blocks(parts, _CONVERTED):
         block = values if values.dtype == np.float64 else room[: values.size]

@@ -75,11 +75,11 @@ class Statistic(Protocol):
 
 def rows_of(table: Table) -> int:
     """Return how many rows a client has."""
-    return max((len(each) for each in table.values()), default=0)
+    return next((len(each) for each in table.values()), 0)
 
 
 def _share(outside: NDArray[np.bool_]) -> float:
-    return float(outside.mean()) if outside.size else 0.0
+    return np.count_nonzero(outside) / outside.size if outside.size else 0.0
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,12 @@ class Histogram:
         return tuple(each.count for each in self.of)
 
     def count(self, table: Table) -> Counted:
-        read = [each.read(table) for each in self.of]
-        bins = np.stack([places for places, _ in read])
-        here = np.ravel_multi_index(tuple(bins[:, (bins >= 0).all(0)]), self.shape)
-        cells = np.bincount(here, minlength=math.prod(self.shape)).astype(np.float64)
-        return cells.reshape(self.shape), _share(np.logical_or.reduce([out for _, out in read]))
+        (place, outside), *others = (each.read(table) for each in self.of)
+        here = place >= 0
+        for each, (bins, beyond) in zip(self.of[1:], others, strict=True):
+            place, here, outside = place * each.count + bins, here & (bins >= 0), outside | beyond
+        cells = np.bincount(place[here], minlength=math.prod(self.shape)).astype(np.float64)
+        return cells.reshape(self.shape), _share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         names = map(", ".join, product(*(each.labels for each in self.of)))
