@@ -1974,8 +1974,8 @@ MUTATIONS = {
     ),
     "compiled masks used unseen": Mutation(
         "privacy/secagg/masks.py",
-        "return _add_compiled if np.array_equal(drawn, expected) else None",
-        "return _add_compiled",
+        "if not np.array_equal(drawn, expected):",
+        "if False:",
         "test_privacy_secagg_primitives.py",
         "masks_otherwise",
     ),

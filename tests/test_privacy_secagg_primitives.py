@@ -234,9 +234,20 @@ def test_the_compiled_addition_takes_whole_words_and_keys(built: Callable[..., N
             built(words, 4, bytes(32), b"\1")
 
 
-def test_a_compiled_addition_that_masks_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "_add_compiled", lambda *_: None)
+@pytest.mark.parametrize("wrong", [(0, 0), (2, 0), (4, 1)])
+def test_a_compiled_addition_that_masks_otherwise_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, int]
+) -> None:
+    """One that adds nothing, or for one width the mask of one sign only."""
+
+    def add(words: NDArray[np.uint32], width: int, keys: bytes, adds: bytes) -> None:
+        rows = [(keys[32 * place :][:32], 1 if sign else -1) for place, sign in enumerate(adds)]
+        left = [row for place, row in enumerate(rows) if wrong[0] and (width, place) != wrong]
+        masks._add_streams(words, left, AES)
+
+    monkeypatch.setattr(masks, "_add_compiled", add)
     masks.compiled.cache_clear()
+    assert masks.compiled() is None
     assert mask(bytes(range(32)), 1)[0] == 0xDEB5BC0E
     masks.compiled.cache_clear()
 
@@ -249,9 +260,10 @@ def test_masks_go_on_words_only(vector: NDArray[np.uint32]) -> None:
         add_masks(vector, [], AES)
 
 
-def test_a_sign_is_one_or_minus_one() -> None:
-    with pytest.raises(ValueError, match="sign"):
-        add_masks(np.zeros(3, np.uint32), [(bytes(32), 0)], AES)
+@pytest.mark.parametrize("wrong", [(bytes(32), 0), (bytes(16), 1), (b"", 1)])
+def test_a_mask_has_a_key_of_32_bytes_and_a_sign(wrong: tuple[bytes, int]) -> None:
+    with pytest.raises(ValueError, match="a key of 32 bytes, and a sign of 1 or -1"):
+        add_masks(np.zeros(3, np.uint32), [(bytes(32), 1), wrong], AES)
 
 
 def test_shares_of_the_published_polynomial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ CHUNK_BYTES = 2**18
 _ZEROS = bytes(CHUNK_BYTES)
 
 Vector = NDArray[np.uint16] | NDArray[np.uint32]
+Compiled = Callable[[Vector, int, bytes, bytes], None]
 
 
 def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:
@@ -39,30 +40,37 @@ def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) 
       suite: whose cipher.
 
     Raises:
-      ValueError: for another type or shape of vector, or another sign.
+      ValueError: for another type or shape of vector, or another length of key or sign.
     """
     if vector.dtype.kind != "u" or vector.itemsize not in (2, 4) or vector.ndim != 1:
         raise ValueError("masks are added to a vector of 16-bit or 32-bit unsigned words")
-    if any(sign not in (1, -1) for _, sign in masks):
-        raise ValueError("the sign of a mask is 1 or -1")
+    if any(sign not in (1, -1) or len(key) != KEY_BYTES for key, sign in masks):
+        raise ValueError("a mask has a key of 32 bytes, and a sign of 1 or -1")
     add = compiled() if suite.stream is SUITES[1].stream else None
     if add is not None and vector.dtype.isnative and vector.flags.c_contiguous:
-        add(vector, vector.itemsize, b"".join(key for key, _ in masks), bytes(sign > 0 for _, sign in masks))
+        _add_by(add, vector, masks)
     else:
         _add_streams(vector, masks, suite)
 
 
 @cache
-def compiled() -> Callable[[Vector, int, bytes, bytes], None] | None:
+def compiled() -> Compiled | None:
     """Return the compiled addition where there is one that adds the words that it should."""
     if _add_compiled is None or sys.byteorder != "little":
         return None
     # A mask that is none would show a vector.
-    drawn, expected = np.zeros((2, CHUNK_BYTES // 4 + 1), np.uint32)
-    key = bytes(range(KEY_BYTES))
-    _add_compiled(drawn, 4, key, b"\1")
-    _add_streams(expected, [(key, 1)], SUITES[1])
-    return _add_compiled if np.array_equal(drawn, expected) else None
+    masks = [(bytes(range(KEY_BYTES)), 1), (bytes(KEY_BYTES), -1)]
+    for width in (2, 4):
+        drawn, expected = np.zeros((2, CHUNK_BYTES // width + 1), f"u{width}")
+        _add_by(_add_compiled, drawn, masks)
+        _add_streams(expected, masks, SUITES[1])
+        if not np.array_equal(drawn, expected):
+            return None
+    return _add_compiled
+
+
+def _add_by(add: Compiled, vector: Vector, masks: Sequence[tuple[bytes, int]]) -> None:
+    add(vector, vector.itemsize, b"".join(key for key, _ in masks), bytes(sign > 0 for _, sign in masks))
 
 
 def _add_streams(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:
