@@ -15,7 +15,6 @@ from ..privacy.mechanisms.sum_bound import SummedNoise, is_mean_too_long, is_too
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
-from ..strategies.wire import Layout
 from .accounts import SumAccount
 from .culprit_search import Search, WeighedSum
 from .masking import Masking, masked_spec
@@ -53,19 +52,13 @@ class MaskedSums:
             self._search = self._search.of(frozenset(each.node for each in masking.roster.members))
 
     def sum(
-        self,
-        drawn: Sequence[int],
-        wanted: Sum,
-        layout: Layout,
-        timeout: float | None,
-        coming: Callable[[], Sequence[int]],
+        self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
         """Return what the round did, and the mean of what was opened and can be true; None where there is none.
 
         Args:
           drawn: the round's cohort, canaries last.
           wanted: what they sum.
-          layout: shapes of the update's arrays by name, in its order.
           timeout: seconds for the replies of one exchange; None waits for all.
           coming: draws the cohort of the next row, whose keys go out a round ahead.
         """
@@ -84,7 +77,7 @@ class MaskedSums:
                     declined = max(self._search.declined, len(part))
                     self._search = replace(self._search, declined=declined)
                 continue
-            mean, found = self._weigh(opened, wanted, layout)
+            mean, found = self._weigh(opened, wanted)
             weighed.append(found)
             if found.why:
                 done = _turned_away(done, found)
@@ -138,14 +131,14 @@ class MaskedSums:
             "untrue": bool(found.why) and not found.lost,
         }
 
-    def _weigh(self, opened: Opened, wanted: Sum, layout: Layout) -> tuple[Mean, WeighedSum]:
+    def _weigh(self, opened: Opened, wanted: Sum) -> tuple[Mean, WeighedSum]:
         assert opened.total is not None and opened.spec is not None
         spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
         self._account.check(sum_event(spec, survivors))
         seed = rotation_seed(opened.model, wanted.row)
         real = self._participants.real(opened.nodes)
         units = self._account.units(max(1.0, float(len(real))))
-        arrays, scalars = decode_sum(opened.total, layout, spec, survivors, units, seed)
+        arrays, scalars = decode_sum(opened.total, wanted.layout, spec, survivors, units, seed)
         norm = norm_of(opened.total, spec) / cells
         further = tuple(opened.further.values())
         noise = SummedNoise(survivors, opened.unopened, further, wanted.noise_multiplier)

@@ -28,12 +28,7 @@ class OpenSums:
         """Go on: the participants know by how many answers a round goes."""
 
     def sum(
-        self,
-        drawn: Sequence[int],
-        wanted: Sum,
-        layout: Layout,
-        timeout: float | None,
-        coming: Callable[[], Sequence[int]],
+        self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
         """Return what the round did, and the noisy mean; None below the quorum.
 
@@ -59,9 +54,9 @@ class OpenSums:
         expected = self._account.units(participants.expected)
         true = total if dummies is None else total - dummies  # whole numbers: nothing of them is left
         counts = decode_counts(true, wanted.coordinates, spec)
-        mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)
+        mean, scalars = seen, _ = _decoded(total, wanted.layout, spec, expected, replies)
         if dummies is not None:
-            mean, scalars = _decoded(true, layout, spec, expected, replies)
+            mean, scalars = _decoded(true, wanted.layout, spec, expected, replies)
         done = replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars)
         return done, Mean(
             mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier, step=spec.step

@@ -259,11 +259,11 @@ class PrivateGrid(AskingGrid):
             content,
             request.metadata.message_type,
             spec,
-            sum(int(np.prod(shape)) for shape in sent.values()),
+            sent,
             self._account.noise,
             number,
         )
-        done, mean = self._sums.sum(self.drawn, wanted, sent, timeout, self._draw_ahead)
+        done, mean = self._sums.sum(self.drawn, wanted, timeout, self._draw_ahead)
         arm = self.participants.arm
         self.rounds.append(replace(done, choices=self._account.now, arm=arm.number if arm else None))
         if set(done.dropped) == {BUDGET_REASON} and not done.replies:

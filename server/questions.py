@@ -234,18 +234,17 @@ def put(
     stream = charge.randomness.stream("cohort", charge.row)
     drawn = participants.real(participants.draw(stream, arm=participants.arm))
     asked = charge.inquiry
-    layout = {} if asked.unit is Unit.CLIENT else asked.layout
     wanted = Sum(
         charge.inquiry.name,
         charge.row,
         content,
         message_type,
         charge.spec,
-        coordinates=sum(map(math.prod, layout.values())),
+        {} if asked.unit is Unit.CLIENT else asked.layout,
         noise_multiplier=charge.plan.noise_over_clip,
         number=charge.row,
     )
-    return sums.sum(drawn, wanted, layout, timeout, _nobody)
+    return sums.sum(drawn, wanted, timeout, _nobody)
 
 
 def _nobody() -> Sequence[int]:

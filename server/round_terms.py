@@ -141,7 +141,7 @@ class Sum:
       content: the strategy's records.
       message_type: a kind of `train`.
       spec: clipping norm and segments.
-      coordinates: of the update; 0 for a question.
+      layout: shapes of the update's arrays by name, in its order; empty for a question in segments.
       noise_multiplier: of the sum over its clipping norm; 0 without noise.
       number: of the round, which is the row unless a crash lost rows.
     """
@@ -151,9 +151,14 @@ class Sum:
     content: RecordDict
     message_type: str
     spec: SumSpec
-    coordinates: int
+    layout: Layout
     noise_multiplier: float
     number: int = field(default=0, compare=False)
+
+    @property
+    def coordinates(self) -> int:
+        """Coordinates of the update."""
+        return sum(map(math.prod, self.layout.values()))
 
     def asks_as(self, other: Sum) -> bool:
         """Return whether only what the clients start from may differ: that is no part of an attempt's terms."""

@@ -154,7 +154,7 @@ def test_a_masked_question_is_charged_against_everybody(clients: Path) -> None:
     grid, asked = Devices(devices), inquiry()
     roster = devices[2].bundle.identity.roster
     spec = SumSpec(1.0, asked.segments)
-    wanted = Sum(asked.name, 1, content(asked, ORDER), "train", spec, 0, 3.0)
+    wanted = Sum(asked.name, 1, content(asked, ORDER), "train", spec, {}, 3.0)
     opened = SecureSums(grid, Masking(roster, dropout=0.4, collusion=0.1)).sum(
         grid.get_node_ids(), wanted, None
     )

@@ -192,7 +192,7 @@ def test_noise_is_no_less_than_charged_whenever_a_client_is_lost(since: Exchange
     content = RecordDict(
         {"arrays": memory_arrays({"w": np.zeros(size, np.float32)}), "config": ConfigRecord({})}
     )
-    asked = Sum("run", 3, content, "train", SumSpec(0.5 * 20, cells=1, unit_norm=0.5), size, 2.0)
+    asked = Sum("run", 3, content, "train", SumSpec(0.5 * 20, cells=1, unit_norm=0.5), layout, 2.0)
     opened = MASKED["summed"](MASKED["Clients"](MASKED["gone"](since, 2), training=nothing_drawn), asked)
     assert opened.total is not None and opened.spec is not None
     assert opened.survivors == (7 if since <= Exchange.INBOX else 8)

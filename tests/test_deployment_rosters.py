@@ -29,7 +29,7 @@ def served(made: Path, devices: Devices, number: int = 1) -> Opened:
     """Let the server of the bundle as it is now sum over all devices that the roster lists."""
     server = read_server_bundle(made / "server")
     masking = Masking(server.roster, dropout=0.4, collusion=0.1, signed_roster=server.signed_roster)
-    wanted = Sum("spring", number, content(), "train", SPEC, CLASSES * (FEATURES + 1), 3.0)
+    wanted = Sum("spring", number, content(), "train", SPEC, {"w": (CLASSES, FEATURES + 1)}, 3.0)
     nodes = [member.node for member in server.roster.members]
     return SecureSums(devices, masking).sum(nodes, wanted, None)
 

@@ -91,7 +91,7 @@ class Agents:
 
     def round(self, number: int, timeout: float = PATIENCE, order=ORDER) -> Opened:
         size = CLASSES * (FEATURES + 1)
-        wanted = Sum("spring", number, content(order), "train", SPEC, size, 3.0)
+        wanted = Sum("spring", number, content(order), "train", SPEC, {"w": (size,)}, 3.0)
         return self.sums.sum(list(self.server.get_node_ids()), wanted, timeout)
 
     def ledger(self, number: int) -> Path:

@@ -76,7 +76,7 @@ def agents(clients: Path) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def secure_round(grid: SuperNodeGrid, sums: SecureSums, number: int, timeout: float = PATIENCE) -> Opened:
-    wanted = Sum("spring", number, content(ORDER), "train", SPEC, CLASSES * (FEATURES + 1), 3.0)
+    wanted = Sum("spring", number, content(ORDER), "train", SPEC, {"w": (CLASSES, FEATURES + 1)}, 3.0)
     begun = time.monotonic()
     opened = sums.sum(list(grid.get_node_ids()), wanted, timeout)
     print(f"round {number}: {time.monotonic() - begun:.2f} s, {opened.survivors} clients, {opened.dropped}")

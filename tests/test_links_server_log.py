@@ -61,7 +61,7 @@ def masked(made: Path, grid: Any, number: int) -> Any:
     server = read_server_bundle(made / "server")
     masking = Masking(server.roster, dropout=0.4, collusion=0.1, signed_roster=server.signed_roster)
     size = MADE["CLASSES"] * (MADE["FEATURES"] + 1)
-    wanted = Sum("spring", number, MADE["content"](), "train", MADE["SPEC"], size, 3.0)
+    wanted = Sum("spring", number, MADE["content"](), "train", MADE["SPEC"], {"w": (size,)}, 3.0)
     nodes = [member.node for member in server.roster.members]
     return SecureSums(grid, masking).sum(nodes, wanted, None)
 

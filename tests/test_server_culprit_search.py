@@ -150,7 +150,7 @@ def rounds_of(
 ) -> list[tuple[Round, Mean | None]]:
     nodes = list(range(FIRST_NODE, FIRST_NODE + clients))
     asked = [replace(wanted(noise), row=row, number=row) for row in range(1, count + 1)]
-    return [sums.sum(nodes, each, LAYOUT, None, lambda: nodes) for each in asked]
+    return [sums.sum(nodes, each, None, lambda: nodes) for each in asked]
 
 
 @pytest.mark.parametrize(("clients", "noise"), [(8, 0.0), (8, 1.0), (20, 0.0)])

@@ -393,7 +393,7 @@ def masked_sum(asked: Sum) -> tuple[Round, Mean | None]:
     participants = Participants(grid, All(), CLIENTS)
     sums = MaskedSums(participants, Unprotected(()), masking(), Randomness(1))
     nodes = list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
-    return sums.sum(nodes, asked, LAYOUT, None, lambda: nodes)
+    return sums.sum(nodes, asked, None, lambda: nodes)
 
 
 RECORDS = replace(wanted(noise=3.0), spec=SumSpec(10.0, unit_norm=1.0))

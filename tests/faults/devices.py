@@ -126,7 +126,7 @@ def masked_sum(grid: Devices, number: int = 1, order: TrainingOrder = ORDER, noi
     """Let the devices sum in masks, as a server does; return how that ended."""
     roster = next(iter(grid.devices.values())).bundle.identity.roster
     masking = Masking(roster, dropout=0.4, collusion=0.1)
-    wanted = Sum("spring", number, content(order), "train", SPEC, CLASSES * (FEATURES + 1), noise)
+    wanted = Sum("spring", number, content(order), "train", SPEC, {"w": (CLASSES, FEATURES + 1)}, noise)
     return SecureSums(grid, masking).sum(grid.get_node_ids(), wanted, None)
 
 

@@ -95,7 +95,7 @@ def content() -> RecordDict:
 def wanted(noise: float = 0.0) -> Sum:
     private = SumSpec(10.0, (LOSS, Segment(WEIGHT, 20.0)), 0.02)
     plain = masked_spec(SumSpec(None, (LOSS, Segment(WEIGHT, 1e9))), masking())
-    return Sum("run", 3, content(), "train", private if noise else plain, 19, noise)
+    return Sum("run", 3, content(), "train", private if noise else plain, LAYOUT, noise)
 
 
 def summed(grid: Clients, asked: Sum, **changed) -> Opened:
