@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from dp_accounting.dp_event import GaussianDpEvent
 from flwr.app import RecordDict
@@ -26,7 +25,6 @@ from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.question_wire import Asked
-from .accounts import SumAccount
 from .masked_sums import sums_over
 from .masking import Masking
 from .participants import Participants
@@ -35,35 +33,6 @@ from .round_terms import Mean, Round, Sum
 ROW = 1  # most inquiries are one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
 CELLS = 1 << 28
-
-
-class QuestionAccount(SumAccount, Protocol):
-    """What a question asks of its account: what is asked, how vectors are made, and who is charged."""
-
-    @property
-    def plan(self) -> Plan: ...
-
-    @property
-    def inquiry(self) -> Asked: ...
-
-    @property
-    def row(self) -> int: ...
-
-    @property
-    def randomness(self) -> Randomness: ...
-
-    @property
-    def spec(self) -> SumSpec:
-        """What clients do to their vectors."""
-        ...
-
-    def reserve(self) -> None:
-        """Reserve the answer's release."""
-        ...
-
-    def settle(self) -> None:
-        """Commit it: the answer has left."""
-        ...
 
 
 @dataclass
@@ -164,6 +133,9 @@ class OwnCharges:
     def spec(self) -> SumSpec:
         """A plain sum, in which every client weighs as much as any other."""
         return SumSpec(None, (Segment(WEIGHT, 1.0),))
+
+
+QuestionAccount = Charge | OwnCharges
 
 
 @dataclass(frozen=True)
