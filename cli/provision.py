@@ -4,53 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
 from ..deployment.enrolment import approve, give_tokens
-from ..deployment.provision import AUTHORITY, CLIENTS, Desk, cosign, provision, renew, revoke, rotate
+from ..deployment.provision import AUTHORITY, CLIENTS, Desk
 from ..deployment.register import Issued, Register
 from ..extras import require_extra
 from ..links.server_bundle import SERVER
 
 SOON_SECONDS = 30 * 86400
-
-
-def make(
-    file: Path, out: Path | None, wheels: Path | None, lock: Path | None = None, *, as_json: bool = False
-) -> int:
-    """Make or complete the bundles that a federation.yaml describes; return the exit code.
-
-    Arguments as of `fedveil provision`.
-
-    Raises:
-      Refusal: of a mistake, before anything is written.
-    """
-    return _show(provision(file, out, wheels, lock), as_json)
-
-
-def new_keys(folder: Path, names: list[str], request: Path | None, *, as_json: bool = False) -> int:
-    """Give clients, or the server, new keys; return the exit code.
-
-    Arguments as of `fedveil provision rotate`.
-
-    Raises:
-      Refusal: nobody has the name, or the request is not the client's.
-    """
-    return _show(rotate(folder, names, request), as_json)
-
-
-def new_certificates(folder: Path, names: list[str], within: float, *, as_json: bool = False) -> int:
-    """Give clients later certificates for the keys that they have; return the exit code.
-
-    Arguments as of `fedveil provision renew`.
-
-    Raises:
-      Refusal: nobody has the name.
-    """
-    return _show(renew(folder, names, within), as_json)
 
 
 def tokens(folder: Path, names: list[str], hours: float, *, qr: bool = False, as_json: bool = False) -> int:
@@ -99,27 +64,8 @@ def admit_asked(folder: Path, names: list[str], *, as_json: bool = False) -> int
     return 1 if done.refused else 0
 
 
-def leave_out(folder: Path, names: list[str], *, as_json: bool = False) -> int:
-    """Leave clients out from the next roster on; return the exit code.
-
-    Raises:
-      Refusal: nobody has the name.
-    """
-    return _show(revoke(folder, names), as_json)
-
-
-def collect(folder: Path, files: Sequence[Path], *, as_json: bool = False) -> int:
-    """Put members' signatures under the newest roster; return the exit code.
-
-    Arguments as of `fedveil provision cosign`.
-
-    Raises:
-      Refusal: a file is none, is of another roster, or of nobody in the federation.
-    """
-    return _show(cosign(folder, files), as_json)
-
-
-def _show(desk: Desk, as_json: bool) -> int:
+def show(desk: Desk, *, as_json: bool) -> int:
+    """Print what a command has changed of a federation; return the exit code."""
     print(json.dumps(_as_json(desk)) if as_json else "\n".join(_in_words(desk)))
     return 0
 

@@ -35,9 +35,10 @@ def provision_file(
       fedveil provision federation.yaml
     """
     require_extra("server", "fedveil provision")
-    from .provision import make
+    from ..deployment.provision import provision as body
+    from .provision import show
 
-    return make(file, out, wheels, lock, as_json=as_json)
+    return show(body(file, out, wheels, lock), as_json=as_json)
 
 
 @verb(provision, "rotate", "Give a client new keys.")
@@ -58,9 +59,10 @@ def provision_rotate(
       fedveil provision rotate hearts 'hospital-*' server
     """
     require_extra("server", "fedveil provision")
-    from .provision import new_keys
+    from ..deployment.provision import rotate
+    from .provision import show
 
-    return new_keys(folder, names, request, as_json=as_json)
+    return show(rotate(folder, names, request), as_json=as_json)
 
 
 @verb(provision, "renew", "Give clients later certificates.")
@@ -82,9 +84,10 @@ def provision_renew(
       fedveil provision renew hearts 'hospital-*' --within 60
     """
     require_extra("server", "fedveil provision")
-    from .provision import new_certificates
+    from ..deployment.provision import renew
+    from .provision import show
 
-    return new_certificates(folder, names or [], within, as_json=as_json)
+    return show(renew(folder, names or [], within), as_json=as_json)
 
 
 @verb(provision, "token", "Let a device enrol once.")
@@ -137,9 +140,10 @@ def provision_revoke(
       fedveil provision revoke hearts cleveland
     """
     require_extra("server", "fedveil provision")
-    from .provision import leave_out
+    from ..deployment.provision import revoke
+    from .provision import show
 
-    return leave_out(folder, names, as_json=as_json)
+    return show(revoke(folder, names), as_json=as_json)
 
 
 @verb(provision, "cosign", "Collect members' signatures.")
@@ -156,6 +160,7 @@ def provision_cosign(
       fedveil provision cosign hearts cosignature-2.toml
     """
     require_extra("server", "fedveil provision")
-    from .provision import collect
+    from ..deployment.provision import cosign
+    from .provision import show
 
-    return collect(folder, files, as_json=as_json)
+    return show(cosign(folder, files), as_json=as_json)

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedveil.cli.provision import leave_out, make, new_keys
 from fedveil.deployment.federation_yaml import read_federation
+from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.privacy.refusal import Refusal
 
 SMALLEST: dict[str, Any] = {
@@ -135,7 +135,7 @@ def test_a_mistake_is_refused_in_a_sentence_and_nothing_is_made(
 ) -> None:
     file = written(tmp_path, changed(path, value))
     with pytest.raises(Refusal) as refused:
-        make(file, tmp_path / "hearts", None)
+        provision(file, tmp_path / "hearts", None)
     assert said in str(refused.value)
     assert len(str(refused.value).splitlines()) <= 2
     assert not (tmp_path / "hearts").exists()
@@ -226,17 +226,17 @@ def test_whatever_a_file_holds_is_refused_and_nothing_else_happens(text: bytes, 
 
 def test_a_federation_does_not_lose_a_client_in_silence(tmp_path: Path) -> None:
     file, out = written(tmp_path, SMALLEST), tmp_path / "hearts"
-    make(file, out, None)
+    provision(file, out, None)
     fewer = {**SMALLEST, "clients": SMALLEST["clients"][:1]}
     with pytest.raises(Refusal, match="'hungary': was admitted and is not in the file; revoke it first"):
-        make(written(tmp_path, fewer), out, None)
-    leave_out(out, "hungary")
-    make(file, out, None)
+        provision(written(tmp_path, fewer), out, None)
+    revoke(out, "hungary")
+    provision(file, out, None)
     with pytest.raises(Refusal, match="did you mean 'cleveland'"):
-        new_keys(out, "clevland", None)
+        rotate(out, "clevland", None)
     with pytest.raises(Refusal, match="is the authority of hearts"):
-        make(written(tmp_path, {**SMALLEST, "federation": "lungs"}), out, None)
+        provision(written(tmp_path, {**SMALLEST, "federation": "lungs"}), out, None)
     shutil.rmtree(out)
     with pytest.raises(Refusal, match="holds no federation"):
-        leave_out(out, "cleveland")
+        revoke(out, "cleveland")
     assert not out.exists()
