@@ -72,6 +72,8 @@ def ledgers_in(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
     found += [each for each in [path / OF_RECORDS / "ledger"] if each.is_file()]
+    for own in (path / "ledgers", path / "state" / "ledgers"):  # of a server, or of a device
+        found += sorted(own.glob("*.ledger"))
     if not found:
         raise Refusal("path", str(path), "holds neither a bundle, nor a run, nor a ledger")
     return found

@@ -14,6 +14,7 @@ from ..links.server_log import LOG, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from ..privacy.refusal import Refusal
+from ..strategies.training_order import NEW
 
 FORKED = 1
 SHOWN = 16  # hexadecimal digits of a hash
@@ -104,7 +105,8 @@ def _listed(texts: Sequence[str]) -> Iterator[str]:
     again = told_again(texts)
     for place, text in enumerate(texts):
         entry = fields_of(text)
-        run, digits = entry.get("run", ""), entry.get("model", entry.get("hash", ""))[:SHOWN]
+        name, new, drawn = entry.get("run", "").partition(NEW)
+        run, digits = f"{name}{new}{drawn[:8]}", entry.get("model", entry.get("hash", ""))[:SHOWN]
         match entry.get("kind"):
             case "roster":
                 said = f"roster version {entry.get('version')}  {digits}"

@@ -49,7 +49,8 @@ def settings_of(job: Job) -> SimulationSettings:
         raise Refusal("resume", settings.resume, remedy)
     saved = Path(settings.resume) / "config.yaml"
     if not saved.is_file():
-        raise Refusal("resume", settings.resume, "holds no config.yaml; name the folder of an earlier run")
+        fault = "holds no config.yaml" if saved.parent.is_dir() else "is not there"
+        raise Refusal("resume", settings.resume, f"{fault}; name the folder of an earlier run")
     check_file(saved)
     earlier = OmegaConf.load(saved)
     if not isinstance(earlier, DictConfig):

@@ -34,8 +34,7 @@ from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .serve import Open, completed, deployed_in, logged, refuse_roster
 from .status import RUNNING
-
-MOST_NAMED = 5  # of clients that are away
+from .watch import away_of
 
 
 def ask_clients(
@@ -98,14 +97,8 @@ def _connected(
         why = pace.ready(threading.Event())
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
-        here, members = link.presence().since, rosters()[0].members
-        away = [each.name for each in members if each.node not in here]
-        if away:
-            named = ", ".join([*away[:MOST_NAMED], *(["..."] if len(away) > MOST_NAMED else [])])
-            _say(
-                f"{len(away)} of {len(members)} clients are not connected yet ({named}): the answer waits for them, up to "
-                f"{settings.deadline:g} s (link.deadline)"
-            )
+        if away := away_of(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
+            _say(away)
         yield link.grid, link.tally
 
 

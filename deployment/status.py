@@ -73,7 +73,7 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     state = (
         status["state"] if runs or status["state"] not in ("training", "waiting", "starting") else "killed"
     )
-    reason = f" {status['reason']}" if status["reason"] else ""
+    reason = f": {status['reason']}" if status["reason"] else ""
     console.print(Text.assemble((status["federation"], "bold"), f", run {status['run']}: {state}{reason}"))
     lost = [("abandoned", status["abandoned"]), ("with a sum that cannot be true", status.get("untrue", 0))]
     told = "".join(f", {count} {what}" for what, count in lost if count)

@@ -38,9 +38,20 @@ from .status import STATUS, clients_before
 
 LOG = "server.log"
 LOOK_SECONDS = 1.0
+MOST_NAMED = 5  # of clients that are away
 LOG_BYTES, LOGS_KEPT = 10 * 2**20, 3
 
 logger = logging.getLogger("fedveil.server")
+
+
+def away_of(members: Sequence[Member], presence: Presence, seconds: float, what: str) -> str:
+    """Say which members are not connected, and how long `what` waits for them; nothing where all are."""
+    away = [each.name for each in members if each.node not in presence.since]
+    if not away:
+        return ""
+    named = ", ".join([*away[:MOST_NAMED], *(["..."] if len(away) > MOST_NAMED else [])])
+    counted = f"{len(away)} of {len(members)} clients are not connected yet ({named})"
+    return f"{counted}: {what} waits for them, up to {seconds:g} s (link.deadline)"
 
 
 class Watch:
@@ -61,7 +72,7 @@ class Watch:
         self.settings, self._federation = settings, federation
         self._rows: list[Mapping[str, Any]] = []
         self._audit: AuditLine | None = None
-        self._state, self._reason = "starting", ""
+        self._state, self._reason, self._told = "starting", "", False
         self._started, self._here = time.time(), set[int]()
         self._stop = threading.Event()
         self._before = clients_before(bundle.folder)
@@ -93,6 +104,11 @@ class Watch:
             log("waits", run=self.settings.run, clients=clients)
             if not self._quiet:
                 say(f"waiting {waiting}")
+        if not (clients or self._quiet or self._told):
+            self._told = True
+            members, seconds = self._rosters()[0].members, self.settings.link.deadline
+            if away := away_of(members, self._presence(), seconds, "a round"):
+                say(away)
         self._say("waiting" if clients else "training", waiting)
 
     def end(self, ending: RunEnd) -> None:

@@ -67,6 +67,10 @@ def read_server_bundle(folder: Path) -> ServerBundle:
     Raises:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
+    if (folder / SERVER / "server.toml").is_file():
+        raise Refusal(
+            "FOLDER", str(folder), f"is what provisioning made; the server's own is {folder / SERVER}"
+        )
     refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
     defaults = {"link": "grpc", "enrolment": None}
     federation, listen, link, enrolment = read_toml(folder / "server.toml", _settings, defaults)

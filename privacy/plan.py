@@ -139,7 +139,7 @@ class Plan:
         self._check(budget)
         spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
         if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
-            remedy = f"already spent ({spent:.4g}): raise it or end the run here"
+            remedy = f"already spent ({spent:.4g}): raise it, or keep the model that you have"
             raise Refusal("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:

@@ -280,12 +280,16 @@ def test_a_second_server_is_refused(hearts: Path) -> None:
     assert not running(hearts / "server")
 
 
-def test_no_round_is_paid_for_before_enough_clients_are_there(hearts: Path) -> None:
+def test_no_round_is_paid_for_before_enough_clients_are_there(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _ = served(hearts, *NOTED, here=2)
     assert (code, result_of(hearts)["status"]) == (1, "failed")
     assert result_of(hearts)["reason"] == "2 of 3 clients that a round takes were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
+    capsys.readouterr()
     assert served(hearts, *NOTED, here=3)[0] == 0  # the same command, once they are
+    assert capsys.readouterr().out.count("2 of 5 clients are not connected yet") == 1
 
 
 def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_needs(hearts: Path) -> None:
@@ -686,7 +690,7 @@ def test_a_status_shows_brackets_of_a_reason_as_they_are(
     (tmp_path / "status.json").write_text(json.dumps({**status, **said}))
     show(tmp_path, as_json=False)
     out = capsys.readouterr().out
-    assert "hearts, run spring: failed [red] is no [/value]" in out and "audit: [/b]" in out
+    assert "hearts, run spring: failed: [red] is no [/value]" in out and "audit: [/b]" in out
 
 
 def test_prometheus_is_answered_before_the_first_round_of_a_trusted_server() -> None:

@@ -37,7 +37,7 @@ class Display:
     _start: float = field(default_factory=time.monotonic)
 
     def start(self, run: RunStart) -> None:
-        """Show the title, and in a terminal an empty table."""
+        """Show the title, and in a terminal how far the run is."""
         self._run, console = run, Console(stderr=False)
         if console.is_terminal:
             self._live = Live(self._table(), console=console, refresh_per_second=8)
@@ -63,7 +63,7 @@ class Display:
         if shown := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
             say(f"mean of the last {models} models: {shown}")
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
-        in_vain = f", {lost} of them abandoned and paid for in vain" if lost and not failed else ""
+        in_vain = f"; rounds abandoned, and paid for in vain: {lost}" if lost and not failed else ""
         said = f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}"
         print(said, file=sys.stderr if failed else sys.stdout, flush=True)
 
@@ -112,10 +112,13 @@ class Display:
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
         said = [] if self._evaluated is None else [self._evaluated]
         asked = [Text(f"the clients, round {each.round}: {said_of(each.row['evaluation'])}") for each in said]
-        return Group(Text(self._run.title, style="bold"), table, *asked, *self._bars())
+        shown = [table] if self._lines else []
+        return Group(Text(self._run.title, style="bold"), *shown, *asked, *self._bars())
 
     def _bars(self) -> list[RenderableType]:
-        done = self._lines[-1].round if self._lines else 0
+        done = (
+            self._lines[-1].round if self._lines else max((row["round"] for row in self._run.rows), default=0)
+        )
         seconds = time.monotonic() - self._start
         total = self._run.num_rounds
         bars = [_bar("rounds", done, total, f"{done}/{total}  {seconds:.0f} s")]
