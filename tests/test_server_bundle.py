@@ -7,7 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,6 @@ from fedveil.cli.report_bundle import bundle, key, sign
 from fedveil.cli.verify import verify
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Release
-from fedveil.privacy.ledger import book
 from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
@@ -60,11 +59,10 @@ class Signed:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signed]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Signed:
     """A run of 26 November 2026, the bundle that two have signed, files of a run by another seed, and everybody's keys.
 
-    Of the bundle the fixture keeps what the run's folder does not hold. What accountants recompute of one ledger is
-    computed once.
+    Of the bundle the fixture keeps what the run's folder does not hold.
     """
     folder = Path(shutil.copytree(KEPT, tmp_path_factory.mktemp("made") / "kept"))
     for name in read_list(folder / "bundle").files:
@@ -74,21 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signed]:
         path.chmod(0o600)
     (folder / "run" / "ledger").chmod(0o600)
     public = {name: read_public(str(folder / "keys" / f"{name}.pub")) for name in ("federation", "officer")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(book, "_sizes", once(book._sizes))
-        yield Signed(folder / "run", folder / "bundle", folder / "other", folder / "keys", **public)
-
-
-def once(true: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
-
-    def remembered(events: list[Any], *more: Any) -> Any:
-        asked = (tuple(events), *more)
-        if asked not in known:
-            known[asked] = true(events, *more)
-        return known[asked]
-
-    return remembered
+    return Signed(folder / "run", folder / "bundle", folder / "other", folder / "keys", **public)
 
 
 @pytest.fixture

@@ -95,9 +95,14 @@ def scaled(folder: Path) -> dict[str, tuple[float, float] | None]:
     "mode",
     [
         RECORDS,
-        pytest.param(["privacy=client_central", *HIDDEN], marks=pytest.mark.campaign),
-        ["privacy=client_central", "engine.workers=2", "cohort=poisson", "cohort.rate=0.5", *HIDDEN],
-        ["privacy=client_distributed", "secagg=masked", *HIDDEN],
+        *(
+            pytest.param([*each, *HIDDEN], marks=pytest.mark.campaign)
+            for each in (
+                ["privacy=client_central"],
+                ["privacy=client_central", "engine.workers=2", "cohort=poisson", "cohort.rate=0.5"],
+                ["privacy=client_distributed", "secagg=masked"],
+            )
+        ),
     ],
 )
 def test_a_run_asks_once_and_scales_by_the_answer(wards: Path, tmp_path: Path, mode: list[str]) -> None:
@@ -277,7 +282,10 @@ def composed(ledger: Path, question: float, rounds: int, noise: float) -> float:
     return float(accountant.get_epsilon(1e-5))
 
 
-@pytest.mark.parametrize("more", [[], ["engine.workers=2", "privacy.adjacency=replace-one"]])
+@pytest.mark.parametrize(
+    "more",
+    [[], pytest.param(["engine.workers=2", "privacy.adjacency=replace-one"], marks=pytest.mark.campaign)],
+)
 def test_each_clients_ledger_has_one_question_and_with_the_rounds_its_target(
     few: Path, tmp_path: Path, more: list[str]
 ) -> None:
@@ -349,10 +357,11 @@ def test_real_records_are_charged_on_the_ledgers_that_they_had(few: Path, tmp_pa
         result = ran(few, tmp_path / f"run{number}", *real, *public)
         assert result["status"] == "completed" and scaled(tmp_path / f"run{number}")["age"] is not None
         for ledger in own_ledgers(tmp_path / "own"):
-            assert len(questions(ledger)) == number and verify(ledger).ok
+            assert len(questions(ledger)) == number
             reserved = [each for each in read_entries(ledger) if each.kind == "reserve"]
             assert len(reserved) == 3 * number
-            assert (verify(ledger).epsilon or 0) <= 3
+    found = [verify(ledger) for ledger in own_ledgers(tmp_path / "own")]
+    assert all(each.ok for each in found) and max(each.epsilon or 9 for each in found) <= 3
 
 
 def test_a_cap_on_purposes_refuses_before_it_is_charged(few: Path, tmp_path: Path) -> None:

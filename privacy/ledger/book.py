@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -408,12 +408,9 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
     if delta is None:
         return Verification(True, book.head.seq, book.head, epsilon=0.0)
     adjacency = Adjacency(book.identity["adjacency"])
-
-    @cache  # takes most of the time, and adversaries often have seen the same
-    def sized(seen: "tuple[DpEvent, ...]") -> Sizes:
-        return _sizes(list(seen), delta, adjacency, book.filter_order)
-
-    sizes = {each: sized(tuple(book.events(each))) for each in book.spent}
+    sizes = {
+        each: _sizes(tuple(book.events(each)), delta, adjacency, book.filter_order) for each in book.spent
+    }
     most = max(sizes.values(), key=lambda size: size[0])
     problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), None)
     return Verification(
@@ -421,7 +418,8 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
     )
 
 
-def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
+@lru_cache(maxsize=16)  # takes most of the time, and adversaries, and clients, often have seen the same
+def _sizes(events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
     from dp_accounting.pld import PLDAccountant
     from dp_accounting.privacy_accountant import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
@@ -442,7 +440,7 @@ def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: f
     return ours, by_pld, by_rdp
 
 
-def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: float) -> float | None:
+def _composed(accountant: "PrivacyAccountant", events: "tuple[DpEvent, ...]", delta: float) -> float | None:
     # Merged into as few kinds as `epsilon` uses: each takes a distribution of its own.
     parts = in_order(coarsened(with_one_gaussian(dict(grouped(events))), rounded))
     if not all(accountant.supports(leaf) for leaf, _ in parts):
