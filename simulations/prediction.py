@@ -152,9 +152,8 @@ def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
     }
     settings = federation.settings.model_copy(update=changed)
     cohort = federation.cohort if rate == 1 else Poisson(rate)
-    return replace(
-        federation, settings=settings, cohort=cohort, task=_Unmeasured(federation.task), pictured=False
-    )
+    task = _Unmeasured(federation.task)
+    return replace(federation, settings=settings, cohort=cohort, task=task, reported=False)
 
 
 def _played(federation: Federation, small: Federation) -> dict[str, float]:

@@ -104,7 +104,7 @@ class Federation:
       seed: of a declared simulation; None on real data.
       deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
       strategy: that was given as an object; None makes one of the settings.
-      pictured: whether a run leaves a picture of its rounds.
+      reported: whether a run leaves a picture of its rounds, and tells in its result what was spent.
       moments: mean and deviation of columns by which the run's inputs are scaled, as its clients have told; None where they
         were not asked.
       asked: what that question has cost in a simulation; empty where it is on ledgers that a plan goes on from.
@@ -117,7 +117,7 @@ class Federation:
     seed: int | None
     deployed: Deployed | None = None
     strategy: Strategy | None = None
-    pictured: bool = True
+    reported: bool = True
     moments: Mapping[str, tuple[float, float]] | None = None
     asked: tuple[DpEvent, ...] = ()
     named: tuple[str, ...] = ()

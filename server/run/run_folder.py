@@ -540,10 +540,18 @@ def carried_in(rows: Sequence[Mapping[str, Any]]) -> Carried:
     return sum(told, start=NOTHING)
 
 
+def _privacy(progress: Progress, ending: Ending) -> list[dict[str, Any]]:
+    run, federation = progress.run, progress.run.federation
+    if not federation.reported:
+        return []
+    own = client_ledgers(federation, run.client.record and Path(run.client.record.ledger_dir))
+    rows = spent(federation, run.ledger, own, _draws(run, ending), _most(progress, ending))
+    return [row.to_json() for row in rows]
+
+
 def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[str, Any]:
     run, history = progress.run, progress.history
-    federation, ledger = run.federation, run.ledger
-    folder = None if run.client.record is None else Path(run.client.record.ledger_dir)
+    federation, ledger, record = run.federation, run.ledger, run.client.record
     final = next((row for row in reversed(history) if row["round"] <= ending.state.round), {})
     return {
         "status": str(ending.status),
@@ -556,16 +564,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
         **_configured(federation),
-        "privacy": [
-            row.to_json()
-            for row in spent(
-                federation,
-                ledger,
-                client_ledgers(federation, folder),
-                _draws(run, ending),
-                _most(progress, ending),
-            )
-        ],
+        "privacy": _privacy(progress, ending),
         "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
         **_scaling(run),
         "secagg": encryption(federation),
@@ -577,7 +576,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(ledger.path) if ledger else str(folder) if folder else None,
+        "ledger": str(ledger.path) if ledger else record.ledger_dir if record else None,
         "ledger_head": list(head_before_close(ledger, run.name)) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
@@ -635,7 +634,7 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     model = {name: np.ascontiguousarray(value) for name, value in state.model.items()}
     replace_file(folder / MODEL, safetensors_parts(model), mode=None)
     replace_file(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode(), mode=None)
-    if progress.history and progress.run.federation.pictured:
+    if progress.history and progress.run.federation.reported:
         from .plots import draw_run
 
         draw_run(_of_winner(progress.history, state), result["privacy"], folder / CURVE, title)
