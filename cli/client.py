@@ -172,21 +172,19 @@ def _line(
         forgot = "it remembers no run" if spent else "never started"
         parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
     else:
-        parts = [
-            f"{health.name}, node {health.node} of {health.federation}",
-            health.state if runs else "not running",
-        ]
+        state = health.state if runs else "not running"
+        parts = [f"{health.name}, node {health.node} of {health.federation}: {state}"]
     if health is not None and health.at:
         ago = agent.seconds_since(health.at)
         parts.append(
             f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )
     for name, pair in spent.items():
-        whose = "as a client" if name.startswith("client-") else "its records"
+        whose = "as a client" if name.startswith("client-") else "by its records"
         parts.append(
-            f"{whose} epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else f"{whose} nothing spent"
+            f"spent {whose}: " + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
         )
-    return "; ".join(parts)
+    return "\n  ".join(parts)
 
 
 def forget(folder: Path, ledgers: bool) -> int:

@@ -37,13 +37,14 @@ def told(card: Mapping[str, Any]) -> Iterator[str]:
     if card["measured_on"] is None:
         yield "  agreement  not measured: no public data are here; name some with --public"
     else:
-        same = "" if card["agreement"] is None else f"{card['agreement']:.2%} of {card['rows']} rows, "
-        yield f"  agreement  {same}outputs differ by {card['largest_difference']:.2g} at most, {card['measured_on']}"
+        same = "" if card["agreement"] is None else f"{card['agreement']:.2%}, "
+        where = f"on {card['rows']} rows of {card['measured_on']}"
+        yield f"  agreement  {same}outputs within {card['largest_difference']:.2g}, {where}"
     for name, now in (card["metrics"] or {}).get("exported", {}).items():
         yield f"  {name:10} {now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
     for row in card["privacy"]:
         if row["adversary"] == "model":
-            yield f"  epsilon    {_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}, unchanged: {card['privacy_said']}"
+            yield f"  epsilon    {_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}, that of the run"
 
 
 def _number(epsilon: Any) -> str:
