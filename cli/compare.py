@@ -245,10 +245,11 @@ def table_of(rows: Sequence[Row], by_folder: bool = False) -> str:
         by_folder: whether a row is named by the folder of its run, and has what it was told in the line below.
     """
     names, counted = _names(rows), any(row.bytes for row in rows)
+    ended = any(row.status != "completed" for row in rows)
     lines = [
         (
             row.run if by_folder else _label(row),
-            row.status,
+            *((row.status,) if ended else ()),
             *(_number(row.metrics.get(n)) for n in names),
             _epsilons(row.epsilon),
             *(_carried(row.bytes) if counted else ()),
@@ -257,7 +258,7 @@ def table_of(rows: Sequence[Row], by_folder: bool = False) -> str:
     ]
     header = (
         "run" if by_folder else "job",
-        "status",
+        *(("status",) if ended else ()),
         *names,
         "epsilon",
         *(("down", "up") if counted else ()),

@@ -29,22 +29,29 @@ def export(
     return 0
 
 
-def told(card: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a card."""
+def told(card: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a card."""
+    facts = list(_facts(card))
+    width = max(len(name) for name, _ in facts)
+    return [f"  {name:{width}}  {said}" for name, said in facts]
+
+
+def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     share = card["bytes"] / card["released_bytes"]
-    yield f"  size       {card['bytes']} bytes, {share:.3g} of the released model's"
-    yield f"  latency    {card['milliseconds_a_row']:.3g} ms a row, on one thread here"
+    yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's"
+    yield "latency", f"{card['milliseconds_a_row']:.3g} ms a row, on one thread here"
     if card["measured_on"] is None:
-        yield "  agreement  not measured: no public data are here; name some with --public"
+        yield "agreement", "not measured: no public data are here; name some with --public"
     else:
         same = "" if card["agreement"] is None else f"{card['agreement']:.2%}, "
         where = f"on {card['rows']} rows of {card['measured_on']}"
-        yield f"  agreement  {same}outputs within {card['largest_difference']:.2g}, {where}"
+        yield "agreement", f"{same}outputs within {card['largest_difference']:.2g}, {where}"
     for name, now in (card["metrics"] or {}).get("exported", {}).items():
-        yield f"  {name:10} {now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
+        yield name, f"{now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
     for row in card["privacy"]:
         if row["adversary"] == "model":
-            yield f"  epsilon    {_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}, that of the run"
+            spent = f"{_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}"
+            yield "epsilon", f"{spent}, that of the run"
 
 
 def _number(epsilon: Any) -> str:
