@@ -9,6 +9,8 @@ of random signs: sub-Gaussian with variance proxy |v|^2 / 2^m (Hoeffding), less 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,9 +20,9 @@ from .randomness import keyed_stream
 
 Vector = NDArray[np.float64]
 
-# Coordinates transformed by one product with a matrix, and columns at a time: the fastest here, and small enough that
-# OpenBLAS starts no threads, which then spin.
-_FACTOR, _COLUMNS = 32, 128
+_FACTOR = 32  # coordinates that one product with a matrix mixes: the fastest here
+_PRODUCT = 1 << 18  # multiplications of a product, beyond which OpenBLAS starts threads, which then spin
+_ROOM = 1 << 15  # coordinates of a call to numpy: they stay in a core's second cache
 
 
 def block_of(size: int) -> int:
@@ -71,19 +73,29 @@ def _signs(count: int, start: int, seed: bytes) -> NDArray[np.int8]:
 
 def _transform(vector: Vector) -> None:
     """Apply the orthonormal Walsh-Hadamard transform, its own inverse, in place, as products of small matrices."""
-    done = 1
+    room, done = np.empty(min(vector.size, _ROOM)), 1
     while done < vector.size:
         factor = min(_FACTOR, vector.size // done)
         matrix = _hadamard(factor)
+        wide = min(_PRODUCT // factor**2, _ROOM // factor, done if done > 1 else vector.size // factor)
         if done == 1:
-            rows = vector.reshape(-1, factor)
-            for start in range(0, len(rows), _COLUMNS):
-                rows[start : start + _COLUMNS] = rows[start : start + _COLUMNS] @ matrix
+            products = vector.reshape(-1, 1, wide, factor)
         else:
-            for group in vector.reshape(-1, factor, done):
-                for start in range(0, done, _COLUMNS):
-                    group[:, start : start + _COLUMNS] = matrix @ group[:, start : start + _COLUMNS]
+            products = vector.reshape(-1, factor, done // wide, wide).swapaxes(1, 2)
+        for part in _parts(products):
+            pair = (part, matrix) if done == 1 else (matrix, part)
+            part[...] = np.matmul(*pair, out=room[: part.size].reshape(part.shape))
         done *= factor
+
+
+def _parts(products: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Yield views of matrices, shape (rows, columns, ., .), of at most `_ROOM` numbers each."""
+    rows, columns, *size = products.shape
+    few = _ROOM // math.prod(size)
+    high = max(few // columns, 1)
+    for row in range(0, rows, high):
+        for column in range(0, columns, few):
+            yield products[row : row + high, column : column + few]
 
 
 @lru_cache
