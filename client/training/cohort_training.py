@@ -28,18 +28,9 @@ from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
+from ...strategies import wire
 from ...strategies.canaries import canary_updates
 from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
-from ...strategies.wire import (
-    DROP_REASONS,
-    NO_EXAMPLES,
-    WEIGHT,
-    layout_of,
-    only_arrays,
-    read_round,
-    sketch_for,
-    view,
-)
 from ...tasks.data import Examples, drawn_data_of, in_tensors, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
@@ -100,14 +91,14 @@ def sum_cohort(
     """Train clients from the instruction's arrays and return the sum of their vectors."""
     bench.forget()
     training = training_settings(content, bench.settings)
-    _, number = read_round(content)
-    arrays = only_arrays(content)
+    _, number = wire.read_round(content)
+    arrays = wire.only_arrays(content)
     start = {
-        name: moved(torch.from_numpy(np.array(view(arrays[name]))), bench.device)
-        for name in layout_of(arrays)
+        name: moved(torch.from_numpy(np.array(wire.view(arrays[name]))), bench.device)
+        for name in wire.layout_of(arrays)
     }
     cohort_sum = CohortSum(np.zeros(size))
-    sketch = sketch_for(content, spec)
+    sketch = wire.sketch_for(content, spec)
     key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
 
     def add(group: Group) -> None:
@@ -190,7 +181,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; where clients are hidden each adds no change, and nobody can tell."""
     if spec.clipping_norm is None:
         for _ in range(count):
-            cohort_sum.drop(DROP_REASONS[NO_EXAMPLES])
+            cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES])
         return
     nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
     _add_rows(
@@ -235,7 +226,10 @@ def _train_group(
     with torch.no_grad():
         moves = [(value - origin).flatten(1) for value, origin in zip(trained, origins, strict=True)]
         update = torch.cat(moves, dim=1).cpu().numpy()
-    return update, {WEIGHT: records.astype(np.float64), TRAIN_LOSS: losses.cpu().double().numpy() / taken}
+    return update, {
+        wire.WEIGHT: records.astype(np.float64),
+        TRAIN_LOSS: losses.cpu().double().numpy() / taken,
+    }
 
 
 def _shares(counts: NDArray[np.intp], device: torch.device) -> Tensor | None:

@@ -26,18 +26,8 @@ from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.refusal import Refusal
+from ...strategies import wire
 from ...strategies.canaries import add_canary
-from ...strategies.wire import (
-    DROP_REASONS,
-    NO_EXAMPLES,
-    WEIGHT,
-    layout_of,
-    only_arrays,
-    read_round,
-    sketch_for,
-    sum_spec_of,
-    view,
-)
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
@@ -83,12 +73,12 @@ class InPlaceRound:
         try:
             data = drawn_data_of(self.bench.task, client)
             if not len(data) and not self.hides:
-                return DROP_REASONS[NO_EXAMPLES]
+                return wire.DROP_REASONS[wire.NO_EXAMPLES]
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
             if not len(data):  # it answers like a client whose examples changed nothing
-                return {WEIGHT: 0.0, TRAIN_LOSS: 0.0}
+                return {wire.WEIGHT: 0.0, TRAIN_LOSS: 0.0}
             bench = self.bench
             seed_layers(self.key, client, data, bench.device)
             near = placed(data, bench.device)
@@ -96,7 +86,7 @@ class InPlaceRound:
         except Exception:
             logger.exception("round failed at this client")
             return "failed"
-        return {WEIGHT: float(len(data))} | ({} if loss is None else {TRAIN_LOSS: loss})
+        return {wire.WEIGHT: float(len(data))} | ({} if loss is None else {TRAIN_LOSS: loss})
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
         """Add the update of a canary client, and return whether this client is one.
@@ -180,11 +170,11 @@ def _first(data: Data, count: int) -> Data:
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     """Return the round that an instruction asks for."""
-    _, number = read_round(content)
-    arrays, spec = only_arrays(content), sum_spec_of(content)
+    _, number = wire.read_round(content)
+    arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}
-    received = {name: np.require(view(array), requirements=["C", "W"]) for name, array in arrays.items()}
-    layout = layout_of(arrays)
+    received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
+    layout = wire.layout_of(arrays)
     alone, moves = memory_alone(own, layout), list[Move]()
     for name in layout:
         room = alone.get(name)
@@ -200,5 +190,5 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
         [np.ravel(part) for part, _, _ in moves],
         moves,
         spec.clipping_norm is not None,
-        sketch_for(content, spec),
+        wire.sketch_for(content, spec),
     )
