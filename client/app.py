@@ -30,23 +30,11 @@ from ..privacy.refusal import Refusal
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
+from ..strategies import wire
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ..strategies.question_wire import Asked, own_noise_of, question_of, released_of
 from ..strategies.record_plan import record_plan
-from ..strategies.wire import (
-    BUDGET_SPENT,
-    CANARY_RECORDS,
-    NO_EXAMPLES,
-    NOT_READY,
-    WEIGHT,
-    memory_arrays,
-    only_arrays,
-    read_attempt,
-    read_round,
-    sum_spec_of,
-    view,
-)
 from ..tasks import load_task
 from ..tasks.arrays import lent_arrays, load_arrays, memory_of
 from ..tasks.columns import columns_of
@@ -190,7 +178,7 @@ class Workbench:
 
     def lend(self) -> ArrayRecord:
         """Return the trained arrays to whoever makes an update of them in their place; the model must be loaded anew."""
-        return memory_arrays(lent_arrays(self.model), given=True)
+        return wire.memory_arrays(lent_arrays(self.model), given=True)
 
     def engine_of(self, gradients: str, data: Data) -> str:
         """Return the engine that DP-SGD takes; looked for once for each shape of an input.
@@ -297,7 +285,9 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
     bench.forget()
     near = placed(held, bench.device)
     if (released := released_of(content)) is None:
-        load_arrays(bench.model, {name: view(array) for name, array in only_arrays(content).items()})
+        load_arrays(
+            bench.model, {name: wire.view(array) for name, array in wire.only_arrays(content).items()}
+        )
         return means_over(near, bench.task, bench.model, bench.precision, asked)
     from ..tasks.model_columns import read_released  # tables, which training does without
 
@@ -343,12 +333,12 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)
-    load_arrays(model, {name: view(array) for name, array in only_arrays(message.content).items()})
-    run, number = read_round(message.content)
+    load_arrays(model, {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()})
+    run, number = wire.read_round(message.content)
     randomness = Randomness(settings.seed)
     key = int(randomness.stream("training", number).uint64(1)[0])
     seed_layers(key, client, data, bench.device)
-    metrics: dict[str, float] = {WEIGHT: len(data)}
+    metrics: dict[str, float] = {wire.WEIGHT: len(data)}
     if settings.loss_traces:
         # The losses of an owner's records tell which of them the model memorised (arXiv:2411.05743): for the owner
         # alone, in a file that nothing sends.
@@ -368,17 +358,17 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         )
         # Clients with equal data share a ledger, and each of them is charged on it. Seeded noise repeats in a further
         # attempt at a round, and costs nothing there; the system's is new.
-        attempt = read_attempt(message.content) if settings.seed is None else 0
+        attempt = wire.read_attempt(message.content) if settings.seed is None else 0
         mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
             _train_on_ledger(bench, data, client, settings, training, streams, (run, number, mechanism))
         except BudgetExhausted:
-            return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
+            return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
         except Refusal as refusal:
             if refusal.field != "ledger":
                 raise
             logger.exception("the ledger cannot be used")
-            return Message(Error(NOT_READY, "this client's ledger cannot be used"), reply_to=message)
+            return Message(Error(wire.NOT_READY, "this client's ledger cannot be used"), reply_to=message)
     content = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(content, reply_to=message)
 
@@ -394,7 +384,7 @@ def question_round(message: Message, client: int, bench: Workbench, inquiry: Inq
     """
     settings, noise = bench.settings, own_noise_of(message.content)
     table = table_of(bench, client, message.content, inquiry)
-    run, number = read_round(message.content)
+    run, number = wire.read_round(message.content)
     stream = Randomness(settings.seed).stream("question noise", number, client)
     if noise is None:
         return answered(message, inquiry, table, stream)
@@ -417,17 +407,17 @@ def question_round(message: Message, client: int, bench: Workbench, inquiry: Inq
             reply = answered(message, inquiry, table, stream)
             ledger.commit(release.key)
     except BudgetExhausted:
-        return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
+        return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
     return reply
 
 
 def _blank(message: Message) -> Message:
     """Return the reply of a client without examples: no change where it is hidden, since whether it answers would tell."""
-    if sum_spec_of(message.content).clipping_norm is None:
-        return Message(Error(NO_EXAMPLES, "this client has no examples"), reply_to=message)
-    arrays = {name: view(array) for name, array in only_arrays(message.content).items()}
-    metrics = MetricRecord({WEIGHT: 0, TRAIN_LOSS: 0.0})
-    return Message(RecordDict({"arrays": memory_arrays(arrays), "metrics": metrics}), reply_to=message)
+    if wire.sum_spec_of(message.content).clipping_norm is None:
+        return Message(Error(wire.NO_EXAMPLES, "this client has no examples"), reply_to=message)
+    arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
+    metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})
+    return Message(RecordDict({"arrays": wire.memory_arrays(arrays), "metrics": metrics}), reply_to=message)
 
 
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
@@ -440,13 +430,13 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     """
     from .dp_sgd.together import drawn, step_of
 
-    terms, (_, number) = settings.step, read_round(message.content)
+    terms, (_, number) = settings.step, wire.read_round(message.content)
     assert terms is not None
     data = bench.data_of(client, settings)
     receive_model(bench, data, message.content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
-    rate, spec = training_settings(message.content, settings).learning_rate, sum_spec_of(message.content)
+    rate, spec = training_settings(message.content, settings).learning_rate, wire.sum_spec_of(message.content)
     unit, factor = spec.unit_norm, 1.0 if spec.compression is None else spec.compression.clip_factor
     if unit is None or terms.max_grad_norm * rate * factor > unit:
         remedy = f"times the learning rate it is more than the sum hides of a record, {unit}"
@@ -454,14 +444,18 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     data = bench.records_of(client, settings)
     rows = drawn(len(data), terms, randomness.stream("batches", number, client))
     update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
-    content = RecordDict({SUMMED_RECORD: memory_arrays(dict(update)), "metrics": MetricRecord({})})
+    content = RecordDict({SUMMED_RECORD: wire.memory_arrays(dict(update)), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 
 
 def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:
     """Load the instruction's arrays into the model, once it is known that it keeps examples apart."""
     bench.forget()
-    own = {name: view(array) for name, array in only_arrays(content).items() if name != CANARY_RECORDS}
+    own = {
+        name: wire.view(array)
+        for name, array in wire.only_arrays(content).items()
+        if name != wire.CANARY_RECORDS
+    }
     load_arrays(bench.private_model(data), own)
 
 

@@ -16,18 +16,8 @@ from ..privacy.mechanisms.compression import compress
 from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
+from ..strategies import wire
 from ..strategies.flower_adapter import records_of
-from ..strategies.wire import (
-    DROP_REASONS,
-    FAILED,
-    is_given,
-    layout_of,
-    only_arrays,
-    read_spec,
-    reply_with,
-    sketch_for,
-    view,
-)
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
@@ -42,7 +32,7 @@ class NotTrained(Exception):
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
-        self.code = code if code in DROP_REASONS else FAILED
+        self.code = code if code in wire.DROP_REASONS else wire.FAILED
 
 
 # Charges a device's own ledger: entered before the app is called, left once the vector is made. It takes the instruction
@@ -83,15 +73,15 @@ def private_update(
       ... def train(message, context):
       ...     ...
     """
-    spec = read_spec(message.content)
+    spec = wire.read_spec(message.content)
     if spec is None:
-        return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
-    received = dict(only_arrays(message.content).items())  # the app may change what it was given
+        return Message(Error(wire.FAILED, "this client answers private sums only"), reply_to=message)
+    received = dict(wire.only_arrays(message.content).items())  # the app may change what it was given
 
     def trained() -> Message:
         with charge(message.content, None):
             vector = _encoded(without_error(call_next(message, context)), received, message.content, spec)
-        return reply_with(vector, spec, message)
+        return wire.reply_with(vector, spec, message)
 
     return answer_of(message, trained)
 
@@ -131,7 +121,7 @@ def answer_of(message: Message, made: Callable[[], Message]) -> Message:
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
-        return Message(Error(FAILED, "the client failed"), reply_to=message)
+        return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
 
 def without_error(reply: Message) -> Message:
@@ -156,16 +146,18 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
         return {}
     if spec.unit_norm is None:
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
-        update: Arrays = difference(only_arrays(arrays), received)
+        update: Arrays = difference(wire.only_arrays(arrays), received)
     else:
         summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
-        update = {name: cast(NDArray[np.floating], view(summed[name])) for name in layout_of(received)}
+        update = {
+            name: cast(NDArray[np.floating], wire.view(summed[name])) for name in wire.layout_of(received)
+        }
     return compressed(update, content, spec)
 
 
 def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
     """Return what of an update is clipped and leaves: compressed as the sum's spec says, or as it is."""
-    sketch = sketch_for(content, spec)
+    sketch = wire.sketch_for(content, spec)
     return update if sketch is None else compress(update, sketch)
 
 
@@ -180,13 +172,13 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
       KeyError: an array is missing.
       ValueError: an array has another shape.
     """
-    layout = layout_of(received)
+    layout = wire.layout_of(received)
     update: dict[str, NDArray[np.floating]] = {}
     for name, shape in layout.items():
-        value, start = view(trained[name]), view(received[name])
+        value, start = wire.view(trained[name]), wire.view(received[name])
         if value.shape != shape:
             raise ValueError(f"array {name} has shape {value.shape}, expected {shape}")
-        given = is_given(trained[name]) and value.dtype == start.dtype
+        given = wire.is_given(trained[name]) and value.dtype == start.dtype
         update[name] = np.subtract(value, start, out=value if given else None)
     return update
 
@@ -197,4 +189,4 @@ def values_of(reply: Message) -> dict[str, float | NDArray[np.floating]]:
     for record in records_of(reply.content, MetricRecord).values():
         values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
     parts = records_of(reply.content, ArrayRecord).get(SEGMENTS_RECORD, ArrayRecord())
-    return values | {name: cast(NDArray[np.floating], view(part)) for name, part in parts.items()}
+    return values | {name: cast(NDArray[np.floating], wire.view(part)) for name, part in parts.items()}

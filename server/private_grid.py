@@ -24,22 +24,9 @@ from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..privacy.refusal import Refusal
+from ..strategies import wire
 from ..strategies.grids import AskingGrid
 from ..strategies.shared_model import Steps, shared
-from ..strategies.wire import (
-    BUDGET_SPENT,
-    CANARY_RECORDS,
-    DROP_REASONS,
-    Layout,
-    common_content,
-    layout_of,
-    mean_reply,
-    memory_arrays,
-    only_arrays,
-    view,
-    with_arrays,
-    with_canary_records,
-)
 from .accounts import MECHANISM, account_of
 from .masked_sums import sums_over
 from .masking import Masking
@@ -49,7 +36,7 @@ from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms
 from .secure_sum import POLICY_REASONS
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
-BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
+BUDGET_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT]
 PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
 
 
@@ -142,7 +129,7 @@ class PrivateGrid(AskingGrid):
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted is not None:
             return []
-        content = common_content(training)
+        content = wire.common_content(training)
         number = self._reserved if self._reserved > self._finished else self._reserve_next()
         if number is None:
             return []
@@ -250,8 +237,8 @@ class PrivateGrid(AskingGrid):
         self, number: int, content: RecordDict, request: Message, timeout: float | None
     ) -> list[Message]:
         """Return the mean as one reply; nothing where none is released, and what was reserved stays spent."""
-        arrays = only_arrays(content)
-        content = with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)
+        arrays = wire.only_arrays(content)
+        content = wire.with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)
         layout, sent, spec = self._spec(content)
         wanted = Sum(
             self._run_name,
@@ -279,18 +266,20 @@ class PrivateGrid(AskingGrid):
             mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.drawn)
         drawn = (len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
-        reply = mean_reply(arrays, mean.arrays, mean.scalars, request)
+        reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
             self.released = self._account.seen(number, self._row, mean, drawn)
         self._account.settle(number, self._row, self.drawn, mean)
         return [reply]
 
-    def _spec(self, content: RecordDict) -> tuple[Layout, Layout, SumSpec]:
+    def _spec(self, content: RecordDict) -> tuple[wire.Layout, wire.Layout, SumSpec]:
         """Return the shapes of an update's arrays and of what is sent of it, and the spec of the sum."""
-        layout, expected = layout_of(only_arrays(content)), self.participants.expected
+        layout, expected = wire.layout_of(wire.only_arrays(content)), self.participants.expected
         if self._terms.compress is None:
             return layout, layout, self._account.spec(layout, expected)
-        coordinates = sum(int(np.prod(shape)) for name, shape in layout.items() if name != CANARY_RECORDS)
+        coordinates = sum(
+            int(np.prod(shape)) for name, shape in layout.items() if name != wire.CANARY_RECORDS
+        )
         compression = self._terms.compress.of(coordinates, self._public_seed)
         sent = compressed_layout(layout, compression)
         spec = compressed_spec(self._account.spec(sent, expected), compression, self._terms.compress.cells)
@@ -313,4 +302,6 @@ def _shared(content: RecordDict, arrays: ArrayRecord, steps: Steps) -> RecordDic
     """Return an instruction's content with the arrays that clients start from; without steps, as it is."""
     if not steps:
         return content
-    return with_arrays(content, memory_arrays(shared({k: view(each) for k, each in arrays.items()}, steps)))
+    return wire.with_arrays(
+        content, wire.memory_arrays(shared({k: wire.view(each) for k, each in arrays.items()}, steps))
+    )

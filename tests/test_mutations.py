@@ -664,7 +664,7 @@ MUTATIONS = {
     ),
     "a hidden client tells that it has no examples": Mutation(
         "client/app.py",
-        "    if sum_spec_of(message.content).clipping_norm is None:\n",
+        "    if wire.sum_spec_of(message.content).clipping_norm is None:\n",
         "    if True:\n",
         "test_client_without_examples.py",
         "as_a_blanked_one",

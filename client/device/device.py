@@ -39,27 +39,12 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
+from ...strategies import wire
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.question_wire import question_of, released_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
-from ...strategies.wire import (
-    BUDGET_SPENT,
-    FAILED,
-    NO_EXAMPLES,
-    NOT_ELIGIBLE,
-    NOT_READY,
-    OWNERS_POLICY,
-    SPEC_RECORD,
-    WEIGHT,
-    memory_arrays,
-    only_arrays,
-    read_attempt,
-    read_round,
-    sum_spec_of,
-    view,
-)
 from ..private_update import SUMMED_RECORD, NotTrained, private_update
 from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
@@ -145,10 +130,10 @@ class Device:
                 return Message(Error(said.code, "the client did not train"), reply_to=message)
             except OSError as error:
                 logger.error("%s cannot be written (%s); make room", self.bundle.state, error.strerror)
-                return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
+                return Message(Error(wire.NOT_READY, "the client cannot write"), reply_to=message)
             except Exception:
                 logger.exception("a message was not answered")
-                return Message(Error(FAILED, "the client failed"), reply_to=message)
+                return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
     def why_not(self) -> str | None:
         """Return why the device does not train now, in a few words, or None."""
@@ -156,13 +141,13 @@ class Device:
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
     def _answer(self, message: Message) -> Message:
-        if message.metadata.message_type != "train" or SPEC_RECORD not in message.content:
-            raise NotTrained(FAILED)
+        if message.metadata.message_type != "train" or wire.SPEC_RECORD not in message.content:
+            raise NotTrained(wire.FAILED)
         if before_its_time(self.bundle):
-            raise NotTrained(NOT_READY)
+            raise NotTrained(wire.NOT_READY)
         message, told = self.held.whole(message)
         if _begins(message.content) and self.why_not():
-            raise NotTrained(NOT_ELIGIBLE)
+            raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
         self._check_quote(message.content)
         self._renew_roster(message.content)
@@ -185,7 +170,7 @@ class Device:
           NotTrained: it is another log, it does not hold what the instruction brings, or there is none.
         """
         own = self.bundle
-        with _refusing(FAILED, level=logging.ERROR):
+        with _refusing(wire.FAILED, level=logging.ERROR):
             if self._log is None:
                 self._log = SeenLog(own.state, own.settings.federation, own.credentials.ca)
             told = log_of(content)
@@ -205,7 +190,7 @@ class Device:
 
     def _check_quote(self, content: RecordDict) -> None:
         if (quotes := self.server_quotes) is not None:
-            with _refusing(OWNERS_POLICY, level=logging.ERROR):
+            with _refusing(wire.OWNERS_POLICY, level=logging.ERROR):
                 quotes.check(content)
 
     def _asking_for_quote(self, message: Message, reply: Message) -> Message:
@@ -217,7 +202,7 @@ class Device:
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt the roster that a proposal brings, if it is the authority's and newer than the device's."""
         if (signed := roster_of(content)) is not None:
-            with _refusing(FAILED):
+            with _refusing(wire.FAILED):
                 self.bundle = renew_roster(self.bundle, signed)
 
     def _update(self, message: Message, context: Context) -> Message:
@@ -232,24 +217,24 @@ class Device:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
         if order.arm is not None:
             own = self.bundle
-            with _refusing(OWNERS_POLICY, "an order is not followed: "):
+            with _refusing(wire.OWNERS_POLICY, "an order is not followed: "):
                 require_own(order.arm, own.settings.name, people_call(order.run), own.state)
         asked = question_of(content)
         if asked is not None and (self.evaluate if isinstance(asked, Evaluation) else self.columns) is None:
             logger.warning(
                 "a question is not answered: this device's task has no columns, or evaluates nothing"
             )
-            raise NotTrained(FAILED)
+            raise NotTrained(wire.FAILED)
         if terms is not None and self._changed_since(order, terms):
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
-            raise NotTrained(FAILED)
+            raise NotTrained(wire.FAILED)
         if self.prepare is not None:
-            with _refusing(FAILED, "an order cannot be followed: "):
+            with _refusing(wire.FAILED, "an order cannot be followed: "):
                 self.prepare(order, released_of(content))
-        _, number = read_round(content)
+        _, number = wire.read_round(content)
         if asked is not None:
             self._noise.clear()  # it was planned without the answer
-        attempt, own = read_attempt(content), self.own_ledger
+        attempt, own = wire.read_attempt(content), self.own_ledger
         with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):
             yield
 
@@ -311,7 +296,7 @@ class Device:
             return replace(settings, step=step)
         if self.count is not None and not self.count(asked.per_person):
             if order.privacy is Mode.RECORD:
-                raise NotTrained(NO_EXAMPLES)
+                raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with no change
         return replace(settings, record=self._record(asked, settings, people_call(order.run)))
 
@@ -321,7 +306,7 @@ class Device:
             budget = lowered(asked.budget, [self.bundle.policy.cap])
         except CapEnded as ended:
             logger.warning("%s", ended)
-            raise NotTrained(BUDGET_SPENT) from ended
+            raise NotTrained(wire.BUDGET_SPENT) from ended
         record = RecordPrivacy(
             budget.target_epsilon,
             budget.target_delta,
@@ -362,7 +347,7 @@ class Device:
             if refusal.field not in ("ledger", "target_epsilon"):
                 raise
             logger.warning("%s", refusal)
-            raise NotTrained(NOT_READY if refusal.field == "ledger" else BUDGET_SPENT) from refusal
+            raise NotTrained(wire.NOT_READY if refusal.field == "ledger" else wire.BUDGET_SPENT) from refusal
 
 
 @contextmanager
@@ -508,13 +493,13 @@ def _began(certificate: bytes) -> datetime:
 
 def _nothing(message: Message) -> Message:
     """Return the reply of a task that failed: what fails on one record would tell of it by who answers, uncharged."""
-    arrays = {name: view(array) for name, array in only_arrays(message.content).items()}
+    arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
     content = RecordDict(
-        {"arrays": memory_arrays(arrays), "metrics": MetricRecord({WEIGHT: 0, TRAIN_LOSS: 0.0})}
+        {"arrays": wire.memory_arrays(arrays), "metrics": MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})}
     )
-    if sum_spec_of(message.content).unit_norm is not None:
+    if wire.sum_spec_of(message.content).unit_norm is not None:
         zeros = {name: np.zeros_like(value) for name, value in arrays.items()}
-        content = RecordDict({SUMMED_RECORD: memory_arrays(zeros)})
+        content = RecordDict({SUMMED_RECORD: wire.memory_arrays(zeros)})
     return Message(content, reply_to=message)
 
 
