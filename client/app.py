@@ -21,7 +21,7 @@ from torch import nn
 from ..configs.local_training import LocalTraining
 from ..privacy.accounting.events import gaussian_event
 from ..privacy.audit import kept_rows
-from ..privacy.budget import Adversary, Release, check_delta
+from ..privacy.budget import Adversary, Release, Unit, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness, Stream
@@ -299,14 +299,15 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     """Return a client's columns, with those of the released model that a question is about.
 
     Raises:
-      Refusal: the model is of another task, or the rows are not such as a model takes.
+      Refusal: the model is of another task, or does not keep apart what is hidden; or the rows are not such as a model takes.
     """
     if (released := released_of(content)) is None:
         return columns_of(bench.task, client)
     from ..tasks.model_columns import columns_with, read_released  # tables, which training does without
 
     bench.forget()
-    read_released(bench.model, released)
+    hidden = inquiry.unit is Unit.RECORD  # then what it says of a row may hang on no other one
+    read_released(bench.private_model(data_of(bench.task, client)) if hidden else bench.model, released)
     return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
 
 

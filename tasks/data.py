@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
 SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out: parts a client's data, see `held_back`
 BATCH = 256  # examples that are read at a time where all are looked at
+FEW = 8  # rows for each thread, of fewer than which a product of matrices is computed, and rounded, in another way
 MOST_LOOKED_AT = 1000  # clients of made-up data that are looked at before a run: each takes 0.1 ms, and others wait to be drawn
 
 
@@ -45,6 +46,32 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
         parts = [mapped(change, each) for each in cast(tuple[Any, ...], tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return change(tree) if hasattr(tree, "dim") else tree
+
+
+def at_least(rows: int) -> int:
+    """Return with how many rows a model runs for so many: none more or less then changes how another one's is rounded.
+
+    What is rounded otherwise is no longer of one record: a server that chose the model could let it decide everything.
+    """
+    import torch
+
+    return max(rows, FEW * torch.get_num_threads())
+
+
+def filled_up(tree: Any, count: int) -> Any:
+    """Return the tree with the last row of every tensor as often as makes so many rows; without any it stays as it is.
+
+    Args:
+      tree: of tensors, shapes (n, ...).
+      count: of rows.
+    """
+    import torch
+
+    def longer(each: Tensor) -> Tensor:
+        more = count - len(each)
+        return torch.cat([each, each[-1:].expand(more, *each.shape[1:])]) if more > 0 and len(each) else each
+
+    return mapped(longer, tree)
 
 
 def leaves(tree: Any) -> list[Tensor]:

@@ -20,7 +20,7 @@ from ..privacy.statistics.inquiry import ATTRIBUTION
 from .arrays import load_arrays, read_arrays
 from .attribution import explained
 from .columns import columns_of
-from .data import Examples, data_of
+from .data import Examples, at_least, data_of, filled_up
 from .protocol import Task
 from .tables import Tables
 
@@ -63,10 +63,11 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
     Raises:
       Refusal: the rows are no tensors.
     """
-    own, inputs, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
+    own, given, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
+    inputs = filled_up(given, at_least(len(given)))
     words = schema.target.words if schema is not None and schema.target.categories else ()
-    found = {**own, **model_columns(model, inputs, words)}
-    return {**found, **_attributions(model, inputs, schema)} if attributed else found
+    said = model_columns(model, inputs, words) | (_attributions(model, inputs, schema) if attributed else {})
+    return {**own, **{name: values[: len(given)] for name, values in said.items()}}
 
 
 def _inputs(task: Task, client: int) -> Tensor:

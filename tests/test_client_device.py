@@ -126,10 +126,6 @@ def test_a_device_whose_training_diverges_answers_that_nothing_changed_and_pays(
         assert epsilon_of(device.own_ledger.path)[0] > 0
 
 
-def test_a_linear_device_that_holds_every_record_out_answers_as_others_do(clients):
-    assert code_of(device_of(clients / "c0"), in_the_clear(replace(CENTRAL, held_out=1 - 1e-9))) == 0
-
-
 def broken(message: Message, settings: object) -> Message:
     """Fail, as the code of a task may that meets a value which it does not expect."""
     raise RuntimeError("patient 17 is ill")

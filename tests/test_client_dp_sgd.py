@@ -196,6 +196,32 @@ def test_no_model_that_a_server_sends_takes_a_record_past_its_clip(
     assert np.linalg.norm(moved) <= 1e-6 * 1.0001
 
 
+def undecided() -> nn.Module:
+    """Return layers whose outputs hang on how one number is rounded, which three rows and four do otherwise."""
+    generator = torch.Generator().manual_seed(1)
+    first, second, last = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 2)
+    hidden, weight = (torch.randn(64, generator=generator) for _ in range(2))
+    with torch.no_grad():
+        for each in (first.weight, second.weight, second.bias, last.weight, last.bias):
+            each.zero_()
+        first.bias.copy_(hidden)
+        second.weight[0] = weight - weight @ hidden * hidden / (hidden @ hidden)
+        second.bias[0] = -sum(float(second(hidden.repeat(rows, 1))[0, 0]) for rows in (3, 4)) / 2
+        last.weight[:, 0] = torch.tensor([1e12, -1e12])
+    return nn.Sequential(first, second, last)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+def test_no_record_changes_how_another_one_is_rounded(engine: str) -> None:
+    """What a record adds is then its own, and one record more moves a sum by one norm, whatever the model."""
+    model, terms = undecided(), StepTerms(1.0, 1.0, engine)
+    layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    data = Examples(torch.ones(9, 8), torch.zeros(9, dtype=torch.int64))
+    updates = [step(model, Made("tiny", 1), data, np.arange(n), terms, 1.0, layout) for n in range(10)]
+    sums = np.stack([np.concatenate([part.ravel() for part in each.values()]) for each in updates])
+    assert np.linalg.norm(np.diff(sums, axis=0), axis=1).max() <= 1.0001
+
+
 def test_a_sum_that_is_not_finite_is_never_released() -> None:
     layer: Any = nn.Linear(2, 2)
     inner = torch.optim.SGD(layer.parameters(), lr=1.0)

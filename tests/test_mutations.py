@@ -1943,6 +1943,20 @@ MUTATIONS = {
         "test_client_dp_sgd.py",
         "past_its_clip and book_keeping",
     ),
+    "a record changes how another one is rounded": Mutation(
+        "tasks/data.py",
+        "return max(rows, FEW * torch.get_num_threads())",
+        "return rows",
+        "test_client_dp_sgd.py",
+        "another_one_is_rounded",
+    ),
+    "a model that mixes rows is asked about rows that are hidden": Mutation(
+        "client/app.py",
+        "hidden = inquiry.unit is Unit.RECORD",
+        "hidden = False",
+        "test_tasks_model_columns.py",
+        "mixes_rows",
+    ),
     "ghost clipping takes Opacus' norms": Mutation(
         "client/dp_sgd/train.py",
         "attached = OwnGhost(",

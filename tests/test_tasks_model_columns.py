@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from torch import nn
 
 import fedveil as fv
+from fedveil.client.app import Workbench, table_of
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.question_wire import question_content, question_of
 from fedveil.tasks import load_task
+from fedveil.tasks.arrays import read_arrays
+from fedveil.tasks.data import FEW
 from fedveil.tasks.model_columns import columns_with, model_columns, read_released
+from fedveil.tasks.tables import Tables
 
 HIDE_LITTLE: dict[str, Any] = {
     "noise_multiplier": 0.02,
@@ -80,6 +89,43 @@ def test_the_models_columns_are_of_every_row_of_a_table(shops: Path, run: Path) 
     assert set(found) >= {"predicted", "score", "attribution size", "attribution kind", "sex", "paid"}
     assert set(found["predicted"]) <= {"no", "yes"}
     np.testing.assert_array_equal(found["predicted"] == "yes", found["score"] > 0.5)
+
+
+class Mixed(Tables):
+    """Tables whose model says of a row how it differs from the others."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(super().model(), nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def test_a_model_that_mixes_rows_answers_nothing_where_rows_are_hidden(shops: Path) -> None:
+    task: Any = load_task("csv", options(shops))
+    task = Mixed(**{each.name: getattr(task, each.name) for each in fields(task)})
+    file = save(read_arrays(task.model()))
+    asked = {
+        "name": "q",
+        "records": 60,
+        "ask": [{"kind": "count"}],
+        "model": hashlib.sha256(file).hexdigest(),
+    }
+    bench = Workbench(ClientSettings("csv", LocalTraining()), task)
+    for unit, refused in (("client", nullcontext()), ("record", pytest.raises(Refusal, match="BatchNorm"))):
+        inquiry = read_inquiry({**asked, "unit": unit})
+        with refused:
+            table_of(bench, 0, question_content(inquiry, {}, released=file), inquiry)
+
+
+def test_few_rows_go_through_a_model_with_so_many_that_none_changes_anothers_rounding(
+    shops: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "schema.yaml").write_text((shops / "schema.yaml").read_text())
+    (tmp_path / "0.csv").write_text("\n".join((shops / "0.csv").read_text().splitlines()[:4]) + "\n")
+    task: Any = load_task("csv", {**options(tmp_path), "held_out_file": str(shops / "1.csv")})
+    model, seen = task.model().eval(), list[int]()
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    found = columns_with(task, 0, model, attributed=True)
+    assert {len(each) for each in found.values()} == {3}
+    assert sorted(set(seen)) == [1, FEW * torch.get_num_threads()]  # and the baseline of attributions
 
 
 def test_attributions_are_captums(shops: Path, run: Path) -> None:

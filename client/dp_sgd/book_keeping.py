@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
-from ...tasks.data import leaves, run_on
+from ...tasks.data import at_least, leaves, run_on
 from .example_gradients import RULES, Share, norms_of, plain_embedding
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
 
-# Returns the outputs for the examples in these rows, and the loss, a mean over them.
-Forward = Callable[[Tensor], tuple[Any, Tensor]]
+# Returns the outputs for the examples in these rows, the last one as often as makes them so many, and the loss, their mean.
+Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
 # Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
 ClippedSums = Callable[[Tensor], Tensor]
 
@@ -81,20 +81,22 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
 
         def clipped_sums(rows: Tensor) -> Tensor:
             notes.clear()
-            _, loss = forward(rows)
+            batch = at_least(len(rows))
+            _, loss = forward(rows, batch)
             calls = tuple(notes)
             if len(calls) != layers:
                 raise RuntimeError(f"{len(calls)} calls of {layers} layers")
             backward = torch.autograd.grad(loss, [call.edge for call in calls])
             with torch.no_grad():
-                return _clip(calls, backward, len(rows), optimizer)
+                return _clip(calls, backward, (len(rows), batch), optimizer)
 
         yield clipped_sums
 
 
 def _clip(
-    calls: tuple[Noted, ...], backward: tuple[Tensor, ...], batch: int, optimizer: DPOptimizer
+    calls: tuple[Noted, ...], backward: tuple[Tensor, ...], sizes: tuple[int, int], optimizer: DPOptimizer
 ) -> Tensor:
+    rows, batch = sizes
     shares: list[Share] = []
     for call, gradients in zip(calls, backward, strict=True):
         if len(call.inputs) != batch or call.inputs._version != call.version:
@@ -104,11 +106,12 @@ def _clip(
     small = torch.cat([backward[0].new_empty(batch, 0), *[value.flatten(1) for value in held.values()]], 1)
     parts = torch.stack([norms_of(small), *[norm for share in shares for norm in share.norms]])
     norms = torch.linalg.vector_norm(parts.double(), dim=0) * batch  # the loss is a mean
-    finite = norms.isfinite()
+    finite = norms.isfinite()[:rows]
     if bool(finite.all()):
         # As Opacus clips.
         factors = (optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         weights = (factors * batch).to(small.dtype)
+        weights[rows:] = 0
         sums = (weights @ small).split([parameter.numel() for parameter in held])
         _put({p: value.view(p.shape) for p, value in zip(held, sums, strict=True)})
         for share in shares:

@@ -30,7 +30,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Batches, Data, laid_out, leaves, placeholder, run_on
+from ...tasks.data import Batches, Data, at_least, filled_up, laid_out, leaves, placeholder, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
@@ -219,8 +219,8 @@ def clipping(
     layout = _lay_out(model, gradients)
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
-    def forward(rows: Tensor) -> tuple[Any, Tensor]:
-        inputs, targets = data.batch(rows)
+    def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
+        inputs, targets = filled_up(data.batch(rows), count)
         outputs = run_on(model, laid_out(inputs, layout))
         return outputs, task.loss(outputs, targets)
 
@@ -272,14 +272,16 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        forward(rows)[1].backward()
+        forward(rows, batch := at_least(len(rows)))[1].backward()
         samples = optimizer.grad_samples
-        _check_batch([len(each) for each in samples], len(rows))
+        _check_batch([len(each) for each in samples], batch)
+        for each in samples:
+            each[len(rows) :] = 0
         optimizer.clip_and_accumulate()
         parameters: list[Any] = optimizer.params
         if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):
             return torch.ones(len(rows), dtype=torch.bool)
-        return torch.stack([each.flatten(1).isfinite().all(1) for each in samples]).all(0)
+        return torch.stack([each.flatten(1).isfinite().all(1) for each in samples]).all(0)[: len(rows)]
 
     try:
         yield clipped_sums
@@ -309,18 +311,19 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         attached.enable_hooks()
-        given, loss = forward(rows)
+        given, loss = forward(rows, batch := at_least(len(rows)))
         (outputs,) = leaves(given)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
         outputs.backward(back, retain_graph=True)
         parameters: list[Any] = optimizer.params
-        _check_batch([len(p._norm_sample) for p in parameters], len(rows))
+        _check_batch([len(p._norm_sample) for p in parameters], batch)
         weights = attached.get_clipping_coef()
-        finite = attached.get_norm_sample().isfinite()
+        weights[len(rows) :] = 0
+        finite = attached.get_norm_sample().isfinite()[: len(rows)]
         optimizer.zero_grad(set_to_none=True)
         attached.disable_hooks()
         # Each example's loss depends on its own outputs only, so that weights on these weigh the losses.
-        outputs.backward(back * (weights * len(rows)).view(-1, *[1] * (back.dim() - 1)))
+        outputs.backward(back * (weights * batch).view(-1, *[1] * (back.dim() - 1)))
         for parameter in parameters:
             parameter.summed_grad = parameter.grad
         return finite
@@ -345,7 +348,7 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
     def clipped_sums(rows: Tensor) -> Tensor:
         sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         for row in rows.split(1):
-            gradients = gradients_of(forward(row)[1], parameters)
+            gradients = gradients_of(forward(row, 1)[1], parameters)
             norm = _norm_of(optimizer, gradients)
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):

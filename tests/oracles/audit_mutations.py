@@ -168,6 +168,8 @@ BEYOND: dict[str, str] = {
     "a clipping norm of which no grid can be made": SERVER,
     "a device fails in an encrypted sum whose task fails": SERVER,
     "squares too small for float32 are a norm of zero": SERVER,
+    "a record changes how another one is rounded": SERVER,
+    "a model that mixes rows is asked about rows that are hidden": ASKED,
     "ghost clipping takes Opacus' norms": SERVER,
     "a client fails whose records lack a metric": EVALUATED,
     "a client fails whose cell is no number": ASKED,
