@@ -2091,6 +2091,13 @@ MUTATIONS = {
         "test_server_culprit_search.py",
         "others_go_on",
     ),
+    "the degree of a deal on a ring unproved": Mutation(
+        "privacy/secagg/dealings.py",
+        "weights = every or self._parity((*holders[:place], dealer, *holders[place:]), words)",
+        "weights = every or Weights([0] * len(numbers), [0] * len(numbers))",
+        "test_privacy_secagg_cheats.py",
+        "on_a_ring",
+    ),
     "a deal whose degree nobody checks": Mutation(
         "privacy/secagg/server.py",
         "self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))",

@@ -136,6 +136,17 @@ def test_one_cheat_costs_nobody_else_anything(size, way):
         assert cheat not in outcome.survivors and cheat not in cohort.charged
 
 
+@pytest.mark.parametrize(
+    "way",
+    ["degree too high", "degree hidden", "garbage proof", "wrong reveal of one", "another seed committed"],
+)
+def test_one_cheat_on_a_ring_is_named_and_nobody_else(way):
+    """There each dealer has other holders, and each share that is revealed is looked at."""
+    cohort = Cohort(24, 8, 12, minimum=4)
+    _, (cheat,) = play(cohort, [way])
+    assert cohort.blamed == {cheat: NAMED[way]}
+
+
 def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around():
     cohort = cohort_of(20)
     (liar,) = corrupt(cohort, ["wrong mask keys"])

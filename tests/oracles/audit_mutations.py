@@ -116,6 +116,7 @@ BEYOND: dict[str, str] = {
     "a coarse grid forgets what its rounding takes": GRID,
     "rounding adds nothing to a record's part in a sum": GRID,
     "a short layer that is zero is an alarm": ITSELF,
+    "the degree of a deal on a ring unproved": MEMBER,
     "compiled masks used unseen": "of masks of which nothing is left in a sum",
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
