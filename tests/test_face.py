@@ -253,7 +253,7 @@ def test_a_run_of_objects_goes_on_with_the_objects_and_not_without(
 
 def test_the_model_of_an_own_class_needs_the_class(tmp_path: Path) -> None:
     run = quick(folder=tmp_path / "run")
-    with pytest.raises(fv.Refusal, match="list its module"):
+    with pytest.raises(fv.Refusal, match="add --allow-module object"):
         _ = fv.load(tmp_path / "run").model
     assert torch.equal(weights(fv.load(tmp_path / "run", task=Shops())), weights(run))
 
