@@ -4,6 +4,10 @@
    bytes begin at the block N || 00000002, N the number of the chunk in 96 bits, big-endian. No branch and no address
    depends on a key or on a word. */
 
+#if !defined(__x86_64__) || !defined(__GNUC__)
+#error "fedveil-masks is for x86-64, by GCC or Clang; leave it out: fedveil adds the same masks without it"
+#endif
+
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -66,7 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
         text=True,
         check=False,
     )
-    if "x86intrin" in said.stderr or "immintrin" in said.stderr:
+    if "is for x86-64" in said.stderr:
         pytest.skip("needs a processor of the family x86-64")
     assert (said.returncode, said.stderr) == (0, "")
     spec = spec_from_file_location("fedveil_masks", library)
