@@ -16,6 +16,7 @@ from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
 from ..server.binding.verify import Asked, CheckLine, verify_folder
+from ..server.run.display import hanging
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
 
@@ -54,7 +55,7 @@ def verify(
         print(json.dumps({"ok": ok, "checks": told}))
         return 0 if ok else WRONG
     for line in lines:
-        print(f"{_mark(line.ok)} {line.name}: {line.said}")
+        print(hanging(f"{_mark(line.ok)} ", f"{line.name}: {line.said}"))
     wrong = [line.name for line in lines if line.ok is False]
     print(f"{path}: {'does not hold: ' + ', '.join(wrong) if wrong else 'holds'}")
     return 0 if ok else WRONG

@@ -197,7 +197,7 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _unmeasured(run: RunFiles) -> str:
-    if not run.result and run.audit:
+    if not run.result and (run.audit or run.said("audit", "name") not in (None, "off")):
         return "the run has not ended, and its audit has not spoken"
     return "this run had no audit, so that what leaks was not measured"
 

@@ -135,7 +135,10 @@ def test_an_audit_that_has_not_looked_yet_is_not_called_missing(kept: Path) -> N
     page = page_of(report_of(read_run(kept)))
     assert "its audit has not spoken" in page and "no attack with canaries has looked yet" in page
     assert "was not part of this run" not in page and "would not have been seen" not in page
-    (kept / "audit.json").unlink()
+    (kept / "audit.json").unlink()  # which is written when there is something to keep
+    assert "its audit has not spoken" in report_of(read_run(kept))["stamps"]["said"]
+    config = kept / "config.yaml"
+    config.write_text(config.read_text().replace("name: full", "name: 'off'"))
     assert "this run had no audit" in report_of(read_run(kept))["stamps"]["said"]
 
 
