@@ -530,7 +530,7 @@ class InProcess(Group):
 
     name: Literal["inprocess"] = "inprocess"
     workers: Annotated[int, Field(ge=1, le=1024)] | None = 1
-    """Processes; null: one for each core or GPU where a client's training fills it, else one."""
+    """Processes; null: one for each core or GPU, as long as each has enough to do."""
     device: Annotated[
         str,
         Field(

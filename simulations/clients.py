@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +18,8 @@ from ..tasks.hardware import units
 from ..tasks.protocol import Task
 from .faults import inject
 from .in_process import InProcessGrid
+
+PAYS = 400_000  # parameters of all clients that are trained at once, below which another process costs more than it takes
 
 
 @dataclass(frozen=True)
@@ -63,26 +66,30 @@ class Clients:
             from ..client.dp_sgd.union import sum_of_union, union_of
 
             cohort_function = partial(sum_of_union, bench, union_of(bench))
+        together = 0
+        if cohort_function is not None:
+            together = math.ceil(PAYS / max(1, sum(p.numel() for p in probed.model.parameters())))
         return InProcessGrid(
             client_app=make_client_app(partial(_settings_text, text), self._mods(), bench),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
-            workers=workers or self.workers(stacked=cohort_function is not None),
+            workers=workers or self.workers(together),
             deadline=self.deadline,
             cohort_function=cohort_function,
+            together=together,
             in_place=partial(begin, bench) if plain else None,
             counted=None
             if self.faults.any or told.encryption
             else lambda asked, n: counted(bench.task, asked, n),
         )
 
-    def workers(self, stacked: bool) -> int:
-        """Return how many processes train a cohort: one for each core or GPU, and one in all where clients are stacked.
+    def workers(self, together: int) -> int:
+        """Return how many processes train a cohort: one for each core or GPU, as long as each has enough to do.
 
         Args:
-          stacked: small steps, of which one process's are mostly Python's.
+          together: as in `InProcessGrid`.
         """
-        return 1 if stacked else max(1, min(units(self.told.accelerator), self.invited))
+        return max(1, min(units(self.told.accelerator), self.invited // max(1, together)))
 
     def _mods(self) -> tuple[Mod, ...]:
         return (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()

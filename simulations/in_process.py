@@ -58,6 +58,7 @@ class InProcessGrid(AskingGrid):
       workers: processes, at least 1; with 1 the clients run in this very process.
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once, if the model allows it.
+      together: clients below which that function is not worth another process; 0 without it.
       counted: returns what a client counts for a question that hides clients, where the app is fedveil's own.
       in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
     """
@@ -68,6 +69,7 @@ class InProcessGrid(AskingGrid):
     workers: int = 1
     deadline: float = 60.0
     cohort_function: CohortFunction | None = None
+    together: int = 0
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
     counted: Callable[[Inquiry, int], Values] | None = None
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])

@@ -1,8 +1,8 @@
 """Engine of actors on Ray, on this machine or on a cluster: each trains a share of the cohort and returns one partial sum.
 
 The instruction goes to each actor once, and through the object store where it is large. Shares are dealt while the round
-runs, large ones first: whoever is done gets the next, so that a slow node or clients with much data hold nobody up. Sums are
-whole numbers on the lattice, and the same whoever added what. A simulation's clients are told apart by seed and number,
+runs, large ones first: whoever is done gets the next, so that a slow node or clients with much data hold nobody up. An actor
+sends its sum when there is no share left for it, while others train. Sums are whole numbers on the lattice, and the same whoever added what. A simulation's clients are told apart by seed and number,
 so that it does not matter which actor trains them; one that keeps state is asked where its state lies.
 """
 
@@ -90,9 +90,9 @@ class Trainer:
         # Made in a call and not with the actor, whose death would not tell why.
         return self._clients.grid()
 
-    def ready(self) -> bool:
-        """Return, once this actor is there, whether it trains a whole share at once."""
-        return self._grid.cohort_function is not None
+    def ready(self) -> int:
+        """Return, once this actor is there, how many clients it should train at once; 0 where one after the other."""
+        return self._grid.together
 
     def add(self, nodes: Sequence[int], begun: Begun | None, last: bool) -> Added:
         """Add what these nodes reply.
@@ -130,7 +130,7 @@ class RayGrid(AskingGrid):
     actors: int
     _actors: dict[int, Any] = field(default_factory=dict[int, Any])
     _starting: dict[Any, int] = field(default_factory=dict[Any, int])
-    _at_once: bool = False
+    _together: int = 0
     _homes: dict[int, int] = field(default_factory=dict[int, int])
 
     def __post_init__(self) -> None:
@@ -151,28 +151,30 @@ class RayGrid(AskingGrid):
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver one instruction to every node and return the sum of the replies."""
         begun = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
-        shares, total = _Shares(nodes, self._homes, self.actors, self._at_once), CohortSum(np.zeros(size))
+        shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
         while shares.left and (here := self._here()):
             self._train(here, begun, shares, total)
         for _ in range(shares.left):
             total.drop(DIED)
-        added = [index for index, given in enumerate(shares.given) if given]
-        for index, call in [(index, self._actors[index].fetch.remote()) for index in added]:
-            self._take(_result(call), index, shares, total)
         return total
 
     def _train(self, here: list[int], begun: Any, shares: _Shares, total: CohortSum) -> None:
-        """Deal shares to these actors until none is left, or no actor."""
+        """Deal shares to these actors until none is left, or no actor; each then gives its sum."""
         import ray
 
         calls: dict[Any, int] = {}
-        ahead = 1 if self._at_once else AHEAD
+        asked: set[int] = set()  # for their sums
+        ahead = 1 if self._together else AHEAD
 
         def give(index: int) -> None:
             first = not shares.given[index]
             if share := shares.next(index):
-                told = share, begun if first else None, self._at_once
-                calls[self._actors[index].add.remote(*told)] = index
+                last = self._together > 0 or not shares.left
+                calls[self._actors[index].add.remote(share, begun if first else None, last)] = index
+            elif last := bool(shares.given[index]) and index not in asked:
+                calls[self._actors[index].fetch.remote()] = index
+            if last:
+                asked.add(index)
 
         for index in here * ahead:
             give(index)
@@ -248,10 +250,10 @@ class RayGrid(AskingGrid):
             done, _ = ray.wait(list(self._starting), num_returns=max(1, missing), timeout=seconds)
             for call in done:
                 index = self._starting.pop(call)
-                if (at_once := _result(call)) is None:
+                if (together := _result(call)) is None:
                     self._replace(index)
                 else:
-                    self._at_once = at_once
+                    self._together = together
         return sorted({*range(self.actors)} - {*self._starting.values()})
 
     def _start(self, number: int) -> None:
@@ -271,23 +273,24 @@ class RayGrid(AskingGrid):
 
 
 class _Shares:
-    """Shares of a cohort, dealt one after the other, each half of what an even deal of the rest would be.
+    """Shares of a cohort: first three quarters of an even deal to each actor, then half of what one of the rest would be.
 
     Args:
       nodes: of the cohort.
       homes: actors of the nodes that keep state; each is dealt to its own.
       actors: how many there are.
-      at_once: whether each actor is dealt an even share at once, of which it trains all clients together.
+      together: clients that an actor should train at once: even shares, of no fewer, are dealt; 0 for one after the other.
     """
 
     def __init__(
-        self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, at_once: bool = False
+        self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, together: int = 0
     ) -> None:
         self.given: list[list[int]] = [[] for _ in range(actors)]
         self.longest = 0
         self._own = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
         self._rest = [node for node in nodes if node not in homes]
-        self._even = math.ceil(len(self._rest) / actors) if at_once else 0
+        parts = max(1, min(actors, len(self._rest) // together)) if together else actors * 4 / 3
+        self._first = math.ceil(len(self._rest) / parts)
 
     @property
     def left(self) -> int:
@@ -298,7 +301,9 @@ class _Shares:
         """Return the next share of an actor; empty when there is none."""
         share, self._own[index] = self._own[index], []
         if not share:
-            size = self._even or math.ceil(len(self._rest) / (2 * len(self.given)))
+            size = (
+                self._first if not self.given[index] else math.ceil(len(self._rest) / (2 * len(self.given)))
+            )
             share, self._rest = self._rest[:size], self._rest[size:]
         self.given[index] = [*self.given[index], *share]
         self.longest = max(self.longest, len(share))

@@ -140,24 +140,25 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "stacked", "wanted"),
+    ("said", "together", "wanted"),
     [
-        ("cohort=fixed cohort.size=3", False, 3),
-        ("cohort=fixed cohort.size=9", False, 6),
-        ("cohort.rate=0.01", False, 1),
-        ("cohort=fixed cohort.size=9", True, 1),
-        ("cohort=fixed cohort.size=9 engine.workers=2", True, 2),
+        ("cohort=fixed cohort.size=3", 0, 3),
+        ("cohort=fixed cohort.size=9", 0, 6),
+        ("cohort.rate=0.01", 0, 1),
+        ("cohort=fixed cohort.size=9", 10, 1),
+        ("cohort=fixed cohort.size=9", 3, 3),
+        ("cohort=fixed cohort.size=9 engine.workers=2", 10, 2),
     ],
 )
 def test_as_many_workers_are_taken_as_pay(
-    said: str, stacked: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
+    said: str, together: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedveil.simulations.clients.units", lambda device: 6)
     overrides = ["task=digits", "task.num_clients=10", "engine.workers=null", *said.split()]
     federation = build(settings_from_overrides(overrides))
     told = ClientSettings("digits", LocalTraining())
     clients = engines.clients_of(federation, told, 10, at_once=True)
-    assert (federation.settings.engine.workers or clients.workers(stacked)) == wanted
+    assert (federation.settings.engine.workers or clients.workers(together)) == wanted
 
 
 def test_whatever_trains_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:

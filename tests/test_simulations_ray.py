@@ -116,13 +116,19 @@ def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path
 def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacks differ, so that the sums agree to rounding; no actor is asked for a sum again."""
     taken: list[list[list[int]]] = []
-    take = RayGrid._take
+    take, made = RayGrid._take, RayGrid.__post_init__
+
+    def of_few(self: RayGrid) -> None:
+        made(self)
+        assert self._together > 20  # of so small a model one actor would train them all
+        self._together = 1
 
     def noted(self: RayGrid, added: Any, index: int, shares: _Shares, total: CohortSum) -> bool:
         taken.append([list(given) for given in shares.given])
         return take(self, added, index, shares, total)
 
     monkeypatch.setattr(RayGrid, "_take", noted)
+    monkeypatch.setattr(RayGrid, "__post_init__", of_few)
     keys: dict[str, Any] = {"num_rounds": 2, "quiet": True, "cohort": "all", "seed": 1}
     here, ray = (
         fv.simulate({"name": "digits", "num_clients": 20}, engine=engine, **keys)
@@ -176,7 +182,7 @@ def test_records_hidden_together_on_ray_are_those_of_one_process(tmp_path: Path,
     assert ray == here and result["status"] == "completed"
     for key in ("privacy", "metrics", "noise_multiplier", "audit"):
         assert result[key] == expected[key]
-    assert result["audit"]["records"]["claimed"] == pytest.approx(3.0, abs=0.01)
+    assert 2.9 < result["audit"]["records"]["claimed"] < 3.0  # evaluations have the rest
 
 
 @pytest.mark.campaign
@@ -254,13 +260,15 @@ def test_shares_are_dealt_until_none_is_left_and_state_stays_at_home() -> None:
     sizes = []
     while share := shares.next(len(sizes) % 2):
         sizes.append(len(share))
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 5 and sum(sizes) == 18
+    assert sizes == sorted(sizes, reverse=True) and sizes[:2] == [7, 3] and sum(sizes) == 18
     assert sorted(shares.given[0] + shares.given[1]) == list(range(2, 22))
 
 
-def test_stacked_clients_are_dealt_in_one_share_for_each_actor() -> None:
-    shares = _Shares(range(7), {}, 3, at_once=True)
+def test_stacked_clients_are_dealt_in_even_shares_of_which_each_pays() -> None:
+    shares = _Shares(range(7), {}, 3, together=2)
     assert [len(shares.next(index)) for index in (0, 1, 2, 0)] == [3, 3, 1, 0]
+    few = _Shares(range(7), {}, 3, together=3)
+    assert [len(few.next(index)) for index in (0, 1, 2)] == [4, 3, 0]
 
 
 def answered(grid: RayGrid, node: int) -> bool:
