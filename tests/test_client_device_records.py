@@ -12,9 +12,12 @@ from torch import nn
 
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
+from fedveil.client.device.order_policy import Charged
+from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.client.private_update import NotTrained, update_of
 from fedveil.configs.local_training import LocalTraining, Optimizer
-from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -163,6 +166,16 @@ def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(de
     assert (identity["unit"], identity["simulated"]) == ("record", False)
     assert {json.loads(e.payload)["rng"] for e in rest if e.kind == RESERVE} == {"system"}
     assert verify(path).ok
+
+
+@pytest.mark.parametrize(("error", "spent"), [(NotTrained(FAILED), False), (ValueError("row 17"), True)])
+def test_a_failure_on_records_that_are_hidden_stays_spent(device, error, spent):
+    """It is seen by who answers: one that were given back could be had as often as wanted."""
+    device.ledgers.mkdir(parents=True)
+    cost = Charged(Gaussian(3.0), tuple(Adversary), RECORD.budget)
+    with pytest.raises(type(error)), device.own_ledger.charged("spring", 1, 0, cost):
+        raise error
+    assert (epsilon_of(device.own_ledger.records)[0] > 0) is spent
 
 
 def test_both_units_are_charged_each_on_its_ledger(device):

@@ -389,6 +389,13 @@ MUTATIONS = {
         "test_privacy_private_sum.py",
         "of_which_no_grid",
     ),
+    "a failure on hidden records is given back": Mutation(
+        "client/device/own_ledger.py",
+        "if cost.budget is None or isinstance(error, NotTrained | Refusal):",
+        "if True:",
+        "test_client_device_records.py",
+        "stays_spent",
+    ),
     "a device fails in an encrypted sum whose task fails": Mutation(
         "client/device/device.py",
         "if order.privacy not in ENCRYPTED_MODES:",

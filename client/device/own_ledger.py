@@ -58,9 +58,10 @@ class OwnLedger:
 
     @contextmanager
     def charged(self, run: str, number: int, attempt: int, cost: Charged) -> Generator[None]:
-        """Reserve one vector's cost, and commit it once the vector is made; void it if an exception leaves the context.
+        """Reserve one vector's cost, and commit it once the vector is made; void it if none is made.
 
-        After a kill inside the context the reservation is there: it stays spent, and the same attempt is refused.
+        After a kill inside the context, or a failure where records are hidden, the reservation is there: it stays spent, and
+        the same attempt is refused.
 
         Raises:
           NotTrained: BUDGET_SPENT, or NOT_READY where the ledger cannot be written or read.
@@ -76,8 +77,10 @@ class OwnLedger:
         with closing(self._reserved(release, cost.budget, why)) as ledger:
             try:
                 yield
-            except Exception:
-                ledger.void(key, "no vector was made")
+            except Exception as error:
+                # What fails on records may tell of one, where they are hidden: only what looks at none is free.
+                if cost.budget is None or isinstance(error, NotTrained | Refusal):
+                    ledger.void(key, "no vector was made")
                 raise
             _commit(ledger, key)
 

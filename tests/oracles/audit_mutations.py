@@ -167,6 +167,7 @@ BEYOND: dict[str, str] = {
     "an evaluation has the noise of its round": EVALUATED,
     "a client fails whose training diverges": SERVER,
     "a clipping norm of which no grid can be made": SERVER,
+    "a failure on hidden records is given back": SERVER,
     "a device fails in an encrypted sum whose task fails": SERVER,
     "squares too small for float32 are a norm of zero": SERVER,
     "a record changes how another one is rounded": SERVER,
