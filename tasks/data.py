@@ -450,6 +450,11 @@ def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
     raise Refusal(field, value, f"it needs inputs that are one tensor in memory; {remedy}")
 
 
+def figures_of(task: Task, outputs: Any, targets: Tensor) -> dict[str, float]:
+    """Return a task's metrics of these outputs; a tensor of one element counts as its number."""
+    return {name: float(value) for name, value in task.metrics(outputs, targets).items()}
+
+
 def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
     """Yield all of the data in order: at once where they lie in memory, in batches where they are read."""
     import torch

@@ -550,6 +550,19 @@ def test_beside_real_data_nothing_need_be_held_out(
     assert "no public data are held out" in capsys.readouterr().err
 
 
+def test_metrics_of_ones_own_are_tried_before_a_round_is_spent(tmp_path: Path, hospitals: list[str]) -> None:
+    import my_hospitals
+
+    task: Any = my_hospitals.Hospitals
+    task.metrics = lambda self, outputs, targets: {"accuracy": (targets >= 0).float().mean()}
+    result = really(tmp_path / "run", [*hospitals, "task.held_out=public"]).result
+    assert result["metrics"]["accuracy"] == 1.0  # a tensor is a number
+    task.metrics = lambda self, outputs, targets: {"accuracy": 1 / 0}
+    with pytest.raises(Refusal, match=r"task.metrics='ZeroDivisionError: .* fails on"):
+        really(tmp_path / "other", [*hospitals, "task.held_out=public"])
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_simulation_may_call_its_held_out_data_private(tmp_path: Path) -> None:
     private = run(tmp_path / "1", "task.held_out=private").result["metrics"]
     assert "accuracy" not in private and "accuracy" in run(tmp_path / "2").result["metrics"]

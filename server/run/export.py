@@ -25,7 +25,7 @@ from ...extras import require_extra
 from ...privacy.refusal import Refusal
 from ...reports.files import MODEL, RESULT
 from ...tasks import Task, load_task, numpy_model
-from ...tasks.data import as_data, placeholder
+from ...tasks.data import as_data, figures_of, placeholder
 from ...tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
 from ...tasks.other_model import model_named
 from ...tasks.protocol import PredictingTask
@@ -228,7 +228,7 @@ def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
         same = float((was.argmax(1) == now.argmax(1)).double().mean())
     if targets is not None:
         both = {"released": was, "exported": now}
-        metrics = {name: parts.task.metrics(outputs, targets) for name, outputs in both.items()}
+        metrics = {name: figures_of(parts.task, outputs, targets) for name, outputs in both.items()}
     return {
         "measured_on": where,
         "rows": len(inputs),

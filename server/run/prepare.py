@@ -24,10 +24,12 @@ from ...strategies.training_order import NEW, Mode
 from ...tasks.data import (
     MOST_LOOKED_AT,
     Data,
+    batches_of,
     check_data,
     check_size,
     check_taken,
     data_of,
+    figures_of,
     held_out_of,
     placeholder,
     run_on,
@@ -35,7 +37,7 @@ from ...tasks.data import (
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
-from ...tasks.protocol import check_trainable, own_training
+from ...tasks.protocol import Task, check_trainable, own_training
 from ...tasks.scaling import ASKED, FIELD
 from .. import noise_key
 from ..checkpoint import read
@@ -88,6 +90,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     _check_every(federation, canaries=federation.canary_records > 0)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
+    elif federation.settings.task.target is not None and own_training(federation.task) is None:
+        _check_measured(federation.task)
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
         for data in _to_measure(federation):
@@ -196,6 +200,19 @@ def _check_every(federation: Federation, canaries: bool) -> None:
                 check_persons(data, whose)
         if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
             _ = federation.sizes  # refuses a federation without examples
+
+
+def _check_measured(task: Task) -> None:
+    """Refuse metrics of somebody's own that fail on the first held-out examples, before a round is spent to see it."""
+    import torch
+
+    inputs, targets = next(batches_of(held_out_of(task)))
+    try:
+        with torch.no_grad():
+            figures_of(task, run_on(task.model().eval(), inputs), targets)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise Refusal("task.metrics", said, "fails on the held-out data; return numbers by name") from error
 
 
 def _check_evaluation(federation: Federation) -> None:

@@ -29,7 +29,7 @@ from ...strategies.canaries import add_canaries
 from ...strategies.cohorts import All
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import emptied, holding
-from ...tasks.data import Examples, batches_of, held_out_of, run_on
+from ...tasks.data import Examples, batches_of, figures_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
 from ...tasks.memory import give_back, stop_keeping
@@ -423,7 +423,7 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
             for inputs, targets in batches_of(held_out):
                 with precision(device, engine.dtype):
                     outputs = run_on(model, inputs)
-                found = {**task.metrics(outputs, targets), "loss": float(task.loss(outputs, targets))}
+                found = {**figures_of(task, outputs, targets), "loss": float(task.loss(outputs, targets))}
                 if groups and isinstance(task, GroupedTask):
                     found |= group_figures(outputs, targets, groups, task.group_words)
                 for name, value in found.items():
