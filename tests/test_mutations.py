@@ -788,6 +788,13 @@ MUTATIONS = {
         "test_privacy_gaussian.py",
         "loss_distribution_says",
     ),
+    "a fine grid has one side of a loss": Mutation(
+        "privacy/accounting/loss_distributions.py",
+        "_fine(each, rate, noise, interval, times) for each in SIDES",
+        "_fine(-1.0, rate, noise, interval, times) for _ in SIDES",
+        "test_privacy_loss_distributions.py",
+        "few_arrays",
+    ),
     "what a composition drops is lost": Mutation(
         "privacy/accounting/loss_distributions.py",
         "kept, either + masses[high:].sum(), True)",

@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,22 @@ def arrays_at_once(compute: Callable[[], Any], size: int) -> float:
 
 def test_a_fine_grid_takes_few_arrays_at_once() -> None:
     rate, noise, interval = 1e-4, 0.5, 1e-5
+    forget_distributions()
     made: Any = sampled(rate, noise, interval)
     size = made._pmf_remove.size
     assert size > loss_distributions.MOST_KEPT
     assert arrays_at_once(lambda: sampled(rate, noise, interval), size) < 5.5
-    assert arrays_at_once(lambda: _repeated(made, 203), size) < 5.5
-    composed: Any = _repeated(made, 203)
+    leaf, relation = PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), relation_of(Adjacency.ZERO_OUT)
+    composed: Any = loss_distributions.distribution(((leaf, 203),), relation, interval)
+    whole: Any = _repeated(made, 203)
+    for found, expected in ((composed._pmf_remove, whole._pmf_remove), (composed._pmf_add, whole._pmf_add)):
+        assert (found._lower_loss, found._infinity_mass) == (expected._lower_loss, expected._infinity_mass)
+        np.testing.assert_array_equal(found._probs, expected._probs)
+    del whole, composed
+    compose = partial(loss_distributions.distribution, ((leaf, 203),), relation, interval)
+    assert arrays_at_once(compose, size) < 3.5
+    assert _once.cache_info().currsize == 0
+    composed = compose()
     assert arrays_at_once(lambda: loss_distributions.epsilon(composed, 1e-7), size) < 1
 
 

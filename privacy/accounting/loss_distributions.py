@@ -14,6 +14,7 @@ changed, knows the draw. Such a record is accounted by `OpenlySampledDpEvent`.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from scipy import fft
 
 from . import gaussian_mixture, sampled_gaussian
 from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
+from .sampled_gaussian import SIDES
 
 if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
@@ -77,8 +79,7 @@ def distribution(
         if isinstance(leaf, GaussianDpEvent):
             losses: Any = _once(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
         else:
-            losses = _once(leaf, relation, interval)
-            losses = losses if n == 1 else _repeated(losses, n)
+            losses = _several(leaf, n, relation, interval)
         total = losses if total is None else _composed(total, losses)
     return identity(interval) if total is None else total
 
@@ -116,6 +117,34 @@ def _negligible(masses: Floats) -> int:
     return int(beyond.argmax()) if beyond.any() else len(masses)
 
 
+def _several(
+    leaf: Leaf, times: int, relation: "NeighboringRelation", interval: float
+) -> PrivacyLossDistribution:
+    """Return the PLD of a leaf that happened so often; a fine grid has one side at a time, and none is kept."""
+    from dp_accounting.privacy_accountant import NeighboringRelation
+
+    rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
+    if times > 1 and rate < 1 and relation is not NeighboringRelation.REPLACE_ONE:
+        first, last = sampled_gaussian.places(1.0, rate, noise, interval)
+        if last - first >= MOST_KEPT:
+            return PrivacyLossDistribution(*(_fine(each, rate, noise, interval, times) for each in SIDES))
+    once = _once(leaf, relation, interval)
+    return once if times == 1 else _repeated(once, times)
+
+
+def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -> DensePLDPmf:
+    """Return a side of a sampled Gaussian that happened so often, in the least room: each array takes the last one's place."""
+    pmf: Any = sampled_gaussian.side(sign, rate, noise, interval)
+    kept = _Kept.of(pmf, times, *_growth.__wrapped__(pmf))
+    length: Any = fft.next_fast_len(max(kept.size, pmf.size), real=True)
+    found: Any = np.zeros(length)
+    found[: pmf.size] = pmf._probs
+    del pmf
+    found = fft.rfft(found, length)
+    found = _power(found, times, own=True)
+    return kept.cut(fft.irfft(found, length))
+
+
 def _repeated(losses: Any, times: int) -> PrivacyLossDistribution:
     """Return what `self_compose` does; what does not depend on `times` is kept, as a run asks after every round."""
     pmfs = [losses._pmf_remove] if losses._symmetric else [losses._pmf_remove, losses._pmf_add]
@@ -126,25 +155,49 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     if not isinstance(pmf, DensePLDPmf):
         return pmf.self_compose(times)
     dense: Any = pmf
-    # Chernoff's bound: all but `DROPPED` of the mass lies between these.
-    orders, growth = _growth(dense)
-    ends = (times * growth + math.log(2 / DROPPED)) / orders
-    first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
-    most = (dense.size - 1) * times
-    last = min(most, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=most)))
-    length: Any = fft.next_fast_len(max(last - first + 1, dense.size), real=True)
-    kept = length <= MOST_KEPT
-    spectrum = _kept_spectrum(dense, length) if kept else fft.rfft(dense._probs, length)
-    masses: Any = fft.irfft(_power(spectrum, times, own=not kept), length)
-    size, place = last - first + 1, first % length
-    infinite = DROPPED - math.expm1(times * math.log1p(-dense._infinity_mass))
-    return DensePLDPmf(
-        dense._discretization,
-        dense._lower_loss * times + first,
-        np.concatenate((masses[place : place + size], masses[: max(0, place + size - length)])),
-        infinite,
-        dense._pessimistic_estimate,
-    )
+    kept = _Kept.of(dense, times, *_growth(dense))
+    length: Any = fft.next_fast_len(max(kept.size, dense.size), real=True)
+    few = length <= MOST_KEPT
+    spectrum = _kept_spectrum(dense, length) if few else fft.rfft(dense._probs, length)
+    return kept.cut(fft.irfft(_power(spectrum, times, own=not few), length))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Places of a composition that hold all but `DROPPED` of its mass.
+
+    Attributes:
+      first, size: the first of them, from the least loss on, and their number.
+      lowest: the least loss of these, in steps.
+      interval: step of the grid, in nats.
+      infinite: mass of infinite losses, with what is dropped.
+      pessimistic: whether masses were moved up.
+    """
+
+    first: int
+    size: int
+    lowest: int
+    interval: float
+    infinite: float
+    pessimistic: bool
+
+    @classmethod
+    def of(cls, pmf: Any, times: int, orders: Floats, growth: Floats) -> "_Kept":
+        """Return the places by Chernoff's bound, of losses that happened so often; orders and growth as `_growth` says."""
+        ends = (times * growth + math.log(2 / DROPPED)) / orders
+        first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
+        most = (pmf.size - 1) * times
+        last = min(most, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=most)))
+        infinite = DROPPED - math.expm1(times * math.log1p(-pmf._infinity_mass))
+        lowest = pmf._lower_loss * times + first
+        pessimistic = pmf._pessimistic_estimate
+        return cls(first, last - first + 1, lowest, pmf._discretization, infinite, pessimistic)
+
+    def cut(self, masses: Any) -> DensePLDPmf:
+        """Return the distribution of masses that lie on a circle at least as long."""
+        place = self.first % len(masses)
+        parts = masses[place : place + self.size], masses[: max(0, place + self.size - len(masses))]
+        return DensePLDPmf(self.interval, self.lowest, np.concatenate(parts), self.infinite, self.pessimistic)
 
 
 def forget() -> None:
@@ -180,16 +233,16 @@ def _power(square: Any, times: int, own: bool) -> Any:
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
     """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^`MOST_GROWTH`."""
-    falling = [*_weighted(pmf._probs, 1 / _steps(pmf.size))]
-    rising = [*_weighted(pmf._probs, _steps(pmf.size))]
-    powers, means = (np.array(part) for part in zip(*rising, strict=True))
-    return np.concatenate((-powers, powers)) / pmf.size, np.log([*(mean for _, mean in falling), *means])
-
-
-def _steps(size: int) -> Floats:
-    """Return e^(place / size) at each place."""
-    found = np.arange(size) / size
-    return np.exp(found, out=found)
+    step = pmf.size if pmf.size <= MOST_KEPT else BLOCK
+    powers: Floats = np.zeros(0)
+    means: Floats = np.zeros(1)
+    for start in range(0, pmf.size, step):
+        masses = pmf._probs[start : start + step]
+        factor = np.arange(start, start + len(masses)) / pmf.size
+        np.exp(factor, out=factor)
+        falling, rising = ([*zip(*_weighted(masses, each), strict=True)] for each in (1 / factor, factor))
+        powers, means = np.array(rising[0]), means + np.array([*falling[1], *rising[1]])
+    return np.concatenate((-powers, powers)) / pmf.size, np.log(means)
 
 
 def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:

@@ -21,6 +21,7 @@ Vector = NDArray[np.float64]
 LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
 # Places up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
 MOST_SPARSE = 1000
+SIDES = (1.0, -1.0)  # a unit removed, and one added
 # Places of a grid that are computed at once.
 BLOCK = 1 << 16
 # What dp_accounting takes for rounding where a divergence must not rise (`_DELTA_DIFF_TOLERANCE`).
@@ -39,7 +40,7 @@ def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistr
       noise: standard deviation over the sensitivity, above 0.
       interval: step of the grid, in nats.
     """
-    return PrivacyLossDistribution(*(_pmf(sign, rate, noise, interval) for sign in (1.0, -1.0)))
+    return PrivacyLossDistribution(*(side(sign, rate, noise, interval) for sign in SIDES))
 
 
 def unsampled(mu: float, interval: float) -> PrivacyLossDistribution:
@@ -82,22 +83,37 @@ def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
 
 def _masses(deltas: Vector, interval: float) -> Vector:
     """Return the mass at each place, beside what the first one has for the divergence there; a fine grid is written once."""
-    falls, growth = np.diff(deltas), math.expm1(interval)
-    masses = np.empty_like(deltas)
-    masses[0], masses[-1] = falls[0] / growth, falls[-1] / math.expm1(-interval)
-    inside = np.multiply(falls[:-1], math.exp(interval), out=masses[1:-1])
-    np.subtract(falls[1:], inside, out=inside)
-    inside /= growth
+    masses, growth = np.empty_like(deltas), math.expm1(interval)
+    masses[0] = (deltas[1] - deltas[0]) / growth
+    masses[-1] = (deltas[-1] - deltas[-2]) / math.expm1(-interval)
+    for start in range(1, len(deltas) - 1, BLOCK):
+        inside = masses[start : min(start + BLOCK, len(deltas) - 1)]
+        falls = np.diff(deltas[start - 1 : start + len(inside) + 1])
+        np.multiply(falls[:-1], math.exp(interval), out=inside)
+        np.subtract(falls[1:], inside, out=inside)
+        inside /= growth
     return masses
 
 
-def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
-    """Return the losses for a unit removed (sign 1) or added (sign -1)."""
+def places(sign: float, rate: float, noise: float, interval: float) -> tuple[int, int]:
+    """Return the first and the last place of a side's losses on its grid; arguments as of `side`."""
     reach = (0.5 - noise * LAST_DEVIATION) / noise**2
     ends = sorted(
         sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + end)) for end in (-reach, reach)
     )
-    first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
+    return math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
+
+
+def side(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
+    """Return the losses of one of `SIDES`.
+
+    Args:
+      sign: 1 for a unit removed, -1 for one added.
+      rate: as of `distribution`, and so are noise and interval.
+      noise: of the sum.
+      interval: of the grid.
+    """
+    first, last = places(sign, rate, noise, interval)
     if sign < 0 and last - first >= MOST_SPARSE:
         return _added(rate, noise, interval, first, last)
     return connected(interval, first, _at(partial(_deltas, sign, rate, noise), interval, first, last))

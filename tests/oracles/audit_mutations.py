@@ -239,6 +239,7 @@ BEYOND: dict[str, str] = {
     "a curve is that of the client who lost least": REPORTED,
     "mu forgets that a unit is replaced": REPORTED,
     "a device's closed form forgets that a unit is replaced": BOOKS,
+    "a fine grid has one side of a loss": REPORTED,
     "what a composition drops is lost": REPORTED,
     "a nested sample forgets that its unit may be absent": REPORTED,
     "an adaptive ledger's budget is taken for that of another delta": REPORTED,
