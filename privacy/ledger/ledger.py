@@ -513,7 +513,7 @@ def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any
     require_unit(path, str(found.get("unit")), expected["unit"])
     for name, value in expected.items():
         if found.get(name) != value:
-            remedy = f"kept for {name} {found.get(name)!r}, not {value!r}; give the ledger that belongs to this data"
+            remedy = f"kept for {name} {found.get(name)!r}, not {value!r}; give the ledger that belongs to this data, or another folder"
             raise Refusal("ledger", str(path), remedy)
 
 
