@@ -6,8 +6,11 @@ here costs nothing until somebody asks it for a name that is no module inside it
 at once.
 """
 
+import gc
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -41,3 +44,18 @@ def defer(*names: str) -> None:
         if spec is not None:
             sys.modules[name] = module = module_from_spec(spec)
             module.__class__ = _Deferred
+
+
+@contextmanager
+def importing() -> Generator[None]:
+    """Look for no garbage while the block imports PyTorch for the first time: a sixth of its time would go into that."""
+    first = "torch" not in sys.modules
+    if first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+            gc.unfreeze()  # what is there counts as old
+            gc.enable()

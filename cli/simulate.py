@@ -24,7 +24,7 @@ from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
 from .compare import JOB, rows_of, table_of, write_csv, write_json
-from .deferred import HEAVY, defer
+from .deferred import HEAVY, defer, importing
 
 if TYPE_CHECKING:
     from ..server.run.callbacks import Callback
@@ -184,7 +184,8 @@ def _folder() -> Path:
 def _run(job: Job, folder: Path, quiet: bool, watching: "Sequence[Callback]" = ()) -> Ended:
     defer(*HEAVY)
     try:
-        from ..simulations.simulate import simulate as run
+        with importing():
+            from ..simulations.simulate import simulate as run
 
         outcome = run(settings_of(job), folder, quiet=quiet, callbacks=watching)
         return Ended(job.overrides, outcome.exit_code, outcome.result)

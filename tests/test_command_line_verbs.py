@@ -415,8 +415,16 @@ def test_a_verb_imports_what_it_needs_and_no_more(
 def test_a_deferred_package_is_the_one_that_is_installed() -> None:
     script = """
 import sys
-from fedveil.cli.deferred import HEAVY, defer
+import gc
+from fedveil.cli.deferred import HEAVY, defer, importing
 defer(*HEAVY)
+looked = []
+for _ in range(2):
+    with importing():
+        looked.append(gc.isenabled())
+        sys.modules["torch"] = sys
+del sys.modules["torch"]
+assert looked == [False, True] and gc.isenabled() and gc.get_freeze_count() == 0
 from dp_accounting.pld import PLDAccountant
 assert "scipy.optimize" not in sys.modules and "scipy.stats._stats_py" not in sys.modules
 import dp_accounting, scipy.stats
