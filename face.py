@@ -416,9 +416,13 @@ def _settings(
 
     from .configs.settings import settings_from_overrides
     from .server.run.build import OBJECT, Given
-    from .tasks import PooledTask, Task, as_task
+    from .tasks import PooledTask, Task, as_task, lacking
 
+    if isinstance(task, type):
+        raise Refusal("task", task.__name__, f"is a class; give an object of it, as {task.__name__}()")
     own = as_task(task)
+    if hasattr(own, "client_data") and not isinstance(own, Task):
+        raise Refusal("task", type(own).__name__, f"it lacks {', '.join(lacking(own))}")
     given = Given(
         own if isinstance(own, Task | PooledTask) else None,
         strategy if isinstance(strategy, Strategy) else None,

@@ -28,6 +28,7 @@ __all__ = [
     "as_task",
     "check_examples",
     "dealt",
+    "lacking",
     "load_task",
 ]
 
@@ -82,8 +83,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     except (OSError, ValueError) as error:
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
-        wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
-        raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
+        raise Refusal("task", name, f"it lacks {', '.join(lacking(task))}")
     return as_run(with_model(task, other, allow), options or {})
 
 
@@ -121,6 +121,11 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
     from .mislabelled import mislabelled
 
     return mislabelled(kept, planted)
+
+
+def lacking(task: object) -> list[str]:
+    """Return the members of a task that an object has not."""
+    return sorted(member for member in _MEMBERS if getattr(task, member, None) is None)
 
 
 _MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")

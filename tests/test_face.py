@@ -163,6 +163,19 @@ def test_a_strategy_object_begins_every_run_afresh() -> None:
     assert quick(strategy=own).status == "completed" and own.calls == 0
 
 
+def test_a_class_or_half_a_task_is_refused_as_what_it_is() -> None:
+    class Half:
+        def client_data(self, client: int) -> None:
+            pass
+
+    for task, said in (
+        (Half, r"is a class; give an object of it, as Half\(\)"),
+        (Half(), "it lacks held_out, loss"),
+    ):
+        with pytest.raises(fv.Refusal, match=f"task='Half': {said}"):
+            fv.simulate(task)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_strategy_that_must_see_single_clients_is_refused_with_its_reason() -> None:
     with pytest.raises(fv.Refusal, match=r"Krum.*single clients"):
         quick(strategy=Krum())
