@@ -13,7 +13,7 @@ from fedveil.privacy.secagg.suite import SUITES, seal
 from fedveil.privacy.secagg.transcript import Purpose, frame
 
 FUZZ = runpy.run_path(str(Path(__file__).parent / "faults" / "structured_fuzz.py"))
-SEED, FEW, MANY = 20261126, 4_000, 1_000_000
+SEED, FEW, MANY = 20261126, 2_000, 1_000_000
 
 
 def test_thousands_of_inputs_are_read_or_refused_by_name(tmp_path: Path) -> None:
