@@ -90,7 +90,7 @@ def columns_with_predictions(task: Tables) -> list[Columns]:
     found: list[Columns] = []
     for client, own in enumerate(said):
         rows = plain.client_data(client).inputs.numpy()
-        columns = task.columns(client)
+        columns = dict(task.columns(client))
         columns["said"] = np.array(SAID)[own.numpy()]
         columns["weeks"] = 26 + 26 * rows[:, places["weeks_worked"]].astype(np.float64)
         columns["firms"] = 3 + 3 * rows[:, places["persons_worked_for"]].astype(np.float64)

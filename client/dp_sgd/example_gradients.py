@@ -63,7 +63,7 @@ def _lengths(parts: Tensor) -> Tensor:
 def norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
     """Return the norms of a layer's gradients, shape (B,), by parameter, as Opacus' ghost clipping asks for them.
 
-    Its own multiply squares in float32, and lose half the digits of gradients that cancel.
+    Its own multiply squares in float32, and loses half the digits of gradients that cancel.
 
     Args:
       layer: one of `GHOST`.
