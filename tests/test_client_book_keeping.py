@@ -191,6 +191,14 @@ def test_any_small_model_is_clipped_example_by_example(
     assert distance(sums, singly(model, inputs, targets, clip)) < 1e-9
 
 
+def test_a_norm_of_many_numbers_loses_none_of_them() -> None:
+    """Each of these squares is below half the last digit of one, and a million of them are not."""
+    values = torch.full((1, 1_000_000), 2.4e-4)
+    values[:, :8] = 1
+    exact = float(values.double().norm())
+    assert exact * (1 - 5e-4) <= float(example_gradients.norms_of(values)) <= exact * (1 + 1e-6)
+
+
 def test_gram_matrices_see_what_cancels() -> None:
     """Two positions whose gradients cancel but for a part in 256; in float32 their Gram matrix would not see it."""
     layer = nn.Linear(64, 64, bias=False)

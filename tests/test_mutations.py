@@ -1952,8 +1952,8 @@ MUTATIONS = {
     ),
     "squares too small for float32 are a norm of zero": Mutation(
         "client/dp_sgd/example_gradients.py",
-        "dim=tuple(range(1, values.dim()))) + lost",
-        "dim=tuple(range(1, values.dim())))",
+        "return whole + LOST * math.sqrt(flat.shape[1])",
+        "return whole",
         "test_client_dp_sgd.py",
         "past_its_clip and book_keeping",
     ),

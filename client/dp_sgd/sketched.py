@@ -43,14 +43,6 @@ class SketchedOptimizer(DPOptimizer):
         super().__init__(optimizer, **options)
         self.places, self.sketch = places, sketch
 
-    def clip_and_accumulate(self) -> None:
-        """Leave the clipped sum on the parameters."""
-        samples = self.grad_samples
-        weights = (self.max_grad_norm / (self.norms(samples) + 1e-6)).clamp(max=1.0)
-        parameters: list[Any] = self.params
-        for parameter, sample in zip(parameters, samples, strict=True):
-            parameter.summed_grad = torch.einsum("i,i...", weights.to(sample), sample)
-
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
         """Return the norm of each example's compressed gradient, (examples,), float64; of one that is not finite, no number.
 

@@ -36,7 +36,7 @@ from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from . import sketched
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
-from .example_gradients import GHOST
+from .example_gradients import GHOST, norms_of
 from .sketched import SketchedOptimizer
 
 if TYPE_CHECKING:
@@ -277,8 +277,10 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         _check_batch([len(each) for each in samples], batch)
         for each in samples:
             each[len(rows) :] = 0
-        optimizer.clip_and_accumulate()
+        weights = (optimizer.max_grad_norm / (_norms(optimizer, samples) + 1e-6)).clamp(max=1.0)
         parameters: list[Any] = optimizer.params
+        for parameter, each in zip(parameters, samples, strict=True):
+            parameter.summed_grad = torch.einsum("i,i...", weights.to(each), each)
         if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):
             return torch.ones(len(rows), dtype=torch.bool)
         return torch.stack([each.flatten(1).isfinite().all(1) for each in samples]).all(0)[: len(rows)]
@@ -349,7 +351,7 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
         sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         for row in rows.split(1):
             gradients = gradients_of(forward(row, 1)[1], parameters)
-            norm = _norm_of(optimizer, gradients)
+            norm = float(_norms(optimizer, [each.unsqueeze(0) for each in gradients]))
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=min(1.0, optimizer.max_grad_norm / (norm + 1e-6)))
@@ -360,12 +362,11 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
     yield clipped_sums
 
 
-def _norm_of(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> float:
-    """Return the norm of one example's gradient, or of what compression leaves of it."""
+def _norms(optimizer: DPOptimizer, samples: Sequence[Tensor]) -> Tensor:
+    """Return the norms of examples' gradients, or of what compression leaves of them, shape (B,), float64."""
     if isinstance(optimizer, SketchedOptimizer):
-        return float(optimizer.norms([each.unsqueeze(0) for each in gradients]))
-    norms = torch.stack([torch.linalg.vector_norm(each).double() for each in gradients])
-    return float(torch.linalg.vector_norm(norms))
+        return optimizer.norms(samples)
+    return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
 
 
 ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContextManager[ClippedSums]]] = {
