@@ -23,7 +23,7 @@ from ...strategies.client_settings import (
     StepTerms,
 )
 from ...strategies.cohorts import likely_participations
-from ...strategies.record_plan import calibrated_noise, record_plan
+from ...strategies.record_plan import calibrated_noise, poisson_batches, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import DEALT, HELD_ALONE, HELD_BACK, PLANTED
 from .display import warn
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
-MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
+MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of those among them that need most
 
 
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
@@ -283,8 +283,22 @@ def _planned_noise(
     """Return (records, noise multiplier) for the sizes of data sets that the clients have, canaries among them."""
     sizes = [size + record.canaries for size in federation.sizes]
     rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
-    chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
-    return tuple((n, calibrated_noise(record, n, settings, rounds, beside=beside)) for n in chosen)
+    each = -(-len(sizes) // MAX_NOISE_LEVELS)
+    levels = (sizes[first : first + each] for first in range(0, len(sizes), each))
+    found: list[tuple[int, float]] = []
+    for level in levels:
+        needed = (
+            calibrated_noise(record, n, settings, rounds, beside=beside) for n in _neediest(level, settings)
+        )
+        found.append((level[0], max(needed)))
+    return tuple(found)
+
+
+def _neediest(sizes: Sequence[int], settings: ClientSettings) -> set[int]:
+    """Return the least of ascending sizes, and the least that takes a step more: the others need no more noise."""
+    batch, epochs = settings.training.batch_size, settings.training.local_epochs
+    steps = {n: poisson_batches(n, batch, epochs).steps for n in sizes}
+    return {sizes[0], next((n for n in sizes if steps[n] > steps[sizes[0]]), sizes[0])}
 
 
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, Any]:
