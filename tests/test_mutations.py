@@ -795,6 +795,13 @@ MUTATIONS = {
         "test_privacy_loss_distributions.py",
         "few_arrays",
     ),
+    "rounding of many rounds is not counted": Mutation(
+        "privacy/accounting/loss_distributions.py",
+        "infinite = DROPPED + ROUNDED * times - ",
+        "infinite = DROPPED - ",
+        "test_privacy_loss_distributions.py",
+        "what_rounding_takes",
+    ),
     "what a composition drops is lost": Mutation(
         "privacy/accounting/loss_distributions.py",
         "kept, either + masses[high:].sum(), True)",

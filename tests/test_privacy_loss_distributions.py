@@ -46,6 +46,43 @@ def test_what_is_composed_is_dp_accountings_own_bit_for_bit() -> None:
             assert np.array_equal(one._probs, other._probs)
 
 
+def delta_by_tilting(rate: float, noise: float, times: int, interval: float, size: float) -> float:
+    """Return the delta at an epsilon of so many samples: masses are weighed by e^(t loss), so that what counts is large.
+
+    The tilt is that of Chernoff's bound; afterwards it is taken back, and a mass that is rounded counts as little as it is.
+    """
+    pmf: Any = vars(sampled(rate, noise, interval))["_pmf_remove"]
+    losses = (np.arange(pmf.size) + pmf._lower_loss) * interval
+    tilts = np.linspace(0.5, 60, 120)
+    means = np.array([np.log(np.sum(pmf._probs * np.exp(np.clip(t * losses, -700, 600)))) for t in tilts])
+    tilt, mean = min(zip(tilts, means, strict=True), key=lambda each: times * each[1] - each[0] * size)
+    length = 1 << 20  # in places: longer than all losses that are not negligible
+    spectrum = np.fft.rfft(pmf._probs * np.exp(tilt * losses - mean), length)
+    masses = np.fft.irfft(spectrum**times, length)
+    first = times * pmf._lower_loss
+    # On a circle a place stands for the loss nearest to the size.
+    place = np.arange(length) + round(size / interval) - length // 2
+    found = masses[(place - first) % length]
+    beyond = place * interval > size
+    loss = place[beyond] * interval
+    return float(np.sum(np.exp(times * mean - tilt * loss) * found[beyond] * -np.expm1(size - loss)))
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "times", "interval", "size"),
+    [(0.01, 0.8, 10_000, 1e-3, 16.0), (0.01, 0.8, 10_000, 1e-3, 14.0), (1e-6, 0.3, 100_000, 1e-4, 10.0)],
+)
+def test_what_rounding_takes_of_many_rounds_is_counted(
+    rate: float, noise: float, times: int, interval: float, size: float
+) -> None:
+    """Where a delta is small, rounding of a Fourier transform left epsilon below the true one."""
+    delta = delta_by_tilting(rate, noise, times, interval, size)
+    counts: Any = ((PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), times),)
+    losses = distribution(counts, relation_of(Adjacency.ADD_OR_REMOVE_ONE), interval)
+    (found,) = loss_distributions.deltas(losses, np.array([size]))
+    assert delta < found < delta + 8 * loss_distributions.ROUNDED * times
+
+
 def test_a_round_more_of_a_small_rate_transforms_no_distribution_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -240,6 +240,7 @@ BEYOND: dict[str, str] = {
     "mu forgets that a unit is replaced": REPORTED,
     "a device's closed form forgets that a unit is replaced": BOOKS,
     "a fine grid has one side of a loss": REPORTED,
+    "rounding of many rounds is not counted": REPORTED,
     "what a composition drops is lost": REPORTED,
     "a nested sample forgets that its unit may be absent": REPORTED,
     "an adaptive ledger's budget is taken for that of another delta": REPORTED,
