@@ -272,9 +272,9 @@ def test_a_sweep_ends_in_one_table(console: Console) -> None:
     code, out, err = console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "job     status     accuracy  epsilon",
-        "seed=0  completed  0.5       client 2.99",
-        "seed=1  completed  0.6       client 2.99",
+        "job     accuracy  epsilon",
+        "seed=0  0.5       client 2.99",
+        "seed=1  0.6       client 2.99",
         "",
         "mean over seeds, 95 % interval  runs  accuracy",
         "all                             2     0.55 ± 0.64",

@@ -49,7 +49,7 @@ def opened(grid: Any, number: int = 1) -> Any:
     devices = grid._grid if isinstance(grid, AttestedGrid) else grid
     masking = MADE["Masking"](devices.devices[2].bundle.identity.roster, dropout=0.4, collusion=0.1)
     size = MADE["CLASSES"] * (MADE["FEATURES"] + 1)
-    wanted = MADE["Sum"]("spring", number, MADE["content"](), "train", MADE["SPEC"], size, 3.0)
+    wanted = MADE["Sum"]("spring", number, MADE["content"](), "train", MADE["SPEC"], {"w": (size,)}, 3.0)
     return MADE["SecureSums"](grid, masking).sum(devices.get_node_ids(), wanted, None)
 
 

@@ -160,7 +160,7 @@ def test_a_federation_becomes_post_quantum_and_its_devices_sum_by_suite_3(tmp_pa
     roster = read_server_bundle(made / "server").roster
     masking = DEVICES["Masking"](roster, dropout=0.4, collusion=0.1, suite=3)
     size = DEVICES["CLASSES"] * (DEVICES["FEATURES"] + 1)
-    wanted = DEVICES["Sum"]("spring", 1, DEVICES["content"](), "train", DEVICES["SPEC"], size, 3.0)
+    wanted = DEVICES["Sum"]("spring", 1, DEVICES["content"](), "train", DEVICES["SPEC"], {"w": (size,)}, 3.0)
     opened = DEVICES["SecureSums"](grid, masking).sum(grid.get_node_ids(), wanted, None)
     assert opened.survivors == 4 and not opened.dropped
     weaker = DEVICES["SecureSums"](grid, replace(masking, suite=2)).sum(
