@@ -75,7 +75,7 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
     weight, bias = (view(arrays[name]).astype(np.float32) for name in ("weight", "bias"))
     if len(arrays) != 2 or weight.shape != (len(bias), table.inputs.shape[1]) or bias.ndim != 1:
         raise ValueError(f"a model of shape {weight.shape} for inputs {table.inputs.shape}")
-    if table.targets.max() >= len(bias):
+    if table.targets.max(initial=0) >= len(bias):
         raise ValueError("a target that the model has no class for")
     _, number = read_round(message.content)
     key = int(Randomness(settings.seed).stream("training", number).uint64(1)[0])
