@@ -2537,7 +2537,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
         shutil.copytree(ROOT / room, copy / room)
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "py.typed"):
         shutil.copy2(path, copy / path.name)
-    compileall.compile_dir(copy / "tests", quiet=1)  # once, and not in every fork
+    # Once, and not in every fork; a kept bundle lists all of its files.
+    compileall.compile_dir(copy / "tests", quiet=1, rx=re.compile("fixtures"))
     # Other people's plug-ins would be rewritten in every fork, which takes longer than most of the tests.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-B", ROOT / "tests" / "faults" / "pytest_forks.py"]
