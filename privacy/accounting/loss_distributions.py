@@ -97,7 +97,7 @@ def _composed(one: Any, other: Any) -> PrivacyLossDistribution:
 
 def _composed_pmf(one: Any, other: Any) -> Any:
     if not (isinstance(one, DensePLDPmf) and isinstance(other, DensePLDPmf)):
-        return compose_pmfs(one, other, DROPPED)
+        return _rounded(compose_pmfs(one, other, DROPPED), 1)
     first: Any = one
     second: Any = other
     first.validate_composable(second)
@@ -110,8 +110,15 @@ def _composed_pmf(one: Any, other: Any) -> Any:
     kept = masses[low:high].copy()
     kept[0] += masses[:low].sum()
     either = first._infinity_mass + second._infinity_mass - first._infinity_mass * second._infinity_mass
+    either += ROUNDED
     lowest = first._lower_loss + second._lower_loss + low
     return DensePLDPmf(first._discretization, lowest, kept, either + masses[high:].sum(), True)
+
+
+def _rounded(made: Any, times: int) -> Any:
+    """Return what dp_accounting has just made of so many, with what rounding may have taken."""
+    made._infinity_mass += ROUNDED * times
+    return made
 
 
 def _negligible(masses: Floats) -> int:
@@ -156,7 +163,7 @@ def _repeated(losses: Any, times: int) -> PrivacyLossDistribution:
 
 def _repeated_pmf(pmf: Any, times: int) -> Any:
     if not isinstance(pmf, DensePLDPmf):
-        return pmf.self_compose(times)
+        return _rounded(pmf.self_compose(times), times)
     dense: Any = pmf
     kept = _Kept.of(dense, times, *_growth(dense))
     length: Any = fft.next_fast_len(max(kept.size, dense.size), real=True)
