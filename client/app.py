@@ -48,7 +48,7 @@ from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
 from .evaluation import means_over, rows_measured
-from .private_update import SUMMED_RECORD, private_update
+from .private_update import SUMMED_RECORD, private_update, unchanged
 from .questions import Measured, answered, evaluated
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
@@ -416,9 +416,7 @@ def _blank(message: Message) -> Message:
     """Return the reply of a client without examples: no change where it is hidden, since whether it answers would tell."""
     if wire.sum_spec_of(message.content).clipping_norm is None:
         return Message(Error(wire.NO_EXAMPLES, "this client has no examples"), reply_to=message)
-    arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
-    metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})
-    return Message(RecordDict({"arrays": wire.memory_arrays(arrays), "metrics": metrics}), reply_to=message)
+    return unchanged(message)
 
 
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:

@@ -17,6 +17,7 @@ from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, en
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies import wire
+from ..strategies.client_settings import TRAIN_LOSS
 from ..strategies.flower_adapter import records_of
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
@@ -122,6 +123,18 @@ def answer_of(message: Message, made: Callable[[], Message]) -> Message:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
+
+
+def unchanged(message: Message) -> Message:
+    """Return the reply that nothing changed: whether a client answers another, or none, would tell of its records."""
+    arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
+    if wire.sum_spec_of(message.content).unit_norm is not None:
+        zeros = {name: np.zeros_like(value) for name, value in arrays.items()}
+        content = RecordDict({SUMMED_RECORD: wire.memory_arrays(zeros)})
+    else:
+        metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})
+        content = RecordDict({"arrays": wire.memory_arrays(arrays), "metrics": metrics})
+    return Message(content, reply_to=message)
 
 
 def without_error(reply: Message) -> Message:

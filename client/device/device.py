@@ -19,9 +19,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from cryptography import x509
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.bundle_files import SCHEMA
@@ -40,12 +39,12 @@ from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
 from ...strategies import wire
-from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy, StepTerms
+from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.question_wire import question_of, released_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
-from ..private_update import SUMMED_RECORD, NotTrained, private_update
+from ..private_update import NotTrained, private_update, unchanged
 from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
@@ -63,10 +62,8 @@ if TYPE_CHECKING:  # a linear model does without torch
 logger = logging.getLogger("fedveil.client")
 
 Trainer = Callable[[Message, ClientSettings], Message]
-ENCRYPTED_MODES = (
-    Mode.CLIENT_DISTRIBUTED,
-    Mode.RECORD_DISTRIBUTED,
-)  # a sum alone is seen, with the noise of all
+# Modes in which a sum alone is seen, with the noise of all.
+ENCRYPTED_MODES = (Mode.CLIENT_DISTRIBUTED, Mode.RECORD_DISTRIBUTED)
 ACCELERATOR = (
     "FEDVEIL_DEVICE"  # environment variable: where this client trains, such as cuda; cpu unless it is set
 )
@@ -256,7 +253,7 @@ class Device:
             if order.privacy not in ENCRYPTED_MODES:
                 raise
             logger.exception("this client answers that nothing changed, since its task failed")
-            return _nothing(message)
+            return unchanged(message)
 
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
         asked = question_of(message.content)
@@ -489,18 +486,6 @@ def before_its_time(bundle: ClientBundle) -> str | None:
 @lru_cache(maxsize=4)  # a device asks at every message
 def _began(certificate: bytes) -> datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_before_utc
-
-
-def _nothing(message: Message) -> Message:
-    """Return the reply of a task that failed: what fails on one record would tell of it by who answers, uncharged."""
-    arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
-    content = RecordDict(
-        {"arrays": wire.memory_arrays(arrays), "metrics": MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})}
-    )
-    if wire.sum_spec_of(message.content).unit_norm is not None:
-        zeros = {name: np.zeros_like(value) for name, value in arrays.items()}
-        content = RecordDict({SUMMED_RECORD: wire.memory_arrays(zeros)})
-    return Message(content, reply_to=message)
 
 
 def _begins(content: RecordDict) -> bool:
