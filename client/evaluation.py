@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRows
-from ..tasks.data import Data, at_least, batches_of, filled_up, rows_of, run_on
+from ..tasks.data import Data, batches_of, padded, padded_size, rows_of, run_on
 from ..tasks.protocol import Task
 
 
@@ -67,7 +67,7 @@ def rows_measured(
     losses: list[float] = []
     for inputs, targets in batches_of(held):
         with precision():
-            outputs = run_on(model, filled_up(inputs, at_least(len(targets))))
+            outputs = run_on(model, padded(inputs, padded_size(len(targets))))
         for row in (slice(at, at + 1) for at in range(len(targets))):
             said, truth = rows_of(outputs, row), targets[row]
             metrics.append(float(task.metrics(said, truth).get(asked.metric, math.nan)))

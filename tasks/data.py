@@ -48,18 +48,18 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree) if hasattr(tree, "dim") else tree
 
 
-def at_least(rows: int) -> int:
-    """Return with how many rows a model runs for so many: none more or less then changes how another one's is rounded.
+def padded_size(rows: int) -> int:
+    """Return how many rows a model is given for so many, so that a row more or less rounds no other one in another way.
 
-    What is rounded otherwise is no longer of one record: a server that chose the model could let it decide everything.
+    Where it did, one record could decide what a model that a server chose makes of all others.
     """
     import torch
 
     return max(rows, FEW * torch.get_num_threads())
 
 
-def filled_up(tree: Any, count: int) -> Any:
-    """Return the tree with the last row of every tensor as often as makes so many rows; without any it stays as it is.
+def padded(tree: Any, count: int) -> Any:
+    """Return the tree padded to so many rows with the last row of every tensor; without any it stays as it is.
 
     Args:
       tree: of tensors, shapes (n, ...).

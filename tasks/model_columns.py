@@ -20,7 +20,7 @@ from ..privacy.statistics.inquiry import ATTRIBUTION
 from .arrays import load_arrays, read_arrays
 from .attribution import explained
 from .columns import columns_of
-from .data import Examples, at_least, data_of, filled_up
+from .data import Examples, data_of, padded, padded_size
 from .protocol import Task
 from .tables import Tables
 
@@ -64,7 +64,7 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
       Refusal: the rows are no tensors.
     """
     own, given, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
-    inputs = filled_up(given, at_least(len(given)))
+    inputs = padded(given, padded_size(len(given)))
     words = schema.target.words if schema is not None and schema.target.categories else ()
     said = model_columns(model, inputs, words) | (_attributions(model, inputs, schema) if attributed else {})
     return {**own, **{name: values[: len(given)] for name, values in said.items()}}

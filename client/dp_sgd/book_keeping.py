@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
-from ...tasks.data import at_least, leaves, run_on
+from ...tasks.data import leaves, padded_size, run_on
 from .example_gradients import RULES, Share, norms_of, plain_embedding
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
 
-# Returns the outputs for the examples in these rows, the last one as often as makes them so many, and the loss, their mean.
+# Returns the outputs for the examples in these rows, padded to so many, and the loss, a mean over all of them.
 Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
 # Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
 ClippedSums = Callable[[Tensor], Tensor]
@@ -81,7 +81,7 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
 
         def clipped_sums(rows: Tensor) -> Tensor:
             notes.clear()
-            batch = at_least(len(rows))
+            batch = padded_size(len(rows))
             _, loss = forward(rows, batch)
             calls = tuple(notes)
             if len(calls) != layers:

@@ -30,7 +30,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Batches, Data, at_least, filled_up, laid_out, leaves, placeholder, run_on
+from ...tasks.data import Batches, Data, laid_out, leaves, padded, padded_size, placeholder, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
@@ -220,7 +220,7 @@ def clipping(
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
-        inputs, targets = filled_up(data.batch(rows), count)
+        inputs, targets = padded(data.batch(rows), count)
         outputs = run_on(model, laid_out(inputs, layout))
         return outputs, task.loss(outputs, targets)
 
@@ -272,7 +272,7 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        forward(rows, batch := at_least(len(rows)))[1].backward()
+        forward(rows, batch := padded_size(len(rows)))[1].backward()
         samples = optimizer.grad_samples
         _check_batch([len(each) for each in samples], batch)
         for each in samples:
@@ -313,7 +313,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         attached.enable_hooks()
-        given, loss = forward(rows, batch := at_least(len(rows)))
+        given, loss = forward(rows, batch := padded_size(len(rows)))
         (outputs,) = leaves(given)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
         outputs.backward(back, retain_graph=True)
