@@ -295,7 +295,10 @@ def _planned_noise(
 
 
 def _neediest(sizes: Sequence[int], settings: ClientSettings) -> set[int]:
-    """Return the least of ascending sizes, and the least that takes a step more: the others need no more noise."""
+    """Return the least of ascending sizes, and the least that takes a step more: the others need no more noise.
+
+    What they lose goes by the number of steps times the rate squared.
+    """
     batch, epochs = settings.training.batch_size, settings.training.local_epochs
     steps = {n: poisson_batches(n, batch, epochs).steps for n in sizes}
     return {sizes[0], next((n for n in sizes if steps[n] > steps[sizes[0]]), sizes[0])}
