@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
-RUN_ID = 1
 TASK_ID = 1
 QUIET = ("flwr", "httpx", "alembic")  # loggers of Flower, and of what it calls with
 

@@ -74,11 +74,6 @@ def _zeros(asked: Asked) -> ArrayRecord:
     return memory_arrays({name: np.zeros(shape) for name, shape in layout.items()})
 
 
-def is_question(content: RecordDict) -> bool:
-    """Return whether an instruction asks something, and trains nothing; what it asks is not read."""
-    return any(_values(content, key) for key in (QUESTION_KEY, EVALUATION_KEY))
-
-
 def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
     """Return a strategy's records, which have a model, with the evaluation that is asked of it beside them.
 

@@ -15,7 +15,8 @@ import pytest
 from dp_accounting import GaussianDpEvent
 
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
-from fedveil.privacy.audit.canary_clients import KnownRounds, ceiling_mu, round_scores
+from fedveil.privacy.audit.canary_clients import KnownRounds, round_scores
+from fedveil.privacy.audit.interference import Interference
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.memorisation import fisher
 from fedveil.privacy.audit.normality import Estimate, estimate, separation
@@ -126,7 +127,8 @@ def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
     for sigma, blind in ((4.0, False), (1.0, True)):
         found = run("B", sigma)
         weights = found.column("norm") ** -2.0
-        mu = ceiling_mu(1.0, DIMENSION, weights, found.sum_norms[-1] ** 2, sigma)
+        gram, noise = np.array([[found.sum_norms[-1] ** 2 / DIMENSION]]), sigma**2 * (weights**2).sum()
+        mu = Interference(gram, np.array([noise]), np.array([weights.sum()]), DIMENSION).ceiling_mu()
         ceiling = gaussian_epsilon(mu, DELTA)
         assert 0.6 * silent.epsilon < ceiling < 1.2 * silent.epsilon
         methods = by_one_run(*scores(found, sigma), DELTA, gaussian=True)

@@ -12,7 +12,6 @@ from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.audit.canary_clients import (
     Directions,
     KnownRounds,
-    ceiling_mu,
     commitment,
     directions,
     round_scores,
@@ -26,6 +25,7 @@ from fedveil.privacy.audit.free_checks import (
     run_p,
     visible_shortfall,
 )
+from fedveil.privacy.audit.interference import Interference
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.round_rows import LAYERS, stacked
 from fedveil.privacy.audit.watching import NO_MEMORY, Released, noise_p, watch
@@ -139,6 +139,12 @@ def test_a_commitment_binds_seed_and_coins() -> None:
 # --- the ceiling ------------------------------------------------------------------------------------------------
 
 
+def ceiling_mu(released: np.ndarray, rounds: int, noise: float) -> float:
+    """Return the ceiling of canaries in the sum of so many rounds, in one block."""
+    gram = np.array([[released @ released / released.size]])
+    return Interference(gram, np.array([rounds * noise**2]), np.array([rounds]), released.size).ceiling_mu()
+
+
 @pytest.mark.parametrize("noise", [1e-6, 0.3])
 def test_the_ceiling_foretells_what_a_run_without_noise_shows(noise: float) -> None:
     """Updates that persist over rounds mask the canaries, whatever noise is claimed and added."""
@@ -151,13 +157,13 @@ def test_the_ceiling_foretells_what_a_run_without_noise_shows(noise: float) -> N
     scores = round_scores(silent, np.full(rounds, np.linalg.norm(signal)), dimension)
     measured = separation(scores[coins], scores[~coins]).mu * 1  # the mask is the same in every round
     released = rounds * signal + math.sqrt(rounds) * noise * rng.standard_normal(dimension)
-    ceiling = ceiling_mu(1.0, dimension, np.ones(rounds), float(released @ released), noise)
+    ceiling = ceiling_mu(released, rounds, noise)
     assert 0.6 * measured < ceiling < 1.25 * measured
 
 
 def test_the_ceiling_of_a_run_that_is_all_noise_is_far_above_its_claim() -> None:
     released = np.random.default_rng(0).standard_normal(DIMENSION)
-    assert ceiling_mu(1.0, DIMENSION, np.ones(1), float(released @ released), 1.0) > 3
+    assert ceiling_mu(released, 1, 1.0) > 3
 
 
 # --- noise checks -----------------------------------------------------------------------------------------------

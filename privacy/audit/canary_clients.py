@@ -200,22 +200,3 @@ def round_scores(along: Vector, norms: Vector, dimension: int, rounds: KnownRoun
     if np.any(total == 0):
         raise Refusal("rounds", int((total == 0).sum()), "canaries without a single round; leave them out")
     return math.sqrt(dimension) * (precision * along).sum(axis=0) / total
-
-
-def ceiling_mu(clip: float, dimension: int, weights: Vector, squared_norm: float, noise: float) -> float:
-    """Return the mu that canaries would show if only other clients' updates, and no noise, hid them.
-
-    The noise's energy is taken off less three of its standard deviations, so that by chance the ceiling is
-    too low rather than too high.
-
-    Args:
-      clip: norm that bounds an update, above 0.
-      dimension: coordinates of an update.
-      weights: those of the rounds' sum, (rounds,).
-      squared_norm: of the weighted sum of what was released.
-      noise: claimed standard deviation of a coordinate in one round.
-    """
-    energy = noise**2 * float((weights**2).sum())
-    slack = math.sqrt(2 * dimension) * energy
-    masking = max(squared_norm - dimension * energy + 3 * slack, slack)
-    return clip * float(weights.sum()) * math.sqrt(dimension / masking) if masking else math.inf

@@ -76,25 +76,6 @@ def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[
     return found
 
 
-def split(secret: bytes, threshold: int, points: Sequence[int]) -> list[bytes]:
-    """Return one share for each point, of which any `threshold` give the secret and fewer say nothing of it.
-
-    Args:
-      secret: 32 bytes, below p, as `new_secret` draws them.
-      threshold: from 1 to the number of points.
-      points: distinct, from 1 to p - 1, known to everybody.
-
-    Raises:
-      ValueError: for arguments out of these ranges.
-    """
-    if threshold > len(points) or len(set(points)) != len(points):
-        raise ValueError("points must be distinct, and no fewer than the threshold")
-    if not all(0 < point < PRIME for point in points):
-        raise ValueError("points lie between 0 and 2**255 - 19, without the ends")
-    (shares,) = values([polynomial(secret, threshold)], points)
-    return [share.to_bytes(SECRET_BYTES, "big") for share in shares]
-
-
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Return the secret that shares stand for.
 
