@@ -55,7 +55,7 @@ def fields_of(entry: str) -> dict[str, str]:
 
 
 def told_again(entries: Iterable[str]) -> frozenset[int]:
-    """Return the places of entries that contradict one before: another model of one round, or roster of one version.
+    """Return the places of entries that contradict one before: another model of one round, final model of one run, or roster.
 
     Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a new name
     whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two models.
@@ -66,8 +66,8 @@ def told_again(entries: Iterable[str]) -> frozenset[int]:
         match fields_of(entry):
             case {"kind": "roster" as kind, "version": version, "hash": told}:
                 key = (kind, version)
-            case {"kind": "model" as kind, "run": run, "round": number, "model": told}:
-                key = (kind, run, number)
+            case {"kind": "model" | "final" as kind, "run": run, "model": told, **rest}:
+                key = (kind, run, rest.get("round", ""))
             case _:
                 continue
         if first.setdefault(key, told) != told:

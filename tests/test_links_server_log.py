@@ -12,13 +12,14 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedveil.__main__ import run
 from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog
+from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
 from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.links.log_export import LogExport, read_told
 from fedveil.links.log_wire import ToldLog, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
-from fedveil.links.server_log import LOG, ServerLog, model_entry, read_entries, roster_entry
+from fedveil.links.server_log import LOG, ServerLog, final_entry, model_entry, read_entries, roster_entry
 from fedveil.links.tree_head import check_head, sign_head
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
@@ -26,6 +27,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
+from fedveil.strategies.run_over import OVER
 from fedveil.strategies.secure_wire import LOG_RECORD, model_hash
 from fedveil.strategies.wire import NOT_READY
 
@@ -178,6 +180,17 @@ def test_what_an_instruction_brings_is_held_against_the_log(made: Path, how: str
     assert all(len(seen(made, number).leaves) < 4 for number in range(5))
     devices.fault = None
     assert masked(made, logged(made, devices), 3).survivors == 5
+
+
+def test_a_final_model_is_not_told_as_one_that_a_round_begins_with(made: Path) -> None:
+    """Else it would stand in the log under a round that nobody knows, and another device's as that of the run."""
+    kept: list[Message] = []
+    devices = Devices({2: client(made)}, kept.append)
+    records = dict(in_the_clear().content.items()) | {OVER: ConfigRecord({"run": "spring"})}
+    [reply] = logged(made, devices).send_and_receive([Message(RecordDict(records), 2, "train")])
+    assert reply.has_error()
+    with pytest.raises(NotTrained):  # what the agent does at the end of a run
+        devices.devices[2].check_log(kept[0].content)
 
 
 def test_a_log_with_another_past_is_a_fork_even_where_it_holds_what_was_sent(made: Path) -> None:
@@ -336,7 +349,9 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
     others = [
         model_entry("spring", 1, digest[:8] + bytes(24)),  # the digits that are shown are the same
         canonical({"kind": "roster", "version": 1, "hash": "0" * 64}).encode(),
+        final_entry("spring", digest[:8] + bytes(24)),
     ]
+    log.place_of(final_entry("spring", digest))
     mine, server = str(made / "clients" / "c0"), made / "server.json"
     for number, entry in enumerate((None, *others)):
         if entry is not None:

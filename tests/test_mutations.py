@@ -1173,6 +1173,20 @@ MUTATIONS = {
         "test_links_server_log.py",
         "two_stories_in",
     ),
+    "a final model is logged as the model of a round": Mutation(
+        "client/device/seen_log.py",
+        "    if SPEC_RECORD in records and OVER in records:\n",
+        "    if False:\n",
+        "test_links_server_log.py",
+        "final_model_is_not_told",
+    ),
+    "two final models of one run in a log pass for one story": Mutation(
+        "links/server_log.py",
+        '"model" | "final" as kind',
+        '"model" as kind',
+        "test_links_server_log.py",
+        "two_stories_in",
+    ),
     "a model that the log does not hold is trained on": Mutation(
         "client/device/seen_log.py",
         "            if not held:\n",

@@ -35,9 +35,15 @@ FORKED = "forks from what this device has seen"
 
 
 def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the entries that the log must hold of what an instruction brings: of its model, and of its roster."""
+    """Return the entries that the log must hold of what an instruction brings: of its model, and of its roster.
+
+    Raises:
+      Refusal: it is of a round and of a run's end, under one of which its model would not be looked for; or the roster is none.
+    """
     records = records_of(content, ConfigRecord)
     model = roster = None
+    if SPEC_RECORD in records and OVER in records:
+        raise Refusal("log", "record", "an instruction is of a round, or says that the run is over")
     if records_of(content, ArrayRecord):
         found = model_hash(content)
         if SPEC_RECORD in records:

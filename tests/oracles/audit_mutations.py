@@ -292,6 +292,8 @@ BEYOND: dict[str, str] = {
     "an attempt goes on under another roster than it began with": ADMISSION,
     "a device follows a log that forks": STORY,
     "two models of one round in a log pass for one story": STORY,
+    "a final model is logged as the model of a round": STORY,
+    "two final models of one run in a log pass for one story": STORY,
     "a model that the log does not hold is trained on": STORY,
     "anybody signs the head of a log": STORY,
     "a client's certificate signs the head of a log": STORY,
