@@ -57,8 +57,10 @@ def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:
     kind = type(event).__name__.removesuffix("DpEvent")
     if kind not in _KINDS or type(event) is not _event_class(kind):
         raise Refusal("event", event, f"use one of {', '.join(_KINDS)}")
-    fields = {name: read(name, getattr(event, name)) for name, read in _KINDS[kind].items()}
-    return {"kind": kind, **{name: _plain(value) for name, value in fields.items()}}
+    return {
+        "kind": kind,
+        **{name: _written(name, getattr(event, name), read) for name, read in _KINDS[kind].items()},
+    }
 
 
 def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
@@ -238,21 +240,29 @@ def _count(field: str, value: Any) -> int:
 
 
 def _event(field: str, value: Any) -> "DpEvent":
-    return event_from_json(value if isinstance(value, Mapping) else event_to_json(value))
+    if not isinstance(value, Mapping):
+        raise Refusal(field, value, f"use one of {', '.join(_KINDS)}")
+    return event_from_json(cast(Mapping[str, Any], value))
 
 
 def _events(field: str, value: Any) -> "list[DpEvent]":
+    return [_event(field, part) for part in _parts(field, value)]
+
+
+def _parts(field: str, value: Any) -> Sequence[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise Refusal(field, value, "give a list of events")
-    return [_event(field, part) for part in value]
+    return cast(Sequence[Any], value)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [event_to_json(part) for part in value]
-    if isinstance(value, tuple):
-        return list(value)
-    return value if isinstance(value, int | float) else event_to_json(value)
+def _written(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
+    """Return a field of an event as JSON; an event within it is written once, not read and written at each level."""
+    if read is _event:
+        return event_to_json(value)
+    if read is _events:
+        return [event_to_json(part) for part in _parts(field, value)]
+    found = read(field, value)
+    return list(found) if isinstance(found, tuple) else found
 
 
 def _event_class(kind: str) -> Any:
