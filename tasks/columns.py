@@ -49,7 +49,11 @@ def columns_of(task: Task, client: int) -> Mapping[str, NDArray[Any]]:
         told = columns(client)
         if isinstance(told, ColumnsAsked):
             return told
-        found = {name: np.asarray(values) for name, values in told.items()}
+        # Of a list each cell as it is: numpy makes one type of all, which one row can change.
+        found = {
+            name: np.asarray(values, object if isinstance(values, list) else None)
+            for name, values in told.items()
+        }
         if len({len(each) for each in found.values()}) > 1:
             raise ValueError("the columns of a client are of different lengths")
         return found

@@ -7,7 +7,6 @@ example. It is the same in every round and run, whatever the order of the data, 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,14 @@ from itertools import islice
 from typing import Any, overload
 
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.columns import text_of
 from .data import Data, Examples, LazyExamples, feed, leaves, rows_of
 
 KEY = b"examples of a person"  # a secret would hide nothing: any choice that looks at one person alone is as good
 
 
 def names_of(data: Data, whose: str = "data") -> list[str]:
-    """Return the person of each example, as text; 7, 7.0 and "7" are the same.
+    """Return the person of each example, as text; 7, 7.0 and "7.0" are the same.
 
     Arguments as of `check_taken`.
 
@@ -36,7 +36,7 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
         raise Refusal(f"{whose}: persons", None, remedy)
     if len(persons) != len(data):
         raise Refusal(f"{whose}: persons", len(persons), f"give one for each of the {len(data)} examples")
-    named = [_text(each) for each in _plain(persons)]
+    named = [text_of(each).strip() for each in _plain(persons)]
     if not all(named):
         remedy = "some examples have no person; name one for each, a new one for each of whom nobody knows"
         raise Refusal(f"{whose}: persons", "missing", remedy)
@@ -147,12 +147,3 @@ def _digest(data: Data, name: str, row: int) -> bytes:
 
 def _plain(persons: Sequence[Any]) -> Sequence[Any]:
     return persons.tolist() if hasattr(persons, "tolist") else persons  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-
-
-def _text(person: object) -> str:
-    """Return a person's name; empty where it is missing."""
-    if person is None or (isinstance(person, float) and math.isnan(person)):
-        return ""
-    if isinstance(person, float) and person.is_integer():
-        return str(int(person))
-    return str(person).strip()

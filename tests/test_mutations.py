@@ -424,6 +424,13 @@ MUTATIONS = {
         "test_privacy_statistics.py",
         "makes_an_answer_fail",
     ),
+    "a row changes the words of the others": Mutation(
+        "privacy/statistics/columns.py",
+        "str(int(cell)) if cell.is_integer() else str(cell)",
+        "str(cell)",
+        "test_privacy_statistics.py",
+        "leaves_the_others",
+    ),
     "an evaluation coarser than its resolution is asked": Mutation(
         "server/evaluations.py",
         "    if half > wanted:",

@@ -250,3 +250,35 @@ def test_no_cell_that_is_no_number_makes_an_answer_fail(cells: np.ndarray, asked
     assert {name: np.array(each).tolist() for name, each in told.items()} == {
         name: np.array(each).tolist() for name, each in wanted.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("cells", "one_is_other"),
+    [
+        (
+            np.array([1, 2, 2]),
+            np.array([1.0, 2.0, np.nan]),
+        ),  # as pandas has whole numbers once one is missing
+        (np.array([1, 2, 2]), np.array(["1", "2", "x"])),
+        (np.array([1.0, 2.0, 2.0]), np.array(["1.0", "2.0", ""])),
+        (np.array([1, 2, 2]), np.array([1, 2, None], object)),
+        (np.array([1.0, 2.0, 2.0], np.float32), np.array([1, 2, math.nan], object)),
+    ],
+)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"kind": "histogram", "categories": [1, 2]},
+        {"kind": "histogram", "categories": ["1.0", "2"]},
+        {"kind": "top", "alphabet": "12", "longest": 1},
+    ],
+)
+def test_a_row_that_is_another_type_leaves_the_others_in_their_bins(
+    cells: np.ndarray, one_is_other: np.ndarray, asked: dict[str, Any]
+) -> None:
+    inquiry = read_inquiry({"name": "code", "unit": "record", "records": 3, "ask": [{"of": "code", **asked}]})
+    both = [inquiry.contribution_of_records({"code": each}, 1.0) for each in (cells, one_is_other)]
+    moved = math.sqrt(
+        sum(float(((one - other) ** 2).sum()) for one, other in zip(*map(dict.values, both), strict=True))
+    )
+    assert moved <= math.sqrt(1 + 2 * 0.02)  # one row left a bin, and another one of what is told as clipped

@@ -2,12 +2,14 @@
 
 Bounds and words are public and come with the question; none is taken from anybody's data. A number that is missing, or is none,
 counts nowhere. One outside the bounds counts as the nearest bound, and a word that is not declared counts nowhere: both are in
-the share that is told as clipped.
+the share that is told as clipped. How a cell is read hangs on that cell alone: where single rows are hidden, none may change
+how another one counts.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +23,7 @@ from ..refusal import Refusal, real
 LABEL = "label"  # the column of targets, where a task names none
 FEW = 16  # words that are faster found in all rows at once than row by row
 MOST_CELLS = 4096  # of one question: more are a data set, and no statistic
+WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
 Table = Mapping[str, NDArray[Any]]  # a client's columns by name, all of one length
 
@@ -78,7 +81,7 @@ class Bins:
     def __post_init__(self) -> None:
         if bool(self.edges) == bool(self.words):
             raise Refusal(self.name, None, "give edges of numbers, or categories of words, and not both")
-        if self.words and len(set(self.words)) < len(self.words):
+        if self.words and len(set(map(text_of, self.words))) < len(self.words):
             raise Refusal(f"{self.name}.categories", self.words, "names a word twice")
         edges = tuple(real(f"{self.name}.edges", each) for each in self.edges)
         if self.edges and (len(edges) < 2 or any(b <= a for a, b in pairwise(edges))):
@@ -99,15 +102,19 @@ class Bins:
         """Return each row's bin, -1 where it has none, and whether it was outside what is declared."""
         given = column(table, self.name)
         if self.words:
-            if given.dtype.kind == "U" and len(self.words) <= FEW:
+            if (
+                given.dtype.kind == "U"
+                and len(self.words) <= FEW
+                and not any(map(WHOLE.fullmatch, self.words))
+            ):
                 places = np.full(len(given), -1, np.int64)
                 for code, word in enumerate(self.words):
                     places[given == word] = code
                 return places, (places < 0) & (given != "")
-            codes = {word: code for code, word in enumerate(self.words)}
-            said = [None if is_missing(each) else str(each) for each in given]
-            bins = np.array([-1 if each is None else codes.get(each, -1) for each in said], np.int64)
-            return bins, np.array([each is not None and each not in codes for each in said], np.bool_)
+            codes = {text_of(word): code for code, word in enumerate(self.words)}
+            said = [text_of(each) for each in given]
+            bins = np.array([codes.get(each, -1) for each in said], np.int64)
+            return bins, (bins < 0) & np.array([each != "" for each in said], np.bool_)
         numbers = numbers_of(given)
         outside = (numbers < self.edges[0]) | (numbers > self.edges[-1])
         bins = np.clip(np.searchsorted(self.edges, numbers, side="right") - 1, 0, self.count - 1)
@@ -144,6 +151,13 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def is_missing(cell: object) -> bool:
-    """Return whether a cell holds nothing."""
-    return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
+def text_of(cell: object) -> str:
+    """Return a cell as a word, empty where it holds nothing; 7, 7.0 and "7.0" are one.
+
+    A table's whole numbers become fractions once one row lacks its own: it would take all others out of their bins.
+    """
+    if isinstance(cell, float | np.floating):
+        return "" if math.isnan(cell) else str(int(cell)) if cell.is_integer() else str(cell)
+    said = "" if cell is None else str(cell)
+    whole = WHOLE.fullmatch(said)
+    return whole[1] if whole else said

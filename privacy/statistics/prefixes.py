@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..refusal import Refusal
-from .columns import MOST_CELLS, Table, column, is_missing
+from .columns import MOST_CELLS, Table, column, text_of
 from .figure import Cells, Figure, count_of
 
 END = ""  # in the place of a letter: the word ends here
@@ -76,12 +76,12 @@ class Prefixes:
 
     def count(self, table: Table) -> tuple[Cells, float]:
         """Return a client's cells, and the share of its rows whose word is longer, or has another letter."""
-        given = [None if is_missing(each) else str(each) for each in column(table, self.of)]
+        given = [text_of(each) for each in column(table, self.of)]
         places = {prefix: number for number, prefix in enumerate(self.prefixes)}
         letters = {letter: number for number, letter in enumerate((*self.alphabet, END))}
         cells, outside = np.zeros(self.shape), 0
         for word in given:
-            if word is None:
+            if not word:
                 continue
             kept = word[: self.longest]
             foreign = not set(kept) <= letters.keys()

@@ -175,6 +175,7 @@ BEYOND: dict[str, str] = {
     "ghost clipping takes Opacus' norms": SERVER,
     "a client fails whose records lack a metric": EVALUATED,
     "a client fails whose cell is no number": ASKED,
+    "a row changes the words of the others": ASKED,
     "an evaluation coarser than its resolution is asked": EVALUATED,
     "a device evaluates on what it was told to train on": EVALUATED,
     "a protected app's evaluation is not in its plan": EVALUATED,
