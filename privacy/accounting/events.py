@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
@@ -265,6 +266,7 @@ def _written(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
     return list(found) if isinstance(found, tuple) else found
 
 
+@cache
 def _event_class(kind: str) -> Any:
     from dp_accounting import dp_event
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,17 @@ def spending(
     lost, exhausted = [0.0] * federation.task.num_clients, 0
     budget = client.record.budget()
     paths = client_ledgers(federation, Path(client.record.ledger_dir))
+
+    @cache  # most clients have taken part as often as another one of their size
+    def cost(events: tuple[DpEvent, ...]) -> float:
+        return counted(events, budget.target_delta, budget.adjacency, None)
+
     for number, name in _named(federation, client.record, took_part, paths):
         path = client.record.ledger_path(name)
         if not path.exists():
             continue
         events = read_events(path, Adversary.MODEL)
-        lost[number] = counted(events, budget.target_delta, budget.adjacency, None)
+        lost[number] = cost(tuple(events))
         records = len(federation.data_of(number))
         try:
             allowed = capped(path, budget)
