@@ -20,7 +20,7 @@ from .culprit_search import Search, WeighedSum
 from .masking import Masking, masked_spec
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import Answers, Mean, Round, Sum, joined, sentence
+from .round_terms import Mean, Round, Sum, joined, sentence
 from .secure_sum import DECLINED, Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")
@@ -36,19 +36,18 @@ class MaskedSums:
         self, participants: Participants, account: SumAccount, masking: Masking, randomness: Randomness
     ) -> None:
         self._participants, self._account, self._randomness = participants, account, randomness
-        self._sums = SecureSums(participants.grid, masking, participants.answers.enough)
+        self._sums = SecureSums(participants.grid, masking)
         self._faults: Counter[str] = Counter()
         self._search = Search()
 
-    def renew(self, answers: Answers, masking: Masking | None) -> None:
+    def renew(self, masking: Masking | None) -> None:
         """Go on with another roster.
 
         Args:
-          answers: by how many a round goes.
           masking: how sums are encrypted from the next round on; None leaves it.
         """
         if masking is not None:
-            self._sums.renew(masking, answers.enough)
+            self._sums.masking = masking
             self._search = self._search.of(frozenset(each.node for each in masking.roster.members))
 
     def sum(
@@ -65,11 +64,13 @@ class MaskedSums:
         wanted = replace(wanted, spec=masked_spec(wanted.spec, self._sums.masking))
         parts, why_whole = self._parts(drawn, wanted)
         ahead = coming() if len(parts) == 1 else ()
+        enough = self._participants.due.enough
         done = Round(wanted.number, len(drawn), 0, {})
         weighed: list[WeighedSum] = []
         means: list[Mean] = []
         for part in parts:
-            opened = self._sums.sum(part, wanted, timeout, ahead)
+            of_part = None if enough is None else math.ceil(enough * len(part) / len(drawn))
+            opened = self._sums.sum(part, wanted, timeout, ahead, of_part)
             done = _with(done, opened, self._named(opened.blamed))
             if opened.total is None:
                 # Fewer may do so in order to end the search.

@@ -15,7 +15,7 @@ from ..strategies.wire import Layout, instruct
 from .accounts import SumAccount
 from .masking import Masking
 from .participants import Participants
-from .round_terms import Answers, Mean, Round, Sum
+from .round_terms import Mean, Round, Sum
 
 
 class OpenSums:
@@ -24,7 +24,7 @@ class OpenSums:
     def __init__(self, participants: Participants, account: SumAccount) -> None:
         self._participants, self._account = participants, account
 
-    def renew(self, answers: Answers, masking: Masking | None) -> None:
+    def renew(self, masking: Masking | None) -> None:
         """Go on: the participants know by how many answers a round goes."""
 
     def sum(

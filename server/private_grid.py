@@ -152,7 +152,7 @@ class PrivateGrid(AskingGrid):
         """
         self.participants.renew(nodes, answers, names)
         self._early = {}
-        self._sums.renew(answers, masking)
+        self._sums.renew(masking)
 
     # --- the round ----------------------------------------------------------------------------------------------
 

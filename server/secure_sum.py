@@ -87,31 +87,26 @@ class Opened:
 class SecureSums:
     """The rounds of one run, in order; what is prepared of the next one is kept between two calls."""
 
-    def __init__(self, grid: Grid, masking: Masking, enough: int | None = None) -> None:
+    def __init__(self, grid: Grid, masking: Masking) -> None:
         """Prepare the rounds.
 
         Args:
           grid: reaches the nodes.
-          masking: how sums are encrypted.
-          enough: nodes whose answers end an exchange, but never fewer than a sum takes; None waits for all.
+          masking: how sums are encrypted; with another roster, what was prepared under the last one is given up.
         """
-        self._grid, self.masking, self._enough = grid, masking, enough
+        self._grid, self.masking, self._enough = grid, masking, None
         self._next: Attempt | None = None
         self._ahead: int | None = None  # row for which keys have travelled ahead
         self._exchanges = 0
         self._blamed: dict[int, Fault] = {}
 
-    def renew(self, masking: Masking, enough: int | None) -> None:
-        """Go on with another roster; what was prepared under the last one is given up.
-
-        Args:
-          masking: how sums are encrypted from the next round on.
-          enough: as in the constructor.
-        """
-        self.masking, self._enough = masking, enough
-
     def sum(
-        self, nodes: Sequence[int], wanted: Sum, timeout: float | None, coming: Sequence[int] = ()
+        self,
+        nodes: Sequence[int],
+        wanted: Sum,
+        timeout: float | None,
+        coming: Sequence[int] = (),
+        enough: int | None = None,
     ) -> Opened:
         """Return the sum of the nodes' vectors. Whatever a node sends, it is dropped and counted; the round goes on.
 
@@ -120,9 +115,10 @@ class SecureSums:
           wanted: what they sum.
           timeout: seconds for the replies of one exchange.
           coming: the cohort of the next row, if it is known: its keys travel beside this round's messages.
+          enough: nodes whose answers end an exchange, but never fewer than a sum takes; None waits for all.
         """
         model, valid = model_hash(wanted.content), self._valid(nodes)
-        self._exchanges, self._blamed = 0, {}
+        self._exchanges, self._blamed, self._enough = 0, {}, enough
         ended = Opened(dropped={str(Reason.TOO_FEW): len(valid)}, model=model)
         for attempt in self._attempts(valid, wanted, model, timeout):
             self._finish(attempt, self._valid(coming), model, timeout)

@@ -16,9 +16,13 @@ from fedveil.client.private_update import private_update
 from fedveil.configs.schema import LinkSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
+from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.server.accounts import Unprotected
 from fedveil.server.checkpoint import State
+from fedveil.server.culprit_search import FIRST, Search
+from fedveil.server.masked_sums import MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Answers, SumPrivacy
@@ -136,9 +140,20 @@ def test_an_encrypted_exchange_ends_when_enough_have_answered_but_not_before_the
     for enough, survivors in ((1, 6), (7, 7), (None, 8)):
         grid = MASKED["Clients"]()
         nodes = list(range(FIRST_NODE, FIRST_NODE + 8))
-        opened = SecureSums(grid, MASKED["masking"](), enough).sum(nodes, MASKED["wanted"](), None)
+        opened = SecureSums(grid, MASKED["masking"]()).sum(nodes, MASKED["wanted"](), None, enough=enough)
         assert (opened.survivors, opened.attempts) == (survivors, 1)
         assert opened.dropped == ({} if survivors == 8 else {"not needed": 8 - survivors})
+
+
+@pytest.mark.parametrize("arm", [None, ArmDeal(f"{5:032x}", 2).arm(1)], ids=["parts", "arm"])
+def test_a_part_or_arm_waits_for_its_share_of_the_answers_that_are_enough(arm: Arm | None) -> None:
+    """Else one member that says nothing holds each of its sums up to the deadline."""
+    participants = Participants(MASKED["Clients"](clients=16), All(), 16, Answers(enough=12), arm=arm)
+    sums = MaskedSums(participants, Unprotected(()), MASKED["masking"](16), Randomness(1))
+    sums._search = Search() if arm else Search(untrue=FIRST)
+    drawn = participants.draw(Randomness(1).stream("cohort", 1), arm=arm)
+    done, _ = sums.sum(drawn, MASKED["wanted"](), None, lambda: ())
+    assert (len(drawn), done.replies, done.dropped["not needed"]) == ((8, 6, 2) if arm else (16, 12, 4))
 
 
 def test_no_round_begins_before_it_may() -> None:

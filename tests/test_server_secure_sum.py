@@ -296,10 +296,10 @@ def test_what_was_prepared_under_another_roster_is_given_up() -> None:
     sums, nodes = SecureSums(grid, first), list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
     assert sums.sum(nodes, wanted(), None, nodes).survivors == CLIENTS
     newer = replace(first, roster=Roster(first.roster.version + 1, first.roster.members))
-    sums.renew(newer, None)
+    sums.masking = newer
     opened = sums.sum(nodes, replace(wanted(), row=4), None, nodes)
     assert opened.total is None and opened.dropped == {"declined: unknown_member": CLIENTS}
-    sums.renew(first, None)
+    sums.masking = first
     assert sums.sum(nodes, replace(wanted(), row=5), None).survivors == CLIENTS
 
 
