@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +130,11 @@ def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
     Raises:
       Refusal: as of `read_rows`.
     """
-    wanted = (*schema.columns, *schema.groups)
-    found: dict[str, list[NDArray[Any]]] = {column.name: [] for column in wanted}
-    for file in table_files(path):
-        with _unchanged(file), _table(file) as table:
-            first = table.first_row
-            for block in table.blocks(table.find(wanted)):
-                cells = CellReader(file, schema.missing, table.comma, first)
-                for column in wanted:
-                    if column.categories:
-                        found[column.name].append(cells.spelled(block[column.name], column))
-                    else:
-                        found[column.name].append(cells.numbers(block[column.name], column))
-                first += len(next(iter(block.values())))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def told(cells: CellReader, values: Any, column: Column) -> NDArray[Any]:
+        return cells.spelled(values, column) if column.categories else cells.numbers(values, column)
+
+    return _read_each(path, (*schema.columns, *schema.groups), schema, told)
 
 
 def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
@@ -156,21 +148,17 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
     Raises:
       Refusal: there is no such column, or a cell of it is missing.
     """
-    wanted, persons = Column(column), list[str]()
-    for file in table_files(path):
-        with _unchanged(file), _table(file) as table:
-            first = table.first_row
-            for block in table.blocks(table.find([wanted])):
-                cells = CellReader(file, schema.missing, table.comma, first)
-                words, places = cells.words(block[column])
-                named = ["" if word is None else plain(word) for word in words]
-                absent = np.array([name in schema.missing for name in named])[places]
-                if absent.any():
-                    why = "is missing, and says whose the row is; give each unknown person a name of its own"
-                    cells.refuse(wanted, int(absent.argmax()), None, why)
-                persons += [named[place] for place in places]
-                first += len(places)
-    return persons
+
+    def named(cells: CellReader, values: Any, wanted: Column) -> NDArray[np.object_]:
+        words, places = cells.words(values)
+        names = ["" if word is None else plain(word) for word in words]
+        absent = np.array([name in schema.missing for name in names])[places]
+        if absent.any():
+            why = "is missing, and says whose the row is; give each unknown person a name of its own"
+            cells.refuse(wanted, int(absent.argmax()), None, why)
+        return np.array(names, dtype=object)[places]
+
+    return _read_each(path, [Column(column)], schema, named)[column].tolist()
 
 
 def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[str, NDArray[np.int64]]:
@@ -187,14 +175,24 @@ def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[s
     Raises:
       Refusal: there is no such column, or a word of it is none of its categories.
     """
-    found: dict[str, list[NDArray[np.int64]]] = {column.name: [] for column in columns}
+    return _read_each(path, columns, schema, CellReader.codes)
+
+
+def _read_each(
+    path: Path,
+    columns: Sequence[Column],
+    schema: Schema,
+    read: Callable[[CellReader, Any, Column], NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    """Return what is read of each column, by its name, over all blocks of a client's files."""
+    found: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     for file in table_files(path):
         with _unchanged(file), _table(file) as table:
             first = table.first_row
             for block in table.blocks(table.find(columns)):
                 cells = CellReader(file, schema.missing, table.comma, first)
                 for column in columns:
-                    found[column.name].append(cells.codes(block[column.name], column))
+                    found[column.name].append(read(cells, block[column.name], column))
                 first += len(next(iter(block.values())))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -266,17 +264,14 @@ def _fill(inputs: NDArray[np.float32], cells: CellReader, block: Columns, column
 @contextmanager
 def _unchanged(file: Path) -> Generator[None]:
     """Refuse a file that is written to while it is read."""
+    told = attrgetter("st_ino", "st_size", "st_mtime_ns")
     try:
-        before = file.stat()
+        before = told(file.stat())
         yield
-        after = file.stat()
+        after = told(file.stat())
     except OSError as error:
         raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
-    if (before.st_ino, before.st_size, before.st_mtime_ns) != (
-        after.st_ino,
-        after.st_size,
-        after.st_mtime_ns,
-    ):
+    if before != after:
         raise Refusal("table", str(file), "changed while it was read; start again once nobody writes to it")
 
 
