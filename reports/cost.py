@@ -19,9 +19,8 @@ from .traffic import figure, sizes, traffic
 
 FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
 SIX = "estimate: 6 a parameter"
-USUAL_WATTS = (
-    4.0  # of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
-)
+# of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
+USUAL_WATTS = 4.0
 USUAL = "4 W, what CodeCarbon takes for a thread of a processor that it does not know"
 COUNTED = "counted by the processors (RAPL), with all else that ran on the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte

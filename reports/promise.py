@@ -10,9 +10,8 @@ from .run_files import Fields, RunFiles
 from .so_far import privacy_so_far
 
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
-WEAK = (
-    0.5  # share of those who took part that such a test may find, above which nobody calls it almost the same
-)
+# share of those who took part that such a test may find, above which nobody calls it almost the same
+WEAK = 0.5
 WHOM = {
     "model": "whoever gets the model",
     "clients": "the other clients",

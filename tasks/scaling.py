@@ -16,9 +16,8 @@ from .table_schema import Column, Schema, plain, require_within
 FIELD = "task.scaling"
 ASKED = "asked"
 MEAN, DEVIATION = "mean", "standard deviation"
-KNOWN_TO = (
-    0.5  # of a deviation: half the width that its interval may have in an answer that a run asked for itself
-)
+# of a deviation: half the width that its interval may have in an answer that a run asked for itself
+KNOWN_TO = 0.5
 
 Moments = Mapping[str, tuple[float, float]]  # mean and standard deviation of a number, by its column
 

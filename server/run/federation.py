@@ -61,12 +61,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOSS_BOUND = (
-    5.0  # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
-)
-COUNT_BOUND_BATCHES = (
-    10  # a client that has more examples than this many batches is counted as having so many
-)
+# a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
+LOSS_BOUND = 5.0
+# a client that has more examples than this many batches is counted as having so many
+COUNT_BOUND_BATCHES = 10
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 

@@ -310,13 +310,9 @@ def make_strategy_of(federation: Federation) -> Any:
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 
 
-def _as_it_is(run: Run) -> Run:
-    return run
-
-
 @contextmanager
 def opened(
-    run: Run, saved: Saved | None, ask: Callable[[Run], Run] = _as_it_is
+    run: Run, saved: Saved | None, ask: Callable[[Run], Run]
 ) -> Generator[tuple[Run, RunAudit | None]]:
     """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
 
