@@ -85,10 +85,10 @@ def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal
 
 def check_hydra_targets(hydra: DictConfig) -> None:
     """Refuse classes in Hydra's own node that are not Hydra's: it would instantiate them."""
-    for path, target in _targets(OmegaConf.to_container(hydra, resolve=False), "hydra"):
+    for path, target in targets(OmegaConf.to_container(hydra, resolve=False), "hydra"):
         if not TARGETS.fullmatch(str(target)):
             remedy = "only Hydra's launchers, sweepers and callbacks, its plugins' and Optuna's samplers may stand here"
-            raise Refusal(f"{path}._target_", target, remedy)
+            raise Refusal(path, target, remedy)
 
 
 def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
@@ -156,12 +156,12 @@ def _paths(node: Any, above: str) -> Iterator[tuple[str, Any]]:
             yield from _paths(value, path)
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_":
-                yield path, value
-            yield from _targets(value, f"{path}.{key}")
-    if isinstance(node, list):
-        for value in node:
-            yield from _targets(value, path)
+def targets(node: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield where in a configuration Hydra's ``_target_`` stands, and what it names."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        here = f"{path}.{key}" if path else str(key)
+        if key == "_target_":
+            yield here, value
+        else:
+            yield from targets(value, here)

@@ -1,7 +1,7 @@
 """Settings of a run: what Hydra composed, validated by the models of `schema`, or one sentence for each mistake."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ..privacy.refusal import Refusal
 from .compose import Job, arguments, compose_jobs, compose_overrides, is_sweep, read_job
 from .group import mistakes_of
+from .overrides import targets
 from .schema import FederationSettings, ServerSettings, SimulationSettings, sum_level
 from .strict import Mistakes
 from .yaml_guard import check_file
@@ -172,7 +173,7 @@ def _validated(model: type[Model], cfg: DictConfig) -> Model:
         Refusal(
             path, "...", "classes are not named here; use a registered name, or name=custom with 'target'"
         )
-        for path in _targets(values, "")
+        for path, _ in targets(values)  # nothing here instantiates by them, and nobody should believe so
     ]
     source = OmegaConf.to_yaml(cfg, resolve=False)
     try:
@@ -199,14 +200,3 @@ def _plain(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(values, dict) or not isinstance(shown, dict):
         raise Mistakes([Refusal("config", "a list", "must be a group of keys")])
     return {str(key): each for key, each in shown.items()}, {str(key): each for key, each in values.items()}
-
-
-def _targets(node: object, path: str) -> Iterator[str]:
-    """Yield where Hydra's ``_target_`` stands: nothing here instantiates by it, and nobody should believe so."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in children:
-        here = f"{path}.{key}" if path else str(key)
-        if key == "_target_":
-            yield here
-        else:
-            yield from _targets(value, here)
