@@ -11,7 +11,6 @@ import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,8 +28,8 @@ from ..server.run.audit_line import AuditLine, rows_of
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.display import say
 from ..server.run.federation import Federation
-from ..server.run.log_file import LogFile
-from ..server.run.run_folder import named_in
+from ..server.run.log_file import LogFile, written_by
+from ..server.run.run_folder import named_in, summed_drops
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
@@ -222,9 +221,6 @@ LOGGED = (
 
 def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the sums over a run's recorded rounds, of all its processes; `replies` is None where they are secret."""
-    dropped: Counter[str] = Counter()
-    for row in history:
-        dropped.update(row["dropped"] or {})
     told = all(row["replies"] is not None for row in history)
     last = history[-1] if history else {}
     return {
@@ -232,7 +228,7 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "abandoned": sum(bool(row["abandoned"]) for row in history),
         "invited": sum(row["invited"] for row in history),
         "replies": sum(row["replies"] for row in history) if told else None,
-        "dropped": dict(dropped),
+        "dropped": summed_drops(history),
         "untrue": sum(bool(row.get("untrue")) for row in history),
         "blamed": named_in(history, "blamed"),
         "suspected": named_in(history, "suspected"),
@@ -307,17 +303,13 @@ def _logging(path: Path) -> Generator[None]:
     except OSError as error:
         raise Refusal("log", str(path), f"cannot be written ({error.strerror})") from error
     handler.setFormatter(JsonLines())
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
+    level = logger.level
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     try:
-        yield
+        with written_by(logger, handler):
+            yield
     finally:
-        logger.removeHandler(handler)
         logger.setLevel(level)
-        logger.propagate = propagate
-        handler.close()
 
 
 def _utc(seconds: float | None) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from logging import LogRecord
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from logging import Handler, Logger, LogRecord
 from logging.handlers import RotatingFileHandler
 
 
@@ -17,3 +18,16 @@ class LogFile(RotatingFileHandler):
         """Close the file; lines that have no room are lost."""
         with suppress(OSError):
             super().close()
+
+
+@contextmanager
+def written_by(logger: Logger, handler: Handler) -> Generator[None]:
+    """Let a logger write to this handler alone, which is closed after the block."""
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
+        handler.close()

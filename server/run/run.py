@@ -48,7 +48,7 @@ from .client_instructions import order_of
 from .display import Display
 from .evaluation import evaluate_at_clients, score_at_clients
 from .federation import Federation, Run
-from .log_file import LogFile
+from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
 from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
@@ -197,16 +197,10 @@ def _client_log(folder: Path) -> Generator[None]:
     """Let simulated clients write what failed, which a real client keeps to itself, into the run folder."""
     path = folder / "clients.log"
     open_for_owner(path).close()
-    handler = LogFile(path)
-    logger = logging.getLogger("fedveil.client")
-    logger.addHandler(handler)
-    before, logger.propagate = logger.propagate, False
     try:
-        yield
+        with written_by(logging.getLogger("fedveil.client"), LogFile(path)):
+            yield
     finally:
-        logger.propagate = before
-        logger.removeHandler(handler)
-        handler.close()
         if not path.stat().st_size:
             path.unlink()
 

@@ -526,7 +526,7 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
         "records": spending(
             progress.run.federation, progress.run.client, progress.meter.took_part if progress.meter else ()
         ),
-        "dropped": _summed_drops(progress.history),
+        "dropped": summed_drops(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
         "joules": None if used.joules is None else round(used.joules, 1),
@@ -667,7 +667,8 @@ def named_in(
     return found
 
 
-def _summed_drops(history: list[dict[str, Any]]) -> dict[str, int]:
+def summed_drops(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many were dropped in all of these rounds, by the reason."""
     total: Counter[str] = Counter()
     for row in history:
         total.update(row["dropped"] or {})
