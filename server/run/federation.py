@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -285,8 +284,7 @@ class Federation:
     @cached_property
     def identities(self) -> str:
         """What simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data."""
-        seeded = self.seed is not None
-        return (self.randomness.stream("identities").bytes(32) if seeded else os.urandom(32)).hex()
+        return self.randomness.stream("identities").bytes(32).hex()
 
     @cached_property
     def masking(self) -> Masking | None:

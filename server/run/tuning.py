@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -51,19 +50,13 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
         settings.tried,
         settings.tuning_rounds,
         settings.num_rounds,
-        ArmDeal(deal or _fresh_key(federation), len(settings.tried)),
+        ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
         scored_metric(settings) if settings.scored_at_clients else asked.metric,
         federation.tuned_norm,
     )
     if not settings.scored_at_clients:
         tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
     return tuning
-
-
-def _fresh_key(federation: Federation) -> str:
-    seeded = federation.seed is not None
-    fresh = federation.randomness.stream("deal").bytes(KEY_BYTES) if seeded else os.urandom(KEY_BYTES)
-    return fresh.hex()
 
 
 def _reported(task: Task) -> dict[str, float]:
