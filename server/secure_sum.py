@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
 from ..privacy.secagg.shamir import SECRET_BYTES
@@ -368,42 +369,32 @@ class Attempt:
           exchanges: of the round so far.
         """
         ended = self._ended
-        survivors = ended.survivors if isinstance(ended, OpenedSum) else ()
+        survivors = tuple(ended.survivors) if isinstance(ended, OpenedSum) else ()
         reason = str(ended.reason) if isinstance(ended, Abandoned) else NO_REPLY
-        dropped = Counter(
-            self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
+        lost = [node for node in self.nodes if node not in set(survivors)]
+        told = Opened(
+            spec=self.spec,
+            survivors=len(survivors),
+            dropped=dict(Counter(self._reasons.get(node, reason) for node in lost)),
+            model=model,
+            attempts=self.number + 1,
+            exchanges=exchanges,
+            nodes=survivors,
         )
-        total, number, cause, unopened, further = None, self.number + 1, "", 0, dict[int, int]()
         if isinstance(ended, Abandoned) and self._asked_for_vectors:
-            cause = self._cause(ended.reason)
-        if isinstance(ended, OpenedSum):
-            total = ended.total
-            taken = take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
-            unopened = len(survivors) - taken
-            further = {node: ended.further[node] for node in survivors if ended.further[node]}
-        return Opened(
-            total,
-            self.spec,
-            len(survivors),
-            dict(dropped),
-            model,
-            number,
-            exchanges,
-            tuple(survivors),
-            cause=cause,
-            unopened=unopened,
-            further=further,
-        )
+            return replace(told, cause=self._cause(ended.reason))
+        if not isinstance(ended, OpenedSum):
+            return told
+        seeds = (cut(each, SECRET_BYTES) for each in ended.seeds.values())
+        taken = take_back(ended.total, len(survivors), self.spec, seeds)
+        further = {node: ended.further[node] for node in survivors if ended.further[node]}
+        return replace(told, total=ended.total, unopened=len(survivors) - taken, further=further)
 
     def _cause(self, reason: Reason) -> str:
         """Return why nothing was opened after nodes were asked for vectors, and whether that has a name."""
         if self.blamed:
             return f"{reason}: without those who are named too few were left"
         return f"{reason}: too few answered to the end, and nobody can be named: silence looks alike, whoever causes it"
-
-
-def _seeds(joined: bytes) -> list[bytes]:
-    return [joined[start : start + SECRET_BYTES] for start in range(0, len(joined), SECRET_BYTES)]
 
 
 def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
