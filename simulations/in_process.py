@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -213,45 +213,52 @@ class InProcessGrid(AskingGrid):
     # --- workers --------------------------------------------------------------------------------------------------
 
     def _sum_in_workers(self, order: CohortOrder, size: int) -> CohortSum:
-        if not self._pool or self._pool[0].size != size:
+        if self._pool and self._pool[0].size != size:
             self.close()
-            self._pool = [self._start(size, number) for number in range(self.workers)]
-        shares = dealt(order.nodes, self._homes, len(self._pool))
-        for worker, share in zip(self._pool, shares, strict=True):
-            worker.give(CohortOrder(order.content, order.message_type, share, order.spec))
         total = CohortSum(np.zeros(size))
-        for index, share in enumerate(shares):
-            answer = self._pool[index].take(self.deadline * len(share) + GRACE_SECONDS)
-            if answer is None:
-                self._pool[index].end()
-                self._pool[index] = self._start(size, index)
+        for worker, share, done in self._in_workers(
+            order.nodes, lambda nodes: replace(order, nodes=nodes), size
+        ):
+            if done is None:
                 for _ in share:
                     total.drop("worker died")
-                continue
-            part, stateful = answer
-            total.merge(part)
-            self._homes |= dict.fromkeys(stateful, index)
+            else:
+                total.merge(CohortSum(np.frombuffer(worker.shared, np.float64, size), *done))
         return total
 
     def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
         """Let each node answer in the worker that keeps its state; no two messages to one node."""
-        if not self._pool:
-            self._pool = [self._start(0, number) for number in range(self.workers)]
         waiting = {message.metadata.dst_node_id: message for message in messages}
-        shares = dealt(list(waiting), self._homes, len(self._pool))
-        for worker, share in zip(self._pool, shares, strict=True):
-            worker.give([waiting[node] for node in share])
-        for index, share in enumerate(shares):
-            answer = self._pool[index].receive(self.deadline * len(share) + GRACE_SECONDS)
-            if answer is None:
-                size = self._pool[index].size
-                self._pool[index].end()
-                self._pool[index] = self._start(size, index)
+        for _, share, done in self._in_workers(
+            list(waiting), lambda nodes: [waiting[node] for node in nodes], 0
+        ):
+            if done is None:
                 yield from (Message(Error(1, "worker died"), reply_to=waiting[node]) for node in share)
+            else:
+                yield from done[0]
+
+    def _in_workers(
+        self, nodes: Sequence[int], order_to: Callable[[list[int]], CohortOrder | list[Message]], size: int
+    ) -> Iterator[tuple[_Worker, list[int], list[Any] | None]]:
+        """Yield each worker with its share of the nodes and what it answers; None if it died or is too late, and is replaced.
+
+        A node that keeps state goes to the worker that holds it.
+        """
+        if not self._pool:
+            self._pool = [self._start(size, number) for number in range(self.workers)]
+        shares = dealt(nodes, self._homes, len(self._pool))
+        for worker, share in zip(self._pool, shares, strict=True):
+            worker.give(order_to(share))
+        for index, (worker, share) in enumerate(zip(list(self._pool), shares, strict=True)):
+            answer = worker.receive(self.deadline * len(share) + GRACE_SECONDS)
+            if answer is None:
+                worker.end()
+                self._pool[index] = self._start(worker.size, index)
+                yield worker, share, None
                 continue
-            replies, stateful = answer
+            *done, stateful = answer
             self._homes |= dict.fromkeys(stateful, index)
-            yield from replies
+            yield worker, share, done
 
     def _start(self, size: int, number: int) -> _Worker:
         shared = mmap.mmap(-1, max(size, 1) * 8)
@@ -319,15 +326,6 @@ class _Worker:
     def give(self, order: CohortOrder | list[Message]) -> None:
         with suppress(BrokenPipeError):
             self.pipe.send(order)
-
-    def take(self, seconds: float) -> tuple[CohortSum, list[int]] | None:
-        """Return the worker's share and the nodes that keep state there; None if it died or is too late."""
-        answer = self.receive(seconds)
-        if answer is None:
-            return None
-        replies, clipped_again, dropped, stateful = answer
-        total = np.frombuffer(self.shared, np.float64, self.size)
-        return CohortSum(total, replies, clipped_again, dropped), stateful
 
     def receive(self, seconds: float) -> Any:
         """Return what the worker answers; None if it died or is too late."""
