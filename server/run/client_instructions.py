@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +181,7 @@ def _within_what_is_left(
     planned: dict[str, float] = {}
     refusals: list[Refusal] = []
     owed = federation.owed
-    for name, records in _ledgers(federation):
+    for name, records in _ledgers(federation).items():
         try:
             own, prior = _left(told, name, owed)
             count = records + told.canaries
@@ -205,7 +205,7 @@ def _with_a_round_left(
     """
     refusals: list[Refusal] = []
     owed = federation.owed
-    for name, records in _ledgers(federation):
+    for name, records in _ledgers(federation).items():
         try:
             own, prior = _left(told, name, owed)
             plan = record_plan(own, records + told.canaries, settings)
@@ -226,12 +226,10 @@ def _unless_all_refuse(
     return told
 
 
-def _ledgers(federation: Federation) -> Iterator[tuple[str, int]]:
-    """Yield the name of each client's ledger, and how many records it has; clients with equal data share one."""
+def _ledgers(federation: Federation) -> dict[str, int]:
+    """Return how many records each client has, by the name of its ledger; clients with equal data share one."""
     sizes = (len(federation.data_of(client)) for client in range(federation.num_clients))
-    yield from {
-        name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size
-    }.items()
+    return {name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size}
 
 
 def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:

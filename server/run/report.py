@@ -108,7 +108,7 @@ def spent(
         forget_distributions()  # the finest ones, which nothing asks for again
         return rows
     why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
-    return [_unprotected(Unit.CLIENT, adversary, 0.0, why) for adversary in EVERYBODY]
+    return [_unprotected(adversary, 0.0, why) for adversary in EVERYBODY]
 
 
 def encryption(federation: Federation) -> dict[str, Any] | None:
@@ -136,7 +136,7 @@ def _sum_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     client = federation.summed
     assert client is not None
     delta, adjacency = client.target_delta, client.adjacency
-    server = _unprotected(Unit.CLIENT, Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
+    server = _unprotected(Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
     rows = [] if federation.distributed else [server]
     order, target = ledger.filter_order, client.target_epsilon
     name = accountant(delta, adjacency, order)
@@ -251,9 +251,9 @@ def _steps(event: DpEvent) -> int:
 
 
 def _unprotected(
-    unit: Unit, adversary: Adversary, delta: float, why: str, adjacency: Adjacency = Adjacency.ZERO_OUT
+    adversary: Adversary, delta: float, why: str, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> Spent:
-    return Spent(unit, adversary, adjacency, math.inf, delta, None, why, "none")
+    return Spent(Unit.CLIENT, adversary, adjacency, math.inf, delta, None, why, "none")
 
 
 def versions() -> dict[str, str]:
