@@ -4,13 +4,14 @@ import csv as tables
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..configs.round_line import GROUPS
+from ..configs.strict import leaves
 from ..privacy.refusal import Refusal
 from ..reports.shown import shown
 
@@ -196,17 +197,10 @@ def _flat(folder: Path) -> dict[str, str]:
     check_file(folder / CONFIG)
     config = OmegaConf.load(folder / CONFIG)
     try:
-        return dict(_leaves(OmegaConf.to_container(config, resolve=True), ""))
+        plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException:  # of a key that another version had
-        return dict(_leaves(OmegaConf.to_container(config), ""))
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    if not isinstance(node, Mapping):
-        yield path.removesuffix(".name"), _text(node)
-        return
-    for key, value in node.items():
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+        plain = OmegaConf.to_container(config)
+    return {key.removesuffix(".name"): _text(value) for key, value in leaves(plain)}
 
 
 def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem, FishComplete, ShellComplete, split_arg_string
@@ -161,6 +160,7 @@ def _words(config_name: str, given: Sequence[str], incomplete: str) -> Iterator[
     from omegaconf import OmegaConf
 
     from ..configs.compose import arguments, compose_jobs
+    from ..configs.strict import leaves
 
     try:
         args = arguments([*given, "--config-name", config_name])
@@ -173,7 +173,7 @@ def _words(config_name: str, given: Sequence[str], incomplete: str) -> Iterator[
     if equals and name in groups:
         yield from (f"{name}={option}" for option in sorted(groups[name]))
         return
-    values = dict(_leaves(OmegaConf.to_container(job.config, resolve=False), ""))
+    values = dict(leaves(OmegaConf.to_container(job.config, resolve=False)))
     if equals:
         value = values.get(name)
         shown = ("true", "false") if isinstance(value, bool) else () if value is None else (value,)
@@ -192,11 +192,3 @@ def _groups(folders: Sequence[object]) -> dict[str, set[str]]:
             for file in Path(str(folder)).glob("*/*.yaml"):
                 found.setdefault(file.parent.name, set()).add(file.stem)
     return found
-
-
-def _leaves(node: Any, above: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        yield above, node
-        return
-    for key, value in node.items():
-        yield from _leaves(value, f"{above}.{key}" if above else str(key))

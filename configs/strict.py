@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, cast
 
@@ -42,6 +42,20 @@ def shortened(value: object) -> object:
 def type_of(value: object) -> str:
     """Return a value's type in a user's words."""
     return TYPES.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what groups of keys hold, by dotted keys.
+
+    Args:
+        node: a group, or what stands in one.
+        above: its key.
+    """
+    if not isinstance(node, Mapping):
+        yield above, node
+        return
+    for key, value in cast(Mapping[Any, Any], node).items():
+        yield from leaves(value, f"{above}.{key}" if above else str(key))
 
 
 class Section:

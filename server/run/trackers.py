@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from ...configs.strict import leaves
 from .callbacks import RoundEnd, RunEnd, RunStart
 
 ONE_RUN = "fedveil.run"  # MLflow's tag of a run that goes on in another process
@@ -31,18 +32,11 @@ def numbers_of(row: Mapping[str, Any], above: str = "") -> dict[str, float]:
     return found
 
 
-def texts_of(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys of a configuration, as the command line spells them, and their values as text.
-
-    Args:
-      config: groups of keys.
-      above: what stands before each key.
-    """
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from texts_of(value, f"{above}{name}.")
-        elif value is not None:
-            yield above + name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def texts_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a configuration, as the command line spells them, and their values as text."""
+    for name, value in leaves(config):
+        if value is not None:
+            yield name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _id_of(run: RunStart) -> str:
