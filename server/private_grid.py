@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.supercore.run import Run
 
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
@@ -25,7 +24,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..privacy.refusal import Refusal
 from ..strategies import wire
-from ..strategies.grids import AskingGrid
+from ..strategies.grids import PassingGrid
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, account_of
 from .masked_sums import sums_over
@@ -40,7 +39,7 @@ BUDGET_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT]
 PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
 
 
-class PrivateGrid(AskingGrid):
+class PrivateGrid(PassingGrid):
     """Wraps any grid; see the module's text.
 
     Args:
@@ -65,6 +64,7 @@ class PrivateGrid(AskingGrid):
         masking: Masking | None = None,
         terms: SumTerms = EVERY_UPDATE,
     ) -> None:
+        super().__init__(participants.grid)
         self._terms = terms
         self.participants = participants
         self._randomness = randomness or Randomness()
@@ -88,15 +88,6 @@ class PrivateGrid(AskingGrid):
         self.exhausted: BudgetExhausted | None = None
 
     # --- what Flower's strategies ask of a grid ---------------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """Pass the run on to the wrapped grid."""
-        self.participants.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The wrapped grid's run."""
-        return self.participants.grid.run
 
     def get_node_ids(self) -> Iterable[int]:
         """Return nodes that stand for all: the cohort decides who is asked, not a strategy's own sampling.

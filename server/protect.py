@@ -16,7 +16,6 @@ from typing import Literal
 
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
@@ -33,7 +32,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.statistics.evaluation import EVALUATION
 from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.flower_adapter import report_in_sentences, start_checked
-from ..strategies.grids import AskingGrid
+from ..strategies.grids import PassingGrid
 from ..strategies.question_wire import with_evaluation
 from ..strategies.wire import WEIGHT, common_content
 from .evaluations import (
@@ -279,7 +278,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @dataclass
-class ProtectedGrid(AskingGrid):
+class ProtectedGrid(PassingGrid):
     """Grid that `protect` yields: it says a line a round, and does nothing more once the run has ended.
 
     Attributes:
@@ -297,14 +296,8 @@ class ProtectedGrid(AskingGrid):
     ended: str | None = None
     _told_of_evaluation: bool = False
 
-    def set_run(self, run: Run) -> None:
-        """Pass the run on to the wrapped grid."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The wrapped grid's run."""
-        return self.grid.run
+    def __post_init__(self) -> None:
+        super().__init__(self.grid)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return nodes that stand for all; see `PrivateGrid`."""
