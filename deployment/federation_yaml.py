@@ -133,7 +133,7 @@ class FederationFile:
     care: KeyCare
     post_quantum: bool
     enrolment: tuple[str, str] | None
-    clients: tuple[ClientEntry, ...]
+    clients: tuple[ClientEntry, ...] = ()
     many: tuple[ClientEntry, ...] = ()
     schema: str | None = None
     source: bytes = field(default=b"", repr=False)
@@ -171,7 +171,7 @@ def read_federation(path: Path) -> FederationFile:
     many = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in many)
     schema = _schema(entries, path.parent)
-    return FederationFile(*made, clients=clients, many=many, schema=schema, source=source)
+    return replace(made, clients=clients, many=many, schema=schema, source=source)
 
 
 def is_pattern(name: str) -> bool:
@@ -205,9 +205,8 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     return None
 
 
-def _top(
-    section: Section,
-) -> tuple[str, str, str, tuple[str, ...], str, int, str, KeyCare, bool, tuple[str, str] | None]:
+def _top(section: Section) -> FederationFile:
+    """Return what the file says of the federation, without its clients."""
     for group in GROUPS:
         section.section(group)
     section.groups("clients")
@@ -230,7 +229,7 @@ def _top(
     hosts = (host.strip("[]"), *also)
     enrolment = _enrolment(server, listen, hosts) if server.given("enrolment") else None
     server.done()
-    return (
+    return FederationFile(
         section.matching("federation", NAME, NAME_FORM),
         address,
         listen,
