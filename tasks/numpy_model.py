@@ -254,10 +254,6 @@ def _flatten(x: Array, start: int = 0, end: int = -1) -> Array:
     return x.reshape(*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :])
 
 
-def _transpose(x: Array, first: int, second: int) -> Array:
-    return np.swapaxes(x, first, second)
-
-
 def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
     return x[(*[slice(None)] * (dim % x.ndim), slice(start, end, step))]
 
@@ -312,18 +308,6 @@ def _relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-def _reshape(x: Array, shape: Sequence[int]) -> Array:
-    return x.reshape(shape)
-
-
-def _cat(parts: Sequence[Array], dim: int = 0) -> Array:
-    return np.concatenate(parts, dim)
-
-
-def _size(x: Array, dim: int) -> int:
-    return x.shape[dim]
-
-
 def _squeeze(x: Array, dim: Any) -> Array:
     return x.squeeze(tuple(each for each in np.atleast_1d(dim) if x.shape[each] == 1))
 
@@ -342,7 +326,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "alias": _same,
     "avg_pool2d": _avg_pool2d,
     "batch_norm": _batch_norm,
-    "cat": _cat,
+    "cat": np.concatenate,
     "clamp": _clamp,
     "clone": _same,
     "contiguous": _same,
@@ -368,7 +352,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "neg": np.negative,
     "permute": np.transpose,
     "relu": _relu,
-    "reshape": _reshape,
+    "reshape": np.reshape,
     "select": _select,
     "sigmoid": _sigmoid,
     "silu": _silu,
@@ -377,11 +361,11 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "squeeze": _squeeze,
     "sub": _taken,
     "sum": _sum,
-    "sym_size": _size,
+    "sym_size": np.size,
     "tanh": np.tanh,
-    "transpose": _transpose,
+    "transpose": np.swapaxes,
     "unsqueeze": np.expand_dims,
-    "view": _reshape,
+    "view": np.reshape,
 }
 
 
