@@ -189,18 +189,10 @@ def _flat(folder: Path) -> dict[str, str]:
     """Return the configuration of a run by dotted keys."""
     if not (folder / CONFIG).is_file():
         return {}
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from ..reports.run_files import read_config
 
-    from ..configs.yaml_guard import check_file
-
-    check_file(folder / CONFIG)
-    config = OmegaConf.load(folder / CONFIG)
-    try:
-        plain = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException:  # of a key that another version had
-        plain = OmegaConf.to_container(config)
-    return {key.removesuffix(".name"): _text(value) for key, value in leaves(plain)}
+    found = leaves(read_config(folder / CONFIG))
+    return {key.removesuffix(".name"): _text(value) for key, value in found}
 
 
 def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:

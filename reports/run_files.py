@@ -112,7 +112,7 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
     result = _json(folder / RESULT)
     saved = _json(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     return RunFiles(
         folder,
         config,
@@ -143,7 +143,8 @@ def _changed(folder: Path) -> list[str]:
     return [name for name in READ if name in named and _hash(folder / name) != named[name]]
 
 
-def _config(path: Path) -> Fields:
+def read_config(path: Path) -> Fields:
+    """Return a configuration that was kept, with its references resolved; refuse a file that holds none."""
     from omegaconf import OmegaConf
 
     from ..configs.yaml_guard import check_file
