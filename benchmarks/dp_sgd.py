@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from ..tasks.data import Examples
 from ..tasks.memory import keep_memory
 from .engines import Options
 from .made_task import Made
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, ratio, result_of
 from .workload import CLASSES, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, build
 
@@ -39,7 +40,6 @@ MEASURED = (
     "ghost",
     "book_keeping",
 )  # `one_by_one` takes a backward pass for each example, as nobody would here
-_MILLI = 1000.0
 _SEED = 5
 
 
@@ -150,21 +150,17 @@ def _ratios(row: Row, less: float) -> Row:
 def _measure(name: str, batch: int, turns: int) -> Row:
     examples, steps = _examples(PRIVATE[name][1], batch), BATCHES[batch]
     models = {engine: _model(name) for engine in (PLAIN, *MEASURED)}
-    taken: dict[str, list[float]] = {engine: [] for engine in models}
-    for turn in range(turns + 1):
-        for engine, model in models.items():
-            begin = time.process_time()
-            _train(engine, model, examples, steps)
-            if turn > 0:
-                taken[engine].append((time.process_time() - begin) * _MILLI / steps)
+    ways = {engine: partial(_train, engine, model, examples, steps) for engine, model in models.items()}
+    taken = cpu_milliseconds(ways, turns)
     trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
+    noise = cpu_milliseconds({"": partial(_noise, trained, Randomness(_SEED).stream("noise"))}, turns)
     return {
         "model": name,
         "batch": batch,
         "parameters": trained,
         "auto": chosen_engine("auto", models[PLAIN], examples),
-        **{engine: _rounded(min(times)) for engine, times in taken.items()},
-        "noise": _rounded(min(_noise(trained, Randomness(_SEED).stream("noise")) for _ in range(turns))),
+        **{engine: _rounded(min(times) / steps) for engine, times in taken.items()},
+        "noise": _rounded(min(noise[""])),
     }
 
 
@@ -195,12 +191,10 @@ def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> Non
     train_privately(model, task, examples, training, PrivateSteps(plan, *streams), engine)
 
 
-def _noise(count: int, stream: Stream) -> float:
+def _noise(count: int, stream: Stream) -> None:
     sigma, step = lattice_of(NOISE_MULTIPLIER, CLIPPING_NORM, count)
-    begin = time.process_time()
     for block in torch.zeros(count).split(NOISE_BLOCK):
         block.copy_(torch.from_numpy(noised(block.numpy(), sigma, step, stream)))
-    return (time.process_time() - begin) * _MILLI
 
 
 def _rounded(milliseconds: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,12 @@ from ..simulations.simulate import state_kept
 from ..tasks.data import LazyExamples
 from .engines import Options
 from .made_task import Made
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, ratio, result_of
 from .workload import LEARNING_RATE, build, examples_of
 
 BATCH = 32
 CLIENTS = 30  # whose examples together are one data set
-_MILLI = 1000.0
 
 
 class Flipped(Dataset[tuple[Tensor, Tensor]]):
@@ -51,15 +51,11 @@ def _measure(workload: str, turns: int) -> Row:
     data, task, training = Flipped(workload), Made(workload, 1), LocalTraining(LEARNING_RATE, 1, BATCH)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True)
     ours, theirs = with_fast_kernels(build(workload)), with_fast_kernels(build(workload))
-    taken: dict[str, list[float]] = {"fedveil": [], "plain": []}
-    for _ in range(turns):
-        begin = time.process_time()
-        train(ours, task, LazyExamples(data), training, 0, 0)
-        taken["fedveil"].append((time.process_time() - begin) * _MILLI)
-        begin = time.process_time()
-        _plain(theirs, loader)
-        taken["plain"].append((time.process_time() - begin) * _MILLI)
-    fastest = {name: float(f"{min(times):.3g}") for name, times in taken.items()}
+    ways: dict[str, Callable[[], object]] = {
+        "fedveil": lambda: train(ours, task, LazyExamples(data), training, 0, 0),
+        "plain": lambda: _plain(theirs, loader),
+    }
+    fastest = {name: float(f"{min(each):.3g}") for name, each in cpu_milliseconds(ways, turns).items()}
     return {
         "workload": workload,
         "examples": len(data),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from ..tasks.memory import keep_memory
 from .engines import Options
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, result_of
 
 COORDINATES = 10**6
@@ -62,10 +62,4 @@ def _layers(spec: ShareSpec) -> Row:
 
 
 def _fastest(work: Callable[[], object]) -> float:
-    work()
-    taken: list[float] = []
-    for _ in range(_REPEATS):
-        begin = time.process_time()
-        work()
-        taken.append(time.process_time() - begin)
-    return min(taken)
+    return min(cpu_milliseconds({"": work}, _REPEATS)[""]) / 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
 import torch
@@ -15,13 +14,13 @@ from ..tasks.hardware import CPU, precision
 from ..tasks.memory import keep_memory
 from .engines import Options
 from .made_task import Made
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, ratio, result_of
 from .workload import LEARNING_RATE, build, examples_of
 
 BATCHES = (10, 64)
 STEPS = 8  # of a turn
 DTYPES = ("float32", "bfloat16")
-_MILLI = 1000.0
 
 
 def run_precision(options: Options) -> Row:
@@ -42,14 +41,12 @@ def _measure(workload: str, batch: int, turns: int) -> Row:
     examples, task = Examples(inputs[:batch], targets[:batch]), Made(workload, 1)
     training = LocalTraining(LEARNING_RATE, STEPS, batch)
     models = {dtype: with_fast_kernels(build(workload)) for dtype in DTYPES}
-    taken: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
-    for turn in range(turns + 1):
-        for dtype, model in models.items():
-            begin = time.process_time()
-            train(model, task, examples, training, 0, 0, partial(precision, CPU, dtype))
-            if turn > 0:
-                taken[dtype].append((time.process_time() - begin) * _MILLI / STEPS)
-    fastest = {dtype: float(f"{min(times):.3g}") for dtype, times in taken.items()}
+    ways = {
+        dtype: partial(train, model, task, examples, training, 0, 0, partial(precision, CPU, dtype))
+        for dtype, model in models.items()
+    }
+    taken = cpu_milliseconds(ways, turns)
+    fastest = {dtype: float(f"{min(times) / STEPS:.3g}") for dtype, times in taken.items()}
     return {
         "workload": workload,
         "batch": batch,

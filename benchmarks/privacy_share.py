@@ -24,6 +24,7 @@ from ..tasks.arrays import read_arrays
 from ..tasks.memory import keep_memory
 from .contenders import measure
 from .engines import OURS, Options
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, median, result_of
 from .workload import CLIPPING_NORM, NOISE_MULTIPLIER, build
 
@@ -102,13 +103,7 @@ def _step(shape: tuple[int, ...]) -> np.ndarray:
 
 def milliseconds(stage: Callable[[], object]) -> float:
     """Return the median CPU time of calling this, after once in vain."""
-    stage()
-    taken: list[float] = []
-    for _ in range(_REPEATS):
-        begin = time.process_time()
-        stage()
-        taken.append((time.process_time() - begin) * _MILLI)
-    return median(taken)
+    return median(cpu_milliseconds({"": stage}, _REPEATS)[""])
 
 
 def _ledger() -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,6 +31,7 @@ from ..tasks.memory import keep_memory
 from .engines import Options
 from .secagg_case import Case, Clock, Costs
 from .secagg_made import STAGES, server_memory, server_times
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, median, ratio, result_of
 
 CASES = (
@@ -236,12 +236,7 @@ def _by_cryptography() -> AbstractContextManager[object]:
 
 
 def _best(work: Callable[[], object]) -> float:
-    taken: list[float] = []
-    for _ in range(_REPEATS):
-        begun = time.process_time()
-        work()
-        taken.append((time.process_time() - begun) * 1000)
-    return float(f"{min(taken):.3g}")
+    return float(f"{min(cpu_milliseconds({'': work}, _REPEATS)['']):.3g}")
 
 
 def _memory(case: Case) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..tasks.arrays import read_arrays
 from ..tasks.memory import keep_memory
 from .engines import Options
 from .ours import settings_of
+from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, ratio, result_of
 from .workload import BY_POWER, CLIPPING_NORM, EQUAL
 
@@ -52,13 +52,7 @@ def _measured(name: str, options: Options, turns: int) -> Row:
         "stacked": lambda: sum_cohort(bench, content, clients, _SPEC, size),
         "client by client": lambda: _one_by_one(bench, content, clients, size),
     }
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(turns + 1):
-        for way, run in ways.items():
-            started = time.process_time()
-            run()
-            taken[way].append(1000 * (time.process_time() - started))
-    stacked, single = (statistics.median(each[1:]) for each in taken.values())
+    stacked, single = map(statistics.median, cpu_milliseconds(ways, turns).values())
     row = {"workload": name, "stacked": stacked, "client by client": single}
     return {**row, "ratio": ratio(single, stacked)}
 
