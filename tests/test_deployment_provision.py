@@ -516,35 +516,22 @@ def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("options", "line", "said"),
     [
-        ("authority: {token: hearts}", "goes with pkcs11"),
-        ("authority: {pkcs11: /usr/lib/a.so}", "goes with pkcs11"),
-        ("authority: {pkcs11: /usr/lib/a.so, token: hearts, passphrase: true}", "a token has a PIN"),
-        ("authority: {password: abc}", "authority"),
+        ("{rows: 10}", "authority: {token: hearts}", "goes with pkcs11"),
+        ("{rows: 10}", "authority: {pkcs11: /usr/lib/a.so}", "goes with pkcs11"),
+        ("{rows: 10}", "authority: {pkcs11: /a.so, token: hearts, passphrase: true}", "a token has a PIN"),
+        ("{rows: 10}", "authority: {password: abc}", "authority"),
+        ("{1: 2}", "", "the key 1 is no text; put it in quotes"),
+        ("{yes: 2}", "", "the key True is no text; put it in quotes"),
+        ('{x: "\\ud800"}', "", "half of a character is no text"),
     ],
 )
-def test_care_of_keys_that_contradicts_itself_is_refused(tmp_path: Path, line: str, said: str) -> None:
-    file = tmp_path / "federation.yaml"
-    file.write_text(f"{FEDERATION}{line}\n")
-    with pytest.raises(Refusal, match=said):
-        provision(file, tmp_path / "hearts", None)
-    assert not (tmp_path / "hearts").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("{1: 2}", "the key 1 is no text; put it in quotes"),
-        ("{yes: 2}", "the key True is no text; put it in quotes"),
-        ('{x: "\\ud800"}', "half of a character is no text"),
-    ],
-)
-def test_what_no_bundle_can_hold_is_refused_before_there_is_one(
-    tmp_path: Path, options: str, said: str
+def test_what_contradicts_itself_or_no_bundle_can_hold_is_refused_before_there_is_one(
+    tmp_path: Path, options: str, line: str, said: str
 ) -> None:
     file = tmp_path / "federation.yaml"
-    file.write_text(FEDERATION.replace("{rows: 10}", options))
+    file.write_text(FEDERATION.replace("{rows: 10}", options) + line + "\n")
     with pytest.raises(Refusal, match=said):
         provision(file, tmp_path / "hearts", None)
     assert not (tmp_path / "hearts").exists()

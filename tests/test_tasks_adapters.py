@@ -255,21 +255,22 @@ def with_a_centred_loss(self: Any, batch: Any) -> Tensor:
     ).mean()  # hard examples alone: whose part depends on all
 
 
-def test_a_training_step_that_mixes_examples_is_refused_at_record_level() -> None:
-    task = task_of(with_methods(training_step=with_a_centred_loss))
-    with pytest.raises(fv.Refusal, match="the mean of the examples' losses"):
-        check_independence(task.model(), task, task.client_data(0))
-
-
 def after_a_threshold(self: Any, batch: Any) -> Tensor:
     inputs, targets = batch
     loss = nn.functional.cross_entropy(self(inputs), targets)
     return loss * (2.0 if inputs.abs().max() > 50 else 1.0)  # of one odd example in the batch
 
 
-def test_a_training_step_that_one_odd_example_changes_for_all_is_refused() -> None:
-    task = task_of(with_methods(training_step=after_a_threshold))
-    with pytest.raises(fv.Refusal, match="once an example is replaced"):
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (with_a_centred_loss, "the mean of the examples' losses"),
+        (after_a_threshold, "once an example is replaced"),
+    ],
+)
+def test_a_training_step_that_mixes_examples_is_refused_at_record_level(step: Any, said: str) -> None:
+    task = task_of(with_methods(training_step=step))
+    with pytest.raises(fv.Refusal, match=said):
         check_independence(task.model(), task, task.client_data(0))
 
 
