@@ -9,7 +9,6 @@ device can use.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from packaging.version import InvalidVersion
 
 from ..configs.bundle_files import read_file
 from ..privacy.refusal import Refusal
+from ..server.binding.manifest import sha256_of
 
 OWN = "fedveil"
 WHEELS = "wheels"  # folder of a device's wheels, beside which it installs
@@ -65,7 +65,7 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
         name, version = _device_wheel(path)
         hashes.setdefault(name, {}).setdefault(
             f"./{WHEELS}/{path.name}" if name == OWN else version, []
-        ).append(f"--hash=sha256:{_digest(path)}")
+        ).append(f"--hash=sha256:{sha256_of(path)}")
     lines = [] if lock is None else [line for line in _locked(lock) if _named(line) not in hashes]
     for name, found in sorted(hashes.items()):
         if len(found) > 1:
@@ -106,11 +106,6 @@ def _logical(text: str) -> list[str]:
 
 def _named(line: str) -> str:
     return canonicalize_name(Requirement(HASHES.sub("", line)).name)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _device_wheel(path: Path) -> tuple[str, str]:

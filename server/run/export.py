@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from ...tasks.other_model import model_named
 from ...tasks.protocol import PredictingTask
 from ...tasks.shapes import SHAPES, shapes
 from ...tasks.tables import additive
+from ..binding.manifest import sha256_of
 from .distil import check_public, distil
 from .released import config_of, model_of, require_ended, task_of
 
@@ -129,8 +129,8 @@ def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict
         "format": FORMAT,
         "to": order.to,
         "file": file.name,
-        "sha256": _digest(file),
-        "released_sha256": _digest(parts.run / MODEL),
+        "sha256": sha256_of(file),
+        "released_sha256": sha256_of(parts.run / MODEL),
         "student": order.student,
         "classifies": parts.classifies,
         "inputs": {"shape": list(sample.shape[1:]), "dtype": str(sample.dtype).removeprefix("torch.")},
@@ -253,10 +253,6 @@ def _milliseconds(runs: Model, row: NDArray[Any]) -> float:
     return round(1000 * float(np.median(taken)), 4)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 # --- the formats ---------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +272,7 @@ def written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
     try:
         with _quiet():
             _WRITERS[to](path, model, sample)
-        runs = read_model(folder, to, _digest(path))
+        runs = read_model(folder, to, sha256_of(path))
         if to != "int8":
             _check_same(model, runs, sample, to)
     except Refusal:
