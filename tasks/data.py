@@ -117,7 +117,7 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
     def lay(each: Tensor) -> Tensor:
         return each.contiguous(memory_format=layout) if each.dim() == 4 else each.contiguous()
 
-    return mapped(lay, inputs) if isinstance(inputs, dict | tuple) else lay(inputs)
+    return mapped(lay, inputs)
 
 
 class Batches(Protocol):
@@ -525,7 +525,9 @@ def check_data(data: Data, whose: str, like: Data | None = None) -> None:
     for name, each in [*named, ("targets", targets)]:
         for tensor in leaves(each):
             _check_tensor(tensor, len(targets), f"{whose}: {name}")
-    if like is not None and len(like) and (form := _form(inputs)) != (other := _form(_first(like))):
+    if like is None or not len(like):
+        return
+    if (form := _form(inputs)) != (other := _form(like.batch(torch.tensor([0]))[0])):
         raise Refusal(f"{whose}: inputs", form, f"held-out data have {other}; give all the same fields")
 
 
@@ -583,12 +585,6 @@ def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
         raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
 
 
-def _first(data: Data) -> Any:
-    import torch
-
-    return data.batch(torch.tensor([0]))[0]
-
-
 def _form(inputs: Any) -> str:
     if isinstance(inputs, dict):
         return "a dictionary of " + ", ".join(sorted(cast(dict[str, Any], inputs)))
@@ -607,16 +603,10 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
       Refusal: there is no example, inputs and targets differ in number, an input is NaN or infinite, or a target is
         out of range.
     """
-    import torch
-
     inputs, targets = examples.inputs, examples.targets
     if len(targets) == 0:
         raise Refusal(name, 0, "there are no examples; give at least one")
-    if len(inputs) != len(targets):
-        raise Refusal(name, (len(inputs), len(targets)), "inputs and targets must be equally many")
-    broken = int((~torch.isfinite(inputs)).sum()) if inputs.is_floating_point() else 0
-    if broken:
-        raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
+    _check_tensor(inputs, len(targets), name)
     outside = int(((targets < 0) | (targets >= num_classes)).sum())
     if outside:
         raise Refusal(name, f"{outside} labels out of range", f"labels run from 0 to {num_classes - 1}")
