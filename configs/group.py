@@ -33,10 +33,6 @@ def remedy(text: str) -> Any:
     return {"remedy": text}
 
 
-def _keys_of(value: Any) -> Any:
-    return vars(value) if is_dataclass(value) else value
-
-
 class OfKeys:
     """Mark of a frozen dataclass that is read from a group of keys, as strictly as any."""
 
@@ -48,7 +44,8 @@ class OfKeys:
             if name in RULES
         }
         keys = core_schema.no_info_before_validator_function(
-            _keys_of, core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False})
+            lambda given: vars(given) if is_dataclass(given) else given,
+            core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False}),
         )
         return core_schema.no_info_after_validator_function(
             lambda found: source(**found),
@@ -144,11 +141,6 @@ def node_at(schema: Schema, location: Sequence[str | int]) -> Node:
     return Node(tuple(path), _opened(root, here), above)
 
 
-def properties_of(schema: Schema) -> list[str]:
-    """Return the keys of a group, without the one that says which option it is."""
-    return [key for key in schema.get("properties", {}) if key != "name"]
-
-
 def _opened(root: Schema, schema: Schema) -> Schema:
     """Return the schema with its reference followed, and of one that may be null what it is otherwise."""
     others = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
@@ -211,7 +203,8 @@ def _remedy(error: ErrorDetails, place: Node) -> str:
     what, beside = type_of(value), f"; {more}" if more else ""
     match kind:
         case "extra_forbidden":
-            return f"there is no such key; {nearest(place.path[-1], properties_of(place.above))}"
+            keys = [key for key in place.above.get("properties", {}) if key != "name"]
+            return f"there is no such key; {nearest(place.path[-1], keys)}"
         case "missing":
             options = ", ".join(sorted(place.schema.get("discriminator", {}).get("mapping", {})))
             return "is missing; must be " + (f"one of {options}" if options else "given a value")

@@ -8,7 +8,7 @@ adds noise of its own before its answer leaves, and charges its own ledger.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dp_accounting.dp_event import GaussianDpEvent
@@ -216,8 +216,4 @@ def put(
         noise_multiplier=charge.plan.noise_over_clip,
         number=charge.row,
     )
-    return sums.sum(drawn, wanted, timeout, _nobody)
-
-
-def _nobody() -> Sequence[int]:
-    return ()
+    return sums.sum(drawn, wanted, timeout, lambda: ())

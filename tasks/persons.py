@@ -43,11 +43,6 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
     return named
 
 
-def check_persons(data: Data, whose: str) -> None:
-    """Refuse data that do not say of each example whose it is; arguments as of `check_taken`."""
-    names_of(data, whose)
-
-
 @dataclass(frozen=True)
 class Owners:
     """Clients that may train on a person: those of all clients whose hash with the person is largest (rendezvous).

@@ -197,7 +197,7 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
         first = [("files", lambda: _files(held)), ("signatures", lambda: _signatures(held, asked.keys))]
         checks = [*first, *checks]
     elif asked.keys:
-        checks.append(("signatures", lambda: _unsigned()))
+        checks.append(("signatures", _unsigned))
     return [_line(name, test) for name, test in checks]
 
 
@@ -503,8 +503,9 @@ def _receipts(held: Held, asked: Asked) -> str:
     if not (held.folder / RECEIPTS).exists():
         if asked.device is not None or (held.bundled and RECEIPTS in held.listed.files):
             raise Wrong(f"{RECEIPTS} is missing")
+        deployed = held.result.get("rosters")
         raise NotShown(
-            "the run has none, or they stay with its operator" if _deployed(held) else "no device took part"
+            "the run has none, or they stay with its operator" if deployed else "no device took part"
         )
     receipts = read_receipts(held.folder)
     if receipts.told.manifest != held.manifest.hash:
@@ -520,10 +521,6 @@ def _receipts(held: Held, asked: Asked) -> str:
     if asked.device is not None:
         opened = f"; the ledgers of node {require_opened(receipts, asked.device)} hold what it signed"
     return f"{said}{opened}{vouched}"
-
-
-def _deployed(held: Held) -> bool:
-    return bool(held.result.get("rosters"))
 
 
 # --- audit and page -----------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from ...tasks.data import (
 )
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
-from ...tasks.persons import check_persons
+from ...tasks.persons import names_of
 from ...tasks.protocol import Task, check_trainable, own_training
 from ...tasks.scaling import ASKED, FIELD
 from .. import noise_key
@@ -197,7 +197,7 @@ def _check_every(federation: Federation, canaries: bool) -> None:
             if model is not None:
                 check_taken(data, whose, model, task.loss)
             if federation.per_person is not None:
-                check_persons(data, whose)
+                names_of(data, whose)  # refuses an example without a person
         if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
             _ = federation.sizes  # refuses a federation without examples
 
