@@ -101,7 +101,7 @@ def root(
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-@verb(app, "simulate", "Train, under a privacy budget.", HydraVerb)
+@verb(app, "simulate", "Train, under a privacy budget.", HydraVerb, needs="simulation")
 def simulate(
     ctx: typer.Context,
     as_json: Json = False,
@@ -124,14 +124,13 @@ def simulate(
       fedveil simulate --config-dir my_configs task=mine
       fedveil simulate --page
     """
-    require_extra("simulation", "fedveil simulate")
     from .simulate import simulate as body
 
     own_modules()
     return body([*ctx.args, *acts(accept_vacuous, reason)], as_json, port_of(page, page_port), accept_sweep)
 
 
-@verb(app, "plan", "Show what a budget affords.", HydraVerb)
+@verb(app, "plan", "Show what a budget affords.", HydraVerb, needs="simulation")
 def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy: Accuracy = False) -> int:
     """Show what a budget affords: the noise it takes and epsilon after each tenth of the rounds. Nothing is trained.
 
@@ -142,7 +141,6 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
       fedveil plan --plot guarantee.png
       fedveil plan --accuracy task=digits privacy=record_distributed
     """
-    require_extra("simulation", "fedveil plan")
     from .simulate import plan as body
 
     own_modules()
@@ -189,7 +187,7 @@ def ask(
     return body(what, given or [], (inquiry, question), (into, server), as_json=as_json)
 
 
-@verb(app, "compare", "Show the results of runs in one table.")
+@verb(app, "compare", "Show the results of runs in one table.", needs="simulation")
 def compare(
     runs: Annotated[
         list[Path], Argument(metavar="RUN", help="Folders of runs or of sweeps.", file_okay=False)
@@ -204,7 +202,6 @@ def compare(
       fedveil compare multirun/2026-01-31/12-00-00
       fedveil compare runs/first runs/second --plot both.png
     """
-    require_extra("simulation", "fedveil compare")
     from .compare import compare as body
 
     return body(runs, csv, plot, as_json)
@@ -242,7 +239,7 @@ def predict(
     return body(run, data, out, tuple(allow_module or ()), explain)
 
 
-@verb(app, "export", "Make a run's model fit a device.")
+@verb(app, "export", "Make a run's model fit a device.", needs="client")
 def export(
     run: Annotated[
         Path, Argument(metavar="RUN", help="The folder of a run that has ended.", file_okay=False)
@@ -270,7 +267,6 @@ def export(
       fedveil export runs/first --to int8
       fedveil export runs/first --to onnx --student small:Net --public pictures.npy
     """
-    require_extra("client", "fedveil export")
     from .export import export as body
 
     own_modules()

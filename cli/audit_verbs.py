@@ -9,13 +9,12 @@ import click
 import typer
 from typer import Argument, Option
 
-from ..extras import require_extra
 from .grammar import GROUP, Json, verb
 
 audit = typer.Typer(**GROUP)
 
 
-@verb(audit, "RUN", "Weigh a run: claimed beside measured.", hidden=True)
+@verb(audit, "RUN", "Weigh a run: claimed beside measured.", hidden=True, needs="simulation")
 def audit_run(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
     records: Annotated[bool, Option("--records", help="What it learnt by heart, by owner.")] = False,
@@ -34,7 +33,6 @@ def audit_run(
 
     Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
     """
-    require_extra("simulation", "fedveil audit RUN")
     if records and membership:
         raise click.UsageError("--records and --membership exclude each other", click.get_current_context())
     if records:

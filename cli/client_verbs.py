@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from ..extras import require_extra
 from .grammar import GROUP, Bundle, Json, Reason, own_modules, verb
 
 client = typer.Typer(**GROUP)
@@ -20,7 +19,7 @@ Ledgers = Annotated[
 ]
 
 
-@verb(client, "enrol", "Enrol this device by a token.")
+@verb(client, "enrol", "Enrol this device by a token.", needs="client")
 def client_enrol(
     token: Annotated[str, Argument(metavar="TOKEN", help="Of the operator; - reads it from the terminal.")],
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Of the bundle.", file_okay=False)],
@@ -33,13 +32,12 @@ def client_enrol(
     Example:
       fedveil client enrol TOKEN hearts-cleveland
     """
-    require_extra("client", "fedveil client")
     from .enrolment import enrol_device
 
     return enrol_device(token, folder, wait)
 
 
-@verb(client, "request", "Make a device's keys.")
+@verb(client, "request", "Make a device's keys.", needs="client")
 def client_request(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the keys shall be.", file_okay=False)],
     name: Annotated[str, Option(metavar="NAME", help="Of the client, as federation.yaml has it.")],
@@ -50,13 +48,12 @@ def client_request(
     Example:
       fedveil client request harbour --name harbour
     """
-    require_extra("client", "fedveil client")
     from .client import request
 
     return request(folder, name, as_json=as_json)
 
 
-@verb(client, "start", "Follow the server until SIGTERM.")
+@verb(client, "start", "Follow the server until SIGTERM.", needs="client")
 def client_start(
     folder: Bundle, once: Annotated[bool, Option("--once", help="End when a run is over.")] = False
 ) -> int:
@@ -65,26 +62,24 @@ def client_start(
     Example:
       fedveil client start hearts/clients/cleveland
     """
-    require_extra("client", "fedveil client")
     from ..client.device import agent
 
     return agent.start(folder, once=once)
 
 
-@verb(client, "status", "Say how the device is.")
+@verb(client, "status", "Say how the device is.", needs="client")
 def client_status(folder: Bundle, as_json: Json = False) -> int:
     """Say how the device is, and how its roster has changed. Exit code 1 if its agent does not run.
 
     Example:
       fedveil client status hearts/clients/cleveland
     """
-    require_extra("client", "fedveil client")
     from .client import status
 
     return status(folder, as_json)
 
 
-@verb(client, "roster", "Say with whom it is summed.")
+@verb(client, "roster", "Say with whom it is summed.", needs="client")
 def client_roster(
     folder: Bundle,
     approve: Annotated[
@@ -105,13 +100,12 @@ def client_roster(
       fedveil client roster hearts/clients/cleveland
       fedveil client roster hearts/clients/cleveland --sign roster.bin
     """
-    require_extra("client", "fedveil client")
     from .client import roster
 
     return roster(folder, approve, sign, reason, as_json=as_json)
 
 
-@verb(client, "log", "Say what the server has told.")
+@verb(client, "log", "Say what the server has told.", needs="client")
 def client_log(
     folder: Bundle,
     against: Annotated[
@@ -130,13 +124,12 @@ def client_log(
       fedveil client log hearts/clients/cleveland --json > cleveland.json
       fedveil client log hearts/clients/hungary --against cleveland.json
     """
-    require_extra("client", "fedveil client")
     from .log import of_client
 
     return of_client(folder, against, as_json=as_json)
 
 
-@verb(client, "explain", "Say why the model says it.")
+@verb(client, "explain", "Say why the model says it.", needs="client")
 def client_explain(
     folder: Bundle,
     data: Annotated[Path, Argument(metavar="DATA", help="A table, or .npy of inputs, of the owner.")],
@@ -151,27 +144,25 @@ def client_explain(
     Example:
       fedveil client explain hearts/clients/cleveland patients.csv --row 2
     """
-    require_extra("client", "fedveil client")
     from .explain import explain_row
 
     own_modules()
     return explain_row(folder, data, row, explain, as_json=as_json)
 
 
-@verb(client, "forget", "Remove what the device remembers.")
+@verb(client, "forget", "Remove what the device remembers.", needs="client")
 def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
     """Remove what the device remembers.
 
     Example:
       fedveil client forget hearts/clients/cleveland
     """
-    require_extra("client", "fedveil client")
     from .client import forget
 
     return forget(folder, ledgers)
 
 
-@verb(client, "uninstall", "Remove all of it.")
+@verb(client, "uninstall", "Remove all of it.", needs="client")
 def client_uninstall(
     folder: Bundle,
     yes: Annotated[bool, Option("--yes", help="Really; without it nothing is removed.")] = False,
@@ -182,7 +173,6 @@ def client_uninstall(
     Example:
       fedveil client uninstall hearts/clients/cleveland --yes
     """
-    require_extra("client", "fedveil client")
     from .client import uninstall
 
     return uninstall(folder, yes, ledgers)

@@ -51,7 +51,15 @@ Bundle = Annotated[
 ]
 
 
-def verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hidden: bool = False) -> Any:
+def verb(
+    of: typer.Typer,
+    name: str,
+    short: str,
+    cls: type[Verb] = Verb,
+    *,
+    hidden: bool = False,
+    needs: str | None = None,
+) -> Any:
     """Return the decorator that makes a function the verb of this name; a hidden one stands for what is no verb's name.
 
     Args:
@@ -60,9 +68,15 @@ def verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hidd
       short: its line in a list of verbs.
       cls: what reads its words.
       hidden: whether it is called without its name.
+      needs: the extra without which it is refused; None where there is none, or it depends on the words.
     """
     settings = HYDRA if issubclass(cls, HydraVerb) else CONTEXT
-    return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)
+
+    def declared(body: Callable[..., int]) -> Any:
+        vars(body)["needs"] = needs  # `Verb` reads it
+        return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)(body)
+
+    return declared
 
 
 def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from ..extras import require_extra
 from .grammar import GROUP, Json, verb
 
 provision = typer.Typer(**GROUP)
 Desk = Annotated[Path, Argument(metavar="FOLDER", help="The folder that provisioning made.", file_okay=False)]
 
 
-@verb(provision, "FILE", "Make the bundles of a federation.", hidden=True)
+@verb(provision, "FILE", "Make the bundles of a federation.", hidden=True, needs="server")
 def provision_file(
     file: Annotated[Path, Argument(metavar="FILE", help="federation.yaml: who is in the federation.")],
     out: Annotated[
@@ -34,14 +33,13 @@ def provision_file(
     Example:
       fedveil provision federation.yaml
     """
-    require_extra("server", "fedveil provision")
     from ..deployment.provision import provision as body
     from .provision import show
 
     return show(body(file, out, wheels, lock), as_json=as_json)
 
 
-@verb(provision, "rotate", "Give a client new keys.")
+@verb(provision, "rotate", "Give a client new keys.", needs="server")
 def provision_rotate(
     folder: Desk,
     names: Annotated[
@@ -58,14 +56,13 @@ def provision_rotate(
       fedveil provision rotate hearts cleveland
       fedveil provision rotate hearts 'hospital-*' server
     """
-    require_extra("server", "fedveil provision")
     from ..deployment.provision import rotate
     from .provision import show
 
     return show(rotate(folder, names, request), as_json=as_json)
 
 
-@verb(provision, "renew", "Give clients later certificates.")
+@verb(provision, "renew", "Give clients later certificates.", needs="server")
 def provision_renew(
     folder: Desk,
     names: Annotated[
@@ -83,14 +80,13 @@ def provision_renew(
       fedveil provision renew hearts
       fedveil provision renew hearts 'hospital-*' --within 60
     """
-    require_extra("server", "fedveil provision")
     from ..deployment.provision import renew
     from .provision import show
 
     return show(renew(folder, names or [], within), as_json=as_json)
 
 
-@verb(provision, "token", "Let a device enrol once.")
+@verb(provision, "token", "Let a device enrol once.", needs="server")
 def provision_token(
     folder: Desk,
     names: Annotated[list[str], Argument(metavar="NAME", help="Of clients, each of one device.")],
@@ -103,13 +99,12 @@ def provision_token(
     Example:
       fedveil provision token hearts cleveland hungary --hours 2
     """
-    require_extra("server", "fedveil provision")
     from .provision import tokens
 
     return tokens(folder, names, hours, qr=qr, as_json=as_json)
 
 
-@verb(provision, "approve", "Admit who asked by a token.")
+@verb(provision, "approve", "Admit who asked by a token.", needs="server")
 def provision_approve(
     folder: Desk,
     names: Annotated[
@@ -122,13 +117,12 @@ def provision_approve(
     Example:
       fedveil provision approve hearts
     """
-    require_extra("server", "fedveil provision")
     from .provision import admit_asked
 
     return admit_asked(folder, names or [], as_json=as_json)
 
 
-@verb(provision, "revoke", "Leave a client out.")
+@verb(provision, "revoke", "Leave a client out.", needs="server")
 def provision_revoke(
     folder: Desk,
     names: Annotated[list[str], Argument(metavar="NAME", help="Of clients, 'hospital-*' for many.")],
@@ -139,14 +133,13 @@ def provision_revoke(
     Example:
       fedveil provision revoke hearts cleveland
     """
-    require_extra("server", "fedveil provision")
     from ..deployment.provision import revoke
     from .provision import show
 
     return show(revoke(folder, names), as_json=as_json)
 
 
-@verb(provision, "cosign", "Collect members' signatures.")
+@verb(provision, "cosign", "Collect members' signatures.", needs="server")
 def provision_cosign(
     folder: Desk,
     files: Annotated[
@@ -159,7 +152,6 @@ def provision_cosign(
     Example:
       fedveil provision cosign hearts cosignature-2.toml
     """
-    require_extra("server", "fedveil provision")
     from ..deployment.provision import cosign
     from .provision import show
 

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from ..extras import require_extra
 from .grammar import GROUP, Json, verb
 
 report = typer.Typer(**GROUP)
 
 
-@verb(report, "RUN", "Make the page of a run, and its JSON.", hidden=True)
+@verb(report, "RUN", "Make the page of a run, and its JSON.", hidden=True, needs="server")
 def report_run(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder, or one of answers.", file_okay=False)],
     out: Annotated[
@@ -43,13 +42,12 @@ def report_run(
       fedveil report runs/2026-01-31/12-00-00 --answers questions
       fedveil report questions
     """
-    require_extra("server", "fedveil report")
     from .report import report as body
 
     return body(run, out, assessment, answers, as_json=as_json)
 
 
-@verb(report, "compare", "Say in what two runs differ.")
+@verb(report, "compare", "Say in what two runs differ.", needs="server")
 def report_compare(
     first: Annotated[Path, Argument(metavar="A", help="A run folder.", file_okay=False)],
     second: Annotated[Path, Argument(metavar="B", help="Another.", file_okay=False)],
@@ -61,7 +59,6 @@ def report_compare(
     Example:
       fedveil report compare runs/2026-01-31/12-00-00 runs/2026-01-31/12-05-00
     """
-    require_extra("server", "fedveil report")
     from .report_compare import compare as body
 
     return body(first, second, everything=everything, as_json=as_json)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from ..extras import require_extra
 from .grammar import (
     GROUP,
     AcceptVacuous,
@@ -26,7 +25,7 @@ from .verbs import ServerVerb
 server = typer.Typer(**GROUP)
 
 
-@verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True)
+@verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True, needs="server")
 def serve(
     ctx: typer.Context,
     folder: Bundle,
@@ -47,7 +46,6 @@ def serve(
       fedveil server hearts/server task=heart
       fedveil server hearts/server task=heart run=second num_rounds=50
     """
-    require_extra("server", "fedveil server")
     from ..deployment.serve import serve as body
     from ..server.run.live_page import live_page
 
@@ -57,20 +55,19 @@ def serve(
         return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
-@verb(server, "status", "Say who is here, what is spent.")
+@verb(server, "status", "Say who is here, what is spent.", needs="server")
 def server_status(folder: Bundle, as_json: Json = False) -> int:
     """Say who is here, which round it is and what is spent. Exit code 1 if no server runs.
 
     Example:
       fedveil server status hearts/server
     """
-    require_extra("server", "fedveil server")
     from ..deployment.status import show
 
     return show(folder, as_json=as_json)
 
 
-@verb(server, "log", "Say what it has told.")
+@verb(server, "log", "Say what it has told.", needs="server")
 def server_log(
     folder: Bundle,
     inclusion: Annotated[
@@ -88,20 +85,18 @@ def server_log(
       fedveil server log hearts/server
       fedveil server log hearts/server --json > log.json
     """
-    require_extra("server", "fedveil server")
     from .log import of_server
 
     return of_server(folder, inclusion, consistency, as_json=as_json)
 
 
-@verb(server, "enrol", "Let devices enrol by tokens.")
+@verb(server, "enrol", "Let devices enrol by tokens.", needs="client")
 def server_enrol(folder: Bundle) -> int:
     """Open the port for enrolments as long as tokens are open. It may run beside the server, and needs no run.
 
     Example:
       fedveil server enrol hearts/server
     """
-    require_extra("client", "fedveil server enrol")
     from .enrolment import serve_enrolments
 
     return serve_enrolments(folder)

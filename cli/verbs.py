@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
+from ..extras import require_extra
 from ..privacy.refusal import Refusal
 from .hints import option_hint
 
@@ -63,6 +64,8 @@ class Verb(TyperCommand):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Do it, as loudly as was asked for; return its exit code."""
+        if needs := getattr(self.callback, "needs", None):
+            require_extra(needs, _path(ctx))
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         with _volume(quiet and not ctx.params.get("as_json"), verbose):
             return super().invoke(ctx)

@@ -209,24 +209,26 @@ def test_cfg_job_refuses_a_typo_too(console: Console) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "extra"),
+    ("verb", "argv", "extra"),
     [
-        (["simulate"], "simulation"),
-        (["plan"], "simulation"),
-        (["server", "folder"], "server"),
-        (["provision", "federation.yaml"], "server"),
-        (["client", "start", "folder"], "client"),
+        ("simulate", [], "simulation"),
+        ("plan", [], "simulation"),
+        ("server", ["folder"], "server"),
+        ("provision", ["federation.yaml"], "server"),
+        ("client start", ["folder"], "client"),
     ],
 )
-def test_what_an_extra_lacks_is_one_sentence(console: Console, argv: list[str], extra: str) -> None:
+def test_what_an_extra_lacks_is_one_sentence(
+    console: Console, verb: str, argv: list[str], extra: str
+) -> None:
 
     def found(name: str) -> str | None:
         return None if name == "torch" else name
 
     console.monkeypatch.setattr("fedveil.extras.find_spec", found)
-    code, out, err = console(*argv)
+    code, out, err = console(*verb.split(), *argv)
     assert (code, out) == (2, "")
-    assert err == f"extra='{extra}': fedveil {argv[0]} needs torch: pip install 'fedveil[{extra}]'\n"
+    assert err == f"extra='{extra}': fedveil {verb} needs torch: pip install 'fedveil[{extra}]'\n"
 
 
 def test_a_run_gets_its_settings_and_its_folder(console: Console) -> None:
