@@ -131,12 +131,11 @@ class Search:
             told = ", ".join(str(row) for row, _ in self.spoilt)
             why = f"{SUSPECTED}: no other member is in all of the sums that cannot be true, of rounds {told}"
             return dict.fromkeys(self.sought, why) if len(self.sought) == 1 else {}
-        alone = {row: nodes - self.cleared for row, nodes in self.spoilt}
         return {
             node: f"{SUSPECTED}: every other member of its sum of round {row} was in sums that can be true"
-            for row, nodes in alone.items()
-            if len(nodes) == 1
-            for node in nodes
+            for row, nodes in self.spoilt
+            if len(nodes - self.cleared) == 1
+            for node in nodes - self.cleared
         }
 
     def of(self, members: frozenset[int]) -> Search:

@@ -107,6 +107,12 @@ def test_a_suspicion_ends_with_the_first_true_sum_of_the_suspect() -> None:
     assert not search.suspected
 
 
+def test_all_who_are_alone_in_untrue_sums_of_one_round_are_suspected_at_once() -> None:
+    search = Search(untrue=FIRST, several=2, cleared=frozenset({2, 3, 5, 6}))
+    sums = [WeighedSum((1, 2, 3), 9.0, 1.0, "too long"), WeighedSum((4, 5, 6), 9.0, 1.0, "too long")]
+    assert search.after(3, [*sums, WeighedSum((7, 8), 1.0, 1.0)], in_parts=True).suspected.keys() == {1, 4}
+
+
 def test_sums_that_somebody_who_left_may_have_spoilt_count_no_more() -> None:
     search = Search(3, ((1, frozenset({1, 2})), (2, frozenset({2, 3}))), suspected={1: "why", 3: "why"})
     assert search.of(frozenset({2, 3})) == replace(search, spoilt=search.spoilt[1:], suspected={3: "why"})
