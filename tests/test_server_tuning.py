@@ -35,6 +35,7 @@ from fedveil.server.participants import Participants
 from fedveil.server.run import prepare
 from fedveil.server.run import run as run_module
 from fedveil.server.run.build import build
+from fedveil.server.run.display import tuned_line
 from fedveil.server.run.evaluation_plan import scoring_plan
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.server.run.tuning import charged_scores, require_arms, tuning_of
@@ -329,16 +330,21 @@ def test_scores_of_clients_are_charged_once_to_the_clients_of_each_arm(tmp_path:
     assert report["tuning"]["scored_by"] == "clients" and differences(page_of(report), report) == []
 
 
-@pytest.mark.parametrize("other, apart", [(0.77, True), (0.79, False), (None, True)])
-def test_a_winner_is_told_apart_where_it_leads_by_more_than_both_noises(
-    other: float | None, apart: bool
-) -> None:
+@pytest.mark.parametrize("other, apart", [(0.77, True), (0.79, False), (None, False), ("silent", False)])
+def test_a_winner_is_told_apart_where_it_leads_by_more_than_both_noises(other: Any, apart: bool) -> None:
     def record(arm: int, value: float | None) -> dict[str, Any]:
         ends = {"low": None, "high": None} if value is None else {"low": value - 0.05, "high": value + 0.05}
         return {"arm": arm, "epsilon": 0.1, "answers": [{"figures": [{"value": value, **ends}]}]}
 
-    told = charged_scores([record(1, other), record(2, 0.85)], 2)
+    first = {"arm": 1, "epsilon": 0.1, "answers": []} if other == "silent" else record(1, other)
+    told = charged_scores([first, record(2, 0.85)], 2)
     assert told["apart"] is apart and told["epsilon"] == 0.1
+
+
+def test_an_arm_without_a_score_is_said_to_have_none() -> None:
+    arms = [{"value": 0.5, "score": 0.2}, {"value": 2.0, "score": None}]
+    said = tuned_line({"key": "learning_rate", "value": 0.5, "arms": arms, "apart": False})
+    assert "is best of 0.5, 2 (no score), though the noise does not tell them apart" in said
 
 
 def test_each_arm_is_scored_by_its_own_clients_and_no_others(

@@ -62,7 +62,7 @@ class Display:
         names = held_out(self._lines[-1]) if self._lines and models > 1 else ()
         if shown := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
             say(f"mean of the last {models} models: {shown}")
-        if told := _tuned(ending.result.get("tuning")):
+        if told := tuned_line(ending.result.get("tuning")):
             say(told)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
         in_vain = f"; rounds abandoned, and paid for in vain: {lost}" if lost and not failed else ""
@@ -160,11 +160,11 @@ def held_out(done: RoundEnd) -> dict[str, float]:
     return {name: value for name, value in done.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
 
 
-def _tuned(tuning: Mapping[str, Any] | None) -> str:
+def tuned_line(tuning: Mapping[str, Any] | None) -> str:
     """Say which value won, of which; nothing where no value has won."""
     if tuning is None or tuning.get("value") is None:
         return ""
-    others = ", ".join(f"{arm['value']:g}" for arm in tuning["arms"])
+    others = ", ".join(f"{arm['value']:g}{' (no score)' * (arm['score'] is None)}" for arm in tuning["arms"])
     doubt = ", though the noise does not tell them apart" if tuning.get("apart") is False else ""
     return f"tuned: {tuning['key']}={tuning['value']:g} is best of {others}{doubt}"
 

@@ -142,7 +142,7 @@ def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> dict[str, Any]:
-    """Return what evaluations of arms cost a client, and whether the winner leads all others by more than noise.
+    """Return what evaluations of arms cost a client, and whether the winner leads all others, scored too, by more than noise.
 
     Args:
       records: of each arm, what its clients said.
@@ -150,14 +150,15 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
     """
     figures = {each["arm"]: each["answers"][0]["figures"][0] for each in records if each["answers"]}
     best = figures.pop(winner, {"value": None})
-    apart = best["value"] is not None and all(_above(best, other) for other in figures.values())
+    scored = best["value"] is not None and len(figures) == len(records) - 1
+    apart = scored and all(_above(best, other) for other in figures.values())
     return {"scored_by": "clients", "apart": apart} | {key: records[0].get(key) for key in CHARGED}
 
 
 def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether a figure is above another by more than the 95 % interval of their difference."""
+    """Return whether a figure is above another, which can be said, by more than the 95 % interval of their difference."""
     if other["value"] is None:
-        return True
+        return False
     halves = [max(each["value"] - each["low"], each["high"] - each["value"]) for each in (best, other)]
     return best["value"] - other["value"] > math.hypot(*halves)
 
