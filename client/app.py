@@ -41,7 +41,7 @@ from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, drawn_data_of, fingerprint, leaves, placeholder
 from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
 from ..tasks.held_back import held_back_of
-from ..tasks.independence import check_independence
+from ..tasks.independence import check_evaluated_apart, check_independence
 from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
@@ -68,11 +68,13 @@ class Workbench:
       settings: of the clients.
       given: the task, where it is there already; None loads it as the settings say.
       measured: once the model's independence has been measured, what was found.
+      evaluated: whether it has been in evaluation mode, where anything was found.
     """
 
     settings: ClientSettings
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
+    evaluated: list[bool] = field(default_factory=list[bool])
     _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
     _names: dict[int, str] = field(default_factory=dict[int, str])
     _kept: dict[tuple[int, int, Owners | None], Data] = field(
@@ -161,11 +163,12 @@ class Workbench:
         """Return the context in which the model runs."""
         return precision(self.device, self.settings.dtype)
 
-    def private_model(self, data: Data) -> nn.Module:
+    def private_model(self, data: Data, evaluated: bool = False) -> nn.Module:
         """Return the model, once it is known that DP-SGD can train it and keeps examples apart.
 
         Args:
           data: of the first client that trains in this process; independence is measured on them, once.
+          evaluated: whether that is to hold in evaluation mode too, and of the metrics.
 
         Raises:
           Refusal: names the layer, the loss or the attribute.
@@ -174,6 +177,9 @@ class Workbench:
             check_trainable(self.model)
             check_independence(self.task.model(), self.task, data)  # not on values that a server sent
             self.measured.append(True)
+        if evaluated and len(data) and not self.evaluated:
+            check_evaluated_apart(self.task.model(), self.task, data)
+            self.evaluated.append(True)
         return self.model
 
     def lend(self) -> ArrayRecord:
@@ -291,7 +297,7 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
         return means_over(near, bench.task, bench.model, bench.precision, asked)
     from ..tasks.model_columns import read_released  # tables, which training does without
 
-    read_released(bench.private_model(held), released)
+    read_released(bench.private_model(held, evaluated=True), released)
     return rows_measured(near, bench.task, bench.model, bench.precision, asked)
 
 
@@ -306,8 +312,9 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     from ..tasks.model_columns import columns_with, read_released  # tables, which training does without
 
     bench.forget()
-    hidden = inquiry.unit is Unit.RECORD  # then what it says of a row may hang on no other one
-    read_released(bench.private_model(data_of(bench.task, client)) if hidden else bench.model, released)
+    if inquiry.unit is Unit.RECORD:  # then what it says of a row may hang on no other one
+        bench.private_model(data_of(bench.task, client), evaluated=True)
+    read_released(bench.model, released)
     return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
 
 

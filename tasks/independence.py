@@ -10,6 +10,9 @@ and on a few of the owner's examples, before anything is spent:
 - the gradient of any weighted sum of the examples' losses is the sum of the gradients that each has alone;
 - a step on other examples in between changes no result, no buffer and no attribute.
 
+Where records are hidden, and a model is evaluated on them or says something of each, the outputs are measured in evaluation
+mode as well, and metrics of single records in one order and the other.
+
 What is random in a layer is seeded where batches have the same size, and held constant where they differ, because
 the same seed gives other draws to a tensor of another shape.
 """
@@ -33,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..privacy.refusal import Refusal
 from .data import Data, Examples, LazyExamples, leaves, mapped, rows_of, run_on
-from .protocol import Objective
+from .protocol import Objective, Task
 
 MOST_CLASSES = 500  # batches of targets, of one example and some classes each
 BATCH = 6  # examples of the probe; each pair of them is tried
@@ -121,6 +124,52 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
             check(probe)
         if isinstance(data, LazyExamples) and data.collate is not None:
             _check_collate(probe, data)
+
+
+def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
+    """Refuse a model that mixes examples once it is evaluated, or metrics of one example that depend on another's.
+
+    Arguments as of `check_independence`, which has passed.
+    """
+    if len(data) == 0:
+        return
+    with _quiet_generators(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        probe = _prepared(model, task, data)
+        probe.model.eval()
+        _check_rows(probe)
+        _check_parts(probe)
+        check_measured_apart(task, probe.outputs(), probe.targets)
+
+
+def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 1) -> None:
+    """Refuse metrics that go by what was measured before, and so by other records or clients.
+
+    Args:
+      task: says the metrics.
+      outputs: of a model.
+      targets: shape (n, ...).
+      each: examples that are measured together.
+    """
+    parts = [slice(start, start + each) for start in range(0, len(targets), each)]
+    # What lies between is out of all proportion: a largest value that was seen may long be that of all examples.
+    first, _, again = (
+        [_found(task, rows_of(given, part), targets[part]) for part in parts]
+        for given in (outputs, mapped(lambda tensor: tensor * -EXTREME, outputs), outputs)
+    )
+    if first != again:
+        name = f"{type(task).__name__}.metrics"
+        remedy = "say what one batch gives, and keep nothing of those before it"
+        raise Refusal(name, "the same examples give other figures after others were measured", remedy)
+
+
+def _found(task: Task, outputs: Any, targets: Tensor) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return repr({name: float(value) for name, value in task.metrics(outputs, targets).items()})
+    except Exception:  # noqa: BLE001 (of the task's own code, such as an area under a curve, which few examples do not have)
+        return ""
 
 
 def _spread(count: int) -> Tensor:

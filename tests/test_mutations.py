@@ -445,6 +445,20 @@ MUTATIONS = {
         "test_client_evaluation.py",
         "not_the_evaluations_own",
     ),
+    "records are measured apart in training mode alone": Mutation(
+        "tasks/independence.py",
+        "        probe.model.eval()\n",
+        "",
+        RECORD_EVALUATION_TESTS,
+        "only_where_they_are_measured",
+    ),
+    "metrics may go by what was measured before": Mutation(
+        "tasks/independence.py",
+        "    if first != again:",
+        "    if not first:",
+        RECORD_EVALUATION_TESTS,
+        "only_where_they_are_measured",
+    ),
     "a record that is not there moves another one out of training": Mutation(
         "privacy/statistics/held_rows.py",
         "    if alone:\n        return held\n",
@@ -1994,8 +2008,8 @@ MUTATIONS = {
     ),
     "a model that mixes rows is asked about rows that are hidden": Mutation(
         "client/app.py",
-        "hidden = inquiry.unit is Unit.RECORD",
-        "hidden = False",
+        "if inquiry.unit is Unit.RECORD:",
+        "if False:",
         "test_tasks_model_columns.py",
         "mixes_rows",
     ),

@@ -35,7 +35,12 @@ from ...tasks.data import (
     run_on,
 )
 from ...tasks.hardware import check_made_here
-from ...tasks.independence import batches_of_all, check_independence
+from ...tasks.independence import (
+    batches_of_all,
+    check_evaluated_apart,
+    check_independence,
+    check_measured_apart,
+)
 from ...tasks.persons import names_of
 from ...tasks.protocol import Task, check_trainable, own_training
 from ...tasks.scaling import ASKED, FIELD
@@ -96,6 +101,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         check_trainable(federation.task.model())
         for data in _to_measure(federation):
             check_independence(federation.task.model(), federation.task, data)
+            if federation.together is not None and one_evaluation(federation) is not None:
+                check_evaluated_apart(federation.task.model(), federation.task, data)
     _check_other_mode(federation)
     make_strategy_of(federation)
     tuning = tuning_of(federation, saved.deal if saved else None)
@@ -233,7 +240,9 @@ def _check_evaluation(federation: Federation) -> None:
     inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
     model = task.model().eval()
     with torch.no_grad():
-        known = task.metrics(run_on(model, inputs), targets)
+        outputs = run_on(model, inputs)
+        known = task.metrics(outputs, targets)
+    check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
     fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
     fields |= {"tune.metric": scored_metric(settings)} if scored else {}
     for field, wanted in fields.items():

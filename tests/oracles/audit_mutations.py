@@ -158,6 +158,8 @@ BEYOND: dict[str, str] = {
     "clients train on what they hold out": EVALUATED,
     "clients evaluate uncharged": EVALUATED,
     "evaluations are in no plan": EVALUATED,
+    "records are measured apart in training mode alone": EVALUATED,
+    "metrics may go by what was measured before": EVALUATED,
     "a record that is not there moves another one out of training": EVALUATED,
     "records are held out by each other where they are hidden": EVALUATED,
     "a record's figures are each as long as its norm": EVALUATED,
