@@ -52,6 +52,11 @@ class Adjacency(StrEnum):
     ADD_OR_REMOVE_ONE = "add-or-remove-one"
     REPLACE_ONE = "replace-one"
 
+    @property
+    def distance(self) -> int:
+        """How far one unit moves a clipped sum, in clipping norms."""
+        return 2 if self is Adjacency.REPLACE_ONE else 1
+
 
 class Adversary(StrEnum):
     """Reader of a release: the server, the other clients, or whoever gets the released model.

@@ -59,7 +59,7 @@ class Plan:
     @property
     def noise_over_clip(self) -> float:
         """Noise std / clip of one release, as the accountants read it; the same float whatever the clip is."""
-        return self._noise() * self._sensitivity_in_clips()
+        return self._noise() * self.adjacency.distance
 
     @property
     def noise_std(self) -> float:
@@ -220,9 +220,6 @@ class Plan:
         if self.noise_multiplier is None:
             raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
         return self.noise_multiplier
-
-    def _sensitivity_in_clips(self) -> int:
-        return 2 if self.adjacency is Adjacency.REPLACE_ONE else 1
 
 
 def _positive(field: str, value: float) -> float:

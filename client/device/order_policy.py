@@ -151,7 +151,7 @@ def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise
 
 def noise_over_clip(claim: ClientClaim) -> float:
     """Return the claimed noise std over the clipping norm: replacing a client moves a sum by two norms."""
-    return claim.noise_multiplier * (2 if claim.adjacency is Adjacency.REPLACE_ONE else 1)
+    return claim.noise_multiplier * claim.adjacency.distance
 
 
 def _violations(

@@ -110,11 +110,8 @@ def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[t
       An empty list where an event is another, or no accountant covers several records.
     """
     counts = grouped(events)
-    if not all(gaussian_scale(leaf) for leaf, _ in counts):
-        return []
-    if adjacency is Adjacency.REPLACE_ONE and not all(
-        (gaussian_scale(leaf) or (0.0, 0.0))[0] == 1 for leaf, _ in counts
-    ):
+    rates = [None if (scale := gaussian_scale(leaf)) is None else scale[0] for leaf, _ in counts]
+    if None in rates or (adjacency is Adjacency.REPLACE_ONE and not set(rates) <= {1.0}):
         return []
     found: list[tuple[int, float]] = []
     for records in GROUPS:
@@ -164,23 +161,16 @@ def _mu(counts: Counts, adjacency: Adjacency) -> float | None:
     leaves = with_one_gaussian(dict(counts))
     if not all(isinstance(leaf, GaussianDpEvent) for leaf in leaves):
         return None
-    distance = 2 if adjacency is Adjacency.REPLACE_ONE else 1
-    return sum(distance / float(leaf.noise_multiplier) for leaf in leaves)
+    return sum(adjacency.distance / float(leaf.noise_multiplier) for leaf in leaves)
 
 
 def _trade_off(points: Pairs) -> Pairs:
     """Return the least false negative rate at each of `FALSE_POSITIVES` that (delta, epsilon) pairs leave."""
     deltas, sizes = np.array([each for each in points if math.isfinite(each[1])]).reshape(-1, 2).T
+
+    def missed(rate: float) -> float:
+        bounds = (1 - deltas - np.exp(sizes) * rate, np.exp(-sizes) * (1 - deltas - rate))
+        return float(max(np.max(each, initial=0.0) for each in bounds))
+
     with np.errstate(over="ignore"):
-        return [
-            (
-                rate,
-                float(
-                    max(
-                        np.max(1 - deltas - np.exp(sizes) * rate, initial=0.0),
-                        np.max(np.exp(-sizes) * (1 - deltas - rate), initial=0.0),
-                    )
-                ),
-            )
-            for rate in FALSE_POSITIVES
-        ]
+        return [(rate, missed(rate)) for rate in FALSE_POSITIVES]

@@ -64,8 +64,7 @@ def exact_epsilon(counts: Mapping[str, int], delta: float, adjacency: Adjacency)
     precision = composed(counts)
     if precision is None:
         return None
-    distance = 2 if adjacency is Adjacency.REPLACE_ONE else 1
-    return gaussian_epsilon(math.sqrt(precision) * distance, delta)
+    return gaussian_epsilon(math.sqrt(precision) * adjacency.distance, delta)
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:

@@ -224,13 +224,8 @@ class Evidence:
         """Epsilon that canaries could have shown if there were no noise: other updates lie in their way."""
         # Where the rounds are known, the others are left out, and their updates hide nothing.
         share = self.terms.rate if self.amplified else math.sqrt(self.terms.rate)
-        mu = share * self.interference.ceiling_mu() * self._distance
+        mu = share * self.interference.ceiling_mu() * self.terms.adjacency.distance
         return gaussian_epsilon(mu, self.terms.delta)
-
-    @property
-    def _distance(self) -> float:
-        """Distance of in from out, in clipping norms: who is replaced goes from one end to the other."""
-        return 2.0 if self.terms.adjacency is Adjacency.REPLACE_ONE else 1.0
 
     def measured(self) -> Measured:
         """Return what canaries show after these rounds."""

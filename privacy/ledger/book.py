@@ -27,7 +27,7 @@ from ..accounting.epsilon import (
 )
 from ..accounting.events import event_from_json, is_mixture
 from ..accounting.gaussian import exact_epsilon
-from ..accounting.renyi import quiet_orders
+from ..accounting.renyi import quiet_orders, relation_of
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
@@ -421,14 +421,9 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
 @lru_cache(maxsize=16)  # takes most of the time, and adversaries, and clients, often have seen the same
 def _sizes(events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
     from dp_accounting.pld import PLDAccountant
-    from dp_accounting.privacy_accountant import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
 
-    relation = {
-        Adjacency.ZERO_OUT: Relation.REPLACE_SPECIAL,
-        Adjacency.ADD_OR_REMOVE_ONE: Relation.ADD_OR_REMOVE_ONE,
-        Adjacency.REPLACE_ONE: Relation.REPLACE_ONE,
-    }[adjacency]
+    relation = relation_of(adjacency)
     ours = counted(events, delta, adjacency, order)
     by_pld = by_rdp = None
     if order is None and delta >= MIN_PLD_DELTA:
