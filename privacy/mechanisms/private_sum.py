@@ -19,7 +19,7 @@ its own. The clips add up in squares to the norm. There is no second channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -345,17 +345,17 @@ def add_packed(cohort_sum: CohortSum, packed: Packed, spec: SumSpec) -> None:
 
     Arguments as of `add`.
     """
-    squared = _add_packed(cohort_sum.total, packed, np.add)
+    squared = _add_blocks(cohort_sum.total, packed.blocks(), np.add)
     if squared > float(spec.cells) ** 2:
-        _add_packed(cohort_sum.total, packed, np.subtract)  # whole numbers: nothing of it is left
+        _add_blocks(cohort_sum.total, packed.blocks(), np.subtract)  # whole numbers: nothing of it is left
         return add(cohort_sum, unpack(packed.data, packed.count, packed.width), spec)
     cohort_sum.replies += 1
 
 
-def _add_packed(total: Vector, packed: Packed, combine: np.ufunc) -> float:
-    """Add (or subtract) packed numbers, and return their squared norm."""
+def _add_blocks(total: Vector, blocks: Iterable[tuple[int, NDArray[Any]]], combine: np.ufunc) -> float:
+    """Add (or subtract) blocks, each at its place, and return their squared norm together."""
     squared = 0.0
-    for start, block in packed.blocks():
+    for start, block in blocks:
         squared += squared_norm(block)
         where = total[start : start + block.size]
         combine(where, block, out=where)
@@ -386,9 +386,9 @@ def add_update(
     factor = _factor(parts, spec, coordinates)
     tail = _segments_on_grid(values, factor, spec)
     wide = cohort_sum.total[start : start + _size(parts)]
-    squared = float(np.dot(tail, tail)) + _add_rounded(wide, parts, factor / spec.step, np.add)
+    squared = float(np.dot(tail, tail)) + _add_blocks(wide, _rounded(parts, factor / spec.step), np.add)
     if squared > float(spec.cells) ** 2:
-        _add_rounded(wide, parts, factor / spec.step, np.subtract)  # whole numbers: nothing of it is left
+        _add_blocks(wide, _rounded(parts, factor / spec.step), np.subtract)  # whole numbers: nothing is left
         whole = {str(place): part for place, part in enumerate(_whole(parts, start, coordinates))}
         return add(cohort_sum, encode(whole, values, spec)[0], spec)
     cohort_sum.total[coordinates:] += tail
@@ -417,16 +417,6 @@ def _whole(parts: Parts, start: int, coordinates: int) -> Parts:
     whole = np.zeros(coordinates, window.dtype)
     whole[start : start + window.size] = window
     return [whole]
-
-
-def _add_rounded(total: Vector, update: Parts, factor: float, combine: np.ufunc) -> float:
-    """Add (or subtract) the scaled update on the grid, and return its squared norm there."""
-    squared = 0.0
-    for start, block in _rounded(update, factor):
-        squared += float(np.dot(block, block))
-        where = total[start : start + block.size]
-        combine(where, block, out=where)
-    return squared
 
 
 def _plausible_count(vector: Contribution, spec: SumSpec) -> bool:
