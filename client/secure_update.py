@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from ..privacy.mechanisms.distributed import add_further_noise, encode_share, openings
+from ..privacy.mechanisms.distributed import add_grid_noise, encode_share, openings
 from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
 from ..privacy.mechanisms.sizing import ShareSpec
 from ..privacy.refusal import Refusal
@@ -36,7 +37,16 @@ from ..strategies.secure_wire import (
     task_hash,
 )
 from ..strategies.wire import FAILED, only_arrays, sum_spec_of
-from .private_update import Charge, NotTrained, or_of_zeros, uncharged, update_of, values_of, without_error
+from .private_update import (
+    Charge,
+    NotTrained,
+    answer_of,
+    or_of_zeros,
+    uncharged,
+    update_of,
+    values_of,
+    without_error,
+)
 
 logger = logging.getLogger("fedveil.client")
 
@@ -69,17 +79,18 @@ def secure_update(
     if asked is None:
         return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
     job = TrainingJob(identity, randomness, message, context, call_next, charge)
+    return answer_of(message, lambda: _answered(job, asked))
+
+
+def _answered(job: TrainingJob, asked: Sequence[bytes]) -> Message:
+    """Return the reply to the protocol's messages of an instruction."""
+    identity, message, context = job.identity, job.message, job.context
+    node = _remembered(context, _for_vectors(identity, message.content))
     try:
-        node = _remembered(context, _for_vectors(identity, message.content))
-        try:
-            work = job.work(node) if records_of(message.content, ArrayRecord) else None
-            replies = [_handled(node, identity, each, work) for each in asked]
-        finally:
-            context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
-    except Exception:
-        # What failed may depend on the data: nobody but the owner may read it.
-        logger.exception("round failed at this client")
-        return Message(Error(FAILED, "the client failed"), reply_to=message)
+        work = job.work(node) if records_of(message.content, ArrayRecord) else None
+        replies = [_handled(node, identity, each, work) for each in asked]
+    finally:
+        context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
     codes = [reply for reply in replies if isinstance(reply, int)]
     if codes and len(asked) == 1:
         return Message(Error(codes[0], "the client did not train"), reply_to=message)
@@ -152,21 +163,6 @@ class OwnNoise:
     multiplier: float
 
 
-def own_noise(spec: ShareSpec, terms: AttemptTerms, outsiders: int) -> OwnNoise:
-    """Return what a node adds so that it is sure of the promised noise, whatever so many members know.
-
-    Where the grid has no room for it nothing is added, and the node is charged for the noise that there is.
-
-    Args:
-      spec: of the vector.
-      terms: of the attempt; `noise_multiplier` is promised.
-      outsiders: members of the cohort that the owner does not vouch for.
-    """
-    sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
-    left = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
-    return OwnNoise(max(sigma, 0), left)
-
-
 @dataclass(frozen=True)
 class TrainingJob:
     """Training of this node in a round, done once the protocol asks for it; attributes as of `secure_update`."""
@@ -194,16 +190,22 @@ class TrainingJob:
         return _agreed_spec(self.message.content, terms, self.identity.policy.collusion)
 
     def _noise(self, spec: ShareSpec, terms: AttemptTerms, node: Participant) -> OwnNoise:
+        """Return what the node adds so that it is sure of the promised noise, whatever members know whom nobody vouches for.
+
+        Where the grid has no room for it nothing is added, and the node is charged for the noise that there is.
+        """
         policy = self.identity.policy
         if not policy.peers:
             return OwnNoise(0, terms.noise_multiplier)
         cohort = next(each.candidates for each in node.attempts.values() if each.terms == terms)
         others = [each for each in cohort if each != self.identity.node]
-        found = own_noise(spec, terms, self.identity.roster.outsiders(others, policy.peers))
-        if found.multiplier < policy.minimum_noise_multiplier:
+        outsiders = self.identity.roster.outsiders(others, policy.peers)
+        sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
+        multiplier = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
+        if multiplier < policy.minimum_noise_multiplier:
             why = "minimum_noise_multiplier is not met without members that nobody vouches for"
             raise Refused(Reason.POLICY, why)
-        return found
+        return OwnNoise(max(sigma, 0), multiplier)
 
     def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:
         content = self.message.content
@@ -222,7 +224,7 @@ class TrainingJob:
             )
             del reply, update
             if noise.sigma:
-                add_further_noise(words, noise.sigma, stream)
+                add_grid_noise(words, noise.sigma, stream)
             return cast(Vector, words), openings(spec, layers)
 
 

@@ -380,9 +380,9 @@ def test_members_that_nobody_vouches_for_know_their_noise(
 ) -> None:
     """Of five, one may collude in any case: from the second outsider on the device adds noise of its own."""
     added: list[int] = []
-    real = secure_update.add_further_noise
+    real = secure_update.add_grid_noise
     monkeypatch.setattr(
-        secure_update, "add_further_noise", lambda *given: added.append(given[1]) or real(*given)
+        secure_update, "add_grid_noise", lambda *given: added.append(given[1]) or real(*given)
     )
     grid = federation(desk)
     grid = federation(desk, peers=pinned(grid.devices[2], *peers))

@@ -372,7 +372,9 @@ def test_an_alarm_whose_server_was_killed_before_it_ended_still_ends_the_run(hea
 @pytest.mark.parametrize("mode", [CENTRAL, MASKED], ids=["central", "masked"])
 def test_devices_take_noise_that_an_alarm_raised(mode: tuple[str, ...], hearts: Path) -> None:
     with (
-        noise_halved(since=1) if mode is CENTRAL else patch.object(distributed, "_add_noise", lambda *_: None)
+        noise_halved(since=1)
+        if mode is CENTRAL
+        else patch.object(distributed, "add_grid_noise", lambda *_: None)
     ):
         assert served(hearts, *mode, "num_rounds=2", "audit.on_alarm=raise_noise")[0] == 0
     assert [row["replies"] for row in rows_of(hearts)] == [5, 5]

@@ -2058,15 +2058,15 @@ MUTATIONS = {
     ),
     "a client's share of the noise dropped": Mutation(
         "privacy/mechanisms/distributed.py",
-        "if spec.sigma:\n        _add_noise(words, spec.sigma, stream)",
+        "if spec.sigma:\n        add_grid_noise(words, spec.sigma, stream)",
         "if False:\n        pass",
         "test_privacy_distributed_shares.py",
         "silent_client",
     ),
     "layers of noise that nobody adds": Mutation(
         "privacy/mechanisms/distributed.py",
-        "for layer, own in zip(spec.layers, layers, strict=True):\n        _add_noise(words, layer.sigma",
-        "for layer, own in zip(spec.layers, layers, strict=True):\n        _add_noise(words[:0], layer.sigma",
+        "for layer, own in zip(spec.layers, layers, strict=True):\n        add_grid_noise(words, layer.sigma",
+        "for layer, own in zip(spec.layers, layers, strict=True):\n        add_grid_noise(words[:0], layer.sigma",
         "test_privacy_distributed_shares.py",
         "what_stays_closed",
     ),

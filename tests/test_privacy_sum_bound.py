@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
-from fedveil.privacy.mechanisms.distributed import add_further_noise, decode_sum, encode_share
+from fedveil.privacy.mechanisms.distributed import add_grid_noise, decode_sum, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_bound import (
@@ -115,7 +115,7 @@ def test_owners_who_vouch_for_nobody_raise_no_alarm(clients: int, bits: int) -> 
     told = [further if client % 3 == 0 else 0 for client in range(clients)]
     for client, vector in enumerate(vectors):
         if told[client]:
-            add_further_noise(vector, told[client], Randomness(9).stream("further", client))
+            add_grid_noise(vector, told[client], Randomness(9).stream("further", client))
     found = norm_of(total(vectors), spec)
     assert found <= longest_sum(spec, SummedNoise(clients, clients, tuple(told), noise))
     assert not is_too_noisy(spec, SummedNoise(clients, clients, tuple(told), noise))

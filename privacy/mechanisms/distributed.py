@@ -78,9 +78,9 @@ def encode_share(
     # Two's complement: modulo 2^bits, here and wherever words are added.
     words = whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
     if spec.sigma:
-        _add_noise(words, spec.sigma, stream)
+        add_grid_noise(words, spec.sigma, stream)
     for layer, own in zip(spec.layers, layers, strict=True):
-        _add_noise(words, layer.sigma, keyed_stream(own, _LAYER))
+        add_grid_noise(words, layer.sigma, keyed_stream(own, _LAYER))
     return words, clipped
 
 
@@ -137,21 +137,18 @@ def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes
     return tuple((layer.survivors, seed) for layer, seed in zip(spec.layers, layers, strict=True))
 
 
-def _add_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc = np.add) -> None:
+def add_grid_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc = np.add) -> None:
+    """Add discrete Gaussian noise of parameter `sigma` to words on the grid, in place, or take it out again.
+
+    Args:
+      words: as `encode_share` returns them, or a sum of such.
+      sigma: in grid units, above 0.
+      stream: that serves these words and no other.
+      combine: `np.subtract` takes out what the same stream has added.
+    """
     for start in range(0, words.size, _NOISE_BLOCK):
         block = words[start : start + _NOISE_BLOCK]
         combine(block, sample(sigma, block.size, stream).astype(words.dtype), out=block)
-
-
-def add_further_noise(words: Words, sigma: int, stream: Stream) -> None:
-    """Add noise of the client's own to its vector, in place, that no number of survivors takes back.
-
-    Args:
-      words: as `encode_share` returns them.
-      sigma: as `ShareSpec.missing_sigma` says.
-      stream: the client's own, secret; it serves this vector and no other.
-    """
-    _add_noise(words, sigma, stream)
 
 
 # --- at the server ---------------------------------------------------------------------------------------------
@@ -194,7 +191,7 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
         if len(seeds) == len(layers):
             taken += 1
             for layer, seed in zip(layers, seeds, strict=True):
-                _add_noise(total, layer.sigma, keyed_stream(seed, _LAYER), np.subtract)
+                add_grid_noise(total, layer.sigma, keyed_stream(seed, _LAYER), np.subtract)
     return taken
 
 

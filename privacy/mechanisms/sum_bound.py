@@ -12,7 +12,7 @@ sum of independent discrete Gaussians, so it is sub-Gaussian with V, the sum of 
 So |s + N|^2 <= (n L)^2 + 2 n L sqrt(2 V t) + V (d + 2 sqrt(d t) + 2 t), but in one round of 10^6.
 
 V holds the noise that is known to be there: the shares, the layers that stay closed, those that their owners did not open,
-and what owners who pin peers say that they added (`add_further_noise`). What a member says counts up to what one needs who
+and what owners who pin peers say that they added (`add_grid_noise`). What a member says counts up to what one needs who
 vouches for nobody but itself: a lie makes room for that much, once. Where V is so large that one coordinate in fifty
 overflows, no norm says anything, and the sum is of no use: `is_too_noisy`.
 """

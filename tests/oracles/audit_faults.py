@@ -132,9 +132,9 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "accounted rate half of the real": (Fault(Poisson, "draw", _rate(2)),),
     "accounted rate a quarter of the real": (Fault(Poisson, "draw", _rate(4)),),
     "sampling fixed, accounted as Poisson": (Fault(Poisson, "draw", _fixed),),
-    "encrypted sums, none": (Fault(distributed, "_add_noise", lambda add: add, MASKED),),
+    "encrypted sums, none": (Fault(distributed, "add_grid_noise", lambda add: add, MASKED),),
     "encrypted sums that drop the noise": (
-        Fault(distributed, "_add_noise", lambda add: lambda *rest: None, MASKED),
+        Fault(distributed, "add_grid_noise", lambda add: lambda *rest: None, MASKED),
     ),
     "records, none": (Fault(dp_sgd, "standard_normal", lambda draw: draw, RECORDS),),
     "records, one local step accounted of many": (
