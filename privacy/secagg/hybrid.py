@@ -87,10 +87,10 @@ def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Of
     """
     keys = agreed.by_node[receiver].kem_keys
     for_shares, for_masks = keys[: KEM_KEY_BYTES // 2], keys[KEM_KEY_BYTES // 2 :]
-    share_secret, block = _encapsulated(for_shares)
+    share_secret, block = _public(for_shares).encapsulate()
     if sender > receiver:
         return Offer(block, share_secret, b"")
-    mask_secret, more = _encapsulated(for_masks)
+    mask_secret, more = _public(for_masks).encapsulate()
     escrow = seal(agreed.suite, _escrow_key(agreed, mask_seed, receiver), mask_secret, b"")
     return Offer(block + more + escrow, share_secret, mask_secret)
 
@@ -144,10 +144,6 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
 
 def _escrow_key(agreed: Agreement, mask_seed: bytes, peer: int) -> bytes:
     return derive(mask_seed, frame(Purpose.ESCROW, agreed.cohort, peer))
-
-
-def _encapsulated(public: bytes) -> tuple[bytes, bytes]:
-    return _public(public).encapsulate()
 
 
 def _public(key: bytes) -> MLKEM768PublicKey:

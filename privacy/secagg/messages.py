@@ -52,31 +52,26 @@ def unpack(data: bytes) -> Any:
         raise Refused(Reason.MALFORMED, str(error)) from error
 
 
-def _fixed(length: int) -> Callable[[Any], bytes]:
+def _bytes(fits: Callable[[int], bool], why: str) -> Callable[[Any], bytes]:
+    """Return the check of a byte string by its length."""
+
     def check(value: Any) -> bytes:
-        if type(value) is not bytes or len(value) != length:
-            raise Refused(Reason.MALFORMED, f"not {length} bytes")
+        if type(value) is not bytes or not fits(len(value)):
+            raise Refused(Reason.MALFORMED, why)
         return value
 
     return check
 
 
-SIGNATURES = frozenset(suite.signature_bytes for suite in SUITES.values())
-
-
-def _signature(value: Any) -> bytes:
-    if type(value) is not bytes or len(value) not in SIGNATURES:
-        raise Refused(Reason.MALFORMED, "no signature")
-    return value
+def _fixed(length: int) -> Callable[[Any], bytes]:
+    return _bytes(lambda found: found == length, f"not {length} bytes")
 
 
 def _many(length: int) -> Callable[[Any], bytes]:
-    def check(value: Any) -> bytes:
-        if type(value) is not bytes or len(value) % length:
-            raise Refused(Reason.MALFORMED, f"not a multiple of {length} bytes")
-        return value
+    return _bytes(lambda found: found % length == 0, f"not a multiple of {length} bytes")
 
-    return check
+
+SIGNATURES = frozenset(suite.signature_bytes for suite in SUITES.values())
 
 
 def _node(value: Any) -> int:
@@ -134,7 +129,7 @@ Node = Annotated[int, _node]
 Nodes = Annotated[tuple[int, ...], _nodes]
 Hash = Annotated[bytes, _fixed(HASH_BYTES)]
 Key = Annotated[bytes, _fixed(KEY_BYTES)]
-Signature = Annotated[bytes, _signature]
+Signature = Annotated[bytes, _bytes(SIGNATURES.__contains__, "no signature")]
 Sealed = Annotated[bytes, _many(SEALED_BYTES)]
 Shares = Annotated[bytes, _many(SHARE_BYTES)]
 Kem = Annotated[bytes, _many(1)]
