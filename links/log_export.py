@@ -87,16 +87,9 @@ def read_told(path: Path, ca: bytes, federation: str) -> Told:
     """
     try:
         found = read_json(read_file(path))
-        keys = cast(dict[str, Any], found).keys() if isinstance(found, dict) else ()
-        kind = next(
-            (
-                k
-                for key, k in (("inclusion", InclusionProof), ("consistency", ConsistencyProof))
-                if key in keys
-            ),
-            LogExport,
-        )
-        told = build(kind, found)
+        keys = cast(dict[str, Any], found).keys() if isinstance(found, dict) else set[str]()
+        proof = InclusionProof if "inclusion" in keys else ConsistencyProof
+        told = build(proof if keys & {"inclusion", "consistency"} else LogExport, found)
         if told.format != FORMAT:
             raise Undecodable(f"format {told.format!r}")
         check_head(told.head, ca, federation)
