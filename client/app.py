@@ -48,7 +48,7 @@ from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
 from .evaluation import means_over, rows_measured
-from .private_update import SUMMED_RECORD, private_update, unchanged
+from .private_update import private_update, summed_reply, unchanged
 from .questions import Measured, answered, evaluated
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
@@ -450,8 +450,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     data = bench.records_of(client, settings)
     rows = drawn(len(data), terms, randomness.stream("batches", number, client))
     update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
-    content = RecordDict({SUMMED_RECORD: wire.memory_arrays(dict(update)), "metrics": MetricRecord({})})
-    return Message(content, reply_to=message)
+    return summed_reply(message, update)
 
 
 def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:

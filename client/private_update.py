@@ -129,11 +129,15 @@ def unchanged(message: Message) -> Message:
     """Return the reply that nothing changed: whether a client answers another, or none, would tell of its records."""
     arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
     if wire.sum_spec_of(message.content).unit_norm is not None:
-        zeros = {name: np.zeros_like(value) for name, value in arrays.items()}
-        content = RecordDict({SUMMED_RECORD: wire.memory_arrays(zeros)})
-    else:
-        metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})
-        content = RecordDict({"arrays": wire.memory_arrays(arrays), "metrics": metrics})
+        return summed_reply(message, {name: np.zeros_like(value) for name, value in arrays.items()})
+    metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})
+    content = RecordDict({"arrays": wire.memory_arrays(arrays), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+def summed_reply(message: Message, parts: Mapping[str, NDArray[np.generic]]) -> Message:
+    """Return an app's reply of what its records add to a sum of records, by name."""
+    content = RecordDict({SUMMED_RECORD: wire.memory_arrays(parts), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 
 

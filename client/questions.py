@@ -16,7 +16,7 @@ from ..strategies.question_wire import own_noise_of
 from ..strategies.wire import WEIGHT, memory_arrays, sum_spec_of
 from ..tasks.columns import columns_of
 from ..tasks.protocol import Task
-from .private_update import SEGMENTS_RECORD, SUMMED_RECORD
+from .private_update import SEGMENTS_RECORD, summed_reply
 
 Measured = HeldOutMeans | HeldOutRows  # of an evaluation that hides clients, or records
 
@@ -62,27 +62,27 @@ def evaluated(message: Message, asked: Evaluation, measured: Measured | None) ->
       measured: on what the client holds out; None where it holds nothing.
     """
     if asked.unit is Unit.RECORD:
-        unit = sum_spec_of(message.content).unit_norm
-        if unit is None:
-            raise ValueError("a sum that hides records has the norm of a record's part")
         assert not isinstance(measured, HeldOutMeans)
-        summed = memory_arrays(dict(asked.contribution_of_records(measured, unit)))
-        return Message(RecordDict({SUMMED_RECORD: summed, "metrics": MetricRecord({})}), reply_to=message)
+        return summed_reply(message, asked.contribution_of_records(measured, _unit_norm(message)))
     assert not isinstance(measured, HeldOutRows)
     parts = memory_arrays(dict(asked.contribution(measured)))
     return Message(RecordDict({SEGMENTS_RECORD: parts}), reply_to=message)
 
 
 def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
-    noise, unit = own_noise_of(message.content), sum_spec_of(message.content).unit_norm
+    noise = own_noise_of(message.content)
     if noise is None:
-        if unit is None:
-            raise ValueError("a sum that hides records has the norm of a record's part")
-        summed = memory_arrays(dict(inquiry.contribution_of_records(table, unit)))
-        return Message(RecordDict({SUMMED_RECORD: summed, "metrics": MetricRecord({})}), reply_to=message)
+        return summed_reply(message, inquiry.contribution_of_records(table, _unit_norm(message)))
     noised = memory_arrays(dict(with_own_noise(inquiry, table, noise, stream)))
     content = RecordDict({"arrays": noised, "metrics": MetricRecord({WEIGHT: 1})})
     return Message(content, reply_to=message)
+
+
+def _unit_norm(message: Message) -> float:
+    unit = sum_spec_of(message.content).unit_norm
+    if unit is None:
+        raise ValueError("a sum that hides records has the norm of a record's part")
+    return unit
 
 
 def with_own_noise(

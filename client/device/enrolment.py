@@ -155,9 +155,8 @@ def parse_request(data: bytes, where: str) -> Enrolment:
     curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
     if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not own_key:
         raise Refusal("request", where, "holds keys of other kinds, or that are not its own; make another")
-    public_key, keys = cast(EllipticCurvePublicKey, public), (identity, second)
-    own, other = map(bytes.fromhex, keys)
-    return Enrolment(name, own, public_key, supernode, other)
+    keys = bytes.fromhex(identity), cast(EllipticCurvePublicKey, public), supernode, bytes.fromhex(second)
+    return Enrolment(name, *keys)
 
 
 def _request(keys: Keys, name: str) -> dict[str, str]:
