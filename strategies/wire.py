@@ -39,9 +39,7 @@ LATE = 1002  # of a client that took longer than its deadline
 OWNERS_POLICY = 1003  # of a client whose owner does not allow what it was asked for
 NOT_ELIGIBLE = 1004  # of a device that is on battery, hot, busy, on a metered network, or outside its hours
 NOT_READY = 1005  # of a device whose clock is wrong, or that cannot write
-HANDLED_BEFORE = (
-    1006  # of a client that began this before it lost its memory: it is neither done nor charged twice
-)
+HANDLED_BEFORE = 1006  # of a client that lost its memory of what it had begun: neither done nor charged twice
 UNREADABLE = 1007  # of a reply that is no message
 NO_EXAMPLES = 1008  # of a client that has none, and sits out
 NO_BASE = 1009  # of a device that does not hold the model that a difference is from; it is sent the whole

@@ -64,9 +64,7 @@ logger = logging.getLogger("fedveil.client")
 Trainer = Callable[[Message, ClientSettings], Message]
 # Modes in which a sum alone is seen, with the noise of all.
 ENCRYPTED_MODES = (Mode.CLIENT_DISTRIBUTED, Mode.RECORD_DISTRIBUTED)
-ACCELERATOR = (
-    "FEDVEIL_DEVICE"  # environment variable: where this client trains, such as cuda; cpu unless it is set
-)
+ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: where this client trains, such as cuda; else cpu
 
 
 @dataclass

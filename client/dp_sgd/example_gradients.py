@@ -37,9 +37,7 @@ class Share(NamedTuple):
 Rule = Callable[[Any, Tensor, Tensor], Share]
 
 CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
-HELD = (
-    2  # gradients of single examples are held up to this many times the size of inputs and output gradients
-)
+HELD = 2  # single gradients are held up to this many times the size of inputs and output gradients
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
 ADDED = 1 << 16  # squares at a time, whose float32 sum is then right to 0.1 %

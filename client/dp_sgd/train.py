@@ -44,9 +44,7 @@ if TYPE_CHECKING:
 
 NOISE_BLOCK = 1 << 16  # numbers drawn at a time, so that they stay in a core's second-level cache
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
-LEAST_STEPS = (
-    256  # in a standard deviation, for each step that rounding adds to the sensitivity: 0.4 % more noise
-)
+LEAST_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
 
 
 def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) -> tuple[int, float]:

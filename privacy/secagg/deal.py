@@ -21,9 +21,7 @@ from .refusal import Reason, Refused
 from .shamir import PRIME, SECRET_BYTES, new_secret, number_of, polynomial, values
 from .transcript import Purpose, digest
 
-_BOUND_BYTES = (
-    24  # of SHA-256: two shares with one commitment are found in 2**96 hashes, by when the attempt is over
-)
+_BOUND_BYTES = 24  # of SHA-256: two shares with one commitment take 2**96 hashes, by when the attempt is over
 COMMITMENT_BYTES = 2 * _BOUND_BYTES  # to a holder's share of the private seed, and to that of the mask seed
 
 SEED_COMMITMENT_BYTES = _BOUND_BYTES

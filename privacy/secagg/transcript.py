@@ -15,9 +15,7 @@ from .refusal import Reason, Refused
 PROTOCOL_VERSION = 3  # 1 had no commitments to shares, 2 none to the seeds that they are of
 HASH_BYTES = 32
 _DOMAIN = "fedveil secagg"
-_FRAMING = (
-    1  # stays, so that rosters stay signed and memories open; an attempt is bound to its version by its terms
-)
+_FRAMING = 1  # stays, so that rosters stay signed and memories open; terms bind an attempt to its version
 _INT_BYTES = 16  # Flower's node and run numbers are unsigned 64-bit; the sign needs one more.
 _INT_OPENING = b"i" + _INT_BYTES.to_bytes(8, "big")
 

@@ -43,15 +43,13 @@ from .prefixes import Prefixes
 STATISTICS = "statistics"  # the purpose of questions that say none
 CLIPPED = "clipped"  # what the segment of a question's clipped share is called, behind its name
 CLIPPED_SHARE = (
-    0.02  # of the squared norm, for these segments together: each then costs the counts 1 % of noise at most
+    0.02  # of the squared norm, for these segments: each then costs the counts 1 % of noise at most
 )
 MOST_QUESTIONS = 32
 MOST_BYTES = 1 << 16  # of an inquiry that travels
 MOST_NAME = 64
 INQUIRY_KEYS = ("name", "purpose", "why", "unit", "model", "records", "ask")
-ATTRIBUTION = (
-    "attribution "  # before a column's name: how much it adds to what a model says, or takes from it
-)
+ATTRIBUTION = "attribution "  # before a column: how much it adds to what a model says, or takes from it
 DIGEST = re.compile("[0-9a-f]{64}")
 UNITS = (Unit.CLIENT, Unit.RECORD)
 COMMON = ("name", "kind", "resolution", "at_least")
