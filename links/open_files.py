@@ -10,6 +10,8 @@ import resource
 import socket
 from typing import Any
 
+from ..privacy.refusal import Refusal
+
 KEPT = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
 # Of the gRPC link: each takes 21 KiB before it has said anything, 340 MiB all of them.
 MOST_CONNECTIONS = 1 << 14
@@ -44,10 +46,15 @@ class Listener(socket.socket):
         return connection, address
 
 
-def listener(address: tuple[str, int], family: socket.AddressFamily = socket.AF_INET) -> Listener:
-    """Return a socket that listens at an address.
+def listener(address: str) -> Listener:
+    """Return a socket that listens at an address and port, for a link of devices.
 
     Raises:
-      OSError: it cannot be listened on.
+      Refusal: it cannot be listened on, with the system's reason.
     """
-    return Listener(fileno=socket.create_server(address, family=family).detach())
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return Listener(fileno=socket.create_server((host.strip("[]"), int(port)), family=family).detach())
+    except OSError as error:
+        raise Refusal("listen", address, f"no link can be opened there: {error.strerror}") from error

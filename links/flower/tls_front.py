@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,24 +134,19 @@ class Front:
 
     async def _pass_on(self, request: Request, node: int) -> Response:
         path = request.url.path
-        headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name in PASSED or name.startswith(FLOWER)
-        }
         if path == PUSH_MESSAGES:
             self._sent[node] = 0
         body = self._body(request, node if path == PUSH_OBJECT else None)
-        call = self._client.build_request("POST", self._upstream + path, headers=headers, content=body)
+        call = self._client.build_request(
+            "POST", self._upstream + path, headers=_passed(request.headers), content=body
+        )
         try:
             answer = await self._client.send(call, stream=True)
         except TooLarge:
             return refused(413)
         except httpx.HTTPError:
             return refused(503)
-        kept = {
-            name: value for name, value in answer.headers.items() if name in PASSED or name.startswith(FLOWER)
-        }
+        kept = _passed(answer.headers)
         return StreamingResponse(
             answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose)
         )
@@ -170,6 +165,11 @@ class Front:
     async def close(self) -> None:
         """End the connections to the SuperLink."""
         await self._client.aclose()
+
+
+def _passed(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the headers that are passed on."""
+    return {name: value for name, value in headers.items() if name in PASSED or name.startswith(FLOWER)}
 
 
 class CountedCall:
@@ -266,12 +266,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
-    host, _, port = listen.rpartition(":")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        door = listener((host.strip("[]"), int(port)), family)
-    except OSError as error:
-        raise Refusal("listen", listen, f"no link can be opened there: {error.strerror}") from error
+    door = listener(listen)
     config = uvicorn.Config(
         front,
         http=Punctual,

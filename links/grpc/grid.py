@@ -12,7 +12,6 @@ import itertools
 import logging
 import queue
 import secrets
-import socket
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.difference_wire import told_model
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
 from ...strategies.wire import UNREADABLE
-from ..open_files import MOST_CONNECTIONS, for_connections
+from ..open_files import MOST_CONNECTIONS, for_connections, listener
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from ..traffic import Cargo, Tally, cargo_of
@@ -83,7 +82,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
-    _refuse_taken(door.listen)
+    listener(door.listen).close()  # gRPC refuses an address that is taken without the system's reason
     loop = stream_loop()
     board = Switchboard(door.admitted, MOST_REPLY_BYTES)
     try:
@@ -96,16 +95,6 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     finally:
         watch.cancel()
         asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
-
-
-def _refuse_taken(listen: str) -> None:
-    """Refuse an address that cannot be listened on, with the system's reason; gRPC gives none."""
-    host, _, port = listen.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
-    except OSError as error:
-        raise Refusal("listen", listen, f"no link can be opened there: {error.strerror}") from error
 
 
 async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
