@@ -56,7 +56,8 @@ class Journal:
         """Write down, durably, that this instruction is begun."""
         self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")
-        self._sync()
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._ids[name] = None
         while len(self._ids) > KEPT:
             self._ids.popitem(last=False)
@@ -68,10 +69,6 @@ class Journal:
         """
         del self._ids[name]
         os.ftruncate(self._file.fileno(), self._end)
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -27,10 +27,8 @@ def alone(path: Path, field: str) -> Generator[None]:
         lock = Lock(path, ARRIVAL_SECONDS)
     except Refusal as refusal:
         raise Refusal(field, str(path.parent), refusal.remedy) from refusal
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def holder(path: Path) -> int | None:

@@ -6,12 +6,11 @@ it was told. Entries are the leaves of a Merkle tree.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..privacy.bounded_decoding import Undecodable, read_json
-from ..privacy.ledger.durable_files import PUBLIC, sync_folder
+from ..privacy.ledger.durable_files import PUBLIC, sync_folder, write_behind
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
@@ -104,20 +103,10 @@ class ServerLog:
           OSError: it cannot be written.
         """
         if entry not in self._places:
-            self._write(entry + b"\n")
+            write_behind(self._path, self._size, entry + b"\n", PUBLIC)
+            sync_folder(self._path.parent)
             self._note(entry)
         return self._places[entry]
-
-    def _write(self, line: bytes) -> None:
-        """Write a line behind the last whole entry; whatever a crash or a full disk has left there goes."""
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PUBLIC)
-        with open(descriptor, "wb") as file:
-            file.seek(self._size)
-            file.truncate()
-            file.write(line)
-            file.flush()
-            os.fsync(descriptor)
-        sync_folder(self._path.parent)
 
     def _note(self, entry: bytes) -> None:
         leaf = leaf_hash(entry)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from ...links.log_wire import NOWHERE, ToldLog
 from ...links.server_log import final_entry, model_entry, roster_entry
 from ...links.tree_head import TreeHead, check_head, read_head
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.durable_files import replace_file, write_behind
 from ...privacy.merkle import HASH_BYTES, Frontier, leaf_hash, root_of
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.refusal import Refused
@@ -143,13 +142,7 @@ class SeenLog:
 
     def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._state / LEAVES, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.seek(len(self.leaves) * HASH_BYTES)
-            file.truncate()
-            file.write(b"".join(grown))
-            file.flush()
-            os.fsync(descriptor)
+        write_behind(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(grown))
         replace_file(self._state / HEAD, head.to_json().encode())
         self.leaves += grown
         self._frontier.add(grown)

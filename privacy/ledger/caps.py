@@ -114,13 +114,10 @@ def set_cap(folder: Path, cap: Cap) -> None:
     decided = replace(cap, decided=now, who=acting_user())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = Lock(path, WAIT_SECONDS)
-        try:
+        with Lock(path, WAIT_SECONDS):
             decisions = [_plain(each) for each in [*read_caps(folder), decided]]
             text = json.dumps({"version": VERSION, "caps": decisions}, indent=1) + "\n"
             replace_file(path, text.encode())
-        finally:
-            lock.release()
     except OSError as error:
         remedy = f"cannot be written ({error}); the caps stay as they were"
         raise Refusal("caps", str(path), remedy) from error

@@ -85,16 +85,14 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
 
 
 def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) -> None:
-    lock = Lock(folder / FILE, WAIT_SECONDS)
-    try:
+    with Lock(folder / FILE, WAIT_SECONDS):
         sets = read_data_sets(folder)
         sets[data_id] = change(sets.get(data_id, DataSet()))
         text = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1) + "\n"
-        replace_file(folder / FILE, text.encode())
-    except OSError as error:
-        raise Refusal("ledger", str(folder / FILE), f"cannot be written ({error.strerror})") from error
-    finally:
-        lock.release()
+        try:
+            replace_file(folder / FILE, text.encode())
+        except OSError as error:
+            raise Refusal("ledger", str(folder / FILE), f"cannot be written ({error.strerror})") from error
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:

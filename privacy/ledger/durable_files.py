@@ -95,6 +95,27 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def write_behind(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
+    """Write behind the first `size` bytes of a file; whatever a crash or a full disk has left there goes.
+
+    Args:
+      path: of the file; made where there is none.
+      size: what of it stays, in bytes.
+      data: on disk when this returns.
+      mode: of a file that is made.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb") as file:
+        file.seek(size)
+        file.truncate()
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Return once the names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

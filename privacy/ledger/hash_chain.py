@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ..refusal import Refusal, disk_failed
 from .durable_files import sync_folder
@@ -192,6 +192,12 @@ class Lock:
             with contextlib.suppress(OSError):  # a stale pid does no harm
                 os.ftruncate(self._fd, 0)
             self.forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.release()
 
     def forget(self) -> None:
         """Close this process's descriptor; a lock that the parent process holds stays held."""

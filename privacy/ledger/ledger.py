@@ -167,8 +167,7 @@ class Ledger:
             "simulated": simulated,
         }
         with contextlib.ExitStack() as stack:
-            lock = Lock(path, wait)
-            stack.callback(lock.release)
+            lock = stack.enter_context(Lock(path, wait))
             first = Draft(OPEN, "", canonical({**identity, "id": token_hex(16), "time": _now()}))
             chain = Chain.for_writing(path, first, durable=durable)
             stack.callback(chain.close)
