@@ -33,7 +33,7 @@ from ..privacy.statistics.inquiry import Inquiry
 from ..strategies import wire
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from ..strategies.question_wire import Asked, own_noise_of, question_of, released_of
+from ..strategies.question_wire import own_noise_of, question_of, released_of
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import lent_arrays, load_arrays, memory_of
@@ -269,8 +269,11 @@ def make_client_app(
         dummies = bench.settings.canaries
         if dummies is not None and client in dummies:
             return canary_answer(message, dummies, client)
-        if (asked := question_of(message.content)) is not None:
-            return _asked(message, asked, client, bench)
+        asked = question_of(message.content)
+        if isinstance(asked, Evaluation):
+            return evaluated(message, asked, measured_at(bench, client, message.content, asked))
+        if asked is not None:
+            return question_round(message, client, bench, asked)
         return train_round(message, client, bench, bench.settings)
 
     assert on_train is not None
@@ -316,12 +319,6 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
         bench.private_model(data_of(bench.task, client), evaluated=True)
     read_released(bench.model, released)
     return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
-
-
-def _asked(message: Message, asked: Asked, client: int, bench: Workbench) -> Message:
-    if isinstance(asked, Evaluation):
-        return evaluated(message, asked, measured_at(bench, client, message.content, asked))
-    return question_round(message, client, bench, asked)
 
 
 def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
@@ -506,21 +503,16 @@ def _train_on_ledger(
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     near = placed(data, bench.device)
     canaried = _canaried(plan, bench, near, beside, settings) if record.canaries else None
-    model, loss, records = (
-        (bench.model, bench.task, near)
-        if canaried is None
-        else (canaried.model, canaried.loss, canaried.examples)
-    )
-    engine = (
-        bench.engine_of(record.gradients, near)
-        if canaried is None
-        else chosen_engine(record.gradients, model, records)
-    )
+    if canaried is None:
+        model, loss, records, watch = bench.model, bench.task, near, None
+        engine = bench.engine_of(record.gradients, near)
+    else:
+        model, loss, records, watch = canaried.model, canaried.loss, canaried.examples, canaried.after_step
+        engine = chosen_engine(record.gradients, model, records)
     rng = "system" if settings.seed is None else "seeded"
     release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     with _own_ledger(bench, client, settings) as ledger:
         ledger.reserve_new(release)
-        watch = None if canaried is None else canaried.after_step
         train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
         if canaried is not None:
             kept_rows.append(beside, key[1], canaried.scores)

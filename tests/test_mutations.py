@@ -328,8 +328,8 @@ MUTATIONS = {
     ),
     "a device answers for any purpose": Mutation(
         "client/device/order_policy.py",
-        "each.purpose != TRAINING and each.purpose not in policy.purposes",
-        "False",
+        "if purpose not in policy.purposes:",
+        "if False:",
         DEVICE_QUESTION_TESTS,
         "refused_by_name or of_another_purpose",
     ),
@@ -937,8 +937,8 @@ MUTATIONS = {
     ),
     "an answer tells how many records were drawn": Mutation(
         "client/app.py",
-        '"metrics": MetricRecord({})})\n    return Message(content',
-        '"metrics": MetricRecord({"drawn": len(rows)})})\n    return Message(content',
+        "return summed_reply(message, update)",
+        'reply = summed_reply(message, update)\n    reply.content["metrics"] = MetricRecord({"drawn": len(rows)})\n    return reply',
         "test_client_together.py",
         "tells_how_many",
     ),
