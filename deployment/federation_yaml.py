@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import yaml
 
 from ..client.device import owner_policy
 from ..client.device.client_bundle import (
-    ELIGIBILITY_DEFAULTS,
     TABLES,
     TASK_DEFAULTS,
+    Eligibility,
     read_eligibility,
     read_task,
 )
@@ -61,7 +61,7 @@ POLICY_DEFAULTS = {
 PROVISIONED = {"authority": "0" * 64, "minimum_roster_version": 1}
 GROUPS: Mapping[str, Mapping[str, Any]] = {
     "task": {**TASK_DEFAULTS, "client": None},
-    "eligibility": ELIGIBILITY_DEFAULTS,
+    "eligibility": asdict(Eligibility()),
     "policy": POLICY_DEFAULTS,
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")

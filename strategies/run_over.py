@@ -49,13 +49,9 @@ class RunOver:
 
 def message_to(node: int, over: RunOver) -> Message:
     """Return the message that tells a node."""
-    said = ConfigRecord({"run": over.run, "status": over.status, "rounds": over.rounds})
-    if over.agreement:
-        said["agreement"] = over.agreement
-    if over.moments:
-        said["moments"] = over.moments
-    if over.manifest:
-        said["manifest"] = over.manifest
+    rare = {"agreement": over.agreement, "moments": over.moments, "manifest": over.manifest}
+    told = {"run": over.run, "status": over.status, "rounds": over.rounds}
+    said = ConfigRecord({**told, **{name: value for name, value in rare.items() if value}})
     return Message(RecordDict({OVER: said, MODEL: memory_arrays(dict(over.model))}), node, MESSAGE_TYPE)
 
 

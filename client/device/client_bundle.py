@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,14 +56,6 @@ TASK_DEFAULTS = {
     "options": {},
     "args": {},
 }
-ELIGIBILITY_DEFAULTS = {
-    "on_mains_power": False,
-    "max_temperature_celsius": None,
-    "min_free_mebibytes": 0,
-    "unmetered": False,
-    "hours": None,
-}
-DEFAULTS = {"link": "grpc", "state": "state", "task": TASK_DEFAULTS, "eligibility": ELIGIBILITY_DEFAULTS}
 
 Read = TypeVar("Read")
 
@@ -110,6 +102,9 @@ class Eligibility:
     min_free_mebibytes: int = 0
     unmetered: bool = False
     hours: tuple[int, int] | None = None
+
+
+DEFAULTS = {"link": "grpc", "state": "state", "task": TASK_DEFAULTS, "eligibility": asdict(Eligibility())}
 
 
 @dataclass(frozen=True)

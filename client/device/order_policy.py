@@ -114,15 +114,13 @@ def _check_purposes(
       Refusal: naming the purpose, or what does not belong to the question.
     """
     spec = sum_spec_of(content)
-    for each in spec.segments:
-        if each.purpose != TRAINING and each.purpose not in policy.purposes:
+    asked = [each.purpose for each in spec.segments if each.purpose != TRAINING]
+    for purpose in asked if inquiry is None else [*asked, inquiry.purpose]:
+        if purpose not in policy.purposes:
             known = ", ".join(policy.purposes) or "none"
-            raise Refusal("purpose", each.purpose, f"the owner's policy allows questions for: {known}")
+            raise Refusal("purpose", purpose, f"the owner's policy allows questions for: {known}")
     if inquiry is None:
         return
-    if inquiry.purpose not in policy.purposes:
-        known = ", ".join(policy.purposes) or "none"
-        raise Refusal("purpose", inquiry.purpose, f"the owner's policy allows questions for: {known}")
     if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
         raise Refusal("privacy", str(order.privacy), f"does not hide a {inquiry.unit}, as the question says")
     if order.record is not None and order.record.budget.unit is not inquiry.unit:
