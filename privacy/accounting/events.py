@@ -76,10 +76,7 @@ def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
     readers = _KINDS[kind]
     if set(data) != {"kind", *readers}:
         raise Refusal("event", dict(data), f"{kind} has exactly the fields {', '.join(readers) or 'kind'}")
-    return _made(kind, {name: read(name, data[name]) for name, read in readers.items()})
-
-
-def _made(kind: str, fields: dict[str, Any]) -> "DpEvent":
+    fields = {name: read(name, data[name]) for name, read in readers.items()}
     if kind == "MixtureOfGaussians":
         shares = fields["sampling_probs"]
         if len(shares) != len(fields["sensitivities"]) or not math.isclose(sum(shares), 1):

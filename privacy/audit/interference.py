@@ -53,9 +53,8 @@ class Interference:
         scale = 1 / np.sqrt(self.noise)
         energies, directions = np.linalg.eigh(scale[:, None] * self.gram * scale)
         seen = (directions.T @ (self.rounds * scale)) ** 2
-        chance = 2 * math.sqrt(len(self.rounds) / self.coordinates) + DEVIATIONS * math.sqrt(
-            2 / self.coordinates
-        )
+        chance = 2 * math.sqrt(len(self.rounds) / self.coordinates)
+        chance += DEVIATIONS * math.sqrt(2 / self.coordinates)
         return math.sqrt(float((seen / np.maximum(energies - 1, chance)).sum()))
 
 

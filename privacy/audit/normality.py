@@ -64,17 +64,11 @@ def separation(members: Scores, others: Scores) -> Separation:
     if min(len(members), len(others)) < 2:
         remedy = "give at least 2 of canaries in and 2 of canaries out"
         raise Refusal("scores", min(len(members), len(others)), remedy)
-    spread = math.sqrt(
-        (
-            (len(members) - 1) * float(np.var(members, ddof=1))
-            + (len(others) - 1) * float(np.var(others, ddof=1))
-        )
-        / (len(members) + len(others) - 2)
-    )
+    pooled = sum((len(each) - 1) * float(np.var(each, ddof=1)) for each in (members, others))
+    spread = math.sqrt(pooled / (len(members) + len(others) - 2))
     apart = float(np.mean(members) - np.mean(others))
-    return Separation(
-        apart / spread if spread else math.copysign(math.inf, apart or -1.0), len(members), len(others)
-    )
+    mu = apart / spread if spread else math.copysign(math.inf, apart or -1.0)
+    return Separation(mu, len(members), len(others))
 
 
 def estimate(apart: Separation, delta: float, alpha: float = 0.05) -> Estimate:

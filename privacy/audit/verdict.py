@@ -134,9 +134,8 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
         none = partial(refutes, (0, len(rest_out)), (0, len(rest_in)))
         return Method(name, partial(refutes, false, missed), none)
 
-    any_mechanism = method("Clopper-Pearson", rates_refute)
     of_gaussian = [method("Clopper-Pearson, Gaussian", rates_refute_gdp)] if gaussian else []
-    return [*of_gaussian, any_mechanism]
+    return [*of_gaussian, method("Clopper-Pearson", rates_refute)]
 
 
 def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Method]:
@@ -149,10 +148,8 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
         perfect = [Guesses(each.canaries, each.made, each.made) for each in counts]
         return Method(name, partial(any_refutes, counts), partial(any_refutes, perfect))
 
-    any_mechanism = method("Steinke et al.", steinke_refutes)
-    return (
-        [method("Mahloujifar et al., Gaussian", gdp_refutes), any_mechanism] if gaussian else [any_mechanism]
-    )
+    of_gaussian = [method("Mahloujifar et al., Gaussian", gdp_refutes)] if gaussian else []
+    return [*of_gaussian, method("Steinke et al.", steinke_refutes)]
 
 
 def _gaussian(members: Scores, others: Scores, delta: float) -> Method:

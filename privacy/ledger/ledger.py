@@ -551,7 +551,9 @@ def _require_affordable(release: Release, events: dict[str, Any], budget: Budget
         if any(written is event and spent == counts for event, counts in asked):
             continue
         asked.append((written, spent))
-        exact = _exactly(spent, written, budget) if order is None else None
+        # Where all is plain Gaussian noise it takes no accountant.
+        counts = spent + Counter([canonical(written)])
+        exact = exact_epsilon(counts, budget.target_delta, budget.adjacency) if order is None else None
         if exact is not None and exact <= budget.target_epsilon:
             continue
         if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
@@ -574,11 +576,6 @@ def _is_paid(
         and book.granted.get(adversary) == budget
         and book.is_paid(arm, adversary, canonical(written))
     )
-
-
-def _exactly(spent: Counter[str], written: dict[str, Any], budget: Budget) -> float | None:
-    """Return epsilon after an event as JSON, where all is plain Gaussian noise and takes no accountant; else None."""
-    return exact_epsilon(spent + Counter([canonical(written)]), budget.target_delta, budget.adjacency)
 
 
 def _order_with(release: Release, book: Book) -> float | None:

@@ -94,11 +94,8 @@ class Evaluation:
             if value and not value.isprintable():
                 raise Refusal(f"evaluate.{name}", value, "give printable characters")
         object.__setattr__(self, "figures", tuple(self.figures))
-        if (
-            not self.figures
-            or not set(self.figures) <= {*FIGURES}
-            or len({*self.figures}) < len(self.figures)
-        ):
+        once = len({*self.figures}) == len(self.figures)
+        if not self.figures or not once or not {*self.figures} <= {*FIGURES}:
             raise Refusal("evaluate.figures", self.figures, f"give some of {', '.join(FIGURES)}, each once")
         if self.metric in FIGURES or self.metric == self._by_metric:
             remedy = "is a name of another figure; name a metric of the task"
@@ -232,9 +229,8 @@ class Evaluation:
                 told.append((name, [count_of(counted, sums[name][0], sigma)]))
             else:
                 half = (self.bound if each == METRIC else LOSS_BOUND) / 2
-                told.append(
-                    (name, [scaled(_mean(name, float(sums[name][0]), rows, sigma, asked), half, half)])
-                )
+                mean = _mean(name, float(sums[name][0]), rows, sigma, asked)
+                told.append((name, [scaled(mean, half, half)]))
         return told
 
     def sigma(self, noise_over_clip: float) -> float:

@@ -410,24 +410,20 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
         lambda found: Histogram((_bins(found), _bins(found, "by"))),
     ),
     "correlation": (("of",), lambda found: ColumnCorrelation(_columns(found))),
-    "attributions": (("of",), lambda found: _attributions(found)),
-    "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), lambda found: _top(found)),
-    "fairness": (FAIRNESS_KEYS, lambda found: _fairness(found)),
+    "attributions": (("of",), _attributions),
+    "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), _top),
+    "fairness": (FAIRNESS_KEYS, _fairness),
 }
 
 
 def _sorted(plain: object) -> object:
     """Return a value with the keys of its groups in order: as it travels, so that both sides read columns in one order."""
     if isinstance(plain, Mapping):
-        pairs = sorted(((str(key), value) for key, value in cast(Mapping[Any, Any], plain).items()), key=_key)
-        return {key: _sorted(value) for key, value in pairs}
+        named = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
+        return {key: _sorted(named[key]) for key in sorted(named)}
     if isinstance(plain, list):
         return [_sorted(each) for each in cast(list[Any], plain)]
     return plain
-
-
-def _key(pair: tuple[str, object]) -> str:
-    return pair[0]
 
 
 def _group(where: str, plain: object, keys: Sequence[str]) -> dict[str, Any]:
