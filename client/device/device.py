@@ -398,7 +398,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.hardware import check_device
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
-    from ...tasks.persons import check_persons, kept
+    from ...tasks.persons import kept, names_of
     from ..app import measured_at, table_of, train_round  # torch, which a linear model does without
     from .benches import benches_of, key_of
 
@@ -431,7 +431,9 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
         level = order.record
         if level is not None and level.per_person is not None:
-            check_persons(data_of(bench.task, choice.client), f"client {choice.client}")
+            names_of(
+                data_of(bench.task, choice.client), f"client {choice.client}"
+            )  # refuses one without a person
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
         if released is not None:
             from ...tasks.model_columns import read_released  # tables, which training does without
