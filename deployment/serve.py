@@ -62,6 +62,7 @@ logger = logging.getLogger("fedveil.server")
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
+WAITS = ("clients", "deadline", "patience", "wait")  # of `link`: neither noise nor accounting rests on them
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 
 
@@ -171,11 +172,17 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
         return settings
     now: dict[str, Any] = yaml.safe_load(settings.source)
     begun: dict[str, Any] = yaml.safe_load((where / CONFIG).read_text())
-    changed = differing({**begun, "reason": None}, {**now, "reason": None})  # of this act, and not of the run
+    changed = differing(_lasting(begun), _lasting(now))
     if changed is not None:
         remedy = f"was begun with another {changed}; repeat its command, or name a new run with run="
         raise Refusal("run", settings.run, remedy)
     return settings.model_copy(update={"resume": str(where)})
+
+
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run keeps to its end: all but the reason of an act, where it is watched and how long rounds wait."""
+    link = {key: value for key, value in config["link"].items() if key not in WAITS}
+    return {**config, "reason": None, "metrics_port": None, "link": link}
 
 
 def _close_finished(folder: Path) -> None:

@@ -260,6 +260,8 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
         served(hearts, *NOTED, fault=killing(7))
     with pytest.raises(Refusal, match=r"run='run-1': was begun with another privacy\.target_epsilon"):
         served(hearts, *NOTED, "privacy.target_epsilon=9")
+    with pytest.raises(Refusal, match=r"run='run-1': was begun with another link\.enough"):
+        served(hearts, *NOTED, "link.enough=0.6")  # who sees the model sees how a round ends
     with pytest.raises(Killed):
         served(hearts, *NOTED, "privacy.target_epsilon=9", "run=second", fault=killing(0))
     assert sorted(each.name for each in (hearts / "server" / "runs").iterdir()) == ["run-1", "second"]
@@ -288,7 +290,8 @@ def test_no_round_is_paid_for_before_enough_clients_are_there(
     assert result_of(hearts)["reason"] == "2 of 3 clients that a round takes were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
     capsys.readouterr()
-    assert served(hearts, *NOTED, here=3)[0] == 0  # the same command, once they are
+    patient = ("link.deadline=20", "link.clients=0.4", "link.patience=3", "link.wait=5")  # as it may go on
+    assert served(hearts, *NOTED, *patient, here=3)[0] == 0  # the same command, once they are
     assert capsys.readouterr().out.count("2 of 5 clients are not connected yet") == 1
 
 
