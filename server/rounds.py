@@ -7,9 +7,10 @@ and ends in order when the budget is spent or somebody interrupts.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -235,6 +236,8 @@ def interruption() -> Generator[threading.Event]:
         if flag.is_set():
             signal.default_int_handler(number, None)
         flag.set()
+        with suppress(RuntimeError):  # the signal came while a line was being written
+            print("it ends after this round; Ctrl-C once more ends it at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
