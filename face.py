@@ -421,7 +421,8 @@ def _settings(
     if isinstance(task, type):
         raise Refusal("task", task.__name__, f"is a class; give an object of it, as {task.__name__}()")
     own = as_task(task)
-    if hasattr(own, "client_data") and not isinstance(own, Task):
+    no_name = own is not None and not isinstance(own, str) and _fields(own) is None
+    if (no_name or hasattr(own, "client_data")) and not isinstance(own, Task | PooledTask):
         raise Refusal("task", type(own).__name__, f"it lacks {', '.join(lacking(own))}")
     given = Given(
         own if isinstance(own, Task | PooledTask) else None,

@@ -169,10 +169,11 @@ def test_a_class_or_half_a_task_is_refused_as_what_it_is() -> None:
             pass
 
     for task, said in (
-        (Half, r"is a class; give an object of it, as Half\(\)"),
-        (Half(), "it lacks held_out, loss"),
+        (Half, r"'Half': is a class; give an object of it, as Half\(\)"),
+        (Half(), "'Half': it lacks held_out, loss"),
+        (nn.Linear(2, 2), "'Linear': it lacks client_data, held_out, loss, metrics, model"),
     ):
-        with pytest.raises(fv.Refusal, match=f"task='Half': {said}"):
+        with pytest.raises(fv.Refusal, match=f"task={said}"):
             fv.simulate(task)  # pyright: ignore[reportArgumentType]
 
 
