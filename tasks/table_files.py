@@ -31,6 +31,7 @@ SUFFIXES = (*TEXTS, ".parquet")
 SEPARATORS = (",", ";", "\t", "|")
 BLOCK_BYTES = 8 << 20  # of a CSV file
 BLOCK_ROWS = 1 << 17  # of a Parquet file
+DECIMAL_COMMA = "a decimal comma goes with semicolons between the columns, and no points between thousands"
 NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
 MOST_CATEGORIES = 50  # words of a column that a draft takes for categories; of more it is a name or a text
@@ -347,16 +348,17 @@ class CellReader:
         text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
         if text:
             values = self._present(values, column)
-            if self.comma:
-                values = pc.replace_substring(values, ",", ".", max_replacements=1)
+        written = values
+        if text and self.comma:
+            values = pc.replace_substring(values, ",", ".", max_replacements=1)
         try:
             numbers = np.array(pc.fill_null(pc.cast(values, pa.float64(), safe=False), math.nan))
         except pa.ArrowInvalid:
             fits = np.asarray(pc.fill_null(pc.match_substring_regex(values, NUMBER), True))
             row = int((~fits).argmax())
-            return self.refuse(
-                column, row, values[row].as_py(), "is no number; correct it, or add it to missing:"
-            )
+            word = written[row].as_py()
+            remedy = DECIMAL_COMMA if "," in str(word) else "correct it, or add it to missing:"
+            return self.refuse(column, row, word, f"is no number; {remedy}")
         except (pa.ArrowNotImplementedError, NotImplementedError):
             return self.refuse(column, 0, str(values.type), "is a type that is neither numbers nor words")
         if codes := [float(each) for each in (*self.missing, *column.absent) if CODE.fullmatch(each)]:
@@ -657,7 +659,8 @@ def _unfit(seen: _Seen, files: Sequence[Path]) -> str | None:
     if len(seen.spellings) == 1:
         return "it holds one value"
     if not seen.numeric and len(seen.spellings) > MOST_CATEGORIES:
-        return f"it holds more than {MOST_CATEGORIES} different words"
+        commas = any(CODE.fullmatch(each.replace(",", ".")) for each in seen.spellings if "," in each)
+        return f"it holds more than {MOST_CATEGORIES} different words{f'; {DECIMAL_COMMA}' if commas else ''}"
     return None
 
 

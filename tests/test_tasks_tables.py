@@ -120,7 +120,14 @@ def test_parquet_words_may_be_numbers_or_switches(hospitals: Path) -> None:
         ("", "is empty; its first line must name the columns"),
         ("age,sex,diagnosis\n20,f\xe9,healthy\n", "it is not UTF-8; save it as UTF-8"),
         ("age,sex,diagnosis\n1.234.5,f,healthy\n", "row 2='1.234.5': is no number"),
-        ("age;sex;diagnosis\n1.234,5;f;healthy\n", "row 2='1.234.5': is no number"),
+        (
+            "age;sex;diagnosis\n1.234,5;f;healthy\n",
+            "row 2='1.234,5': is no number; a decimal comma goes with semi",
+        ),
+        (
+            'age,sex,diagnosis\n"68,0",f,healthy\n',
+            "row 2='68,0': is no number; a decimal comma goes with semi",
+        ),
     ],
 )
 def test_a_mismatch_is_one_sentence_that_says_where(hospitals: Path, text: str, said: str) -> None:
@@ -241,10 +248,13 @@ def test_a_schema_is_inferred_of_tables_that_are_public(hospitals: Path) -> None
 
 
 def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
-    rows = [f"p{row},{row % 2},{row % 3 + 0.5},same" for row in range(60)]
-    (hospitals / "north.csv").write_text("\n".join(["id,ill,size,place", *rows]))
+    rows = [f'p{row},{row % 2},{row % 3 + 0.5},same,"{row},5"' for row in range(60)]
+    (hospitals / "north.csv").write_text("\n".join(["id,ill,size,place,dose", *rows]))
     schema, left_out = draft_schema([hospitals / "north.csv"], "ill")
     assert schema.target.words == ("0", "1") and [each.name for each in schema.inputs] == ["size"]
+    assert left_out.pop("dose").startswith(
+        "it holds more than 50 different words; a decimal comma goes with "
+    )
     assert left_out == {"id": "it holds more than 50 different words", "place": "it holds one value"}
 
 
