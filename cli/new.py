@@ -65,9 +65,8 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
         raise Refusal("folder", str(folder), f"cannot be made ({error.strerror})") from None
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if draft is not None:
-        print(
-            f"Check each line of {folder / SCHEMA}: it was made from these tables, and tells of them. Then:"
-        )
+        print(f"Check each line of {folder / SCHEMA}: it was made from these tables, and tells of them.")
+        print("A first run on real tables spends their whole budget; task.simulated=true tries one. Then:")
     print(f"  cd {folder} && {COMMANDS[source]}")
     if draft is None:
         install = "" if find_spec("pytest") else "pip install pytest && "

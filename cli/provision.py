@@ -91,13 +91,14 @@ def _in_words(desk: Desk) -> Iterator[str]:
         yield f"  signed by {', '.join(register.cosigners)}"
     outcomes = {each: _outcome(each, desk.before) for each in register.clients}
     width = max((len(each.name) for each in outcomes), default=0)
+    digits = max((len(str(each.node)) for each in outcomes), default=0)
     for each, outcome in outcomes.items():
         remark = _remark(each, outcome)
         if outcome == "revoked":
-            yield f"  node {each.node}  {each.name:{width}}  revoked"
+            yield f"  node {each.node:<{digits}}  {each.name:{width}}  revoked"
         elif outcome != "kept" or remark:
             where = "by its token" if each.enrolled else desk.folder / CLIENTS / each.name
-            yield f"  node {each.node}  {each.name:{width}}  {outcome:8}  {where}{remark}"
+            yield f"  node {each.node:<{digits}}  {each.name:{width}}  {outcome:8}  {where}{remark}"
     if kept := list(outcomes.values()).count("kept"):
         yield f"  kept as they were: {kept}"
     certificate = " (a new certificate)" if register.server != desk.before.server else ""
