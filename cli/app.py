@@ -280,7 +280,11 @@ def verify(
     ],
     keys: Annotated[
         list[str] | None,
-        Option("--key", metavar="PUB", help="A public key that must have signed: a file, or hexadecimal."),
+        Option(
+            "--key",
+            metavar="PUB",
+            help="A public key that must have signed, or the authority's: a file, or hex.",
+        ),
     ] = None,
     head: Annotated[
         tuple[str, str] | None,

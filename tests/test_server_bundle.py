@@ -334,7 +334,7 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
 def test_a_key_that_has_not_signed_is_named(made: Signed) -> None:
     stranger = read_public(str(made.keys / "stranger.pub"))
     said = wrong(verify_folder(made.bundle, Asked((stranger,))))
-    assert said == {"signatures": f"the key {stranger[:16]} has not signed"}
+    assert said == {"signatures": f"the key {stranger[:16]} has not signed, nor the roster of receipts.json"}
 
 
 # --- edits --------------------------------------------------------------------------------------------------------

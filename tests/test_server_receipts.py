@@ -65,6 +65,14 @@ def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_pa
     bundle(world.run("masked"), tmp_path / "bundle", [])
     found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
     assert found.ok and f"the ledgers of node {world.device('boston').identity.node} hold" in found.said
+    policy = (world.hearts / "clients" / "boston" / "policy.toml").read_text()
+    authority = policy.partition('authority = "')[2].partition('"')[0]
+    for folder in (world.run("masked"), tmp_path / "bundle"):
+        found = {each.name: each for each in verify_folder(folder, Asked(keys=(authority,)))}
+        assert found["receipts"].ok and "compare" not in found["receipts"].said
+        assert all(each.ok is not False for each in found.values())
+        found = {each.name: each for each in verify_folder(folder, Asked(keys=("0" * 64,)))}
+        assert found["signatures"].ok is False and "compare" in found["receipts"].said
 
 
 def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp_path: Path) -> None:

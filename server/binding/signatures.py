@@ -31,6 +31,8 @@ from ...configs.bundle_files import read_file, read_secret
 from ...privacy.ledger.durable_files import PUBLIC, replace_files
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.double_signature import BOTH_BYTES
+from ...privacy.secagg.suite import KEY_BYTES
 
 FILE, FORMAT = "signatures.json", "fedveil signatures 1"
 TAG = b"fedveil report 1\0"  # no signature under a bundle is one of anything else
@@ -256,7 +258,7 @@ def read_public(text: str) -> str:
     """Return a public key in hexadecimal.
 
     Args:
-      text: hexadecimal digits, or a file that holds them, PEM, or OpenSSH's form.
+      text: hexadecimal digits, of an authority as `policy.toml` has them; or a file that holds them, PEM, or OpenSSH's form.
 
     Raises:
       Refusal: it is none.
@@ -268,8 +270,7 @@ def read_public(text: str) -> str:
             found = _public_in(held)
         except (ValueError, UnsupportedAlgorithm) as problem:
             raise Refusal("key", text, f"holds no public key ({problem})") from problem
-    size = {64: ED25519, 2 * 1952: ML_DSA}.get(len(found))
-    if size is None:
+    if len(found) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * 1952):
         raise Refusal("key", text, "is no public key of Ed25519 or ML-DSA-65")
     return found
 

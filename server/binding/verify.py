@@ -79,7 +79,7 @@ class Asked:
     """What whoever checks knows from elsewhere.
 
     Attributes:
-      keys: public keys in hexadecimal, each of which must have signed.
+      keys: public keys in hexadecimal, each of which must have signed the bundle, or the roster that its receipts go by.
       head: an entry that the ledger must hold.
       device: folder of a device's ledgers, and of what opens its receipts.
     """
@@ -196,7 +196,7 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
     if held.bundled:
         first = [("files", lambda: _files(held)), ("signatures", lambda: _signatures(held, asked.keys))]
         checks = [*first, *checks]
-    elif asked.keys:
+    elif set(asked.keys) - {_authority(held)}:
         checks.append(("signatures", _unsigned))
     return [_line(name, test) for name, test in checks]
 
@@ -259,8 +259,8 @@ def _signatures(held: Held, keys: Sequence[str]) -> str:
     check((held.folder / LIST).read_bytes(), found)
     signers = {public for each in found for public in each.keys.values()}
     for key in keys:
-        if key not in signers:
-            raise Wrong(f"the key {key[:SHOWN]} has not signed")
+        if key not in {*signers, _authority(held)}:
+            raise Wrong(f"the key {key[:SHOWN]} has not signed, nor the roster of {RECEIPTS}")
     if not found:
         raise NotShown("nobody has signed: whoever wrote these files may have written others")
     said = "; ".join(
@@ -268,6 +268,14 @@ def _signatures(held: Held, keys: Sequence[str]) -> str:
     )
     known = "" if keys else "; compare the keys with those that you know, or give --key"
     return f"{said}{known}"
+
+
+def _authority(held: Held) -> str:
+    """Return the key that receipts name as their authority's, which their own line checks; empty without receipts."""
+    try:
+        return read_receipts(held.folder).authority.hex()
+    except Refusal:
+        return ""
 
 
 def _once_bound(held: Held, test: Callable[[Held], str]) -> str:
