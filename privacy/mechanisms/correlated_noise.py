@@ -164,9 +164,13 @@ class Correlation:
         root = np.cumprod(np.concatenate([[1.0], (2 * steps - 1) / (2 * steps)]))
         return np.rint(root * 2**SCALE_BITS).astype(np.int64)
 
-    @cached_property
+    @property  # and not cached itself: a protocol's property is none that is written to
     def sensitivity(self) -> float:
         """How far one client moves A X / D, in clipping norms; sqrt(participations) for independent noise."""
+        return self._sensitivity
+
+    @cached_property
+    def _sensitivity(self) -> float:
         total = np.zeros(self.num_rounds, np.int64)
         starts = range(0, self.num_rounds, self.separation)[: self.max_participations]
         for start in starts:
