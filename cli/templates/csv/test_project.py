@@ -7,17 +7,7 @@ from pathlib import Path
 
 from fedveil.tasks import load_task
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "fedveil",
-    "simulate",
-    "--config-dir",
-    ".",
-    "--config-name",
-    "project",
-    "--json",
-]
+COMMAND = [sys.executable, "-m", "fedveil", "simulate", "--config-dir", ".", "--config-name", "project", "--json"]
 BUDGET = 3.0
 
 

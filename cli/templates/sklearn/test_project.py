@@ -7,17 +7,7 @@ from pathlib import Path
 
 from cells import Cells, as_sklearn
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "fedveil",
-    "simulate",
-    "--config-dir",
-    ".",
-    "--config-name",
-    "project",
-    "--json",
-]
+COMMAND = [sys.executable, "-m", "fedveil", "simulate", "--config-dir", ".", "--config-name", "project", "--json"]
 BUDGET = 3.0
 
 

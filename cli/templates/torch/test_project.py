@@ -8,17 +8,7 @@ from pathlib import Path
 import torch
 from network import Shops
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "fedveil",
-    "simulate",
-    "--config-dir",
-    ".",
-    "--config-name",
-    "project",
-    "--json",
-]
+COMMAND = [sys.executable, "-m", "fedveil", "simulate", "--config-dir", ".", "--config-name", "project", "--json"]
 BUDGET = 3.0
 
 
