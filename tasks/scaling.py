@@ -54,7 +54,7 @@ def with_moments(schema: Schema, moments: Moments) -> Schema:
     Raises:
       Refusal: a column is no such number, or has no such mean or deviation within its bounds.
     """
-    numbers = {each.name for each in schema.inputs if not each.categories and not each.edges}
+    numbers = {each.name for each in schema.numbers}
     for name, (mean, deviation) in moments.items():
         if name not in numbers:
             raise Refusal(FIELD, name, "is no number that the model sees; both sides need one schema")
@@ -98,11 +98,10 @@ def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float
     return found
 
 
-def _numbers(schema: Schema, path: str) -> list[Column]:
-    numbers = [each for each in schema.inputs if not each.categories and not each.edges]
-    if not numbers:
+def _numbers(schema: Schema, path: str) -> tuple[Column, ...]:
+    if not schema.numbers:
         raise Refusal(FIELD, path, "the model sees no number that could be scaled; leave it out")
-    return numbers
+    return schema.numbers
 
 
 def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[float, float]:

@@ -31,8 +31,7 @@ def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
     declared, arrays = read_schema(schema), load_file(model)
     if set(arrays) != {"weight", "bias"} or arrays["weight"].shape[1:] != (declared.width,):
         return None
-    binned = all(each.categories or each.edges for each in declared.inputs)
-    return shapes(declared, arrays["weight"], arrays["bias"]) if binned else None
+    return None if declared.numbers else shapes(declared, arrays["weight"], arrays["bias"])
 
 
 def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str, Any]:
@@ -51,8 +50,7 @@ def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str
     Raises:
       Refusal: a number has no bins, so that its shape is a line and the model is not the sum of these.
     """
-    lines = [each.name for each in schema.inputs if not each.categories and not each.edges]
-    if lines:
+    if lines := [each.name for each in schema.numbers]:
         raise Refusal("task.model", ", ".join(lines), "have no bins; train with task.model=gam")
     if len(bias) == 2:
         weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]

@@ -126,6 +126,11 @@ class Schema:
         return tuple(each for each in self.columns if each is not self.target)
 
     @property
+    def numbers(self) -> tuple[Column, ...]:
+        """The numbers that the model sees themselves, and not their bins."""
+        return tuple(each for each in self.inputs if not each.categories and not each.edges)
+
+    @property
     def width(self) -> int:
         """Number of inputs of the model."""
         return sum(each.width for each in self.inputs)

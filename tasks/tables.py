@@ -224,10 +224,9 @@ def _chosen(words: tuple[str, ...], inputs: NDArray[Any]) -> NDArray[Any]:
 
 def additive(task: object) -> Schema | None:
     """Return the schema of a task whose model is a sum of one shape a column; None of any other."""
-    if not isinstance(task, Tables) or task.hidden:
+    if not isinstance(task, Tables) or task.hidden or task.schema.numbers:
         return None
-    binned = all(each.categories or each.edges for each in task.schema.inputs)
-    return task.schema if binned else None
+    return task.schema
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Module:
