@@ -23,8 +23,8 @@ from ..checkpoint import State
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
 from ..questions import Charge, put, sums_of
-from ..round_terms import Answers, Mean, Round
-from .asking import question_order
+from ..round_terms import Mean, Round
+from .asking import Reach, question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
 from .federation import Federation, Run
 
@@ -32,59 +32,52 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 def evaluate_at_clients(
-    run: Run, participants: Participants, answers: Answers, state: State, timeout: float | None
+    run: Run, participants: Participants, reach: Reach, state: State
 ) -> dict[str, Any] | None:
     """Ask all clients about the model of a round, and return the record; None where the round has no evaluation.
 
     Args:
       run: with the open ledger.
       participants: of its rounds.
-      answers: by how many an evaluation goes.
+      reach: by how many answers an evaluation goes, and how long it waits.
       state: after the round.
-      timeout: seconds for the replies of one exchange; None waits for all.
     """
     federation = run.federation
     if state.round not in evaluated_rounds(federation.settings):
         return None
     asked = evaluation_of(federation, name_of(run.name))
-    everybody = _all(participants, answers, None)
-    return _evaluated(run, everybody, asked, state.model, row_after(state.round), timeout)
+    everybody = _all(participants, reach, None)
+    return _evaluated(run, everybody, asked, state.model, row_after(state.round), reach.timeout)
 
 
 def score_at_clients(
-    run: Run,
-    participants: Participants,
-    answers: Answers,
-    models: Sequence[Arrays],
-    number: int,
-    timeout: float | None,
+    run: Run, participants: Participants, reach: Reach, models: Sequence[Arrays], number: int
 ) -> list[dict[str, Any]]:
     """Ask the clients of each arm about its model, and return the records, an arm each.
 
     Args:
       run: that tunes, with the open ledger.
       participants: of its rounds.
-      answers: by how many an evaluation of all clients goes; an arm's goes by its share.
+      reach: by how many answers an evaluation of all clients goes, of which an arm's takes its share, and how long it waits.
       models: of the arms.
       number: of the round after which they are compared.
-      timeout: seconds for the replies of one exchange; None waits for all.
     """
     assert run.tuning is not None
     asked = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
     for place, model in enumerate(models, 1):
-        everybody = _all(participants, answers, run.tuning.deal.arm(place))
-        record = _evaluated(run, everybody, asked, model, row_after(number, place), timeout)
+        everybody = _all(participants, reach, run.tuning.deal.arm(place))
+        record = _evaluated(run, everybody, asked, model, row_after(number, place), reach.timeout)
         records.append({"arm": place, **(record or {"reason": "no ledger is open", "answers": []})})
     return records
 
 
-def _all(participants: Participants, answers: Answers, arm: Arm | None) -> Participants:
+def _all(participants: Participants, reach: Reach, arm: Arm | None) -> Participants:
     """Return who is asked: all clients, or all of an arm; no canaries."""
     return replace(
         participants,
         cohort=All(),
-        answers=answers,
+        answers=reach.answers,
         canaries=0 if participants.add_canaries else participants.canaries,
         add_canaries=None,
         arm=arm,

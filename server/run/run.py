@@ -26,7 +26,6 @@ from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canaries
-from ...strategies.cohorts import All
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import emptied, holding
 from ...tasks.data import Examples, batches_of, figures_of, held_out_of, run_on
@@ -178,8 +177,12 @@ def _scaled(around: Environment, run: Run) -> Run:
     why = around.pace.ready(threading.Event())
     if why is not None:
         raise Refusal("link.clients", None, why)
-    answers = answers_of(everybody(run.federation))
-    return ask_scaling(run, around.grid, Reach(answers, around.pace.deadline, run.federation.randomness))
+    return ask_scaling(run, around.grid, _reach_of_all(run.federation, around.pace.deadline))
+
+
+def _reach_of_all(federation: Federation, timeout: float) -> Reach:
+    """Return how all clients answer, whoever trains."""
+    return Reach(answers_of(everybody(federation)), timeout, federation.randomness)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
@@ -327,8 +330,8 @@ def _scored(
     """
     run = progress.run
     assert run.tuning is not None
-    answers = answers_of(replace(run.federation, cohort=All()))
-    records = score_at_clients(run, grid.participants, answers, models, number, deadline)
+    reach = _reach_of_all(run.federation, deadline)
+    records = score_at_clients(run, grid.participants, reach, models, number)
     found = [
         said[0]["value"] if (said := each["answers"] and each["answers"][0]["figures"]) else None
         for each in records
@@ -354,8 +357,8 @@ def _after_round(
     grid.released = None  # it takes as much room as two models
     metrics = measure()
     drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
-    answers = answers_of(replace(federation, cohort=All()))
-    evaluated = evaluate_at_clients(progress.run, grid.participants, answers, state, deadline)
+    reach = _reach_of_all(federation, deadline)
+    evaluated = evaluate_at_clients(progress.run, grid.participants, reach, state)
     told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
     lines, *others = watching
     lines.round(told)
