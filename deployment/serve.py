@@ -305,11 +305,15 @@ class Farewell:
         """Do nothing: the run goes on."""
 
     def end(self, ending: RunEnd) -> None:
-        """Tell them, unless the same command goes on with the run; a run that an alarm has ended leaves no model."""
+        """Tell them, unless the same command goes on with the run.
+
+        A run that an alarm has ended, or whose rounds were all abandoned, leaves no model.
+        """
         if ending.status not in FINISHED:
             return
-        model = {} if ending.status == Status.ALARMED else ending.model
         rounds = ending.result["rounds_completed"]
+        learned = ending.status != Status.ALARMED and rounds > ending.result["rounds_abandoned"]
+        model = ending.model if learned else {}
         closed = (ending.folder / MANIFEST).exists()
         manifest = read_manifest(ending.folder).hash if closed else ""
         had = as_answered(self.federation, ending.folder)

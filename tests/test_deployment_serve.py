@@ -314,6 +314,9 @@ def test_rounds_below_the_quorum_release_nothing_and_too_many_of_them_end_the_ru
     model = load_file(hearts / "server" / "runs" / "run-1" / "model.safetensors")
     assert not any(value.any() for value in model.values())
     assert read_status(hearts / "server")["abandoned"] == 2
+    code, grid = served(hearts, *CENTRAL, "num_rounds=1", "run=second", fault=down)
+    # Nothing was learned: the model that a device has from another run is the better one.
+    assert code == 0 and {(each.run, len(each.model)) for each in grid.told} == {("second", 0)}
 
 
 def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> None:
