@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, FishComplete, ShellComplete, split_arg_string
 
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, refusing
 
 VARIABLE = "_FEDVEIL_COMPLETE"
 # bash breaks words at `=`: what stands before it is taken off again. No blank follows `=`, `.` or `/`.
@@ -123,11 +123,9 @@ def install_script() -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with refusing("completion", path, "cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    except OSError as error:
-        raise Refusal("completion", str(path), f"cannot be written ({error.strerror})") from None
 
 
 def _shell() -> str:

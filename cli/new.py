@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, refusing
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA, PROJECT = "schema.yaml", "project.yaml"
@@ -51,7 +51,7 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
         remedy = f"are tables, for --from csv; {source} takes none"
         raise Refusal("DATA", str(data[0]) if data else label, remedy)
     draft = _draft(data, label) if data else None
-    try:
+    with refusing("folder", folder, "cannot be made"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Refusal("folder", str(folder), "holds something already; name a new one")
         ignored = shutil.ignore_patterns("__pycache__")
@@ -61,8 +61,6 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
             _write_own(folder, data, draft)
         elif source == "csv":
             _write_tables(folder)
-    except OSError as error:
-        raise Refusal("folder", str(folder), f"cannot be made ({error.strerror})") from None
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if draft is not None:
         print(f"Check each line of {folder / SCHEMA}: it was made from these tables, and tells of them.")

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened, run_composed
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, refusing
 from .compare import JOB, rows_of, table_of, write_csv, write_json
 from .deferred import HEAVY, defer, importing
 
@@ -226,10 +226,8 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
 
 
 def _made(folder: Path) -> Path:
-    try:
+    with refusing("hydra.run.dir", folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refusal("hydra.run.dir", str(folder), f"cannot be made ({error.strerror})") from None
     return folder
 
 

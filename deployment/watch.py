@@ -21,7 +21,7 @@ from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..privacy.ledger.durable_files import PUBLIC, replace_file
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import refusing
 from ..privacy.secagg.roster import Member
 from ..server.run.audit import in_words
 from ..server.run.audit_line import AuditLine, rows_of
@@ -298,10 +298,8 @@ def watching(watch: Watch) -> Generator[Watch]:
 
 @contextmanager
 def _logging(path: Path) -> Generator[None]:
-    try:
+    with refusing("log", path, "cannot be written"):
         handler = LogFile(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
-    except OSError as error:
-        raise Refusal("log", str(path), f"cannot be written ({error.strerror})") from error
     handler.setFormatter(JsonLines())
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -3,6 +3,8 @@
 import errno
 import math
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from enum import StrEnum
 from numbers import Real
 from typing import TypeVar
@@ -58,6 +60,15 @@ def disk_failed(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def refusing(field: str, value: object, remedy: str) -> Generator[None]:
+    """Turn an error of the operating system in this context into a refusal, which gives the error's reason too."""
+    try:
+        yield
+    except OSError as error:
+        raise Refusal(field, str(value), f"{remedy} ({error.strerror})") from error
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:

@@ -28,7 +28,7 @@ from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, refusing
 from ..privacy.statistics.evaluation import EVALUATION
 from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.flower_adapter import report_in_sentences, start_checked
@@ -156,7 +156,8 @@ def protect(
     plan = plan.calibrate(budget, beside)
     if not accept_vacuous:
         _require_use(plan, cohort, population)
-    _make_folder(path.parent)
+    with refusing("ledger_dir", path.parent, "cannot be made"):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
     with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
@@ -265,13 +266,6 @@ def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
     return (
         ledger_folder("ledger_dir", ledger_dir) / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as problem:
-        raise Refusal("ledger_dir", str(folder), f"it cannot be made ({problem.strerror})") from problem
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------

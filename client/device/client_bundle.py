@@ -30,7 +30,7 @@ from ...configs.bundle_files import (
 )
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.roster_change import change_between
@@ -316,11 +316,9 @@ def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Rost
 def _node_key(path: Path) -> bytes:
     """Return the key that seals what the node remembers; it is made here at its first use, so that it never travels."""
     if not path.exists():
-        try:
+        with refusing("state", path.parent, "cannot be written"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(path, os.urandom(KEY_BYTES))
-        except OSError as error:
-            raise Refusal("state", str(path.parent), f"cannot be written ({error.strerror})") from None
     key = read_secret(path)
     if len(key) != KEY_BYTES:
         raise Refusal("file", str(path), f"is not {KEY_BYTES} bytes long")

@@ -10,7 +10,7 @@ import tomli_w
 from ...configs.bundle_files import NAME, NAME_FORM, read_toml
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import PUBLIC, replace_file
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.roster import Roster, cosign, cosigned_by
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of
 from ...privacy.secagg.transcript import HASH_BYTES
@@ -51,10 +51,8 @@ def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
         "signature": cosign(roster, key).hex(),
     }
     path = bundle.folder / f"cosignature-{roster.version}.toml"
-    try:
+    with refusing("folder", bundle.folder, "cannot be written"):
         replace_file(path, tomli_w.dumps(signed).encode(), PUBLIC)
-    except OSError as error:
-        raise Refusal("folder", str(bundle.folder), f"cannot be written ({error.strerror})") from None
     return path
 
 

@@ -17,7 +17,7 @@ from ...configs.bundle_files import ROSTER, read_file
 from ...links.enrolment.device_end import ask, authority_of
 from ...links.enrolment.token import Token, lock_of, seal_of
 from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from .admission import read_admission
 from .client_bundle import DEVICE_FILE, POLICY, read_client_bundle, read_device_file
 from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
@@ -74,7 +74,8 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
     making = folder / MAKING
     if not (making / REQUEST).exists():
         shutil.rmtree(making, ignore_errors=True)  # keys that were cut off before their request
-        _make(folder)
+        with refusing("folder", folder, "cannot be written"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_request(making, token.name)
     request = read_file(making / REQUEST)
     enrolment = parse_request(request, str(making / REQUEST))
@@ -82,14 +83,6 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
         remedy = f"holds keys of {enrolment.name!r}, whose enrolment was not completed; name another folder"
         raise Refusal("folder", str(folder), remedy)
     return request, enrolment
-
-
-def _make(folder: Path) -> None:
-    """Make the bundle's folder, for its owner alone, where there is none."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refusal("folder", str(folder), f"cannot be written ({error.strerror})") from None
 
 
 def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:
@@ -128,7 +121,7 @@ def _check_folder(token: Token, folder: Path) -> None:
 def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes) -> None:
     """Put what the authority gave beside the device's keys; a call that is cut off here is completed by the next."""
     making = folder / MAKING
-    try:
+    with refusing("folder", folder, "cannot be written"):
         kept = {name for name in OWNERS if (folder / name).exists()}
         public = {name: data for name, data in files.items() if name not in kept}
         replace_files(folder, {name: read_file(making / name) for name in PRIVATE})
@@ -136,5 +129,3 @@ def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes
         read_client_bundle(folder)
         replace_file(folder / ENROLLED, lock_of(token.door).encode())
         shutil.rmtree(making)
-    except OSError as error:
-        raise Refusal("folder", str(folder), f"cannot be written ({error.strerror})") from None

@@ -31,7 +31,7 @@ from cryptography.x509.oid import NameOID
 from ...configs.bundle_files import NAME, NAME_FORM, read_file, read_toml_text, spki
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.double_signature import ML_DSA_KEY_BYTES, post_quantum_public
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
 from ...privacy.secagg.transcript import Purpose, digest, frame
@@ -120,11 +120,9 @@ def write_request(folder: Path, name: str) -> Path:
         raise Refusal("name", name, f"must be {NAME_FORM}")
     if any((folder / each).exists() for each in PRIVATE):
         raise Refusal("folder", str(folder), "holds keys already; name another folder for new ones")
-    try:
+    with refusing("folder", folder, "cannot be written"):
         keys = make_keys(folder)
         replace_file(folder / REQUEST, tomli_w.dumps(_request(keys, name)).encode(), PUBLIC)
-    except OSError as error:
-        raise Refusal("folder", str(folder), f"cannot be written ({error.strerror})") from None
     return folder / REQUEST
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from ...configs.bundle_files import NAME, ROSTER, read_file
 from ...privacy.bounded_decoding import Undecodable, build, read_json
 from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ..server_bundle import ServerBundle
 from .messages import MOST_ASKED, MOST_REQUEST, Ask, Reply, receive, send
 from .token import lock_of
@@ -71,11 +71,9 @@ def place_of(folder: Path, name: str, lock: str) -> Path:
 
 
 def _keep(path: Path, request: bytes) -> None:
-    try:
+    with refusing("request", path, "cannot be written"):
         path.parent.mkdir(mode=0o700, exist_ok=True)
         replace_file(path, request)
-    except OSError as error:
-        raise Refusal("request", str(path), f"cannot be written ({error.strerror})") from None
 
 
 class EnrolmentPort:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..bounded_decoding import read_json
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release
-from ..refusal import Refusal
+from ..refusal import Refusal, refusing
 from .book import event_of, read_book, repeated, require_unit, unit_of
 from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
 from .durable_files import replace_file
@@ -89,10 +89,8 @@ def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) ->
         sets = read_data_sets(folder)
         sets[data_id] = change(sets.get(data_id, DataSet()))
         text = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1) + "\n"
-        try:
+        with refusing("ledger", folder / FILE, "cannot be written"):
             replace_file(folder / FILE, text.encode())
-        except OSError as error:
-            raise Refusal("ledger", str(folder / FILE), f"cannot be written ({error.strerror})") from error
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:

@@ -164,7 +164,7 @@ class Correlation:
         root = np.cumprod(np.concatenate([[1.0], (2 * steps - 1) / (2 * steps)]))
         return np.rint(root * 2**SCALE_BITS).astype(np.int64)
 
-    @property  # and not cached itself: a protocol's property is none that is written to
+    @property  # which its protocol asks for; a cached one can be written to
     def sensitivity(self) -> float:
         """How far one client moves A X / D, in clipping norms; sqrt(participations) for independent noise."""
         return self._sensitivity

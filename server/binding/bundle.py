@@ -11,7 +11,7 @@ from typing import Any
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...reports.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS
 from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES
@@ -139,8 +139,6 @@ def add_signature(folder: Path, role: str, date: str, keys: Sequence[SigningKey]
     bundle, before = (folder / LIST).read_bytes(), read_signatures(folder)
     check(bundle, before)
     made = signed(bundle, before, role, date, keys)
-    try:
+    with refusing("bundle", folder, "cannot be signed there"):
         replace_file(folder / SIGNATURES, signatures_text([*before, made]), PUBLIC_MODE)
-    except OSError as problem:
-        raise Refusal("bundle", str(folder), f"cannot be signed there ({problem.strerror})") from problem
     return made

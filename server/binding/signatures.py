@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from ...configs.bundle_files import read_file, read_secret
 from ...privacy.ledger.durable_files import PUBLIC, replace_files
 from ...privacy.ledger.hash_chain import canonical
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.double_signature import BOTH_BYTES
 from ...privacy.secagg.suite import KEY_BYTES
 
@@ -198,11 +198,9 @@ def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
     locked = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
     public = key.public_key().public_bytes_raw().hex()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
-    try:
+    with refusing("key", path, "cannot be written"):
         replace_files(path.parent, {path.name: pem})
         replace_files(path.parent, {f"{path.name}.pub": f"{public}\n".encode()}, PUBLIC)
-    except OSError as problem:
-        raise Refusal("key", str(path), f"cannot be written ({problem.strerror})") from problem
     return public
 
 

@@ -25,7 +25,7 @@ from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...privacy.tensor_file import safetensors_parts
 from ...reports.files import (
     AUDIT_KEY,
@@ -161,10 +161,8 @@ def make_folder(key: str, folder: Path) -> None:
     Raises:
       Refusal: it cannot be made.
     """
-    try:
+    with refusing(key, folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise Refusal(key, str(folder), f"it cannot be made ({problem.strerror})") from problem
 
 
 def write_start(run: Run) -> None:
