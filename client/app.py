@@ -294,9 +294,7 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
     bench.forget()
     near = placed(held, bench.device)
     if (released := released_of(content)) is None:
-        load_arrays(
-            bench.model, {name: wire.view(array) for name, array in wire.only_arrays(content).items()}
-        )
+        load_arrays(bench.model, wire.views(wire.only_arrays(content)))
         return means_over(near, bench.task, bench.model, bench.precision, asked)
     from ..tasks.model_columns import read_released  # tables, which training does without
 
@@ -338,7 +336,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)
-    load_arrays(model, {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()})
+    load_arrays(model, wire.views(wire.only_arrays(message.content)))
     run, number = wire.read_round(message.content)
     randomness = Randomness(settings.seed)
     key = int(randomness.stream("training", number).uint64(1)[0])
@@ -453,11 +451,8 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
 def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:
     """Load the instruction's arrays into the model, once it is known that it keeps examples apart."""
     bench.forget()
-    own = {
-        name: wire.view(array)
-        for name, array in wire.only_arrays(content).items()
-        if name != wire.CANARY_RECORDS
-    }
+    own = wire.views(wire.only_arrays(content))
+    own.pop(wire.CANARY_RECORDS, None)
     load_arrays(bench.private_model(data), own)
 
 

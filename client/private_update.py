@@ -127,7 +127,7 @@ def answer_of(message: Message, made: Callable[[], Message]) -> Message:
 
 def unchanged(message: Message) -> Message:
     """Return the reply that nothing changed: whether a client answers another, or none, would tell of its records."""
-    arrays = {name: wire.view(array) for name, array in wire.only_arrays(message.content).items()}
+    arrays = wire.views(wire.only_arrays(message.content))
     if wire.sum_spec_of(message.content).unit_norm is not None:
         return summed_reply(message, {name: np.zeros_like(value) for name, value in arrays.items()})
     metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})

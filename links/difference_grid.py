@@ -21,7 +21,7 @@ from ..strategies.difference_wire import ToldModel, parted, with_model
 from ..strategies.flower_adapter import arrived, records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.model_difference import bytes_of, difference, hash_of
-from ..strategies.wire import NO_BASE, SPEC_RECORD, view
+from ..strategies.wire import NO_BASE, SPEC_RECORD, views
 from .traffic import TrafficPurpose, purpose_of
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -75,7 +75,7 @@ class HeldModels:
         """Return a model by its hash, and keep it."""
         name, record = named
         if self._last is None or self._last[0] is not record:
-            arrays = {key: view(array) for key, array in record.items()}
+            arrays = views(record)
             told = ToldModel(hash_of(arrays), name, bytes_of(arrays))
             self._last = record, told
             self._keep(told.model, arrays)

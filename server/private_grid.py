@@ -293,6 +293,4 @@ def _shared(content: RecordDict, arrays: ArrayRecord, steps: Steps) -> RecordDic
     """Return an instruction's content with the arrays that clients start from; without steps, as it is."""
     if not steps:
         return content
-    return wire.with_arrays(
-        content, wire.memory_arrays(shared({k: wire.view(each) for k, each in arrays.items()}, steps))
-    )
+    return wire.with_arrays(content, wire.memory_arrays(shared(wire.views(arrays), steps)))

@@ -19,7 +19,7 @@ from ..privacy.mechanisms.compression import Sketch
 from ..privacy.mechanisms.private_sum import CohortSum, add_update
 from ..privacy.mechanisms.sum_spec import SumSpec
 from .client_settings import CanaryClients
-from .wire import layout_of, memory_arrays, only_arrays, sketch_for, view
+from .wire import layout_of, memory_arrays, only_arrays, sketch_for, view, views
 
 
 def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:
@@ -87,7 +87,7 @@ def canary_answer(message: Message, settings: CanaryClients, client: int) -> Mes
     layout = layout_of(received)
     sizes = [int(np.prod(shape)) for shape in layout.values()]
     (update,) = canary_updates(settings, [client], sum(sizes))
-    arrays = {name: view(array) for name, array in received.items()}
+    arrays = views(received)
     for (name, shape), part in zip(layout.items(), np.split(update, np.cumsum(sizes)[:-1]), strict=True):
         value = arrays[name]
         arrays[name] = (value + part.reshape(shape)).astype(value.dtype)

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
-from .wire import only_arrays, view
+from .wire import only_arrays, views
 
 AVERAGING: dict[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -102,7 +102,7 @@ def aggregated(
       replies: the one of the private sum, or none.
     """
     if len(replies) == 1 and type(strategy).aggregate_train is flower.FedAvg.aggregate_train:
-        return {name: view(array) for name, array in only_arrays(replies[0].content).items()}
+        return views(only_arrays(replies[0].content))
     arrays, _ = strategy.aggregate_train(number, replies)
     return None if arrays is None else {name: np.asarray(array.numpy()) for name, array in arrays.items()}
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..privacy.ledger.receipt import COMMITMENT_BYTES, SIGNATURE_BYTES, Receipt
 from .flower_adapter import records_of
 from .training_order import MAX_ORDER_BYTES
-from .wire import memory_arrays, view
+from .wire import memory_arrays, views
 
 OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
 RECEIPT = "receipt"
@@ -73,7 +73,7 @@ def read_over(message: Message) -> RunOver | None:
         return None
     if not isinstance(moments, str) or len(moments) > MAX_ORDER_BYTES:
         return None
-    model = {name: view(each) for name, each in arrays.items()}
+    model = views(arrays)
     return RunOver(str(run), str(status), rounds, model, str(agreement), str(manifest), moments)
 
 

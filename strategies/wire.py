@@ -126,6 +126,11 @@ def view(array: Array) -> NDArray[Any]:
     return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
 
 
+def views(arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """Return the values of arrays by name, each as `view` does."""
+    return {name: view(array) for name, array in arrays.items()}
+
+
 def is_given(array: Array) -> bool:
     """Return whether what `view` returns of an array may be overwritten."""
     return isinstance(array, MemoryArray) and bool(array.__dict__["given"])

@@ -16,7 +16,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...strategies.difference_wire import ToldModel, told_model, with_arrays_again, with_held
 from ...strategies.flower_adapter import arrived
 from ...strategies.model_difference import apply, hash_of
-from ...strategies.wire import FAILED, NO_BASE, memory_arrays, only_arrays, view
+from ...strategies.wire import FAILED, NO_BASE, memory_arrays, only_arrays, views
 from ..private_update import NotTrained
 
 logger = logging.getLogger("fedveil.client")
@@ -45,7 +45,7 @@ class HeldModel:
         if told is None:
             return message, None
         record = self._changed(told) if told.difference else only_arrays(message.content)
-        found = {name: view(array) for name, array in record.items()}
+        found = views(record)
         if hash_of(found) != told.model:
             logger.warning("an instruction's model is not the one that it names")
             raise NotTrained(NO_BASE if told.difference else FAILED)
@@ -74,7 +74,7 @@ class HeldModel:
     def _changed(self, told: ToldModel) -> ArrayRecord:
         try:
             held = only_arrays(unpack(self.path.read_bytes()).content)
-            return memory_arrays(apply({name: view(each) for name, each in held.items()}, told.difference))
+            return memory_arrays(apply(views(held), told.difference))
         except (OSError, ValueError) as error:  # no file, no message, no difference from this model
             logger.info("a difference is from no model that this device holds: %s", error)
             raise NotTrained(NO_BASE) from error
