@@ -16,7 +16,7 @@ import pytest
 from fedveil.__main__ import FAILED, run
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.durable_files import append_line, replace_file
-from fedveil.privacy.ledger.hash_chain import refusing
+from fedveil.privacy.ledger.hash_chain import refusing_ledger
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal, disk_failed
 from fedveil.server.run.log_file import LogFile
@@ -193,10 +193,13 @@ def test_a_command_that_meets_a_full_disk_fails_in_a_sentence_and_is_not_refused
 def test_a_ledger_on_a_full_disk_is_not_called_damaged(tmp_path: Path) -> None:
     full = sqlite3.OperationalError("database or disk is full")
     full.sqlite_errorcode = sqlite3.SQLITE_FULL
-    with pytest.raises(Refusal, match="make room on its disk") as raised, refusing(tmp_path, "is damaged"):
+    with (
+        pytest.raises(Refusal, match="make room on its disk") as raised,
+        refusing_ledger(tmp_path, "is damaged"),
+    ):
         raise full
     assert "damaged" not in str(raised.value) and disk_failed(raised.value)
-    with pytest.raises(Refusal, match="is damaged") as raised, refusing(tmp_path, "is damaged"):
+    with pytest.raises(Refusal, match="is damaged") as raised, refusing_ledger(tmp_path, "is damaged"):
         raise sqlite3.DatabaseError("file is not a database")
     assert not disk_failed(raised.value)
 

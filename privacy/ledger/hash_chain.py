@@ -130,7 +130,7 @@ def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
 
 
 @contextlib.contextmanager
-def refusing(path: Path, what: str) -> Generator[None]:
+def refusing_ledger(path: Path, what: str) -> Generator[None]:
     """Turn what the operating system or SQLite says about a file into a Refusal.
 
     Raises:
@@ -162,7 +162,7 @@ class Lock:
           Refusal: another process holds it, or it cannot be written.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with refusing(path, "cannot be locked"):
+        with refusing_ledger(path, "cannot be locked"):
             self._fd = os.open(_beside(path, ".lock"), flags, 0o600)
             try:
                 self._take(path, wait)
@@ -248,7 +248,7 @@ def regular(name: Path) -> os.stat_result | None:
     Raises:
       Refusal: it is not a regular file.
     """
-    with refusing(name, "cannot be reached"):
+    with refusing_ledger(name, "cannot be reached"):
         try:
             status = os.lstat(name)
         except (FileNotFoundError, NotADirectoryError):
@@ -268,7 +268,7 @@ class Chain:
     def __init__(self, path: Path, mode: str) -> None:
         self.path = path
         address = f"{path.absolute().as_uri()}?{mode}"
-        with refusing(path, "cannot be opened"):
+        with refusing_ledger(path, "cannot be opened"):
             # The ledger serialises its own threads.
             self._db = sqlite3.connect(
                 address, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
@@ -290,13 +290,13 @@ class Chain:
         journal = max(_size(_beside(path, suffix)) for suffix in ("-wal", "-shm"))
         if journal and not found:
             raise Refusal("ledger", str(path), "gone, yet its -wal file is there; restore the ledger")
-        with refusing(path, "cannot be created"):
+        with refusing_ledger(path, "cannot be created"):
             if not path.exists():
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             os.chmod(path, 0o600)
         chain = cls(path, "mode=rw")
         try:
-            with refusing(path, "is not a ledger or is damaged"):
+            with refusing_ledger(path, "is not a ledger or is damaged"):
                 chain._prepare(first, durable)
         except BaseException:
             chain.close()
@@ -314,7 +314,7 @@ class Chain:
             raise Refusal("ledger", str(path), "there is none; give the path of a ledger")
         chain = cls(path, "mode=ro" if _beside(path, "-wal").exists() else "immutable=1")
         try:
-            with refusing(path, "cannot be read as a ledger"):
+            with refusing_ledger(path, "cannot be read as a ledger"):
                 chain._require_schema()
         except BaseException:
             chain.close()
@@ -370,7 +370,7 @@ class Chain:
         Raises:
           Refusal: the head is not in the chain, or an entry fails the check.
         """
-        with refusing(self.path, f"cannot be read after entry {head.seq}"):
+        with refusing_ledger(self.path, f"cannot be read after entry {head.seq}"):
             self.require(head)
             query = f"SELECT {COLUMNS} FROM entries WHERE seq > ? ORDER BY seq"
             yield from chained(self._db.execute(query, (head.seq,)), head, str(self.path))
