@@ -273,7 +273,7 @@ def make_client_app(
         if isinstance(asked, Evaluation):
             return evaluated(message, asked, measured_at(bench, client, message.content, asked))
         if asked is not None:
-            return question_round(message, client, bench, asked)
+            return _question_round(message, client, bench, asked)
         return train_round(message, client, bench, bench.settings)
 
     assert on_train is not None
@@ -329,7 +329,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
       settings: how to train in this round.
     """
     if settings.step is not None:
-        return step_round(message, client, bench, settings)
+        return _step_round(message, client, bench, settings)
     data = bench.data_of(client, settings)
     if not len(data):
         return _blank(message)
@@ -376,15 +376,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     return Message(content, reply_to=message)
 
 
-def question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
-    """Return one client's answer to a question, or an error if its ledger does not allow it.
-
-    Args:
-      message: the instruction.
-      client: number of the client in the task, from 0.
-      bench: task and settings.
-      inquiry: that the instruction brings.
-    """
+def _question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
+    """Return one client's answer to a question, or an error if its ledger does not allow it."""
     settings, noise = bench.settings, own_noise_of(message.content)
     table = table_of(bench, client, message.content, inquiry)
     run, number = wire.read_round(message.content)
@@ -421,10 +414,8 @@ def _blank(message: Message) -> Message:
     return unchanged(message)
 
 
-def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with what one client adds to the sum of a step on all clients' records.
-
-    Arguments as of `train_round`.
+def _step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
+    """Return the reply with what one client adds to the sum of a step on all clients' records, as `train_round` does.
 
     Raises:
       Refusal: the sum is not for so long a part of a record.

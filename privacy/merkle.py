@@ -19,7 +19,7 @@ def leaf_hash(entry: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + entry).digest()
 
 
-def node_hash(left: bytes, right: bytes) -> bytes:
+def _node_hash(left: bytes, right: bytes) -> bytes:
     """Return the hash of an inner node, 32 bytes, from those of its children."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
@@ -44,7 +44,7 @@ class Frontier:
             ends = self.size
             while ends % 2 == 0:  # two perfect subtrees of one height become one
                 right = self.peaks.pop()
-                self.peaks[-1] = node_hash(self.peaks[-1], right)
+                self.peaks[-1] = _node_hash(self.peaks[-1], right)
                 ends //= 2
 
     def copy(self) -> Frontier:
@@ -58,7 +58,7 @@ class Frontier:
             return EMPTY_ROOT
         found = self.peaks[-1]
         for peak in reversed(self.peaks[:-1]):
-            found = node_hash(peak, found)
+            found = _node_hash(peak, found)
         return found
 
 
@@ -137,11 +137,11 @@ def includes(root: bytes, size: int, leaf: bytes, place: int, proof: Sequence[by
         if last == 0:
             return False
         if number & 1 or number == last:
-            found = node_hash(each, found)
+            found = _node_hash(each, found)
             while not number & 1 and number:
                 number, last = number >> 1, last >> 1
         else:
-            found = node_hash(found, each)
+            found = _node_hash(found, each)
         number, last = number >> 1, last >> 1
     return last == 0 and found == root
 
@@ -173,11 +173,11 @@ def extends(first: bytes, first_size: int, second: bytes, second_size: int, proo
         if last == 0:
             return False
         if number & 1 or number == last:
-            old, new = node_hash(each, old), node_hash(each, new)
+            old, new = _node_hash(each, old), _node_hash(each, new)
             while not number & 1 and number:
                 number, last = number >> 1, last >> 1
         else:
-            new = node_hash(new, each)
+            new = _node_hash(new, each)
         number, last = number >> 1, last >> 1
     return last == 0 and old == first and new == second
 

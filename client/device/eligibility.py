@@ -26,16 +26,16 @@ def obstacle(asked: Eligibility, now: datetime, root: Path = ROOT) -> str | None
 def _obstacles(asked: Eligibility, now: datetime, root: Path) -> Iterator[str]:
     if asked.hours is not None and not _within(now.hour, *asked.hours):
         yield f"outside the hours {asked.hours[0]:02}-{asked.hours[1]:02}"
-    if asked.on_mains_power and not on_mains_power(root):
+    if asked.on_mains_power and not _on_mains_power(root):
         yield "on battery"
-    hottest = hottest_celsius(root)
+    hottest = _hottest_celsius(root)
     limit = asked.max_temperature_celsius
     if limit is not None and hottest is not None and hottest > limit:
         yield f"{hottest:.0f} degrees, above {limit:g}"
-    free = free_mebibytes(root)
+    free = _free_mebibytes(root)
     if free is not None and free < asked.min_free_mebibytes:
         yield f"{free} MiB of memory free, below {asked.min_free_mebibytes}"
-    if asked.unmetered and over_modem(root):
+    if asked.unmetered and _over_modem(root):
         yield "on a metered network"
 
 
@@ -43,7 +43,7 @@ def _within(hour: int, start: int, end: int) -> bool:
     return start <= hour < end if start < end else hour >= start or hour < end
 
 
-def on_mains_power(root: Path = ROOT) -> bool:
+def _on_mains_power(root: Path) -> bool:
     """Return whether a charger is plugged in, or no battery drains."""
     supplies = list(root.glob("sys/class/power_supply/*"))
     kinds = {supply: _text(supply / "type") for supply in supplies}
@@ -53,13 +53,13 @@ def on_mains_power(root: Path = ROOT) -> bool:
     return all(_text(battery / "status") in NOT_DRAINING for battery in batteries)
 
 
-def hottest_celsius(root: Path = ROOT) -> float | None:
+def _hottest_celsius(root: Path) -> float | None:
     """Return the temperature of the hottest thermal zone, or None if none can be read."""
     found = [_text(zone) for zone in root.glob("sys/class/thermal/thermal_zone*/temp")]
     return max((int(text) / 1000 for text in found if text.lstrip("-").isdigit()), default=None)
 
 
-def free_mebibytes(root: Path = ROOT) -> int | None:
+def _free_mebibytes(root: Path) -> int | None:
     """Return the memory that programs can still get, or None if it cannot be read."""
     for line in _text(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -67,7 +67,7 @@ def free_mebibytes(root: Path = ROOT) -> int | None:
     return None
 
 
-def over_modem(root: Path = ROOT) -> bool:
+def _over_modem(root: Path) -> bool:
     """Return whether the default route goes over a mobile modem; the system's files tell no other metered network."""
     routes = [line.split() for line in _text(root / "proc/net/route").splitlines()[1:]]
     for interface in (route[0] for route in routes if len(route) > 1 and route[1] == DEFAULT_ROUTE):

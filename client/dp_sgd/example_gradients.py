@@ -64,7 +64,7 @@ def _lengths(parts: Tensor) -> Tensor:
     return norms_of(parts.flatten(0, 1)).view(len(parts), -1)
 
 
-def norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
+def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
     """Return the norms of a layer's gradients, shape (B,), by parameter, as Opacus' ghost clipping asks for them.
 
     Its own multiply squares in float32, and loses half the digits of gradients that cancel.
@@ -87,7 +87,7 @@ def norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> d
     return found
 
 
-GHOST = dict.fromkeys((nn.Linear, nn.Embedding), norms_by_ghost)  # layers of which Opacus multiplies norms
+GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers of which Opacus multiplies norms
 
 
 def _learns(layer: nn.Module, name: str) -> bool:

@@ -51,7 +51,7 @@ LINE_END = "\r\n"
 STATUS_LINE = len("HTTP/1.1 200 OK" + LINE_END + "date: Thu, 01 Jan 1970 00:00:00 GMT" + LINE_END)
 
 
-class TooLarge(Exception):
+class _TooLarge(Exception):
     """Body that has more bytes than may be passed on."""
 
 
@@ -80,7 +80,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        call = CountedCall(receive, send)
+        call = _CountedCall(receive, send)
         request = Request(scope, call.receive)
         node = self._caller(request)
         if isinstance(node, Response):
@@ -103,7 +103,7 @@ class Front:
         self.traffic.tally.add("up", CONTROL, OPENING_UP)
         self.traffic.tally.add("down", CONTROL, OPENING_DOWN)
 
-    def _count(self, call: CountedCall, scope: Scope, node: int | None) -> None:
+    def _count(self, call: _CountedCall, scope: Scope, node: int | None) -> None:
         """Count a call's bytes for what they are; the answer to a push, and what asks for a part, are overhead."""
         up = down = CONTROL
         taken = call.taken
@@ -115,8 +115,8 @@ class Front:
             elif path == PULL_OBJECT:
                 down = LOST if cargo is None else cargo.down
         tally = self.traffic.tally
-        tally.add("up", up, request_bytes(scope) + in_records(taken))
-        tally.add("down", down, in_records(call.head) + in_records(call.given))
+        tally.add("up", up, _request_bytes(scope) + _in_records(taken))
+        tally.add("down", down, _in_records(call.head) + _in_records(call.given))
 
     def _caller(self, request: Request) -> int | Response:
         """Return the node that calls, by the headers alone, or the response that refuses it."""
@@ -142,7 +142,7 @@ class Front:
         )
         try:
             answer = await self._client.send(call, stream=True)
-        except TooLarge:
+        except _TooLarge:
             return refused(413)
         except httpx.HTTPError:
             return refused(503)
@@ -159,7 +159,7 @@ class Front:
             if node is not None:
                 self._sent[node] += len(chunk)
             if taken > MOST_BODY_BYTES or (node is not None and self._sent[node] > MOST_REPLY_BYTES):
-                raise TooLarge
+                raise _TooLarge
             yield chunk
 
     async def close(self) -> None:
@@ -172,7 +172,7 @@ def _passed(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name in PASSED or name.startswith(FLOWER)}
 
 
-class CountedCall:
+class _CountedCall:
     """Both ways of a call, with the bytes that go there: `taken` of its body, `head` and `given` of the answer."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -188,23 +188,23 @@ class CountedCall:
     async def send(self, event: Message) -> None:
         """Send what the answer has next."""
         if event["type"] == "http.response.start":
-            self.head = STATUS_LINE + headers_bytes(event["headers"])
+            self.head = STATUS_LINE + _headers_bytes(event["headers"])
         self.given += len(event.get("body", b""))
         await self._send(event)
 
 
-def request_bytes(scope: Scope) -> int:
+def _request_bytes(scope: Scope) -> int:
     """Return about how many bytes of a connection carry a call without its body."""
     line = len(scope["method"]) + len(scope["raw_path"]) + len(" " + " HTTP/1.1" + LINE_END)
-    return in_records(line + headers_bytes(scope["headers"]))
+    return _in_records(line + _headers_bytes(scope["headers"]))
 
 
-def headers_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+def _headers_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """Return how many bytes headers take, with the empty line behind them."""
     return sum(len(name) + len(value) + len(": " + LINE_END) for name, value in headers) + len(LINE_END)
 
 
-def in_records(size: int) -> int:
+def _in_records(size: int) -> int:
     """Return how many bytes of a connection carry so many bytes that are written at once."""
     return size + -(-size // MOST_RECORD) * TLS_RECORD
 
@@ -214,7 +214,7 @@ def refused(status: int) -> Response:
     return Response(status_code=status, headers={"connection": "close"})
 
 
-class Punctual(H11Protocol):
+class _Punctual(H11Protocol):
     """Uvicorn's HTTP/1.1 with bounds on the number of connections and on the time for a request's headers."""
 
     _due: asyncio.TimerHandle | None = None
@@ -269,7 +269,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     door = listener(listen)
     config = uvicorn.Config(
         front,
-        http=Punctual,
+        http=_Punctual,
         ws="none",
         lifespan="off",
         loop="asyncio",

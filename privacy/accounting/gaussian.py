@@ -25,12 +25,8 @@ _PRECISION = 1e-7  # of `last_true`
 
 
 @lru_cache(maxsize=1 << 14)
-def precision_of(event_json: str) -> float | None:
-    """Return 1 / noise_multiplier^2 of an event as a ledger writes it.
-
-    Returns:
-      inf for too little noise; None for an event of another kind.
-    """
+def _precision_of(event_json: str) -> float | None:
+    """Return 1 / noise_multiplier^2 of an event as a ledger writes it: inf for too little noise, None for another kind."""
     event = json.loads(event_json)
     if event.get("kind") != "Gaussian":
         return None
@@ -44,7 +40,7 @@ def composed(counts: Mapping[str, int]) -> float | None:
     Returns:
       None where one of them is no plain Gaussian.
     """
-    parts = [(precision_of(text), n) for text, n in sorted(counts.items()) if n]
+    parts = [(_precision_of(text), n) for text, n in sorted(counts.items()) if n]
     if any(precision is None for precision, _ in parts):
         return None
     return math.fsum((precision or 0.0) * n for precision, n in parts)

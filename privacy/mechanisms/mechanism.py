@@ -106,14 +106,14 @@ class Central:
 
     def noise(self, stream_of: Callable[[int], Stream]) -> Noise:
         """Return noise that takes each row's from its stream."""
-        return FreshNoise(stream_of)
+        return _FreshNoise(stream_of)
 
 
 CENTRAL = Central()
 
 
 @dataclass(frozen=True)
-class FreshNoise:
+class _FreshNoise:
     """Independent noise for each row; see `Central`."""
 
     stream_of: Callable[[int], Stream]

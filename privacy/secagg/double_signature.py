@@ -35,11 +35,11 @@ def both_of(identity: Ed25519PrivateKey) -> bytes:
 def sign_by(suite: Suite, identity: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
     """Return the signature of a body as the suite has it; arguments as of `suite.sign`."""
     first = sign(identity, context, body)
-    return first + sign_second(identity, context, body) if suite.doubly_signed else first
+    return first + _sign_second(identity, context, body) if suite.doubly_signed else first
 
 
-def sign_second(identity: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
-    """Return the ML-DSA-65 signature of a body, `ML_DSA_SIGNATURE_BYTES`; arguments as of `suite.sign`."""
+def _sign_second(identity: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
+    """Return the ML-DSA-65 signature of a body, `ML_DSA_SIGNATURE_BYTES`."""
     return _key(identity.private_bytes_raw()).sign(frame(Purpose.SIGNATURE, context, body))
 
 
@@ -96,7 +96,7 @@ def sign_as_authority(
     first = sign(authority, context, body)
     if not doubly:
         return first
-    return first + sign_second(authority, context, body) + post_quantum_public(authority)
+    return first + _sign_second(authority, context, body) + post_quantum_public(authority)
 
 
 def verify_authority(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
