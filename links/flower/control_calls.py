@@ -36,10 +36,6 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
-    make_pull_object_fn_protobuf,
-)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -50,7 +46,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from ...strategies.flower_adapter import claim_identity
-from .fleet_calls import at_most, node_fingerprint, pull_message
+from .fleet_calls import node_fingerprint, pull_message
 
 logger = logging.getLogger("fedveil.server")
 
@@ -152,12 +148,7 @@ class ServedRun:
     def _fetch(self, client: RuntimeHttpClient, tree: ObjectTree, seconds: float) -> Message | None:
         node, run = self._grid.node, self.run.run_id
         try:
-            return pull_message(
-                tree,
-                at_most(self._most_bytes, make_pull_object_fn_protobuf(client.PullObject, node, run)),
-                make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run),
-                seconds,
-            )
+            return pull_message(client, node, run, tree, self._most_bytes, seconds)
         except Exception as error:  # noqa: BLE001 (whatever one reply is, it costs that reply)
             logger.warning("a reply does not come, or cannot be read: %s", type(error).__name__)
             return None

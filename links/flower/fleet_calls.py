@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -50,6 +50,9 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, verify_signature
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+if TYPE_CHECKING:
+    from flwr.supercore.runtime import RuntimeHttpClient
 
 # All calls of a SuperNode. `register-node` and `unregister-node` are left to the SuperLink's operator.
 FLEET_PATHS = frozenset(
@@ -103,14 +106,28 @@ def signed_by(headers: Mapping[str, str]) -> str | None:
     return node_fingerprint(public)
 
 
-def at_most(most_bytes: int, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """Return `pull` with a bound on all that it pulls; beyond it, the function raises ObjectPullError.
+def pull_message(
+    client: FleetHttpClient | RuntimeHttpClient,
+    node: Node,
+    run: int,
+    tree: ObjectTree,
+    most_bytes: int,
+    seconds: float,
+) -> Message:
+    """Pull the parts of a message from the other end and return the message.
 
     Args:
-      most_bytes: of all objects together.
-      pull: returns the object of an id.
+      client: of the other end.
+      node: that pulls.
+      run: of the message.
+      tree: ids of the message's parts.
+      most_bytes: of all parts together.
+      seconds: how long to wait for parts that the other end does not have yet.
+
+    Raises:
+      FLEET_FAILURES: the parts do not come, have more bytes, or are no message.
     """
-    taken = 0
+    pull, taken = make_pull_object_fn_protobuf(client.PullObject, node, run), 0
 
     def counted(name: str) -> bytes:
         nonlocal taken
@@ -120,27 +137,10 @@ def at_most(most_bytes: int, pull: Callable[[str], bytes]) -> Callable[[str], by
             raise ObjectPullError(name, f"the message has more than {most_bytes} bytes")
         return content
 
-    return counted
-
-
-def pull_message(
-    tree: ObjectTree, pull: Callable[[str], bytes], confirm: Callable[[str], None], seconds: float
-) -> Message:
-    """Pull the parts of a message from the other end and return the message.
-
-    Args:
-      tree: ids of the message's parts.
-      pull: returns the part of an id.
-      confirm: tells the other end that a part has arrived.
-      seconds: how long to wait for parts that the other end does not have yet.
-
-    Raises:
-      FLEET_FAILURES: the parts do not come, or are no message.
-    """
     message = pull_and_inflate_object_from_tree(
         tree,
-        pull,
-        confirm,
+        counted,
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run),
         return_type=Message,
         max_time=seconds,
         initial_backoff=PULL_AGAIN_SECONDS,
@@ -216,12 +216,8 @@ class FleetNode:
         if not given.messages_list:
             return None
         tree, run = given.message_object_trees[0], given.messages_list[0].metadata.run_id
-        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
-        confirm = make_confirm_message_received_fn_protobuf(
-            self._client.ConfirmMessageReceived, self._node, run
-        )
         try:
-            return pull_message(tree, at_most(self._most_bytes, pull), confirm, PULL_SECONDS)
+            return pull_message(self._client, self._node, run, tree, self._most_bytes, PULL_SECONDS)
         except httpx.HTTPStatusError as refused:
             if refused.response.status_code != RUN_OVER:
                 raise
