@@ -66,7 +66,9 @@ class Carried:
 
     def since(self, earlier: Carried) -> Carried:
         """Return what was carried after an earlier count."""
-        return Carried(_difference(self.down, earlier.down), _difference(self.up, earlier.up))
+        return Carried(
+            dict(Counter(self.down) - Counter(earlier.down)), dict(Counter(self.up) - Counter(earlier.up))
+        )
 
     def __add__(self, other: Carried) -> Carried:
         """Return what both have carried."""
@@ -80,11 +82,6 @@ class Carried:
 
 
 NOTHING = Carried()
-
-
-def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    found = {name: size - before.get(name, 0) for name, size in now.items()}
-    return {name: size for name, size in found.items() if size}
 
 
 class Tally:
@@ -179,7 +176,6 @@ def content_bytes(content: RecordDict) -> int:
 
 
 def _size(record: Any) -> int:
-    """Return about how many bytes a record takes; nothing is serialised."""
     if isinstance(record, ArrayRecord):
         return sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
     return sum(len(name) + _size_of_value(value) for name, value in record.items())
