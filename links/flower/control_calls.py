@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Collection, Generator
@@ -46,7 +45,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from ...strategies.flower_adapter import claim_identity
-from .fleet_calls import node_fingerprint, pull_message
+from .fleet_calls import beating, node_fingerprint, pull_message
 
 logger = logging.getLogger("fedveil.server")
 
@@ -176,14 +175,10 @@ def open_run(address: str, secret: bytes, most_bytes: int) -> Generator[ServedRu
         grid._retry_invoker.max_time = OUTAGE_SECONDS  # pyright: ignore[reportPrivateUsage]
         grid.set_run(run_from_proto(given.run))
         claim_identity(run_id, given.task_id)
-        over = threading.Event()
-        beats = threading.Thread(target=_beat, args=(task, over), name="flower task", daemon=True)
-        beats.start()
         try:
-            yield ServedRun(grid, most_bytes)
+            with beating(lambda: task.SendTaskHeartbeat(SendTaskHeartbeatRequest()), BEAT_SECONDS):
+                yield ServedRun(grid, most_bytes)
         finally:
-            over.set()
-            beats.join()
             grid.close()
             with suppress(httpx.HTTPError):
                 task.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
@@ -215,9 +210,3 @@ def _runtime(
 ) -> RuntimeHttpClient:
     version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
     return RuntimeHttpClient.from_server_address(address, True, None, [version, auth])
-
-
-def _beat(task: RuntimeHttpClient, over: threading.Event) -> None:
-    while not over.wait(BEAT_SECONDS):
-        with suppress(httpx.HTTPError):  # it may be restarting; the next call shows whether the run is lost
-            task.SendTaskHeartbeat(SendTaskHeartbeatRequest())

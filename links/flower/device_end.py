@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from .fleet_calls import (
     TOO_LARGE,
     UNKNOWN_NODE,
     FleetNode,
+    beating,
     load_node_key,
 )
 
@@ -125,7 +125,7 @@ def follow_fleet(
     connection = FleetNode(door.server, door.ca, door.key, MOST_BYTES)
     answers, failures = ReplyMemory(door.node, handle, begun), 0
     try:
-        with _beating(connection):
+        with beating(connection.beat, BEAT_SECONDS):
             while not stop.is_set():
                 try:
                     connection.come()
@@ -162,25 +162,6 @@ def _answered(connection: FleetNode, answers: ReplyMemory) -> bool:
         answers.owed = answers.to(message)
         answers.settle(connection)
     return message is not None
-
-
-@contextmanager
-def _beating(connection: FleetNode) -> Generator[None]:
-    """Send heartbeats from another thread, also while this device trains."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(BEAT_SECONDS):
-            with suppress(Exception):  # the main thread's next call meets the failure too
-                connection.beat()
-
-    thread = threading.Thread(target=beat, name="flower heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _reason(why: Exception) -> str:

@@ -6,9 +6,10 @@ Like `strategies/flower_adapter.py` it uses what Flower does not publish.
 from __future__ import annotations
 
 import hashlib
+import threading
 from base64 import b64decode
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,25 @@ def load_node_key(key: bytes) -> EllipticCurvePrivateKey:
     if not isinstance(private, EllipticCurvePrivateKey):
         raise ValueError("a SuperNode's key is one of an elliptic curve")  # noqa: TRY004 (as for no key at all)
     return private
+
+
+@contextmanager
+def beating(beat: Callable[[], object], seconds: float) -> Generator[None]:
+    """Call `beat` every so many seconds from another thread as long as the context lasts, whether or not it fails."""
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(seconds):
+            with suppress(Exception):  # the main thread's next call meets the failure too
+                beat()
+
+    thread = threading.Thread(target=keep, name="flower heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class FleetNode:
