@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 # Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
 LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
 NOISE_TOLERANCE = 1e-4
-# With less than this share of a budget left, only noise that drowns everything fits; better to say so.
-LEAST_SHARE_LEFT = 0.01
-# More rounds than anybody runs: affordable rounds are not counted beyond.
-MOST_ROUNDS = 1 << 20
+LEAST_SHARE_LEFT = 0.01  # of a budget: with less, only noise that drowns everything fits; better to say so
+MOST_ROUNDS = 1 << 20  # more than anybody runs: affordable rounds are not counted beyond
 
 
 @dataclass(frozen=True)

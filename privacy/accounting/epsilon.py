@@ -33,8 +33,7 @@ FINEST_INTERVAL = 1e-5
 SETTLED = 1e-3
 # A grid has at most this many steps, which bounds the memory that a vacuous epsilon takes.
 MAX_STEPS = 1_000_000
-# An epsilon beyond this is reported as infinite.
-VACUOUS_EPSILON = 1e6
+VACUOUS_EPSILON = 1e6  # an epsilon beyond this is reported as infinite
 # Each kind of sampled Gaussian takes a distribution of its own: 20 ms at 1e-3, 0.3 s at 1e-4. Many kinds are published
 # on the gate's grid. Beyond the maximum, noise is rounded down and rates up, to the most levels an octave that leave
 # few enough kinds; 128 levels cost 1 % of epsilon.

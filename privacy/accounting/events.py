@@ -18,15 +18,12 @@ from ..refusal import Refusal, real
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent, GaussianDpEvent
 
-# An event that is no composition, with converted parameters; hashable.
-Leaf = Any
-# Leaves, each with how often it happened.
-Counts = tuple[tuple[Leaf, int], ...]
+Leaf = Any  # an event that is no composition, with converted parameters; hashable
+Counts = tuple[tuple[Leaf, int], ...]  # leaves, each with how often it happened
 
 # Noise below the first counts as none (epsilon would pass 5e5), above the second as the second. Both overstate epsilon.
 MIN_NOISE, MAX_NOISE = 1e-3, 1e9
-# Lower sampling rates count as this one.
-MIN_RATE = 1e-12
+MIN_RATE = 1e-12  # lower sampling rates count as this one
 
 
 @dataclass(frozen=True)

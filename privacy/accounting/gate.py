@@ -33,15 +33,11 @@ from .renyi import Vector, from_renyi, relation_of, renyi_holds, renyi_vector
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-# Histories that are followed: one for each adversary and one to spare.
-MOST_LINES = 4
-# Histories that are known to fit, of each budget.
-MOST_FITTING = 16
-# Events whose leaves are remembered.
-MOST_REMEMBERED = 1 << 14
+MOST_LINES = 4  # histories that are followed: one for each adversary and one to spare
+MOST_FITTING = 16  # histories that are known to fit, of each budget
+MOST_REMEMBERED = 1 << 14  # events whose leaves are remembered
 
-# How often each leaf happened, by the leaf's number in the gate's list.
-Counted = dict[int, int]
+Counted = dict[int, int]  # how often each leaf happened, by the leaf's number in the gate's list
 
 
 @dataclass(frozen=True)
@@ -257,8 +253,7 @@ class Gate:
         return self._number(query if rate == 1 else PoissonSampledDpEvent(rate, query))
 
 
-GATE = Gate()
-"""The gate of all ledgers of this process."""
+GATE = Gate()  # of all ledgers of this process
 # A forked worker begins anew: another thread of its parent may have held the lock.
 os.register_at_fork(after_in_child=GATE.__init__)
 

@@ -22,14 +22,12 @@ LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
 # Places up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
 MOST_SPARSE = 1000
 SIDES = (1.0, -1.0)  # a unit removed, and one added
-# Places of a grid that are computed at once.
-BLOCK = 1 << 16
+BLOCK = 1 << 16  # places of a grid that are computed at once
 # What dp_accounting takes for rounding where a divergence must not rise (`_DELTA_DIFF_TOLERANCE`).
 ROUNDING = 1e-12
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
 FEW_TERMS, MOST_TERMS = 64, 1000
-# The series ends where the remaining terms are below e to minus this of the whole.
-NEGLIGIBLE = 30
+NEGLIGIBLE = 30  # the series ends where the remaining terms are below e to minus this of the whole
 
 
 def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistribution:

@@ -17,8 +17,7 @@ from ..refusal import Refusal
 Scores = NDArray[np.float64]
 # Shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
-# A split into in and out that is less likely than this is refused: the coins were not fair.
-FAIR = 1e-6
+FAIR = 1e-6  # a split into in and out that is less likely than this is refused: the coins were not fair
 
 
 @dataclass(frozen=True)

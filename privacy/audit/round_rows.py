@@ -20,12 +20,10 @@ from ..refusal import Refusal
 
 # Blocks of rounds whose sums are kept: updates change slowly, so a few blocks tell as much as all rounds.
 BLOCKS = 16
-# Smallest layers, whose energies are kept: missing noise in a larger one shows in a single round.
-LAYERS = 64
+LAYERS = 64  # smallest layers, whose energies are kept: missing noise in a larger one shows in a single round
 # Results of canary records, see `record_claim`; NaN in rounds that were not looked at.
 RECORDS = ("epsilon", "low", "high", "ceiling", "gaussian", "steinke", "t_p", "accuracy_p")
-# Structured, shape (rounds,), of `row_type`.
-Rows = NDArray[Any]
+Rows = NDArray[Any]  # structured, shape (rounds,), of `row_type`
 
 
 def row_type(canaries: int) -> np.dtype[Any]:

@@ -52,11 +52,9 @@ TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
-# PLD's grid step per epsilon when verifying: a vacuous epsilon must not take all memory.
-COARSEST = 1e-6
+COARSEST = 1e-6  # PLD's grid step per epsilon when verifying: a vacuous epsilon must not take all memory
 
-# Epsilon as reported, by PLD alone, by RDP alone.
-Sizes = tuple[float, float | None, float | None]
+Sizes = tuple[float, float | None, float | None]  # epsilon as reported, by PLD alone, by RDP alone
 
 
 class ReleaseState(StrEnum):
