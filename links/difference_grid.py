@@ -1,8 +1,9 @@
 """Grid that sends a node the difference from the model that it holds, or the whole model, whichever link carries it.
 
 What a node holds it has said itself, in the reply to the instruction that brought it. Nobody relies on that: a
-device whose model becomes another one than the instruction names says so, and is sent the whole in the same exchange. What the
-server remembers is lost when it restarts. Each node then gets the whole once.
+device whose model becomes another one than the instruction names says so, and is sent the whole once the others have answered.
+What the server remembers is lost when it restarts. Each node then gets the whole once, as does one that was asked and
+has not answered in time: it may hold the model of that round or the one before.
 """
 
 from __future__ import annotations
@@ -35,15 +36,22 @@ class HeldModels:
     def __init__(self) -> None:
         self._models = OrderedDict[str, Arrays]()
         self._held = dict[int, str]()
+        self._asked = dict[int, str]()  # what a node held that was told a model and has not answered
         self._told = dict[tuple[str, str], bytes | None]()
         self._last: tuple[ArrayRecord, ToldModel] | None = None
 
     def take(self, node: int, model: str) -> None:
         """Note which model a node holds; one that is not known any more counts as none."""
+        self._asked.pop(node, None)
         if model in self._models:
             self._held[node] = model
         else:
             self._held.pop(node, None)
+
+    def take_back(self, node: int) -> None:
+        """Note that a node that was told a model has begun nothing, and holds what it held."""
+        if node in self._asked:
+            self.take(node, self._asked[node])
 
     def told(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
         """Return messages as they are sent, each as short as what its node holds allows; content that is shared stays so.
@@ -62,7 +70,8 @@ class HeldModels:
         if len(arrays) != 1 or SPEC_RECORD not in content or not trains:
             return message
         whole = self._named(*arrays.items())
-        base = "" if again else self._held.get(head.dst_node_id, "")
+        held = self._held.pop(head.dst_node_id, "")
+        base = self._asked[head.dst_node_id] = "" if again else held
         key = id(content), base
         if key not in written:
             change = self._difference(base, whole.model) if base else None
@@ -116,7 +125,6 @@ class DifferenceGrid(PassingGrid):
         for reply in self._grid.send_and_receive(self._models.told(list(asked.values())), timeout=timeout):
             node = reply.metadata.src_node_id
             if reply.has_error() and reply.error.code == NO_BASE and node in asked:
-                self._models.take(node, "")
                 again.append(asked[node])
             else:
                 yield self._heard(reply)
@@ -128,6 +136,7 @@ class DifferenceGrid(PassingGrid):
     def _heard(self, reply: Message) -> Message:
         """Return a reply without what it says of the model that its node holds."""
         if reply.has_error():
+            self._models.take_back(reply.metadata.src_node_id)
             return reply
         content, held = parted(reply.content)
         if content is reply.content:

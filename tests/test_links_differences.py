@@ -279,6 +279,35 @@ def test_who_was_there_is_sent_the_difference_and_who_was_not_the_whole(tmp_path
     )
 
 
+def test_who_was_asked_and_has_not_answered_is_sent_the_whole_and_who_declined_a_difference(
+    tmp_path: Path,
+) -> None:
+    """A device whose answer was late holds a newer model: told a difference from the older, it would miss this round, too."""
+    devices = Holders(tmp_path, 2)
+    grid, models = DifferenceGrid(devices), [sent for _, sent in walk(1, 4, 4)]
+    for number in range(4):
+        devices.lost = {1} if number == 1 else set()
+        if number == 2:
+            devices.held[0].path.rename(tmp_path / "away")
+        replies = grid.send_and_receive([instruction(models[number], node, number) for node in (0, 1)])
+        assert not any(reply.has_error() for reply in replies)
+    told = [(each.metadata.dst_node_id, told_model(each.content)) for each in devices.sent]
+    assert [bool(each and each.difference) for node, each in told if node == 1] == [False, True, False, True]
+    assert [bool(each and each.difference) for node, each in told if node == 0] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    (message,) = (models_of := HeldModels()).told([instruction(models[0])])
+    models_of.take(7, (told_model(message.content) or pytest.fail("no model")).model)
+    for _ in range(2):  # it declines
+        (message,) = models_of.told([instruction(models[1])])
+        assert (told_model(message.content) or pytest.fail("no model")).difference
+        models_of.take_back(7)
+
+
 def test_a_device_takes_no_difference_from_another_model_than_its_own(tmp_path: Path) -> None:
     models = [sent for _, sent in walk(1, 4, 4)]
     server, held = HeldModels(), HeldModel(tmp_path / "model")
