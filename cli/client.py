@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..client.device import agent, roster_changes
-from ..client.device.client_bundle import read_client_bundle, read_device_file
+from ..client.device.client_bundle import POLICY, read_client_bundle, read_device_file
 from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
 from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import OwnLedger, epsilon_of, questions_of
+from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from ..client.device.run_end import LastRun, read_ended
-from ..configs.bundle_files import ROSTER, read_signed_roster
+from ..configs.bundle_files import ROSTER, read_signed_roster, read_toml
 from ..privacy.ledger.question_caps import AskedQuestion
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster_change import change_between
@@ -183,6 +184,12 @@ def _line(
         whose = "as a client" if name.startswith("client-") else "by its records"
         parts.append(
             f"spent {whose}: " + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
+        )
+    with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
+        allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+        until = "" if allowed.until is None else f" until {allowed.until}"
+        parts.append(
+            f"its owner allows: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
         )
     return "\n  ".join(parts)
 

@@ -46,7 +46,8 @@ def _table(rows: list[ComparedValue], first: Path, second: Path) -> Table:
     from rich.text import Text
 
     table = Table(box=None)
-    for name in ("", "", str(first), str(second)):
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    for name in ("", "", *names):
         table.add_column(Text(name, overflow="fold"))
     before = ""
     for row in rows:

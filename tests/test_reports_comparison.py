@@ -58,6 +58,7 @@ def test_a_run_that_goes_on_is_compared_as_well(other: Path) -> None:
 def test_the_command_prints_a_table_or_json(other: Path, commands: Any) -> None:
     code, said = commands.run("report", "compare", str(KEPT), str(other))
     assert code == 0 and "privacy.target_epsilon" in said.out and "promise" in said.out
+    assert said.out.split()[:2] == [KEPT.name, other.name]
     code, said = commands.run("report", "compare", str(KEPT), str(KEPT))
     assert code == 0 and said.out.strip() == "the reports of both runs are the same"
     code, said = commands.run("report", "compare", str(KEPT), str(other), "--json")
