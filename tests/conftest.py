@@ -124,7 +124,7 @@ def configurations_are_read_once() -> Iterator[None]:
         place = self.provider, self.path, config_path
         if place not in kept:
             kept[place] = pickle.dumps(read(self, config_path))
-        return pickle.loads(kept[place])
+        return pickle.loads(kept[place])  # noqa: S301 (of these very bytes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "load_config", load_config)
