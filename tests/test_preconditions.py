@@ -1,7 +1,7 @@
 """Preconditions of the guarantee, through the real command: what would leak more than is printed is refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -455,28 +455,37 @@ def told(folder: Path, command: Any) -> dict[str, bytes]:
     return {name: data.replace(str(folder).encode(), b"") for name, data in known.items()}
 
 
-def wards_run(commands: Any, folder: Path, mode: str, case: str) -> tuple[int, dict[str, bytes]]:
-    folder.mkdir()
-    (folder / "wards.py").write_text(WARDS)
-    own = ["task=custom", "task.target=wards:Wards", "allow_modules=[wards]", "hydra.run.dir=run"]
-    settings = ["num_rounds=4", "cohort=poisson", "cohort.rate=0.5", "batch_size=10", *SECRETS[mode]]
-    code, command = replace(commands, folder=folder).run(
-        "simulate",
-        *own,
-        *settings,
-        first=drawing(mode, case),
-    )
-    return code, told(folder, command)
+@dataclass
+class Wards:
+    """Runs of two modes, with the target drawn, failing or left out: each once."""
+
+    folder: Path
+    ran: dict[Path, tuple[int, dict[str, bytes]]] = field(default_factory=dict[Path, Any])
+
+    def run(self, commands: Any, mode: str, case: str) -> tuple[int, dict[str, bytes]]:
+        folder = self.folder / mode / case
+        if folder not in self.ran:
+            folder.mkdir(parents=True)
+            (folder / "wards.py").write_text(WARDS)
+            own = ["task=custom", "task.target=wards:Wards", "allow_modules=[wards]", "hydra.run.dir=run"]
+            settings = ["num_rounds=4", "cohort=poisson", "cohort.rate=0.5", "batch_size=10", *SECRETS[mode]]
+            here, first = replace(commands, folder=folder), drawing(mode, case)
+            code, command = here.run("simulate", *own, *settings, first=first)
+            self.ran[folder] = code, told(folder, command)
+        return self.ran[folder]
+
+
+@pytest.fixture(scope="module")
+def wards(tmp_path_factory: pytest.TempPathFactory) -> Wards:
+    return Wards(tmp_path_factory.mktemp("wards"))
 
 
 @pytest.mark.parametrize("case", ["in", "fails"])
 @pytest.mark.parametrize("mode", SECRETS)
 def test_what_others_read_of_a_run_is_the_same_whoever_was_drawn(
-    mode: str, case: str, tmp_path: Path, commands: Any
+    mode: str, case: str, wards: Wards, commands: Any
 ) -> None:
-    (code, without), (other, drawn) = (
-        wards_run(commands, tmp_path / each, mode, each) for each in ("out", case)
-    )
+    (code, without), (other, drawn) = (wards.run(commands, mode, each) for each in ("out", case))
     assert code == other == 0, drawn["stderr"]
     assert {
         "run/metrics.jsonl",
@@ -492,11 +501,11 @@ def test_what_others_read_of_a_run_is_the_same_whoever_was_drawn(
 
 @pytest.mark.parametrize("mode", SECRETS)
 def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
-    mode: str, tmp_path: Path, commands: Any
+    mode: str, wards: Wards, commands: Any
 ) -> None:
-    wards_run(commands, tmp_path / "fails", mode, "fails")
-    wards_run(commands, tmp_path / "out", mode, "out")
-    failed, without = (tmp_path / case / "run" / "operator.jsonl" for case in ("fails", "out"))
+    for case in ("fails", "out"):
+        wards.run(commands, mode, case)
+    failed, without = (wards.folder / mode / case / "run" / "operator.jsonl" for case in ("fails", "out"))
     lines = [json.loads(line) for line in failed.read_text().splitlines()]
     assert [line["dropped"] for line in lines[:4]] == [{"failed": 1}, {}, {"failed": 1}, {}]
     others = [json.loads(line)["invited"] for line in without.read_text().splitlines()[:4]]
@@ -504,7 +513,7 @@ def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
         n + k for n, k in zip(others, (1, 0, 1, 0), strict=True)
     ]
     assert lines[4]["seconds"] > 0 and lines[4]["cpu_seconds"] > 0 and failed.stat().st_mode & 0o077 == 0
-    log = tmp_path / "fails" / "run" / "clients.log"
+    log = wards.folder / mode / "fails" / "run" / "clients.log"
     assert "Erika" in log.read_text() and log.stat().st_mode & 0o077 == 0
 
 

@@ -66,7 +66,9 @@ def serve(path: str) -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # what was imported is no garbage, and no command need look for any in it
-    gc.get_freeze_count = lambda: 1  # which a simulation asks only to compare it with zero, and which is slow to count
+    gc.get_freeze_count = lambda: (
+        1
+    )  # which a simulation asks only to compare it with zero, and which is slow to count
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
