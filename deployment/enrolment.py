@@ -193,7 +193,7 @@ def _keep(folder: Path, given: Mapping[str, GivenToken]) -> None:
     queue = folder / SERVER / QUEUE
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():
-        if path.stem not in kept:
+        if path.stem not in kept and (path.is_symlink() or not path.is_dir()):  # whatever a server puts there
             path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
 
 
