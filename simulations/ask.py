@@ -20,7 +20,7 @@ from ..server.run.ask import ask, record_path
 from ..server.run.asking import Reach
 from ..server.run.client_instructions import question_settings
 from ..server.run.federation import Federation
-from ..server.run.prepare import claim_records, settle_records
+from ..server.run.prepare import alone_on_records, claim_records, settle_records
 from ..server.run.question_plan import Spend, carried_by
 from ..server.run.released import released_file
 from ..strategies.client_settings import ClientSettings
@@ -79,10 +79,11 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 @contextmanager
 def _engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    settle_records(federation, told)
-    claim_records(federation)
-    with asking_engine(federation, told) as opened:
-        yield opened
+    with alone_on_records(federation):
+        settle_records(federation, told)
+        claim_records(federation)
+        with asking_engine(federation, told) as opened:
+            yield opened
 
 
 def seed_of(seed: int, name: str) -> int:

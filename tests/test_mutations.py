@@ -676,6 +676,13 @@ MUTATIONS = {
         "test_server_protect.py",
         "only_if_they_are_public",
     ),
+    "two runs charge the same clients' records at once": Mutation(
+        "server/run/run.py",
+        "        alone_on_records(federation),\n",
+        "",
+        "test_preconditions.py",
+        "second_run_on_records",
+    ),
     "two modes charge the same records at once": Mutation(
         "server/run/prepare.py",
         "    claim_records(run.federation)",

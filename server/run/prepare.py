@@ -13,6 +13,7 @@ from typing import Any
 from ...privacy.budget import Adversary, Budget
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, caps_on
+from ...privacy.ledger.hash_chain import Lock
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan
@@ -133,6 +134,27 @@ def settle_records(federation: Federation, client: ClientSettings) -> None:
             "person is now, each client's ledger goes on from the most that any of them held"
         )
     data_sets.settle(Path(client.record.ledger_dir), federation.data_id, owed, client.record.budget())
+
+
+@contextmanager
+def alone_on_records(federation: Federation) -> Generator[None]:
+    """Let no other run or question charge the clients' own ledgers of real data meanwhile.
+
+    Of two whose clients' data differ, neither would carry over what the other one is still to charge.
+
+    Raises:
+      Refusal: another one goes on.
+    """
+    if federation.record is None or not _charges_records(federation):
+        yield
+        return
+    home = ledger_home(federation.settings.ledger_dir)
+    run_folder.make_folder("ledger.dir", home)
+    lock = Lock(home / data_sets.population_ledger(federation.data_id)[:NAMED], wait=0)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_named(federation: Federation) -> None:

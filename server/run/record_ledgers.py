@@ -64,7 +64,7 @@ def spending(
         records = len(federation.data_of(number))
         try:
             allowed = capped(path, budget)
-            exhausted += not within(
+            exhausted += records > 0 and not within(
                 [*events, record_plan(client.record.of_ledger(name), records, client).event()], allowed
             )
         except CapEnded:

@@ -49,7 +49,7 @@ from .evaluation import evaluate_at_clients, score_at_clients
 from .federation import Federation, Run
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
-from .prepare import make_strategy_of, opened, prepare
+from .prepare import alone_on_records, make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
 from .rosters_in_force import note_roster
 from .run_folder import Progress
@@ -145,6 +145,7 @@ def run_federation(
     display = () if quiet else (Display(),)
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
+        alone_on_records(federation),
         opened(prepared, saved, partial(_scaled, around)) as (run, audit),
         _client_log(folder),
         closing(display[0]) if display else nullcontext(),

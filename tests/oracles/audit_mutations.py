@@ -253,6 +253,7 @@ BEYOND: dict[str, str] = {
     "a task keeps one optimizer for all clients": "one client's part in another's update is within its clip",
     "a hidden client tells that it has no examples": "whether a client answers, and no number that is released",
     "a loss is measured on the classes of a few examples": "a loss of examples that nobody has yet; no noise is missing",
+    "two runs charge the same clients' records at once": "two budgets are spent; each sum has its noise",
     "two modes charge the same records at once": "two budgets are spent; each sum has its noise",
     "a protected app measures private held-out data": "leaves beside the sum, where an audit of sums does not look",
     "private held-out data are evaluated": "leaves beside the sum, where an audit of sums does not look",
