@@ -19,8 +19,10 @@ from ..client.device.client_bundle import POLICY, read_client_bundle, read_devic
 from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
 from ..client.device.enrolment import write_request
+from ..client.device.own_arm import DEALS
 from ..client.device.own_ledger import OwnLedger, epsilon_of, questions_of
 from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
+from ..client.device.receipts import RECEIPTS
 from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import ROSTER, read_signed_roster, read_toml
 from ..privacy.ledger.question_caps import AskedQuestion
@@ -31,6 +33,8 @@ from ..strategies.training_order import people_call
 
 NOT_RUNNING, REFUSED = 1, 2
 LEDGERS = "ledgers"
+# Without the others an owner opens no receipt of them, and a run may have the device in a second arm.
+WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS})
 UNIT = "fedveil-client.service"
 UNIT_FOLDER = Path("/etc/systemd/system")
 STOP_SECONDS = 60.0
@@ -200,7 +204,7 @@ def forget(folder: Path, ledgers: bool) -> int:
     with agent.alone(state):
         rosters = {ROSTER, roster_changes.CHANGES}  # who was revoked stays so
         rosters |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-        _empty(state, rosters if ledgers else {*rosters, LEDGERS})
+        _empty(state, rosters if ledgers else rosters | WITH_LEDGERS)
     print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
     return 0
 
@@ -218,7 +222,7 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
     _remove_unit(folder)
     _stop(state)
     with agent.alone(state):
-        _empty(state, set() if ledgers else {LEDGERS})
+        _empty(state, set() if ledgers else WITH_LEDGERS)
         for path in folder.iterdir():
             if not state.resolve().is_relative_to(path.resolve()):
                 _remove(path)

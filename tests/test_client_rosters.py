@@ -137,7 +137,12 @@ def test_whoever_surrounds_a_device_is_on_its_log_in_its_status_and_in_its_file(
     assert [each["name"] for each in told["members"]] == ["c0", "eve1", "eve2", "eve3", "eve4"]
     assert told["version"] == 6 and len(told["changes"]) == 1 and told["pending"] is None
     assert {line.split()[0] for line in told["changes"][0]["removed"]} == {"c1", "c2", "c3", "c4"}
+    (kept / "state" / "receipts").mkdir()
+    (kept / "state" / "deals.json").write_text("{}")
     assert run(["client", "forget", str(kept)]) == 0
+    assert {"receipts", "deals.json"} <= {path.name for path in (kept / "state").iterdir()}
+    assert run(["client", "forget", str(kept), "--ledgers"]) == 0
+    assert not {"receipts", "deals.json"} & {path.name for path in (kept / "state").iterdir()}
     assert len(roster_changes.changes(kept / "state")) == 1
 
 
