@@ -52,7 +52,7 @@ from fedveil.privacy.secagg.client import Participant, read_state, write_state
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_roster
-from fedveil.privacy.secagg.shamir import combine, split
+from fedveil.privacy.secagg.shamir import combine, polynomial, values
 from fedveil.privacy.secagg.suite import SUITES, public_of, seal, sign, unseal
 from fedveil.privacy.secagg.transcript import Purpose, digest, frame
 from fedveil.strategies.flower_adapter import claim_identity
@@ -582,7 +582,8 @@ def _nodes() -> list[Surface]:
 
 
 def _shares(draw: random.Random) -> tuple[dict[int, bytes], int]:
-    shares = dict(enumerate(split(bytes(32), 3, range(1, 6)), 1))
+    (dealt,) = values([polynomial(bytes(32), 3)], range(1, 6))
+    shares = {point: each.to_bytes(32, "big") for point, each in enumerate(dealt, 1)}
     for point in draw.sample(list(shares), draw.randrange(1, 4)):
         shares[point] = draw.choice((b"", b"\xff" * 32, bytes(31), bytes(2000), shares[point][::-1]))
     return shares, draw.choice((1, 3, 6, 100))
