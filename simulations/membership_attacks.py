@@ -29,7 +29,7 @@ from ..privacy.refusal import Refusal
 from ..reports.files import MODEL
 from ..server.run.build import build
 from ..tasks.arrays import load_arrays
-from ..tasks.data import Examples, data_of, held_out_of, in_tensors
+from ..tasks.data import Examples, data_of, held_out_of, in_tensors, only
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
 from ..tasks.tables import Tables
@@ -38,8 +38,6 @@ FALSE_POSITIVES = (0.001, 0.01)
 MOST = 2000  # records attacked of each kind, and so many for a reference model
 SEED = 20
 BATCH = 32
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def by_lira(attacked: Attacked, shadows: int) -> Scores:
     for _ in range(-(-shadows // 2)):
         half = generator.permutation(count) < count // 2
         inside += [half, ~half]
-    halves = (_some(attacked.records, np.flatnonzero(held)) for held in inside)
+    halves = (only(attacked.records, np.flatnonzero(held)) for held in inside)
     models = (attacked.reference(half, n) for n, half in enumerate(halves))
     logits = [logit(attacked.likelihoods(model, attacked.records)) for model in models]
     target = logit(attacked.likelihoods(attacked.model, attacked.records))
@@ -240,12 +238,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
 
 def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:
     order = generator.permutation(len(examples))[: 2 * MOST]
-    return _some(examples, order[: len(order) // 2]), _some(examples, order[len(order) // 2 :])
-
-
-def _some(examples: Examples, rows: Rows) -> Examples:
-    index = torch.from_numpy(rows)
-    return Examples(examples.inputs[index], examples.targets[index])
+    return only(examples, order[: len(order) // 2]), only(examples, order[len(order) // 2 :])
 
 
 def _in_words(attack: str, attacked: Attacked, found: Mapping[str, Interval]) -> str:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from ..extras import require_extra
 from ..privacy.refusal import Refusal
-from .data import Examples
+from .data import Examples, only
 from .group_weights import weighted_schema
 from .partition import Partition
-from .persons import only
 from .table_files import frame_inputs
 from .table_schema import Column, Schema, categorical
 from .tables import Tables, layers_of, weighted_task
@@ -116,7 +115,7 @@ def load(
     )
     train, test = (read_adults(files_of(folder) / FILE.format(part), schema) for part in ("train", "test"))
     shares = Partition(partition, num_clients, alpha, seed).shares(train.targets.numpy())
-    clients = tuple(only(train, share.tolist()) for share in shares)
+    clients = tuple(only(train, share) for share in shares)
     return weighted_task(Tables(schema, clients, test, layers, True, ("sex", "race")))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
 
@@ -312,6 +313,33 @@ class Union:
 
 
 Data = Examples | LazyExamples
+
+
+@overload
+def only(data: Examples, rows: NDArray[np.int64]) -> Examples: ...
+@overload
+def only(data: Data, rows: NDArray[np.int64]) -> Data: ...
+def only(data: Data, rows: NDArray[np.int64]) -> Data:
+    """Return data with these examples alone.
+
+    Args:
+      data: of a client.
+      rows: their positions, shape (k,).
+    """
+    chosen = rows.tolist()
+    persons = None if data.persons is None else [data.persons[row] for row in chosen]
+    if isinstance(data, Examples):
+        import torch  # takes a second, and a linear device does without
+
+        index = torch.from_numpy(rows)
+        groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
+        return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)
+    whole: Any = data.dataset
+    if hasattr(whole, "select"):
+        return replace(data, dataset=whole.select(chosen), persons=persons)
+    from torch.utils.data import Subset
+
+    return replace(data, dataset=Subset(whole, chosen), persons=persons)
 
 
 def data_of(task: Task, client: int) -> Data:

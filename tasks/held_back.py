@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
-from .data import BATCH, SAMPLED, SPLIT, Data, Examples, LazyExamples, data_of_all, feed, leaves, rows_of
+from .data import BATCH, SAMPLED, SPLIT, Data, Examples, LazyExamples, data_of_all, feed, leaves, only
 from .protocol import Task
 
 MOST_KEPT = 10_000  # clients whose split is kept; of more it is made again
@@ -36,7 +36,7 @@ class _Split:
                 self.parts.clear()
             data = data_of_all(task, client)
             held = held_rows(_hashes_of(data), self.share, self.alone)
-            self.parts[client] = _rows(data, np.flatnonzero(~held)), _rows(data, np.flatnonzero(held))
+            self.parts[client] = only(data, np.flatnonzero(~held)), only(data, np.flatnonzero(held))
         return self.parts[client]
 
 
@@ -91,17 +91,3 @@ def _hashes_of_items(data: LazyExamples, count: int) -> Iterator[int]:
     for start in range(0, count, BATCH):
         for item in data.raw_items(list(range(start, min(start + BATCH, count)))):
             yield hashed(lambda digest, item=item: feed(digest, item))
-
-
-def _rows(data: Data, rows: NDArray[np.int64]) -> Data:
-    import torch  # takes a second, and a linear device does without
-
-    chosen = rows.tolist()
-    persons = None if data.persons is None else [data.persons[row] for row in chosen]
-    if isinstance(data, LazyExamples):
-        several = hasattr(data.dataset, "with_format")
-        subset = data.dataset.select(chosen) if several else torch.utils.data.Subset(data.dataset, chosen)
-        return replace(data, dataset=subset, persons=persons)
-    index = torch.from_numpy(rows)
-    groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
-    return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)

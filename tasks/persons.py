@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, overload
+from typing import Any
+
+import numpy as np
 
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.columns import text_of
-from .data import Data, Examples, LazyExamples, feed, leaves, rows_of
+from .data import Data, LazyExamples, feed, leaves, only
 
 KEY = b"examples of a person"  # a secret would hide nothing: any choice that looks at one person alone is as good
 
@@ -88,33 +90,7 @@ def kept(data: Data, most: int | None, owners: Owners | None = None) -> Data:
     if sum(map(len, rows.values())) == len(data) and all(len(own) <= most for own in rows.values()):
         return data
     chosen = [row for name, own in rows.items() for row in _chosen(data, name, own, most)]
-    return only(data, sorted(chosen))
-
-
-@overload
-def only(data: Examples, rows: Sequence[int]) -> Examples: ...
-@overload
-def only(data: Data, rows: Sequence[int]) -> Data: ...
-def only(data: Data, rows: Sequence[int]) -> Data:
-    """Return data with these examples alone.
-
-    Args:
-      data: of a client.
-      rows: their positions, ascending.
-    """
-    persons = None if data.persons is None else [data.persons[row] for row in rows]
-    if isinstance(data, Examples):
-        import torch
-
-        index = torch.tensor(rows, dtype=torch.int64)
-        groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
-        return Examples(rows_of(data.inputs, index), data.targets[index], persons, groups)
-    whole: Any = data.dataset
-    if hasattr(whole, "select"):
-        return replace(data, dataset=whole.select(list(rows)), persons=persons)
-    from torch.utils.data import Subset
-
-    return replace(data, dataset=Subset(whole, list(rows)), persons=persons)
+    return only(data, np.array(sorted(chosen), np.int64))
 
 
 def _chosen(data: Data, name: str, rows: list[int], most: int) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..privacy.refusal import Refusal
-from .data import Data, Examples, as_data
+from .data import Data, as_data, only
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Indices, Partition
 from .protocol import Task
@@ -71,15 +71,7 @@ class Dealt:
         return len(self.shares[client])
 
     def client_data(self, client: int) -> Data:
-        import torch
-        from torch.utils.data import Subset
-
-        rows = self.shares[client]
-        if isinstance(self.data, Examples):
-            return Examples(*self.data.batch(torch.from_numpy(rows)))
-        whole, positions = self.data.dataset, cast(list[int], rows.tolist())
-        chosen = whole.select(positions) if hasattr(whole, "select") else Subset(whole, positions)
-        return replace(self.data, dataset=chosen)
+        return only(self.data, self.shares[client])
 
 
 def dealt(task: object, how: Mapping[str, Any] | None) -> object:

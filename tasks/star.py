@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
-from .data import Examples
+from .data import Examples, only
 from .group_weights import weighted_schema
-from .persons import only
 from .table_files import frame_inputs
 from .table_schema import Column, Schema, categorical
 from .tables import Tables, joined, layers_of, person_hashes, weighted_task
@@ -91,8 +90,7 @@ def load(
     if num_clients not in (None, len(names)):
         raise Refusal("task.num_clients", num_clients, f"there are {len(names)} schools; leave it out")
     clients, tests = (
-        [only(whole, np.flatnonzero((schools == name) & part).tolist()) for name in names]
-        for part in (~held, held)
+        [only(whole, np.flatnonzero((schools == name) & part)) for name in names] for part in (~held, held)
     )
     return weighted_task(Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth")))
 

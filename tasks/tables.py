@@ -19,12 +19,11 @@ from ..configs.bundle_files import SCHEMA
 from ..privacy.refusal import Refusal
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked
-from .data import Examples
+from .data import Examples, only
 from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
-from .persons import only
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
 from .table_files import (
     DRAFT_COMMAND,
@@ -443,7 +442,7 @@ def _dealt(clients: Sequence[Examples], schema: Schema, how: TableKeys) -> tuple
     else:
         dealt = Partition(name, many or len(clients), how.alpha, how.seed)
         shares = dealt.shares(labels.astype(np.int64))
-    return tuple(only(pool, share.tolist()) for share in shares)
+    return tuple(only(pool, share) for share in shares)
 
 
 def _before_asking(how: TableKeys, paths: Sequence[Path]) -> list[Examples]:
@@ -468,8 +467,8 @@ def _split(
     kept, tests = list[Examples](), list[Examples]()
     for each, by in zip(clients, hashed, strict=True):
         held = (row_hashes(by) if by.persons is None else person_hashes(by.persons)) < share
-        kept.append(only(each, np.flatnonzero(~held).tolist()))
-        tests.append(only(each, np.flatnonzero(held).tolist()))
+        kept.append(only(each, np.flatnonzero(~held)))
+        tests.append(only(each, np.flatnonzero(held)))
     test = joined(tests)
     if not len(test):
         raise Refusal(field, share, "holds out no row; give more, or task.held_out_file")

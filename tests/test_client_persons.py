@@ -21,6 +21,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept
+from fedveil.tasks.pool import Dealt
 
 VISITS = 5  # examples of each person
 
@@ -83,6 +84,9 @@ def test_data_that_are_read_keep_the_same_examples():
     few = kept(read, 2)
     assert len(few) == 80 and all(few.persons.count(each) == 2 for each in set(data.persons))
     assert few.batch(torch.tensor([0, 79]))[0].shape == (2, 4)
+    shares = np.arange(0, 200, 2), np.arange(1, 200, 2)
+    for pool in (data, read):
+        assert len(kept(Dealt(None, pool, shares).client_data(0), 2)) == 80
 
 
 @pytest.mark.parametrize(
