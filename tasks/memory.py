@@ -9,10 +9,8 @@ from functools import cache
 # glibc's mallopt: parameters of malloc.h, and values that let a process reuse its memory for the next client instead
 # of giving it back and taking it page by page again. 32 MiB is the largest threshold that glibc accepts.
 MALLOC_KEEPS = {-1: 1 << 30, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-MALLOC_GIVES_BACK = {
-    -1: 64 << 20,
-    -3: 32 << 20,
-}  # to which glibc grows them by itself, until one of them is set
+# To which glibc grows them by itself, until one of them is set.
+MALLOC_GIVES_BACK = {-1: 64 << 20, -3: 32 << 20}
 
 
 def keep_memory() -> None:
