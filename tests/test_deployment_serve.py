@@ -267,6 +267,18 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
     assert sorted(each.name for each in (hearts / "server" / "runs").iterdir()) == ["run-1", "second"]
 
 
+def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(hearts: Path) -> None:
+    runs = hearts / "server" / "runs"
+    for name in ("run-1", "run-2"):
+        with pytest.raises(Killed):
+            served(hearts, *NOTED, f"run={name}", fault=killing(7))
+    shutil.copy(runs / "run-1" / "checkpoint.safetensors", runs / "run-2")
+    before = ledger_of(hearts).read_bytes()
+    with pytest.raises(Refusal, match="holds a checkpoint of run 'run-1'"):
+        served(hearts, *NOTED, "run=run-2")
+    assert ledger_of(hearts).read_bytes() == before
+
+
 def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(hearts: Path) -> None:
     (hearts / "server" / "runs").write_text("")
     with pytest.raises(Refusal) as refused:

@@ -21,7 +21,7 @@ from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
-from ...strategies.training_order import NEW, Mode
+from ...strategies.training_order import NEW, Mode, people_call
 from ...tasks.data import (
     MOST_LOOKED_AT,
     Data,
@@ -46,7 +46,7 @@ from ...tasks.persons import names_of
 from ...tasks.protocol import Task, check_trainable, own_training
 from ...tasks.scaling import ASKED, FIELD
 from .. import noise_key
-from ..checkpoint import read
+from ..checkpoint import Checkpoint, read
 from ..round_terms import SumPrivacy
 from . import run_folder
 from .acts import write_acts
@@ -91,6 +91,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         raise Refusal("resume", str(folder), remedy)
     _check_named(federation)
     checkpoint = read(folder) if saved else None
+    if checkpoint is not None and federation.deployed is not None:
+        _require_own(checkpoint, federation.deployed.run, folder)
     left = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=federation.canary_records > 0)
@@ -325,6 +327,14 @@ def some_examples(federation: Federation) -> Data:
         return held_out_of(task)
     every = (data_of(task, client) for client in range(task.num_clients))
     return next(each for each in every if len(each))
+
+
+def _require_own(checkpoint: Checkpoint, run: str, folder: Path) -> None:
+    """Refuse a checkpoint of another run, which may be on the same ledger."""
+    if (other := people_call(checkpoint.run)) != run:
+        raise Refusal(
+            "resume", str(folder), f"holds a checkpoint of run {other!r}; restore its own from a backup"
+        )
 
 
 def _new_name(federation: Federation) -> str:
