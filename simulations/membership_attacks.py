@@ -29,7 +29,7 @@ from ..privacy.refusal import Refusal
 from ..reports.files import MODEL
 from ..server.run.build import build
 from ..tasks.arrays import load_arrays
-from ..tasks.data import Examples, data_of, held_out_of, in_tensors, only
+from ..tasks.data import Examples, data_of, held_out_of, in_tensors, joined, only
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
 from ..tasks.tables import Tables
@@ -222,9 +222,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
         targets = tables.labels(targets)
     inside, spare = _halves(Examples(inputs, targets), generator)
     outside, population = _halves(in_tensors(held_out_of(task), "membership", str(folder), remedy), generator)
-    records = Examples(
-        torch.cat([inside.inputs, outside.inputs]), torch.cat([inside.targets, outside.targets])
-    )
+    records = joined([inside, outside])
     model = task.model()
     load_arrays(model, arrays)
     asked = settings.local_training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
-from .data import Examples, check_examples
+from .data import Examples, check_examples, only
 from .partition import Indices, Partition
 
 
@@ -54,8 +54,7 @@ class Classification:
     def client_data(self, client: int) -> Examples:
         if not 0 <= client < self.num_clients:
             raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
-        rows = torch.from_numpy(self.shares[client])
-        return Examples(self.train.inputs[rows], self.train.targets[rows])
+        return only(self.train, self.shares[client])
 
     def client_size(self, client: int) -> int:
         return len(self.shares[client])

@@ -82,7 +82,7 @@ def leaves(tree: Any) -> list[Tensor]:
     return found
 
 
-def _joined(trees: Sequence[Any]) -> Any:
+def _in_turn(trees: Sequence[Any]) -> Any:
     """Return trees of the same form as one, their tensors one after the other; at least one."""
     import torch  # takes a second, and a plan does without
 
@@ -309,7 +309,7 @@ class Union:
             for part, first, start, stop in zip(self.parts, self.first, bounds, bounds[1:], strict=False)
             if stop > start
         ]
-        return _joined([inputs for inputs, _ in read]), torch.cat([targets for _, targets in read])
+        return _in_turn([inputs for inputs, _ in read]), torch.cat([targets for _, targets in read])
 
 
 Data = Examples | LazyExamples
@@ -326,20 +326,29 @@ def only(data: Data, rows: NDArray[np.int64]) -> Data:
       data: of a client.
       rows: their positions, shape (k,).
     """
-    chosen = rows.tolist()
-    persons = None if data.persons is None else [data.persons[row] for row in chosen]
+    persons = None if data.persons is None else [data.persons[row] for row in rows.tolist()]
     if isinstance(data, Examples):
         import torch  # takes a second, and a linear device does without
 
         index = torch.from_numpy(rows)
         groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
         return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)
-    whole: Any = data.dataset
+    whole, chosen = data.dataset, rows.tolist()
     if hasattr(whole, "select"):
         return replace(data, dataset=whole.select(chosen), persons=persons)
     from torch.utils.data import Subset
 
     return replace(data, dataset=Subset(whole, chosen), persons=persons)
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Return the examples of all parts; at least one part."""
+    named = [each.persons for each in parts if each.persons is not None]
+    persons = [name for each in named for name in each] if len(named) == len(parts) else None
+    grouped = [dict(each.groups) for each in parts if each.groups is not None]
+    groups = _in_turn(grouped) if len(grouped) == len(parts) else None
+    inputs, targets = _in_turn([each.inputs for each in parts]), _in_turn([each.targets for each in parts])
+    return Examples(inputs, targets, persons, groups)
 
 
 def data_of(task: Task, client: int) -> Data:

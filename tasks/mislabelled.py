@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
-from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, rows_of, run_on
+from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, joined, only, rows_of, run_on
 from .optimizers import own_optimizer
 from .protocol import ProbedTask, Task, own_training
 
@@ -71,9 +71,7 @@ class Mislabelled:
 
     def client_data(self, client: int) -> Examples:
         own = in_tensors(data_of(self.task, client), "audit", "full", ONLY_TENSORS)
-        rows = torch.from_numpy(np.flatnonzero((self.owners == client) & self.coins))
-        inputs, targets = self.odd.inputs[rows], self.odd.targets[rows]
-        return Examples(torch.cat([own.inputs, inputs]), torch.cat([own.targets, targets]))
+        return joined([own, only(self.odd, np.flatnonzero((self.owners == client) & self.coins))])
 
     def planted_at(self, client: int) -> int:
         """Return the number of odd examples that train at a client; they are its last ones."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .classification import Classification, classification, softmax_regression
-from .data import Examples
+from .data import Examples, only
 from .low_frequencies import LowFrequencies
 from .other_model import STUDENT
 from .partition import Partition
@@ -72,10 +72,8 @@ def load(
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     inputs = oriented_energies(rows[:, :-1].reshape(-1, SIDE, SIDE))
     digits = Examples(torch.from_numpy(inputs), torch.from_numpy(rows[:, -1].astype(np.int64)))
-    order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(digits)))
-    test, train = (
-        Examples(digits.inputs[part], digits.targets[part]) for part in (order[:HELD_OUT], order[HELD_OUT:])
-    )
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(digits))
+    test, train = only(digits, order[:HELD_OUT]), only(digits, order[HELD_OUT:])
     build = student if model == STUDENT else partial(softmax_regression, FEATURES, NUM_CLASSES)
     return classification(train, test, NUM_CLASSES, how, build)
 

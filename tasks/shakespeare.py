@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
-from .data import Examples, check_examples
+from .data import Examples, check_examples, joined, only
 from .partition import Indices, Partition
 from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 
@@ -77,13 +77,9 @@ class Characters:
     def client_data(self, client: int) -> Examples:
         if not 0 <= client < self.num_clients:
             raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
-        rows = torch.from_numpy(self.shares[client])
-        own = Examples(self.windows.inputs[rows], self.windows.targets[rows])
+        own = only(self.windows, self.shares[client])
         planted = [windows_of(secret.text) for secret in self.secrets if client in secret.clients]
-        if not planted:
-            return own
-        more = _examples(np.concatenate(planted))
-        return Examples(torch.cat([own.inputs, more.inputs]), torch.cat([own.targets, more.targets]))
+        return joined([own, _examples(np.concatenate(planted))]) if planted else own
 
     def held_out(self) -> Examples:
         return self.test

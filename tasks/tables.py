@@ -19,7 +19,7 @@ from ..configs.bundle_files import SCHEMA
 from ..privacy.refusal import Refusal
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked
-from .data import Examples, only
+from .data import Examples, joined, only
 from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
@@ -406,18 +406,6 @@ def _examples(path: Path, schema: Schema, person: str | None = None, grouped: Se
 def _no_examples(schema: Schema) -> Examples:
     kind = torch.int64 if schema.target.categories else torch.float32
     return Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=kind))
-
-
-def joined(parts: Sequence[Examples]) -> Examples:
-    """Return the examples of all parts."""
-    named = [each.persons for each in parts if each.persons is not None]
-    persons = [name for each in named for name in each] if len(named) == len(parts) else None
-    inputs, targets = ([getattr(each, name) for each in parts] for name in ("inputs", "targets"))
-    grouped = [each.groups for each in parts if each.groups is not None]
-    groups = None
-    if grouped and len(grouped) == len(parts):
-        groups = {name: torch.cat([each[name] for each in grouped]) for name in grouped[0]}
-    return Examples(torch.cat(inputs), torch.cat(targets), persons, groups)
 
 
 def _dealt(clients: Sequence[Examples], schema: Schema, how: TableKeys) -> tuple[Examples, ...]:
