@@ -46,8 +46,8 @@ class Listener(socket.socket):
         return connection, address
 
 
-def listener(address: str) -> Listener:
-    """Return a socket that listens at an address and port, for a link of devices.
+def listener(field: str, address: str) -> Listener:
+    """Return a socket that listens at the address and port that a field names, for devices.
 
     Raises:
       Refusal: it cannot be listened on, with the system's reason.
@@ -57,4 +57,4 @@ def listener(address: str) -> Listener:
     try:
         return Listener(fileno=socket.create_server((host.strip("[]"), int(port)), family=family).detach())
     except OSError as error:
-        raise Refusal("listen", address, f"no link can be opened there: {error.strerror}") from error
+        raise Refusal(field, address, f"no link can be opened there: {error.strerror}") from error

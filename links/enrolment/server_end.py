@@ -21,6 +21,7 @@ from ...configs.bundle_files import NAME, ROSTER, read_file
 from ...privacy.bounded_decoding import Undecodable, build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal, refusing
+from ..open_files import listener
 from ..server_bundle import ServerBundle
 from .messages import MOST_ASKED, MOST_REQUEST, Ask, Reply, receive, send
 from .token import lock_of
@@ -32,7 +33,6 @@ PLACES = 32  # connections at one time
 SECONDS = 10.0  # of one connection
 PAUSE_SECONDS = 0.01  # between two connections: a flood costs at most a tenth of a second of TLS each second
 LOOK_SECONDS = 1.0  # between two looks at which tokens are open
-BACKLOG = 128
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,6 @@ def place_of(folder: Path, name: str, lock: str) -> Path:
     return folder / QUEUE / f"{name}.{lock[:16]}"
 
 
-def _keep(path: Path, request: bytes) -> None:
-    with refusing("request", path, "cannot be written"):
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        replace_file(path, request)
-
-
 class EnrolmentPort:
     """Port of a server's bundle for devices that enrol.
 
@@ -107,12 +101,11 @@ class EnrolmentPort:
             return Reply("unknown")
         place = place_of(folder, ask.name, token.lock)
         with self._one_at_a_time:
-            asked, answered = (
-                place.with_name(f"{place.name}.request"),
-                place.with_name(f"{place.name}.answer"),
-            )
+            asked, answered = (place.with_name(f"{place.name}.{each}") for each in ("request", "answer"))
             if not asked.exists():
-                _keep(asked, ask.seal + ask.request)
+                with refusing("request", asked, "cannot be written"):
+                    asked.parent.mkdir(mode=0o700, exist_ok=True)
+                    replace_file(asked, ask.seal + ask.request)
             elif read_file(asked) != ask.seal + ask.request:
                 return Reply("used")
         if not answered.exists():
@@ -129,13 +122,15 @@ class EnrolmentPort:
         if not tokens:
             said("no token is open: closed")
             return
-        with self._listening() as listener:
+        assert self._bundle.enrolment is not None
+        with listener("enrolment", self._bundle.enrolment) as listening:
+            listening.settimeout(LOOK_SECONDS)
             said(f"enrolment on {self._bundle.enrolment}: open tokens: {len(tokens)}")
             looked = time.monotonic()
             while tokens and not stop.is_set():
                 if time.monotonic() - looked > LOOK_SECONDS:
                     tokens, looked = self._still_open(tokens), time.monotonic()
-                self._accept(listener)
+                self._accept(listening)
         said("no token is open any more: closed" if not tokens else "stopped")
 
     def _still_open(self, before: Mapping[str, OpenToken]) -> Mapping[str, OpenToken]:
@@ -145,24 +140,12 @@ class EnrolmentPort:
             logger.error("%s", refusal)
             return before
 
-    def _listening(self) -> socket.socket:
-        address = self._bundle.enrolment
-        assert address is not None
-        host, _, port = address.rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise Refusal("enrolment", address, f"cannot be listened on: {error.strerror}") from error
-        listener.settimeout(LOOK_SECONDS)
-        return listener
-
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         """Give the next connection a place, once one is free."""
         if not self._places.acquire(timeout=LOOK_SECONDS):
             return
         try:
-            stream, _ = listener.accept()
+            stream, _ = listening.accept()
         except OSError as error:
             self._places.release()
             if not isinstance(error, TimeoutError):

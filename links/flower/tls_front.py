@@ -266,7 +266,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
-    door = listener(listen)
+    door = listener("listen", listen)
     config = uvicorn.Config(
         front,
         http=_Punctual,

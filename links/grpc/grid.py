@@ -82,7 +82,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
-    listener(door.listen).close()  # gRPC refuses an address that is taken without the system's reason
+    listener("listen", door.listen).close()  # gRPC says of a taken address no reason
     loop = stream_loop()
     board = Switchboard(door.admitted, MOST_REPLY_BYTES)
     try:
