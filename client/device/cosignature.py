@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tomli_w
@@ -43,16 +43,11 @@ def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
     if roster.hash != held.hash and not roster.follows(held):
         remedy = f"does not follow from version {held.version}, which this device has: ask the authority"
         raise Refusal("roster", f"version {roster.version}", remedy)
-    signed = {
-        "name": bundle.settings.name,
-        "version": roster.version,
-        "hash": roster.hash.hex(),
-        "public": public_of(key).hex(),
-        "signature": cosign(roster, key).hex(),
-    }
+    public, signature = public_of(key).hex(), cosign(roster, key).hex()
+    signed = Cosignature(bundle.settings.name, roster.version, roster.hash.hex(), public, signature)
     path = bundle.folder / f"cosignature-{roster.version}.toml"
     with refusing("folder", bundle.folder, "cannot be written"):
-        replace_file(path, tomli_w.dumps(signed).encode(), PUBLIC)
+        replace_file(path, tomli_w.dumps(asdict(signed)).encode(), PUBLIC)
     return path
 
 
