@@ -431,9 +431,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
         level = order.record
         if level is not None and level.per_person is not None:
-            names_of(
-                data_of(bench.task, choice.client), f"client {choice.client}"
-            )  # refuses one without a person
+            names_of(data_of(bench.task, choice.client), f"client {choice.client}")  # or refuses
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
         if released is not None:
             from ...tasks.model_columns import read_released  # tables, which training does without
