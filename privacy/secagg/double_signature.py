@@ -44,13 +44,7 @@ def _sign_second(identity: Ed25519PrivateKey, context: bytes, body: bytes) -> by
 
 
 def verify_second(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
-    """Return if an ML-DSA-65 signature holds.
-
-    Args:
-      public: ML-DSA-65 key, `ML_DSA_KEY_BYTES`.
-      context: in which it counts, 32 bytes.
-      body: what was signed.
-      signature: what it returned.
+    """Return if an ML-DSA-65 signature holds; arguments as of `suite.verify`, with a key of `ML_DSA_KEY_BYTES`.
 
     Raises:
       Refused: BAD_SIGNATURE.
