@@ -96,8 +96,6 @@ def read_told(path: Path, ca: bytes, federation: str) -> Told:
         if not _holds(told):
             raise Refusal("log", str(path), "does not hold what its head says")
     except ValueError as error:
-        if isinstance(error, Refusal):
-            raise
         raise Refusal("log", str(path), f"is no export or proof of a log ({error})") from None
     return told
 
