@@ -154,8 +154,7 @@ class RayGrid(AskingGrid):
         shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
         while shares.left and (here := self._here()):
             self._train(here, begun, shares, total)
-        for _ in range(shares.left):
-            total.drop(DIED)
+        total.drop(DIED, shares.left)
         return total
 
     def _train(self, here: list[int], begun: Any, shares: _Shares, total: CohortSum) -> None:
@@ -192,8 +191,7 @@ class RayGrid(AskingGrid):
         """Merge what an actor returned, and return whether it is there; if it is lost, so are the clients it was given."""
         if added is None:
             self._replace(index)
-            for _ in shares.given[index]:
-                total.drop(DIED)
+            total.drop(DIED, len(shares.given[index]))
             shares.given[index] = []
             return False
         part, stateful = added

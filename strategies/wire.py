@@ -361,6 +361,5 @@ def sum_of(
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED
             break
-    for _ in range(invited - len(seen)):
-        cohort_sum.drop(missing)
+    cohort_sum.drop(missing, invited - len(seen))
     return cohort_sum

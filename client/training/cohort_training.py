@@ -180,9 +180,7 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
 def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; where clients are hidden each adds no change, and nobody can tell."""
     if spec.clipping_norm is None:
-        for _ in range(count):
-            cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES])
-        return
+        return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
     nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
     _add_rows(
         cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
@@ -321,8 +319,7 @@ def _add_rows(
     update[~finite] = 0
     # As in a message: where clients are hidden, one that diverges answers that nothing changed.
     told = finite if spec.clipping_norm is None else np.full(len(update), True)
-    for _ in range(int((~told).sum())):
-        cohort_sum.drop("failed")
+    cohort_sum.drop("failed", int((~told).sum()))
     rows = encode_rows(update[told], {name: values[told] for name, values in scalars.items()}, spec)
     cohort_sum.total += rows.sum(axis=0)
     cohort_sum.replies += len(rows)

@@ -302,9 +302,10 @@ class CohortSum:
     clipped_again: int = 0
     dropped: dict[str, int] = field(default_factory=dict[str, int])
 
-    def drop(self, reason: str) -> None:
-        """Count a client whose reply is not used; its contribution is zero."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    def drop(self, reason: str, clients: int = 1) -> None:
+        """Count clients, none where the number is not above 0, whose replies are not used: their contribution is zero."""
+        if clients > 0:
+            self.dropped[reason] = self.dropped.get(reason, 0) + clients
 
     def merge(self, other: CohortSum) -> None:
         """Add another part of the same cohort."""
@@ -312,7 +313,7 @@ class CohortSum:
         self.replies += other.replies
         self.clipped_again += other.clipped_again
         for reason, count in other.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
+            self.drop(reason, count)
 
 
 def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
