@@ -35,15 +35,7 @@ class ToldLog:
 
 def log_record(told: ToldLog) -> ConfigRecord:
     """Return the record that lies beside an instruction."""
-    return ConfigRecord(
-        {
-            "head": told.head,
-            "start": told.start,
-            "leaves": b"".join(told.leaves),
-            "model": told.model,
-            "roster": told.roster,
-        }
-    )
+    return ConfigRecord({**vars(told), "leaves": b"".join(told.leaves)})
 
 
 def log_of(content: RecordDict) -> ToldLog | None:
