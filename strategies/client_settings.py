@@ -273,19 +273,12 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
 
     A simulated client follows an order where there is one; a device's settings have what its owner accepted of one.
     """
-    from flwr.app import ConfigRecord  # heavy, and plans know these settings too
-
-    from .flower_adapter import records_of
+    from .flower_adapter import values_under  # Flower is heavy, and plans know these settings too
     from .training_order import read_order
     from .wire import read_round
 
     order = None if settings.device is not None else read_order(content)
     ordered = settings.training if order is None else order.training
-
-    mu = [
-        record["proximal-mu"]
-        for record in records_of(content, ConfigRecord).values()
-        if "proximal-mu" in record
-    ]
+    mu = values_under(content, "proximal-mu")
     training = ordered.in_round(read_round(content)[1])
     return replace(training, proximal_mu=float(str(mu[0]))) if mu else training

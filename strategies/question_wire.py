@@ -20,7 +20,7 @@ from ..privacy.budget import Unit
 from ..privacy.refusal import Refusal, real
 from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
-from .flower_adapter import records_of
+from .flower_adapter import records_of, values_under
 from .wire import layout_of, memory_arrays
 
 QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
@@ -94,7 +94,7 @@ def question_of(content: RecordDict) -> Asked | None:
         it names, or an evaluation of none.
     """
     keys = (QUESTION_KEY, EVALUATION_KEY)
-    found = [(key, value) for key in keys for value in _values(content, key)]
+    found = [(key, value) for key in keys for value in values_under(content, key)]
     if not found:
         return None
     key, text = found[0]
@@ -122,7 +122,7 @@ def released_of(content: RecordDict) -> bytes | None:
     Raises:
       Refusal: there are two, or what is there is no file.
     """
-    found = _values(content, RELEASED_KEY)
+    found = values_under(content, RELEASED_KEY)
     if not found:
         return None
     if len(found) > 1 or not isinstance(found[0], bytes):
@@ -136,14 +136,10 @@ def own_noise_of(content: RecordDict) -> float | None:
     Raises:
       Refusal: it is none that hides anything.
     """
-    found = _values(content, OWN_NOISE_KEY)
+    found = values_under(content, OWN_NOISE_KEY)
     if not found:
         return None
     noise = real(OWN_NOISE_KEY, found[0])
     if len(found) > 1 or noise <= 0:
         raise Refusal(OWN_NOISE_KEY, noise, "give one number above 0")
     return noise
-
-
-def _values(content: RecordDict, key: str) -> list[object]:
-    return [record[key] for record in records_of(content, ConfigRecord).values() if key in record]

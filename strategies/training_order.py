@@ -251,13 +251,9 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
     Raises:
       Refusal: it has two, or one that cannot be read.
     """
-    from flwr.app import ConfigRecord  # heavy, and plans know the orders too
+    from .flower_adapter import values_under  # Flower is heavy, and plans know the orders too
 
-    from .flower_adapter import records_of
-
-    found = [
-        record[ORDER_KEY] for record in records_of(content, ConfigRecord).values() if ORDER_KEY in record
-    ]
+    found = values_under(content, ORDER_KEY)
     if not found:
         return None
     if len(found) > 1 or not isinstance(found[0], str):
