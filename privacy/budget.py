@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .refusal import Refusal, real, word
+from .refusal import Refusal, positive, real, word
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -99,10 +99,8 @@ class Budget:
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
         object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
-        object.__setattr__(self, "target_epsilon", real("target_epsilon", self.target_epsilon))
+        object.__setattr__(self, "target_epsilon", positive("target_epsilon", self.target_epsilon))
         object.__setattr__(self, "target_delta", real("target_delta", self.target_delta))
-        if self.target_epsilon <= 0:
-            raise Refusal("target_epsilon", self.target_epsilon, "give a number above 0")
         if not 0 < self.target_delta < 1:
             raise Refusal("target_delta", self.target_delta, "give a probability strictly between 0 and 1")
 

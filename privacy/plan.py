@@ -10,7 +10,7 @@ from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, forget_distribu
 from .accounting.renyi_filter import accountant, admits, best_order, counted
 from .budget import Adjacency, Adversary, Budget, Unit
 from .mechanisms.mechanism import CENTRAL, Mechanism
-from .refusal import Refusal, real, word
+from .refusal import Refusal, positive, word
 from .sampling import Sampling
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
         object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
-        object.__setattr__(self, "clipping_norm", _positive("clipping_norm", self.clipping_norm))
+        object.__setattr__(self, "clipping_norm", positive("clipping_norm", self.clipping_norm))
         if self.noise_multiplier is not None:
-            object.__setattr__(self, "noise_multiplier", _positive("noise_multiplier", self.noise_multiplier))
+            object.__setattr__(self, "noise_multiplier", positive("noise_multiplier", self.noise_multiplier))
         if not isinstance(self.num_rounds, int) or self.num_rounds < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise Refusal("num_rounds", self.num_rounds, "plan at least one round")
         self.mechanism.require(self.sampling, self.adjacency)
@@ -218,12 +218,6 @@ class Plan:
         if self.noise_multiplier is None:
             raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
         return self.noise_multiplier
-
-
-def _positive(field: str, value: float) -> float:
-    if real(field, value) <= 0:
-        raise Refusal(field, value, "give a number above 0")
-    return float(value)
 
 
 def _least_noise(cost: Callable[[float], float], target: float) -> float:

@@ -96,3 +96,15 @@ def real(field: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise Refusal(field, value, "give a finite number")
     return float(value)
+
+
+def positive(field: str, value: object) -> float:
+    """Read a number above 0 as a float; arguments as of `real`.
+
+    Raises:
+      Refusal: it is none.
+    """
+    found = real(field, value)
+    if found <= 0:
+        raise Refusal(field, found, "give a number above 0")
+    return found

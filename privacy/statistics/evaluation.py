@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..bounded_decoding import Undecodable, read_json
 from ..budget import Unit
 from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
-from ..refusal import Refusal, real
+from ..refusal import Refusal, positive, real
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, quantile_of, ratio_of, scaled, unsaid
 
 EVALUATION = "evaluation"  # the purpose that owners allow or refuse
@@ -102,8 +102,7 @@ class Evaluation:
             raise Refusal("evaluate.metric", self.metric, remedy)
         if self.share is not None and not 0 < real("evaluate.share", self.share) < 1:
             raise Refusal("evaluate.share", self.share, "give a share above 0 and below 1")
-        if real("evaluate.metric_bound", self.bound) <= 0:
-            raise Refusal("evaluate.metric_bound", self.bound, "give a number above 0")
+        positive("evaluate.metric_bound", self.bound)
         if self.records is None:
             return
         if real("evaluate.records", self.records) < 1:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..bounded_decoding import Undecodable, read_json
 from ..budget import Unit
 from ..mechanisms.sum_spec import TRAINING, Segment, SumSpec, cells_for
-from ..refusal import Refusal, real, word
+from ..refusal import Refusal, positive, real, word
 from .columns import Bins, Numbers, Table
 from .evaluation import EVALUATION
 from .fairness import Fairness, share_of
@@ -279,7 +279,7 @@ def read_inquiry(plain: object) -> Inquiry:
         raise Refusal("ask", names, "two questions have one name; give each its own")
     if len(questions) > 1 and any(isinstance(each.statistic, Prefixes) for each in questions):
         raise Refusal("ask", names, "a search for the top words goes by its own answers; ask it alone")
-    records = _positive("records", found.get("records"))
+    records = positive("records", found.get("records"))
     purpose = _name("purpose", found.get("purpose", STATISTICS))
     if purpose in (TRAINING, EVALUATION):
         raise Refusal("purpose", purpose, "is what owners allow for models; give a question another")
@@ -311,7 +311,7 @@ def _question(plain: object) -> Question:
     statistic = make(found)
     require_cells(statistic, name)
     resolution, at_least = (
-        None if found.get(key) is None else _positive(key, found[key]) for key in ("resolution", "at_least")
+        None if found.get(key) is None else positive(key, found[key]) for key in ("resolution", "at_least")
     )
     return Question(name, statistic, resolution, at_least)
 
@@ -376,9 +376,7 @@ def _attributions(found: Mapping[str, Any]) -> ColumnMeans:
     if not isinstance(columns, dict) or not columns:
         remedy = "give a group: each column with the largest attribution, as in {age: 2.0}"
         raise Refusal("of", columns, remedy)
-    most = {
-        str(name): _positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()
-    }
+    most = {str(name): positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()}
     return ColumnMeans(
         tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in most.items())
     )
@@ -448,12 +446,3 @@ def _name(where: str, plain: object) -> str:
     if not isinstance(plain, str) or not plain.isprintable() or not 0 < len(plain) <= MOST_NAME:
         raise Refusal(where, plain, f"give a name of 1 to {MOST_NAME} printable characters")
     return plain
-
-
-def _positive(where: str, plain: object) -> float:
-    if plain is None:
-        raise Refusal(where, None, "give a number above 0")
-    found = real(where, plain)
-    if found <= 0:
-        raise Refusal(where, plain, "give a number above 0")
-    return found
