@@ -331,6 +331,14 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
         sign(made.bundle, "auditor", [made.keys / "stranger", made.keys / "officer"], None)
 
 
+def test_a_result_that_cannot_be_read_is_named(copy: Path) -> None:
+    (copy / "result.json").write_text('{"epsilon": 0.99.1}')
+    said = wrong(verify_folder(copy, Asked()))
+    assert len(said) > 5 and not [
+        each for each in said.values() if "delimiter" in each and "result.json" not in each
+    ]
+
+
 def test_a_key_that_has_not_signed_is_named(made: Signed) -> None:
     stranger = read_public(str(made.keys / "stranger.pub"))
     said = wrong(verify_folder(made.bundle, Asked((stranger,))))

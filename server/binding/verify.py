@@ -121,7 +121,10 @@ class Held:
     @cached_property
     def result(self) -> dict[str, Any]:
         """The run's result."""
-        return dict(json.loads((self.folder / RESULT).read_bytes()))
+        try:
+            return dict(json.loads((self.folder / RESULT).read_bytes()))
+        except ValueError as problem:
+            raise Wrong(f"{RESULT} cannot be read: {problem}") from None
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
