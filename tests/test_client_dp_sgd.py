@@ -123,13 +123,16 @@ def test_an_empty_batch_takes_the_noise_and_no_more(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", NAMES)
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
-def test_what_is_not_finite_adds_nothing(engine: str, bad: float) -> None:
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30, "a label on which the loss fails"])
+def test_what_is_not_finite_adds_nothing(engine: str, bad: float | str) -> None:
     """One step on all records: those that break are as if they were not there, whatever they hold."""
     examples, sampling = examples_for(perceptron), PoissonBatches(1.0, 1)
-    broken = examples.inputs.clone()
-    broken[[1, 7], 0] = bad
-    moved = trained(perceptron, engine, Examples(broken, examples.targets), sampling, 1e-9)
+    broken, targets = examples.inputs.clone(), examples.targets.clone()
+    if isinstance(bad, str):
+        targets[[1, 7]] = CLASSES
+    else:
+        broken[[1, 7], 0] = bad
+    moved = trained(perceptron, engine, Examples(broken, targets), sampling, 1e-9)
     others = [n for n in range(RECORDS) if n not in (1, 7)]
     rest = trained(
         perceptron, engine, Examples(examples.inputs[others], examples.targets[others]), sampling, 1e-9

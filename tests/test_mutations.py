@@ -396,6 +396,13 @@ MUTATIONS = {
         "test_client_device_records.py",
         "stays_spent",
     ),
+    "a record on which the task fails takes the others along": Mutation(
+        "client/dp_sgd/train.py",
+        "        except TaskFailed:\n            logger.exception(",
+        "        except ZeroDivisionError:\n            logger.exception(",
+        "test_client_dp_sgd.py",
+        "not_finite",
+    ),
     "a device fails in an encrypted sum whose task fails": Mutation(
         "client/device/device.py",
         "if order.privacy not in ENCRYPTED_MODES:",

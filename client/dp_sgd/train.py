@@ -9,6 +9,7 @@ from a cryptographic stream.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -41,6 +42,10 @@ from .sketched import SketchedOptimizer
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
+
+logger = logging.getLogger("fedveil.client")
+
+OF_A_CALL = ("activations", "max_batch_len")  # what Opacus' hooks keep in a layer
 
 NOISE_BLOCK = 1 << 16  # numbers drawn at a time, so that they stay in a core's second-level cache
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
@@ -218,9 +223,15 @@ def clipping(
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
-        inputs, targets = padded(data.batch(rows), count)
-        outputs = run_on(model, laid_out(inputs, layout))
-        return outputs, task.loss(outputs, targets)
+        _forget_call(model)
+        try:
+            inputs, targets = padded(data.batch(rows), count)
+            outputs = run_on(model, laid_out(inputs, layout))
+            return outputs, task.loss(outputs, targets)
+        except (Refusal, NotImplementedError):  # of the model, whatever the examples
+            raise
+        except Exception as error:
+            raise TaskFailed from error
 
     def clip(rows: NDArray[np.intp]) -> None:
         _clip(torch.from_numpy(rows), clipped_sums, optimizer)
@@ -237,24 +248,56 @@ def clipping(
         _put_back(model, buffers)
 
 
+class TaskFailed(Exception):
+    """Failure of a task's own code on examples: of their data, the model or the loss."""
+
+
+def _forget_call(model: nn.Module) -> None:
+    """Let go of what Opacus' hooks keep of a call that failed: the next one would wait for its gradients."""
+    for layer in model.modules():
+        for name in OF_A_CALL:
+            vars(layer).pop(name, None)
+    for parameter in model.parameters():
+        if "_forward_counter" in vars(parameter):
+            vars(parameter)["_forward_counter"] = 0
+            vars(parameter).pop("_current_grad_sample", None)
+
+
 def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
 
 
 def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
-    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite."""
+    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite.
+
+    An example on which the task's code fails has none: to give up the others with it would tell of it.
+    """
     parameters: list[Any] = optimizer.params
     while len(rows):
         for parameter in parameters:
             parameter.summed_grad = None  # no engine may pass on the sum of the step before
-        finite = clipped_sums(rows)
+        try:
+            finite = clipped_sums(rows)
+        except TaskFailed:
+            logger.exception("an example is left out of a step, since the task fails on it")
+            finite = torch.tensor([_takes(clipped_sums, row) for row in rows.split(1)])
+            if bool(finite.all()):  # of all together alone, such as of memory
+                raise
         if bool(finite.all()):
             return
         rows = rows[finite.cpu()]
     # A step without examples still adds noise: its absence would tell that the batch was empty.
     for parameter in parameters:
         parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)
+
+
+def _takes(clipped_sums: ClippedSums, row: Tensor) -> bool:
+    try:
+        clipped_sums(row)
+    except TaskFailed:
+        return False
+    return True
 
 
 @contextmanager
