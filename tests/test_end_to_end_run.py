@@ -808,7 +808,7 @@ def test_a_ledger_folder_that_cannot_be_made_is_refused_before_training(
     for privacy in ("privacy=client_central", "privacy=record"):
         own = [each for each in hospitals if not each.startswith(("ledger.dir", "privacy"))] + [privacy]
         for folder, why in (
-            (f"{commands.folder}/file/ledgers", "it cannot"),
+            (f"{commands.folder}/file/ledgers", "cannot be made"),
             ("ledgers", "give an absolute folder"),
         ):
             code, command = commands.run("simulate", *own, f"ledger.dir={folder}", "hydra.run.dir=out")
