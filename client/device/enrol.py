@@ -94,7 +94,8 @@ def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> 
         remedy = f"has no certificate of the authority for that name ({error.verify_message})"
         raise Refusal("server", token.address, remedy) from None
     except OSError as error:
-        return f"nobody answers at {token.address} ({error.strerror or error})"
+        said = error.strerror or error
+        return f"nobody answers at {token.address} ({said}): fedveil server enrol FOLDER must run there"
     if reply.state in WHY:
         raise Refusal("token", token.name, WHY[reply.state])
     if reply.state != "admitted":
