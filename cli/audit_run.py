@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import Verdict
+from ..reports.run_files import as_a_run_wrote
 from ..server.audit_record import Weighed, weigh
 from ..server.run.audit import in_words
 from ..server.run.audit_line import seen
@@ -21,7 +22,8 @@ def audit_run(folder: Path, as_text: bool = True) -> int:
     Raises:
       Refusal: the folder holds no audit of a run that is over.
     """
-    found = weigh(folder)
+    with as_a_run_wrote(folder):
+        found = weigh(folder)
     if as_text:
         print("\n".join(_in_words(folder, found)))
     else:

@@ -17,7 +17,7 @@ from ..reports.files import ASSESSMENT, CARD, CONFIG, MATERIALS, MODEL, OF_ANSWE
 from ..reports.forms import empty_assessment, read_assessment
 from ..reports.materials import materials_of
 from ..reports.page import page_of
-from ..reports.run_files import read_run
+from ..reports.run_files import as_a_run_wrote, read_run
 
 READABLE = 0o644  # whoever may see the run may see its report
 
@@ -48,14 +48,15 @@ def report(
         raise Refusal("--assessment", str(assessment), remedy)
     if questions is not None and not questions.is_dir():
         raise Refusal("--answers", str(questions), "is not there; name the folder in which answers are kept")
-    run = read_run(folder, read_assessment(answers), questions)
-    made = report_of(run, commands_of(run), _shapes(folder))
-    text = to_json(made)
+    with as_a_run_wrote(folder):
+        run = read_run(folder, read_assessment(answers), questions)
+        made = report_of(run, commands_of(run), _shapes(folder))
+        text = to_json(made)
+        files = {REPORT: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
     if as_json:
         print(text, end="")
         return 0
     target = folder if out is None else out
-    files = {REPORT: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
     if assessment is None and not answers.is_file():
         files[ASSESSMENT] = empty_assessment()
     _write(target, files)

@@ -12,7 +12,7 @@ from ..reports.comparison import ComparedValue, compared
 from ..reports.content import report_of
 from ..reports.files import ASSESSMENT
 from ..reports.forms import read_assessment
-from ..reports.run_files import Fields, read_run
+from ..reports.run_files import Fields, as_a_run_wrote, read_run
 from ..server.run.display import console_for
 
 WIDTH = 110
@@ -39,7 +39,8 @@ def compare(first: Path, second: Path, *, everything: bool = False, as_json: boo
 
 
 def _report(folder: Path) -> Fields:
-    return report_of(read_run(folder, read_assessment(folder / ASSESSMENT)))
+    with as_a_run_wrote(folder):
+        return report_of(read_run(folder, read_assessment(folder / ASSESSMENT)))
 
 
 def _table(rows: list[ComparedValue], first: Path, second: Path) -> Table:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -131,6 +132,23 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
         questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
         _json(folder / FAREWELL),
     )
+
+
+@contextmanager
+def as_a_run_wrote(folder: Path) -> Generator[None]:
+    """Refuse files of a run where they are used and hold what no run has written.
+
+    Args:
+      folder: of the run.
+
+    Raises:
+      Refusal: a value is missing in them, or is of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        what = f"holds what no run has written ({type(problem).__name__}: {problem})"
+        raise Refusal("RUN", str(folder), f"{what}; `fedveil verify` says in which file") from problem
 
 
 def _hash(path: Path) -> str | None:

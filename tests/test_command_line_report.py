@@ -65,6 +65,23 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, commands: Any) -> Non
     assert code == 2 and "holds no run" in said.err
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "before", "after"),
+    [
+        (["report"], "metrics.jsonl", '"epsilon_client": ', '"epsilon_client": [], "other": '),
+        (["report"], "result.json", '"privacy": [', '"privacy": [7, '),
+        (["report", "compare", str(KEPT)], "result.json", '"privacy": [', '"privacy": [7, '),
+    ],
+)
+def test_files_that_no_run_has_written_are_refused(
+    kept: Path, commands: Any, words: list[str], file: str, before: str, after: str
+) -> None:
+    text = (kept / file).read_text()
+    (kept / file).write_text(text.replace(before, after))
+    code, said = commands.run(*words, str(kept))
+    assert before in text and code == 2 and "holds what no run has written" in said.err
+
+
 def test_the_first_command_makes_the_same_configuration() -> None:
     run = read_run(KEPT)
     words = shlex.split(commands_of(run)[0])
