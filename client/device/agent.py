@@ -49,8 +49,8 @@ HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
 
-REST_SECONDS = 900.0  # the longest wait between two attempts to connect once a run is over
-RESTING = "the run is over; looking for another every 15 minutes at most"
+REST_SECONDS = 120.0  # the longest wait between two attempts to connect once a run is over
+RESTING = "the run is over; looking for another every 2 minutes at most"
 
 Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None], Longest], None]
 
