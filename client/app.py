@@ -48,7 +48,7 @@ from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
 from .evaluation import means_over, rows_measured
-from .private_update import private_update, summed_reply, unchanged
+from .private_update import or_unchanged, private_update, summed_reply, unchanged
 from .questions import Measured, answered, evaluated
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
@@ -269,15 +269,21 @@ def make_client_app(
         dummies = bench.settings.canaries
         if dummies is not None and client in dummies:
             return canary_answer(message, dummies, client)
-        asked = question_of(message.content)
-        if isinstance(asked, Evaluation):
-            return evaluated(message, asked, measured_at(bench, client, message.content, asked))
-        if asked is not None:
-            return _question_round(message, client, bench, asked)
-        return train_round(message, client, bench, bench.settings)
+        masked = bench.settings.encryption
+        hidden = masked is not None and masked.minimum_noise_multiplier > 0
+        return or_unchanged(message, lambda: _answered(message, client, bench), hidden)
 
     assert on_train is not None
     return app
+
+
+def _answered(message: Message, client: int, bench: Workbench) -> Message:
+    asked = question_of(message.content)
+    if isinstance(asked, Evaluation):
+        return evaluated(message, asked, measured_at(bench, client, message.content, asked))
+    if asked is not None:
+        return _question_round(message, client, bench, asked)
+    return train_round(message, client, bench, bench.settings)
 
 
 def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> Measured | None:
@@ -332,7 +338,9 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         return _step_round(message, client, bench, settings)
     data = bench.data_of(client, settings)
     if not len(data):
-        return _blank(message)
+        if wire.sum_spec_of(message.content).clipping_norm is None:
+            return Message(Error(wire.NO_EXAMPLES, "this client has no examples"), reply_to=message)
+        return unchanged(message)
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)
@@ -405,13 +413,6 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
     except BudgetExhausted:
         return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
     return reply
-
-
-def _blank(message: Message) -> Message:
-    """Return the reply of a client without examples: no change where it is hidden, since whether it answers would tell."""
-    if wire.sum_spec_of(message.content).clipping_norm is None:
-        return Message(Error(wire.NO_EXAMPLES, "this client has no examples"), reply_to=message)
-    return unchanged(message)
 
 
 def _step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:

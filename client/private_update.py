@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..privacy.mechanisms.compression import compress
 from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.refusal import Refusal
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies import wire
 from ..strategies.client_settings import TRAIN_LOSS
@@ -123,6 +124,17 @@ def answer_of(message: Message, made: Callable[[], Message]) -> Message:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
+
+
+def or_unchanged(message: Message, made: Callable[[], Message], hidden: bool) -> Message:
+    """Return a client's reply or, where its task fails and an encrypted sum with noise is to hide that, that nothing changed."""
+    try:
+        return made()
+    except Exception as error:
+        if not hidden or isinstance(error, NotTrained | Refusal):
+            raise
+        logger.exception("this client answers that nothing changed, since its task failed")
+        return unchanged(message)
 
 
 def unchanged(message: Message) -> Message:

@@ -740,3 +740,21 @@ def charge(path: Path, owner: str, event: Any, times: int, budget: Budget) -> No
         for number in range(1, times + 1):
             events = dict.fromkeys((Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL), event)
             ledger.reserve_new(Release(Unit.RECORD, "run", number, "dp_sgd", events, "system"))
+
+
+def test_nobody_reads_whose_task_failed_in_an_encrypted_sum_with_noise(tmp_path: Path, commands: Any) -> None:
+    """Epsilon hides what each client holds: whether a client answers may not hang on that."""
+    source = CROWD.replace("CLIENTS", "12").replace(
+        "return Examples(torch.zeros(5, 100)", "return Examples(torch.eye(5, 100) * (client == 3)"
+    )
+    failing = "def loss(self, outputs, targets):\n        assert float(outputs.abs().max()) < 1e-3\n"
+    source = source.replace("def loss(self, outputs, targets):\n", failing).replace(
+        "nn.init.zeros_(layer.weight)", "layer.weight.data.zero_()[:, 2] = 1"
+    )
+    (tmp_path / "crowd.py").write_text(source.replace("torch.ones", "torch.zeros"))
+    given = ("task=custom", "task.target=crowd:Crowd", "allow_modules=[crowd]", "audit=off", "cohort=all")
+    hidden = ("privacy=client_distributed", "privacy.allow_large_delta=true", "num_rounds=1")
+    code, command = commands.run("simulate", *given, *hidden, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 0, command.err
+    assert [line["replies"] for line in rounds_of(tmp_path / "run")] == [12] and "12 of 12" in command.out
+    assert "nothing changed" in (tmp_path / "run" / "clients.log").read_text()

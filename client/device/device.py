@@ -44,7 +44,7 @@ from ...strategies.flower_adapter import records_of
 from ...strategies.question_wire import question_of, released_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
-from ..private_update import NotTrained, private_update, unchanged
+from ..private_update import NotTrained, or_unchanged, private_update
 from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
@@ -243,15 +243,7 @@ class Device:
         del context
         order = read_order(message.content)
         assert order is not None  # or nothing would have been charged
-        try:
-            return self._computed(message, order)
-        except (NotTrained, Refusal):
-            raise
-        except Exception:
-            if order.privacy not in ENCRYPTED_MODES:
-                raise
-            logger.exception("this client answers that nothing changed, since its task failed")
-            return unchanged(message)
+        return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)
 
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
         asked = question_of(message.content)

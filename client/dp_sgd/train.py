@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from ...tasks.data import Inputs
 
 logger = logging.getLogger("fedveil.client")
-
-OF_A_CALL = ("activations", "max_batch_len")  # what Opacus' hooks keep in a layer
 
 NOISE_BLOCK = 1 << 16  # numbers drawn at a time, so that they stay in a core's second-level cache
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
@@ -255,8 +253,8 @@ class TaskFailed(Exception):
 def _forget_call(model: nn.Module) -> None:
     """Let go of what Opacus' hooks keep of a call that failed: the next one would wait for its gradients."""
     for layer in model.modules():
-        for name in OF_A_CALL:
-            vars(layer).pop(name, None)
+        vars(layer).pop("activations", None)
+        vars(layer).pop("max_batch_len", None)
     for parameter in model.parameters():
         if "_forward_counter" in vars(parameter):
             vars(parameter)["_forward_counter"] = 0
@@ -281,7 +279,11 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
             finite = clipped_sums(rows)
         except TaskFailed:
             logger.exception("an example is left out of a step, since the task fails on it")
-            finite = torch.tensor([_takes(clipped_sums, row) for row in rows.split(1)])
+            finite = torch.zeros(len(rows), dtype=torch.bool)
+            for place, row in enumerate(rows.split(1)):
+                with suppress(TaskFailed):
+                    clipped_sums(row)
+                    finite[place] = True
             if bool(finite.all()):  # of all together alone, such as of memory
                 raise
         if bool(finite.all()):
@@ -290,14 +292,6 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
     # A step without examples still adds noise: its absence would tell that the batch was empty.
     for parameter in parameters:
         parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)
-
-
-def _takes(clipped_sums: ClippedSums, row: Tensor) -> bool:
-    try:
-        clipped_sums(row)
-    except TaskFailed:
-        return False
-    return True
 
 
 @contextmanager

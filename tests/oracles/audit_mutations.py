@@ -171,6 +171,7 @@ BEYOND: dict[str, str] = {
     "a clipping norm of which no grid can be made": SERVER,
     "a failure on hidden records is given back": SERVER,
     "a record on which the task fails takes the others along": SERVER,
+    "a simulated client fails in an encrypted sum whose task fails": SERVER,
     "a device fails in an encrypted sum whose task fails": SERVER,
     "squares too small for float32 are a norm of zero": SERVER,
     "a record changes how another one is rounded": SERVER,
