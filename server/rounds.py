@@ -30,7 +30,7 @@ from .round_terms import Round
 from .tuning import Tuning
 
 DECLINED = "the policy of every owner refuses what the server asks for; the log of each client names it"
-SPENT = "the budget of every client that was invited is spent"
+SPENT = "the budget of every client that was invited is spent, or its owner has ended it"
 
 
 class Unscored(Exception):
