@@ -152,11 +152,8 @@ def alone_on_records(federation: Federation) -> Generator[None]:
         return
     home = ledger_home(federation.settings.ledger_dir)
     run_folder.make_folder("ledger.dir", home)
-    lock = Lock(home / data_sets.population_ledger(federation.data_id)[:NAMED], wait=0)
-    try:
+    with Lock(home / data_sets.population_ledger(federation.data_id)[:NAMED], wait=0):
         yield
-    finally:
-        lock.release()
 
 
 def _check_named(federation: Federation) -> None:
