@@ -484,16 +484,16 @@ def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
     state, model = device.bundle.state, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     keeper = agent.Agent(device.bundle, over)
     keeper.device = device
-    assert keeper.longest_wait() == agent.usual_wait() < 900
+    assert keeper.longest_wait() == agent.usual_wait() < agent.REST_SECONDS
     reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, model, "5f")))
-    assert not reply.has_error() and over.is_set() and keeper.longest_wait() == 900
+    assert not reply.has_error() and over.is_set() and keeper.longest_wait() == agent.REST_SECONDS
     with safe_open(state / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"run": "spring", "agreement": "5f"}
     assert str(read_ended(state)) == "run spring is over (completed after 20 rounds)"
     assert (load_file(state / "model.safetensors")["w"] == model["w"]).all()
     again = agent.Agent(device.bundle)
     again.device = device
-    assert again.longest_wait() == 900
+    assert again.longest_wait() == agent.REST_SECONDS
     again.handle(in_the_clear())
     assert (
         again.longest_wait() == agent.usual_wait()
