@@ -7,6 +7,7 @@ A batch is (inputs, targets). Inputs are a tensor, or a dictionary or a tuple of
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
@@ -616,7 +617,8 @@ def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
     if tensor.dim() == 0 or len(tensor) != count:
         found = tuple(tensor.shape)
         raise Refusal(name, found, f"inputs and targets must be equally many, and there are {count} targets")
-    if not tensor.is_floating_point() or torch.isfinite(tensor.sum()):  # nine times as fast as each by itself
+    # The sum alone is nine times as fast as each by itself, and Python's `isfinite` of it thrice as torch's.
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
         return
     if broken := int((~torch.isfinite(tensor)).sum()):
         raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
