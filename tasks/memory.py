@@ -9,8 +9,8 @@ from functools import cache
 # glibc's mallopt: parameters of malloc.h, and values that let a process reuse its memory for the next client instead
 # of giving it back and taking it page by page again. 32 MiB is the largest threshold that glibc accepts.
 MALLOC_KEEPS = {-1: 1 << 30, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-# To which glibc grows them by itself, until one of them is set.
-MALLOC_GIVES_BACK = {-1: 64 << 20, -3: 32 << 20}
+# glibc grows them by itself until one of them is set. What is composed at the end of a run is larger, and goes back at once.
+MALLOC_GIVES_BACK = {-1: 16 << 20, -3: 8 << 20}
 
 
 def keep_memory() -> None:
