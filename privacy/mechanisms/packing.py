@@ -48,17 +48,37 @@ def pack(numbers: NDArray[np.int32], width: int) -> Bytes:
     out = np.empty(packed_size(numbers.size, width), np.uint8)
     low, high = out[: numbers.size * whole].reshape(numbers.size, whole), out[numbers.size * whole :]
     for start in range(0, numbers.size, BLOCK):
-        block = numbers[start : start + BLOCK]
-        words = (block.astype(np.int64) + (1 << (width - 1))).astype("<u4")
+        words = numbers[start : start + BLOCK].astype(np.int32, casting="safe").view(np.uint32)
+        words += np.uint32(1 << (width - 1))  # modulo 2^32 those that fit, and no others, end below 2^width
         if int(words.max()) >> width:
             raise ValueError(f"a number needs more than {width} bits")
-        low[start : start + block.size] = words.view(np.uint8).reshape(-1, 4)[:, :whole]
+        for place in range(whole):
+            low[start : start + words.size, place] = words >> np.uint32(8 * place)
         if rest:
-            top = (words >> (8 * whole)).astype(np.uint8)
-            bits = np.unpackbits(top[:, None], axis=1, count=rest, bitorder="little").reshape(-1)
-            packed = np.packbits(bits, bitorder="little")
+            packed = _packed_bits(words >> np.uint32(8 * whole), rest)
             high[start * rest // 8 :][: packed.size] = packed
     return out
+
+
+def _packed_bits(words: NDArray[np.uint32], width: int) -> Bytes:
+    """Return words of fewer than 8 bits bit by bit: eight of them are `width` bytes."""
+    eights = np.zeros(-(-words.size // 8), "<u8")
+    for place in range(8):
+        of_eights = words[place::8]
+        eights[: of_eights.size] |= of_eights.astype(np.uint64) << np.uint64(place * width)
+    return eights.view(np.uint8).reshape(-1, 8)[:, :width].reshape(-1)[: packed_size(words.size, width)]
+
+
+def _unpacked_bits(packed: Bytes, count: int, width: int) -> NDArray[np.uint32]:
+    """Return so many words of what `_packed_bits` has made."""
+    eights = np.zeros((-(-count // 8), 8), np.uint8)
+    padded = np.zeros(len(eights) * width, np.uint8)
+    padded[: packed.size] = packed
+    eights[:, :width] = padded.reshape(-1, width)
+    words = np.empty((len(eights), 8), np.uint32)
+    for place in range(8):
+        words[:, place] = (eights.view("<u8")[:, 0] >> np.uint64(place * width)) & np.uint64((1 << width) - 1)
+    return words.reshape(-1)[:count]
 
 
 def unpack(packed: Bytes, count: int, width: int) -> NDArray[np.int32]:
@@ -102,12 +122,10 @@ class Packed:
         )
         for start in range(0, self.count, BLOCK):
             size = min(BLOCK, self.count - start)
-            words = np.zeros((size, 4), np.uint8)
-            words[:, :whole] = low[start : start + size]
+            words = np.zeros(size, np.uint32)
             if rest:
-                bits = np.unpackbits(high[start * rest // 8 :], count=size * rest, bitorder="little")
-                words[:, whole] = np.packbits(bits.reshape(size, rest), axis=1, bitorder="little")[:, 0]
-            yield (
-                start,
-                (words.reshape(-1).view("<u4").astype(np.int64) - (1 << (self.width - 1))).astype(np.int32),
-            )
+                bits = high[start * rest // 8 :][: packed_size(size, rest)]
+                words = _unpacked_bits(bits, size, rest) << (8 * whole)
+            for place in range(whole):
+                words |= low[start : start + size, place].astype(np.uint32) << (8 * place)
+            yield start, words.view(np.int32) - np.int32(1 << (self.width - 1))
