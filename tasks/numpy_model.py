@@ -259,7 +259,7 @@ def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = N
 
 
 def _mean(x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Array:
-    return x.mean(None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim)
+    return np.asarray(x.mean(None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim))
 
 
 def _sum(x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Array:
