@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark that the arguments name; 0 when it was measured."""
     size = Size()
     parser = argparse.ArgumentParser("python -m fedveil.benchmarks", description=__doc__)
-    parser.add_argument("benchmark", choices=[*sorted(_BENCHMARKS), _SHOW])
+    named = [*sorted(_BENCHMARKS), _SHOW]
+    models, which = sorted({*WORKLOADS, *PRIVATE}), f"which, of engines: {'; '.join(ALL)}"
+    parser.add_argument("benchmark", choices=named, metavar="NAME", help=", ".join(named))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"written before, of {_SHOW}")
     parser.add_argument(
         "--into", type=Path, metavar="PAGE", help=f"Markdown that {_SHOW} puts the tables into"
@@ -64,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
     parser.add_argument("--before", metavar="PATH", help="an earlier checkout, for secagg_checks")
-    parser.add_argument("--workloads", nargs="+", choices=sorted({*WORKLOADS, *PRIVATE}), help="which models")
-    parser.add_argument("--contenders", nargs="+", choices=ALL, default=ALL, help="which, of engines")
+    parser.add_argument("--workloads", nargs="+", choices=models, metavar="MODEL", help=", ".join(models))
+    parser.add_argument("--contenders", nargs="+", choices=ALL, default=ALL, metavar="WHO", help=which)
     parser.add_argument("--clients", type=int, default=size.clients, help="the population")
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")
