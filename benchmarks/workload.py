@@ -19,9 +19,7 @@ BATCH_SIZE = 10
 LEARNING_RATE = 0.05
 CLASSES = 10
 CLIPPING_NORM = 1.0
-IDLE_STEP = (
-    0.001  # what an idle client adds to every parameter: Flower's clipping divides by the update's norm
-)
+IDLE_STEP = 0.001  # of every parameter of an idle client: Flower's clipping divides by the update's norm
 NOISE_MULTIPLIER = 1.0
 _POOL = 4000  # different examples; client k's are a window into them, so that a client costs nothing to make
 _SEED = 20

@@ -655,8 +655,19 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
 def fingerprint(data: Data) -> str:
     """Return the name of a data set on its ledger: SHA-256 over its content, in hexadecimal.
 
-    Of a data set that is read the items are hashed before `transform`; those of Hugging Face as they are stored. Where
-    they differ from one reading to the next, or cannot be hashed, its class and its length stand for it.
+    Of a data set whose content cannot be told its class and its length stand for it.
+    """
+    if (told := content_of(data)) is not None:
+        return told
+    kind = type(data.dataset if isinstance(data, LazyExamples) else data)
+    return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(data)}".encode()).hexdigest()
+
+
+def content_of(data: Data) -> str | None:
+    """Return the SHA-256 over the content of a data set, in hexadecimal; None where it cannot be told.
+
+    Of a data set that is read the items are hashed before `transform`; those of Hugging Face as they are stored. It cannot
+    be told where they differ from one reading to the next, or cannot be hashed.
     """
     digest = hashlib.sha256()
     if isinstance(data, Examples):
@@ -670,8 +681,7 @@ def fingerprint(data: Data) -> str:
         for item in stored(data):
             feed(digest, item)
     except TypeError:
-        kind = type(data.dataset)
-        digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(data)}".encode())
+        return None
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fedveil as fv
+from fedveil.server.run.federation import Federation
 from fedveil.tasks.data import as_data, check_data, data_of, fingerprint, held_out_of
 from fedveil.tasks.independence import check_independence
 
@@ -346,6 +348,21 @@ def test_random_transforms_do_not_change_a_fingerprint() -> None:
     assert once != fingerprint(as_data(Rows(2)))
     assert fingerprint(as_data(Flipped(1))) == fingerprint(as_data(Flipped(1)))
     assert fingerprint(as_data(Flipped(1))) != fingerprint(as_data(Flipped(1, EACH + 1)))
+
+
+def test_real_data_whose_content_cannot_be_told_are_taken_for_others_in_each_run() -> None:
+    """Whether they were dealt anew since the last run, nobody could tell: the ledgers go on from the most."""
+
+    def told(data: type[Rows], simulated: bool) -> set[str]:
+        task: Any = SimpleNamespace(
+            num_clients=2, simulated=simulated, client_data=lambda _: as_data(data(1))
+        )
+        none: Any = None
+        runs = [Federation(none, task, none, seed=None) for _ in range(2)]
+        return {print_ for run in runs for print_ in (*run.fingerprints, *run.fingerprints)}
+
+    assert len(told(Flipped, False)) == 4
+    assert len(told(Rows, False)) == len(told(Flipped, True)) == 1
 
 
 def test_a_simulation_with_random_transforms_repeats_itself() -> None:

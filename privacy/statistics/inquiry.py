@@ -42,9 +42,7 @@ from .prefixes import Prefixes
 
 STATISTICS = "statistics"  # the purpose of questions that say none
 CLIPPED = "clipped"  # what the segment of a question's clipped share is called, behind its name
-CLIPPED_SHARE = (
-    0.02  # of the squared norm, for these segments: each then costs the counts 1 % of noise at most
-)
+CLIPPED_SHARE = 0.02  # of the squared norm, for these segments: each costs the counts 1 % of noise at most
 MOST_QUESTIONS = 32
 MOST_BYTES = 1 << 16  # of an inquiry that travels
 MOST_NAME = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
-from ...tasks.data import Data, data_of, fingerprint, size_of
+from ...tasks.data import Data, content_of, data_of, fingerprint, size_of
 from ...tasks.persons import Owners, kept
 from ...tasks.protocol import Task
 from ..masking import Masking
@@ -466,8 +467,11 @@ class Federation:
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data."""
-        return [self.fingerprint_of(client) for client in range(self.task.num_clients)]
+        """The fingerprint of each client's data; of real data whose content cannot be told, another one in each run."""
+        clients = range(self.task.num_clients)
+        if self.simulated or self.named:
+            return [self.fingerprint_of(client) for client in clients]
+        return [content_of(data_of(self.task, client)) or secrets.token_hex(32) for client in clients]
 
     def fingerprint_of(self, client: int) -> str:
         """Return the fingerprint of a client's data before a run scales them, which in a simulation names its ledger."""
