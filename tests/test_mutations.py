@@ -697,6 +697,13 @@ MUTATIONS = {
         "test_preconditions.py",
         "second_run_on_records",
     ),
+    "data that nobody can tell apart count as unchanged": Mutation(
+        "server/run/federation.py",
+        " or secrets.token_hex(32) for",
+        " or self.fingerprint_of(client) for",
+        "test_client_data.py",
+        "taken_for_others_in_each_run",
+    ),
     "two modes charge the same records at once": Mutation(
         "server/run/prepare.py",
         "    claim_records(run.federation)",

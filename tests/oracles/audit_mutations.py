@@ -256,6 +256,7 @@ BEYOND: dict[str, str] = {
     "a hidden client tells that it has no examples": "whether a client answers, and no number that is released",
     "a loss is measured on the classes of a few examples": "a loss of examples that nobody has yet; no noise is missing",
     "two runs charge the same clients' records at once": "two budgets are spent; each sum has its noise",
+    "data that nobody can tell apart count as unchanged": "two budgets are spent; each sum has its noise",
     "two modes charge the same records at once": "two budgets are spent; each sum has its noise",
     "a protected app measures private held-out data": "leaves beside the sum, where an audit of sums does not look",
     "private held-out data are evaluated": "leaves beside the sum, where an audit of sums does not look",
