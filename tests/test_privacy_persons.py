@@ -49,8 +49,8 @@ def test_epsilon_is_that_of_dp_accounting(records, rate, noise, rounds):
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, GATE_INTERVAL)
     expected = accountant.compose(event, rounds).get_epsilon(DELTA)
     found = epsilon({event: rounds}, DELTA, interval=GATE_INTERVAL)
-    # Ours may take a finer grid, never a coarser one.
-    assert found == pytest.approx(expected, rel=3e-3) and found <= expected * (1 + 1e-9)
+    # Ours may take a finer grid, never a coarser one, and counts what rounding may take.
+    assert found == pytest.approx(expected, rel=3e-3) and found <= expected * (1 + 1e-8)
 
 
 def test_every_loss_is_that_of_dp_accounting():
