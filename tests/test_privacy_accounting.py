@@ -208,9 +208,14 @@ def test_small_rates_are_refined_until_a_finer_grid_changes_nothing(monkeypatch:
     for rate, noise, rounds, delta in ((1e-4, 0.47, 1000, 1e-7), (1e-6, 0.45, 10**5, 1e-8)):
         found = grids_of(sampled(rate, noise), rounds, delta, monkeypatch)
         assert {1e-3, 1e-4} <= set(found) <= {1e-3, 1e-4, 1e-5}
-        finest = by_distribution(grouped(rate, noise, rounds), delta, Adjacency.ZERO_OUT, FINEST_INTERVAL)
-        # Of 10^5 transforms of another NumPy more is rounded away than the grids differ by; what may be is counted.
-        assert finest <= found[1e-4] * (1 + 1e-3) and found[1e-4] == pytest.approx(finest, rel=2e-3)
+        finest, most = (
+            by_distribution(grouped(rate, noise, rounds), at, Adjacency.ZERO_OUT, interval)
+            for at, interval in (
+                (delta, FINEST_INTERVAL),
+                (delta - 2 * loss_distributions.ROUNDED * rounds, 1e-4),
+            )
+        )
+        assert finest <= most * (1 + 1e-9) and found[1e-4] == pytest.approx(finest, rel=2e-3)
     found = grids_of(sampled(1e-4, 1.5), 10**5, 1e-6, monkeypatch)  # many quiet rounds
     assert found[1e-3] > found[1e-4] > 1.1 * found[FINEST_INTERVAL]
 
