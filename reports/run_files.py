@@ -148,7 +148,8 @@ def as_a_run_wrote(folder: Path) -> Generator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as problem:
         what = f"holds what no run has written ({type(problem).__name__}: {problem})"
-        raise Refusal("RUN", str(folder), f"{what}; `fedveil verify` says in which file") from problem
+        remedy = "`fedveil verify` says which file was changed; if none was, report a fault of fedveil"
+        raise Refusal("RUN", str(folder), f"{what}; {remedy}") from problem
 
 
 def _hash(path: Path) -> str | None:

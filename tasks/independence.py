@@ -152,7 +152,7 @@ def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 
       each: examples that are measured together.
     """
     parts = [slice(start, start + each) for start in range(0, len(targets), each)]
-    # What lies between is out of all proportion: a largest value that was seen may long be that of all examples.
+    # Extreme outputs in between: a maximum that the task keeps may already be that of all examples.
     first, _, again = (
         [_found(task, rows_of(given, part), targets[part]) for part in parts]
         for given in (outputs, mapped(lambda tensor: tensor * -EXTREME, outputs), outputs)
