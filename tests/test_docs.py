@@ -259,7 +259,11 @@ def unknown_keys(command: str) -> list[str]:
     """Return the overrides of a `fedveil simulate` command that name no key, no group and no argument of a task."""
     keys, groups = known_keys()
     named = [word.partition("=")[0] for word in shlex.split(command) if "=" in word]
-    return [name for name in named if name not in keys and name not in groups and not name.startswith("task.args.")]
+    return [
+        name
+        for name in named
+        if name not in keys and name not in groups and not name.startswith("task.args.")
+    ]
 
 
 # Keys that are Hydra's own, or stand in other files than a configuration.

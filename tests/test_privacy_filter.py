@@ -165,12 +165,12 @@ def test_one_adaptive_release_puts_the_whole_ledger_under_the_filter(tmp_path: P
 
 
 def test_the_order_is_fixed_for_good(tmp_path: Path) -> None:
-    with opened(tmp_path / "ledger") as ledger:
+    with opened(tmp_path / "ledger") as ledger, opened(tmp_path / "other") as other:
         ledger.reserve(release(1, 3.4))
         with pytest.raises(Refusal, match=r"order 3\.4 for good"):
             ledger.reserve(release(2, 8.0))
         with pytest.raises(Refusal, match="orders"):
-            opened(tmp_path / "other").reserve(release(1, 3.14159))
+            other.reserve(release(1, 3.14159))
 
 
 def test_verify_recomputes_by_the_filter_and_the_entry_says_so(tmp_path: Path) -> None:
