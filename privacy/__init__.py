@@ -1,6 +1,6 @@
-"""Privacy: what a run may reveal, what it has revealed, and the mechanisms that keep the one above the other.
+"""Privacy: budgets, accounting, the ledger of releases, and the mechanisms that add noise.
 
-Names are imported when they are first used: a refusal alone loads no numerics.
+Names are imported when they are first used: importing `Refusal` loads no numerics.
 """
 
 from importlib import import_module

@@ -1,12 +1,12 @@
-"""Choices that a run makes from what its earlier rounds released: the norm it clips to, and how much noise it adds.
+"""Adaptive choices of a run from earlier releases: the clipping norm and the noise multiplier.
 
-The norm: module `mechanisms.adaptive_clipping`, which also says why it needs no filter.
+Norm: module `mechanisms.adaptive_clipping`, which also explains why it needs no filter.
 
-The noise: save budget while the loss falls, and spend it once it stalls. To begin with much noise and to lower it when
-progress asks for it is the idea of Lee and Kifer 2018 (arXiv:1808.09501), reduced to one choice here. A run begins
-with more noise than its budget asks for. When the noised mean loss of the last `WINDOW` rounds is hardly below that of
-the `WINDOW` before, or at `LATEST` of the rounds, what was saved is spread over the rounds that are left: the least
-noise with which they fit. When that is depends on outputs, so the events do, and the RDP filter counts (`filter`).
+Noise: save budget while the loss falls, and spend it once the loss stalls. Lee and Kifer 2018 (arXiv:1808.09501) start
+with much noise and lower it repeatedly; here it is lowered once. A run begins with more noise than its budget requires.
+When the noised mean loss of the last `WINDOW` rounds is hardly below that of the `WINDOW` before, or at `LATEST` of the
+rounds, the saved budget is spread over the remaining rounds, which get the smallest noise that fits. The time of this
+change depends on outputs, and so do the events, so the RDP filter accounts for them (`filter`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ LATEST = 0.75  # share of the rounds after which there is no more saving
 
 @dataclass(frozen=True)
 class Choices:
-    """What the next round goes by; public, and part of a run's state.
+    """Choices for the next round; public, and part of a run's state.
 
     Attributes:
       clipping_norm: L2 norm of one client's whole contribution.
       noise_multiplier: noise std / sensitivity.
-      losses: the noised mean losses of the last rounds, as many as the choice of noise looks at.
+      losses: the noised mean losses of the last rounds, as many as the choice of noise uses.
     """
 
     clipping_norm: float
@@ -47,14 +47,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class AdaptiveNoise:
-    """How the noise of a run follows its losses; public.
+    """Rule by which the noise of a run follows its losses; public.
 
     Attributes:
       plan: of the rounds to come, calibrated for the filter.
-      budget: what the filter guards.
+      budget: of the filter.
       loss: the scalar of the private sum that is the mean loss.
-      prior: what the ledger held when the rounds were planned.
-      begun: rounds that the run had done before.
+      prior: events on the ledger when the rounds were planned.
+      begun: rounds completed before.
     """
 
     plan: Plan
@@ -98,18 +98,18 @@ def stalled(losses: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What a run chooses as it goes; None for what is fixed in advance."""
+    """Adaptive choices of a run; None for a value that is fixed in advance."""
 
     clipping: AdaptiveClipping | None = None
     noise: AdaptiveNoise | None = None
 
     def first(self, plan: Plan) -> Choices:
-        """Return what the first round goes by."""
+        """Return the choices for the first round."""
         assert plan.noise_multiplier is not None
         return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise_multiplier)
 
     def segments(self, plan: Plan, expected_size: float) -> tuple[Segment, ...]:
-        """Return the segments that the choices need beside the metrics, in a round that goes by `plan`.
+        """Return the segments that the choices need besides the metrics, in a round with this plan.
 
         Args:
           plan: of the round.
@@ -120,10 +120,10 @@ class Adaptation:
         return (self.clipping.bit(plan.noise_over_clip, expected_size),)
 
     def next(self, last: Choices, number: int, scalars: Mapping[str, float]) -> Choices:
-        """Return what the round after round `number` goes by.
+        """Return the choices for the round after round `number`.
 
         Args:
-          last: what round `number` went by.
+          last: the choices of round `number`.
           number: of the round, from 1.
           scalars: its noised means by name.
         """

@@ -1,8 +1,8 @@
 """Arms of a run: a public partition of its clients, by a keyed hash of their names; each arm tries one value.
 
-A client is in one arm of a deal, so that it loses what its own arm releases and nothing of the others': what all arms
-cost together is what the one costs that released most (parallel composition; McSherry 2009, doi:10.1145/1559845.1559850,
-theorem 4). That rests on the deal not depending on anybody's data, and on a name having one arm as long as a run lasts.
+A client is in one arm of a deal, so only the releases of its own arm cost it privacy. All arms together cost the
+maximum over the arms (parallel composition; McSherry 2009, doi:10.1145/1559845.1559850, theorem 4). This requires that
+the deal does not depend on data, and that a name keeps its arm for the whole run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_ARMS = 32  # each has that share of the clients
 
 @dataclass(frozen=True)
 class ArmDeal:
-    """Partition of names into arms, the same wherever it is computed; who joins later moves nobody.
+    """Partition of names into arms, the same on every machine; later members do not change the arm of others.
 
     Attributes:
       key: 32 hexadecimal digits, public, new in every run.
@@ -84,7 +84,7 @@ class Arm:
         """Return the arm that `to_json` wrote.
 
         Raises:
-          Refusal: it is none.
+          Refusal: it is not an arm.
         """
         if not isinstance(plain, Mapping) or set(plain) != {"deal", "arms", "arm"}:
             raise Refusal("arm", str(plain)[:40], "has exactly the keys arm, arms, deal")
@@ -92,12 +92,12 @@ class Arm:
 
 
 def charged(releases: Iterable[tuple[str, Arm | None]]) -> Counter[str]:
-    """Return how often each event is charged: of the arms of a deal, as often as in the one that has most of it.
+    """Return how often each event is charged: for the arms of a deal, the maximum over the arms.
 
-    That is what the worst client lost where the arms released the same; where they did not it is more, and never less.
+    This equals the loss of the worst client if the arms released the same events; otherwise it is an upper bound.
 
     Args:
-      releases: the event's text and the arm that it was released in; None where all clients were in it.
+      releases: the event's text and its arm; None if all clients were in it.
     """
     counts, by_arm = Counter[str](), defaultdict[tuple[str, str], Counter[int]](Counter)
     for text, arm in releases:

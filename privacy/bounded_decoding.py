@@ -1,8 +1,7 @@
-"""Decoders of msgpack and JSON from elsewhere: depth, width, types and integers are looked at before anything is built.
+"""Decoders of untrusted msgpack and JSON: depth, width, types and integers are checked before any object is built.
 
-Every decoder of bytes that another party wrote reads them with these. What they return holds lists, dictionaries,
-texts, bytes, numbers, switches and None, no deeper and no wider than its bounds, so that code which follows the
-structure ends.
+All bytes from another party are decoded with these functions. The result consists of lists, dictionaries, strings,
+bytes, numbers, booleans and None within fixed bounds on depth and width, so code that traverses it terminates.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ T = TypeVar("T")
 
 
 class Undecodable(ValueError):
-    """Bytes or text that say nothing, or more than their bounds allow; the sentence names the fault and no value."""
+    """Bytes or text that cannot be decoded, or that exceed their bounds; the message names the fault and no value."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Bounds:
     """Bounds of what msgpack may hold.
 
     Attributes:
-      depth: lists and maps that may stand inside each other.
+      depth: of nested lists and maps.
       width: values in any list or map; an entry of a map is two.
       items: values in all, lists and maps included.
     """
@@ -53,7 +52,7 @@ class Bounds:
 
 
 def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bool = True) -> Any:
-    """Return the one value that the bytes hold in msgpack, without extensions.
+    """Return the single msgpack value of the bytes, without extensions.
 
     Args:
       data: the bytes.
@@ -61,7 +60,7 @@ def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bo
       use_list: False returns tuples.
 
     Raises:
-      Undecodable: nothing else is raised, whatever the bytes are.
+      Undecodable: no other exception is raised, for any bytes.
     """
     _check(data, bounds)
     try:
@@ -73,10 +72,10 @@ def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bo
 
 
 def read_json(text: str | bytes) -> Any:
-    """Return what the text holds in JSON.
+    """Return the JSON value of the text.
 
     Raises:
-      Undecodable: nothing else is raised, whatever the text is.
+      Undecodable: no other exception is raised, for any text.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
@@ -111,7 +110,7 @@ def build(kind: type[T], plain: object) -> T:
 
 
 def read_kept(kind: type[T], path: Path) -> T | None:
-    """Return the dataclass that this program left in a file of JSON; None if there is none that can be read.
+    """Return the dataclass in a JSON file that this program wrote; None if there is no readable one.
 
     Args:
       kind: as of `build`.
@@ -124,7 +123,7 @@ def read_kept(kind: type[T], path: Path) -> T | None:
 
 
 def read_lines(kind: type[T], path: Path) -> list[T]:
-    """Return the dataclasses of a file's lines; none where there is no file, and not of a line that was cut short.
+    """Return the dataclasses of a file's lines; none without a file, and none for a truncated line.
 
     Arguments as of `read_kept`.
     """

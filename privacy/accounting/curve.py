@@ -6,7 +6,8 @@ test of false positive rate a has a false negative rate of at least
 
     max over epsilon of 1 - delta(epsilon) - e^epsilon a  and  e^-epsilon (1 - delta(epsilon) - a)
 
-(Dong et al. 2019, arXiv:1905.02383, proposition 2.12). Each epsilon alone gives a bound, so a grid of them does.
+(Dong et al. 2019, arXiv:1905.02383, proposition 2.12). The bound holds for every epsilon, so the maximum is taken over
+a grid.
 """
 
 import math
@@ -36,14 +37,14 @@ Pairs = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class PrivacyCurve:
-    """Curve of what a unit may reveal.
+    """Privacy guarantee of one unit, as a curve.
 
     Attributes:
       epsilon: (delta, epsilon) at each of `DELTAS`; epsilon may be infinite.
       rho: zCDP, where every release is Gaussian; else None.
       mu: mu-GDP, where every release is Gaussian; else None.
-      trade_off: (false positive rate, false negative rate) at each of `FALSE_POSITIVES`. The second is the least that
-        a test has which tells whether the unit took part.
+      trade_off: (false positive rate, false negative rate) at each of `FALSE_POSITIVES`. The second is a lower bound
+      for every test of the unit's participation.
     """
 
     epsilon: Pairs
@@ -97,9 +98,10 @@ def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
 
 
 def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[tuple[int, float]]:
-    """Return (records, epsilon) of `GROUPS` of records of one person together, where one record loses these events.
+    """Return (records, epsilon) for each size in `GROUPS` of one person's records, given the events of one record.
 
-    It is the epsilon of what so many records do to each noised sum, below what group privacy gives in general.
+    The epsilon follows from the joint effect of the records on each noised sum; it is below the general group privacy
+    bound.
 
     Args:
       events: as in `epsilon`, of Gaussian noise on sums of records that are drawn by coins.
@@ -107,7 +109,7 @@ def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[t
       adjacency: the relation of neighbours.
 
     Returns:
-      An empty list where an event is another, or no accountant covers several records.
+      An empty list if there is an event of another kind, or if no accountant covers several records.
     """
     counts = grouped(events)
     rates = [None if (scale := gaussian_scale(leaf)) is None else scale[0] for leaf, _ in counts]
@@ -142,7 +144,7 @@ def largest(units: Iterable[Events]) -> list[Counts]:
 
 
 def worst(curves: Iterable[PrivacyCurve]) -> PrivacyCurve:
-    """Return the curve above several, at least one: of units that lose what they lose each by itself."""
+    """Return the pointwise maximum of at least one curve: a bound for separate units."""
     many = list(curves)
     mus = [each.mu for each in many]
     mu = None if None in mus else max(each for each in mus if each is not None)

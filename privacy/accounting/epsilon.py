@@ -73,7 +73,7 @@ def epsilon(
 
 
 def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> bool:
-    """Return whether events cost at most a budget; stops at the first bound that says so.
+    """Return whether events cost at most a budget; stop at the first bound that shows it.
 
     Args:
       events: as in `epsilon`.
@@ -169,7 +169,7 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
 def _refined(
     counts: Counts, delta: float, adjacency: Adjacency, interval: float, size: float | None
 ) -> Iterator[tuple[float, float]]:
-    """Yield finer and finer grids with their PLD bounds, until the grid no longer matters or is the finest.
+    """Yield successively finer grids with their PLD bounds, until epsilon converges or the grid is the finest.
 
     `size` is epsilon as RDP has it; None where unknown.
     """
@@ -208,7 +208,7 @@ def first_interval(loss: float, interval: float, size: float | None) -> float:
 
 @lru_cache(maxsize=4096)
 def typical_loss(leaf: Leaf) -> float:
-    """Return the scale in nats of what one sampled round tells, or of the narrowest sample inside it.
+    """Return the scale in nats of one sampled round's privacy loss, or of the narrowest sample inside it.
 
     It is infinite for a leaf that needs no fine grid.
     """
@@ -224,7 +224,7 @@ def typical_loss(leaf: Leaf) -> float:
 
 
 def _together(parts: Counts) -> float:
-    """Return the scale of what all parts tell together, at most one nat."""
+    """Return the scale of the joint privacy loss of all parts, at most one nat."""
     scales = [(gaussian_scale(leaf) or (min(1.0, typical_loss(leaf)), 1.0), n) for leaf, n in parts]
     return min(1.0, math.hypot(*(rate / noise * n**0.5 for (rate, noise), n in scales)))
 
@@ -279,7 +279,7 @@ def _composed(counts: Counts, adjacency: Adjacency, interval: float) -> Any:
 
 
 def forget_distributions() -> None:
-    """Let go of what composition keeps between two epsilons: a fine grid takes 6 MiB for each noise that a plan tries."""
+    """Clear the cache of composed distributions: a fine grid takes 6 MiB for each noise that a plan tries."""
     from . import loss_distributions
 
     _composed.cache_clear()
@@ -297,12 +297,12 @@ def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
 
 
 def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) -> dict[Kind, int]:
-    """Return counts of at most `MAX_KINDS` kinds that cost as much or more.
+    """Return counts of at most `MAX_KINDS` kinds whose cost is an upper bound.
 
     Args:
       counts: how often each kind happened.
-      rounding: gives a kind that costs no less, of as many levels an octave; the finest that suffice are
-        taken.
+      rounding: maps a kind to one that costs no less, with a number of levels per octave; the finest that suffices is
+      used.
     """
     coarse = counts
     for levels in LEVELS:

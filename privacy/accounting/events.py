@@ -1,4 +1,4 @@
-"""Events that are accounted: read strictly, to JSON and back, and down to the leaves that are composed.
+"""Privacy events: strict parsing, conversion to and from JSON, and decomposition into the leaves that are composed.
 
 Every parameter is converted here, once: dp_accounting 0.6 silently drops composition inside Poisson sampling
 when a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever
@@ -85,10 +85,10 @@ def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
 def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
     """Yield the leaves that accountants compose, each with how often it happens; free events are left out.
 
-    Several Gaussian queries of one sample become the one Gaussian that they equal (McMahan et al. 2018,
-    arXiv:1812.06210, section 3); sampling at rate 1 and noise of 0 become what they are. A sample that is
-    queried by a composition, such as a draw of clients who then draw batches several times, stays whole:
-    rates multiply only where the sample is queried by one further sample alone.
+    Several Gaussian queries of one sample become one equivalent Gaussian (McMahan et al. 2018, arXiv:1812.06210,
+    section 3). Sampling at rate 1 is removed, and noise of 0 becomes `NonPrivate`. A sample that is queried by a
+    composition, such as a draw of clients that then draw batches several times, stays whole: rates multiply only if the
+    sample is queried by a single further sample.
 
     Args:
       event: any event of a known kind.
@@ -98,7 +98,7 @@ def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
 
 
 def asked_of(leaf: Leaf) -> Counts | None:
-    """Return the leaves that are composed on one sample; None for a leaf that dp_accounting reads as it is."""
+    """Return the leaves that are composed on one sample; None for a leaf that dp_accounting handles itself."""
     from dp_accounting import dp_event as dp
 
     if not _is_sample(leaf):

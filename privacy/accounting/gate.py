@@ -65,11 +65,11 @@ class _Line:
 class Gate:
     """Gate for one more release: it admits what `within` admits, and nothing above the budget.
 
-    RDP comes first, because it adds up. Where it is too loose, the composed PLD of what is spent is kept and
-    only what is new is composed with it. Each time the gate also looks further ahead: as many releases as
-    were then found to fit need no computation, as long as none of them tells more than the one that was used
-    to look ahead. What fits one ledger fits every other with that budget, so all ledgers of a process share
-    `GATE`: clients with the same plan compose their rounds once and not each for itself.
+    RDP is tried first, because it is additive. If it is too loose, the composed PLD of the spent events is cached and
+    only new events are composed with it. The gate also looks ahead: it finds how many further releases fit, and these
+    need no computation as long as none has a larger privacy loss than the one used for the look-ahead. The result
+    depends only on budget and events, so all ledgers of a process share `GATE`, and clients with the same plan compose
+    their rounds once.
     """
 
     def __init__(self) -> None:
@@ -240,7 +240,7 @@ class Gate:
         line.times = times
 
     def _worst(self, wanted: Counted, step: Counted) -> int | None:
-        """Return a leaf that tells no less than any Gaussian of `wanted`, and than all of `step`."""
+        """Return a leaf whose privacy loss dominates every Gaussian of `wanted` and all of `step`."""
         from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
         if any(gaussian_scale(self._leaves[number]) is None for number in step):

@@ -2,8 +2,8 @@
 
 Plain Gaussian releases together are one Gaussian, whose mu is the root of the summed squares of sensitivity over noise
 (Dong et al. 2019, arXiv:1905.02383, corollary 3.3). It is (epsilon, delta)-DP exactly for the delta of Balle and Wang
-(2018, arXiv:1805.06530, theorem 8). No accountant is needed, so that a small device can hold its ledger without loading
-one, and an audit judges by the curve that the ledger counts by. Epsilon is in nats. mu is always the first argument.
+(2018, arXiv:1805.06530, theorem 8). No accountant is needed, so a small device can keep its ledger without loading one,
+and an audit uses the same curve as the ledger. Epsilon is in nats. mu is always the first argument.
 """
 
 import json
@@ -26,7 +26,7 @@ _PRECISION = 1e-7  # of `last_true`
 
 @lru_cache(maxsize=1 << 14)
 def _precision_of(event_json: str) -> float | None:
-    """Return 1 / noise_multiplier^2 of an event as a ledger writes it: inf for too little noise, None for another kind."""
+    """Return 1 / noise_multiplier^2 of a ledger's event: inf for too little noise, None for another kind."""
     event = json.loads(event_json)
     if event.get("kind") != "Gaussian":
         return None
@@ -47,12 +47,12 @@ def composed(counts: Mapping[str, int]) -> float | None:
 
 
 def exact_epsilon(counts: Mapping[str, int], delta: float, adjacency: Adjacency) -> float | None:
-    """Return the epsilon of events that happened so often each, rounded up.
+    """Return the epsilon of counted events, rounded up.
 
     Args:
       counts: how often each event happened, by its JSON.
       delta: in (0, 1).
-      adjacency: who is replaced moves the sum twice as far.
+      adjacency: under replace-one a unit moves the sum twice as far.
 
     Returns:
       None where one of them is no plain Gaussian.

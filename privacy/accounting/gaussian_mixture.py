@@ -1,10 +1,10 @@
-"""Mixture of Gaussians: what several records of one person do to a noised sum of records that are drawn by coins.
+"""Mixture of Gaussians: the effect of several records of one person on a noised sum of Poisson-sampled records.
 
-Each of k records is drawn with probability q by a coin of its own and clipped to 1, so that at most j of them move the
-sum by j with j ~ Binomial(k, q). The pair of N(j, noise^2), so mixed, and N(0, noise^2) dominates every such step
-(Ganesh 2024, arXiv:2401.10294; Choquette-Choo et al. 2023, arXiv:2310.15526). This is exact for k records whose
-gradients agree, where k times epsilon and what group privacy gives in general are far above. dp_accounting knows the
-event; its accountant goes through the grid slowly, and checks ours in the tests and in `fedveil ledger verify`.
+Each of k records is sampled independently with probability q and clipped to 1, so that they move the sum by at most j
+with j ~ Binomial(k, q). The pair of the mixture of N(j, noise^2) and N(0, noise^2) dominates every such step (Ganesh
+2024, arXiv:2401.10294; Choquette-Choo et al. 2023, arXiv:2310.15526). The bound is exact for k records with equal
+gradients; k times epsilon and general group privacy are much larger. dp_accounting supports the event, but its
+accountant is slow; it checks ours in the tests and in `fedveil ledger verify`.
 """
 
 import math
@@ -56,13 +56,13 @@ def records_event(noise_multiplier: float, rate: float, records: int) -> "DpEven
 
 
 def _log_sums(logs: Vector) -> Vector:
-    """Return the log of the sum of what each row holds the logs of, (rows,)."""
+    """Return the log of the sum of exponentials of each row, (rows,)."""
     most = logs.max(axis=1)
     return most + np.log(np.exp(logs - most[:, None]).sum(axis=1))
 
 
 class _Mixture:
-    """Mixture over sensitivities, and the log of its density over that of the noise alone, which rises and is convex."""
+    """Mixture over sensitivities, and its log density ratio to the noise, which is increasing and convex."""
 
     def __init__(self, noise: float, sensitivities: Sequence[float], probabilities: Sequence[float]) -> None:
         there = np.array(probabilities) > 0

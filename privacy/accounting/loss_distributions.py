@@ -7,9 +7,9 @@ the K steps gives a pair that dominates the sampled ones (Zhu, Dong and Wang 202
 
     remove: (p P + (1 - p) Q, Q)        add: (P, p Q + (1 - p) P), its own P being the side without the unit.
 
-This holds for a unit whose neighbour leaves the same as a unit that was not drawn. It does not hold for a
-record at a client that is drawn: whoever sees that the client took part, or can tell from a model that
-changed, knows the draw. Such a record is accounted by `OpenlySampledDpEvent`.
+This holds for a unit whose removal has the same effect as not drawing it. It does not hold for a record at a sampled
+client: an adversary that sees the client take part, or infers it from the changed model, knows the draw. Such a record
+is accounted by `OpenlySampledDpEvent`.
 """
 
 import math
@@ -88,7 +88,7 @@ def distribution(
 
 
 def _composed(one: Any, other: Any) -> PrivacyLossDistribution:
-    """Return what `compose` does, without `scipy.signal`: its import takes longer than most compositions."""
+    """Return the result of `compose` without `scipy.signal`, whose import takes longer than most compositions."""
     pmfs = [_composed_pmf(one._pmf_remove, other._pmf_remove)]
     if not (one._symmetric and other._symmetric):
         pmfs.append(_composed_pmf(one._pmf_add, other._pmf_add))
@@ -116,7 +116,7 @@ def _composed_pmf(one: Any, other: Any) -> Any:
 
 
 def _rounded(made: Any, times: int) -> Any:
-    """Return what dp_accounting has just made of so many, with what rounding may have taken."""
+    """Return dp_accounting's composition of `times` distributions, with a bound on its rounding errors added."""
     made._infinity_mass += ROUNDED * times
     return made
 
@@ -130,7 +130,7 @@ def _negligible(masses: Floats) -> int:
 def _several(
     leaf: Leaf, times: int, relation: "NeighboringRelation", interval: float
 ) -> PrivacyLossDistribution:
-    """Return the PLD of a leaf that happened so often; a fine grid has one side at a time, and none is kept."""
+    """Return the PLD of a leaf repeated `times`; on a fine grid the sides are computed one at a time and not cached."""
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
@@ -156,7 +156,7 @@ def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -
 
 
 def _repeated(losses: Any, times: int) -> PrivacyLossDistribution:
-    """Return what `self_compose` does; what does not depend on `times` is kept, as a run asks after every round."""
+    """Return the result of `self_compose`, with a cache of the parts that do not depend on `times`."""
     pmfs = [losses._pmf_remove] if losses._symmetric else [losses._pmf_remove, losses._pmf_add]
     return PrivacyLossDistribution(*(_repeated_pmf(pmf, times) for pmf in pmfs))
 
@@ -211,14 +211,14 @@ class _Kept:
 
 
 def forget() -> None:
-    """Let go of distributions that no more is asked of, such as those of noises that a plan has tried."""
+    """Clear cached distributions, such as those of the noise multipliers that a plan has tried."""
     for cached in (_once, _growth, _kept_spectrum):
         cached.cache_clear()
 
 
 @lru_cache(maxsize=4)  # two sides on two grids
 def _kept_spectrum(pmf: Any, length: int) -> Any:
-    """Return the transform of a round's masses; a run asks after every round, mostly for the same length."""
+    """Return the cached transform of a round's masses; a run calls this every round, mostly with the same length."""
     return fft.rfft(pmf._probs, length)
 
 
@@ -228,7 +228,7 @@ def _power(square: Any, times: int, own: bool) -> Any:
     Args:
       square: the values.
       times: the power.
-      own: whether the values may be changed, which on a fine grid saves as much room as all else takes.
+      own: whether the values may be overwritten, which halves the memory on a fine grid.
     """
     power = None
     while True:
@@ -384,9 +384,9 @@ def _losses(dense: Any) -> Floats:
 
 
 def _on_grid(losses: Floats, masses: Floats, infinite: float, interval: float) -> DensePLDPmf:
-    """Move masses to multiples of `interval`, each to the two beside it so that P and Q keep what they gave.
+    """Move each mass to the two neighbouring multiples of `interval`, with its mass under P and under Q preserved.
 
-    Moved so, every divergence can only grow (connect-the-dots; Doroshenko et al. 2022, arXiv:2207.04380).
+    This can only increase every divergence (connect-the-dots; Doroshenko et al. 2022, arXiv:2207.04380).
     """
     below = np.floor(losses / interval).astype(np.int64)
     first = int(below.min())

@@ -1,4 +1,4 @@
-"""Event of a sample whose draw is public; dp_accounting knows secret draws alone."""
+"""Event of a sample whose draw is public; dp_accounting supports only secret draws."""
 
 import attr
 from dp_accounting.dp_event import DpEvent
@@ -6,14 +6,13 @@ from dp_accounting.dp_event import DpEvent
 
 @attr.frozen
 class OpenlySampledDpEvent(DpEvent):
-    """Event that happens with a probability, where whoever looks sees whether it happened.
+    """Event that happens with a known probability, and whose occurrence the adversary sees.
 
-    It is accounted by joint convexity of the divergence, under any adjacency; nothing counts on a secret
-    draw.
+    It is accounted by joint convexity of the divergence, under any adjacency, without relying on a secret draw.
 
     Attributes:
       sampling_probability: in [0, 1].
-      event: what happens then.
+      event: the sampled event.
     """
 
     sampling_probability: float

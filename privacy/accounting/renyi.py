@@ -1,8 +1,7 @@
 """Rényi DP of counted events (Mironov 2017, arXiv:1702.07476), and its conversion to epsilon.
 
-The conversion is proposition 12 of Canonne et al. 2020 (arXiv:2004.00010). A Gaussian event's noise
-multiplier is noise std / clip, the sensitivity under zero-out. Under replace-one RDP gets half of it, here
-and nowhere else.
+The conversion is proposition 12 of Canonne et al. 2020 (arXiv:2004.00010). A Gaussian event's noise multiplier is noise
+std / clip, the sensitivity under zero-out. Under replace-one this module, and no other, passes half of it to RDP.
 """
 
 import logging
@@ -126,7 +125,7 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
 
 
 def _openly(vector: Vector, rate: float) -> Vector:
-    """Return RDP of what happens at this rate in public: the divergence of a mixture of two visible cases."""
+    """Return the RDP of an event that is sampled publicly at this rate: the divergence of a mixture of two visible cases."""
     above = orders() - 1
     return np.maximum(np.logaddexp(math.log1p(-rate), math.log(rate) + above * vector) / above, 0.0)
 

@@ -1,16 +1,15 @@
-"""RDP filter: counts releases whose noise is chosen from what earlier releases said.
+"""RDP filter: accounts for releases whose noise is chosen from earlier releases.
 
-The bounds of module `epsilon` hold for events that are fixed in advance, whatever the mechanisms behind them
-do with earlier outputs. Where the events themselves depend on outputs they do not (Rogers et al. 2016,
-arXiv:1605.08294; for the privacy loss distribution Regehr et al. 2026, arXiv:2602.15815). A filter at one
-order alpha, fixed beforehand, does: as long as the RDP at alpha of all releases sums to at most B, the whole
-is (alpha, B)-RDP, however each was chosen (Feldman and Zrnic 2021, arXiv:2008.11193), and so (epsilon,
-delta)-DP for the epsilon of
+The bounds of module `epsilon` hold for events that are fixed in advance; the mechanisms behind them may depend on
+earlier outputs. They do not hold if the events themselves depend on outputs (Rogers et al. 2016, arXiv:1605.08294; for
+the privacy loss distribution Regehr et al. 2026, arXiv:2602.15815). A filter at one order alpha, fixed in advance, does
+hold: as long as the RDP at alpha of all releases sums to at most B, the whole is (alpha, B)-RDP for any adaptive choice
+(Feldman and Zrnic 2021, arXiv:2008.11193), and so (epsilon, delta)-DP for the epsilon of
 
     B = epsilon - ln(1 - 1/alpha) + ln(delta * alpha) / (alpha - 1)     (Canonne et al. 2020, proposition 12).
 
-The promise is the budget that the filter guards. What it has counted so far promises nothing by itself: how
-much that is may depend on the data, and a bound on it would need an odometer.
+The guarantee is the filter's budget. The amount counted so far is no guarantee: it may depend on the data, and a bound
+on it would need an odometer.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def filter_order(value: object) -> float:
 
 
 def accountant(delta: float, adjacency: Adjacency, order: float | None) -> str:
-    """Return how `counted` gets its number, for reports: `RDP filter at order 3.4, dp_accounting 0.6.0`.
+    """Return the description of the accountant for reports: `RDP filter at order 3.4, dp_accounting 0.6.0`.
 
     Args:
       delta: in (0, 1).
@@ -59,7 +58,7 @@ def counted(
     order: float | None,
     interval: float = PUBLISH_INTERVAL,
 ) -> float:
-    """Return the least epsilon for which a filter lets all events through.
+    """Return the smallest epsilon for which a filter admits all events.
 
     Args:
       events: as in `epsilon`.
@@ -79,7 +78,7 @@ def counted(
 
 
 def epsilon_of_filter(budget: Budget, order: float, delta: float) -> float:
-    """Return the epsilon at another delta of what a filter promises: RDP of its order, as much as its budget has room.
+    """Return a filter's guarantee at another delta, from the largest RDP at its order that its budget allows.
 
     Args:
       budget: that the filter guards.
@@ -109,9 +108,9 @@ def admits(events: Events, budget: Budget, order: float | None, interval: float 
 
 
 def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:
-    """Return the order at which a filter lets an event through most often.
+    """Return the order at which a filter admits an event most often.
 
-    It may be chosen only from what is fixed, events as planned, never from what releases said.
+    It may depend only on planned events, never on the results of releases.
 
     Raises:
       Refusal: no order affords a single release.
@@ -131,7 +130,7 @@ def _room(target_epsilon: float, delta: float) -> Vector:
 
 
 def _renyi(events: Events, adjacency: Adjacency) -> Vector:
-    """Return RDP of all events together, at all orders; refuse an event of which none is known."""
+    """Return the RDP of all events together, at all orders; refuse an event without known RDP."""
     total = np.zeros(len(orders()))
     for leaf, n in grouped(events):
         vector = renyi_vector(leaf, adjacency) if renyi_holds(leaf, adjacency) else None

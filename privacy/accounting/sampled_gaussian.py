@@ -1,8 +1,8 @@
-"""Gaussian, sampled or not, as dp_accounting accounts it, computed for a whole grid or all orders at once.
+"""Gaussian mechanism, sampled or not: dp_accounting's formulas, vectorised over the grid or the orders.
 
-dp_accounting goes through grid and orders one number at a time, which takes most of the time of a plan. The
-formulas and the public parts used are its own; tests hold the two together, and `fedveil ledger verify` goes
-by its accountants alone. Rates are in (0, 1); noise is the standard deviation over the sensitivity, above 0.
+dp_accounting computes one grid point and one order at a time, which takes most of the time of a plan. The formulas and
+the public functions used are its own; tests compare the two, and `fedveil ledger verify` uses only its accountants.
+Rates are in (0, 1); noise is the standard deviation over the sensitivity, above 0.
 """
 
 import math
@@ -42,7 +42,7 @@ def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistr
 
 
 def unsampled(mu: float, interval: float) -> PrivacyLossDistribution:
-    """Return the PLD of a Gaussian of which nothing is drawn by coins, by connect-the-dots.
+    """Return the PLD of a Gaussian without sampling, by connect-the-dots.
 
     Args:
       mu: distance of the two means over the standard deviation, above 0.
@@ -136,8 +136,8 @@ def _at(divergence: Callable[[Vector], Vector], interval: float, first: int, las
 def _added(rate: float, noise: float, interval: float, first: int, last: int) -> PLDPmf:
     """Return the losses for a unit added, as `connected` does, with small masses as exact as large ones.
 
-    At a negative epsilon the divergence is 1 - e^epsilon and a small rest. Dots of the first alone have a mass of 1 at 0 and
-    none elsewhere, but their rounding errors have: a composition would hold a far end that is nothing else.
+    At a negative epsilon the divergence is 1 - e^epsilon plus a small remainder. The first term has mass 1 at 0 and
+    none elsewhere, except for its rounding errors: they would fill a far tail of the composition.
     """
 
     def rest(negative: Vector) -> Vector:

@@ -13,7 +13,7 @@ from ..refusal import Refusal
 
 
 class Level(StrEnum):
-    """Gravity of an alarm, ascending; blind is no alarm but says that silence means nothing."""
+    """Severity of an alarm, ascending; `blind` is no alarm and means that the audit could not have detected a fault."""
 
     BLIND = "blind"
     YELLOW = "yellow"  # the model memorises; no claim is refuted
@@ -90,7 +90,7 @@ class Look:
 
 @dataclass(frozen=True)
 class AlarmState:
-    """False-alarm budget of a run, and what of it is used.
+    """False-alarm budget of a run, and its use.
 
     Attributes:
       planned: looks that each test is allowed in the whole run.

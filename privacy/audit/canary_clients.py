@@ -52,7 +52,7 @@ class Directions:
         return np.array([(row * released[start : start + support]).sum() for row, start in pairs], np.float64)
 
     def updates(self, canaries: Sequence[int], norms: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return what canaries send, their directions at L2 norms: (len(canaries), dimension).
+        """Return the updates of canaries, their directions at given L2 norms: (len(canaries), dimension).
 
         Args:
           canaries: by number.
@@ -96,23 +96,23 @@ class Canaries:
     coins: NDArray[np.bool_]
 
     def updates(self, canaries: Sequence[int], norm: float, replaced: bool) -> NDArray[np.float32]:
-        """Return what canaries send: (len(canaries), dimension).
+        """Return the updates of canaries: (len(canaries), dimension).
 
         Args:
           canaries: by number.
           norm: L2 norm of those that are in.
-          replaced: whether those that are out send the opposite, and not nothing.
+          replaced: whether canaries that are out send the opposite update instead of zero.
         """
         sides = np.where(self.coins[list(canaries)], 1.0, -1.0 if replaced else 0.0)
         return self.directions.updates(canaries, norm * sides)
 
     def window(self, canary: int, norm: float, replaced: bool) -> tuple[int, NDArray[np.float32]]:
-        """Return what one canary sends where it is not zero: the first coordinate, and (support,) from there.
+        """Return the nonzero part of one canary's update: its first coordinate, and (support,) values from there.
 
         Args:
           canary: its number.
           norm: L2 norm if it is in.
-          replaced: whether it sends the opposite if it is out, and not nothing.
+          replaced: whether it sends the opposite update if it is out, instead of zero.
         """
         side = 1.0 if self.coins[canary] else -1.0 if replaced else 0.0
         return int(self.directions.starts[canary]), np.float32(norm * side) * self.directions.values[canary]
@@ -120,7 +120,7 @@ class Canaries:
 
 @lru_cache(maxsize=2)
 def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canaries:
-    """Return the canaries that a secret seed stands for; the same ones in every process.
+    """Return the canaries of a secret seed; the same in every process.
 
     Args:
       seed: 32 bytes.
@@ -133,7 +133,7 @@ def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canari
 
 
 def coins_of(seed: bytes, count: int) -> NDArray[np.bool_]:
-    """Return the fair coins of `count` canaries that a secret seed of 32 bytes stands for, (count,)."""
+    """Return the fair coins of `count` canaries, derived from a secret seed of 32 bytes, (count,)."""
     return keyed_stream(seed, "coins").uint64(count) % np.uint64(2) == 1
 
 
@@ -155,14 +155,14 @@ def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True)
 class KnownRounds:
-    """Rounds that each canary was in, or would have been in; evidence where the claim keeps no draw secret.
+    """Rounds of each canary, taken or missed by its coin; usable as evidence if the claim relies on no secret draw.
 
     Attributes:
       taken: (rounds, canaries), bool.
-      event: what one round costs against whoever sees the scores.
+      event: the cost of one round against an adversary that sees the scores.
 
     Raises:
-      Refusal: that cost counts on a draw; who knows the rounds is then no adversary of the claim.
+      Refusal: that cost relies on a secret draw; the claim then excludes an adversary that knows the rounds.
     """
 
     taken: NDArray[np.bool_]

@@ -1,8 +1,8 @@
-"""Free checks of every round: is the noise as large as claimed and new, are clients drawn as accounted.
+"""Free checks of every round: size and freshness of the noise, and the sampling of clients.
 
-The checks of noise hold whatever the clients sent: a sum of anything and independent Gaussian noise has,
-along every fixed subspace, at least the noise's energy (a noncentral chi-square is never below a central
-one). They see neither a skipped clip, nor a wrong weight, nor memorisation: canaries do.
+The checks of noise hold for any updates: any sum plus independent Gaussian noise has, along every fixed subspace, at
+least the noise's energy (a noncentral chi-square stochastically dominates a central one). They detect neither a skipped
+clip, nor a wrong weight, nor memorisation; canaries do.
 """
 
 import math
@@ -17,10 +17,10 @@ LEAST_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
 
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0.0) -> float:
-    """Return a bound on the probability of a layer, or the whole, as short as this with the claimed noise.
+    """Return a bound on the probability of so small a norm of a layer, or of the whole, under the claimed noise.
 
-    Bonferroni over the layers and the whole. A whole number stands for the cell around it: a short layer of few
-    coordinates may well be zero, which noise on the real line never is.
+    Bonferroni over the layers and the whole. A grid value counts as the cell around it: a layer of few coordinates may
+    be exactly zero, which continuous noise never is.
 
     Args:
       layers: released arrays of one round.
@@ -37,15 +37,15 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0
 
 
 def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tuple[float, int]:
-    """Return the energy across the direction of what came before, and in how many dimensions that is.
+    """Return the energy orthogonal to earlier rounds, and its number of dimensions.
 
-    Updates persist and noise does not, so most of what clients sent lies along the sum of earlier rounds, and
-    what is left is nearly noise alone.
+    Updates persist and noise does not, so most of the clients' signal lies along the sum of earlier rounds, and the
+    remainder is nearly pure noise.
 
     Args:
       released: sum of a round, (size,).
-      before: any function of earlier rounds, here their sum, (size,); of shape (0,) there is none and all
-        energy counts, as it does of a single number.
+      before: any function of earlier rounds, here their sum, (size,); with shape (0,), or for a single number, all
+      energy counts.
     """
     energy, old = float(np.vdot(released, released)), float(np.vdot(before, before))
     if not old or released.size == 1:
@@ -56,8 +56,8 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
 def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
     """Return the probability of this little energy in all rounds together.
 
-    Given all earlier rounds each is noncentral whatever the clients sent, so the sum is as unlikely below a
-    central chi-square as one round is. Of layers it is that of the one with the least, by Bonferroni.
+    Given all earlier rounds, each energy is noncentral for any updates, so their sum also dominates a central
+    chi-square. For layers it is the smallest p-value, with Bonferroni.
 
     Args:
       energies: (rounds,) or (rounds, layers), as `outside` has them, over the claimed variance of what is
@@ -72,15 +72,14 @@ def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float
 
 
 def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int64], level: float) -> float:
-    """Return by what share the noise's std would have to fall short of the claim to be seen by `run_p`.
+    """Return the relative shortfall of the noise's std that `run_p` would detect.
 
-    This is with the same updates, and as expected: half of such runs fall below the level. It is 1 where
-    updates hide even that there is no noise.
+    It assumes the same updates and a power of one half. It is 1 if updates would hide even the absence of noise.
 
     Args:
       energies: (rounds,), as in `run_p`.
       dimensions: (rounds,), as in `run_p`.
-      level: p-value that is seen.
+      level: significance level.
     """
     from scipy.special import gammaincinv
 
@@ -92,9 +91,9 @@ def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int6
 
 
 def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise: float) -> float:
-    """Return the probability of this little energy outside what was released before, if the noise is new.
+    """Return the probability of so little energy orthogonal to earlier releases, if the noise is new.
 
-    Where nothing but old noise came it is next to 0, whatever the clients sent.
+    It is close to 0 if only old noise was released, for any updates.
 
     Args:
       released: sum of a round, (size,).
@@ -117,9 +116,9 @@ def cosine(released: NDArray[np.floating], before: NDArray[np.floating]) -> floa
 def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate: float) -> float:
     """Return the probability of counts this large or this even in a Poisson draw: twice the smaller.
 
-    The count of a Poisson draw is binomial. A rate above the accounted one makes counts too large; a draw of
-    fixed size, which the Poisson accountant does not cover (Lebeda et al. 2024, arXiv:2405.20769), makes them
-    too even. Who sees the draw must be the auditor: to an adversary of the claim it is secret.
+    The count of a Poisson draw is binomial. A rate above the accounted one makes counts too large; a draw of fixed
+    size, which the Poisson accountant does not cover (Lebeda et al. 2024, arXiv:2405.20769), makes them too even. Only
+    the auditor may see the draw: it is secret from the adversary of the claim.
 
     Args:
       counts: real clients drawn, (rounds,).

@@ -1,9 +1,8 @@
-"""Interference of other clients' updates with canaries: weights of rounds that lessen it, and what it hides.
+"""Interference of other clients' updates with canaries: weights of rounds that reduce it, and the detection limit.
 
-Updates persist from round to round, and so do canaries; noise does not. Rounds are added up in a few blocks,
-and the blocks are weighed so that the energy of their sum is least while a canary's share in it stays what it
-is (Capon 1969, the minimum variance beamformer). The weights come from what was released alone, so the scores
-stay post-processing.
+Updates persist from round to round, and so do canaries; noise does not. Rounds are added up in a few blocks, and the
+weights of the blocks minimise the energy of their sum at a constant response to a canary (Capon 1969, the minimum
+variance beamformer). The weights depend only on releases, so the scores are post-processing.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Interference:
         return np.linalg.solve(self.gram + ridge * np.eye(len(self.rounds)), self.rounds)
 
     def ceiling_mu(self) -> float:
-        """Return the mu of a canary that is in every round, were there no noise and all else the same."""
+        """Return the mu of a canary that is in every round, with the same updates and without noise."""
         scale = 1 / np.sqrt(self.noise)
         energies, directions = np.linalg.eigh(scale[:, None] * self.gram * scale)
         seen = (directions.T @ (self.rounds * scale)) ** 2

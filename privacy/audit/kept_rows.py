@@ -28,7 +28,7 @@ def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
 
 
 def rows_of(path: Path) -> dict[int, Scores]:
-    """Return the rows by round: the last of a round that was done again, and none that a crash cut short."""
+    """Return the rows by round: the last row of a repeated round, and no truncated row."""
     return {int(row[0]): row[1:] for row in arrays_of(path)}
 
 

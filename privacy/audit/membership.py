@@ -42,7 +42,7 @@ def logit(likelihoods: Scores) -> Scores:
 def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
     """Return log likelihood ratios of in to out, (records,).
 
-    Gaussians of one variance each, because few shadow models allow no more.
+    Each Gaussian pair shares one variance, because there are few shadow models.
 
     Args:
       target: logits under the model, (records,).
@@ -68,16 +68,15 @@ def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
 def late_fall(losses: Scores) -> Scores:
     """Return how far each record's last loss lies below its mean over training, (records,).
 
-    It is high where the model came to know a record late, by heart; 0 or less where it never did. Noise moves
-    the loss of a record that is never learnt as far, so under privacy this measures nothing. `losses` is
-    (rounds, records).
+    It is high if the model memorised a record late, and 0 or less if it never did. Noise moves the loss of a record
+    that was not learnt by as much, so under privacy this measures nothing. `losses` is (rounds, records).
     """
     return losses.mean(axis=0) - losses[-1]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Measured value, and limits that miss the true one with the probability that was asked."""
+    """Measured value, and limits that miss the true value with a given probability."""
 
     value: float
     low: float
@@ -115,9 +114,9 @@ def _placements(scores: Scores, against: Scores) -> Scores:
 def tpr_at(fpr: float, members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
     """Return the true positive rate at a false positive rate, with limits.
 
-    The threshold is uncertain as well: its own false positive rate is a Beta variable, whatever the scores'
-    law. Half of `alpha` goes there, and half into Clopper and Pearson's limits. Too few non-members leave 0
-    and 1.
+    The threshold is uncertain as well: its own false positive rate is a Beta variable, for any distribution of the
+    scores. Half of `alpha` is used for it, and half for Clopper and Pearson's limits. With too few non-members the
+    limits are 0 and 1.
 
     Args:
       fpr: share of non-members that is taken for members, in (0, 1).

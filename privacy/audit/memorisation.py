@@ -1,6 +1,6 @@
-"""Memorisation of what was planted in the training data: a task's probe for it, and the exposure of secrets.
+"""Memorisation of planted training data: a task's probe for it, and the exposure of secrets.
 
-Exposure (Carlini et al. 2019, arXiv:1802.08232) is the rank of a secret among those it might have been. A
+Exposure (Carlini et al. 2019, arXiv:1802.08232) derives from the rank of a secret among all candidates. A
 secret drawn uniformly that the model did not memorise has a uniform rank: rank / candidates is an exact
 p-value.
 """
@@ -23,8 +23,8 @@ class Memorised:
     Attributes:
       name: of the test, the same at every look, such as `exposure`.
       p_value: probability of such evidence if nothing was memorised, exact; in [0, 1].
-      shown: numbers to stand beside it by name, such as an exposure in bits or an AUC.
-      refutes: whether the p-value is also that of a claim of privacy, whatever the mechanism.
+      shown: further numbers to display, by name, such as an exposure in bits or an AUC.
+      refutes: whether the p-value also tests a claim of privacy, for any mechanism.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Memorised:
 
 
 class MemorisationProbe(Protocol):
-    """Probe that looks at the released model and at what was planted; it must not read what any client owns."""
+    """Probe of the released model for planted data; it must not read any client's own data."""
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> Sequence[Memorised]:
         """Return the tests of a round; equally many at every look."""
@@ -62,12 +62,12 @@ class Exposure:
 
     @property
     def bits(self) -> float:
-        """Exposure: 0 to log2(candidates), 1.44 on average where nothing was memorised."""
+        """Exposure: 0 to log2(candidates), 1.44 on average without memorisation."""
         return math.log2(self.candidates) - math.log2(self.rank)
 
     @property
     def p_value(self) -> float:
-        """Probability of a rank this low where nothing was memorised."""
+        """Probability of so low a rank without memorisation."""
         return self.rank / self.candidates
 
 

@@ -1,8 +1,7 @@
 """Gaussian scores of one variance, in or out: an estimate of epsilon with its interval, and two tests.
 
-Andrew et al. 2023 (arXiv:2302.03098) fit two variances; one variance is what a Gaussian mechanism has, and
-the fit is then not biased upwards. An estimate above the claim is no alarm: half of all correct runs have
-one. Tests are.
+Andrew et al. 2023 (arXiv:2302.03098) fit two variances; a Gaussian mechanism has one, and fitting one avoids the upward
+bias. An estimate above the claim raises no alarm, because half of all correct runs have one. The tests raise alarms.
 """
 
 import math
@@ -44,7 +43,7 @@ class Separation:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Epsilon at one delta, and the interval that misses it with the probability that was asked."""
+    """Epsilon at one delta, and an interval that misses it with a given probability."""
 
     epsilon: float
     low: float
@@ -106,8 +105,7 @@ def right_of_median(members: Scores, others: Scores) -> int:
 def accuracy_p(right: int, total: int, mu: float) -> float:
     """Return the probability of this many right guesses if the mechanism is mu-GDP: Bin(total, Phi(mu/2)).
 
-    Of the scores it assumes independence alone, so it stands beside the t test, which assumes the Gaussian
-    form too.
+    It assumes only independent scores, so it complements the t test, which also assumes the Gaussian form.
 
     Args:
       right: guesses that were right.

@@ -1,8 +1,7 @@
 """Lower bounds on epsilon from one training run, in which each canary is in or out by a fair coin.
 
-Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), theorem 5.2: any mechanism, any adversary who may abstain.
-Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3: the same against a whole curve, here
-mu-GDP's.
+Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), theorem 5.2: any mechanism, any adversary that may abstain.
+Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3: the same against a whole curve, here mu-GDP's.
 """
 
 import math
@@ -67,7 +66,7 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
 
 
 def steinke_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
-    """Return whether (epsilon, delta) is refuted, whatever the mechanism.
+    """Return whether (epsilon, delta) is refuted, for any mechanism.
 
     Args:
       guesses: as made.
@@ -81,7 +80,7 @@ def steinke_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float
 def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
     """Return whether the Gaussian curve through (epsilon, delta) is refuted.
 
-    Against another mechanism of the same (epsilon, delta) it proves nothing.
+    It is no evidence against another mechanism with the same (epsilon, delta).
 
     Arguments as of `steinke_refutes`, with a delta above 0.
     """
@@ -102,12 +101,12 @@ def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) ->
 def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
     """Guess *in* for the highest scores, *out* for the lowest, and abstain in between.
 
-    Equal scores count against the guesser: any other order among them could tell the coins.
+    Ties count against the guesser: any other order among them could reveal the coins.
 
     Args:
       members: scores of canaries that were in.
       others: scores of canaries that were out.
-      share: of all canaries that is guessed, in (0, 1]; at least two are.
+      share: of all canaries to guess, in (0, 1]; at least two.
     """
     total = len(members) + len(others)
     half = max(1, int(share * total) // 2)

@@ -1,8 +1,8 @@
-"""Canary records against what their owners claim: an estimate, lower bounds, a ceiling, and p-values.
+"""Test of record-level claims by canary records: an estimate, lower bounds, a ceiling, and p-values.
 
-Scores are log likelihood ratios, Gaussian with one variance where every batch is the whole data set. Batches
-drawn in secret have a heavier tail, and so lie below the Gaussian curve through (epsilon, delta) in its body,
-where the tests look: there they are on the safe side, which a test holds on a grid.
+Scores are log likelihood ratios, Gaussian with one variance if every batch is the whole data set. With secretly sampled
+batches they have a heavier tail, and so lie below the Gaussian curve through (epsilon, delta) in its body, which the
+tests use. The tests are then conservative, as a unit test verifies on a grid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."
 
 
 def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
-    """Return what canary records show; None while too few took part."""
+    """Return the measurement by canary records; None while too few took part."""
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
     except Refusal:
@@ -42,7 +42,7 @@ def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Mea
 
 
 def write(row: Rows, measured: Measured) -> None:
-    """Put into a row what canary records showed after its round.
+    """Write the measurement by canary records into the row of its round.
 
     Args:
       row: of shape ().
@@ -54,7 +54,7 @@ def write(row: Rows, measured: Measured) -> None:
 
 
 def read(row: Rows, claimed: float) -> Measured | None:
-    """Return what `write` wrote; None where canary records were not looked at.
+    """Return the measurement that `write` wrote; None if canary records were not measured.
 
     Args:
       row: of shape ().

@@ -1,7 +1,7 @@
-"""Rows that an auditor keeps of a run, one a round, so that it can be weighed again.
+"""Rows of a run's audit, one per round, from which the audit can be recomputed.
 
-The file is NumPy arrays one after another, each as `numpy.save` writes it without pickle. A row that a crash
-cut short is left out, as are the rounds that the run will do again.
+The file is a sequence of NumPy arrays, each as `numpy.save` writes it without pickle. Reading skips a row that a crash
+truncated, and the rounds that the run will repeat.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def row_type(canaries: int) -> np.dtype[Any]:
     round: number, from 1
     clients, population: real clients that were drawn, and of how many
     norm, noise: L2 norm of the released sum, and the std claimed for its noise, in clipping norms
-    energy, dimensions: of what earlier rounds did not foretell (`free_checks.outside`), over the noise's variance
+    energy, dimensions: of the part orthogonal to earlier rounds (`free_checks.outside`), over the noise's variance
     layer_energies, layer_dimensions: the same by layer, smallest first, 0 where there is none
     layer_means: the part of a layer's energy that lies in its mean
     rate, charged: sampling rate, and noise over clip that the ledger was charged (noise 0: nothing)
     norm_p, reuse_p, cosine, draw_p: the free checks
-    probe_p, losses_p: what a probe found, of memorisation and against a claim of records; NaN where not looked at
-    books_p: 0 where the ledger counts less than the sums cost, else 1; NaN where not looked at
+    probe_p, losses_p: p-values of a probe, for memorisation and against a claim of records; NaN if not computed
+    books_p: 0 if the ledger counts less than the sums cost, else 1; NaN if not computed
     gram: inner products of the sum of the round's block so far with the sums of all blocks (`interference`)
     records: as `RECORDS` names them
     along: the released sum along each canary's direction
@@ -62,7 +62,7 @@ def append(path: Path, row: Rows) -> None:
 
 @cache
 def _header(dtype: np.dtype[Any]) -> bytes:
-    """Return what np.save writes before a row of this type: it takes longer than all free checks of the row."""
+    """Return the cached header that np.save writes before a row of this type: it costs more than the row's free checks."""
     file = BytesIO()
     np.save(file, np.zeros((), dtype), allow_pickle=False)
     return file.getvalue()[: -dtype.itemsize]

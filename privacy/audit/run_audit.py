@@ -1,8 +1,7 @@
-"""Audit of a run while it goes on: what was claimed so far, what canaries show, and which alarms that raises.
+"""Audit of a running run: the claim so far, the measurement by canaries, and the alarms.
 
-Everything here is computed from the rows of `round_rows` and the canaries' coins, so that a finished run
-gives the same numbers as one that is under way, and a run that was killed and resumed the same as one that
-was not.
+All results are computed from the rows of `round_rows` and the canaries' coins, so a finished run gives the same numbers
+as the running one, and a run that was killed and resumed gives the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -48,19 +47,18 @@ class AuditTerms:
       canaries: how many there are; 0 without any.
       dimension: coordinates of an update.
       support: coordinates that one canary may use.
-      delta: of the claim; 0 where nothing is claimed of whole clients.
+      delta: of the claim; 0 without a client-level claim.
       adjacency: of the claim.
       filter_order: of the claim; None without a filter.
-      rate: the share of the rounds that a canary is in, as expected.
-      clients: the population that the run began with, where the claim counts on a secret draw of it; else
-        0.
-      probed: whether something was planted that only memory can know.
+      rate: the expected share of rounds with a given canary.
+      clients: the population at the start of the run, if the claim relies on a secret draw from it; else 0.
+      probed: whether data were planted to detect memorisation.
       records: whether clients have canary records, against a claim of `record_epsilon`.
-      losses: whether the losses of odd records are weighed against that claim.
+      losses: whether the losses of outlier records are tested against that claim.
       record_epsilon: epsilon that clients claim for their records.
-      of_unit: records of one unit, each drawn by a coin of its own, where the sum hides records.
-      arms: of the clients, which have a round each in turn.
-      in_arms: the last round of an arm; 0 where all clients are in every round.
+      of_unit: records of one unit, each sampled independently, if the sum hides records.
+      arms: number of arms of the clients, which have one round each in turn.
+      in_arms: the last round of an arm; 0 if all clients are in every round.
     """
 
     num_rounds: int
@@ -83,7 +81,7 @@ class AuditTerms:
     in_arms: int = 0
 
     def arm_of(self, number: int) -> int | None:
-        """Return the arm that a round is of, from 0; None where it is of all clients."""
+        """Return the arm of a round, from 0; None for a round of all clients."""
         return (number - 1) % self.arms if number <= self.in_arms else None
 
     def alarms(self) -> AlarmState:
@@ -127,9 +125,9 @@ class Measured:
       epsilon: the estimate.
       low: lower end of its interval.
       high: upper end of its interval.
-      ceiling: the most that could have been shown.
+      ceiling: the largest epsilon that could have been shown.
       p_values: of the claim, by the two tests of canaries that an alarm needs.
-      lower: bounds by method, where they were asked for.
+      lower: bounds by method, if they were requested.
     """
 
     round: int
@@ -144,7 +142,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Rows of a run so far, and what they are weighed with.
+    """Rows of a run so far, with the terms and coins of its audit.
 
     Attributes:
       terms: of the audit.
@@ -167,13 +165,13 @@ class Evidence:
 
     @cached_property
     def claimed(self) -> float:
-        """Epsilon of these rounds, as the accountant has it for whoever sees their sums."""
+        """Epsilon of these rounds by the accountant, against an adversary that sees their sums."""
         return self.claimed_after(())
 
     def claimed_after(self, before: Sequence[DpEvent]) -> float:
-        """Return epsilon of these rounds and of what the same clients had told before them.
+        """Return the epsilon of these rounds and of the same clients' earlier releases.
 
-        A client is in one arm, so that of the arms' rounds those count that one arm had, of each event the most.
+        A client is in one arm, so for each event the maximum over the arms counts.
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
@@ -190,7 +188,7 @@ class Evidence:
 
     @property
     def amplified(self) -> bool:
-        """Whether the claim counts on a draw that nobody sees; then no statistic may know who was drawn."""
+        """Whether the claim relies on a secret draw; then no statistic may use the drawn clients."""
         return bool((self.rows["rate"] < 1).any())
 
     @cached_property
@@ -228,7 +226,7 @@ class Evidence:
         return gaussian_epsilon(mu, self.terms.delta)
 
     def measured(self) -> Measured:
-        """Return what canaries show after these rounds."""
+        """Return the measurement by canaries after these rounds."""
         members, others = self.scores
         apart, mu = separation(members, others), gaussian_mu(self.claimed, self.terms.delta)
         found = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
@@ -239,13 +237,13 @@ class Evidence:
 
 
 def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
-    """Return what the alarms judge after a round.
+    """Return the p-values that the alarms test after a round.
 
     Args:
       terms: of the audit.
       row: of the round, shape ().
-      measured: what canaries showed, if looked at.
-      records: what canary records showed, if looked at.
+      measured: by canaries, if computed.
+      records: measured by canary records, if computed.
     """
     p_values: dict[Check, float] = {}
     if terms.delta:

@@ -1,4 +1,4 @@
-"""Summary of a whole run: the claim, what canaries and checks show of it, and the verdict."""
+"""Summary of a whole run: the claim, the evidence of canaries and checks, and the verdict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Raised:
 
     @property
     def told(self) -> dict[str, int | float | str]:
-        """What of it is written down, as plain data."""
+        """Content of the summary's file, as plain data."""
         level, test = str(self.alarm.level), str(self.alarm.test)
         return {"round": self.round, "level": level, "test": test, "p_value": self.alarm.p_value}
 
@@ -41,17 +41,17 @@ class Summary:
     """Result of an audit.
 
     Attributes:
-      verdict: on the claim; None where nothing is claimed of whole clients.
+      verdict: on the claim; None without a client-level claim.
       said: the same as a sentence.
       measured: by canaries, after the last round; None without them.
-      findings: lower bounds at 95 %, the ones that assume nothing last.
-      final: what first and last model alone show; None without canaries or before the end.
-      visible_shortfall: share of the noise's std whose absence these rounds would have shown; 1 for not
-        even all.
+      findings: lower bounds at 95 %, those without assumptions last.
+      final: measured from the first and last model; None without canaries or before the end.
+      visible_shortfall: share of the noise's std whose absence these rounds would have shown; 1 if not even a
+        complete absence would.
       norm_p: the smallest of the rounds, times their number.
       reuse_p: likewise.
       draw_p: likewise.
-      records: what canary records showed at the last look; None without them.
+      records: measured by canary records at the last look; None without them.
     """
 
     verdict: Verdict | None
@@ -129,7 +129,7 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
 
 
 def _verdict(raised: Sequence[Raised], otherwise: tuple[Verdict, str]) -> tuple[Verdict, str]:
-    """Return what alarms make of the verdict that the run's end alone would give."""
+    """Return the verdict at the end of the run, corrected by earlier alarms."""
     for each in raised:
         if each.alarm.level is Level.RED:
             return Verdict.VIOLATED, _why(each)

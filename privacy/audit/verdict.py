@@ -50,20 +50,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdict by the first of `findings`; the others stand beside it."""
+    """Verdict by the first of `findings`; the others are for information."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
 
 
 def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float = math.inf) -> Judgement:
-    """Judge a claim by the first method; the others' findings stand beside its own.
+    """Judge a claim by the first method, and include the findings of the others.
 
     Args:
       methods: at least one.
       epsilon: of the claim, in nats.
       alpha: level of the test.
-      masked: ceiling in epsilon that lies in what was released, not in the number of canaries.
+      masked: ceiling in epsilon due to the releases, not to the number of canaries.
     """
     findings = tuple(_finding(method, epsilon, alpha, masked) for method in methods)
     if methods[0].refutes(epsilon, alpha):
@@ -78,12 +78,12 @@ def _finding(method: Method, epsilon: float, alpha: float, masked: float) -> Fin
 
 
 def by_guesses(guesses: Guesses, delta: float, gaussian: bool = False) -> list[Method]:
-    """Return the methods for one run whose guesses are made.
+    """Return the methods for the guesses of one run.
 
     Args:
       guesses: about the coins.
       delta: of the claim, in [0, 1).
-      gaussian: whether the Gaussian curve decides, and not the bound for any mechanism (Steinke et al.).
+      gaussian: whether the Gaussian curve decides, instead of the bound for any mechanism (Steinke et al.).
     """
     return _one_run([guesses], delta, gaussian)
 
@@ -167,7 +167,7 @@ def _gaussian(members: Scores, others: Scores, delta: float) -> Method:
 
 
 def _best_threshold(members: Scores, others: Scores) -> float:
-    """Return the score at which guesses are right most often, both kinds weighed alike."""
+    """Return the threshold with the best accuracy, with equal weight for both kinds."""
     values = np.unique(np.concatenate([members, others]))
     below = np.searchsorted(np.sort(others), values, side="right") / len(others)
     missed = np.searchsorted(np.sort(members), values, side="right") / len(members)

@@ -1,4 +1,4 @@
-"""Watch over one released sum: the free checks of its noise, and what lies along each canary's direction."""
+"""Audit of one released sum: the free checks of its noise, and its component along each canary's direction."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ CANARIES_AT_A_TIME = 64  # that are compressed together, so that memory does not
 
 @dataclass(frozen=True)
 class Released:
-    """Private sum as it leaves, all of it public.
+    """Released private sum; all of it is public.
 
     Attributes:
       number: of the round.
       layers: the sum by array, in clipping norms.
-      noise: the std that is claimed of what is new in each coordinate, in clipping norms.
-      rate: the sampling rate that the ledger was charged.
-      charged: the noise over clip that it was charged; 0 where nothing was.
-      clients: how many real ones were in the cohort.
-      canaries: which of those were.
-      population: how many real clients the cohort was drawn from.
+      noise: the claimed std of the new noise in each coordinate, in clipping norms.
+      rate: the sampling rate that was charged to the ledger.
+      charged: the noise over clip that was charged; 0 without a charge.
+      clients: number of real clients in the cohort.
+      canaries: which canaries were in the cohort.
+      population: number of real clients that the cohort was drawn from.
       records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
-      sketch: compressed the updates, the canaries' too; the layers are then of the compressed sum.
-      step: of the lattice that the sum lies on, in clipping norms; 0 where it lies on none.
+      sketch: compression of all updates, including the canaries'; the layers are then of the compressed sum.
+      step: of the sum's lattice, in clipping norms; 0 without a lattice.
     """
 
     number: int
@@ -78,11 +78,11 @@ def watched_coordinates(dimension: int) -> int:
 def watch(
     released: Released, memory: Memory, directions: Directions | None, canaries: int, block: int
 ) -> tuple[Rows, Memory]:
-    """Return the round's row, shape (), and what the next round needs.
+    """Return the round's row, shape (), and the memory for the next round.
 
     Args:
       released: the round's sum.
-      memory: what the round before returned.
+      memory: returned by the round before.
       directions: of the canaries, if there are any.
       canaries: how many there are.
       block: that the round is added to.
@@ -133,9 +133,9 @@ def _spread(compressed: Vector, sketch: Sketch) -> Vector:
 
 
 def _lengths(directions: Directions, sketch: Sketch) -> Vector:
-    """Return how long compression leaves each canary's direction, over what it does on average, (canaries,).
+    """Return the norm of each canary's compressed direction, relative to the average, (canaries,).
 
-    A canary is clipped after it is compressed, so that its part of the sum has the length of the norm again.
+    A canary is clipped after compression, so its part of the sum has the clipping norm again.
     """
     every, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
     for start in range(0, len(every), CANARIES_AT_A_TIME):
@@ -161,8 +161,8 @@ def _add_layers(row: Rows, released: Released, total: Vector) -> None:
 def noise_p(rows: Rows) -> float:
     """Return the smallest p-value of all rounds' noise: of the whole sum, of its layers, and of their means.
 
-    A mean is a fixed direction. Biases before a softmax have gradients that add up to zero, so theirs is
-    noise alone.
+    A mean is a fixed direction. Gradients of the biases before a softmax sum to zero, so the mean of these is pure
+    noise.
     """
     sizes = rows["layer_dimensions"]
     return min(
@@ -173,7 +173,7 @@ def noise_p(rows: Rows) -> float:
 
 
 def unwatched(number: int, canaries: int) -> Rows:
-    """Return the row of a round whose sum nothing is claimed of, shape ()."""
+    """Return the row of a round without a claim, shape ()."""
     row = np.zeros((), row_type(canaries))
     row["round"] = number
     row["probe_p"] = row["losses_p"] = row["books_p"] = row["records"] = math.nan
