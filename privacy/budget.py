@@ -19,8 +19,8 @@ UNLIMITED_EPSILON = 1e9  # the target where releases are only counted, as of a r
 class Unit(StrEnum):
     """Contribution that is hidden: one example of one client, all of one person's there, or all that a client contributes.
 
-    `PERSON_EVERYWHERE` is all of a person's examples at all clients together; the clients agree which of them may train on
-    the person.
+    `PERSON_EVERYWHERE` is all of a person's examples at all clients together; the clients agree which of them may train
+    on the person.
 
     Example:
       >>> import fedveil as fv
@@ -59,7 +59,7 @@ class Adjacency(StrEnum):
 
 
 class Adversary(StrEnum):
-    """Reader of a release: the server, the other clients, or whoever gets the released model.
+    """Adversary that sees a release: the server, the other clients, or any recipient of the released model.
 
     Example:
       >>> import fedveil as fv
@@ -77,7 +77,7 @@ class Budget:
     """Epsilon and delta that one ledger may spend on one unit.
 
     Attributes:
-      unit: whose contribution is hidden.
+      unit: of the contribution that is hidden.
       target_epsilon: above 0, in nats.
       target_delta: in (0, 1), sensibly below one over the number of units.
       adjacency: the relation that both hold under.
@@ -118,7 +118,7 @@ def check_delta(path: str, delta: float, population: int, units: str, allowed: b
       allowed: whether the user has allowed a large delta.
 
     Returns:
-      The warning to show where it is allowed, or None.
+      The warning to show if it is allowed, or None.
     """
     if population < 1 or delta <= 1 / population:
         return None
@@ -132,24 +132,22 @@ def check_delta(path: str, delta: float, population: int, units: str, allowed: b
 
 @dataclass(frozen=True)
 class Release:
-    """One thing that leaves its owner's trust boundary, and what it costs against each who sees it.
+    """One release across its owner's trust boundary, and its cost against each adversary.
 
     Attributes:
-      unit: whose contribution it is made of.
+      unit: of the contributions to it.
       run: the run's name.
       round: the round's number, from 1.
-      mechanism: what made it; with run and round the release's key.
-      events: its cost for every adversary who sees it, at least one.
-      rng: `system` where noise and draws come from the system's generator, `seeded` where a declared
-        simulation derives them from its seed.
-      filter_order: None where the events were fixed in advance; the order above 1 of the RDP filter that
-        the ledger goes by (module `accounting.renyi_filter`) where they were chosen from what earlier
-        releases said.
-      cohort: the clients that were drawn, where later draws must know; public, and kept with the
-        reservation.
+      mechanism: that computed it; with run and round the release's key.
+      events: its cost against every adversary that sees it, at least one.
+      rng: `system` if noise and draws come from the system's generator, `seeded` if a declared simulation derives them
+      from its seed.
+      filter_order: None if the events were fixed in advance; the order above 1 of the ledger's RDP filter (module
+      `accounting.renyi_filter`) if they were chosen from earlier releases.
+      cohort: the drawn clients, if later draws need them; public, and kept with the reservation.
       segments: names of the parts of the vector that leaves, each with its purpose; kept with the reservation.
       kind: None for a round of training; `question` for a sum that has no update.
-      arm: of a deal, whose clients alone are in it; None where all are.
+      arm: of a deal, if only its clients take part; None if all do.
 
     Raises:
       Refusal: a word is unknown, or no adversary is named.

@@ -1,7 +1,7 @@
 """Merkle tree over a growing list, in the form of RFC 9162, section 2.1: roots, and proofs that an auditor checks.
 
-Leaves and inner nodes are hashed with prefixes of their own, so that no entry passes for a node. A proof of inclusion says
-that an entry stands in a tree, a proof of consistency that a tree is a later one's beginning.
+Leaves and inner nodes are hashed with different prefixes, so that an entry cannot pass for a node. A proof of inclusion
+shows that a tree contains an entry, a proof of consistency that a tree is a prefix of a later one.
 """
 
 from __future__ import annotations

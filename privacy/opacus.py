@@ -49,19 +49,19 @@ class _Batches:
 class LedgerAccountant(IAccountant):
     """Accountant of Opacus that charges every optimiser step to a ledger before the step is made.
 
-    A step that the budget does not afford is never made: `optimizer.step()` raises `BudgetExhausted`, the parameters
-    stay as they were, and the gradients are wiped. What was charged stays charged: the next process that opens the
-    same file goes on with what is left. One process at a time holds the file.
+    A step beyond the budget is never made: `optimizer.step()` raises `BudgetExhausted`, the parameters do not change,
+      and the gradients are cleared. Charges are permanent: the next process that opens the same file continues with the
+      remaining budget. One process at a time holds the file.
 
-    Checked at every step, because no accounting holds without it: a step is one Poisson batch (no accumulated
-    batches), clipping is not Opacus' `adaptive` (its count of clipped gradients is on no account), and on real data
-    nobody has seeded the noise. Not visible here, and relied on: `poisson_sampling=True`, which is Opacus' default.
+    Every step checks what the accounting requires: a step is one Poisson batch (no accumulated batches), clipping is
+      not Opacus' `adaptive` (its count of clipped gradients is not accounted), and on real data the noise is not
+      seeded. The accountant cannot check `poisson_sampling=True`, Opacus' default, and relies on it.
 
     Args:
-        path: the ledger's file, in an existing folder. It is started where there is none.
-        budget: of one record, for all that this file ever holds.
-        owner: whose data it is; a lasting name of the data set, the same in every run.
-        simulated: whether the data are public or made up. Only then may the noise come from a seed.
+        path: the ledger's file, in an existing folder; created if missing.
+        budget: of one record, for all releases on this file.
+        owner: a lasting name of the data set, the same in every run.
+        simulated: whether the data are public or synthetic. Only then may the noise come from a seed.
 
     Raises:
         Refusal: the budget's unit is not `record`, or the ledger is damaged, another's, or in use.
@@ -135,7 +135,7 @@ class LedgerAccountant(IAccountant):
         self._steps += 1
 
     def get_optimizer_hook_fn(self, sample_rate: float) -> Callable[[DPOptimizer], None]:
-        """Return what Opacus calls in every step of its optimiser.
+        """Return the hook that Opacus calls in every step of its optimiser.
 
         Args:
             sample_rate: probability in (0, 1] with which each example is in a batch.
@@ -162,9 +162,9 @@ class LedgerAccountant(IAccountant):
         return self.ledger.epsilon(delta)
 
     def noise_multiplier(self, *, sample_rate: float, steps: int) -> float:
-        """Return the least noise with which so many further steps fit what is left of the budget.
+        """Return the smallest noise with which this many further steps fit the remaining budget.
 
-        Use it in the place of `make_private_with_epsilon`, which knows of no earlier run.
+        Use it instead of `make_private_with_epsilon`, which does not count earlier runs.
 
         Args:
             sample_rate: probability in (0, 1] with which each example is in a batch; `1 / len(data_loader)`.
@@ -191,24 +191,24 @@ class LedgerAccountant(IAccountant):
         return sum(steps for _, _, steps in self.history)
 
     def state_dict(self, destination: Any = None) -> Any:
-        """Return what a checkpoint keeps: the history, and the head that the ledger has reached.
+        """Return the state for a checkpoint: the history, and the ledger's head.
 
         Args:
-            destination: a mapping to add it to; None makes one.
+            destination: a mapping to add it to; None creates one.
         """
         kept = {} if destination is None else destination
         kept |= {"history": self.history, "mechanism": self.mechanism(), "head": tuple(self.ledger.head)}
         return kept
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Check that the ledger holds what it held when the checkpoint was written; the ledger itself goes on.
+        """Check that the ledger still contains the checkpoint's head; the ledger itself is not reset.
 
         Args:
             state_dict: what `state_dict` returned.
 
         Raises:
             ValueError: it is another accountant's.
-            Refusal: the ledger was cut short or rolled back since.
+            Refusal: the ledger was truncated or rolled back since.
         """
         if state_dict.get("mechanism") != self.mechanism():
             why = f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"

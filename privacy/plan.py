@@ -1,4 +1,4 @@
-"""Plan that binds what together makes a guarantee: sampling, clipping, noise, event, adjacency."""
+"""Plan: sampling, clipping, noise, event and adjacency, which together define a guarantee."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ MOST_ROUNDS = 1 << 20  # more than anybody runs: affordable rounds are not count
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run spends its budget; public as a whole. Refusal when a value is out of range.
+    """Plan of a run's spending; all of it is public. Refusal if a value is out of range.
 
     ``clipping_norm`` C > 0 bounds one unit's L2 norm, in the units of the vectors; ``num_rounds`` >= 1.
-    ``noise_multiplier`` z > 0 is noise std / sensitivity under ``adjacency`` (C, or 2C under replace-one);
-    None until calibrated. ``adversaries``: whom the guarantee holds against. ``filter_order`` is None where the
-    events are fixed in advance; where noise is chosen from what rounds release, it is the RDP filter's order.
-    ``mechanism``: the law of the noise, which also says whether the whole run is one release.
+    ``noise_multiplier`` z > 0 is noise std / sensitivity under ``adjacency`` (C, or 2C under replace-one); None until
+    calibrated. ``adversaries``: of the guarantee. ``filter_order`` is None if the events are fixed in advance; if noise
+    is chosen from releases, it is the RDP filter's order. ``mechanism``: the distribution of the noise, which also
+    defines whether the whole run is one release.
     """
 
     unit: Unit
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def noise_over_clip(self) -> float:
-        """Noise std / clip of one release, as the accountants read it; the same float whatever the clip is."""
+        """Noise std / clip of one release, as the accountants read it; the same float for any clip."""
         return self._noise() * self.adjacency.distance
 
     @property
@@ -65,20 +65,20 @@ class Plan:
         return self.noise_over_clip * self.mechanism.sensitivity * self.clipping_norm
 
     def event(self) -> "DpEvent":
-        """Return what one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
+        """Return the event of one release, with noise std / clip as the accountants read it. Refusal if uncalibrated.
 
-        A release is a round or, where noise is correlated, a cycle of rounds or the whole run.
+        A release is a round or, with correlated noise, a cycle of rounds or the whole run.
         """
         return self.sampling.event(self.mechanism.event(self.noise_over_clip))
 
     def event_of(self, row: int) -> "DpEvent":
-        """Return what round ``row``, from 1, is charged: the first one of a release pays for all of it."""
+        """Return the charge of round ``row``, from 1: the first round of a release is charged for all of it."""
         from dp_accounting.dp_event import NoOpDpEvent
 
         return NoOpDpEvent() if (row - 1) % (self.mechanism.rounds or 1) else self.event()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
-        """Return epsilon after so many rounds, by the finer grid that is published.
+        """Return epsilon after so many rounds, on the finer grid for published values.
 
         Args:
           delta: in (0, 1).
@@ -91,7 +91,7 @@ class Plan:
     def curve(
         self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
     ) -> PrivacyCurve:
-        """Return the whole curve after so many rounds; a filter's is that of its budget.
+        """Return the whole curve after so many rounds; with a filter, that of its budget.
 
         Args:
           budget: of the plan's unit and adjacency.
@@ -127,8 +127,8 @@ class Plan:
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
         """Return this plan with the least noise, to 1e-4, whose rounds fit the budget.
 
-        What fits does so at the gate's coarse grid, so that no planned round is refused, and at the finer grid
-        that is published. Refusal when no noise fits.
+        The rounds fit on the gate's coarse grid, so that no planned round is refused, and on the finer grid for
+        published values. Refusal if no noise fits.
 
         Args:
           budget: of the plan's unit and adjacency.
@@ -163,16 +163,16 @@ class Plan:
         num_rounds: int | None = None,
         beside: "Sequence[DpEvent]" = (),
     ) -> "Plan":
-        """Return this plan with the noise of one of so many identical runs that fit the budget together.
+        """Return this plan with the noise of one of `runs` identical runs that fit the budget together.
 
-        Where `prior` leaves less than that, return `calibrate`.
+        If `prior` leaves less than that, return `calibrate`.
 
         Args:
           runs: at least 1.
           budget: of the plan's unit and adjacency.
           prior: events of the same unit before the plan's rounds.
-          num_rounds: of one run; None where they are the plan's.
-          beside: events of one run that are no round of the plan's.
+          num_rounds: of one run; None for the plan's.
+          beside: further events of one run, besides the plan's rounds.
         """
         prior = [*prior, *beside]
         if runs > 1:
@@ -184,10 +184,10 @@ class Plan:
         return self.calibrate(budget, prior)
 
     def calibrate_for_filter(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
-        """Return `calibrate` for a run that will choose noise from what its rounds release.
+        """Return `calibrate` for a run that will choose noise from its releases.
 
-        The filter's order is the plan's or, where it has none yet, the one that affords most rounds of the noise that
-        would be right without a filter.
+        The filter's order is the plan's or, if it has none, the one that admits most rounds at the noise that would
+        suffice without a filter.
 
         Args:
           budget: of the plan's unit and adjacency.

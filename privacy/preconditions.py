@@ -1,4 +1,4 @@
-"""Preconditions of a guarantee, and what it is worth: checks that the command line, the face and `protect` share."""
+"""Preconditions of a guarantee: checks shared by the command line, the Python face and `protect`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def check_cohort_size(size: int | None, clients: int) -> None:
     """Refuse a cohort of more clients than there are.
 
     Args:
-      size: of the cohort; None where nothing fixes it.
-      clients: how many there are.
+      size: of the cohort; None if it is not fixed.
+      clients: number of clients.
 
     Raises:
       Refusal: naming the size.
@@ -26,12 +26,12 @@ def check_cohort_size(size: int | None, clients: int) -> None:
 
 
 def check_adjacency(field: str, adjacency: Adjacency, told: str | None) -> None:
-    """Refuse add-or-remove-one where something public tells how many units there are, for that is the secret.
+    """Refuse add-or-remove-one if a public value reveals the number of units, which it must hide.
 
     Args:
-      field: what a refusal names.
+      field: for a refusal.
       adjacency: of the guarantee.
-      told: what tells, and what to do, a clause; None where nothing tells.
+      told: the revealing value and the remedy, a clause; None if there is none.
 
     Raises:
       Refusal: naming the field.
@@ -41,19 +41,19 @@ def check_adjacency(field: str, adjacency: Adjacency, told: str | None) -> None:
 
 
 def drowning_noise(plan: Plan, expected: float, clients: int) -> float | None:
-    """Return the noise on the mean, in clipping norms, if hiding a client hides all there is to learn; else None.
+    """Return the noise on the mean, in clipping norms, if it drowns the signal; else None.
 
     Args:
       plan: calibrated, of the clients.
-      expected: clients of a round, which divide the sum.
-      clients: how many there are.
+      expected: clients of a round, the divisor of the sum.
+      clients: number of all clients.
     """
     noise = plan.noise_std / plan.clipping_norm / expected
     return noise if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE else None
 
 
 def vacuity(plan: Plan, expected: float, clients: int) -> str | None:
-    """Return in a clause why a guarantee for clients leaves nothing to learn, or None; see `drowning_noise`."""
+    """Return a clause that says why a client-level guarantee is vacuous, or None; see `drowning_noise`."""
     noise = drowning_noise(plan, expected, clients)
     if noise is None:
         return None
@@ -61,11 +61,11 @@ def vacuity(plan: Plan, expected: float, clients: int) -> str | None:
 
 
 def emptiness(coin: float | None, clients: int) -> str | None:
-    """Return in a clause why most rounds of a run would be paid for in vain, or None.
+    """Return a clause that says why most rounds of a run would have an empty cohort, or None.
 
     Args:
-      coin: probability with which each client takes part; None where no coins decide.
-      clients: how many there are.
+      coin: probability with which each client takes part; None without Poisson sampling.
+      clients: number of all clients.
     """
     empty = 0.0 if coin is None else (1 - float(coin)) ** clients
     if empty <= MOST_EMPTY:

@@ -21,8 +21,8 @@ class Refusal(Exception):
     traceback; with code 1 where `disk_failed`.
 
     Attributes:
-      field: the name that the user gave or must give.
-      value: what was given; its `repr` is shown.
+      field: name of the argument or key.
+      value: of the field; its `repr` is shown.
       remedy: what to do instead, a clause.
 
     Example:
@@ -64,7 +64,7 @@ def disk_failed(error: BaseException | None) -> bool:
 
 @contextmanager
 def refusing(field: str, value: object, remedy: str) -> Generator[None]:
-    """Turn an error of the operating system in this context into a refusal, which gives the error's reason too."""
+    """Turn an error of the operating system in this context into a refusal that includes the error's reason."""
     try:
         yield
     except OSError as error:
@@ -87,11 +87,11 @@ def real(field: str, value: object) -> float:
     """Read any real number, numpy's scalars included, as a float.
 
     Args:
-      field: what a refusal names.
-      value: the number; a bool is none.
+      field: for a refusal.
+      value: the number; a bool is not accepted.
 
     Raises:
-      Refusal: it is no finite number.
+      Refusal: it is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise Refusal(field, value, "give a finite number")
@@ -102,7 +102,7 @@ def positive(field: str, value: object) -> float:
     """Read a number above 0 as a float; arguments as of `real`.
 
     Raises:
-      Refusal: it is none.
+      Refusal: it is not.
     """
     found = real(field, value)
     if found <= 0:

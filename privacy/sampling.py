@@ -1,4 +1,4 @@
-"""Samplings: who takes part in a round, as the accounting sees it."""
+"""Samplings: the draw of a round's participants, for accounting."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Sampling(Protocol):
-    """Who takes part in a round; the one place where amplification enters the accounting."""
+    """Draw of a round's participants; the only place where amplification enters the accounting."""
 
     @property
     def name(self) -> str:
@@ -16,17 +16,17 @@ class Sampling(Protocol):
         ...
 
     def event(self, mechanism: "DpEvent") -> "DpEvent":
-        """Return what one round costs whose participants run ``mechanism``."""
+        """Return the event of one round whose participants run ``mechanism``."""
         ...
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Promise of a sampling whose clients come by turns; a sampling that makes one has it as its `turns`.
+    """Bounds on participation by turns; a sampling with such bounds has them as its `turns`.
 
     Attributes:
       separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the run, at least 1; None where only the number of rounds limits it.
+      max_participations: of one client in the run, at least 1; None if only the number of rounds limits it.
     """
 
     separation: int

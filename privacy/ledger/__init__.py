@@ -1,1 +1,1 @@
-"""Ledger: durable, hash-chained releases, held against a budget."""
+"""Ledger: a durable, hash-chained record of releases, with a budget."""

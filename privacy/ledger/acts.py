@@ -1,4 +1,4 @@
-"""Acts: entries of a ledger that cost nothing and say what people, or the budget, decided: who, when and why."""
+"""Acts: free entries of a ledger that record a decision of a person, or of the budget, with time and reason."""
 
 import getpass
 import os
@@ -11,7 +11,7 @@ ACTS = (CAP, ALARM, VACUOUS, ROSTER, REFUSAL)
 
 
 def acting_user() -> str:
-    """Return whom the operating system takes the caller for, by name, or by number where there is none."""
+    """Return the operating system's user name of the caller, or the user number if there is no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without a user's entry

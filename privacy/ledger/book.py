@@ -1,4 +1,4 @@
-"""Book of a ledger's entries: the state of each release, what each adversary has seen, whether it adds up.
+"""Book of a ledger's entries: the state of each release, each adversary's events, and their verification.
 
 Reading needs no lock, so an auditor can do it on a copy.
 """
@@ -67,7 +67,7 @@ class ReleaseState(StrEnum):
 
 @dataclass
 class BookedRelease:
-    """Release as its entries tell: the reservation, its events as canonical JSON, its state, and whose arm it is of."""
+    """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, and its arm."""
 
     entry: Entry
     events: dict[Adversary, str]
@@ -101,13 +101,13 @@ class Book:
     Attributes:
       identity: the payload of the first entry.
       releases: by key, as the ledger writes keys.
-      spent: how often each event, as canonical JSON, is charged against each adversary: as often as it was seen and not
-        voided, and of the arms of a deal as often as in the one that has most of it.
+      spent: count of each event, as canonical JSON, charged against each adversary: events that were seen and not
+      voided; for the arms of a deal, the maximum over the arms.
       granted: the budget of the latest reservation against each adversary.
       filter_order: order of the RDP filter; None before the first adaptive release.
       notes: by key, as JSON.
-      acts: what people or the budget decided, by kind and key, as JSON.
-      closes: by the run's name, the entry that closed it, as long as the run reserved nothing after it.
+      acts: decisions of people or of the budget, by kind and key, as JSON.
+      closes: by the run's name, the entry that closed it, unless the run reserved something after it.
       head: the last entry that was replayed.
     """
 
@@ -127,19 +127,19 @@ class Book:
     )
 
     def replay(self, chain: Chain) -> None:
-        """Take in what the chain holds beyond `head`.
+        """Apply the chain's entries after `head`.
 
         Raises:
-          Refusal: an entry makes no sense; the sentence names it.
+          Refusal: an entry is invalid; the sentence names it.
         """
         for entry in chain.after(self.head):
             self.take(entry, str(chain.path))
 
     def take(self, entry: Entry, source: str) -> None:
-        """Take in the next entry, of which nobody knows whether it makes sense.
+        """Apply the next entry, which is untrusted.
 
         Raises:
-          Refusal: it makes none; the sentence names it.
+          Refusal: it is invalid; the sentence names it.
         """
         try:
             self.apply(entry)
@@ -148,10 +148,10 @@ class Book:
             raise Refusal("ledger", source, remedy) from error
 
     def apply(self, entry: Entry) -> None:
-        """Take in the next entry.
+        """Apply the next entry.
 
         Raises:
-          ValueError: it cannot follow what is there.
+          ValueError: it cannot follow the entries before it.
         """
         if (entry.kind == OPEN) != (entry.seq == 1):
             raise ValueError(f"a {entry.kind} in this place")
@@ -198,7 +198,7 @@ class Book:
         self.releases[entry.key] = BookedRelease(entry, charge.events, arm=charge.arm)
 
     def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
-        """Count an event once more, or once less; in an arm that is behind another of its deal it changes nothing."""
+        """Increment or decrement the count of an event; an arm with fewer of it than another arm changes nothing."""
         spent = self.spent.setdefault(adversary, Counter())
         if arm is not None:
             counts = self._in_arms.setdefault((arm.deal.key, adversary, text), Counter())
@@ -225,10 +225,10 @@ class Book:
     def events(
         self, adversary: Adversary, counts: Callable[[BookedRelease], bool] | None = None
     ) -> "list[DpEvent]":
-        """Return what an adversary has seen, equal events as one with a count.
+        """Return an adversary's events, with counts of equal ones.
 
         Args:
-          adversary: who saw it.
+          adversary: that saw them.
           counts: whether a release counts; None counts all.
         """
         seen = self.spent.get(adversary, Counter[str]())
@@ -240,7 +240,7 @@ class Book:
 
 
 def run_of(entry: Entry) -> str:
-    """Return the name of the run that an entry belongs to; empty where it belongs to none."""
+    """Return the name of the run of an entry; empty if it belongs to none."""
     return str(json.loads(entry.key)[0]) if entry.key else ""
 
 
@@ -262,16 +262,16 @@ class Verification:
     """Result of recomputing a ledger from its entries alone.
 
     Attributes:
-      ok: whether all is well.
-      entries: how far the chain is whole.
-      head: the last entry of the whole part.
-      problem: one sentence; None when all is well.
-      delta: at which the epsilons hold, against the adversary who has seen most.
-      epsilon: as reported everywhere; with a filter, what it has counted.
-      epsilon_pld: by dp_accounting's PLD accountant alone; None where it does not cover the events.
-      epsilon_rdp: by its RDP accountant alone, at the filter's order if there is one; None where it does
-        not cover the events.
-      filter_order: order of the RDP filter, where a release was chosen adaptively.
+      ok: whether the ledger is valid.
+      entries: number of entries of the intact part of the chain.
+      head: the last entry of the intact part.
+      problem: one sentence; None if the ledger is valid.
+      delta: of the epsilons, against the adversary with the largest loss.
+      epsilon: as reported everywhere; with a filter, the amount that it has counted.
+      epsilon_pld: by dp_accounting's PLD accountant alone; None if it does not cover the events.
+      epsilon_rdp: by its RDP accountant alone, at the filter's order if there is one; None if it does not cover the
+        events.
+      filter_order: order of the RDP filter, if a release was chosen adaptively.
       by_adversary: the three epsilons for each adversary.
     """
 
@@ -300,7 +300,7 @@ def read_book(path: Path) -> Book:
 
 
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
-    """Return what an adversary has seen, from a ledger that nobody needs to have open; nothing where there is none.
+    """Return an adversary's events, from a ledger that need not be open; none if there is no ledger.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
@@ -309,7 +309,7 @@ def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
 
 
 def unit_of(path: Path) -> str | None:
-    """Return the unit that a ledger counts by; None where there is no ledger.
+    """Return the unit of a ledger; None if there is no ledger.
 
     Raises:
       Refusal: the ledger cannot be read.
@@ -321,14 +321,15 @@ def unit_of(path: Path) -> str | None:
 
 
 def require_unit(path: Path, found: str | None, wanted: str) -> None:
-    """Refuse to count by person what was counted by record, by person everywhere what was counted at one client, and back.
+    """Refuse a change of a ledger's unit between record, person at one client and person at all clients.
 
-    What a record lost says nothing of a person who has several; and a record more would break what a person was promised.
+    The loss of a record does not bound the loss of a person with several, and a further record would break the promise
+    to a person.
 
     Args:
       path: of the ledger.
-      found: the unit that it counts by; None where there is no ledger.
-      wanted: that it is to count by.
+      found: the ledger's unit; None if there is no ledger.
+      wanted: the unit of the run.
 
     Raises:
       Refusal: both hide records, and differ.
@@ -356,7 +357,7 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
       delta: in (0, 1); by default that of the latest reservation.
 
     Returns:
-      What was found; a broken chain is a `problem` and raises nothing.
+      The result; a broken chain is a `problem` and raises nothing.
     """
     try:
         chain = Chain.for_reading(Path(path))
@@ -367,14 +368,14 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
 
 
 def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = None) -> Verification:
-    """Recompute the epsilon of a ledger from its entries, of which each is checked as it comes.
+    """Recompute the epsilon of a ledger from its entries, and check each entry.
 
-    What was spent is held against what was granted at every entry: it only grows, so that it is weighed before the
-    budget changes, and at the end.
+    The spent epsilon is compared with the granted budget. It only grows, so it is computed before each change of the
+    budget, and at the end.
 
     Args:
-      entries: all of a ledger's; a Refusal that comes from them is a problem of the ledger.
-      source: where they come from, for a problem.
+      entries: all entries of a ledger; a Refusal that they raise is a problem of the ledger.
+      source: of the entries, to name in a problem.
       delta: in (0, 1); by default that of the latest reservation.
     """
     book, granted = Book(), None
@@ -393,7 +394,7 @@ def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = 
 
 
 def _budget_in(entry: Entry) -> str | None:
-    """Return the budget of a reservation as its text has it; None of any other entry."""
+    """Return the budget in a reservation's text; None for any other entry."""
     if entry.kind != RESERVE:
         return None
     found = BUDGETED.search(entry.payload)

@@ -1,7 +1,7 @@
-"""Caps: the most that the owner of the data lets the ledgers of one folder spend, whatever a run asks for.
+"""Caps: upper limits, set by the owner of the data, on the spending of the ledgers in one folder.
 
-They lie in that folder, are written by `fedveil budget set` and read by the ledger itself before every
-reservation. No message carries a cap, so nothing that comes over a network raises one.
+They are stored in that folder, written by `fedveil budget set` and read by the ledger itself before every reservation.
+No message carries a cap, so a message from the network cannot raise one.
 """
 
 import json
@@ -40,10 +40,10 @@ def default_folder() -> Path:
 
 
 def ledger_folder(field: str, asked: Path | str | None) -> Path:
-    """Return the folder of ledgers of real data: the one that is asked for, or the user's own.
+    """Return the folder of ledgers of real data: the requested one, or the user's default.
 
     Args:
-      field: what a refusal names.
+      field: for a refusal.
       asked: an absolute folder; None for the user's own.
 
     Raises:
@@ -62,18 +62,18 @@ class CapEnded(Refusal):
 
 @dataclass(frozen=True)
 class Cap:
-    """One decision of the owner; the latest on a data set holds, beside the latest on `all`.
+    """One decision of the owner; the latest on a data set applies, together with the latest on `all`.
 
     Attributes:
       data: the ledger's name, or `all` for every ledger in the folder.
-      target_epsilon: the most that a ledger may spend, as a `Budget`'s.
-      target_delta: the delta at which it counts, as a `Budget`'s.
-      until: the last day, UTC, on which anything may be released; None sets no end.
-      questions: the most that questions may spend of it, at the ledger's delta; None lets them spend all.
-      purposes: for which questions may be asked; None allows any.
+      target_epsilon: the largest epsilon that a ledger may spend, as in `Budget`.
+      target_delta: the delta of that epsilon, as in `Budget`.
+      until: the last day, UTC, on which a release is allowed; None sets no end.
+      questions: the part of epsilon that questions may spend, at the ledger's delta; None lets them spend all.
+      purposes: of questions that are allowed; None allows any.
       decided: the time of the decision, UTC.
-      who: who decided, as the operating system says.
-      reason: why, in words.
+      who: user name of its author, from the operating system.
+      reason: in words.
 
     Raises:
       Refusal: a value is out of range.
@@ -103,8 +103,8 @@ def set_cap(folder: Path, cap: Cap) -> None:
     """Add a decision to those in a folder; it is on disk when this returns.
 
     Args:
-      folder: where the ledgers lie; it is made if missing.
-      cap: the decision; its time, and who decided, are set here.
+      folder: of the ledgers; created if missing.
+      cap: the decision; its time and author are set here.
 
     Raises:
       Refusal: it cannot be written, or the earlier ones cannot be read.
@@ -127,7 +127,7 @@ def read_caps(folder: Path) -> list[Cap]:
     """Return all decisions in a folder, in their order.
 
     Raises:
-      Refusal: they are there and cannot be read.
+      Refusal: they exist and cannot be read.
     """
     path = folder / FILE
     if regular(path) is None:
@@ -150,7 +150,7 @@ def caps_on(ledger: Path) -> list[Cap]:
 
 
 def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:
-    """Return the decisions that hold for a ledger as acts on it: keys, and who decided what, when and why."""
+    """Return the decisions on a ledger as acts: keys, and the content of each decision."""
     return [((CAPS, 0, f"{cap.data} {cap.decided}"), _said(cap)) for cap in caps_on(ledger)]
 
 
@@ -160,14 +160,14 @@ def _said(cap: Cap) -> dict[str, Any]:
 
 
 def capped(ledger: Path, budget: Budget) -> Budget:
-    """Return a budget, lowered to the caps on a ledger: the least epsilon, at the least delta.
+    """Return a budget lowered to the caps on a ledger: the smallest epsilon, at the smallest delta.
 
     Args:
       ledger: path of the ledger.
-      budget: what was asked for.
+      budget: the requested one.
 
     Raises:
-      CapEnded: their time is over.
+      CapEnded: they have expired.
       Refusal: they cannot be read.
     """
     return lowered(budget, caps_on(ledger))

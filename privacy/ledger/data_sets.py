@@ -1,9 +1,9 @@
-"""Data sets by the names that their owners give them: which ledgers are theirs, and what follows people when data change.
+"""Data sets by the names that their owners declare: their ledgers, and the charges that follow changed data.
 
-A ledger of real data belongs to people. It is named by the data set's declared name, `data_id`, and, at the record level,
-by the client. So another order, split or preprocessing goes on with the same ledgers. Fingerprints of the clients' data
-only tell that something changed: then nobody knows at which client a person is now, and each client's ledger is charged
-what the ledgers of all of them hold at most, kind of release by kind of release.
+A ledger of real data belongs to people. It is named by the data set's declared name, `data_id`, and, at the record
+level, by the client. So a new order, split or preprocessing continues the same ledgers. Fingerprints of the clients'
+data only detect a change. After a change a person may be at another client, so each client's ledger is raised to the
+maximum over the ledgers of all of them, separately for each kind of release.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ Charges = dict[Adversary, "Counter[str]"]
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a folder of ledgers knows of one data set.
+    """Entry of one data set in a folder of ledgers.
 
     Attributes:
       fingerprints: of the clients' data in the last run that protected records, in the clients' order.
-      adopted: names of ledgers from before, which hold what the same people have spent.
-      records: the mode that charges the records, of which another mode would keep a second budget; empty before one does.
+      adopted: names of earlier ledgers with charges of the same people.
+      records: the mode that charges the records, because another mode would keep a second budget; empty before a first
+        charge.
     """
 
     fingerprints: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
 
 
 def read_data_sets(folder: Path) -> dict[str, DataSet]:
-    """Return what a folder knows of data sets, by their names.
+    """Return the data sets of a folder, by their names.
 
     Raises:
       Refusal: it cannot be read.
@@ -135,7 +136,7 @@ def _charged_by(known: DataSet) -> set[str]:
 
 
 def adopt(folder: Path, old: str, data_id: str) -> None:
-    """Let a data set answer for what an older ledger holds: the next run charges it before anything else.
+    """Assign an older ledger to a data set: the next run charges its releases first.
 
     Args:
       folder: of the ledgers.
@@ -156,13 +157,13 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
 
 @dataclass(frozen=True)
 class Owed:
-    """What ledgers of a data set are charged before its next run.
+    """Charges to the ledgers of a data set before its next run.
 
     Attributes:
       charges: by the ledger's name.
       changed: whether the clients' data are not those of the last run.
-      after: what the folder knows once that is charged.
-      questions: what of the charges questions have spent, by the ledger's name: their caps go on.
+      after: the folder's data sets once that is charged.
+      questions: the part of the charges that questions have spent, by the ledger's name: their caps continue.
     """
 
     charges: Mapping[str, Charges]
@@ -171,13 +172,13 @@ class Owed:
     questions: Mapping[str, Charges] = field(default_factory=dict[str, Charges])
 
     def events(self, name: str, adversary: Adversary) -> list[DpEvent]:
-        """Return what a ledger will be charged."""
+        """Return the charges to a ledger."""
         counts = self.charges.get(name, {}).get(adversary, Counter[str]())
         return [repeated(event_of(text), count) for text, count in counts.items()]
 
 
 def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> Owed:
-    """Return what the clients' ledgers are to be charged: nothing while data and split are those of the last run.
+    """Return the charges to the clients' ledgers: none if data and split are those of the last run.
 
     Args:
       folder: of the ledgers.
@@ -206,7 +207,7 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
 
 
 def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> Owed:
-    """Return what the ledger of all clients together is to be charged: what was adopted.
+    """Return the charges to the ledger of all clients together: the adopted ones.
 
     Args:
       folder: of the ledgers.
@@ -231,7 +232,7 @@ def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> 
 
 
 def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str = "") -> None:
-    """Charge what is owed, durably, and note the data set as it is by now; a crash in between charges nothing twice.
+    """Charge the owed releases durably, and record the data set's new state; a crash in between charges nothing twice.
 
     Args:
       folder: of the ledgers; it must exist.
@@ -241,7 +242,7 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
       prefix: of the ledgers' files.
 
     Raises:
-      Refusal: a ledger cannot be written, or its owner's cap does not allow what was spent already.
+      Refusal: a ledger cannot be written, or its owner's cap is below the amount already spent.
     """
     sets = read_data_sets(folder)
     known = sets.get(data_id, DataSet())
@@ -290,7 +291,7 @@ def _spent(path: Path) -> Charges:
 
 
 def _most(folder: Path, names: Sequence[str]) -> Charges:
-    """Return of each release as many as the ledger that has most of them: no ledger holds more than all of these."""
+    """Return the maximum count of each release over the ledgers."""
     most: Charges = {}
     for name in names:
         for who, counts in _spent(folder / f"{name[:32]}.ledger").items():

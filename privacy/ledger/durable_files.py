@@ -1,4 +1,4 @@
-"""Files that are whole on disk or not there: written beside their place, flushed, and renamed into it."""
+"""Atomic file replacement: a temporary file is written beside the target, flushed, and renamed."""
 
 import json
 import os
@@ -18,8 +18,8 @@ def replace_file(path: Path, data: Content, mode: int | None = 0o600, *, flush: 
     Args:
       path: of the file.
       data: its new content.
-      mode: its permissions, whatever the umask; None leaves them to the umask.
-      flush: False where a power cut may leave neither file: for what is written again soon.
+      mode: its permissions, independent of the umask; None uses the umask.
+      flush: False if a power cut may lose both files, as for a file that is soon written again.
 
     Raises:
       OSError: it cannot be written.
@@ -30,10 +30,10 @@ def replace_file(path: Path, data: Content, mode: int | None = 0o600, *, flush: 
 def replace_files(
     folder: Path, files: Mapping[str, Content], mode: int | None = 0o600, *, flush: bool = True
 ) -> None:
-    """Replace files of one folder, each for itself and in their order, with one flush of the folder.
+    """Replace files of one folder, each atomically and in their order, with one flush of the folder.
 
     Args:
-      folder: where they lie.
+      folder: of the files.
       files: contents by name.
       mode: as in `replace_file`.
       flush: as in `replace_file`.
@@ -49,9 +49,9 @@ def replace_files(
 
 
 def write_beside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, flush: bool = True) -> Path:
-    """Write what a file shall hold, part by part, to another one beside it, and return its path; else as `replace_file`.
+    """Write a file's new content, part by part, to a temporary file beside it, and return its path.
 
-    What cannot be written whole is taken away again: on a full disk it would be in the way of the files that matter.
+    A temporary file that cannot be written completely is removed, to free the disk. Arguments as of `replace_file`.
     """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
@@ -72,14 +72,14 @@ def write_beside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *,
 
 
 def open_for_owner(path: Path) -> BinaryIO:
-    """Open a file to append to it; nobody but its owner may read it."""
+    """Open a file for appending; only its owner may read it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.fchmod(descriptor, 0o600)  # whoever made it
     return open(descriptor, "ab")
 
 
 def append_line(path: Path, fields: Mapping[str, Any]) -> None:
-    """Append a line of JSON for the file's owner alone; it is on disk when this returns.
+    """Append a line of JSON to a file that only its owner may read; it is on disk when this returns.
 
     Args:
       path: of the file.
@@ -96,13 +96,13 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def write_behind(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
-    """Write behind the first `size` bytes of a file; whatever a crash or a full disk has left there goes.
+    """Write after the first `size` bytes of a file, over any remains of a crash or a full disk.
 
     Args:
-      path: of the file; made where there is none.
-      size: what of it stays, in bytes.
+      path: of the file; created if missing.
+      size: of the part to keep, in bytes.
       data: on disk when this returns.
-      mode: of a file that is made.
+      mode: of a created file.
 
     Raises:
       OSError: it cannot be written.

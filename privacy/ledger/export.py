@@ -1,4 +1,4 @@
-"""Export of a ledger: its entries as JSON that anybody can read and check without SQLite."""
+"""Export of a ledger: its entries as JSON that can be read and checked without SQLite."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ def export_text(entries: Iterable[Entry], more: Mapping[str, Any] | None = None)
     """Return entries as JSON.
 
     Args:
-      entries: keys and payloads stay the text that the ledger holds, which `hash` covers.
-      more: fields beside them.
+      entries: of the ledger; keys and payloads stay verbatim, because `hash` covers their text.
+      more: further fields.
     """
     whole = {"format": FORMAT, **(more or {}), "entries": [entry._asdict() for entry in entries]}
     return json.dumps(whole, indent=1, allow_nan=False)

@@ -44,7 +44,7 @@ class LedgerUnavailable(Refusal):
 
 
 class Head(NamedTuple):
-    """Place and hash of one entry; kept outside the ledger it proves that nothing before it is gone."""
+    """Number and hash of one entry; stored outside the ledger it proves that no earlier entry is missing."""
 
     seq: int
     hash: str
@@ -55,7 +55,7 @@ START = Head(0, "0" * 64)
 
 @dataclass(frozen=True)
 class Draft:
-    """Entry before it has its place: what happened, to which key, and its JSON payload."""
+    """Entry before it is numbered: its kind, key and JSON payload."""
 
     kind: str
     key: str
@@ -131,10 +131,10 @@ def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
 
 @contextlib.contextmanager
 def refusing_ledger(path: Path, what: str) -> Generator[None]:
-    """Turn what the operating system or SQLite says about a file into a Refusal.
+    """Turn an error of the operating system or of SQLite about a file into a Refusal.
 
     Raises:
-      Refusal: in the place of OSError and sqlite3.Error.
+      Refusal: instead of OSError and sqlite3.Error.
     """
     try:
         yield
@@ -155,7 +155,7 @@ class Lock:
         """Take the lock.
 
         Args:
-          path: of what is locked.
+          path: of the locked file.
           wait: seconds to wait for another holder.
 
         Raises:
@@ -232,7 +232,7 @@ def holds_entries(path: Path) -> bool:
 
 
 def _size(name: Path) -> int:
-    """Return the bytes of a file that is fit to be written; 0 when there is none."""
+    """Return the size in bytes of a writable file; 0 if there is none."""
     status = regular(name)
     if status is None:
         return 0
@@ -280,7 +280,7 @@ class Chain:
 
         Args:
           path: of the ledger.
-          first: the first entry, where there is none.
+          first: the first entry of a new chain.
           durable: whether a transaction survives a power cut, not just the end of the process.
 
         Raises:
@@ -305,7 +305,7 @@ class Chain:
 
     @classmethod
     def for_reading(cls, path: Path) -> "Chain":
-        """Open a chain without a lock, and without leaving a trace when nobody writes to it.
+        """Open a chain without a lock, and without creating files unless a process is writing to it.
 
         Raises:
           Refusal: there is none, or it is not a ledger.
@@ -344,7 +344,7 @@ class Chain:
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
-        """Put everything inside on disk before returning, or none of it ever."""
+        """Write the whole block to disk before returning, or none of it."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -376,7 +376,7 @@ class Chain:
             yield from chained(self._db.execute(query, (head.seq,)), head, str(self.path))
 
     def last(self) -> Head:
-        """Return the head as the file has it, unchecked: whoever keeps it has it checked by `require`."""
+        """Return the head from the file, unchecked: `require` checks it later."""
         row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return START if row is None else Head(*row)
 

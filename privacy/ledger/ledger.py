@@ -1,8 +1,8 @@
 """Ledger of releases, kept on disk before anything leaves, so that a budget can be spent but never overrun.
 
-A release is reserved, then committed, or voided with proof that nothing left. Reserved and committed count
-alike: after a crash the outcome is unknown and what was reserved stays spent. Entries hold the parameters of
-the releases, never an epsilon; epsilon is computed anew from them.
+A release is reserved, then committed, or voided with proof that nothing was released. Reserved and committed releases
+both count: after a crash the outcome is unknown, so a reservation stays spent. Entries hold the parameters of the
+releases, never an epsilon; epsilon is computed from them.
 """
 
 import contextlib
@@ -70,15 +70,14 @@ class BudgetExhausted(Exception):
     """Release that the budget does not afford; nothing was written and nothing was spent.
 
     Attributes:
-      budget: what may be spent.
+      budget: of the ledger.
       adversary: against whom it would be overrun.
-      would_be: the epsilon that the release would bring.
+      would_be: the epsilon including the release.
 
     Example:
-      >>> import fedveil as fv
-      >>> raise fv.BudgetExhausted(fv.Budget("record", 1.0, 1e-6), fv.Adversary.MODEL, 1.04)
-      Traceback (most recent call last):
-      fedveil.privacy.ledger.ledger.BudgetExhausted: the record budget is spent: against the model this release would bring epsilon to 1.04 of 1 at delta 1e-06
+      >>> import fedveil as fv >>> raise fv.BudgetExhausted(fv.Budget("record", 1.0, 1e-6), fv.Adversary.MODEL, 1.04)
+      Traceback (most recent call last): fedveil.privacy.ledger.ledger.BudgetExhausted: the record budget is spent:
+      against the model this release would bring epsilon to 1.04 of 1 at delta 1e-06
     """
 
     def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
@@ -93,14 +92,14 @@ class BudgetExhausted(Exception):
 
 
 class Ledger:
-    """Record of all releases of one owner's data, charged before anything leaves.
+    """Record of all releases of one owner's data, charged before anything is released.
 
-    One process at a time holds a ledger; its threads may share it. After a failed write it is closed, since
-    what then is on disk is known only by reading it again.
+    One process at a time holds a ledger; its threads may share it. A failed write closes it, because the state on disk
+    is then unknown until the file is read again.
 
     Attributes:
-      purpose: what the releases of this process are for, in words, kept with each reservation; None says nothing.
-      caps: of the owner's on questions, beside those that lie with the ledger.
+      purpose: of this process's releases, in words, kept with each reservation; None for no purpose.
+      caps: further caps of the owner on questions, besides those stored with the ledger.
 
     Example:
       >>> import tempfile
@@ -140,16 +139,16 @@ class Ledger:
         expect: Head | None = None,
         wait: float = 0.0,
     ) -> Self:
-        """Open a ledger, or start it where there is none.
+        """Open a ledger, or start a new one.
 
         Args:
           path: a file in an existing folder; `<path>.lock` beside it names the process that has it open.
-          budget: what may be spent in all, less where the owner's caps say so; its unit and adjacency must
-            be those that the ledger began with.
-          owner: whose data it is: a fingerprint of the data set or the name of the population.
+          budget: of the ledger, limited by the owner's caps; its unit and adjacency must be those of the existing
+            ledger.
+          owner: of the data: a fingerprint of the data set or the name of the population.
           simulated: whether the data is declared simulated; only then may noise come from a seed.
           durable: whether a reservation survives a power cut, not just the end of the process.
-          expect: the head that a checkpoint knows; the ledger must hold it.
+          expect: the head from a checkpoint; the ledger must contain it.
           wait: seconds to wait for a process that has the ledger open.
 
         Raises:
@@ -185,10 +184,10 @@ class Ledger:
 
     @property
     def budget(self) -> Budget:
-        """Budget that the ledger was opened with, lowered to its owner's caps of this moment.
+        """Budget that the ledger was opened with, lowered to its owner's current caps.
 
         Raises:
-          Refusal: the caps' time is over, or they cannot be read.
+          Refusal: the caps have expired, or they cannot be read.
         """
         return capped(self.path, self._budget)
 
@@ -216,10 +215,10 @@ class Ledger:
             self._chain.require(head)
 
     def reserve(self, release: Release) -> Entry:
-        """Charge a release and return its entry once that is on disk; only then may it leave.
+        """Charge a release and return its entry once that is on disk; only then may it be sent.
 
-        Reserving a key again with the same events costs nothing and returns the earlier entry. Whoever would
-        draw new noise for it must take a new key: the earlier reservation pays for one result only.
+        Reserving a key again with the same events costs nothing and returns the earlier entry. New noise needs a new
+        key: the earlier reservation pays for one result only.
 
         Raises:
           BudgetExhausted: it does not fit; nothing is written.
@@ -241,10 +240,10 @@ class Ledger:
         return self._book.releases[key].entry
 
     def require_asked(self, release: Release) -> None:
-        """Refuse a question that owners do not allow, or that does not fit what they let questions spend.
+        """Refuse a question that owners do not allow, or that exceeds their cap on questions. Write nothing.
 
         Args:
-          release: that is reserved later; several of one question as one, with the event of all. Nothing is written.
+          release: to be reserved later; several releases of one question as one, with the event of all.
 
         Raises:
           BudgetExhausted: it does not fit.
@@ -257,11 +256,10 @@ class Ledger:
             raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
 
     def reserve_new(self, release: Release) -> Entry:
-        """Charge a release as `reserve` does, for a caller who is about to draw noise.
+        """Charge a release as `reserve` does, for a caller that is about to draw noise.
 
-        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free.
-        Noise of the system's generator never repeats: a second result under one key would be a release that
-        nobody pays for.
+        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free. Noise of
+        the system's generator never repeats: a second result under one key would be an uncharged release.
 
         Raises:
           BudgetExhausted: as `reserve`.
@@ -295,7 +293,7 @@ class Ledger:
                 self._flush()
 
     def settle(self) -> None:
-        """Write the commits that are held back, so that `head` is past them; a ledger that is closed has none.
+        """Write pending commits, so that `head` includes them; a closed ledger has none.
 
         Raises:
           LedgerUnavailable: they could not be written.
@@ -305,14 +303,14 @@ class Ledger:
                 self._flush()
 
     def void(self, key: Key, proof: str) -> None:
-        """Give back what was reserved.
+        """Refund a reservation.
 
         Args:
           key: of the release.
-          proof: how it is known that nothing left, a sentence.
+          proof: that nothing was released, a sentence.
 
         Raises:
-          Refusal: there is no proof, or the release was never reserved or has left.
+          Refusal: there is no proof, or the release was never reserved or is committed.
           LedgerUnavailable: it could not be written.
         """
         if not proof.strip():
@@ -325,7 +323,7 @@ class Ledger:
                 drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
 
     def note(self, key: Key, what: Mapping[str, Any]) -> None:
-        """Write down what is known beside the releases, such as an alarm; it costs nothing.
+        """Add a note that is not a release, such as an alarm; it costs nothing.
 
         Args:
           key: of the note, in the form of a release's; the first note under a key stays.
@@ -339,12 +337,12 @@ class Ledger:
                 drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
 
     def act(self, kind: str, key: Key, what: Mapping[str, Any]) -> None:
-        """Write down what people or the budget decided; it costs nothing.
+        """Record a decision of a person or of the budget; it costs nothing.
 
         Args:
           kind: one of `acts.ACTS`.
           key: of the act, in the form of a release's; the first act of a kind under a key stays.
-          what: JSON values by name: `who`, `reason` and what belongs to it.
+          what: JSON values by name: `who`, `reason` and the act's own fields.
 
         Raises:
           LedgerUnavailable: it could not be written.
@@ -363,10 +361,10 @@ class Ledger:
             ]
 
     def close_run(self, run: str, manifest: str, status: str) -> Entry:
-        """Bind what a run has left: its last entry, which costs nothing, holds the hash of its manifest.
+        """Bind a run's files: append a free entry with the hash of its manifest.
 
-        A run that is closed with this manifest is not closed again. One that went on after it was closed, or has left
-        other files since, gets another entry, and the last one holds.
+        A run that is already closed with this manifest is not closed again. A run that continued or changed its files
+        gets another entry, and the last one applies.
 
         Args:
           run: the run's name.
@@ -386,7 +384,7 @@ class Ledger:
         return self._book.closes[run]
 
     def closed(self, run: str) -> Entry | None:
-        """Return the entry that closed a run; None where it goes on, or was never closed."""
+        """Return the entry that closed a run; None if it continued, or was never closed."""
         with self._threads:
             return self._book.closes.get(run)
 
@@ -399,7 +397,7 @@ class Ledger:
             return ReleaseState.COMMITTED if _text(key) in self._pending else booked.state
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
-        """Return what an adversary has seen or may have seen, equal events as one with a count."""
+        """Return the events that an adversary has or may have seen, with counts of equal ones."""
         with self._threads:
             return self._book.events(adversary)
 
@@ -418,15 +416,14 @@ class Ledger:
 
     @property
     def filter_order(self) -> float | None:
-        """Order of the RDP filter that the ledger goes by; None before the first adaptive release."""
+        """Order of the ledger's RDP filter; None before the first adaptive release."""
         with self._threads:
             return self._book.filter_order
 
     def epsilon(self, delta: float | None = None, interval: float = PUBLISH_INTERVAL) -> float:
-        """Return the epsilon spent against the adversary who has seen most.
+        """Return the epsilon spent against the adversary with the largest loss.
 
-        Once a release was chosen adaptively it is what the RDP filter has counted, and the budget is what is
-        promised.
+        After an adaptively chosen release it is the amount counted by the RDP filter, and the guarantee is the budget.
 
         Args:
           delta: in (0, 1); by default the budget's.
@@ -440,7 +437,7 @@ class Ledger:
         return max((counted(events, delta, adjacency, order, interval) for events in seen), default=0.0)
 
     def close(self) -> None:
-        """Write the notes still held back and let the next process in. Closing twice does nothing."""
+        """Write pending notes and release the lock. Closing twice does nothing."""
         with self._threads:
             if not self._lock.held:
                 return
@@ -486,7 +483,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[list[Draft]]:
-        """Write one transaction: first what others appended is read; held-back commits go in with the drafts."""
+        """Write one transaction: read the entries of other processes, then append pending commits and the drafts."""
         with self._threads:
             self._require_open()
             try:
@@ -534,9 +531,9 @@ def _written(release: Release) -> dict[str, Any]:
 
 
 def _require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: Book) -> None:
-    """Return if a release fits beside what a book holds.
+    """Return if a release fits the budget together with the book's releases.
 
-    Adversaries who have seen the same, and see the same now, are asked for once.
+        Adversaries with the same past and the same new events are checked once.
 
     Raises:
       BudgetExhausted: it does not.
@@ -569,7 +566,7 @@ def _require_affordable(release: Release, events: dict[str, Any], budget: Budget
 def _is_paid(
     release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: Book
 ) -> bool:
-    """Return whether an arm's release costs nothing, under the budget that has admitted what another arm released."""
+    """Return whether an arm's release is free, because the same budget has admitted it for another arm."""
     arm = release.arm
     return (
         arm is not None

@@ -1,4 +1,4 @@
-"""Caps on questions: for which purposes owners let them be asked, and how much of the budget they may spend."""
+"""Caps on questions: the purposes that owners allow, and the part of the budget that questions may spend."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ EARLIER = "earlier questions"  # mechanism of what questions have spent under an
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """Question as a ledger tells of it.
+    """Question as recorded on a ledger.
 
     Attributes:
       name: of the question.
       purposes: of its segments.
-      why: what it was for, in its asker's words; empty where nobody said.
-      asked: what was asked, by the names of its segments.
-      epsilon: of its answer alone, at the delta of its budget, against whoever saw most.
-      when: it was reserved, UTC.
+      why: its reason, in the asker's words; may be empty.
+      asked: the names of its segments.
+      epsilon: of its answer alone, at the delta of its budget, against the adversary with the largest loss.
+      when: time of its reservation, UTC.
       state: of its release.
     """
 
@@ -59,7 +59,7 @@ def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
 
 
 def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str | None:
-    """Return why a question does not fit what owners let questions spend; None where it does.
+    """Return why a question exceeds the caps on questions; None if it does not.
 
     Args:
       release: about to be reserved.
@@ -125,7 +125,7 @@ def _is_earlier(booked: BookedRelease) -> bool:
 
 
 def _payload(booked: BookedRelease) -> dict[str, Any] | None:
-    """Return what a question's reservation says; None of any other."""
+    """Return the payload of a question's reservation; None for any other entry."""
     if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are none, and need not be read
         return None
     payload = json.loads(booked.entry.payload)

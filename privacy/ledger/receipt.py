@@ -1,8 +1,8 @@
-"""Receipt of a device for a run: its signature over what it was told of the run and over a commitment to its own ledgers.
+"""Receipt of a device for a run: its signature over the run's description and over a commitment to its own ledgers.
 
-What the commitment holds is the head of each of the device's ledgers, behind a salt that stays on the device. A bare head
-would tell how often the device took part, in this federation and in others; and the same head after two runs, that it took
-no part in the second. The device's owner may open the commitment to whom they like: the ledgers are then those of that day.
+The commitment covers the head of each of the device's ledgers and a salt that stays on the device. A bare head would
+reveal how often the device took part, in this federation and in others; an unchanged head would reveal that it missed a
+run. The device's owner may open the commitment to a third party, and so prove the state of the ledgers on that day.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SIGNATURE_BYTES = 64
 
 @dataclass(frozen=True)
 class Told:
-    """What a device was told of a run, and signs.
+    """Description of a run that a device received and signs.
 
     Attributes:
       federation: its name.
-      run: what people call it.
+      run: its name.
       manifest: SHA-256 of the run's manifest, in hexadecimal.
     """
 
@@ -58,10 +58,10 @@ class Receipt:
 
 @dataclass(frozen=True)
 class ReceiptOpening:
-    """What opens a commitment; it stays on the device.
+    """Opening of a commitment; it stays on the device.
 
     Attributes:
-      salt: drawn for this receipt alone, in hexadecimal.
+      salt: random, new for each receipt, in hexadecimal.
       heads: of the device's ledgers, by the file's name.
     """
 
@@ -82,11 +82,11 @@ def sign_receipt(key: Ed25519PrivateKey, told: Told, node: int, commitment: byte
 
 
 def holds(receipt: Receipt, told: Told, public: bytes) -> bool:
-    """Return whether a receipt is the signature of this key under what the device was told.
+    """Return whether a receipt is a valid signature of this key over the run's description.
 
     Args:
-      receipt: as it came.
-      told: what the device must have been told.
+      receipt: unverified.
+      told: the expected description.
       public: Ed25519 key of the device, by the roster.
     """
     try:
@@ -103,7 +103,7 @@ def _text(told: Told, node: int, commitment: bytes) -> bytes:
 
 
 def read_opening(path: Path) -> ReceiptOpening:
-    """Return what opens a commitment.
+    """Return the opening of a commitment.
 
     Raises:
       Refusal: the file cannot be read.
@@ -117,7 +117,7 @@ def read_opening(path: Path) -> ReceiptOpening:
 
 
 def opening_text(opening: ReceiptOpening, told: Told, node: int) -> bytes:
-    """Return an opening as the bytes of its file, with whose and of which run it is."""
+    """Return an opening as the bytes of its file, with the names of its device and run."""
     heads = {name: list(head) for name, head in opening.heads.items()}
     whole = {"run": told.run, "manifest": told.manifest, "node": node, "salt": opening.salt, "heads": heads}
     return (json.dumps(whole, indent=1) + "\n").encode()

@@ -4,20 +4,21 @@ Client k reports b_k = 1 if its update was left as long as it was, 0 if it was s
 
     fraction = 1/2 + (sum_k (b_k - 1/2) + noise) / (qN),        C <- C exp(-learning_rate (fraction - quantile)),
 
-so C falls where more than the quantile were left alone, and rises where fewer were. The round clips to C and its noise
-is z C; only then C moves. qN is the expected cohort, a fixed number: who drops out adds 0 to the sum of b_k - 1/2.
+so C falls if the fraction of unclipped updates is above the quantile, and rises if it is below. The round clips to C
+and its noise is z C; C changes after the round. qN is the expected cohort, a fixed number: a dropout adds 0 to the sum
+of b_k - 1/2.
 
-What the bit costs. It is one more scalar of the private sum. In a vector of norm C it has a coordinate of +-sqrt(s) C,
+Cost of the bit. It is one more scalar of the private sum. In a vector of norm C it has a coordinate of +-sqrt(s) C,
 s its share of the squared norm, and the update is clipped to sqrt(1 - s) C; both get noise of standard deviation z C.
 Counted in bits that is sigma_b = z / (2 sqrt(s)), and relative to the update's norm z_delta = z / sqrt(1 - s): the
 paper's z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2), with s = (z / (2 sigma_b))^2. One Gaussian of z pays for both.
 
-How it is accounted. The noise is z times the norm that was clipped to. So whatever earlier rounds released, and
-whatever C they led to, a round is dominated by the same pair of distributions, that of the (sampled) Gaussian mechanism
-with z: the events are fixed in advance, only the mechanisms behind them are chosen adaptively. That is what ordinary
-composition is proved for (Dwork, Rothblum and Vadhan 2010; for dominating pairs Zhu, Dong and Wang 2022,
-arXiv:2106.08567, theorem 10; Rogers et al. 2016, arXiv:1605.08294, draw the line: filters are for privacy parameters
-that depend on outputs). The bounds of `accounting` hold and are tighter than a filter's.
+Accounting. The noise is z times the clipping norm. So for any earlier releases and any resulting C, a round is
+dominated by the same pair of distributions, that of the (sampled) Gaussian mechanism with z: the events are fixed in
+advance, only the mechanisms behind them are chosen adaptively. Ordinary composition covers this case (Dwork, Rothblum
+and Vadhan 2010; for dominating pairs Zhu, Dong and Wang 2022, arXiv:2106.08567, theorem 10; Rogers et al. 2016,
+arXiv:1605.08294, draw the line: filters are for privacy parameters that depend on outputs). The bounds of `accounting`
+hold and are tighter than a filter's.
 """
 
 from __future__ import annotations

@@ -1,26 +1,27 @@
-"""Compression of an update before it is clipped: a public random mask or projection, and the way back at the server.
+"""Compression of an update before it is clipped: a public random mask or projection, and its inverse at the server.
 
     client: compress -> clip -> lattice -> (mask, noise)        server: (noise) -> decode -> expand
 
-In round t all clients use one k x d matrix P_t with orthonormal rows: k rows of the identity (`mask`) or k rows of a random
-rotation, signs and Walsh-Hadamard transforms (`project`, module `rotation`). The run's public seed and the round give it,
-and nothing else does. A client sends P_t u clipped to C_k = C sqrt(k / d). The server takes (d / k) P_t^T of the noisy mean.
+In round t all clients use one k x d matrix P_t with orthonormal rows: k rows of the identity (`mask`) or k rows of a
+random rotation, signs and Walsh-Hadamard transforms (`project`, module `rotation`). It depends only on the run's public
+seed and the round. A client sends P_t u clipped to C_k = C sqrt(k / d). The server takes (d / k) P_t^T of the noisy
+mean.
 
-The event is that of the sum without compression. For every fixed matrix, whatever it is, the vectors that are added have
-a norm of at most C_k, as they are clipped after it. So one client moves the sum by at most C_k, and noise of standard
-deviation z C_k makes it the Gaussian mechanism of noise multiplier z, sampled by the same coins. The way back is
-post-processing. P_t is fixed before the round and the same whoever takes part: it depends on no data. Not even one that an
-adversary chose from all earlier releases would change the event, by adaptive composition. Where records are hidden the
-same holds of a record: its gradient is compressed before it is clipped (`client/dp_sgd/sketched.py`).
+The event is that of the sum without compression. For every fixed matrix the summed vectors have a norm of at most C_k,
+because they are clipped after compression. So one client moves the sum by at most C_k, and noise of standard deviation
+z C_k makes it the Gaussian mechanism of noise multiplier z, with the same sampling. The expansion is post-processing.
+P_t is fixed before the round and independent of cohort and data. By adaptive composition the event would hold even for
+a matrix that an adversary chose from all earlier releases. At the record level the same holds for a record: its
+gradient is compressed before it is clipped (`client/dp_sgd/sketched.py`).
 
-Accuracy. Rows are drawn uniformly, so (d / k) P_t^T P_t is the identity on average, and |P_t u|^2 is k / d of |u|^2. On the
-k coordinates that leave, the noise is sqrt(k / d) of what it was; each direction is seen in k / d of the rounds with a gain
-of d / k. Over many rounds the ratio of signal to noise is therefore that of the whole update.
+Accuracy. Rows are drawn uniformly, so (d / k) P_t^T P_t is the identity on average, and |P_t u|^2 is k / d of |u|^2. On
+the k coordinates that are sent, the noise is smaller by sqrt(k / d); each direction is observed in k / d of the rounds
+with a gain of d / k. Over many rounds the ratio of signal to noise is therefore that of the whole update.
 
-What would break the one or the other is refused by name (`configs/overrides.py`): the largest coordinates (which ones
-they are is computed from data, and a release), a mask for each client (its coordinates are no sum), a mask after the clip
-(the sensitivity stays C, as all of a vector may lie where it is kept, while the signal falls), and one matrix for all
-rounds (what it leaves out is never learned).
+Methods that would break privacy or accuracy are refused by name (`configs/overrides.py`): the largest coordinates
+(their choice depends on data, and is a release), a mask for each client (the coordinates do not add up), a mask after
+the clip (the sensitivity stays C, because all of a vector may lie in the kept part, while the signal falls), and one
+matrix for all rounds (the omitted directions are never learned).
 """
 
 from __future__ import annotations
@@ -69,23 +70,23 @@ class Compression:
 
     @property
     def clip_factor(self) -> float:
-        """What the clipping norm is scaled by."""
+        """Factor of the clipping norm."""
         return math.sqrt(self.kept / self.coordinates)
 
     @property
     def gain(self) -> float:
-        """What the mean is scaled by on its way back."""
+        """Factor of the mean on expansion."""
         return self.coordinates / self.kept
 
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """What a run asks for; public.
+    """Compression of a run; public.
 
     Attributes:
       kind: mask or project.
-      ratio: share of the coordinates that leaves, in (0, 1].
-      cells: grid units per clipping norm; None takes as many as cost nothing.
+      ratio: share of the coordinates that is sent, in (0, 1].
+      cells: grid units per clipping norm; None takes enough that rounding costs nothing.
     """
 
     kind: CompressionKind
@@ -133,7 +134,7 @@ class Sketch:
 
 
 def sketch_of(compression: Compression, row: int) -> Sketch:
-    """Return the matrix of one round: another one in every round of every run, and the same for all who take part.
+    """Return the matrix of one round: different in every round of every run, and the same for all clients.
 
     Args:
       compression: of the sum.
@@ -145,7 +146,7 @@ def sketch_of(compression: Compression, row: int) -> Sketch:
 
 @lru_cache(maxsize=2)  # all clients of a round use the same
 def _drawn(seed: bytes, coordinates: int, kept: int) -> NDArray[np.intp]:
-    """Return `kept` of so many coordinates, ascending: those of the smallest words, whatever numpy's release is."""
+    """Return `kept` of so many coordinates, ascending: those of the smallest words, independent of numpy's version."""
     words = keyed_stream(seed, "rows").uint64(coordinates)
     rows = np.sort(np.argpartition(words, kept - 1)[:kept])
     rows.flags.writeable = False
@@ -156,17 +157,17 @@ def _drawn(seed: bytes, coordinates: int, kept: int) -> NDArray[np.intp]:
 
 
 def compress(update: Arrays, sketch: Sketch) -> dict[str, NDArray[np.floating]]:
-    """Return what is clipped and leaves in the place of an update.
+    """Return the compressed update, which is then clipped and sent.
 
     Args:
       update: float arrays by name, in the layout's order; the first ones have the sketch's coordinates together.
       sketch: of the round.
 
     Returns:
-      one array of shape (kept,), and those behind as they are.
+      one array of shape (kept,), and the arrays after the sketch's coordinates unchanged.
 
     Raises:
-      ValueError: no arrays have so many coordinates together.
+      ValueError: no leading arrays have exactly the sketch's coordinates.
     """
     inside, behind = _parts({name: value.shape for name, value in update.items()}, sketch.compression)
     whole = np.concatenate([np.ravel(update[name]) for name in inside])
@@ -179,16 +180,16 @@ def compress(update: Arrays, sketch: Sketch) -> dict[str, NDArray[np.floating]]:
 def compressed_layout(
     layout: Mapping[str, tuple[int, ...]], compression: Compression
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what leaves in the place of an update of these shapes."""
+    """Return the shapes of the compressed update for an update of these shapes."""
     _, behind = _parts(layout, compression)
     return {COMPRESSED: (compression.kept,), **{name: layout[name] for name in behind}}
 
 
 def expand(mean: Arrays, layout: Mapping[str, tuple[int, ...]], sketch: Sketch) -> dict[str, Vector]:
-    """Return the mean update by name, shaped by `layout`, of a mean that was decoded.
+    """Return the mean update by name, shaped by `layout`, from a decoded mean.
 
     Args:
-      mean: of what `compress` returned.
+      mean: of the compressed updates.
       layout: shapes of the update's arrays by name, in its order.
       sketch: of the round.
     """

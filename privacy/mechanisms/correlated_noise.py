@@ -1,23 +1,22 @@
-"""Noise of which later rounds take back a part: the matrix mechanism with a banded Toeplitz matrix.
+"""Correlated noise, partly cancelled by later rounds: the matrix mechanism with a banded Toeplitz matrix.
 
-It is for cohorts that promise a minimum separation and a maximum of participations, and no random sampling; or whose
-clients have their turn every b rounds, and then take part by a secret coin (`cohort=cyclic_poisson`).
+It is for cohorts with a minimum separation and a maximum number of participations, without random sampling; or for
+cohorts in which clients have a turn every b rounds, and then take part by a secret coin (`cohort=cyclic_poisson`).
 
 Let X hold a run's sums, one row a round, on the integer lattice, and A a lower-triangular Toeplitz matrix of whole
 numbers whose first column falls from D to 0: the first `bands` coefficients of (1 - x)^(-1/2), times D and rounded
 (Kalinin and Lampert 2024, arXiv:2405.13763; the error they optimise is that of all prefix sums, which are the models).
 
-What is protected is M = A X + Z, all of it whole numbers, with Z the exact discrete Gaussian of this library. One
-client moves A X by at most `sensitivity` in units of D clipping norms. So the run, all rounds together and rounds
-chosen by what earlier ones showed included (Denisov et al. 2022, arXiv:2202.08312, theorem 2.1), is one Gaussian
-mechanism with noise multiplier std(Z) / (sensitivity D clip).
+The mechanism is M = A X + Z, in integers, with Z the exact discrete Gaussian of this library. One client moves A X by
+at most `sensitivity` in units of D clipping norms. So the whole run, also with adaptively chosen rounds (Denisov et al.
+2022, arXiv:2202.08312, theorem 2.1), is one Gaussian mechanism with noise multiplier std(Z) / (sensitivity D clip).
 
-What is released in round t is Y_t = round((M_t - sum_{j>=1} A_j Y_{t-j}) / D), which is computed from M alone. X_t is
+The release of round t is Y_t = round((M_t - sum_{j>=1} A_j Y_{t-j}) / D), which is computed from M alone. X_t is
 whole and passes through the rounding, so Y_t = X_t + N_t with
 
     N_t = round((Z_t - sum_{j=1}^{bands-1} A_j N_{t-j}) / D),
 
-and only the last bands - 1 rows of N are kept. There is no float in it and no loss of exactness: the rounding is
+and only the last bands - 1 rows of N are kept. All of this is exact integer arithmetic: the rounding is
 post-processing, and it costs under one grid unit of noise in 2^16.
 
 Sensitivity: A's entries are not negative, so a client moves A X most with equal contributions in all its rounds
@@ -25,17 +24,18 @@ i < i' < ..., by the norm of the sum of those columns. The inner product of colu
 A_{s + i' - i}: it falls with the gap and with i', as A falls. All are largest at once in rounds 0, b, 2b, ... (the
 theorem on decreasing Toeplitz matrices of Kalinin and Lampert). With bands <= b it is sqrt(k) times a column's norm.
 
-Amplification (Choquette-Choo et al. 2023, arXiv:2306.08153, theorem 4): with bands <= b, a client whose turn is every b-th
-round moves other rows of M in each of its turns, in each by at most a column's norm. So b rounds, from any of its turns to
-the next, are one Gaussian with noise multiplier std(Z) / (column's norm D clip) that the coin samples by Poisson, and the
-run is ceil(rounds / b) of them in sequence. Rows may be chosen by what earlier ones showed: given all before a turn, the
-client's part of the next b rows is one fixed vector or, if its coin says so, nothing, and all else that enters these rows
-is the same in both cases. All groups share b rounds, and a client is in one group: a release, b rounds, is charged once,
-by its first round. Replacing a client by one of another group would move both groups' rows, so replace-one is refused.
+Amplification (Choquette-Choo et al. 2023, arXiv:2306.08153, theorem 4): with bands <= b, a client whose turn is every
+b-th round moves other rows of M in each of its turns, in each by at most a column's norm. So b rounds, from any of its
+turns to the next, are one Gaussian with noise multiplier std(Z) / (column's norm D clip) that the coin samples by
+Poisson, and the run is ceil(rounds / b) of them in sequence. Rows may depend adaptively on earlier ones: given
+everything before a turn, the client's contribution to the next b rows is one fixed vector or, by its coin, zero, and
+all other inputs to these rows are the same in both cases. All groups share b
+rounds, and a client is in one group: a release, b rounds, is charged once, by its first round. Replacing a client by
+one of another group would move both groups' rows, so replace-one is refused.
 
-Left out: the banded inverse square root (Kalinin et al. 2025, arXiv:2505.12128), whose A has no finite denominators
-and whose best error at 500 rounds, separation 100, 5 participations is .206 of independent noise against .196 here;
-and numerically optimised bands (BandMF), which reach .194.
+Not implemented: the banded inverse square root (Kalinin et al. 2025, arXiv:2505.12128), whose A has no finite
+denominators and whose best error at 500 rounds, separation 100, 5 participations is .206 of independent noise against
+.196 here; and numerically optimised bands (BandMF), which reach .194.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Mechanism whose noise hangs together over a run's rounds, and the participation that pays for it; public.
+    """Mechanism with noise that is correlated over a run's rounds, and its bounds on participation; public.
 
     Attributes:
-      num_rounds: rows of noise, at least 1; there is none after them.
+      num_rounds: rows of noise, at least 1.
       separation: rounds from one participation of a client to its next, at least 1.
       max_participations: of one client in the run, at least 1.
       bands: coefficients of the matrix, from 1, independent noise, to `num_rounds`.
@@ -113,7 +113,7 @@ class Correlation:
 
     @property
     def described(self) -> str:
-        """What a release is, and what is gained; nothing where each round is one, with noise of its own."""
+        """Description of a release, and of the gain; empty if each round is one release with independent noise."""
         if self.cycle == 1:
             return ""
         together = "The whole run is" if self.cycle is None else f"Each {self.cycle} rounds are"
@@ -150,7 +150,7 @@ class Correlation:
             raise Refusal("adjacency", str(adjacency), remedy)
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Return what the rounds of one release cost together: one Gaussian."""
+        """Return the joint event of the rounds of one release: one Gaussian."""
         return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> NoiseRows:
@@ -198,7 +198,7 @@ class Correlation:
 
 
 class NoiseRows:
-    """The rows of one run's noise. Any row can be had again: earlier ones are drawn anew from their streams.
+    """Rows of one run's noise. Any row can be recomputed: earlier rows are drawn again from their streams.
 
     Args:
       correlation: of the run.

@@ -1,22 +1,24 @@
 """Exact discrete Gaussian noise on the integers, a million coordinates in a few thousandths of a second.
 
-The law is that of Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy"
-(arXiv:2004.00010), Definition 1: P[X = x] proportional to exp(-x^2 / (2 sigma^2)) for every integer x. The integers
-are cut into blocks of `stride` neighbours. Each draw looks its first 16 bits up in a table (Marsaglia, Tsang and Wang
-2004, "Fast generation of discrete random variables"):
+The distribution is that of Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy"
+(arXiv:2004.00010), Definition 1: P[X = x] proportional to exp(-x^2 / (2 sigma^2)) for every integer x. The integers are
+cut into blocks of `stride` neighbours. Each draw looks its first 16 bits up in a table (Marsaglia, Tsang and Wang 2004,
+"Fast generation of discrete random variables"):
 
-1. A block whose rarest integer has probability p owns floor(2^16 stride p) of the table's 2^16 entries. Whoever meets
-   one of them is in that block, and further bits of the same word say, uniformly, where.
-2. The entries that no block owns, two or three in a hundred, lead to what is left of the law. It is drawn by
-   rejection: a block by inversion, in proportion to stride times the probability of its likeliest integer, less what
-   the table gave it; an integer of it, uniformly; kept with the chance that makes up the law, else again from here.
+1. A block whose least likely integer has probability p owns floor(2^16 stride p) of the table's 2^16 entries. If a draw
+   hits one of them, it falls into that block, and further bits of the same word select an integer of the block
+   uniformly.
+2. The remaining two or three per cent of the entries are for the residual distribution. It is sampled by rejection:
+   choose a block by inversion, in proportion to stride times the probability of its likeliest integer, minus its mass
+   in the table; choose an integer of it uniformly; accept with the probability that yields the residual, otherwise
+   repeat step 2.
 
-Every comparison of a uniform real number with a threshold is first made on its leading 64 (block) or 53 (keep)
-bits. Where these cannot decide, which happens less often than once in 2^45, more bits are drawn and the
-comparison is finished in `PRECISION` decimal digits. So no float rounding ever shapes the law, and attacks on
-floating-point noise (Mironov 2012) have nothing to hold. What remains is the cut of the rest at `TAIL` standard
-deviations, a statistical distance below 2^-128 for each coordinate. Of 2^40 coordinates that is below 2^-87, or 1e-26,
-of delta; no budget counts it.
+Every comparison of a uniform real number with a threshold is first made on its leading 64 (block) or 53 (keep) bits. If
+these cannot decide, which happens less often than once in 2^45, more bits are drawn and the comparison is finished in
+`PRECISION` decimal digits. So float rounding does not affect the distribution, and attacks on floating-point noise
+(Mironov 2012) do not apply. The only error is the truncation of the residual at `TAIL` standard deviations, a
+statistical distance below 2^-128 for each coordinate. For 2^40 coordinates that is below 2^-87, or 1e-26, of delta; no
+budget counts it.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def sample(sigma: int, count: int, stream: Stream) -> Whole:
     Args:
       sigma: scale in grid units, a whole number from 1 to 2**40.
       count: how many numbers, at least 0.
-      stream: a cryptographic stream that serves nothing else.
+      stream: a cryptographic stream without any other use.
 
     Returns:
       shape (count,); int32 where `sigma` is below 2**22, else int64.
@@ -90,16 +92,16 @@ def _blocks(sigma: int) -> int:
 
 @dataclass(frozen=True)
 class _Table:
-    """A law, cut in two.
+    """Distribution, split into a table and a residual.
 
     Attributes:
-      starts: shape (2**16,), the least integer of the block that owns an entry; entries from `owned` on are no one's.
-      words: leading 64 bits of the chance that a block of the rest is one of the first ones up to this.
+      starts: shape (2**16,), the least integer of the block that owns an entry; no block owns entries from `owned` on.
+      words: leading 64 bits of the residual's cumulative probability of each block.
       exact: the same to PRECISION digits.
       near: of each block, the likeliest integer.
-      given: what the table gave each block, over stride times the probability of its likeliest integer.
+      given: mass of each block in the table, over stride times the probability of its likeliest integer.
       given_exact: the same to PRECISION digits.
-      kept: about what share of the rest's proposals are kept.
+      kept: approximate acceptance rate of the residual's proposals.
     """
 
     sigma: int
@@ -193,7 +195,7 @@ def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
 
 
 def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
-    """Return blocks for `n` uniform reals: the first one whose cumulative chance exceeds the real."""
+    """Return blocks for `n` uniform reals: the first one whose cumulative probability exceeds the real."""
     words = stream.uint64(n)
     blocks = np.searchsorted(table.words, words, side="right")
     # A word equal to a bound's leading bits does not tell on which side of that bound the real number lies.

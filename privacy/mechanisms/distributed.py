@@ -1,10 +1,10 @@
-"""Private sum of clients who trust no server: each adds its share of the noise, and only a sum is ever seen.
+"""Private sum without a trusted server: each client adds its share of the noise, and only the sum is revealed.
 
     client: clip -> rotate -> round -> share of noise, and layers -> modulo 2^bits -> (mask)
     server: (unmask) -> take layers back -> centre -> rotate back -> decode
 
-Between the two lies one vector of unsigned words: update, loss, count and clipping bit, as in module `private_sum`,
-whose segments and decoding these are. What fits, and what the noise is worth, is proved in module `sizing`.
+The message is one vector of unsigned words: update, loss, count and clipping bit, with the segments and the decoding of
+module `private_sum`. Module `sizing` proves that the sum does not overflow, and the effect of the noise.
 """
 
 from __future__ import annotations
@@ -138,13 +138,13 @@ def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes
 
 
 def add_grid_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc = np.add) -> None:
-    """Add discrete Gaussian noise of parameter `sigma` to words on the grid, in place, or take it out again.
+    """Add discrete Gaussian noise of parameter `sigma` to words on the grid, in place, or remove it again.
 
     Args:
-      words: as `encode_share` returns them, or a sum of such.
+      words: as `encode_share` returns them, or a sum of these.
       sigma: in grid units, above 0.
       stream: that serves these words and no other.
-      combine: `np.subtract` takes out what the same stream has added.
+      combine: `np.subtract` removes the noise that the same stream has added.
     """
     for start in range(0, words.size, _NOISE_BLOCK):
         block = words[start : start + _NOISE_BLOCK]
@@ -155,10 +155,10 @@ def add_grid_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc =
 
 
 def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
-    """Return what the sum of these survivors tells whoever knows who they are, the server first of all.
+    """Return the event of the survivors' sum, against an adversary that knows the survivors, such as the server.
 
-    More survivors are more noise, but for the layers that they open. Holds for zero-out and, as every Gaussian event,
-    for replace-one; see `sizing`.
+    More survivors add more noise, except for the layers that they open. Holds for zero-out and, as every Gaussian
+    event, for replace-one; see `sizing`.
 
     Arguments as of `decode_sum`.
 
@@ -173,17 +173,18 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
 
 
 def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Sequence[bytes]]) -> int:
-    """Take the layers that so many survivors do not need out of their sum, in place.
+    """Remove the excess layers of noise for this number of survivors from their sum, in place.
 
     Args:
       total: the sum of the survivors' vectors, unmasked.
       survivors: how many were added.
       spec: the round's public parameters.
-      opened: of each survivor that opened any, the seeds in the layers' order. Who opened another number is passed
-        over: its noise stays.
+      opened: of each survivor that opened any, the seeds in the layers' order. A survivor with a wrong number of seeds
+        is
+        skipped: its noise stays.
 
     Returns:
-      how many survivors' layers were taken out.
+      number of survivors whose layers were removed.
     """
     layers = [layer for layer in spec.layers if survivors >= layer.survivors]
     taken = 0
@@ -210,8 +211,8 @@ def decode_sum(
       layout: shapes by name, in the order of the update.
       spec: the round's public parameters.
       survivors: how many vectors were added.
-      denominator: what divides the sum: the survivors where they are public, else the expected cohort. A weighted sum
-        is divided by the summed examples instead.
+      denominator: of the mean: the survivors if they are public, else the expected cohort. A weighted sum is divided by
+      the summed examples instead.
       seed: of the round's rotation.
     """
     vector = _opened(total, spec, seed)

@@ -1,7 +1,7 @@
-"""Mechanisms: the laws of the noise on a run's sums, and what a release under each of them costs.
+"""Mechanisms: the distributions of the noise on a run's sums, and the event of a release under each of them.
 
-A mechanism is public and frozen, and a part of the plan, which asks it for the event. The noise that it makes is secret.
-Four places add noise, and no other does:
+A mechanism is public and frozen, and a part of the plan, which takes the event from it. Its noise is secret. Exactly
+four places add noise:
 
     central       the server, fresh in every round             `private_sum.add_noise`
     correlated    the server, which later takes a part back    `correlated_noise.NoiseRows`
@@ -9,11 +9,11 @@ Four places add noise, and no other does:
                   vector is masked                             of what is too much
     DP-SGD        a client, on its clipped gradients           `client/dp_sgd/train.py`
 
-What a client does to its vector and what the server does to the sum stand side by side: `encode` and `decode` in
-`private_sum` for the first two, `encode_share` and `decode_sum` in `distributed`. The sum of shares is accounted as one
-Gaussian, as are all steps of DP-SGD, so that their plans go by `CENTRAL`.
+The client's encoding and the server's decoding are in one module: `encode` and `decode` in `private_sum` for the first
+two, `encode_share` and `decode_sum` in `distributed`. The sum of shares is accounted as one Gaussian, as are all steps
+of DP-SGD, so their plans use `CENTRAL`.
 
-A mechanism of the server's is one file beside this one, its word in `NoiseWord` and a line of `mechanism_of`.
+A new mechanism at the server needs one file beside this one, its word in `NoiseWord` and a line of `mechanism_of`.
 """
 
 from __future__ import annotations
@@ -57,34 +57,34 @@ class Mechanism(Protocol):
 
     @property
     def rounds(self) -> int | None:
-        """How many rounds are one release together; None where each of them is one."""
+        """Number of rounds that form one release; None if each round is one."""
         ...
 
     @property
     def rows(self) -> int | None:
-        """How many rounds there is noise for, which hangs together; None where rounds do not depend on each other."""
+        """Number of rounds with correlated noise; None if rounds are independent."""
         ...
 
     @property
     def sensitivity(self) -> float:
-        """How far one client moves what is noised, in clipping norms."""
+        """Distance by which one client moves the noised vector, in clipping norms."""
         ...
 
     @property
     def described(self) -> str:
-        """A sentence for whoever plans; empty where there is nothing to say."""
+        """A sentence for the output of `plan`; may be empty."""
         ...
 
     def require(self, sampling: Sampling, adjacency: Adjacency) -> None:
-        """Refuse a sampling, or an adjacency, that does not keep what the event rests on."""
+        """Refuse a sampling, or an adjacency, that violates the assumptions of the event."""
         ...
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Return what one release costs a unit that takes part, at this noise over the clipping norm."""
+        """Return the event of one release for a participating unit, at this noise over the clipping norm."""
         ...
 
     def noise(self, stream_of: Callable[[int], Stream]) -> Noise:
-        """Return the noise of a run, given the stream of each row, which serves that row and nothing else."""
+        """Return the noise of a run, given a separate stream for each row."""
         ...
 
 
@@ -130,9 +130,9 @@ def mechanism_of(noise: NoiseWord, turns: Turns | None, num_rounds: int, bands: 
 
     Args:
       noise: independent or correlated, from round to round.
-      turns: what the cohort promises; rounds of a run that promises some are one release together.
+      turns: of the cohort; with turns, several rounds form one release.
       num_rounds: of the run, at least 1.
-      bands: rounds over which correlated noise hangs together; None takes the number that errs least.
+      bands: number of rounds over which noise is correlated; None takes the number with the smallest error.
     """
     if turns is None:
         return CENTRAL

@@ -1,7 +1,8 @@
-"""Packing of whole numbers into as many bits as a bound on them needs, and back, bit for bit.
+"""Packing of integers into the number of bits that their bound needs, and exact unpacking.
 
-The width is public: it follows from the sum's spec and never from the numbers, so that the length of a message tells
-nothing of them. Of b bits the lowest 8 floor(b / 8) lie as whole bytes, number by number; then the others, bit by bit.
+The width is public: it follows from the sum's spec and never from the numbers, so the length of a message reveals
+nothing about them. Of b bits the lowest 8 floor(b / 8) lie as whole bytes, number by number; then the others, bit by
+bit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Bytes = NDArray[np.uint8]
 
 
 def width_of(spec: SumSpec) -> int | None:
-    """Return the bits of a coordinate of a vector on the lattice; None where it is not on one, or needs a whole word.
+    """Return the bits of a coordinate of a vector on the lattice; None without a lattice, or if it needs a whole word.
 
     The norm of a vector is at most `cells`, and so is each coordinate: it lies in [-cells, cells].
     """
@@ -108,10 +109,10 @@ class Packed:
     width: int
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
-        """Yield where a block of the numbers starts, and the block, from front to back.
+        """Yield the start of each block of the numbers, and the block, in order.
 
         Raises:
-          ValueError: there are not as many bytes; nothing was yielded.
+          ValueError: the number of bytes is wrong; nothing was yielded.
         """
         if self.data.shape != (packed_size(self.count, self.width),):
             raise ValueError(f"{self.data.size} bytes are not {self.count} numbers of {self.width} bits")

@@ -1,19 +1,19 @@
-"""Private sum: the one operation by which a cohort's vectors become one vector.
+"""Private sum: the operation that turns a cohort's vectors into one noised vector.
 
-What the client does to a vector and what the server does to the sum stand side by side, stage by stage:
+The stages of the client and of the server are:
 
     client: clip -> lattice -> (wire)        server: add -> exact noise -> decode
 
-Clipping is one norm over all parameters together, in float64 (McMahan et al. 2018, arXiv:1710.06963). The lattice
-is the integer multiples of clipping_norm / cells; a vector that rounding pushed over the norm is pulled back, so
-the sum's sensitivity is exactly `cells` grid units and the noise on it is an exact discrete Gaussian. At
-`cells` >= 2^16 the discrete law is, up to a distance far below 2^-1000, a randomised rounding of the continuous
-Gaussian with a variance lower by under 1e-7 (Peikert 2010, Theorem 3.1, with smoothing width 16), so the accountant
-of the Gaussian mechanism applies by post-processing. A coarser grid has noise of so much more variance, as `sizing` has it.
+Clipping is one norm over all parameters together, in float64 (McMahan et al. 2018, arXiv:1710.06963). The lattice is
+the integer multiples of clipping_norm / cells; a vector that rounding pushed over the norm is pulled back, so the sum's
+sensitivity is exactly `cells` grid units and the noise on it is an exact discrete Gaussian. At `cells` >= 2^16 the
+discrete law is, up to a distance far below 2^-1000, a randomised rounding of the continuous Gaussian with a variance
+lower by under 1e-7 (Peikert 2010, Theorem 3.1, with smoothing width 16), so the accountant of the Gaussian mechanism
+applies by post-processing. A coarser grid has noise of so much more variance, as `sizing` has it.
 
 The vector is a list of named segments (module `sum_spec`). The update is the first. Loss, example count and metrics are
-scalars, each mapped from [0, bound] to a centred interval; what a question counts has a shape, and is clipped to a norm of
-its own. The clips add up in squares to the norm. There is no second channel.
+scalars, each mapped from [0, bound] to a centred interval; a question's statistics have a shape, and are clipped to
+their own norm. The squares of these norms add up to the square of the vector's norm. There is no second channel.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: 
 
 
 class NotFinite(ValueError):
-    """Refusal of an update with a value that is not finite; where clients are hidden, zeros stand in its place."""
+    """Refusal of an update with a value that is not finite; at the client level zeros replace it."""
 
 
 def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution, bool]:
@@ -65,7 +65,7 @@ def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution,
 
     Args:
       update: float arrays by name, in the layout's order; any shapes, all finite; none for a question.
-      values: a value for each of the spec's segments; "num-examples" is the weight where nothing is clipped.
+      values: a value for each of the spec's segments; "num-examples" is the weight if nothing is clipped.
       spec: the round's public parameters.
 
     Returns:
@@ -96,9 +96,9 @@ def _size(parts: Parts) -> int:
 
 
 def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
-    """Return what an update of so many coordinates, zero outside of these, is scaled by; 1 leaves it as it is.
+    """Return the scaling factor of an update with these coordinates, zero elsewhere; 1 leaves it unchanged.
 
-    NotFinite for one that is not finite.
+    Raise NotFinite for an update that is not finite.
     """
     norm = math.sqrt(squared_norm(*update))
     if not math.isfinite(norm):
@@ -115,7 +115,7 @@ def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
     """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.beside,).
 
     Args:
-      values: by name; a scalar that is missing says nothing, and a missing segment with a shape is zero.
+      values: by name; a missing scalar becomes the centre, and a missing segment with a shape is zero.
       spec: the round's public parameters, with a norm.
 
     Raises:
@@ -133,7 +133,7 @@ def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
 
 
 def _clipped(values: float | NDArray[np.floating], segment: Segment, spec: SumSpec) -> Vector:
-    """Return a client's part of a segment with a shape, scaled from its bound to its clip; what is longer is shortened."""
+    """Return a client's contribution to a segment with a shape, clipped to its bound and scaled to its clip."""
     part = np.asarray(values, np.float64)
     norm = math.sqrt(squared_norm(np.ravel(part)))
     if part.shape != segment.shape or not math.isfinite(norm):
@@ -144,7 +144,7 @@ def _clipped(values: float | NDArray[np.floating], segment: Segment, spec: SumSp
 def on_grid(update: Arrays, spec: SumSpec) -> Vector:
     """Return the contribution of several clients whose records were summed together, shape (coordinates,).
 
-    It is no further from the sum of their own than rounding moves those, and its sensitivity is the same.
+    It differs from the sum of their single contributions only by rounding, and has the same sensitivity.
 
     Args:
       update: float arrays by name, in the layout's order; all finite.
@@ -243,7 +243,7 @@ def _rounded(update: Parts, factor: float) -> Iterator[tuple[int, NDArray[np.flo
 
 
 def centre(values: NDArray[np.floating] | np.float64, scalar: Segment, spec: SumSpec) -> NDArray[np.float64]:
-    """Map [0, bound] to [-clip, clip]; a value that is no number says nothing and becomes the centre.
+    """Map [0, bound] to [-clip, clip]; NaN becomes the centre.
 
     Args:
       values: in the units of the scalar, any shape.
@@ -303,7 +303,7 @@ class CohortSum:
     dropped: dict[str, int] = field(default_factory=dict[str, int])
 
     def drop(self, reason: str, clients: int = 1) -> None:
-        """Count clients, none where the number is not above 0, whose replies are not used: their contribution is zero."""
+        """Count clients with unusable replies, if the number is above 0: their contribution is zero."""
         if clients > 0:
             self.dropped[reason] = self.dropped.get(reason, 0) + clients
 
@@ -342,7 +342,7 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
 
 
 def add_packed(cohort_sum: CohortSum, packed: Packed, spec: SumSpec) -> None:
-    """Do what `add` does with a packed vector of as many numbers as the sum has, which is not held unpacked.
+    """Do what `add` does for a packed vector, without unpacking all of it in memory.
 
     Arguments as of `add`.
     """
@@ -366,7 +366,7 @@ def _add_blocks(total: Vector, blocks: Iterable[tuple[int, NDArray[Any]]], combi
 def add_update(
     cohort_sum: CohortSum, update: Parts | NDArray[np.floating], values: Values, spec: SumSpec, start: int = 0
 ) -> None:
-    """Add what `encode` makes of a client's update, in the same process and without a vector in between.
+    """Add the encoding of a client's update directly, without an intermediate vector.
 
     Args:
       cohort_sum: changed in place.
@@ -397,7 +397,7 @@ def add_update(
 
 
 def _add_weighed(cohort_sum: CohortSum, update: Parts, values: Values, spec: SumSpec, start: int) -> None:
-    """Do what `add` does with a weighed update, which is not held whole: it is twice as long as the model."""
+    """Do what `add` does for a weighted update block by block, because it is twice as large as the model."""
     tail = _weighed_scalars(values, spec)
     squared = squared_norm(tail) + sum(squared_norm(block) for block in _weighed(update, values))
     if not math.isfinite(squared):
@@ -454,7 +454,7 @@ def decode(
 ) -> tuple[dict[str, Vector], dict[str, float]]:
     """Return the mean update by name, shaped by `layout`, and the mean of every scalar; `decode_counts` has the rest.
 
-    A private sum is divided by a fixed, public `denominator`: the expected cohort, whoever replied. Without
+    A private sum is divided by a fixed, public `denominator`: the expected cohort, independent of the replies. Without
     client-level privacy the sum is divided by the summed examples, as federated averaging does.
 
     Args:

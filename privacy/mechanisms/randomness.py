@@ -64,7 +64,7 @@ class Stream:
         return out
 
     def generator(self) -> np.random.Generator:
-        """Return a numpy generator keyed from the stream, for shuffles and data that nobody must not guess."""
+        """Return a numpy generator seeded from the stream, for shuffles and data without security requirements."""
         return np.random.Generator(np.random.PCG64(int.from_bytes(self.bytes(32), "little")))
 
 
@@ -79,10 +79,10 @@ def _label(purpose: tuple[str | int, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class Randomness:
-    """The source of every stream of a run: the operating system, or the seed of a declared simulation.
+    """Source of every random stream of a run: the operating system, or the seed of a declared simulation.
 
     Attributes:
-      seed: None on real data; an integer only where the task declares its data simulated.
+      seed: None on real data; an integer only if the task declares its data simulated.
     """
 
     seed: int | None = None

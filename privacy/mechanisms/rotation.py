@@ -1,9 +1,9 @@
 """Rotation, public and random, that spreads a vector's energy over all coordinates, so that a sum of many fits few bits.
 
 One rotation is a random sign for every coordinate and then the Walsh-Hadamard transform of a power of two of them
-(Suresh et al. 2017, arXiv:1611.00429, section 3). Nothing is padded, so the wire carries not a coordinate more: the
-first 2^m coordinates are rotated, then, with fresh signs, the last 2^m, where 2^m is the largest power that fits.
-Both are orthogonal. For a vector that does not depend on the seed, every coordinate of the result is a weighted sum
+(Suresh et al. 2017, arXiv:1611.00429, section 3). The vector is not padded, so the message does not grow: the first 2^m
+coordinates are rotated, then, with fresh signs, the last 2^m, where 2^m is the largest power that fits. Both are
+orthogonal. For a vector that does not depend on the seed, every coordinate of the result is a weighted sum
 of random signs: sub-Gaussian with variance proxy |v|^2 / 2^m (Hoeffding), less than 2 |v|^2 / size.
 """
 

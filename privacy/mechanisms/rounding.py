@@ -1,17 +1,17 @@
-"""Rounding to whole numbers, unbiased, that never carries a vector over a norm known beforehand.
+"""Unbiased rounding to integers with a known bound on the norm of the result.
 
 It is conditional stochastic rounding (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, section 4).
 
-Every coordinate goes up or down at random so that its mean stays. The whole vector is rounded anew until its norm
-is within `limit_for`. A try succeeds with probability at least 1 - exp(-1/2), and with nearly 1 unless all fractions
-are near 1/2.
+Every coordinate is rounded up or down at random so that its mean is preserved. The whole vector is rounded again until
+its norm is within `limit_for`. A try succeeds with probability at least 1 - exp(-1/2), and with nearly 1 unless all
+fractions are near 1/2.
 
 A sum of several records is rounded once (`round_once`), as floor(x + u) with u uniform in [0, 1) in each coordinate.
 Take x' = x + v, where v is a record's part, and the same u for both. In each coordinate x + u is uniform modulo 1, so
-that floor(x' + u) - floor(x + u) is itself a stochastic rounding of v, independent of that of the others. What a record
-moves is therefore v rounded alone, whatever the rest of the sum is: `moved_squared` bounds it. The law of a noised sum is
-a mixture over u, and no mixture of pairs is easier to tell apart than its worst pair (the hockey-stick divergence is
-jointly convex).
+that floor(x' + u) - floor(x + u) is itself a stochastic rounding of v, independent of that of the others. The change
+due to a record is therefore a rounding of v, independent of the rest of the sum: `moved_squared` bounds it. The
+distribution of a noised sum is a mixture over u, and the divergence of a mixture is at most that of its worst pair (the
+hockey-stick divergence is jointly convex).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _EXACT = 2.0**53  # sums of squares of whole numbers below this are exact in flo
 
 @dataclass(frozen=True)
 class Blocks:
-    """Vector that is made block by block whenever it is read, so that it need not be in memory as a whole.
+    """Vector that is computed block by block on each reading, so that it is never in memory as a whole.
 
     Attributes:
       size: number of its coordinates.
-      read: gives its blocks in order, of float64 and at most `BLOCK`; each may be overwritten by the next.
+      read: yields its blocks in order, float64, of at most `BLOCK` coordinates; each may be overwritten by the next.
     """
 
     size: int
@@ -76,12 +76,12 @@ def limit_for(cells: int, coordinates: int) -> int:
 
 
 def moved_squared(norm: float, coordinates: int) -> float:
-    """Return what the squared norm of a rounded vector exceeds with a probability of at most `EXCEEDED`.
+    """Return a bound that the squared norm of a rounded vector exceeds with a probability of at most `EXCEEDED`.
 
-    The squares of the coordinates are independent, have mean v^2 + f (1 - f) with f the fraction, at most v^2 + 1/4, and
-    two values at most 2 |v| + 1 apart. So their sum is above c^2 + d/4 + sqrt(2 log(1/beta)) (c + sqrt(d)/2) with a
-    probability of at most beta (Hoeffding). Nor does rounding ever move a coordinate by more than one, so that
-    (c + sqrt(d))^2 is a bound too.
+    The squares of the coordinates are independent, have mean v^2 + f (1 - f) with f the fraction, at most v^2 + 1/4,
+    and two values at most 2 |v| + 1 apart. So their sum is above c^2 + d/4 + sqrt(2 log(1/beta)) (c + sqrt(d)/2) with a
+    probability of at most beta (Hoeffding). Nor does rounding ever move a coordinate by more than one, so that (c +
+    sqrt(d))^2 is a bound too.
 
     Args:
       norm: of the vector before, c, in grid units.
@@ -94,11 +94,11 @@ def moved_squared(norm: float, coordinates: int) -> float:
 
 
 def round_once(vector: Blocks, stream: Stream) -> NDArray[np.int32]:
-    """Return whole numbers of mean `vector`, each less than one away from it, whatever their norm.
+    """Return integers with mean `vector`, each less than one away from it, without a bound on their norm.
 
     Args:
       vector: finite.
-      stream: a secret stream that serves this client and round.
+      stream: a secret stream for this client and round.
     """
     out = np.empty(vector.size, np.int32)
     _round(out, vector, stream)

@@ -1,39 +1,39 @@
-"""Sizes of a masked sum: how wide a coordinate must be, how fine its grid may be, and what its noise is worth.
+"""Sizes of a masked sum: the width of a coordinate, the resolution of its grid, and the effective noise.
 
-Every client rounds to the grid and adds its share of noise, an exact discrete Gaussian of parameter sigma; the sum
-is taken modulo 2^bits. Beside it lie layers of noise for the case that few survive, each from a seed; once it is settled
-who survives, and how many, the survivors open the seeds of the layers that so many do not need (XNoise, Jiang et al.,
-EuroSys 2024, arXiv:2209.12528, with the seeds given by their owners alone: whoever fails to leaves its noise in the
-sum, which is more noise and never less). Two proofs stand behind a `ShareSpec`; it cannot be made where either fails.
+Every client rounds to the grid and adds its share of noise, an exact discrete Gaussian of parameter sigma; the sum is
+taken modulo 2^bits. Additional layers of noise, each from a seed, cover dropouts; once the survivors are fixed, they
+open the seeds of the excess layers (XNoise, Jiang et al., EuroSys 2024, arXiv:2209.12528, but only owners open their
+seeds: a client that fails to do so leaves its noise in the sum, which is more noise and never less). A `ShareSpec` has
+two proofs; creating it fails if either does not hold.
 
 No overflow. Let n be the most clients, Delta^2 the limit of a rounded vector's squared norm, room = 2^(bits-1) - 1.
 
-- Not rotated, certain: a coordinate of the sum is at most n (Delta + `largest`(sigma)), summed over the layers, and that
-  is at most room.
-- Rotated, but for a probability of 2^-40 a round: rounding moves a coordinate by at most n. The rest is
-  sub-Gaussian: the signal with proxy n^2 Delta^2 / 2^m (module `rotation`), each draw with sigma^2, because
-  E exp(tX) = exp(t^2 sigma^2 / 2) rho(Z - t sigma^2) / rho(Z) and a Gaussian's sum over the integers is largest when
-  it is centred on one. With V the sum of the proxies, some of d coordinates exceeds room with probability at most
-  2 d exp(-(room - n)^2 / (2 V)). All of it is compared in whole numbers. An overflow would spoil a coordinate, never
-  privacy: the modulus is post-processing.
+- Not rotated, certain: a coordinate of the sum is at most n (Delta + `largest`(sigma)), summed over the layers, and
+  that is at most room.
+- Rotated, but for a probability of 2^-40 a round: rounding moves a coordinate by at most n. The rest is sub-Gaussian:
+  the signal with proxy n^2 Delta^2 / 2^m (module `rotation`), each draw with sigma^2, because E exp(tX) = exp(t^2
+  sigma^2 / 2) rho(Z - t sigma^2) / rho(Z) and a Gaussian's sum over the integers is largest when it is centred on one.
+  With V the sum of the proxies, some of d coordinates exceeds room with probability at most 2 d exp(-(room - n)^2 / (2
+  V)). All of it is compared in whole numbers. An overflow would corrupt a coordinate but not affect privacy: the
+  modulus is post-processing.
 
-Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta (where records are hidden:
-over the root of `moved_squared`, and Delta is the range of a vector), where v is sigma^2 and that of every layer that stays
-closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon
-resolves:
+Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta (where records are
+hidden: over the root of `moved_squared`, and Delta is the range of a vector), where v is sigma^2 and that of every
+layer that stays closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below
+what a float of epsilon resolves:
 
-- The law of the sum of l draws is, up to factors of exp(+-tau), tau = 10 sum_{j<l} exp(-2 pi^2 r^2 j / (j+1)) with r the
-  least of their sigmas, the discrete Gaussian of their variances' sum, m v (the convolution theorem of Kairouz et al.
-  2021, arXiv:2102.06387: what x^2 y^2 / (x^2 + y^2) gives for draws of x and y grows in both); r is at least `MIN_SIGMA`.
+- The law of the sum of l draws is, up to factors of exp(+-tau), tau = 10 sum_{j<l} exp(-2 pi^2 r^2 j / (j+1)) with r
+  the least of their sigmas, the discrete Gaussian of their variances' sum, m v (the convolution theorem of Kairouz et
+  al. 2021, arXiv:2102.06387: what x^2 y^2 / (x^2 + y^2) gives for draws of x and y grows in both); r is at least
+  `MIN_SIGMA`.
 - That is, up to factors of (1 +- e) / (1 -+ e), e = 2 sum_{k>0} exp(-2 pi^2 s^2 k^2), a continuous Gaussian of variance
   m v - s^2, rounded to the integers by a discrete Gaussian of variance s^2 about it (Peikert 2010, theorem 3.1).
   Whole shifts pass through that rounding, so all that is known of the Gaussian mechanism holds by post-processing, its
   PLD included. For Skellam noise there is only RDP.
 
-m counts shares that the adversary does not know: of the survivors without the assumed colluders. The unit's own share
-is among them. That is right where the unit's neighbour answers zeros with noise (zero-out), and where it is known who
-was in the cohort: a client that does not answer takes its noise with it, and over many coordinates that shows. So the
-sum gives no amplification by secret sampling.
+m counts shares that the adversary does not know: those of the survivors minus the assumed colluders. The unit's own
+share is among them. That is correct if a neighbouring unit answers zeros with noise (zero-out), and if the cohort is
+known: the noise of an absent client is missing, which shows over many coordinates. So secret sampling does not amplify.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _LOG_2 = (6932, 10000)  # a little more than log(2)
 
 @dataclass(frozen=True)
 class Attendance:
-    """Who is in a sum, and who of them is believed; public.
+    """Bounds on the survivors and colluders of a sum; public.
 
     Attributes:
-      most: clients whose sum must fit.
-      least: survivors; of fewer nothing is released.
-      colluders: of the survivors, those whose noise the adversary is assumed to know.
+      most: clients whose sum must not overflow.
+      least: smallest number of survivors with a release.
+      colluders: number of survivors whose noise the adversary is assumed to know.
     """
 
     most: int
@@ -83,7 +83,7 @@ class Attendance:
 
 @dataclass(frozen=True)
 class Layer:
-    """Noise of parameter `sigma` beside each share, opened once `survivors` or more are in the sum."""
+    """Further noise of parameter `sigma` in each vector, opened if `survivors` or more clients are in the sum."""
 
     survivors: int
     sigma: int
@@ -91,7 +91,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ShareSpec:
-    """What every client must do to its vector before it is masked, proved to fit. All of it is public.
+    """Parameters of every client's encoding before masking, with proof against overflow. All of it is public.
 
     Attributes:
       sum: clipping norm, segments and grid; an update is clipped to it before rounding.
@@ -101,7 +101,7 @@ class ShareSpec:
       bits: of a coordinate, 16 or 32.
       rotated: whether vectors are rotated under the round's public seed.
       weighted: whether each client counts by its examples, which must be a scalar; without noise only.
-      layers: by falling number of survivors; of fewer than the last one's none is opened.
+      layers: by falling number of survivors; with fewer than the last layer's, none is opened.
 
     Raises:
       Refusal: a sum may overflow, or the noise is too narrow for its proof.
@@ -144,7 +144,7 @@ class ShareSpec:
 
     @property
     def dtype(self) -> type[np.uint16 | np.uint32]:
-        """What carries a coordinate."""
+        """Word type of a coordinate."""
         return np.uint16 if self.bits == 16 else np.uint32
 
     @property
@@ -169,7 +169,7 @@ class ShareSpec:
         return self.sigma**2 + sum(closed)
 
     def noise_multiplier(self, shares: int, survivors: int) -> float:
-        """Return the noise of so many unknown shares over the sensitivity, once so many survive.
+        """Return the noise of this many unknown shares over the sensitivity, for this many survivors.
 
         Args:
           shares: of noise that the adversary does not know.
@@ -179,22 +179,22 @@ class ShareSpec:
         return math.sqrt(left / self.sensitivity_squared)
 
     def least_noise(self, colluders: int) -> float:
-        """Return the noise over the sensitivity whoever survives, if so many of them work for the server."""
+        """Return the smallest noise over the sensitivity, for any survivors with this many colluders."""
         return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
 
     def own_noise(self, colluders: int) -> float:
-        """Return the noise over the sensitivity that one survivor is sure of: at least its own share, whoever survives."""
+        """Return the noise over the sensitivity from one survivor's own share, for any set of survivors."""
         return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
 
     def missing_sigma(self, colluders: int, noise_multiplier: float) -> int:
-        """Return what one survivor must add by itself so that it is sure of a noise, in grid units.
+        """Return the noise that one survivor must add itself to be sure of a noise multiplier, in grid units.
 
         Args:
-          colluders: of the others, however many.
+          colluders: number among the others.
           noise_multiplier: over the sensitivity.
 
         Returns:
-          The parameter of its own further noise; 0 where none is needed, and -1 where the grid has no room for it.
+          The parameter of its own further noise; 0 if none is needed, and -1 if the grid has no room for it.
         """
         if self.own_noise(colluders) >= noise_multiplier:
             return 0
@@ -216,7 +216,7 @@ def size_shares(
     bits: int | None = None,
     layered: bool = False,
 ) -> ShareSpec:
-    """Return the finest grid that fits, with the noise that the least attendance needs.
+    """Return the finest grid that fits, with the noise that the smallest attendance needs.
 
     Args:
       spec: clipping norm and segments; its cells are replaced.
@@ -224,7 +224,7 @@ def size_shares(
       attendance: of the sum.
       noise_multiplier: of the whole sum over its sensitivity, for the fewest survivors without colluders; 0 for none.
       bits: 16, rotated, or 32; None takes 16 where it adds at most 5 % to the noise, and 32 without noise.
-      layered: whether what more survivors do not need lies in layers; otherwise more survivors are more noise.
+      layered: whether noise beyond the need of more survivors is in layers; otherwise more survivors mean more noise.
 
     Raises:
       Refusal: no grid fits into these bits.
@@ -290,10 +290,10 @@ def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:
 
 
 def _has_room(spec: ShareSpec, further: int) -> bool:
-    """Return whether a sum overflows seldom where one client adds noise of parameter `further` beside its share.
+    """Return whether a sum rarely overflows if one client adds noise of parameter `further` to its share.
 
-    What fits by proof leaves none of it: the finest grid is taken. A sum that overflows hides what it hid before, and is
-    of no use.
+    The proof leaves no room for it, because the finest grid is used. A sum that overflows stays private, and is
+    useless.
     """
     proxy = spec.attendance.most * spec.variance(0) + further**2
     signal, room = spec.attendance.most * math.isqrt(spec.limit), 2 ** (spec.bits - 1) - 1

@@ -1,20 +1,21 @@
-"""Bound on the norm of an encrypted sum, beyond which it cannot be the sum of vectors that follow the protocol.
+"""Bound on the norm of an encrypted sum of vectors that follow the protocol.
 
-A sum of n vectors is s + N, both weighed as they are on the lattice. Rounding included, s is no longer than n L. N is the
-sum of independent discrete Gaussians, so it is sub-Gaussian with V, the sum of their sigma^2, in every direction (module
+A sum of n vectors is s + N, both on the lattice. After rounding, s has a norm of at most n L. N is the sum of
+independent discrete Gaussians, so it is sub-Gaussian with V, the sum of their sigma^2, in every direction (module
 `sizing`). With t = log(2 / FALSE_ALARM), each of these fails with a probability of at most exp(-t):
 
 - |N|^2 <= V (d + 2 sqrt(d t) + 2 t): Hsu, Kakade and Zhang 2012, "A tail inequality for quadratic forms of subgaussian
-  random vectors", theorem 2.1 (arXiv:1110.2842). It is no more than V (sqrt(d) + sqrt(2 t))^2, what the concentration of a
-  Lipschitz function gives for Gaussians.
+  random vectors", theorem 2.1 (arXiv:1110.2842). It is at most V (sqrt(d) + sqrt(2 t))^2, the bound from the
+  concentration of Lipschitz functions of Gaussians.
 - <s, N> <= |s| sqrt(2 V t), as N is sub-Gaussian in the direction of s.
 
-So |s + N|^2 <= (n L)^2 + 2 n L sqrt(2 V t) + V (d + 2 sqrt(d t) + 2 t), but in one round of 10^6.
+So |s + N|^2 <= (n L)^2 + 2 n L sqrt(2 V t) + V (d + 2 sqrt(d t) + 2 t), except in one round of 10^6.
 
-V holds the noise that is known to be there: the shares, the layers that stay closed, those that their owners did not open,
-and what owners who pin peers say that they added (`add_grid_noise`). What a member says counts up to what one needs who
-vouches for nobody but itself: a lie makes room for that much, once. Where V is so large that one coordinate in fifty
-overflows, no norm says anything, and the sum is of no use: `is_too_noisy`.
+V counts the noise in the sum: the shares, the layers that stay closed, those that their owners did not open, and the
+noise that owners with pinned peers claim to have added (`add_grid_noise`). A claim counts up to the amount of an owner
+that trusts no other member, so a false claim extends the bound by at most that much, once. If V is so large that one
+coordinate
+in fifty overflows, the norm carries no information, and the sum is useless: `is_too_noisy`.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ _FLOAT_SLACK = 1e-9  # relative, of norms in float64
 
 @dataclass(frozen=True)
 class SummedNoise:
-    """Noise of an opened sum, as far as the server is told of it.
+    """Noise of an opened sum, as far as the server knows it.
 
     Attributes:
-      survivors: how many vectors were added.
-      unopened: of them, those whose layers of noise all stay in the sum.
-      further: parameters of the noise that owners say to have added of their own, in grid units.
-      noise_multiplier: that members are promised, which those who pin peers make up for.
+      survivors: number of added vectors.
+      unopened: number of survivors whose layers of noise all stay in the sum.
+      further: parameters of the owners' own noise, as they claim, in grid units.
+      noise_multiplier: promised to members; owners with pinned peers add noise of their own to reach it.
     """
 
     survivors: int
@@ -57,7 +58,7 @@ class SummedNoise:
         return float(known + self.unopened * spec.variance(0)) + sum(self.counted(spec))
 
     def counted(self, spec: ShareSpec) -> list[float]:
-        """Return how much variance counts of what each owner said to have added."""
+        """Return the variance that is counted for each owner's claim of own noise."""
         if not any(self.further):
             return []
         others = range(spec.attendance.most)
@@ -66,7 +67,7 @@ class SummedNoise:
 
 
 def is_too_noisy(spec: ShareSpec, noise: SummedNoise) -> bool:
-    """Return whether the noise alone exceeds a coordinate's range in one of fifty coordinates, so that the sum is lost."""
+    """Return whether the noise alone overflows one coordinate in fifty, so that the sum is lost."""
     return noise.variance(spec) > ((2 ** (spec.bits - 1) - 1) / OVERFLOWS) ** 2
 
 
@@ -96,9 +97,9 @@ def norm_of(total: NDArray[np.uint16 | np.uint32], spec: ShareSpec) -> float:
 def is_mean_too_long(
     arrays: Mapping[str, NDArray[np.float64]], scalars: Mapping[str, float], spec: ShareSpec, survivors: int
 ) -> bool:
-    """Return whether a mean by examples is longer than each of its updates may be, which no mean is.
+    """Return whether a mean by examples exceeds the norm bound of each update, which a valid mean cannot.
 
-    A sum within its bound can have such a mean: a false count of examples makes what divides it small.
+    A sum within its bound can have such a mean: a false count of examples makes the divisor small.
 
     Args:
       arrays: the mean update by name.

@@ -1,11 +1,11 @@
-"""Public parameters of a private sum: the norm, the grid, and the segments that travel beside the update.
+"""Public parameters of a private sum: the norm, the grid, and the segments besides the update.
 
 The one vector is a list of named segments. Each is clipped to a norm of its own, and the squares of these norms add up
 to the square of the sum's: one noise on all coordinates hides a client in all of them together.
 
 A metric in [0, bound] has a coordinate of +-sqrt(s) C in a vector of norm C, s its share of the squared norm. Noise of
 standard deviation z C on the sum of n clients moves its mean by z / (2 sqrt(s) n) of its range, and the update, clipped
-to sqrt(1 - k s) C beside k such metrics, pays for it: so `least_share` is no larger than the wanted error asks for.
+to sqrt(1 - k s) C with k such metrics, loses that much: so `least_share` is the smallest share for the wanted error.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Segment:
 
     Attributes:
       name: within the sum.
-      bound: of a scalar, the largest value that counts, in [0, bound]; of a segment with a shape, the largest L2 norm of
-        one client's part. Both are in the segment's own units.
+      bound: of a scalar, the largest value that counts, in [0, bound]; of a segment with a shape, the largest L2 norm
+        of one client's part. Both are in the segment's own units.
       share: of the squared clipping norm, its own; None takes an equal part of the spec's `metrics_share`.
-      shape: of the part; a scalar has none. A scalar is centred, so that nothing reported is the middle of its range.
-      purpose: what it is for, as the ledger keeps it.
+      shape: of the part; a scalar has none. A scalar is centred, so a missing value counts as the middle of its range.
+      purpose: as kept on the ledger.
     """
 
     name: str
@@ -62,16 +62,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class SumSpec:
-    """What every client must do to its vector, and what the server may assume of it. All of it is public.
+    """Parameters of every client's encoding, and of the server's decoding. All of it is public.
 
     Attributes:
-      clipping_norm: L2 norm of the largest contribution, all segments together, at least `LEAST_NORM`; None sums without client-level
-        privacy, weighted by each client's examples.
-      segments: what travels beside the update, in order.
+      clipping_norm: L2 norm of the largest contribution, all segments together, at least `LEAST_NORM`; None sums
+        without client-level privacy, weighted by each client's examples.
+      segments: besides the update, in order.
       metrics_share: share of the squared norm that the segments without a share of their own use, in [0, 1).
       cells: grid units per clipping norm.
-      unit_norm: L2 norm of one record's part of a vector, where records are what is hidden and a vector is the sum of
-        several; the clipping norm is then no more than the range of what fits. None where a vector is one unit's.
+      unit_norm: L2 norm of one record's part of a vector, at the record level, where a vector is the sum of several
+      records; the clipping norm then only limits the range. None if a vector is that of one unit.
       compression: of the update, before it is clipped; None sums whole updates.
     """
 
@@ -106,19 +106,19 @@ class SumSpec:
 
     @property
     def update_norm(self) -> float:
-        """What the clipping norm leaves for the update: its clip, beside the segments'."""
+        """Clipping norm of the update, after the segments' shares."""
         if self.clipping_norm is None:
             return math.inf
         return self.clipping_norm * math.sqrt(max(1 - self._beside_share, 0.0))
 
     @property
     def asks(self) -> bool:
-        """Whether the segments leave nothing for an update: what clients answer is a question."""
+        """Whether the segments leave no norm for an update: the sum is then the answer to a question."""
         return self.clipping_norm is not None and self._beside_share >= 1 - _FLOAT_SLACK
 
     @property
     def beside(self) -> int:
-        """Coordinates of the segments that travel beside the update."""
+        """Number of coordinates of the segments besides the update."""
         return sum(each.size for each in self.segments)
 
     @property
@@ -133,9 +133,9 @@ class SumSpec:
     def aim(self, coordinates: int) -> float:
         """Return the norm to which a long update is scaled, so that rounding seldom carries it over `update_norm`.
 
-        Rounding moves the squared norm by coordinates / 12 grid units on average and by a normal deviation of
-        cells / sqrt(3), of which this leaves room for three. Where records are hidden, rounding never does: what would
-        be needed to pull the vector back could move it by more than one record's part.
+        Rounding moves the squared norm by coordinates / 12 grid units on average and by a normal deviation of cells /
+        sqrt(3), of which this leaves room for three. At the record level the vector is never pulled back, because that
+        could move it by more than one record's part.
         """
         if self.unit_norm is not None:
             return max(self.update_norm * (1 - _FLOAT_SLACK) - math.sqrt(coordinates) / 2 * self.step, 0.0)
@@ -158,12 +158,12 @@ class SumSpec:
         return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(segment))
 
     def scale(self, segment: Segment) -> float:
-        """Return what one grid unit is in a shaped segment's own units."""
+        """Return the value of one grid unit in a shaped segment's own units."""
         return self.step * segment.bound / self.clip(segment)
 
 
 def compressed_spec(spec: SumSpec, compression: Compression, cells: int | None = None) -> SumSpec:
-    """Return the spec of compressed updates: their norms are what compression leaves of a norm on average.
+    """Return the spec of compressed updates, with norms scaled by the average effect of compression.
 
     Args:
       spec: of whole updates.
@@ -177,11 +177,11 @@ def compressed_spec(spec: SumSpec, compression: Compression, cells: int | None =
 
 
 def cells_for(coordinates: int, units: float = 1.0) -> int:
-    """Return a power of two of grid units per norm so fine that rounding costs nothing at this many coordinates.
+    """Return a power of two of grid units per norm, fine enough that rounding costs nothing for so many coordinates.
 
     Args:
       coordinates: of the vector.
-      units: how many units' norms the norm holds; at most 2^30 cells are returned whatever it is.
+      units: norm of the vector, in norms of one unit; at most 2^30 cells are returned in any case.
     """
     wanted = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
     return min(1 << math.ceil(math.log2(wanted)), MOST_CELLS)
