@@ -45,6 +45,10 @@ class TokenChoice:
     label: str
 
 
+def _stays(*_: object, **__: object) -> NoReturn:
+    raise NotImplementedError("the key never leaves its token")
+
+
 class TokenEd25519(Ed25519PrivateKey):
     """Ed25519 key on a token."""
 
@@ -59,13 +63,7 @@ class TokenEd25519(Ed25519PrivateKey):
         """Return the signature of the data, 64 bytes."""
         return self._sign(bytes(data))
 
-    def private_bytes_raw(self) -> bytes:
-        """Refuse."""
-        _stays()
-
-    def private_bytes(self, encoding: Any, format: Any, encryption_algorithm: Any) -> bytes:
-        """Refuse."""
-        _stays()
+    private_bytes_raw = private_bytes = _stays
 
     def __copy__(self) -> TokenEd25519:
         return self
@@ -101,27 +99,13 @@ class TokenP256(EllipticCurvePrivateKey):
         """Bits of the key."""
         return 256
 
-    def exchange(self, algorithm: Any, peer_public_key: Any) -> bytes:
-        """Refuse."""
-        _stays()
-
-    def private_numbers(self) -> Any:
-        """Refuse."""
-        _stays()
-
-    def private_bytes(self, encoding: Any, format: Any, encryption_algorithm: Any) -> bytes:
-        """Refuse."""
-        _stays()
+    exchange = private_numbers = private_bytes = _stays
 
     def __copy__(self) -> TokenP256:
         return self
 
     def __deepcopy__(self, memo: Any) -> TokenP256:
         return self
-
-
-def _stays() -> NoReturn:
-    raise NotImplementedError("the key never leaves its token")
 
 
 def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[TokenEd25519, TokenP256]:

@@ -350,12 +350,8 @@ def dealt(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[
       workers: how many there are.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
-    for node in nodes:
-        if node in homes:
-            shares[homes[node]].append(node)
-    for node in nodes:
-        if node not in homes:
-            min(shares, key=len).append(node)
+    for node in sorted(nodes, key=lambda node: node not in homes):  # those with a home first
+        (shares[homes[node]] if node in homes else min(shares, key=len)).append(node)
     return shares
 
 
