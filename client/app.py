@@ -201,15 +201,15 @@ class Workbench:
             self._engines[shape] = chosen_engine(gradients, self.model, data)
         return self._engines[shape]
 
-    def keeps_apart(self, data: Data) -> bool:
+    def keeps_apart(self, data: Callable[[], Data]) -> bool:
         """Return whether the model and the loss keep examples apart, which is measured once in this process.
 
         Args:
-          data: of the first client that asks; at least one example.
+          data: returns those of the first clients that ask; at least one example.
         """
         if not self.measured:
             try:
-                self.private_model(data)
+                self.private_model(data())
             except Exception:  # noqa: BLE001 (a refusal, or whatever else the task's own code raises)
                 self.measured.append(False)
         return any(self.measured)

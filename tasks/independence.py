@@ -6,7 +6,8 @@ and on a few of the owner's examples, before anything is spent:
 
 - an example is replaced, and no other row of the outputs moves (the generators of randomness are seeded alike);
 - a part of the batch is computed alone, and its rows are those of the whole batch;
-- the loss of the batch, and its gradient, are those of the mean of the examples' losses;
+- the loss of the batch, and its gradient, are those of the mean of the examples' losses, for targets in memory that it may
+  leave out too;
 - the gradient of any weighted sum of the examples' losses is the sum of the gradients that each has alone;
 - a step on other examples in between changes no result, no buffer and no attribute.
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..privacy.refusal import Refusal
-from .data import Data, Examples, LazyExamples, leaves, mapped, rows_of, run_on
+from .data import Data, Examples, LazyExamples, joined, leaves, mapped, only, rows_of, run_on
 from .protocol import Objective, Task
 
 MOST_CLASSES = 500  # batches of targets, of one example and some classes each
@@ -46,7 +47,7 @@ LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
 WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
-    "(weight[targets] * cross_entropy(outputs, targets, reduction='none')).mean()"
+    "(weight[targets] * cross_entropy(outputs, targets, reduction='none')).mean(), which counts an ignored label as zero"
 )
 STATE_REMEDY = "what a step leaves behind reaches later steps without noise; keep nothing of the examples"
 
@@ -122,7 +123,12 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
         probe = _prepared(model, objective, data)
         for check in (_check_rows, _check_parts, _check_loss, _check_gradients, _check_state):
             check(probe)
-        if isinstance(data, LazyExamples) and data.collate is not None:
+        if isinstance(data, Examples):
+            inputs, targets = mapped(
+                lambda each: each.to(_kind(each, probe)), data.batch(_chosen(data)[-BATCH:])
+            )
+            _check_loss(replace(probe, inputs=inputs, targets=targets))
+        elif data.collate is not None:
             _check_collate(probe, data)
 
 
@@ -186,30 +192,41 @@ def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
     Args:
       clients: the data of each, some of which may be empty.
     """
-    shared: list[tuple[Tensor, Tensor]] = []
+    shared: list[Examples] = []
     for data in clients:
         if not len(data):
             continue
-        few = None if isinstance(data, LazyExamples) else data.batch(_spread(len(data)))
-        if few is None or not isinstance(few[0], Tensor) or (shared and not _alike(few, shared[0])):
+        few = isinstance(data, Examples) and only(data, _chosen(data).numpy())
+        if not few or not isinstance(few.inputs, Tensor) or (shared and not _alike(few, shared[0])):
             yield data
             continue
         shared.append(few)
         if len(shared) == BATCH:
-            yield _by_turns(shared)
+            yield joined(shared)
             shared = []
     if shared:
-        yield _by_turns(shared)
+        yield joined(shared)
 
 
-def _alike(few: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor]) -> bool:
-    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(few, first, strict=True))
+def _alike(a: Examples, b: Examples) -> bool:
+    pairs = (a.inputs, b.inputs), (a.targets, b.targets)
+    return all(one.shape == other.shape and one.dtype == other.dtype for one, other in pairs)
 
 
-def _by_turns(shared: Sequence[tuple[Tensor, Tensor]]) -> Examples:
-    """Return an example of each, then another one of each."""
-    inputs, targets = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*shared, strict=True))
-    return Examples(inputs[:BATCH], targets[:BATCH])
+def _chosen(data: Examples) -> Tensor:
+    """Return positions of equally many examples of every client, one of each at every `BATCH`-th part of all joined."""
+    return torch.cat([_spread(len(data)), _telling(data.targets)])
+
+
+def _telling(targets: Tensor) -> Tensor:
+    """Return positions of targets that a loss may leave out, as it does padding and what has no label.
+
+    Such a value lies at an end of all: rows with the most and the fewest of the least value, and of the greatest.
+    """
+    flat = targets.reshape(len(targets), -1)
+    counts = [(flat == end).sum(1) for end in flat.aminmax()] if flat.numel() else []
+    places = [place for count in counts for place in (count.argmax(), count.argmin())]
+    return torch.stack(places) if places else torch.arange(0)
 
 
 def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:

@@ -320,6 +320,19 @@ def test_only_a_loss_of_examples_one_by_one_is_filled_up(loss: str, monkeypatch:
     assert stacks.sizes == ([[9, 7, 7, 4]] if loss in APART else [[9], [7, 7], [4]])
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_clients_with_ignored_labels_are_trained_as_single_ones(measured: bool) -> None:
+    task = Made((7, 4, 9, 6))
+    task.client_data(1).targets[2] = -100
+    task.client_data(3).targets[:] = -100  # no batch of it has a loss
+    bench = bench_of(task)
+    bench.measured.extend([True] * measured)  # on data without such labels
+    np.testing.assert_allclose(*unlike(bench, instruction(PLAIN), 4), rtol=1e-4, atol=1e-4)
+    assert sum_cohort(bench, instruction(PLAIN), range(4), PLAIN, size_for(PLAIN)).dropped == {
+        "not finite": 1
+    }
+
+
 def test_a_stack_ends_where_most_of_a_step_would_be_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     stacks = Grouped(monkeypatch)
     monkeypatch.setattr(cohort_training, "FREE_ROWS", 8)
@@ -374,7 +387,7 @@ def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(
     task._data[4] = Examples(torch.zeros(4, FEATURES + 1), torch.zeros(4, dtype=torch.int64))
     bench, content = bench_of(task), instruction(PLAIN)
     total = sum_cohort(bench, content, range(5), PLAIN, size_for(PLAIN))
-    assert (total.replies, total.dropped) == (1, {"failed": 3, "no examples": 1})
+    assert (total.replies, total.dropped) == (1, {"failed": 2, "not finite": 1, "no examples": 1})
     alone = sum_cohort(bench, content, [0], PLAIN, size_for(PLAIN))
     np.testing.assert_allclose(total.total, alone.total, atol=1e-5)
     content = instruction(

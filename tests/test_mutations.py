@@ -725,6 +725,13 @@ MUTATIONS = {
         "test_client_without_examples.py",
         "as_a_blanked_one",
     ),
+    "a loss is measured on common targets alone": Mutation(
+        "tasks/independence.py",
+        "_check_loss(replace(probe, inputs=inputs",
+        "(replace(probe, inputs=inputs",
+        "test_tasks_independence.py",
+        "leaves_a_rare",
+    ),
     "a loss is measured on the classes of a few examples": Mutation(
         "tasks/independence.py",
         "for targets in _of_every_class(calm, probe.targets):",
@@ -1511,8 +1518,8 @@ MUTATIONS = {
     ),
     "a collate function that mixes examples passes": Mutation(
         "tasks/independence.py",
-        "if isinstance(data, LazyExamples) and data.collate is not None:",
-        "if False:",
+        "elif data.collate is not None:",
+        "elif False:",
         "test_client_data.py",
         "a_collate_that_mixes",
     ),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedveil.privacy.refusal import Refusal
 from fedveil.tasks.data import Examples
-from fedveil.tasks.independence import check_independence
+from fedveil.tasks.independence import batches_of_all, check_independence
 
 FEATURES, WIDTH, CLASSES = 5, 8, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 2.0])
@@ -190,6 +190,36 @@ def test_class_weights_are_refused_though_the_examples_are_of_one_class() -> Non
         check_independence(around(), Objective(weighted_mean), few)
 
 
+def without_tokens(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs[:, :, None].expand(-1, -1, targets.shape[1]), targets)
+
+
+def without_gaps(outputs: Tensor, targets: Tensor) -> Tensor:
+    known = targets > -900
+    return ((outputs[:, 0] - targets).square() * known).sum() / known.sum().clamp(min=1)
+
+
+LEAVES_OUT: dict[str, tuple[Loss, Tensor]] = {
+    "labels": (F.cross_entropy, torch.tensor([0] * 7 + [-100] + [1] * 4)),
+    "tokens": (without_tokens, torch.tensor([[0, 1, 2]] * 7 + [[0, 1, -100]] + [[2, 1, 0]] * 4)),
+    "numbers": (without_gaps, torch.tensor([0.5] * 7 + [-999.0] + [1.5] * 4)),
+}
+
+
+@pytest.mark.parametrize("name", LEAVES_OUT)
+def test_a_loss_that_leaves_a_rare_target_out_is_refused(name: str) -> None:
+    loss, targets = LEAVES_OUT[name]
+    given = Examples(examples().inputs, targets)
+    common = Examples(given.inputs, torch.cat([targets[:7], targets[8:], targets[:1]]))
+    check_independence(around(), Objective(loss), common)
+    with pytest.raises(Refusal, match="mean of the examples' losses"):
+        check_independence(around(), Objective(loss), given)
+    clients = [*[common] * 9, given, *[common] * 3]
+    with pytest.raises(Refusal, match="mean of the examples' losses"):
+        for batch in batches_of_all(clients):
+            check_independence(around(), Objective(loss), batch)
+
+
 def test_what_a_loss_hides_in_a_global_is_seen() -> None:
     seen: list[float] = []
 
@@ -310,6 +340,10 @@ INDEPENDENT: dict[str, tuple[nn.Module, Objective]] = {
     "frozen batch norm": (around(FrozenBatchNorm(WIDTH)), Objective()),
     "adapter": (Adapted(), Objective()),
     "class weights written right": (around(), Objective(weighted)),
+    "ignored labels written right": (
+        around(),
+        Objective(lambda o, t: F.cross_entropy(o, t - 101 * (t == 1), reduction="none").mean()),
+    ),
     "label smoothing": (around(), Objective(lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1))),
     "single precision": (Single(), Objective()),
 }

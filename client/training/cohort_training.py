@@ -31,7 +31,7 @@ from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies import wire
 from ...strategies.canaries import canary_updates
 from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
-from ...tasks.data import Examples, drawn_data_of, in_tensors, mapped
+from ...tasks.data import Examples, drawn_data_of, in_tensors, joined, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
@@ -160,7 +160,7 @@ def _records(one: tuple[int, Examples]) -> int:
 def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[Group]:
     """Return the clients in groups that are trained at once."""
     by_size = [list(group) for _, group in groupby(clients, _records)]
-    if len(by_size) < 2 or not bench.keeps_apart(clients[0][1]):
+    if len(by_size) < 2 or not bench.keeps_apart(lambda: joined([examples for _, examples in clients])):
         return by_size
     stacks: list[Group] = []
     rows = visits = 0  # of the last stack
@@ -224,6 +224,8 @@ def _train_group(
     with torch.no_grad():
         moves = [(value - origin).flatten(1) for value, origin in zip(trained, origins, strict=True)]
         update = torch.cat(moves, dim=1).cpu().numpy()
+    if len(set(records)) > 1 and not bool(losses.isfinite().all()):
+        raise FloatingPointError("an example by itself may have no loss where its batch has one")
     return update, {
         wire.WEIGHT: records.astype(np.float64),
         TRAIN_LOSS: losses.cpu().double().numpy() / taken,
@@ -318,8 +320,10 @@ def _add_rows(
     finite = np.isfinite(update).all(axis=1)
     update[~finite] = 0
     # As in a message: where clients are hidden, one that diverges answers that nothing changed.
-    told = finite if spec.clipping_norm is None else np.full(len(update), True)
-    cohort_sum.drop("failed", int((~told).sum()))
+    told = np.full(len(update), True)
+    if spec.clipping_norm is None:
+        told = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])
+    cohort_sum.drop("not finite", int((~told).sum()))
     rows = encode_rows(update[told], {name: values[told] for name, values in scalars.items()}, spec)
     cohort_sum.total += rows.sum(axis=0)
     cohort_sum.replies += len(rows)

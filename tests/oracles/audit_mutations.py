@@ -255,6 +255,7 @@ BEYOND: dict[str, str] = {
     "a task keeps one optimizer for all clients": "one client's part in another's update is within its clip",
     "a hidden client tells that it has no examples": "whether a client answers, and no number that is released",
     "a loss is measured on the classes of a few examples": "a loss of examples that nobody has yet; no noise is missing",
+    "a loss is measured on common targets alone": "a loss that leaves out labels which no task of the audit has; no noise is missing",
     "two runs charge the same clients' records at once": "two budgets are spent; each sum has its noise",
     "data that nobody can tell apart count as unchanged": "two budgets are spent; each sum has its noise",
     "two modes charge the same records at once": "two budgets are spent; each sum has its noise",
