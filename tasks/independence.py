@@ -5,17 +5,17 @@ and where nothing but the parameters is carried from step to step. Here both are
 and on a few of the owner's examples, before anything is spent:
 
 - an example is replaced, and no other row of the outputs moves (the generators of randomness are seeded alike);
-- a part of the batch is computed alone, and its rows are those of the whole batch;
+- a part of the batch is computed alone, and its rows are those of the whole batch; so is one example many times;
 - the loss of the batch, and its gradient, are those of the mean of the examples' losses, for targets in memory that it may
   leave out too;
 - the gradient of any weighted sum of the examples' losses is the sum of the gradients that each has alone;
-- a step on other examples in between changes no result, no buffer and no attribute.
+- a step on other examples in between changes no result, no parameter, no buffer and no attribute.
 
 Where records are hidden, and a model is evaluated on them or says something of each, the outputs are measured in evaluation
 mode as well, and metrics of single records in one order and the other.
 
 What is random in a layer is seeded where batches have the same size, and held constant where they differ, because
-the same seed gives other draws to a tensor of another shape.
+the same seed gives other draws to a tensor of another shape. Several seeds and constants turn a coin both ways.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ import copy
 import math
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -41,9 +44,11 @@ from .protocol import Objective, Task
 
 MOST_CLASSES = 500  # batches of targets, of one example and some classes each
 BATCH = 6  # examples of the probe; each pair of them is tried
+MANY = 24  # in a batch that fills what small ones leave room in, such as the capacity of an expert
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
 LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
+MOST_LOOKED_INTO = 1000  # entries of a container
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
 WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
@@ -61,6 +66,7 @@ class Probe:
       objective: gives the loss of a batch.
       inputs: of `BATCH` examples.
       targets: shape (BATCH, ...).
+      begun: the parameters' values before anything went through the model.
       tolerance: relative difference above which two results are told apart.
     """
 
@@ -68,12 +74,15 @@ class Probe:
     objective: Objective
     inputs: Any
     targets: Tensor
+    begun: tuple[Tensor, ...]
     tolerance: float = 0.0
 
-    def outputs(self, rows: Tensor | None = None, inputs: Any = None) -> Any:
-        """Return the outputs of these rows, from the same random state at every call."""
+    def outputs(self, rows: Tensor | None = None, inputs: Any = None, draw: int = 0) -> Any:
+        """Return the outputs of these rows, from the same random state and parameters at every call."""
         given = self.inputs if inputs is None else inputs
-        _seed()
+        _seed(draw)
+        for parameter, value in zip(self.model.parameters(), self.begun, strict=True):
+            parameter.data.copy_(value)
         return run_on(self.model, given if rows is None else rows_of(given, rows))
 
     def losses(self, outputs: Any, targets: Tensor) -> list[Tensor]:
@@ -92,10 +101,9 @@ class Probe:
             return True
         if not a.is_floating_point():
             return not torch.equal(a, b)
-        a, b = a.detach(), b.detach()
         if not torch.equal(a.isfinite(), b.isfinite()):
             return True
-        a, b = a.nan_to_num(0, 0, 0).double(), b.nan_to_num(0, 0, 0).double()
+        a, b = (each.detach().nan_to_num(0, 0, 0).double() for each in (a, b))
         scale = max([float(each.abs().max()) for each in (a, b) if each.numel()], default=0.0)
         return bool(((a - b).abs() > self.tolerance * scale).any())
 
@@ -124,9 +132,7 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
         for check in (_check_rows, _check_parts, _check_loss, _check_gradients, _check_state):
             check(probe)
         if isinstance(data, Examples):
-            inputs, targets = mapped(
-                lambda each: each.to(_kind(each, probe)), data.batch(_chosen(data)[-BATCH:])
-            )
+            inputs, targets = _as_in(probe, data.batch(_chosen(data)[-BATCH:]))
             _check_loss(replace(probe, inputs=inputs, targets=targets))
         elif data.collate is not None:
             _check_collate(probe, data)
@@ -235,22 +241,20 @@ def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:
     for tensor in leaves(inputs):
         if len(data) < BATCH and tensor.is_floating_point():  # equal rows would hide what orders them
             tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
-    wide = mapped(_double, (inputs, targets))
-    probe = Probe(_moved_off(_copied(model).double()), objective, *wide)
+    probe = _probe(_copied(model).double(), objective, *mapped(_double, (inputs, targets)))
     precision = _Precision()
     try:
         with precision:
             objective.loss(probe.outputs(), probe.targets)
     except (RuntimeError, TypeError):
-        probe, precision = Probe(_moved_off(_copied(model)), objective, inputs, targets), _Precision()
+        probe, precision = _probe(_copied(model), objective, inputs, targets), _Precision()
         with precision:
             objective.loss(probe.outputs(), targets)
     probe = replace(probe, tolerance=precision.tolerance)
     outputs = probe.outputs()
     shapes = [tuple(each.shape) for each in leaves(outputs)]
     if not shapes:
-        remedy = "return a tensor, or a tuple or a dictionary of tensors"
-        raise Refusal("model", type(outputs).__name__, remedy)
+        raise Refusal("model", type(outputs).__name__, "return a tensor, or a tuple or dictionary of them")
     # A number among several outputs, or one that bears a name, is a loss that the model computed itself.
     lone = len(shapes) == 1 and not isinstance(outputs, dict)
     if any(each[:1] != (BATCH,) and (each or lone) for each in shapes):
@@ -277,23 +281,24 @@ def _double(inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _moved_off(model: nn.Module) -> nn.Module:
+def _probe(model: nn.Module, objective: Objective, inputs: Any, targets: Tensor) -> Probe:
     """Move the parameters a little: behind a layer that begins at zero nothing can be seen."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             size = float(parameter.abs().mean()) if parameter.numel() else 0.0
             parameter.add_(torch.randn_like(parameter) * (size or 0.1) / 2)
-    return model
+    return Probe(model, objective, inputs, targets, tuple(p.detach().clone() for p in model.parameters()))
 
 
+@torch.no_grad()
 def _check_rows(probe: Probe) -> None:
     """Replace one example; nobody else's output may move."""
-    calm = _detached(probe.outputs())
     for row in range(BATCH):
+        calm = probe.outputs(draw=row)
         for replaced in _replacements(probe.inputs, row):
-            after = _detached(probe.outputs(inputs=replaced))
+            after = probe.outputs(inputs=replaced, draw=row)
             if _moved(probe, calm, after, [i for i in range(BATCH) if i != row]):
-                layer = _culprit(probe, partial(probe.outputs, inputs=replaced), row)
+                layer = _culprit(probe, partial(probe.outputs, inputs=replaced, draw=row), row)
                 _refuse_layer(probe, layer, "one example's output changes when another example does")
 
 
@@ -321,32 +326,38 @@ def _extreme(row: int, sign: float, tensor: Tensor) -> Tensor:
     return sign * EXTREME * (float(tensor.abs().max()) or 1.0) * torch.rand_like(own)
 
 
+@torch.no_grad()
 def _check_parts(probe: Probe) -> None:
-    """Compute parts of the batch alone; their rows may not differ."""
-    with _ConstantRandomness():
-        whole = _detached(probe.outputs())
-        for part in (torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1)):
-            alone = _detached(probe.outputs(part))
-            if _moved(probe, rows_of(whole, part), alone, range(len(part))):
-                layer = _culprit(probe, partial(probe.outputs, part), None, part)
-                _refuse_layer(probe, layer, "an example's output depends on the size of its batch")
+    """Compute parts of the batch alone, and one example many times; their rows may not differ."""
+    parts = torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1), torch.zeros(MANY).long()
+    for half in _HALVES:
+        with _ConstantRandomness(half) as random_layers:
+            whole = probe.outputs()
+            for part in parts:
+                if _moved(probe, rows_of(whole, part), probe.outputs(part), range(len(part))):
+                    layer = _culprit(probe, partial(probe.outputs, part), None, part)
+                    _refuse_layer(probe, layer, "an example's output depends on the size of its batch")
+        if not random_layers.drew:
+            return
 
 
 def _check_loss(probe: Probe) -> None:
     """Hold the loss of the batch, and its gradient, against the mean of the examples' losses, at several outputs."""
     with _ConstantRandomness():
-        calm = _detached(probe.outputs())
+        calm = mapped(Tensor.detach, probe.outputs())
         inside = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(calm) else None
+    few = inside is not None or sum(each.numel() for each in leaves(calm)) > LARGE
+    rows = torch.arange(BATCH if few else MANY) % BATCH
+    calm, targets = calm if few else rows_of(calm, rows), probe.targets[rows]
     for outputs in _outputs_near(calm):
         fractions = [each for each in leaves(outputs) if each.is_floating_point()]
         for each in fractions:
             each.requires_grad_()
-        together = probe.objective.loss(outputs, probe.targets)
+        together = probe.objective.loss(outputs, targets)
         if together.dim() != 0:
-            raise Refusal(
-                "loss", f"shape {tuple(together.shape)}", "it must be one number; " + WEIGHTS_REMEDY
-            )
-        alone = torch.stack(inside or probe.losses(outputs, probe.targets)).mean()
+            remedy = "it must be one number; " + WEIGHTS_REMEDY
+            raise Refusal("loss", f"shape {tuple(together.shape)}", remedy)
+        alone = torch.stack(inside or probe.losses(outputs, targets)).mean()
         name = f"{type(probe.objective).__name__}.loss"
         if probe.differ(together, alone):
             # No number: these are losses of an owner's examples, and the sentence is printed and logged.
@@ -359,9 +370,9 @@ def _check_loss(probe: Probe) -> None:
             if probe.differ(ours, theirs):
                 found = "its gradient is not that of the mean of the examples' losses"
                 raise Refusal(name, found, WEIGHTS_REMEDY)
-    for targets in _of_every_class(calm, probe.targets):
+    for classes in _of_every_class(calm, targets):
         try:
-            together, alone = probe.objective.loss(calm, targets), probe.losses(calm, targets)
+            together, alone = probe.objective.loss(calm, classes), probe.losses(calm, classes)
         except (RuntimeError, LookupError, ValueError):
             continue  # a class that the loss does not know
         if probe.differ(together, torch.stack(alone).mean()):
@@ -376,8 +387,9 @@ def _of_every_class(outputs: Any, targets: Tensor) -> Iterator[Tensor]:
     classes = outputs.shape[1]
     if targets.is_floating_point() or not bool(((targets >= 0) & (targets < classes)).all()):
         return
-    for first in range(0, classes, max(BATCH - 1, classes // MOST_CLASSES)):
-        yield torch.cat([targets[:1], (first + torch.arange(BATCH - 1)) % classes])
+    others = torch.arange(len(targets) - 1)
+    for first in range(0, classes, max(len(others), classes // MOST_CLASSES)):
+        yield torch.cat([targets[:1], (first + others) % classes])
 
 
 def _check_lone_loss(probe: Probe, alone: Sequence[Tensor]) -> None:
@@ -426,8 +438,8 @@ def _check_gradients(probe: Probe) -> None:
         for row, weight in enumerate(weights):
             single = _gradient(probe.parameters, probe.loss_alone(row))
             alone = [total + weight * g for total, g in zip(alone, single, strict=True)]
-    names = [name for name, p in probe.model.named_parameters() if p.requires_grad]
-    for name, ours, theirs in zip(names, together, alone, strict=True):
+    trained = (name for name, p in probe.model.named_parameters() if p.requires_grad)
+    for name, ours, theirs in zip(trained, together, alone, strict=True):
         if probe.differ(ours, theirs):
             remedy = "an example's gradient depends on the rest of its batch; let each example's be its own"
             raise Refusal("model", f"gradient of {name}", remedy)
@@ -438,6 +450,8 @@ def _gradient(of: Sequence[Tensor], loss: Any) -> list[Tensor]:
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return [torch.zeros_like(each) for each in of]
     found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True))
+    if any(g is not None and g.is_sparse for g in found):
+        raise Refusal("model", "a sparse gradient", "no engine clips it; give the embedding sparse=False")
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, of, strict=True)]
 
 
@@ -455,61 +469,51 @@ def _check_state(probe: Probe) -> None:
     begun = dict(_kept(probe))
     first, kept_one = step(one), dict(_kept(probe))
     for name, value in begun.items():
-        if not _same(value, kept_one.get(name)) and _is_array(value):
-            _refuse_state(name)
+        if not _same(value, kept_one.get(name)) and isinstance(value, _ARRAY):
+            raise Refusal(name, "changed by a step", STATE_REMEDY)
     step(other)
     kept_other = dict(_kept(probe))
     for name in sorted({*kept_one, *kept_other}):
         if not _same(kept_one.get(name), kept_other.get(name)):
-            _refuse_state(name)
+            raise Refusal(name, "changed by a step", STATE_REMEDY)
     if probe.differ(first, step(one)):
-        raise Refusal(
-            "model or loss", "the same batch gives another loss after a step on others", STATE_REMEDY
-        )
+        found = "the same batch gives another loss after a step on others"
+        raise Refusal("model or loss", found, STATE_REMEDY)
 
 
 def _check_collate(probe: Probe, data: LazyExamples) -> None:
-    """Collate a batch again with another last item; nobody else's loss may move."""
-    count = min(BATCH, len(data) - 1)
-    if count < 2:
-        return
-    items = data.items([*range(count), len(data) - 1])
-    losses: list[list[Tensor]] = []
-    for batch in (items[:count], [*items[: count - 1], items[count]]):
-        _seed()
-        inputs, targets = mapped(lambda each: each.to(_kind(each, probe)), data.collated(batch))
-        losses.append(_losses_of(probe, inputs, targets)[: count - 1])
-    if any(probe.differ(a, b) for a, b in zip(*losses, strict=True)):
-        remedy = "do not mix examples in a batch; transform each by itself"
-        raise Refusal("collate", "one example's loss changes when another example does", remedy)
+    """Collate an item with others, and with its like alone; its loss may not move."""
+    items = data.items(_spread(len(data)).tolist())
+    for first, own in enumerate(items[: BATCH // 2]):
+        others = [*items[:first], *items[first + 1 :]]
+        with _ConstantRandomness():
+            among, alone = (_first_loss(probe, data, [own, *rest]) for rest in (others, [own] * len(others)))
+        if probe.differ(among, alone):
+            remedy = "transform each by itself, and let the model see no padding"
+            raise Refusal("collate", "one example's loss changes when another example does", remedy)
 
 
-def _losses_of(probe: Probe, inputs: Any, targets: Tensor) -> list[Tensor]:
-    """Return each example's loss; where the model computes it, that of a batch of its row alone."""
-    outputs = probe.outputs(inputs=inputs)
-    if not _has_loss(outputs):
-        return probe.losses(outputs, targets)
-    rows = [torch.tensor([row]) for row in range(len(targets))]
-    return [
-        probe.objective.loss(probe.outputs(inputs=rows_of(inputs, row)), targets[row]).detach()
-        for row in rows
-    ]
+def _first_loss(probe: Probe, data: LazyExamples, items: list[Any]) -> Tensor:
+    """Return the first example's loss; where the model computes it, that of a batch of its row alone."""
+    _seed()
+    inputs, targets = _as_in(probe, data.collated(items))
+    outputs, own = probe.outputs(inputs=inputs), torch.tensor([0])
+    outputs = probe.outputs(inputs=rows_of(inputs, own)) if _has_loss(outputs) else rows_of(outputs, own)
+    return probe.objective.loss(outputs, targets[:1]).detach()
 
 
-def _kind(tensor: Tensor, probe: Probe) -> torch.dtype:
-    """Return the type in which the probe computes, of a fraction."""
-    wide = any(p.dtype == torch.float64 for p in probe.model.parameters())
-    return torch.float64 if wide and tensor.is_floating_point() else tensor.dtype
-
-
-def _refuse_state(name: str) -> None:
-    raise Refusal(name, "changed by a step", STATE_REMEDY)
+def _as_in(probe: Probe, batch: Any) -> Any:
+    """Return a batch with its fractions in the type in which the probe computes."""
+    wide = any(each.dtype == torch.float64 for each in probe.begun)
+    return mapped(_double, batch) if wide else batch
 
 
 def _kept(probe: Probe) -> Iterator[tuple[str, Any]]:
     """Yield all that the model and the objective hold beside the parameters, copied: name and value."""
     for name, buffer in probe.model.named_buffers():
         yield f"model: buffer {name}", buffer.detach().clone()
+    for name, parameter in probe.model.named_parameters():
+        yield f"model: parameter {name}", float(parameter.detach().sum())
     for name, module in probe.model.named_modules():
         path = f"model: {name or type(module).__name__}"
         yield from _inside(path, {k: v for k, v in vars(module).items() if k not in _MODULE_OWN}, 0)
@@ -518,6 +522,7 @@ def _kept(probe: Probe) -> Iterator[tuple[str, Any]]:
 
 _MODULE_OWN = frozenset(vars(nn.Module()))
 _DEPTH = 3  # of containers in attributes
+_ARRAY = Tensor | np.ndarray
 
 
 def _inside(path: str, values: Mapping[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
@@ -525,29 +530,23 @@ def _inside(path: str, values: Mapping[Any, Any], depth: int) -> Iterator[tuple[
         name = f"{path}.{key}"
         if isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter):
-                yield name, _version(value) if value.numel() > LARGE else value.detach().clone()
+                written = f"{value.data_ptr()} {value._version}"  # of what is too large to copy, such as a task's data
+                yield name, written if value.numel() > LARGE else value.detach().clone()
         elif isinstance(value, np.ndarray):
             yield name, value.copy()
         elif isinstance(value, int | float | str | bool):
             yield name, value
-        elif isinstance(value, Mapping) and depth < _DEPTH:
-            yield from _inside(name, value, depth + 1)
-        elif isinstance(value, list | tuple) and depth < _DEPTH:
-            yield f"{name}: length", len(value)
-            yield from _inside(name, dict(enumerate(value)), depth + 1)
-
-
-def _version(value: Tensor) -> str:
-    """Return what tells whether a tensor that is too large to copy, such as a task's data, was written to."""
-    return f"{value.data_ptr()} {value._version}"
-
-
-def _is_array(value: object) -> bool:
-    return isinstance(value, Tensor | np.ndarray)
+        elif depth < _DEPTH:
+            if isinstance(value, list | tuple | set | deque):
+                yield f"{name}: length", len(value)
+                value = dict(enumerate(islice(value, MOST_LOOKED_INTO)))
+            elif not isinstance(value, Mapping | type | FunctionType | ModuleType | Examples | LazyExamples):
+                value = getattr(value, "__dict__", {})
+            yield from _inside(name, value if isinstance(value, Mapping) else {}, depth + 1)
 
 
 def _same(a: Any, b: Any) -> bool:
-    if _is_array(a) and _is_array(b):
+    if isinstance(a, _ARRAY) and isinstance(b, _ARRAY):
         return np.shape(a) == np.shape(b) and bool(
             np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind in "fc")
         )
@@ -558,7 +557,8 @@ def _culprit(
     probe: Probe, again: Callable[[], Tensor], row: int | None, part: Tensor | None = None
 ) -> str | None:
     """Return the innermost layer whose output moves at rows where its input does not."""
-    calm, disturbed = _traced(probe.model, probe.outputs), _traced(probe.model, again)
+    calm = _traced(probe.model, partial(probe.outputs, draw=row or 0))
+    disturbed = _traced(probe.model, again)
     rows = [i for i in range(BATCH) if i != row] if part is None else part.tolist()
     for name, (inputs, outputs) in calm.items():  # in the order in which layers end: inner ones first
         if name not in disturbed:
@@ -587,7 +587,8 @@ def _traced(model: nn.Module, run: Callable[[], Tensor]) -> dict[str, tuple[Tens
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         del module
-        seen[name] = (_first(inputs), _first(output))
+        first = (next((each.detach().clone() for each in leaves(value)), None) for value in (inputs, output))
+        seen[name] = (next(first), next(first))
 
     handles = [m.register_forward_hook(partial(note, name)) for name, m in model.named_modules()]
     try:
@@ -596,10 +597,6 @@ def _traced(model: nn.Module, run: Callable[[], Tensor]) -> dict[str, tuple[Tens
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _first(value: Any) -> Tensor | None:
-    return next((each.detach().clone() for each in leaves(value)), None)
 
 
 def _refuse_layer(probe: Probe, name: str | None, what: str) -> None:
@@ -621,10 +618,6 @@ def _moved(probe: Probe, before: Any, after: Any, rows: Sequence[int]) -> bool:
     )
 
 
-def _detached(outputs: Any) -> Any:
-    return mapped(torch.Tensor.detach, outputs)
-
-
 def _has_loss(outputs: Any) -> bool:
     """Return whether there is a number among the outputs: a loss that the model itself computed."""
     return any(each.dim() == 0 for each in leaves(outputs))
@@ -633,10 +626,10 @@ def _has_loss(outputs: Any) -> bool:
 # --- randomness while the probe runs ------------------------------------------------------------------------------
 
 
-def _seed() -> None:
-    torch.default_generator.manual_seed(SEED)
-    np.random.seed(SEED & 0x7FFFFFFF)
-    random.seed(SEED)
+def _seed(draw: int = 0) -> None:
+    torch.default_generator.manual_seed(SEED + draw)
+    np.random.seed((SEED + draw) & 0x7FFFFFFF)
+    random.seed(SEED + draw)
 
 
 @contextmanager
@@ -652,9 +645,7 @@ def _quiet_generators() -> Generator[None]:
         random.setstate(kept[2])
 
 
-_HALF = ("rand", "rand_like", "uniform", "uniform_")
-_ONE = ("bernoulli", "bernoulli_")
-_ZERO = ("randn", "randn_like", "normal", "normal_")
+_HALVES = (0.5, 0.0, 1 - 2**-24)  # coins of any probability fall on both sides of the last two
 
 
 class _Mode(TorchDispatchMode):
@@ -666,7 +657,18 @@ class _Mode(TorchDispatchMode):
 
 
 class _ConstantRandomness(_Mode):
-    """Gives layers the middle of what they might draw, whatever the shape of the draw."""
+    """Gives layers the middle of what they might draw, whatever the shape of the draw.
+
+    Args:
+      half: in the place of the middle of uniform draws.
+    """
+
+    def __init__(self, half: float = 0.5) -> None:
+        super().__init__()
+        self.given: dict[str, float] = dict.fromkeys(("rand", "rand_like", "uniform", "uniform_"), half)
+        self.given |= {"bernoulli": 1.0, "bernoulli_": 1.0}
+        self.given |= dict.fromkeys(("randn", "randn_like", "normal", "normal_"), 0.0)
+        self.drew = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -675,9 +677,9 @@ class _ConstantRandomness(_Mode):
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         drawn = func(*args, **kwargs)
-        for names, value in ((_HALF, 0.5), (_ONE, 1.0), (_ZERO, 0.0)):
-            if name in names and isinstance(drawn, Tensor):
-                return drawn.fill_(value)
+        if name in self.given and isinstance(drawn, Tensor):
+            self.drew = True
+            drawn.fill_(self.given[name])
         return drawn
 
 
@@ -691,6 +693,11 @@ class _Precision(_Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         made = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.embedding_renorm_:
+            remedy = (
+                "shortens the rows of the examples' words, which tells them without noise; leave max_norm out"
+            )
+            raise Refusal("model", "an embedding with max_norm", remedy)
         for each in made if isinstance(made, tuple | list) else (made,):
             if isinstance(each, Tensor) and each.is_floating_point():
                 # Below double precision fewer roundings meet: rows of a batch differ by some hundreds at most.

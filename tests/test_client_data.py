@@ -300,12 +300,12 @@ def padded(items: list[Any]) -> Any:
 
 
 class Summed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, mean: bool = False) -> None:
         super().__init__()
-        self.last = nn.Linear(1, 2)
+        self.last, self.mean = nn.Linear(1, 2), mean
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.last(inputs.sum(1, keepdim=True))
+        return self.last(inputs.mean(1, keepdim=True) if self.mean else inputs.sum(1, keepdim=True))
 
 
 def test_a_collate_that_mixes_examples_is_refused_and_one_that_pads_is_not() -> None:
@@ -315,6 +315,10 @@ def test_a_collate_that_mixes_examples_is_refused_and_one_that_pads_is_not() -> 
         )
     ragged_rows = [(torch.ones(1 + n % 5), torch.tensor(n % 2)) for n in range(9)]
     check_independence(Summed(), Made(pairs), fv.LazyExamples(ragged_rows, collate=padded))
+    for first in range(9):  # whichever of them is the longest
+        rows = fv.LazyExamples(ragged_rows[first:] + ragged_rows[:first], collate=padded)
+        with pytest.raises(fv.Refusal, match="see no padding"):
+            check_independence(Summed(mean=True), Made(pairs), rows)
 
 
 def test_what_cannot_be_planted_is_refused_by_name() -> None:

@@ -1,6 +1,9 @@
 """The probe of independence sees what mixes the examples of a batch, and lets pass what does not."""
 
+from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +74,56 @@ class Remembers(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         self.last = float(inputs.detach().mean())
         return inputs
+
+
+class Fills(nn.Module):
+    """Keeps what it saw in something else than a list, and does nothing with it yet."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = inputs.detach().mean()
+        if isinstance(self.kept, deque):
+            self.kept.append(seen)
+        elif isinstance(self.kept, set):
+            self.kept.add(float(seen))
+        else:
+            self.kept.seen = seen
+        return inputs
+
+
+class Writes(nn.Module):
+    """Writes a mean of the examples into a parameter, as a codebook that follows its data does."""
+
+    def __init__(self, trains: bool) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(WIDTH), requires_grad=trains)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.mean.data.mul_(0.5).add_(inputs.detach().mean(0))
+        return inputs + 0 * self.mean
+
+
+class Words(nn.Sequential):
+    """Embeds each number as a word."""
+
+    def __init__(self, **options: Any) -> None:
+        words = Does(lambda inputs: (10 * inputs.abs()).long() % 30)
+        super().__init__(
+            words, nn.Embedding(30, WIDTH, **options), nn.Flatten(), nn.Linear(FEATURES * WIDTH, CLASSES)
+        )
+
+
+def full(inputs: Tensor) -> Tensor:
+    """Return what an expert does with as many as it has room for, by order of their rows."""
+    return inputs * (torch.arange(len(inputs)) < max(8, 1.25 * len(inputs) / 4))[:, None]
+
+
+def hardest(outputs: Tensor, targets: Tensor) -> Tensor:
+    losses = F.cross_entropy(outputs, targets, reduction="none")
+    return losses.topk(max(8, len(losses) // 2)).values.mean() if len(losses) > 8 else losses.mean()
 
 
 class CentredGradient(torch.autograd.Function):
@@ -164,6 +217,21 @@ DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
     "running mean, hidden": (around(RunningMean(False, used=True)), Objective(), "1: RunningMean"),
     "running mean, not used": (around(RunningMean(False, used=False)), Objective(), "model: buffer 1.mean"),
     "attribute": (around(Remembers()), Objective(), "model: 1.last"),
+    "queue": (around(Fills(deque(maxlen=9))), Objective(), "model: 1.kept"),
+    "set": (around(Fills(set())), Objective(), "model: 1.kept"),
+    "object": (around(Fills(SimpleNamespace())), Objective(), "model: 1.kept.seen"),
+    "parameter that follows the data": (around(Writes(True)), Objective(), "model: parameter 1.mean"),
+    "frozen one that does": (around(Writes(False)), Objective(), "model: parameter 1.mean"),
+    "embedding with max_norm": (Words(max_norm=1.0), Objective(), "leave max_norm out"),
+    "max_norm of words that are shorter yet": (Words(max_norm=99.0), Objective(), "leave max_norm out"),
+    "sparse gradient": (Words(sparse=True), Objective(), "sparse=False"),
+    "room of an expert": (around(full), Objective(), "1: Does"),
+    "hardest examples of a large batch": (around(), Objective(hardest), "Objective.loss"),
+    "mixing by a rare coin": (
+        around(lambda h: h + h.roll(1, 0) if torch.rand(()) < 0.01 else h),
+        Objective(),
+        "1: Does",
+    ),
 }
 
 
