@@ -57,11 +57,6 @@ class Ending:
     state: State
 
 
-def _at_once(stop: threading.Event) -> str | None:
-    del stop
-    return None
-
-
 @dataclass(frozen=True)
 class Pace:
     """How rounds follow each other where clients come and go.
@@ -73,7 +68,7 @@ class Pace:
     """
 
     deadline: float = 3600.0
-    ready: Callable[[threading.Event], str | None] = _at_once
+    ready: Callable[[threading.Event], str | None] = lambda stop: None
     patience: int | None = None
 
 

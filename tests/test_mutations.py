@@ -1908,6 +1908,20 @@ MUTATIONS = {
         "test_privacy_arms.py",
         "partition",
     ),
+    "clients that have moved keep the arms of their places": Mutation(
+        "server/run/prepare.py",
+        "(named or won)",
+        "True",
+        "test_server_before_spending.py",
+        "in_other_places",
+    ),
+    "clients that have moved keep the turns of their places": Mutation(
+        "server/run/prepare.py",
+        "saved.places not in (None, federation.places_under(key))",
+        "False",
+        "test_server_before_spending.py",
+        "in_other_places",
+    ),
     "epsilon of the arms is that of the first": Mutation(
         "privacy/ledger/book.py",
         "            times = max(counts.values()) - most\n",

@@ -266,3 +266,33 @@ def test_the_books_of_a_run_that_goes_on_beside_earlier_ones_are_right(tmp_path:
     of_real_data(tmp_path, 200, strategy=Interrupted(), **keys)
     run = fv.simulate(Clinics(200), strategy=FedAvg(), resume=tmp_path / "run", quiet=True)
     assert run.status == "completed"
+
+
+@pytest.mark.parametrize("tuned", [False, True], ids=["turns", "arms"])
+def test_clients_that_are_in_other_places_when_a_run_goes_on(tuned: bool, tmp_path: Path) -> None:
+    """One more table, or another name, moves clients: it would be a second turn too soon, or a second arm uncharged."""
+    level = fv.ClientCentral(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
+    keys: dict[str, Any] = {"privacy": level, "cohort": fv.Poisson(0.5), "num_rounds": 4}
+    keys["tune"] = {"name": "learning_rate", "values": [1, 2, 3], "rounds": 1}
+    if not tuned:
+        level = fv.ClientCentral(target_delta=1e-3, noise="correlated")
+        keys = {"privacy": level, "cohort": fv.MinSeparation(20, 2, 2), "num_rounds": 4}
+
+    class Moved(Clinics):
+        def client_data(self, client: int) -> fv.Examples:
+            return super().client_data((client + 1) % 200 if client < 200 else client)
+
+    of_real_data(tmp_path, 200, strategy=Interrupted(), accept_vacuous=True, **keys)
+    began = json.loads((tmp_path / "run" / "run.json").read_text())
+    again: dict[str, Any] = {"strategy": FedAvg(), "resume": tmp_path / "run", "quiet": True}
+    if not tuned:
+        with pytest.raises(fv.Refusal, match="began with other tables, or in another order"):
+            fv.simulate(Moved(200), **again)
+        assert fv.simulate(Clinics(200), **again).status == "completed"
+        return
+    run = fv.simulate(Moved(200), **again)
+    assert run.result["tuning"]["deal"] != began["deal"]
+    (event,) = read_events(Path(run.result["ledger"]), Adversary.MODEL)
+    assert "count=5" in str(event), (
+        "who moved has been in an arm before, is in one now, and in three rounds more"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import re
 import secrets
@@ -349,12 +350,6 @@ class Federation:
         return self.settings.compress.down is not None
 
     @property
-    def difference_bits(self) -> int | None:
-        """Bits of a coordinate's difference between two rounds; None where clients get the model as it is."""
-        down = self.settings.compress.down
-        return down if isinstance(down, int) else None
-
-    @property
     def record(self) -> Record | None:
         """The record-level part of the privacy settings."""
         privacy = self.settings.privacy
@@ -472,6 +467,12 @@ class Federation:
         if self.simulated or self.named:
             return [self.fingerprint_of(client) for client in clients]
         return [content_of(data_of(self.task, client)) or secrets.token_hex(32) for client in clients]
+
+    def places_under(self, key: bytes | None) -> str | None:
+        """Return what shows, to who has a secret key, whether clients of this machine are where they were; None without one."""
+        if not key or self.deployed is not None:
+            return None
+        return hmac.digest(key, "".join(self.fingerprints).encode(), "sha256").hex()
 
     def fingerprint_of(self, client: int) -> str:
         """Return the fingerprint of a client's data before a run scales them, which in a simulation names its ledger."""

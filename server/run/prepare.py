@@ -22,6 +22,7 @@ from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode, people_call
+from ...tasks.arrays import dimension_of
 from ...tasks.data import (
     MOST_LOOKED_AT,
     Data,
@@ -108,11 +109,16 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
                 check_evaluated_apart(federation.task.model(), federation.task, data)
     _check_other_mode(federation)
     make_strategy_of(federation)
-    tuning = tuning_of(federation, saved.deal if saved else None)
+    won = checkpoint is not None and checkpoint.state.winner is not None
+    # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
+    named = federation.simulated or federation.deployed is not None
+    tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
     _ = federation.masking  # refuses a cohort that no sum can hide
+    if federation.compression is not None:
+        federation.compression.of(dimension_of(federation.task))  # refuses a grid that is too coarse
     _check_evaluation(federation)
     _check_scaling(federation)
-    if tuning is not None and (checkpoint is None or checkpoint.state.winner is None):
+    if tuning is not None and not won:
         require_arms(federation, tuning)
     if saved is None and (not federation.simulated or federation.summed is None):
         require_use(federation, sum_plan(federation))
@@ -386,7 +392,7 @@ def opened(
         begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
-        key = _noise_key(run, fresh=saved is None)
+        key = _noise_key(run, saved)
         privacy = SumPrivacy(
             plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
         )
@@ -474,16 +480,20 @@ def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
     return replace(client, encryption=replace(asked, minimum_noise_multiplier=least))
 
 
-def _noise_key(run: Run, fresh: bool) -> bytes | None:
+def _noise_key(run: Run, saved: Saved | None) -> bytes | None:
     """Return the key of correlated noise on real data, on disk before the run's first round."""
     federation = run.federation
     if federation.mechanism.rows is None or federation.seed is not None:
         return None
-    if fresh:
+    if saved is None:
         try:
             return noise_key.make(run.folder)
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
             raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
     finished = run.checkpoint is not None and run.checkpoint.state.round >= federation.settings.steps
-    return b"" if finished else noise_key.read(run.folder)
+    key = b"" if finished else noise_key.read(run.folder)
+    if key and saved.places not in (None, federation.places_under(key)):
+        remedy = "began with other tables, or in another order, and clients take turns by it; put them back, or start a new run"
+        raise Refusal("resume", str(run.folder), remedy)
+    return key

@@ -87,10 +87,6 @@ class RunResult:
     carried: Carried = NOTHING
 
 
-def _as_it_is(federation: Federation) -> Federation:
-    return federation
-
-
 def order_here(run: Run) -> Mapping[str, str]:
     """Return what every round tells simulated clients, who know the settings: an order where rounds differ by it."""
     return {} if run.tuning is None else order_of(run)
@@ -116,7 +112,7 @@ class Environment:
     pace: Pace = field(default_factory=Pace)
     callbacks: Sequence[Callback] = ()
     objects: Sequence[Callback] = ()
-    renew: Callable[[Federation], Federation] = _as_it_is
+    renew: Callable[[Federation], Federation] = lambda federation: federation
     tally: Tally = field(default_factory=Tally)
 
 
@@ -237,7 +233,7 @@ def _run_on(
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
 
-    order = around.order(run)
+    order, down = around.order(run), federation.settings.compress.down
     loop = Loop(
         strategy=strategies[0],
         num_rounds=federation.settings.steps,
@@ -251,7 +247,7 @@ def _run_on(
         score=partial(_scored, progress, private, around.pace.deadline)
         if federation.settings.scored_at_clients
         else None,
-        difference_bits=federation.difference_bits,
+        difference_bits=down if isinstance(down, int) else None,
     )
     del state  # the first model is not kept beside the last one
     started = _start_of(progress)

@@ -76,6 +76,7 @@ class Saved:
       filter_order: of the RDP filter that its plan goes by; None where there is none.
       turns: the cohort's name, which says how far a client's turns lie apart; None where it has none.
       deal: key of the clients' arms; None where nothing is tuned.
+      places: of clients that take turns, as `Federation.places_under` gives them under the noise's key.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Saved:
     filter_order: float | None = None
     turns: str | None = None
     deal: str | None = None
+    places: str | None = None
 
 
 @dataclass
@@ -128,7 +130,7 @@ def read_saved(folder: Path) -> Saved:
         noise, order = (
             None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
         )
-        return Saved(str(fields["run"]), noise, order, fields.get("turns"), fields.get("deal"))
+        return Saved(str(fields["run"]), noise, order, *map(fields.get, ("turns", "deal", "places")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         remedy = f"its {SAVED} cannot be read ({problem}); start a new run"
         raise Refusal("resume", str(folder), remedy) from problem
@@ -178,6 +180,7 @@ def write_start(run: Run) -> None:
         "filter_order": order,
         "turns": turns,
         "deal": None if run.tuning is None else run.tuning.deal.key,
+        "places": None if run.privacy is None else run.federation.places_under(run.privacy.noise_key),
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }

@@ -131,6 +131,8 @@ BEYOND: dict[str, str] = {
     "a question told as a difference is another question": LINK,
     "a device that could not make its model is not asked again": "a device that sits a round out, and no number that is released",
     "a client is in two arms": ARMS,
+    "clients that have moved keep the arms of their places": ARMS,
+    "clients that have moved keep the turns of their places": "of a run that goes on; each sum has the noise that is claimed",
     "epsilon of the arms is that of the first": ARMS,
     "a device takes a second deal of its run": ARMS,
     "a model's module is imported though nobody allowed it": "is no matter of the sum",
