@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
-from ..privacy.mechanisms.packing import unpack, width_of
+from ..privacy.mechanisms.packing import Packed, width_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.secure_wire import USUAL, answer, messages_of, read_place
 from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
@@ -95,7 +95,7 @@ def _corrupted(reply: Message, message: Message, kind: int) -> Message:
         return reply
     vector, width = view(only_arrays(reply.content)[VECTOR]), width_of(sum_spec_of(message.content))
     if width is not None:  # what is packed has fewer spare bits than one coordinate
-        vector = unpack(vector.astype(np.uint8, copy=False), 8 * vector.size // width, width)
+        vector = Packed(vector.astype(np.uint8, copy=False), 8 * vector.size // width, width).numbers()
     wide = vector.astype(np.int64 if vector.dtype.kind == "i" else np.float64)
     broken = (np.full(wide.shape, np.nan), wide[:-1], wide.astype("complex64"), wide * 1000)[kind]
     record = ArrayRecord({VECTOR: Array(broken)})

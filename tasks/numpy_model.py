@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +259,10 @@ def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = N
     return x[(*[slice(None)] * (dim % x.ndim), slice(start, end, step))]
 
 
-def _mean(x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Array:
-    return np.asarray(x.mean(None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim))
-
-
-def _sum(x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Array:
-    return x.sum(None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim)
+def _reduced(
+    how: Callable[..., Any], x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None
+) -> Array:
+    return np.asarray(how(x, None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim))
 
 
 def _added(x: Any, y: Any, alpha: float = 1) -> Any:
@@ -302,10 +301,6 @@ def _clamp(x: Array, low: float | None = None, high: float | None = None) -> Arr
 
 def _hardtanh(x: Array, low: float = -1, high: float = 1) -> Array:
     return np.clip(x, low, high)
-
-
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0)
 
 
 def _squeeze(x: Array, dim: Any) -> Array:
@@ -347,11 +342,11 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "linear": _linear,
     "matmul": np.matmul,
     "max_pool2d": _max_pool2d,
-    "mean": _mean,
+    "mean": partial(_reduced, np.mean),
     "mul": np.multiply,
     "neg": np.negative,
     "permute": np.transpose,
-    "relu": _relu,
+    "relu": partial(np.maximum, 0),
     "reshape": np.reshape,
     "select": _select,
     "sigmoid": _sigmoid,
@@ -360,7 +355,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "softmax": softmax,
     "squeeze": _squeeze,
     "sub": _taken,
-    "sum": _sum,
+    "sum": partial(_reduced, np.sum),
     "sym_size": np.size,
     "tanh": np.tanh,
     "transpose": np.swapaxes,

@@ -37,6 +37,7 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
+from fedveil.simulations.simulate import simulate
 from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
@@ -199,6 +200,13 @@ def test_a_servers_masks_follow_from_its_runs_name_and_a_simulations_from_its_se
     assert kept("a", None) == kept("a", None) != kept("b", None)
 
 
+class Wide(nn.Sequential):
+    """A model of more coordinates than 256 cells are enough for."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(64, 900), nn.Linear(900, 10))
+
+
 # --- records ------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +348,20 @@ def test_what_would_break_the_guarantee_is_refused_by_name(
     with pytest.raises(Refusal, match=said) as refused:
         settings_from_overrides(overrides)
     assert field in str(refused.value)
+
+
+def test_a_grid_that_would_round_an_update_to_nothing_is_refused_before_anything_is_spent(
+    tmp_path: Path,
+) -> None:
+    kept = CompressionPlan("project", 0.5, 256).of(2 * 256**2).kept
+    assert kept == 256**2
+    with pytest.raises(Refusal, match=r"compress\.cells=256: rounds most of 65537 coordinates .*give 257 or"):
+        CompressionPlan("project", 0.5, 256).of(2 * 256**2 + 2)
+    asked = ["task=digits", f"task.model={__name__}:Wide", f"allow_modules=[{__name__}]"]
+    asked += ["compress=project", "compress.ratio=1", "compress.cells=256"]
+    with pytest.raises(Refusal, match=r"compress\.cells=256: rounds most"):
+        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_settings_of_compression() -> None:

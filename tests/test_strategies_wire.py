@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.mechanisms import packing
-from fedveil.privacy.mechanisms.packing import Packed, pack, packed_size, unpack
+from fedveil.privacy.mechanisms.packing import Packed, pack, packed_size
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_packed, encode
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
@@ -199,12 +199,12 @@ def test_what_is_packed_is_unpacked_bit_for_bit(width: int, data: st.DataObject)
     numbers = np.array(data.draw(st.lists(st.integers(-bound, bound - 1), max_size=40)), np.int32)
     packed = pack(numbers, width)
     assert packed.shape == (packed_size(len(numbers), width),) and packed.dtype == np.uint8
-    assert np.array_equal(unpack(packed, len(numbers), width), numbers)
+    assert np.array_equal(Packed(packed, len(numbers), width).numbers(), numbers)
     if width < 31:
         with pytest.raises(ValueError, match=f"more than {width} bits"):
             pack(np.array([bound], np.int32), width)
     with pytest.raises(ValueError, match="are not"):
-        unpack(packed, len(numbers) + 8, width)
+        Packed(packed, len(numbers) + 8, width).numbers()
 
 
 @pytest.mark.parametrize("width", [3, 8, 18, 31])
@@ -215,7 +215,7 @@ def test_numbers_that_are_packed_in_several_blocks_have_the_same_bytes(
     whole = pack(numbers, width)
     monkeypatch.setattr(packing, "BLOCK", 8)
     assert np.array_equal(pack(numbers, width), whole)
-    assert np.array_equal(unpack(whole, 27, width), numbers)
+    assert np.array_equal(Packed(whole, 27, width).numbers(), numbers)
     spec = replace(SPEC, cells=1 << 29)
     total = CohortSum(np.zeros(27))
     add_packed(total, Packed(whole, 27, width), spec)

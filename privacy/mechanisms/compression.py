@@ -36,6 +36,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..refusal import Refusal
 from .randomness import keyed_stream
 from .rotation import rotate, unrotate
 
@@ -94,8 +95,17 @@ class CompressionPlan:
     cells: int | None = None
 
     def of(self, coordinates: int, seed: str = "") -> Compression:
-        """Return how updates of so many coordinates, at least 1, are compressed in a run of this public seed."""
-        return Compression(self.kind, coordinates, max(1, round(self.ratio * coordinates)), seed)
+        """Return how updates of so many coordinates, at least 1, are compressed in a run of this public seed.
+
+        Raises:
+          Refusal: a rotated vector of the clipping norm would have less than a grid unit a coordinate, and be rounded away.
+        """
+        kept = max(1, round(self.ratio * coordinates))
+        if self.cells is not None and kept > self.cells**2:
+            least = math.isqrt(kept - 1) + 1
+            remedy = f"rounds most of {kept} coordinates to nothing; give {least} or more, or null"
+            raise Refusal("compress.cells", self.cells, remedy)
+        return Compression(self.kind, coordinates, kept, seed)
 
 
 @dataclass(frozen=True)

@@ -82,18 +82,6 @@ def _unpacked_bits(packed: Bytes, count: int, width: int) -> NDArray[np.uint32]:
     return words.reshape(-1)[:count]
 
 
-def unpack(packed: Bytes, count: int, width: int) -> NDArray[np.int32]:
-    """Return the numbers that `pack` was given, shape (count,); arguments as of `Packed`.
-
-    Raises:
-      ValueError: there are not as many bytes.
-    """
-    out = np.empty(count, np.int32)
-    for start, block in Packed(packed, count, width).blocks():
-        out[start : start + block.size] = block
-    return out
-
-
 @dataclass(frozen=True)
 class Packed:
     """Numbers in as many bits as they need.
@@ -130,3 +118,7 @@ class Packed:
             for place in range(whole):
                 words |= low[start : start + size, place].astype(np.uint32) << (8 * place)
             yield start, words.view(np.int32) - np.int32(1 << (self.width - 1))
+
+    def numbers(self) -> NDArray[np.int32]:
+        """Return the numbers that `pack` was given, shape (count,); raises as `blocks` does."""
+        return np.concatenate([np.empty(0, np.int32), *(block for _, block in self.blocks())])

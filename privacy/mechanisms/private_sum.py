@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..accounting.events import gaussian_event
 from .discrete_gaussian import sample
-from .packing import Packed, unpack
+from .packing import Packed
 from .randomness import Stream
 from .sum_spec import MIN_CELLS, SMOOTHING, Segment, SumSpec
 
@@ -349,7 +349,7 @@ def add_packed(cohort_sum: CohortSum, packed: Packed, spec: SumSpec) -> None:
     squared = _add_blocks(cohort_sum.total, packed.blocks(), np.add)
     if squared > float(spec.cells) ** 2:
         _add_blocks(cohort_sum.total, packed.blocks(), np.subtract)  # whole numbers: nothing of it is left
-        return add(cohort_sum, unpack(packed.data, packed.count, packed.width), spec)
+        return add(cohort_sum, packed.numbers(), spec)
     cohort_sum.replies += 1
 
 

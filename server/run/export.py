@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -173,8 +173,8 @@ def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, .
         return load_task(asked["name"], {name: each for name, each in options.items() if each is not None})
     names = ("folder", "model", "hidden", "bins", "simulated", "held_out_share", "held_out_file", "person")
     options = {name: asked[name] for name in names if asked.get(name) is not None}
-    for name in ("folder", "held_out_file"):
-        if name in options and not Path(options[name]).exists():
+    for name in {"folder", "held_out_file"} & options.keys():
+        if not Path(options[name]).exists():
             del options[name]
     return load_task("csv", {**options, "schema": str(run / "schema.yaml")})
 
@@ -243,11 +243,7 @@ def _milliseconds(runs: Model, row: NDArray[Any]) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        taken: list[float] = []
-        for _ in range(REPEATS):
-            begun = time.perf_counter()
-            runs(row)
-            taken.append(time.perf_counter() - begun)
+        taken = timeit.repeat(lambda: runs(row), number=1, repeat=REPEATS)
     finally:
         torch.set_num_threads(threads)
     return round(1000 * float(np.median(taken)), 4)
