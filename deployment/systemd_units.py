@@ -5,12 +5,22 @@ from __future__ import annotations
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 
 # Training a small convolutional network under DP-SGD peaks at 530 MiB; a server keeps a few models.
-OPEN_FILES = 1 << 16  # `links/open_files.py` lets in a quarter as connections
-CLIENT_LIMITS = "MemoryMax=1G\nCPUWeight=20\nNice=10"
-SERVER_LIMITS = "MemoryMax=8G"
+_CLIENT = """\
+ExecStart=/opt/fedveil/bin/fedveil client start %S/fedveil-client
+Restart=always
+MemoryMax=1G
+CPUWeight=20
+Nice=10"""
+_SERVER = """\
+ExecStart=/opt/fedveil/bin/fedveil server %S/fedveil-server $RUN
+EnvironmentFile=-%S/fedveil-server/run.env
+Restart=on-failure
+RestartPreventExitStatus=2 3 4 5
+MemoryMax=8G"""
 
 # The bundle is the state folder: systemd gives it to the service's own, fresh user. Nothing of torch, OpenBLAS or
-# SQLite needs what is taken away; MemoryDenyWriteExecute is not set since torch generates code.
+# SQLite needs what is taken away; MemoryDenyWriteExecute is not set since torch generates code. Of the open files
+# `links/open_files.py` lets in a quarter as connections.
 _UNIT = """\
 [Unit]
 Description=fedveil {what} of the federation {federation}
@@ -19,8 +29,7 @@ After=network-online.target time-sync.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart=/opt/fedveil/bin/fedveil {verb} %S/{folder}{more}
-{restart}
+{own}
 RestartSec=10
 KillMode=control-group
 TimeoutStopSec=60
@@ -29,9 +38,8 @@ StateDirectory={folder}
 StateDirectoryMode=0700
 WorkingDirectory=%S/{folder}
 UMask=0077
-{limits}
 LimitCORE=0
-LimitNOFILE={files}
+LimitNOFILE=65536
 CapabilityBoundingSet=
 LockPersonality=yes
 NoNewPrivileges=yes
@@ -64,16 +72,7 @@ WantedBy=multi-user.target
 
 def client_unit(federation: str, name: str) -> str:
     """Return the unit of one client; its bundle lies in /var/lib/fedveil-client, the package in /opt/fedveil."""
-    return _UNIT.format(
-        what=f"client {name}",
-        federation=federation,
-        verb="client start",
-        folder="fedveil-client",
-        more="",
-        restart="Restart=always",
-        limits=CLIENT_LIMITS,
-        files=OPEN_FILES,
-    )
+    return _UNIT.format(what=f"client {name}", federation=federation, folder="fedveil-client", own=_CLIENT)
 
 
 def server_unit(federation: str) -> str:
@@ -81,13 +80,4 @@ def server_unit(federation: str) -> str:
 
     A run that is refused, has no budget, or was ended or left in doubt by an alarm of its audit is not tried again.
     """
-    return _UNIT.format(
-        what="server",
-        federation=federation,
-        verb="server",
-        folder="fedveil-server",
-        more=" $RUN",
-        restart="EnvironmentFile=-%S/fedveil-server/run.env\nRestart=on-failure\nRestartPreventExitStatus=2 3 4 5",
-        limits=SERVER_LIMITS,
-        files=OPEN_FILES,
-    )
+    return _UNIT.format(what="server", federation=federation, folder="fedveil-server", own=_SERVER)

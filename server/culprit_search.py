@@ -1,26 +1,31 @@
 """Search for who spoils encrypted sums: from the second untrue one on each cohort is summed in parts, drawn at random.
 
-A sum that cannot be true has a member that spoilt it. Those who may have are divided over the parts: one that spoils every
-sum that it is in is left after log2 n rounds as the only member of all untrue sums, and is suspected. Where several sums
-of a round are untrue there is more than one of them; then a member is suspected that alone in an untrue sum was in no true
-one. From then on suspects are summed with as few others as a sum takes, so that they spoil no more than these.
+A sum that cannot be true has a member that spoilt it. Those who may have are divided over the parts: one that works alone is
+in all untrue sums, whenever it spoils, and after log2 n of them no other member is. Where no member is in all of them there
+are several. If all who spoil always do, it is who alone in an untrue sum was in no true one; else who is in each pair, or
+three, that has a member in every untrue sum. Suspects are summed with as few others as a sum takes, so that they spoil no
+more than these. After `CALM` rounds without an untrue sum cohorts are whole again. What is known is kept: the next untrue
+sum divides them at once, for twice as long, so that one that spoils whole cohorts alone is not found, and spoils few.
 
-A suspicion is no proof. One that works alone can draw it on nobody else, whenever it spoils; several that take turns can.
-It ends with the first true sum of the suspect's.
+A suspicion is no proof. One that works alone can draw it on nobody else; several that take turns can. It ends with a true sum
+of the suspect's in a round in which no suspect explains an untrue one, and where cohorts are whole again.
 
 Each member is in one part, and its vector in one sum: what a round costs it does not depend on how many parts there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 FIRST = 2  # untrue sums from which on cohorts are split
 SUSPECTED = "is suspected of spoiling sums"
-CALM = 3  # rounds in parts without an untrue sum after which cohorts are whole again
+CALM = 3  # rounds in parts without an untrue sum after which cohorts are whole again, the first time
+TOGETHER = 3  # who take turns are searched for up to so many, all of whom but one are from at most
+TRIED = 10_000  # combinations of members
 
 
 @dataclass(frozen=True)
@@ -43,36 +48,50 @@ class WeighedSum:
 
 
 @dataclass(frozen=True)
+class Culprits:
+    """Members who may have spoilt some sums, of them those who must have, and how many there are at least."""
+
+    possible: frozenset[int] = frozenset()
+    certain: frozenset[int] = frozenset()
+    together: int = 1
+
+
+@dataclass(frozen=True)
 class Search:
     """What is known of who spoils a run's sums.
 
     Attributes:
-      untrue: rounds with an untrue sum so far.
-      spoilt: row and nodes of each untrue sum that no suspect explains.
+      untrue: rounds with an untrue sum; of those before cohorts were whole again one counts.
+      spoilt: row and nodes of each untrue sum that no suspect explained.
       cleared: nodes that were in a true sum.
-      several: untrue sums in one round that no suspect explains, at most so far; at least 1.
       suspected: by node, why.
       calm: rounds in parts in a row without an untrue sum.
+      patience: how many of these make cohorts whole again.
       declined: the largest part that its members declined by their policies.
     """
 
     untrue: int = 0
     spoilt: tuple[tuple[int, frozenset[int]], ...] = ()
     cleared: frozenset[int] = frozenset()
-    several: int = 1
     suspected: Mapping[int, str] = field(default_factory=dict[int, str])
     calm: int = 0
+    patience: int = CALM
     declined: int = 0
 
     @property
-    def sought(self) -> frozenset[int]:
-        """Nodes that may have spoilt what no suspect explains."""
-        sums = [nodes for _, nodes in self.spoilt]
-        if not sums:
-            return frozenset()
-        if self.several == 1:
-            return frozenset.intersection(*sums)
-        return frozenset.union(*sums) - self.cleared
+    def sought(self) -> Culprits:
+        """Who may have spoilt what no suspect explains."""
+        left = [each for each in self.spoilt if self.suspected.keys().isdisjoint(each[1])]
+        sums, at_once = [nodes for _, nodes in left], max(Counter(row for row, _ in left).values(), default=1)
+        if not sums or (alone := _explained(sums, 1)):
+            return alone if sums else Culprits()
+        several = Culprits(together=max(at_once, 2))
+        spoiling = [nodes - self.cleared for nodes in sums]
+        if all(spoiling):  # as if they always did
+            certain = frozenset.union(frozenset(), *(nodes for nodes in spoiling if len(nodes) == 1))
+            return replace(several, possible=frozenset.union(*spoiling), certain=certain)
+        found = (_explained(sums, size) for size in range(2, TOGETHER + 1))
+        return next((each for each in found if each is not None), several)
 
     def parts(
         self, cohort: Sequence[int], possible: Callable[[int], bool], draw: np.random.Generator
@@ -90,12 +109,13 @@ class Search:
         known = [node for node in cohort if node in self.suspected]
         drawn = [cohort[at] for at in draw.permutation(len(cohort)) if cohort[at] not in self.suspected]
         sought = self.sought
-        rest = [*(node for node in drawn if node not in sought), *(node for node in drawn if node in sought)]
+        rest = [node for node in drawn if node not in sought.possible]
+        rest += [node for node in drawn if node in sought.possible]
         aside = max(least - len(known), 0) if known else 0
         if not least or len(rest) - aside < least or (not known and len(rest) < 2 * least):
             return [list(cohort)], _why_whole(len(cohort), self.declined)
         apart, rest = [sorted([*known, *rest[:aside]])] if known else [], rest[aside:]
-        count = 2 * self.several if self.spoilt or not known else 1
+        count = 2 * sought.together if sought.possible or not known else 1
         return [*apart, *_divided(rest, min(count, len(rest) // least))], ""
 
     def after(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
@@ -103,46 +123,58 @@ class Search:
         if not self.untrue and not any(each.why for each in sums):
             return self
         true = frozenset(node for each in sums if not each.why for node in each.nodes)
-        suspected = {node: why for node, why in self.suspected.items() if node not in true}
-        now = replace(self, suspected=suspected, cleared=self.cleared | true)
-        if not any(each.why for each in sums):
-            now = replace(now, calm=self.calm + (in_parts and bool(sums)))
-            return now if now.calm < CALM else Search(declined=self.declined)
+        now = replace(self, cleared=self.cleared | true)
         untrue = [frozenset(each.nodes) for each in sums if each.why]
-        new = [nodes for nodes in untrue if suspected.keys().isdisjoint(nodes)]
-        now = replace(now, untrue=self.untrue + 1, calm=0, several=max(self.several, len(new)))
-        return now._with(row, new) if new else now
-
-    def _with(self, row: int, new: Sequence[frozenset[int]]) -> Search:
-        """Return the search after untrue sums that no suspect explains."""
-        spoilt, cleared = (*self.spoilt, *((row, nodes) for nodes in new)), self.cleared
-        if any(nodes <= cleared for nodes in new):  # who was in a true sum has spoilt one since
-            spoilt, cleared = tuple((row, nodes) for nodes in new), frozenset[int]()
-        now = replace(self, spoilt=spoilt, cleared=cleared)
-        if not now.sought and self.several == 1:
-            now = replace(now, several=2)
-        found = now._found()
-        left = tuple(each for each in spoilt if found.keys().isdisjoint(each[1]))
-        several = now.several if left else 1
-        return replace(now, spoilt=left, several=several, suspected={**self.suspected, **found})
-
-    def _found(self) -> dict[int, str]:
-        if self.several == 1:
-            told = ", ".join(str(row) for row, _ in self.spoilt)
-            why = f"{SUSPECTED}: no other member is in all of the sums that cannot be true, of rounds {told}"
-            return dict.fromkeys(self.sought, why) if len(self.sought) == 1 else {}
-        return {
-            node: f"{SUSPECTED}: every other member of its sum of round {row} was in sums that can be true"
-            for row, nodes in self.spoilt
-            if len(nodes - self.cleared) == 1
-            for node in nodes - self.cleared
-        }
+        if not untrue:
+            now = replace(now, calm=self.calm + (in_parts and bool(sums)))
+            if now.calm < self.patience:
+                return now
+            return Search(FIRST - 1, self.spoilt, patience=2 * self.patience, declined=self.declined)
+        now = replace(now, untrue=self.untrue + 1, calm=0)
+        new = tuple((row, nodes) for nodes in untrue if self.suspected.keys().isdisjoint(nodes))
+        if not new:
+            return now
+        suspected = {node: why for node, why in self.suspected.items() if node not in true}
+        now = replace(now, spoilt=self.spoilt + new, suspected=suspected)
+        if not now.sought.possible:  # too many take turns
+            now = replace(now, spoilt=new, cleared=true)
+        told = ", ".join(str(row) for row, _ in now.spoilt)
+        why = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {told}"
+        return replace(now, suspected={**suspected, **dict.fromkeys(now.sought.certain, why)})
 
     def of(self, members: frozenset[int]) -> Search:
         """Return what is known of these members: not of sums which somebody else may have spoilt, who is gone."""
         suspected = {node: why for node, why in self.suspected.items() if node in members}
         spoilt = tuple(each for each in self.spoilt if each[1] <= members)
         return replace(self, suspected=suspected, spoilt=spoilt, declined=0)
+
+
+def _explained(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
+    """Return who is in some set of so many members one of whom is in each of these sums; None where there is no such set.
+
+    Args:
+      sums: at least one, of which no smaller set explains all.
+      size: at least 1.
+    """
+    tried = len(min(sums, key=len)) ** (size - 1)
+    if tried > TRIED or not (found := list(_explanations(sums, size))):
+        return None
+    certain = (those | (last if len(last) == 1 else frozenset()) for those, last in found)
+    possible = frozenset.union(*(those | last for those, last in found))
+    return Culprits(possible, frozenset.intersection(*certain), size)
+
+
+def _explanations(
+    sums: Sequence[frozenset[int]], size: int
+) -> Iterator[tuple[frozenset[int], frozenset[int]]]:
+    """Yield sets of members, arguments as of `_explained`: all of a set but one, and who may be that one."""
+    if size == 1:
+        if common := frozenset.intersection(*sums):
+            yield frozenset(), common
+        return
+    for node in min(sums, key=len):
+        for those, last in _explanations([nodes for nodes in sums if node not in nodes], size - 1):
+            yield those | {node}, last
 
 
 def _divided(nodes: Sequence[int], count: int) -> list[list[int]]:

@@ -116,7 +116,7 @@ class MaskedSums:
         for name, why in suspected.items():
             logger.warning("%s %s", name, why)
         for node in before.keys() - now.keys():
-            logger.warning("%s is suspected no more: a sum with it can be true", self._name(node))
+            logger.warning("%s is suspected no more: sums with it can be true", self._name(node))
         if why_whole and done.untrue:
             done = replace(done, cause=f"{done.cause}; {why_whole}")
         if any(each.why for each in weighed):

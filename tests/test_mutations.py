@@ -2212,10 +2212,17 @@ MUTATIONS = {
     ),
     "a search that never halves": Mutation(
         "server/culprit_search.py",
-        "return frozenset.intersection(*sums)",
-        "return sums[-1]",
+        "if common := frozenset.intersection(*sums):",
+        "if common := sums[-1]:",
         "test_server_culprit_search.py",
         "alone_after_log_n",
+    ),
+    "a search that forgets once it is calm": Mutation(
+        "server/culprit_search.py",
+        "Search(FIRST - 1, self.spoilt, patience=2 * self.patience, declined=self.declined)",
+        "Search(declined=self.declined)",
+        "test_server_culprit_search.py",
+        "spoils_whole_cohorts",
     ),
     "a part whose sum nobody weighs": Mutation(
         "server/masked_sums.py",

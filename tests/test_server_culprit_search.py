@@ -46,9 +46,9 @@ LEAST = 3  # members of a part
 
 
 def searched(
-    clients: int, culprits: Collection[int], key: int, rounds: int, spoils: Callable[[int, int], bool]
+    clients: int, culprits: Collection[int], key: int, rounds: int, spoils: Callable[[int, int, int], bool]
 ) -> tuple[Search, list[list[list[int]]]]:
-    """Return what so many rounds led to, and their parts, where culprits spoil what `spoils(culprit, row)` says."""
+    """Return what so many rounds led to, and their parts, where culprits spoil what `spoils(culprit, row, parts)` says."""
     search, seen, draw = Search(), [], np.random.default_rng(key)
     cohort = [node * 7 for node in range(clients)]
     for row in range(1, rounds + 1):
@@ -56,7 +56,10 @@ def searched(
         assert sorted(node for part in parts for node in part) == cohort and not why
         assert all(len(part) >= LEAST for part in parts)
         seen.append(parts)
-        untrue = [any(node // 7 in culprits and spoils(node // 7, row) for node in part) for part in parts]
+        untrue = [
+            any(node // 7 in culprits and spoils(node // 7, row, len(parts)) for node in part)
+            for part in parts
+        ]
         sums = [
             WeighedSum(tuple(part), 9.0, 1.0, "too long" * bad)
             for part, bad in zip(parts, untrue, strict=True)
@@ -79,36 +82,60 @@ def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit:
         assert [len(part) for part in parts] == [LEAST, clients - LEAST] and culprit * 7 in parts[0]
 
 
-@given(culprits=st.sets(st.integers(0, 19), min_size=2, max_size=3), key=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
-def test_several_who_spoil_every_sum_are_all_found(culprits: set[int], key: int) -> None:
-    search, _ = searched(20, culprits, key, FIRST + 40, lambda *_: True)
+@given(
+    culprits=st.sets(st.integers(0, 19), min_size=2, max_size=3),
+    key=st.integers(0, 2**32),
+    every=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_several_are_all_found_though_they_spoil_now_and_then(
+    culprits: set[int], key: int, every: int
+) -> None:
+    search, _ = searched(20, culprits, key, FIRST + 40 * every, lambda _, row, __: row % every == 0)
     assert search.suspected.keys() == {node * 7 for node in culprits}
 
 
-@given(key=st.integers(0, 2**32), odd=st.integers(0, 1))
-@settings(max_examples=40, deadline=None)
-def test_one_alone_that_spoils_now_and_then_draws_suspicion_on_nobody_else(key: int, odd: int) -> None:
-    search, _ = searched(20, {4}, key, 40, lambda _, row: row % 2 == odd)
-    assert search.suspected.keys() <= {4 * 7}
+@given(clients=st.sampled_from([8, 20, 100]), key=st.integers(0, 2**32), every=st.integers(2, CALM))
+@settings(max_examples=60, deadline=None)
+def test_one_that_spoils_now_and_then_is_found_and_no_other(clients: int, key: int, every: int) -> None:
+    last = every * (FIRST + 2 * math.ceil(math.log2(clients)) + 10)
+    for rounds in (last // 2, last):
+        search, seen = searched(clients, {4}, key, rounds, lambda _, row, __: row % every == 0)
+        assert search.suspected.keys() <= {28}
+    assert search.suspected.keys() == {28} and [28 in part for part in seen[-1]].count(True) == 1
+    assert min(map(len, seen[-1])) == LEAST
+
+
+@pytest.mark.parametrize("rounds", [10, 100, 1000])
+def test_one_that_spoils_whole_cohorts_alone_spoils_few(rounds: int) -> None:
+    search, seen = searched(20, {4}, 3, rounds, lambda _, __, parts: parts == 1)
+    assert [len(parts) for parts in seen].count(1) <= FIRST + math.log2(
+        rounds / CALM
+    ) and not search.suspected
 
 
 def test_nobody_is_suspected_and_cohorts_are_whole_without_untrue_sums() -> None:
-    search, seen = searched(8, {1}, 3, 10, lambda _, row: row <= FIRST)
-    assert search == Search()
+    search, seen = searched(8, {1}, 3, 10, lambda _, row, __: row <= FIRST)
+    assert not search.suspected and search.calm == 0
     assert [len(parts) for parts in seen] == [1] * FIRST + [2] * CALM + [1] * (10 - FIRST - CALM)
 
 
-def test_a_suspicion_ends_with_the_first_true_sum_of_the_suspect() -> None:
+def test_a_suspicion_ends_where_cohorts_are_whole_again_and_comes_back_with_the_next_untrue_sum() -> None:
     named = FIRST + 3
-    search, _ = searched(8, {5}, 1, named, lambda *_: True)
-    assert search.suspected.keys() == {35}
-    search, _ = searched(8, {5}, 1, named + 1, lambda _, row: row <= named)
-    assert not search.suspected
+    for calm, suspected in ((0, {35}), (CALM - 1, {35}), (CALM, set()), (CALM + 1, {35})):
+        search, _ = searched(8, {5}, 1, named + calm, lambda _, row, __: not named < row <= named + CALM)
+        assert search.suspected.keys() == suspected
+
+
+def test_a_suspicion_ends_with_a_true_sum_where_others_spoil_another() -> None:
+    search = Search(3, ((1, frozenset({1, 2})),), suspected={1: "why"})
+    sums = [WeighedSum((1, 2), 1.0, 1.0), WeighedSum((3, 4), 9.0, 1.0, "too long")]
+    assert search.after(4, sums, in_parts=True).suspected.keys() == set()
+    assert search.after(4, sums[:1], in_parts=True).suspected.keys() == {1}
 
 
 def test_all_who_are_alone_in_untrue_sums_of_one_round_are_suspected_at_once() -> None:
-    search = Search(untrue=FIRST, several=2, cleared=frozenset({2, 3, 5, 6}))
+    search = Search(untrue=FIRST, cleared=frozenset({2, 3, 5, 6}))
     sums = [WeighedSum((1, 2, 3), 9.0, 1.0, "too long"), WeighedSum((4, 5, 6), 9.0, 1.0, "too long")]
     assert search.after(3, [*sums, WeighedSum((7, 8), 1.0, 1.0)], in_parts=True).suspected.keys() == {1, 4}
 
