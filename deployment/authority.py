@@ -160,7 +160,9 @@ def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
         if care.passphrase and ENCRYPTED not in pem:
             remedy = "is under no passphrase, and federation.yaml asks for one; openssl pkcs8 -topk8 -v2 aes256 puts it under one"
             raise Refusal("authority.passphrase", str(path), remedy)
-    secret = _passphrase(folder) if any(ENCRYPTED in pem for pem in pems.values()) else None
+    secret = None
+    if any(ENCRYPTED in pem for pem in pems.values()):
+        secret = _given() or _asked(folder, f"passphrase of {folder}: ")
     signer, ca_key = (_opened(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items())
     return signer, ca_key
 
@@ -180,11 +182,6 @@ def _given() -> bytes | None:
     if named := os.environ.get(PASSPHRASE_FILE):
         return read_secret(Path(named)).rstrip(b"\r\n")
     return None
-
-
-def _passphrase(folder: Path) -> bytes:
-    """Return the authority's passphrase: of the environment, or of whoever sits at the terminal."""
-    return _given() or _asked(folder, f"passphrase of {folder}: ")
 
 
 def _asked_twice(folder: Path) -> bytes:

@@ -83,8 +83,8 @@ class Search:
         """Who may have spoilt what no suspect explains."""
         left = [each for each in self.spoilt if self.suspected.keys().isdisjoint(each[1])]
         sums, at_once = [nodes for _, nodes in left], max(Counter(row for row, _ in left).values(), default=1)
-        if not sums or (alone := _explained(sums, 1)):
-            return alone if sums else Culprits()
+        if (alone := _explained(sums, 1) if sums else Culprits()) is not None:
+            return alone
         several = Culprits(together=max(at_once, 2))
         spoiling = [nodes - self.cleared for nodes in sums]
         if all(spoiling):  # as if they always did
@@ -127,9 +127,8 @@ class Search:
         untrue = [frozenset(each.nodes) for each in sums if each.why]
         if not untrue:
             now = replace(now, calm=self.calm + (in_parts and bool(sums)))
-            if now.calm < self.patience:
-                return now
-            return Search(FIRST - 1, self.spoilt, patience=2 * self.patience, declined=self.declined)
+            whole = Search(FIRST - 1, self.spoilt, patience=2 * self.patience, declined=self.declined)
+            return now if now.calm < self.patience else whole
         now = replace(now, untrue=self.untrue + 1, calm=0)
         new = tuple((row, nodes) for nodes in untrue if self.suspected.keys().isdisjoint(nodes))
         if not new:
@@ -137,10 +136,14 @@ class Search:
         suspected = {node: why for node, why in self.suspected.items() if node not in true}
         now = replace(now, spoilt=self.spoilt + new, suspected=suspected)
         if not now.sought.possible:  # too many take turns
-            now = replace(now, spoilt=new, cleared=true)
+            explained = (each for each in self.spoilt if not suspected.keys().isdisjoint(each[1]))
+            now = replace(now, spoilt=(*explained, *new), cleared=true)
         told = ", ".join(str(row) for row, _ in now.spoilt)
         why = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {told}"
-        return replace(now, suspected={**suspected, **dict.fromkeys(now.sought.certain, why)})
+        suspected |= dict.fromkeys(now.sought.certain, why)
+        explaining = [nodes & suspected.keys() for _, nodes in now.spoilt]
+        needed = frozenset(node for nodes in explaining if len(nodes) == 1 for node in nodes)
+        return replace(now, suspected={node: suspected[node] for node in suspected if node in needed})
 
     def of(self, members: frozenset[int]) -> Search:
         """Return what is known of these members: not of sums which somebody else may have spoilt, who is gone."""

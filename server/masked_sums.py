@@ -74,7 +74,8 @@ class MaskedSums:
             done = _with(done, opened, self._named(opened.blamed))
             if opened.total is None:
                 # Fewer may do so in order to end the search.
-                if len(parts) > 1 and opened.dropped.get(DECLINED, 0) > self._colluders(len(part)):
+                colluders = self._sums.masking.attendance(len(part)).colluders
+                if len(parts) > 1 and opened.dropped.get(DECLINED, 0) > colluders:
                     declined = max(self._search.declined, len(part))
                     self._search = replace(self._search, declined=declined)
                 continue
@@ -101,9 +102,6 @@ class MaskedSums:
 
         draw = self._randomness.stream("parts", wanted.row).generator()
         return self._search.parts(drawn, possible, draw)
-
-    def _colluders(self, members: int) -> int:
-        return self._sums.masking.attendance(members).colluders
 
     def _searched(
         self, done: Round, row: int, weighed: Sequence[WeighedSum], in_parts: bool, why_whole: str

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message
 
 from ..links.grpc.sizes import carried_bytes, update_bytes
-from ..privacy.mechanisms.private_sum import CohortSum, Vector, decode, decode_counts
+from ..privacy.mechanisms.private_sum import Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import Layout, instruct
 from .accounts import SumAccount
@@ -40,7 +40,7 @@ class OpenSums:
         order = Message(outgoing, 0, wanted.message_type, group_id=str(wanted.number))
         size = wanted.coordinates + spec.beside
         cohort_sum, dummies = participants.sum(order, drawn, spec, size, timeout)
-        total = self._noised(cohort_sum, wanted.row, spec)
+        total = self._account.noised(cohort_sum.total, wanted.row, spec)
         asked, replies = participants.asked(drawn), cohort_sum.replies
         done = Round(
             wanted.number,
@@ -61,9 +61,6 @@ class OpenSums:
         return done, Mean(
             mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier, step=spec.step
         )
-
-    def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> Vector:
-        return self._account.noised(cohort_sum.total, row, spec)
 
 
 def _decoded(

@@ -123,6 +123,13 @@ MUTATIONS = {
         "test_server_receipts.py",
         "stay_with_the_operator",
     ),
+    "receipts that nobody gave are taken": Mutation(
+        "server/binding/receipts.py",
+        "if not nodes or nodes != sorted",
+        "if nodes != sorted",
+        "test_server_receipts.py",
+        "drop_all",
+    ),
     "a receipt of another run is taken": Mutation(
         "server/binding/verify.py",
         "    if receipts.told.manifest != held.manifest.hash:",

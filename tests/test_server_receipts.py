@@ -161,6 +161,10 @@ def repeat(whole: dict) -> None:
     whole["receipts"].append(whole["receipts"][-1])
 
 
+def drop_all(whole: dict) -> None:
+    whole["receipts"] = []
+
+
 def other_run(whole: dict) -> None:
     whole["manifest"] = "0" * 64
 
@@ -178,6 +182,7 @@ def other_authority(whole: dict) -> None:
     [
         (drop_signature, "has not signed what stands here"),
         (repeat, "are not one a node"),
+        (drop_all, "of one node at least"),
         (other_run, "are of another run"),
         (other_name, "has not signed what stands here"),
         (other_authority, "is not one of the authority's"),

@@ -141,7 +141,8 @@ def check_apart(bench: Workbench) -> None:
     few: list[Data] = []
     for client in range(bench.task.num_clients):
         if len(data := data_of(bench.task, client)):
-            few.append(_first(data, 2 * training.batch_size))
+            # Of a task's own batches, so that nothing random is read twice.
+            few.append(Examples(*data.batch(torch.arange(min(2 * training.batch_size, len(data))))))
         if len(few) == 2:
             break
     else:
@@ -161,11 +162,6 @@ def check_apart(bench: Workbench) -> None:
     if not np.allclose(alone, after, rtol=0, atol=ROUNDING * float(np.abs(alone).max()), equal_nan=True):
         remedy = "another vector after another client has trained; keep nothing of the examples in the loss or the optimizer"
         raise Refusal("task", type(bench.task).__name__, f"a client gives {remedy}")
-
-
-def _first(data: Data, count: int) -> Data:
-    """Return at most so many examples; of a task's own batches, so that nothing random is read twice."""
-    return Examples(*data.batch(torch.arange(min(count, len(data)))))
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:

@@ -216,13 +216,11 @@ class ServerAttempt:
         self._deals[node] = shares
 
     def _take_check(self, node: int, said: wire.Checked) -> None:
-        if said.cohort != self._agreed.cohort or not self._dealt(node, said.accused):
+        dealers = self._agreed.neighbours(node, self._sharing)
+        if said.cohort != self._agreed.cohort or not set(said.accused) <= set(dealers):
             raise Refused(Reason.WRONG_COHORT, "a check of other shares than these")
         if said.accused:
             self._accused[node] = said.accused
-
-    def _dealt(self, node: int, accused: Sequence[int]) -> bool:
-        return set(accused) <= set(self._agreed.neighbours(node, self._sharing))
 
     def _take_complaints(self, node: int, said: wire.Complaints) -> None:
         if said.cohort != self._agreed.cohort or not set(said.accused) <= set(self._accused[node]):

@@ -91,7 +91,7 @@ def checked_roster(receipts: Receipts) -> Roster:
     """Return the roster of receipts, each of which is its member's.
 
     Raises:
-      Refusal: the authority did not sign the roster, or a receipt is not of the member whose it says to be.
+      Refusal: the authority did not sign the roster, there is no receipt, or one is not of the member whose it says to be.
     """
     try:
         roster = read_roster(receipts.roster, receipts.authority)
@@ -99,8 +99,8 @@ def checked_roster(receipts: Receipts) -> Roster:
         raise Refusal("receipts", "roster", f"is not one of the authority's ({refused})") from None
     keys = {member.node: member.public for member in roster.members}
     nodes = [each.node for each in receipts.given]
-    if nodes != sorted(set(nodes)):
-        raise Refusal("receipts", nodes, "are not one a node, in their order")
+    if not nodes or nodes != sorted(set(nodes)):
+        raise Refusal("receipts", nodes, "are not one a node, in their order, and of one node at least")
     for each in receipts.given:
         if each.node not in keys or not holds(each, receipts.told, keys[each.node]):
             raise Refusal("receipts", f"node {each.node}", "has not signed what stands here")

@@ -329,12 +329,9 @@ def _ledger(held: Held) -> str:
     found = verify_entries(entries, held.ledger.name)
     if not found.ok:
         raise Wrong(str(found.problem))
-    spent = "" if found.epsilon is None or found.delta is None else _spelled(found.epsilon, found.delta)
-    return f"{found.entries} entries, every hash holds, what is spent was granted{spent}"
-
-
-def _spelled(size: float, delta: float) -> str:
-    return f": epsilon {size:.4g} at delta {delta:.3g}"
+    said = f"{found.entries} entries, every hash holds, what is spent was granted"
+    spent = found.epsilon is not None and found.delta is not None
+    return f"{said}: epsilon {found.epsilon:.4g} at delta {found.delta:.3g}" if spent else said
 
 
 def _close(held: Held) -> str:

@@ -59,19 +59,16 @@ def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes
       owner: process id of the run's process, with which it ends.
     """
     number = listens.fileno()
+    # Without what may be a passphrase of keys.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FEDVEIL_")}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", SERVES, *map(str, (number, owner, folder.resolve()))],
-        env={**_environment(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         pass_fds=[number],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment without what may be a passphrase of keys."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("FEDVEIL_")}
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
     finite: dict[str, list[float]] = {
         unit: [row[f"epsilon_{unit}"] for row in history]
         for unit in units
-        if all(_is_finite(row.get(f"epsilon_{unit}")) for row in history)
+        if all(isinstance(e := row.get(f"epsilon_{unit}"), float) and math.isfinite(e) for row in history)
     }
     if not finite:
         return
@@ -100,10 +100,6 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
     right.set_ylim(bottom=0)
     if len(finite) > 1:
         right.legend(loc="lower right", frameon=False)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
 
 
 def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:

@@ -210,6 +210,7 @@ BEYOND: dict[str, str] = {
     "a device's receipt has no salt": "who took part in how many rounds, and no number that is released",
     "receipts of a trusted server's clients are everybody's": "who is a member, and no number that is released",
     "a receipt of another run is taken": BOUND,
+    "receipts that nobody gave are taken": BOUND,
     "a manifest names what lies outside its folder": BOUND,
     "a run that goes on claims of a trusted server what others have seen": TOLD,
     "verify takes a manifest that the ledger does not bind": BOUND,
