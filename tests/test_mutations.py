@@ -2205,7 +2205,7 @@ MUTATIONS = {
     ),
     "one member that declines ends a search": Mutation(
         "server/masked_sums.py",
-        "opened.dropped.get(DECLINED, 0) > self._colluders(len(part))",
+        "opened.dropped.get(DECLINED, 0) > colluders",
         "opened.dropped.get(DECLINED, 0) > 0",
         "test_server_culprit_search.py",
         "one_member_that_declines",
