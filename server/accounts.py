@@ -1,6 +1,6 @@
-"""Accounts of a run's sums: what clients send, what each round is charged, its noise, and what an audit sees of it.
+"""Accounts of a run's sums: the clients' message format, the charge of each round, its noise, and its view for an audit.
 
-The grid asks an account and not whether there is one: sums that promise no client anything have `Unprotected`.
+Every grid has an account: sums without a promise to clients have `Unprotected`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
 
 
 class SumAccount(Protocol):
-    """What sums ask of an account, of a training run's or of a question's."""
+    """Interface of the account of a training run's or a question's sums."""
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return a sum in the clear with the row's noise."""
@@ -48,7 +48,7 @@ class SumAccount(Protocol):
 
 
 class Unprotected:
-    """The account of sums that promise no client anything, weighted by examples; its functions are `Protected`'s."""
+    """Account of sums without client-level privacy, weighted by examples; methods as of `Protected`."""
 
     choices: Choices | None = None
     now: Choices | None = None
@@ -90,17 +90,17 @@ class Unprotected:
 
 @dataclass
 class Protected:
-    """The account of sums that hide whole clients, or records.
+    """Account of sums that hide whole clients, or records.
 
     Attributes:
-      privacy: plan, ledger, and what adapts.
-      segments: metrics that may travel in the sum.
+      privacy: plan, ledger, and adaptation.
+      segments: metrics that may be part of the sum.
       rows: of the run.
       run: its name on the ledger.
-      rng: where its noise comes from, as the ledger records it.
-      more_noise: noise over what is planned, and charged.
-      norm_factor: norm of a contribution over what is planned; the noise is a multiple of it, so that nothing else is
-        charged.
+      rng: source of its noise, as the ledger records it.
+      more_noise: noise over the planned noise, and charged.
+      norm_factor: norm of a contribution over the planned norm; the noise is a multiple of it, so the charge is
+        unchanged.
     """
 
     privacy: SumPrivacy
@@ -117,13 +117,13 @@ class Protected:
 
     @property
     def now(self) -> Choices:
-        """What the next round goes by, at the norm that it has."""
+        """Choices for the next round, at its norm."""
         assert self.choices is not None
         return replace(self.choices, clipping_norm=self.choices.clipping_norm * self.norm_factor)
 
     @property
     def plan(self) -> Plan:
-        """The plan with what the next round goes by: the noise follows the norm that clients clip to."""
+        """Plan with the choices for the next round: the noise follows the clients' clipping norm."""
         now = self.now
         return replace(
             self.privacy.plan, clipping_norm=now.clipping_norm, noise_multiplier=now.noise_multiplier
@@ -131,15 +131,15 @@ class Protected:
 
     @property
     def noise(self) -> float:
-        """What is planned, and what was raised."""
+        """Planned noise, times the factor by which it was raised."""
         return self.plan.noise_over_clip * self.more_noise
 
     def raise_noise(self, factor: float) -> None:
-        """Raise it. What is chosen from what was released may not lower a charge, unless a filter counts."""
+        """Raise the noise. A choice that depends on releases may not lower a charge, except under a filter."""
         self.more_noise = factor
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
-        """Return the plan's norm, and the segments: metrics, and what the next choice needs.
+        """Return the plan's norm, and the segments: metrics, and those that the next choice needs.
 
         Args:
           layout: shapes of the update's arrays by name.
@@ -153,7 +153,7 @@ class Protected:
         return SumSpec(plan.clipping_norm, segments, self.privacy.metrics_share, cells)
 
     def _segments(self, plan: Plan) -> dict[str, str]:
-        """Return the names of what a round's vectors hold, with their purposes."""
+        """Return the names of the segments of a round's vectors, with their purposes."""
         beside: tuple[Segment, ...] = ()
         if plan.unit is Unit.CLIENT:
             beside = (*self.segments, *self.privacy.adaptation.segments(plan, 1.0))  # their names alone
@@ -164,8 +164,8 @@ class Protected:
 
         Args:
           row: of the run.
-          cohort: that was drawn.
-          arm: that it was drawn from; None where it was from all clients.
+          cohort: of the round.
+          arm: that it was drawn from; None for a draw from all clients.
 
         Raises:
           BudgetExhausted: it does not fit; nothing was written.
@@ -187,7 +187,7 @@ class Protected:
         return noised
 
     def check(self, event: GaussianDpEvent) -> None:
-        """Fail where the noise that clients added is less than what was reserved.
+        """Fail if the noise that clients added is less than the reserved noise.
 
         Raises:
           AssertionError: it is.
@@ -196,17 +196,17 @@ class Protected:
             raise AssertionError("the sum has less noise than was reserved")
 
     def units(self, clients: float) -> float:
-        """Return how many units so many clients' vectors are expected to hold: what divides their sum."""
+        """Return the expected number of units in this many clients' vectors: the divisor of their sum."""
         return clients * self.privacy.units.expected
 
     def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> Released:
-        """Return the sum as an audit reads it: in clipping norms, beside what was claimed of its noise.
+        """Return the sum for an audit: in clipping norms, with the claimed noise.
 
         Args:
           number: of the round.
           row: of its release.
-          mean: what it led to; `seen` is overwritten, and is what is returned.
-          drawn: how many real clients, which canaries, and how many real clients there are.
+          mean: of the round; its `seen` is overwritten and returned.
+          drawn: number of drawn real clients, drawn canaries, and number of all real clients.
         """
         plan = self.plan
         to_clips = mean.denominator / plan.clipping_norm
@@ -225,7 +225,7 @@ class Protected:
         return Released(number, layers, noise, rate, charged, *drawn, records, mean.sketch, step)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
-        """Commit what the row costs, and choose. A commit may travel with the next reservation."""
+        """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""
         self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
         assert self.choices is not None
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)

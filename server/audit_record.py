@@ -1,4 +1,4 @@
-"""Record of an audit: the files that a run's auditor leaves, weighed again from them alone, and the result as plain data."""
+"""Record of an audit: the files of a run's auditor, the recomputation from them, and the result as plain data."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .auditing import ACTING, Auditor
 
 @dataclass(frozen=True)
 class Weighed:
-    """A run's audit, weighed again.
+    """A run's audit, recomputed.
 
     Attributes:
       terms: that were fixed before round 1.
-      summary: what the rounds showed.
+      summary: of the rounds.
       raised: the alarms, in the order of their rounds.
-      on_alarm: what an alarm did.
-      rounds: how many were audited.
+      on_alarm: reaction to an alarm.
+      rounds: number of audited rounds.
     """
 
     terms: AuditTerms
@@ -42,15 +42,15 @@ class Weighed:
     rounds: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the audit as a result has it, without what a probe of memorisation found."""
+        """Return the audit for a result, without the findings of a memorisation probe."""
         return as_json(self.terms, self.summary, self.raised, self.on_alarm)
 
 
 def weigh(folder: Path) -> Weighed:
-    """Weigh the audit of a run that is over again from what its auditor kept.
+    """Recompute the audit of a finished run from its auditor's files.
 
     Raises:
-      Refusal: the folder holds no audit of a run that is over, or the canaries are not those that were committed to.
+      Refusal: the folder holds no audit of a finished run, or the canaries do not match their commitment.
     """
     fields = audit_fields(folder)
     terms = read_terms(fields["terms"])
@@ -68,7 +68,7 @@ def weigh(folder: Path) -> Weighed:
 
 
 def audit_fields(folder: Path) -> dict[str, Any]:
-    """Return what was fixed of a run's audit, as its file has it.
+    """Return the terms of a run's audit, as in its file.
 
     Raises:
       Refusal: there is none, or it cannot be read.
@@ -112,7 +112,7 @@ def as_json(
 
     Args:
       terms: that were fixed before round 1.
-      summary: what the rounds showed; None where none was released.
+      summary: of the rounds; None if none was released.
       raised: the alarms, in the order of their rounds.
       on_alarm: what an alarm did.
     """

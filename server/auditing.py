@@ -1,6 +1,6 @@
-"""Auditor of a run under way: every released sum is watched, weighed where a look is planned, and written down.
+"""Auditor of a running run: it checks every released sum, measures at planned looks, and writes both to a file.
 
-It sees what leaves, canaries' seeds, and what a task planted; nothing else. So it costs no privacy.
+Its inputs are releases, canaries' seeds, and planted data. So it costs no privacy.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Auditor:
     Attributes:
       terms: fixed before the first round.
       path: the file of rows.
-      directions: of the canaries; None without any, or where nothing is watched any more.
+      directions: of the canaries; None without any, or after the audit has ended.
       coins: which canaries were in.
-      probe: of what was planted; None without one.
-      record_probe: says what canary records show after a round; None without them.
-      booked: says what epsilon the ledger counts at the claim's delta; None without one.
-      prior, since: events on that ledger before the first row after round `since`; none where clients are in arms.
-      memory: what the last round left.
+      probe: of planted data; None without one.
+      record_probe: measures canary records after a round; None without them.
+      booked: returns the ledger's epsilon at the claim's delta; None without one.
+      prior, since: events on that ledger before the first row after round `since`; none if clients are in arms.
+      memory: from the last round.
       looks, record_looks: what was measured, by canaries and by canary records.
-      raised, found: which alarms were raised, and what the probe last found.
+      raised, found: the alarms, and the last finding of the probe.
     """
 
     terms: AuditTerms
@@ -91,7 +91,7 @@ class Auditor:
         return self._room[: self._count + 1]
 
     def go_on(self, last: int, memory: Memory) -> None:
-        """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
+        """Continue after round `last` with the memory of its checkpoint; drop later rows and test the others again."""
         rows = round_rows.read(self.path, self.terms.canaries)
         rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
         round_rows.cut(self.path, rows)
@@ -104,14 +104,14 @@ class Auditor:
             self._judge(np.asarray(row))
 
     def take(self, number: int, released: Released | None, arrays: Arrays) -> list[Alarm]:
-        """Watch the sum of round `number` and the model it led to; return the alarms that this raises.
+        """Check the sum of round `number` and the resulting model; return the alarms that this raises.
 
-        A round whose claimed sum was given up released nothing, and is not looked at.
+        A round whose claimed sum was abandoned released nothing, and is skipped.
 
         Args:
           number: of the round.
-          released: its sum as it left; None where nothing is claimed of it.
-          arrays: the model that it led to, by name.
+          released: its released sum; None without a claim about it.
+          arrays: the resulting model, by name.
         """
         if released is None and self.terms.delta:
             return []
@@ -143,7 +143,7 @@ class Auditor:
             record_claim.write(row, records)
 
     def _since_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
-        """All rows since the last alarm of this test, of these `levels`, the new one among them: what is small adds up."""
+        """All rows since the last alarm of this test at these `levels`, including the new one: small effects add up."""
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         since = max((each.round for each in alarms), default=0)
         rows = self._and(row)
@@ -156,10 +156,10 @@ class Auditor:
         return draw_p(rows["clients"], rows["population"], float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
-        """Return the p-value of this round's noise by itself, and of that of all rounds together, whole and by layer.
+        """Return the p-value of this round's noise alone, and of all rounds' noise together, whole and by layer.
 
-        What confirms an alarm is to be new, so those since the last one count; all since the last that was red do once
-        they leave no doubt.
+        A confirmation needs new evidence, so rows since the last alarm count; all rows since the last red alarm count
+        if they are conclusive.
         """
         rows, every = (
             self._since_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
@@ -170,7 +170,7 @@ class Auditor:
         return min(p_value, whole) if certain else p_value
 
     def _books_p(self, row: Rows, booked: float) -> float:
-        """1 if the ledger counts what the sums cost by an account of their own, beside what it held before; else 0."""
+        """1 if the ledger's epsilon covers the separately computed cost of the sums and of its earlier entries; else 0."""
         rows = self._and(row)
         rows = rows[rows["round"] > self.since]
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
@@ -197,7 +197,7 @@ class Auditor:
         return raised
 
     def measure(self) -> Measured | None:
-        """Return what canaries show after the rounds so far; None while too few were drawn."""
+        """Return the measurement by canaries after the rounds so far; None while too few were drawn."""
         if not self.terms.canaries or not self._count:
             return None
         try:
@@ -206,10 +206,10 @@ class Auditor:
             return None
 
     def end(self, first: Arrays | None, last: Arrays) -> Summary | None:
-        """Return what the audit says of the run that led from the first arrays to the last; None without a round.
+        """Return the summary of the run that led from the first arrays to the last; None without a round.
 
-        The file gets a row of round 0, which holds the difference of the two models; `first` is None where canaries move
-        none.
+        The file gets a row of round 0 with the difference of the two models; `first` is None if canaries do not move
+        the model.
         """
         if not self._count:
             return None
@@ -224,7 +224,7 @@ class Auditor:
 
     @property
     def clean(self) -> bool:
-        """Whether the last round's p-values give no reason to suspect it."""
+        """Whether the last round's p-values are unsuspicious."""
         row = self.rows[-1]
         p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
@@ -239,12 +239,12 @@ class Auditor:
 
     @property
     def p_values(self) -> Mapping[Check, float]:
-        """What the free checks said of the last round; none before the first. That of the secret draw tells of its size."""
+        """P-values of the free checks of the last round; none before the first. The one of a secret draw reveals its size."""
         said = look_of(self.terms, self.rows[-1], None).p_values if self._count else {}
         return {check: p for check, p in said.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
-        """Return the numbers of the last round, `number`, for its line of metrics; none where it released nothing."""
+        """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
         if self._before != number:
             return {}
         row = self.rows[-1]

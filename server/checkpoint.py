@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file that holds all a run needs to go on, replaced atomically.
+"""Checkpoints: one safetensors file with the whole state of a run, replaced atomically.
 
-The file is written beside the old one, flushed to disk and renamed over it; the one before is kept. It carries the
-ledger's head, so that a ledger that was cut or rolled back is found when the run resumes.
+The file is written beside the old one, flushed to disk and renamed over it; the one before is kept. It contains the
+ledger's head, so that a truncated or rolled-back ledger is detected when the run resumes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Average:
     models: int
 
     def mean(self, last: Arrays) -> Arrays:
-        """Return the mean in the types of the last model; what is no floating-point number stays as that has it."""
+        """Return the mean in the types of the last model; integer arrays are those of the last model."""
         return {
             name: (self.total[name] / self.models).astype(value.dtype) if name in self.total else value
             for name, value in last.items()
@@ -65,9 +65,9 @@ class Trial:
 
     Attributes:
       arrays: of the arm's model.
-      strategy: what it remembers of the arm's rounds.
+      strategy: its state after the arm's rounds.
       average: of its last models; None before the first of these.
-      steps: that its arrays are rounded to for clients.
+      steps: to which its arrays are rounded for clients.
     """
 
     arrays: Arrays
@@ -77,24 +77,24 @@ class Trial:
 
     @property
     def model(self) -> Arrays:
-        """What is compared with the models of other arms, and goes on if it wins."""
+        """Model to compare with those of other arms; the winner's is trained further."""
         return self.arrays if self.average is None else self.average.mean(self.arrays)
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that one round hands to the next.
+    """State of a run between two rounds.
 
     Attributes:
-      round: the last that was finished.
-      arrays: of the global model, or of that of the arm whose round it was.
-      strategy: what it remembers.
-      choices: what the next round goes by.
-      average: of the last models; None where none is taken, or before its first.
+      round: the last finished one.
+      arrays: of the global model, or of the model of the round's arm.
+      strategy: its state.
+      choices: for the next round.
+      average: of the last models; None if none is taken, or before its first.
       trials: of the arms, until one has won.
       scores: of the arms, once one has won.
       winner: number of the arm that has won; None before.
-      steps: that the arrays are rounded to for clients; empty where these get them as they are.
+      steps: to which the arrays are rounded for clients; empty without rounding.
     """
 
     round: int
@@ -109,20 +109,20 @@ class State:
 
     @property
     def model(self) -> Arrays:
-        """What a run leaves that ends here: the mean of the last models where one is taken."""
+        """Final model of a run that ends here: the mean of the last models, if one is taken."""
         return self.arrays if self.average is None else self.average.mean(self.arrays)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """State from which a run resumes.
 
     Attributes:
       run: the run's name on the ledger.
       state: after a finished round.
       head: the ledger's head when the round was finished; None without client-level privacy.
-      client_heads: the heads of the clients' own ledgers by name, as far as this machine has them.
-      audit: what the audit of the next round needs of this one, by name.
+      client_heads: the heads of the clients' own ledgers on this machine, by name.
+      audit: memory of the audit for the next round, by name.
     """
 
     run: str
@@ -164,7 +164,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _kept(start: str, of: State | Trial) -> tuple[Arrays, dict[str, Any]]:
-    """Return a model, what its strategy remembers and its average as named arrays, and what of them is no array."""
+    """Return a model, its strategy's state and its average as named arrays, and their other values."""
     remembered = {name: value for name, value in of.strategy.items() if isinstance(value, np.ndarray)}
     groups = {_MODEL: of.arrays, _STRATEGY: remembered, _AVERAGE: of.average.total if of.average else {}}
     arrays = {
@@ -180,7 +180,7 @@ def _kept(start: str, of: State | Trial) -> tuple[Arrays, dict[str, Any]]:
 def read(folder: Path) -> Checkpoint | None:
     """Return the newest readable checkpoint of a run folder, or None if the run never finished a round.
 
-    A damaged one is set aside, so that the next write does not put it in the place of the good one.
+    A damaged checkpoint is renamed, so that the next write does not replace the good one with it.
 
     Raises:
       Refusal: no checkpoint in the folder can be read.
@@ -280,7 +280,7 @@ def _is_arrays(value: object) -> bool:
 
 
 def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Put back what `strategy_state` returned."""
+    """Restore the state from `strategy_state`."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in state.items():
         head, _, rest = name.partition(".")

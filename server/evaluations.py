@@ -1,4 +1,4 @@
-"""Evaluations at the clients, of a run and of `protect()`: their usual noise, their rows, and how much one is to tell."""
+"""Evaluations at the clients, of a run and of `protect()`: their default noise, their rows, and their resolution."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ NAME = "evaluation"  # behind the run's name, on ledgers
 
 @dataclass(frozen=True)
 class ClientEvaluation:
-    """Evaluation at the clients of somebody else's Flower app, as `protect` takes it.
+    """Evaluation at the clients of a user's Flower app, for `protect`.
 
     Attributes:
       metric: that the app's evaluation function reports, in [0, bound].
-      every: rounds from one evaluation to the next, and after the last round; None evaluates after the last round alone.
-      bound: of the metric; what is outside counts as the nearest.
-      figures: what is asked, in equal parts of the norm.
-      noise_multiplier: of one evaluation; None takes 5 times the root of how many there are.
-      resolution: half the width that the interval of the mean metric may have at most; None asks for none.
+      every: rounds between evaluations, with one after the last round; None evaluates only after the last round.
+      bound: of the metric; values outside are clipped.
+      figures: to measure, with equal parts of the norm.
+      noise_multiplier: of one evaluation; None takes 5 times the square root of their number.
+      resolution: largest half-width of the mean metric's interval; None sets no limit.
 
     Example:
       >>> import fedveil as fv
@@ -66,7 +66,7 @@ class ClientEvaluation:
         return rounds_every(self.every or num_rounds, num_rounds)
 
     def asked(self, name: str) -> Evaluation:
-        """Return what clients are asked; which of their records they evaluate on is their app's matter.
+        """Return the evaluation; the clients' app chooses the records.
 
         Args:
           name: of the release.
@@ -85,7 +85,7 @@ def row_after(number: int, arm: int = 1) -> int:
 
 
 def round_of(run: str, name: str, row: int) -> int | None:
-    """Return the round that an entry of a run, or of its evaluations, belongs to; None of another run's."""
+    """Return the round of an entry of a run or of its evaluations; None for another run's."""
     return row % FIRST_ROW if name in (run, name_of(run)) else None
 
 
@@ -100,24 +100,24 @@ def rounds_every(every: int, last: int) -> tuple[int, ...]:
 
 
 def noise_of(given: float | None, evaluations: int) -> float:
-    """Return the noise multiplier of each evaluation: as given, or such that all cost together what one costs usually.
+    """Return the noise multiplier of each evaluation: as given, or such that all together cost as much as one by default.
 
     Args:
-      given: None where nobody says.
+      given: by the user, or None.
       evaluations: of a run.
     """
     return USUAL_NOISE * math.sqrt(max(evaluations, 1)) if given is None else given
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
-    """Return what so many evaluations cost."""
+    """Return the events of so many evaluations."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return [SelfComposedDpEvent(plan.event(), evaluations)] if evaluations else []
 
 
 def epsilon_of(plan: Plan, delta: float) -> float:
-    """Return what one evaluation costs by itself.
+    """Return the epsilon of one evaluation alone.
 
     Args:
       plan: of one.
@@ -129,17 +129,17 @@ def epsilon_of(plan: Plan, delta: float) -> float:
 def planned_half_width(
     asked: Evaluation, plan: Plan, clients: int, wanted: float | None, delta: float
 ) -> float | None:
-    """Return half the width that the mean metric's interval will have at the widest; None where it is not asked for.
+    """Return the largest half-width of the mean metric's interval; None if it is not measured.
 
     Args:
-      asked: of the clients.
+      asked: the evaluation.
       plan: of one evaluation.
-      clients: that are asked or, where records are hidden, records that are held out.
-      wanted: the most that it may be; None takes any.
+      clients: number of clients or, at the record level, of held-out records.
+      wanted: largest allowed half-width; None allows any.
       delta: in (0, 1).
 
     Raises:
-      Refusal: it is more; names the clients, or the noise and its epsilon, that would do.
+      Refusal: it is larger; the remedy names sufficient clients, or a sufficient noise and its epsilon.
     """
     half = asked.half_width(plan.noise_over_clip, clients)
     if wanted is None:

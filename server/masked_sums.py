@@ -1,4 +1,4 @@
-"""Encrypted sums of a run's rounds: each is weighed before it becomes a mean, and who spoils them is searched for."""
+"""Encrypted sums of a run's rounds, with a norm check of each opened sum and a search for members that corrupt them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MaskedSums:
         """Go on with another roster.
 
         Args:
-          masking: how sums are encrypted from the next round on; None leaves it.
+          masking: of the sums from the next round on; None leaves it.
         """
         if masking is not None:
             self._sums.masking = masking
@@ -53,13 +53,13 @@ class MaskedSums:
     def sum(
         self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
-        """Return what the round did, and the mean of what was opened and can be true; None where there is none.
+        """Return the round's result, and the mean of the opened sums within their bounds; None if there is none.
 
         Args:
           drawn: the round's cohort, canaries last.
-          wanted: what they sum.
+          wanted: the sum to compute.
           timeout: seconds for the replies of one exchange; None waits for all.
-          coming: draws the cohort of the next row, whose keys go out a round ahead.
+          coming: draws the cohort of the next row, whose keys are exchanged a round ahead.
         """
         wanted = replace(wanted, spec=masked_spec(wanted.spec, self._sums.masking))
         parts, why_whole = self._parts(drawn, wanted)
@@ -106,7 +106,7 @@ class MaskedSums:
     def _searched(
         self, done: Round, row: int, weighed: Sequence[WeighedSum], in_parts: bool, why_whole: str
     ) -> Round:
-        """Return the round with what its sums tell of who spoils them, and tell the log."""
+        """Return the round with the suspects that its sums imply, and log them."""
         before = self._search.suspected
         self._search = self._search.after(row, [each for each in weighed if not each.lost], in_parts)
         now = self._search.suspected
@@ -162,7 +162,7 @@ class MaskedSums:
         return self._sums.masking.roster.name_of(node)
 
     def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
-        """Return by name what members did, and tell the log."""
+        """Return the members' faults by name, and log them."""
         found = {self._name(node): str(fault) for node, fault in blamed.items()}
         for name, fault in found.items():
             self._faults[name] += 1
@@ -173,14 +173,14 @@ class MaskedSums:
 def sums_over(
     participants: Participants, account: SumAccount, masking: Masking | None, randomness: Randomness
 ) -> OpenSums | MaskedSums:
-    """Return the sums of a run's rounds: in the clear where nothing masks them; arguments as of `MaskedSums`."""
+    """Return the sums of a run's rounds: in the clear without masking; arguments as of `MaskedSums`."""
     if masking is None:
         return OpenSums(participants, account)
     return MaskedSums(participants, account, masking, randomness)
 
 
 def _with(done: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:
-    """Return the round with one more sum that was asked for."""
+    """Return the round with one more requested sum."""
     return replace(
         done,
         dropped=dict(Counter(done.dropped) + Counter(opened.dropped)),

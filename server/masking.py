@@ -18,18 +18,18 @@ COUNTED_SHARE = 0.02  # of the squared norm of a sum without privacy, for what w
 
 @dataclass(frozen=True)
 class Masking:
-    """How sums are encrypted; all of it is public.
+    """Parameters of encrypted sums; all of them are public.
 
     Attributes:
-      roster: of the federation's nodes, by the numbers that the grid knows them by.
-      dropout: share of a cohort that may fail to answer before a sum is given up.
+      roster: of the federation's nodes, by the grid's node numbers.
+      dropout: share of a cohort that may drop out before a sum is abandoned.
       collusion: share of a cohort that may work for the server: its noise does not count.
-      profile: what the server is trusted with.
-      bits: of a coordinate; None takes 16 where that is fine enough.
-      clipping_norm: L2 norm that a vector keeps where no privacy asks for one: the range of what fits.
-      most_examples: of one client, where examples weigh; who has more counts as if it had these.
+      profile: of trust in the server.
+      bits: of a coordinate; None takes 16 if that is fine enough.
+      clipping_norm: L2 norm of a vector without client-level privacy: the range of the words.
+      most_examples: largest weight of one client, if examples weigh.
       suite: of primitives.
-      signed_roster: the roster as its authority signed it, for nodes that have an older one; empty where none has.
+      signed_roster: the roster as its authority signed it, for nodes with an older one; empty if none has.
     """
 
     roster: Roster
@@ -43,10 +43,10 @@ class Masking:
     signed_roster: bytes = b""
 
     def attendance(self, clients: int) -> Attendance:
-        """Return who must answer of a cohort of so many, for a sum that is open to be private.
+        """Return the bounds on survivors and colluders for a cohort of this size.
 
         Raises:
-          Refusal: no cohort of so many stands this collusion.
+          Refusal: no cohort of this size tolerates this collusion.
         """
         return _attendance(clients, self.dropout, self.collusion, self.profile)
 
@@ -85,11 +85,11 @@ def _shape(attendance: Attendance, collusion: float, profile: Profile) -> tuple[
 
 
 def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
-    """Return a sum's spec as secure aggregation needs it: with a norm, as the range that fits, and a share for counts.
+    """Return a sum's spec for secure aggregation: with a norm, which limits the range, and a share for counts.
 
     Args:
       spec: of the sum in the clear.
-      masking: says the range where no privacy asks for a norm.
+      masking: gives the norm without client-level privacy.
     """
     if spec.clipping_norm is not None:
         return spec

@@ -1,7 +1,7 @@
 """Key of a run's correlated noise on real data: 32 bytes of the system's generator, in a file of its own.
 
-A later row takes back parts of earlier ones, so after a crash they must be had again. Whoever reads the key can take
-the noise off everything the run released: the file is readable by its owner alone, and is removed with the last round.
+A later row cancels parts of earlier ones, so these must be recomputable after a crash. The key is enough to remove the
+noise from all releases of the run: only its owner may read the file, and the last round removes it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NAME = "noise.key"
 
 
 def make(folder: Path, name: str = NAME) -> bytes:
-    """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing."""
+    """Return a fresh key that is on disk; an existing key belongs to a start that released nothing."""
     key = os.urandom(KEY_BYTES)
     replace_file(folder / name, key)
     return key
 
 
 def read(folder: Path, name: str = NAME) -> bytes:
-    """Return the key of a run that goes on.
+    """Return the key of a resumed run.
 
     Raises:
       Refusal: without it the run's noise cannot be continued.

@@ -1,10 +1,11 @@
-"""Rows of a run: which release a round is, who took part in those before, and the stream of each one's noise.
+"""Rows of a run: the release of each round, the earlier cohorts, and the stream of each row's noise.
 
-Where each round is a release of its own, row and round are one. Where rounds are one release together, the ledger holds
-every row before anything is sent, and its cohort unless the release counts on its being secret. A declared simulation repeats
-a row bit for bit, so that row and round are one there too. On real data nobody trains the same update twice: a row that was
-reserved before a crash may have left and is never used again; its clients have taken part, and the round goes on with the next
-row.
+If each round is a release of its own, row and round are the same. If several rounds form one release, the ledger
+records every row before anything is sent, with its cohort unless the accounting relies on a secret draw. A declared
+simulation repeats a row bit for bit, so that row and round are the same there too. On real data a client never trains
+the same update
+twice: a row that was reserved before a crash may have been released and is not used again; its clients count as having
+taken part, and the round continues with the next row.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class RoundRows:
         """Keep nothing."""
 
     def told(self, cohort: Sequence[int]) -> None:
-        """Return None: who takes part is nobody's business."""
+        """Return None: the cohort is not recorded."""
 
     def stream_of(self, row: int) -> Stream:
         """Return a stream of the row's own."""
@@ -57,15 +58,15 @@ class NoRowLeft(BudgetExhausted):
 
 @dataclass
 class RunRows:
-    """The rows of a run whose rounds hang together.
+    """Rows of a run with correlated rounds.
 
     Attributes:
       count: of rows.
       ledger: of the population.
-      name: what the ledger calls the run and the mechanism.
+      name: of the run and the mechanism on the ledger.
       randomness: seeded in a declared simulation.
-      key: of the noise where the randomness is not seeded.
-      secret: whether no file may tell who took part.
+      key: of the noise if the randomness is not seeded.
+      secret: whether no file may reveal the cohorts.
     """
 
     count: int
@@ -107,11 +108,11 @@ class RunRows:
         return len(self.cohorts) + 1
 
     def take(self, cohort: Sequence[int]) -> None:
-        """Note who takes part in the row that comes next."""
+        """Record the cohort of the next row."""
         self.cohorts.append(list(cohort))
 
     def told(self, cohort: Sequence[int]) -> tuple[int, ...]:
-        """Return who takes part, which later draws must know; of a secret draw they need to know that it was."""
+        """Return the cohort, which later draws need; for a secret draw, only that it took place."""
         return () if self.secret else tuple(cohort)
 
 
@@ -124,7 +125,7 @@ def rows_of(
     """Return the rows of a run.
 
     Raises:
-      Refusal: who took part must be kept, and the plan keeps nothing; or something is to adapt.
+      Refusal: the cohorts must be kept, and the plan keeps none; or a choice is adaptive.
     """
     count = None if privacy is None else privacy.plan.mechanism.rows
     if cohort.turns is not None and count is None:

@@ -30,9 +30,9 @@ class OpenSums:
     def sum(
         self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
-        """Return what the round did, and the noisy mean; None below the quorum.
+        """Return the round's result, and the noisy mean; None below the quorum.
 
-        Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort ahead.
+        Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort in advance.
         """
         del coming
         spec, participants = wanted.spec, self._participants

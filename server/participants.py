@@ -1,9 +1,9 @@
 """Participants of a round: the real clients and, behind them, the canaries of an audit.
 
-Canaries are dummies. They are drawn after the real clients, who are thus drawn, and accounted, as they would be without;
-the mean divides by the real cohort. In a simulation they are nodes of the grid like everybody. Beside real clients they
-answer in this process: they are no answers that a round waits for or goes by, and once a sum is noised and weighed, what
-they added is taken out again, so that they move no model.
+Canaries are dummy clients. They are drawn after the real clients, whose draw and accounting they do not change; the
+mean divides by the real cohort. In a simulation they are nodes of the grid like all others. With real clients they
+answer in this process: a round does not count their answers, and their contribution is subtracted after the sum is
+noised and its norm checked, so that they do not affect the model.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Participants:
     Attributes:
       grid: reaches the clients.
       cohort: draws the real ones of each round.
-      clients: how many of them the federation has.
+      clients: number of real clients in the federation.
       answers: how many are needed, and how many are enough.
-      canaries: how many there are.
-      add_canaries: lets canaries answer here; None where they are the last nodes of the grid.
-      population: a public number of clients, from which the fixed denominator follows; None where `clients` is public.
-      declared: whether the number of clients is somebody's word and no roster's, so that more of them are refused.
-      names: of the clients by node, by which they are dealt into arms; None: a client's name is its place among them.
-      arm: whose clients alone are in the sum; None where all are.
+      canaries: number of canaries.
+      add_canaries: lets canaries answer here; None if they are the last nodes of the grid.
+      population: a public number of clients, for the fixed denominator; None if `clients` is public.
+      declared: whether the user declared the number of clients, without a roster, so that more of them are refused.
+      names: of the clients by node, for dealing into arms; None: a client's name is its place among them.
+      arm: of a sum over one arm; None for all clients.
     """
 
     grid: Grid
@@ -78,7 +78,7 @@ class Participants:
 
     @property
     def expected(self) -> float:
-        """How many real clients a round expects: what the mean divides by."""
+        """Expected number of real clients of a round: the divisor of the mean."""
         if self.arm is None:
             return self.cohort.expected_size(self.population or self.clients)
         arms = self.arm.deal.arms
@@ -87,12 +87,12 @@ class Participants:
 
     @property
     def drawn_from(self) -> int:
-        """How many real clients a round's cohort is drawn from."""
+        """Number of real clients that a round's cohort is drawn from."""
         return self.clients if self.arm is None else len(self.members(self.arm))
 
     @property
     def due(self) -> Answers:
-        """By how many answers the round goes: in an arm by its share of those of all."""
+        """Answers needed by the round: for an arm its share of those of all clients."""
         if self.arm is None:
             return self.answers
         enough, arms = self.answers.enough, self.arm.deal.arms
@@ -107,20 +107,20 @@ class Participants:
         return self._members[arm]
 
     def renew(self, nodes: Sequence[int], answers: Answers, names: Mapping[int, str] | None = None) -> None:
-        """Go on with these clients, and the canaries that there were."""
+        """Continue with these clients, and the same canaries."""
         self._real, self.clients, self.answers, self.names = list(nodes), len(nodes), answers, names
         self._members = {}
 
     def draw(self, stream: Stream, earlier: Earlier = (), arm: Arm | None = None) -> list[int]:
-        """Return who takes part in one round, canaries last, given who did in the rounds before.
+        """Return the cohort of one round, canaries last, given the earlier cohorts.
 
         Args:
           stream: of the round's draw.
-          earlier: who took part in each round before, in their order.
-          arm: that they are drawn from; None draws from all.
+          earlier: cohorts of the rounds before, in their order.
+          arm: to draw from; None draws from all clients.
 
         Raises:
-          Refusal: nobody is in the arm, or fewer than a round needs.
+          Refusal: the arm is empty, or smaller than a round needs.
         """
         self._find()
         if arm is not None:
@@ -142,7 +142,7 @@ class Participants:
         return drawn
 
     def real(self, drawn: Sequence[int]) -> list[int]:
-        """Return who of those drawn are real clients, and no canaries."""
+        """Return the real clients of a cohort, without canaries."""
         dummies = set(self._dummies)
         return [node for node in drawn if node not in dummies]
 
@@ -164,16 +164,16 @@ class Participants:
         return [numbers[node] for node in drawn if node in numbers]
 
     def asked(self, drawn: Sequence[int]) -> list[int]:
-        """Return who of those drawn is asked over the grid."""
+        """Return the members of a cohort that are reached over the grid."""
         return list(drawn) if self.add_canaries is None else self.real(drawn)
 
     def sum(
         self, order: Message, drawn: Sequence[int], spec: SumSpec, size: int, timeout: float | None
     ) -> tuple[CohortSum, Vector | None]:
-        """Return the sum over those drawn, shape (size,), and what is to be taken out of it once it is weighed.
+        """Return the sum over a cohort, shape (size,), and the canaries' part to subtract after the norm check.
 
         Args:
-          order: what everybody is told.
+          order: the instruction to all.
           drawn: from `draw`.
           spec: the sum's public parameters.
           size: coordinates of the sum, all segments included.

@@ -1,8 +1,8 @@
 """Grid of Flower's that turns every training round into one private sum.
 
 To the strategy it looks like one client that replied with the cohort's mean, so every strategy that averages works
-unchanged. Around that it keeps the order that the guarantee rests on: draw the cohort, reserve on the ledger,
-train, add, noise, hand over, commit. Nothing is handed over that was not reserved.
+unchanged. It enforces the order that the guarantee requires: draw the cohort, reserve on the ledger, train, add, noise,
+return the mean, commit. It returns nothing that was not reserved.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class PrivateGrid(PassingGrid):
     """Wraps any grid; see the module's text.
 
     Args:
-      participants: who takes part, and the grid that reaches them.
+      participants: the clients, and the grid that reaches them.
       privacy: None sums without client-level privacy, weighted by examples.
-      randomness: where draws and noise come from.
-      run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
+      randomness: source of draws and noise.
+      run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None generates one.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
-      terms: what the sums hold, and of whom.
+      terms: content and participants of the sums.
 
     Attributes:
-      steps: that the arrays which clients start from are rounded to; a round's mean moves the model itself.
+      steps: to which the clients' initial arrays are rounded; a round's mean updates the unrounded model.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class PrivateGrid(PassingGrid):
     # --- what Flower's strategies ask of a grid ---------------------------------------------------------------
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return nodes that stand for all: the cohort decides who is asked, not a strategy's own sampling.
+        """Return representative nodes: the cohort selects clients, not a strategy's own sampling.
 
-        At most `SHOWN_NODES`, so that a strategy does not make a message for each client of a large population;
-        one that tells clients apart still gives itself away.
+        At most `SHOWN_NODES`, so that a strategy does not create a message for each client of a large population; a
+        strategy that distinguishes clients is still detected.
 
         Raises:
-          Refusal: the strategy asks again and again, as Flower's do while they wait for more nodes than there are.
+          Refusal: the strategy calls this repeatedly, as Flower's do while they wait for more nodes than exist.
         """
         self._asked += 1
         if self._asked > PATIENCE:
@@ -110,7 +110,7 @@ class PrivateGrid(PassingGrid):
     ) -> Iterable[Message]:
         """Run one private sum over the cohort and return it as one reply, or nothing once the budget is spent.
 
-        Messages that do not train are not sent: what they would bring back is in no release.
+        Messages that do not train are not sent: no release covers their replies.
 
         Args:
           messages: of the strategy, the same to all.
@@ -133,13 +133,13 @@ class PrivateGrid(PassingGrid):
         answers: Answers,
         names: Mapping[int, str] | None = None,
     ) -> None:
-        """Go on with these clients from the next round; the plan stands, since it does not go by how many there are.
+        """Continue with these clients from the next round; the plan remains, since it does not depend on their number.
 
         Args:
-          nodes: all clients that there are by now.
-          masking: how sums are encrypted from then on, under their roster; None in the clear.
-          answers: by how many a round goes.
-          names: of the clients by node; None where they have none.
+          nodes: all current clients.
+          masking: of the sums from then on, under their roster; None sums in the clear.
+          answers: that a round needs.
+          names: of the clients by node; None without names.
         """
         self.participants.renew(nodes, answers, names)
         self._early = {}
@@ -149,19 +149,19 @@ class PrivateGrid(PassingGrid):
 
     @property
     def choices(self) -> Choices | None:
-        """What the next round goes by; None without client-level privacy."""
+        """Choices for the next round; None without client-level privacy."""
         return self._account.choices
 
     @property
     def all_spent(self) -> bool:
-        """Whether every client was asked and its own ledger refused; never told where who was drawn is secret."""
+        """Whether every client was asked and its own ledger refused; always False if the draw is secret."""
         return self._tells and self.participants.all_among(self._spent)
 
     @property
     def all_declined(self) -> bool:
         """Whether every client was asked and its owner's policy refused.
 
-        Where who was drawn is secret it is told only if nobody ever answered: no round then holds anybody's data.
+        With a secret draw this is revealed only if no client ever answered: then no round contains any data.
         """
         told = self._tells or not any(done.replies for done in self.rounds)
         return told and self.participants.all_among(self._declined)
@@ -171,10 +171,10 @@ class PrivateGrid(PassingGrid):
         self._account.raise_noise(factor)
 
     def scale_norm(self, factor: float) -> None:
-        """Let contributions from now on have so many times the planned norm, and the noise with them.
+        """Scale the norm of future contributions, and their noise, relative to the plan.
 
         Args:
-          factor: above 0; public, and chosen from nothing but what was released.
+          factor: above 0; public, and chosen only from releases.
         """
         self._account.norm_factor = factor
 
@@ -182,11 +182,11 @@ class PrivateGrid(PassingGrid):
         return None if self._terms.tuning is None else self._terms.tuning.arm_of(number)
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
-        """Continue after round `number`, which an earlier process finished, with the choices it led to.
+        """Continue after round `number`, which an earlier process finished, with the resulting choices.
 
         Args:
           number: of the round.
-          choices: what it led to; None where nothing adapts.
+          choices: after it; None without adaptive choices.
         """
         self._reserved = self._finished = number
         self._account.choices = choices or self._account.choices
@@ -227,7 +227,7 @@ class PrivateGrid(PassingGrid):
     def _round(
         self, number: int, content: RecordDict, request: Message, timeout: float | None
     ) -> list[Message]:
-        """Return the mean as one reply; nothing where none is released, and what was reserved stays spent."""
+        """Return the mean as one reply; nothing without a release, in which case the reservation stays spent."""
         arrays = wire.only_arrays(content)
         content = wire.with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)
         layout, sent, spec = self._spec(content)
@@ -264,7 +264,7 @@ class PrivateGrid(PassingGrid):
         return [reply]
 
     def _spec(self, content: RecordDict) -> tuple[wire.Layout, wire.Layout, SumSpec]:
-        """Return the shapes of an update's arrays and of what is sent of it, and the spec of the sum."""
+        """Return the shapes of an update's arrays and of its sent part, and the spec of the sum."""
         layout, expected = wire.layout_of(wire.only_arrays(content)), self.participants.expected
         if self._terms.compress is None:
             return layout, layout, self._account.spec(layout, expected)
@@ -278,7 +278,7 @@ class PrivateGrid(PassingGrid):
 
     @property
     def _public_seed(self) -> str:
-        """What the run's matrices are made from: a simulation's repeat with its seed, a server's while the run has its name."""
+        """Seed of the run's matrices: from a simulation's seed, or from the run's name at a server."""
         if self._randomness.seed is None:
             return hashlib.sha256(self._run_name.encode()).hexdigest()
         return self._randomness.stream("compression").bytes(32).hex()

@@ -1,4 +1,4 @@
-"""Protection of whole clients for somebody else's Flower app, in one call."""
+"""Protection of whole clients for a user's Flower app, in one call."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ logger = logging.getLogger("flwr.fedveil")  # among the lines of Flower, whose l
 
 
 class NobodyAnswered(Exception):
-    """Run of which no client ever answered: there is no model, and what was reserved stays spent."""
+    """Run without any answer of a client: there is no model, and the reservations stay spent."""
 
 
 @contextmanager
@@ -78,27 +78,27 @@ def protect(
     held_out: Literal["public", "private"] = "private",
     evaluate: ClientEvaluation | None = None,
 ) -> Generator[ProtectedGrid]:
-    """Wrap a Flower grid so that what a strategy does on it stays within the budget; use it in a `with` block.
+    """Wrap a Flower grid so that a strategy's rounds stay within the budget; use it in a `with` block.
 
-    The noise is the least that lets `num_rounds` more rounds fit what the ledger has left. The clients' apps need
-    the mod `fedveil.client.private_update.private_update`. Noise and draws come from the operating system.
+    The noise is the smallest with which `num_rounds` more rounds fit the ledger's remaining budget. The clients' apps
+    need the mod `fedveil.client.private_update.private_update`. Noise and draws come from the operating system.
 
     Args:
       grid: reaches the clients.
-      data_id: names the clients' data, and so their ledger; a later run with the same name goes on with the same
-        budget, wherever it is started. Letters, digits, `-`, `_` and `.`, at most 64.
-      population: how many clients there are, a public number.
+      data_id: names the clients' data, and so their ledger; a later run with the same name continues the same budget,
+        from any working folder. Letters, digits, `-`, `_` and `.`, at most 64.
+      population: number of clients, a public number.
       cohort: draws the clients of each round; the strategy's own sampling has no effect.
-      budget: at the client level, for everything this ledger ever holds.
+      budget: at the client level, for all releases on this ledger.
       clipping_norm: L2 norm of the largest update, all parameters together.
-      num_rounds: rounds to plan for; a round beyond them is refused once the budget is spent.
-      ledger_dir: an absolute folder for the ledger; None is the user's own, where `fedveil budget` looks.
+      num_rounds: rounds to plan for; a further round is refused once the budget is spent.
+      ledger_dir: an absolute folder for the ledger; None is the user's default, which `fedveil budget` reads.
       allow_large_delta: accept a delta above one over the population.
-      accept_vacuous: accept a guarantee that leaves nothing to learn, or rounds without clients.
-      held_out: whose the data of the strategy's `evaluate_fn` are. What is measured on private ones is a release that no
-        budget covers, so the strategy does not start with them.
-      evaluate: lets all clients evaluate the model in a private sum of its own, for a charge that is planned with the
-        rounds'. Their apps need the mod `fedveil.client.private_evaluation.private_evaluation`, and the strategy a
+      accept_vacuous: accept a vacuous guarantee, or rounds with empty cohorts.
+      held_out: whether the data of the strategy's `evaluate_fn` are public. Metrics on private data are a release that
+        no budget covers, so a strategy with such data does not start.
+      evaluate: lets all clients evaluate the model in a private sum of its own; its charge is planned with the rounds.
+        Their apps need the mod `fedveil.client.private_evaluation.private_evaluation`, and the strategy a
         `fraction_evaluate` above 0. None asks no client.
 
     Returns:
@@ -107,7 +107,7 @@ def protect(
     Raises:
       Refusal: naming the argument; also if the budget is spent before the first round.
       LedgerUnavailable: another process has the ledger open, or it cannot be written.
-      NobodyAnswered: no client ever did.
+      NobodyAnswered: no client ever answered.
 
     Example:
       >>> import tempfile
@@ -185,7 +185,7 @@ class EvaluationTerms:
 
 
 def _terms_of(terms: ClientEvaluation, plan: Plan, population: int, budget: Budget) -> EvaluationTerms:
-    """Return how clients are asked to evaluate; refuse what tells too little."""
+    """Return the terms of the evaluations; refuse ones with too wide an interval."""
     rounds = terms.rounds(plan.num_rounds)
     noise = noise_of(terms.noise_multiplier, len(rounds))
     one = replace(plan, sampling=All(), num_rounds=1, noise_multiplier=noise)
@@ -201,7 +201,7 @@ def _evaluated(
     messages: list[Message],
     timeout: float | None,
 ) -> list[Message]:
-    """Return the clients' means as one reply, with the ends of their intervals; nothing where nothing can be said."""
+    """Return the clients' means as one reply, with the ends of their intervals; nothing if there is no valid mean."""
     number = grid.rounds[-1].number
     asked = evaluating.terms.asked(evaluating.name)
     charge = Charge(evaluating.plan, ledger, asked, Randomness(), row_after(number))
@@ -232,7 +232,7 @@ def _evaluated(
 
 
 def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_delta: bool) -> str | None:
-    """Refuse what the command line refuses; return the warning of a large delta that is allowed."""
+    """Apply the command line's checks; return the warning about an allowed large delta."""
     if budget.unit is not Unit.CLIENT:
         raise Refusal("budget.unit", str(budget.unit), "a protected grid hides whole clients; use client")
     if population < 1:
@@ -260,7 +260,7 @@ def _require_use(plan: Plan, cohort: Cohort, population: int) -> None:
 
 
 def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
-    """Return the ledger of a data set, the same whatever folder this process works in."""
+    """Return the ledger of a data set, independent of the working folder."""
     if not re.fullmatch(DATA_ID, data_id):
         raise Refusal("data_id", data_id, NO_DATA_ID)
     return (
@@ -273,14 +273,14 @@ def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
 
 @dataclass
 class ProtectedGrid(PassingGrid):
-    """Grid that `protect` yields: it says a line a round, and does nothing more once the run has ended.
+    """Grid that `protect` yields: it prints one line per round, and does nothing after the end of the run.
 
     Attributes:
       grid: sums privately.
-      privacy: what protects the clients.
+      privacy: protection of the clients.
       budget: of the ledger, within its owner's caps.
-      evaluating: how clients are asked to evaluate; None where they are not.
-      ended: why the rest of the run does nothing; None while it goes on.
+      evaluating: terms of the evaluations; None without evaluations.
+      ended: why the run has ended; None while it continues.
     """
 
     grid: PrivateGrid
@@ -306,14 +306,15 @@ class ProtectedGrid(PassingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Run one private sum and return it as one reply; nothing once the run has ended, so that the model stays.
+        """Run one private sum and return it as one reply; nothing after the end of the run, so that the model is unchanged.
 
         Args:
           messages: of the strategy, the same to all.
           timeout: seconds for the replies of one exchange; None waits for all.
 
         Raises:
-          NobodyAnswered: no client ever did.
+          NobodyAnswered: no client ever answered.
+
         """
         messages, before = list(messages), len(self.grid.rounds)
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
@@ -351,7 +352,7 @@ class ProtectedGrid(PassingGrid):
         return []
 
     def _tell(self, done: Round) -> None:
-        """Say what a round did: exact counts to the operator alone, where the epsilon relies on a secret draw."""
+        """Log a round's result: exact counts only for the operator, if the epsilon relies on a secret draw."""
         ledger, participants = self.privacy.ledger, self.grid.participants
         counts = {
             "round": done.number,
@@ -381,7 +382,7 @@ class ProtectedGrid(PassingGrid):
         self._told_of_evaluation = True
 
     def _why_silent(self) -> str | None:
-        """Return that no client answered for so many rounds that draws of nobody do not explain it, or None."""
+        """Return a message if no client answered for more rounds than empty draws explain, or None."""
         last = self.grid.rounds[-self._patience() :]
         if len(last) < self._patience() or any(done.replies for done in last):
             return None

@@ -1,8 +1,8 @@
-"""Question round: one private sum that moves no model, reserved on the ledger before anybody is asked.
+"""Question round: one private sum without a model update, reserved on the ledger before any client is asked.
 
-Where clients are hidden, what they count travels in the segments of the sum. Where records are, it is the sum's update, each
-client's being the sum of its records' parts, as in a step on the records of all clients. With `privacy=record` each client
-adds noise of its own before its answer leaves, and charges its own ledger.
+At the client level the counts are segments of the sum. At the record level they take the place of the update: each
+client sends the sum of its records' contributions, as in a step on the records of all clients. With `privacy=record`
+each client adds its own noise before it answers, and charges its own ledger.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ CELLS = 1 << 28
 
 @dataclass
 class Charge:
-    """Account of one question: what is reserved, and the noise that was paid for; its functions are `Protected`'s.
+    """Account of one question: its reservation, and its noise; methods as of `Protected`.
 
     Attributes:
       plan: calibrated, of one round.
       ledger: of the population, open for writing.
-      inquiry: what is asked; its name is the release's.
-      randomness: where draws and noise come from.
+      inquiry: of the question; its name is the release's.
+      randomness: source of draws and noise.
       row: of the release, under that name.
-      arm: whose clients alone are asked; None where all are.
+      arm: of a question to one arm; None for all clients.
     """
 
     plan: Plan
@@ -87,7 +87,7 @@ class Charge:
 
     @property
     def spec(self) -> SumSpec:
-        """The segments of what is asked, or the sum of records' parts."""
+        """Segments of the question, or the sum of records' contributions."""
         norm = self.plan.clipping_norm
         if self.inquiry.unit is Unit.CLIENT:
             return SumSpec(norm, self.inquiry.segments, cells=CELLS)
@@ -104,7 +104,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class OwnCharges:
-    """Account of one question that each client charges on its own ledger and noises by itself; as `Charge`, it adds nothing."""
+    """Account of one question for which each client adds its own noise and charges its own ledger; interface of `Charge`."""
 
     plan: Plan
     inquiry: Inquiry
@@ -140,14 +140,13 @@ QuestionAccount = Charge | OwnCharges
 
 @dataclass(frozen=True)
 class Sums:
-    """What a question's sum holds.
+    """Content of a question's sum.
 
     Attributes:
-      cells: of each question by its name, in rows; where records are hidden, beside it the rows that it clipped and those
-        that it did not.
-      clipped: the mean share of rows that a question clipped, by the name of its segment; empty where records are hidden.
+      cells: of each question by its name, in rows; at the record level also the numbers of clipped and unclipped rows.
+      clipped: the mean share of clipped rows of a question, by the name of its segment; empty at the record level.
       noise: standard deviation of the noise over the norm of one unit.
-      clients: by how many a share was divided.
+      clients: divisor of a share.
     """
 
     cells: Mapping[str, Vector]
@@ -157,13 +156,13 @@ class Sums:
 
 
 def sums_of(charge: QuestionAccount, done: Round, mean: Mean, masked: bool) -> Sums:
-    """Return what a question's sum holds, whatever its unit and its link.
+    """Return the content of a question's sum, for any unit and link.
 
     Args:
       charge: of the question.
-      done: what the round did.
-      mean: that it released.
-      masked: whether the sum was encrypted, and its noise is measured by the range of a vector.
+      done: the round's result.
+      mean: released by the round.
+      masked: whether the sum was encrypted, so that its noise is relative to the range of a vector.
     """
     inquiry = charge.inquiry
     if inquiry.unit is Unit.CLIENT:
@@ -191,15 +190,15 @@ def put(
     timeout: float | None,
     message_type: str = "train",
 ) -> tuple[Round, Mean | None]:
-    """Ask the cohort, and return what the round did and the noisy sums; None where nothing may be released.
+    """Ask the cohort, and return the round's result and the noisy sums; None if nothing may be released.
 
     Args:
-      participants: who is asked, and the grid that reaches them.
+      participants: the clients, and the grid that reaches them.
       charge: of the question, which is reserved already.
       content: the instruction's records.
       masking: encrypts the sum, to which the clients add the noise; None sums in the clear.
       timeout: seconds for the replies of one exchange; None waits for all.
-      message_type: of the instruction, which says by which of a Flower app's functions it is answered.
+      message_type: of the instruction, which selects the function of a Flower app.
     """
     sums = sums_over(participants, charge, masking, charge.randomness)
     # Canaries are asked nothing: they weigh what is claimed of training.

@@ -1,4 +1,4 @@
-"""Values of a round: what protects its clients, what is summed, by how many answers it goes, and what it did."""
+"""Values of a round: its privacy, its sum, the number of answers that it needs, and its result."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Average = TypeVar("Average", Vector, float)
 
 @dataclass(frozen=True)
 class UnitsOfClient:
-    """How many of the units that are hidden one client's vector holds; public.
+    """Number of hidden units in one client's vector; public.
 
     Attributes:
-      most: whose norms are the range of a vector; more lose length, and no privacy.
-      expected: of a client on average over the federation, by which the mean divides.
+      most: that fit the range of a vector without clipping; more are shortened, which costs no privacy.
+      expected: per client, averaged over the federation, for the divisor of the mean.
     """
 
     most: float = 1.0
@@ -39,15 +39,15 @@ class UnitsOfClient:
 
 @dataclass(frozen=True)
 class SumPrivacy:
-    """What protects clients, or their records, in the sum: a calibrated plan, its ledger, and who pays for metrics.
+    """Protection of clients, or of their records, in the sum: a calibrated plan, its ledger, and the share for metrics.
 
     Attributes:
-      plan: frozen; its sampling is the cohort's own draw or, where records are hidden, theirs.
+      plan: frozen; its sampling is the cohort's draw or, at the record level, that of the records.
       ledger: the population's ledger, open for writing.
       metrics_share: share of the squared clipping norm that the metrics may use, in [0, 1).
-      adaptation: what rounds choose from what earlier ones released.
-      noise_key: of noise that later rounds take back, on real data; the same whenever the run goes on.
-      units: that one client's vector holds.
+      adaptation: choices from earlier releases.
+      noise_key: of correlated noise, on real data; the same after a resume.
+      units: in one client's vector.
     """
 
     plan: Plan
@@ -60,13 +60,13 @@ class SumPrivacy:
 
 @dataclass(frozen=True)
 class SumTerms:
-    """What a run's sums hold, and of whom; public.
+    """Content and participants of a run's sums; public.
 
     Attributes:
-      segments: metrics that may travel in the sum, with their bounds.
-      canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
-      compress: how updates are compressed; None sums whole ones.
-      tuning: of which arm each sum is; None sums over all clients.
+      segments: metrics that may be part of the sum, with their bounds.
+      canary_records: number of an audit's records, each of which has a further coordinate in every sum.
+      compress: compression of updates; None sums whole ones.
+      tuning: assigns an arm to each sum; None sums over all clients.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -80,16 +80,15 @@ EVERY_UPDATE = SumTerms()
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did, as the server may know it. Means of scalars are noised where the sum is private.
+    """Result of one round, as the server may know it. Means of scalars are noised if the sum is private.
 
-    `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
-    of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
-    stays spent; `cause` says why, where clients may have paid for it. It was `untrue` if its encrypted sum was opened and
-    cannot be one of vectors that follow the protocol; `weighed` then lists its sums, and `suspected` says by name who is
-    newly suspected of spoiling them. `blamed` says by name what members did that no
-    client does which follows the protocol. `message_bytes` are about those of the instruction to one client and of its
-    reply, which everybody may know; None where they are encrypted, and depend on the cohort.
-    `arm` is the number of the arm whose clients alone were asked.
+    `choices` are those of the round; None without client-level privacy. `exchanges` counts the exchanges of secure
+    aggregation; 0 without it. A round that was `abandoned` released nothing, and its reservation stays spent; `cause`
+    gives the reason if clients may have been charged. It was `untrue` if its opened sum violates the norm bound;
+    `weighed` then lists its sums, and `suspected` names new suspects with the reason. `blamed` names members that
+    provably broke the protocol, with their fault. `message_bytes` are the approximate sizes of one instruction and of
+    one reply, which are public; None if they are encrypted, because their size then depends on the cohort. `arm` is the
+    number of the asked arm.
     """
 
     number: int
@@ -111,17 +110,17 @@ class Round:
 
 
 def sentence(name: str, fault: str, times: int) -> str:
-    """Return what people are told of a member that broke the protocol."""
+    """Return the sentence about a member that broke the protocol."""
     again = f" ({times} rounds): revoke it with fedveil provision revoke {name}"
     return f"{name} {fault}{again if times > 1 else ''}"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """By how many answers a round goes. Both are seen, so the draw of such a cohort must not count as secret.
+    """Numbers of answers that end a round. Both are visible, so the draw of such a cohort must not count as secret.
 
     Attributes:
-      quorum: below it the round is abandoned; of an encrypted sum `Masking` says it.
+      quorum: below it the round is abandoned; for an encrypted sum `Masking` defines it.
       enough: an exchange ends when so many have answered; None waits for all, until the deadline.
     """
 
@@ -134,7 +133,7 @@ ALL_ANSWERS = Answers()
 
 @dataclass(frozen=True)
 class Sum:
-    """What is summed: its name on the ledger, what the clients start from, and what their vectors are.
+    """Sum to compute: its name on the ledger, the clients' initial arrays, and the format of their vectors.
 
     Attributes:
       run, row: of the release.
@@ -161,26 +160,26 @@ class Sum:
         return sum(map(math.prod, self.layout.values()))
 
     def asks_as(self, other: Sum) -> bool:
-        """Return whether only what the clients start from may differ: that is no part of an attempt's terms."""
+        """Return whether at most the clients' initial arrays differ, which are not part of an attempt's terms."""
         return replace(self, content=other.content) == other
 
 
 @dataclass(frozen=True)
 class Mean:
-    """What a sum is handed on as.
+    """Mean of a sum.
 
     Attributes:
       arrays: the mean update by name.
       scalars: the mean of every scalar.
       counts: the sum of every segment with a shape, in its own units.
       seen: the mean as an audit sees it, before its canaries are taken out.
-      denominator: what divided the sum.
-      clients: whose vectors are in it, where that is known.
-      weight: of it beside the mean of another part of the cohort.
+      denominator: of the mean.
+      clients: of the vectors in it, if known.
+      weight: relative to the mean of another part of the cohort.
       part: whether it is of a part of the cohort, or of several, each with its own noise.
-      sketch: compressed the updates, and `seen`; None left them whole.
-      noise: standard deviation of the sum's noise over the clipping norm, of all that was added.
-      step: of the sum's lattice, in the unit of the update; 0 where it is of several sums.
+      sketch: compression of the updates, and of `seen`; None without compression.
+      noise: standard deviation of all noise in the sum over the clipping norm.
+      step: of the sum's lattice, in the unit of the update; 0 for a mean of several sums.
     """
 
     arrays: dict[str, Vector]
@@ -197,10 +196,10 @@ class Mean:
 
 
 def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
-    """Return a mean of compressed updates as one of whole updates; what an audit sees stays compressed.
+    """Return a mean of compressed updates as one of whole updates; the audit's view stays compressed.
 
     Args:
-      mean: as it was decoded.
+      mean: decoded.
       layout: shapes of the update's arrays by name, in its order.
       sketch: of the round.
     """

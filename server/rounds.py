@@ -1,7 +1,7 @@
 """Loop of rounds: reserve, configure, train, aggregate, evaluate, checkpoint; the same on every grid.
 
-Flower's `Strategy.start` always begins at round one and loses the model when a round raises. This loop resumes,
-and ends in order when the budget is spent or somebody interrupts.
+Flower's `Strategy.start` always begins at round one and loses the model when a round raises. This loop can resume, and
+ends in order if the budget is spent or the user interrupts.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class Ending:
 
 @dataclass(frozen=True)
 class Pace:
-    """How rounds follow each other where clients come and go.
+    """Timing of rounds with clients that come and go.
 
     Attributes:
       deadline: seconds that an exchange with the clients waits for replies.
-      ready: waits until the next round may begin, or until the event is set; returns why none may, or None.
-      patience: rounds abandoned in a row after which the run has failed; None goes on to the last round.
+      ready: waits until the next round may begin, or until the event is set; returns why it may not, or None.
+      patience: consecutive abandoned rounds after which the run has failed; None never fails for this reason.
     """
 
     deadline: float = 3600.0
@@ -74,22 +74,22 @@ class Pace:
 
 @dataclass(frozen=True)
 class Loop:
-    """What a run does in every round.
+    """Steps of every round of a run.
 
     Attributes:
       strategy: any Flower strategy that averages.
       num_rounds: the last round's number.
       evaluate: held-out metrics of the global arrays; it reads public data only.
-      after_round: called with the state, the round and what measures its model; it writes checkpoints and shows
-        progress, and returns how the run ends, if an audit ends it there.
-      train_config: what the strategy sends along with the arrays in the round after a state.
-      pace: when a round begins, how long it waits, when to give the run up.
+      after_round: called with the state, the round and the evaluation function of its model; it writes checkpoints and
+        shows progress, and returns the run's ending if an audit ends it.
+      train_config: the strategy's configuration for the round after a state.
+      pace: when a round begins, how long it waits, when the run is abandoned.
       average_after: round after which models are averaged; None for no average.
-      tuning: which arm a round is of; None trains all clients in every round.
-      others: strategies of the arms after the first, of the same settings.
-      score: scores of the arms' models after a round, higher is better, asked of their clients; it raises Unscored where
-        none can be said. None compares them by `evaluate`.
-      difference_bits: of a coordinate of the model that clients get, as `steps_after` takes them; None rounds nothing.
+      tuning: assigns an arm to a round; None trains all clients in every round.
+      others: strategies of the arms after the first, with the same settings.
+      score: measures the arms' models after a round at their clients, higher is better; raises Unscored if there is no
+        valid score. None compares them by `evaluate`.
+      difference_bits: of a coordinate of the clients' model, for `steps_after`; None rounds nothing.
     """
 
     strategy: Strategy
@@ -110,7 +110,7 @@ class Loop:
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
-    """Run the rounds after `state.round` and return the last state, whatever ended them."""
+    """Run the rounds after `state.round` and return the last state, for any ending."""
     grid.skip_to(state.round, state.choices)
     with interruption() as interrupted:
         while state.round < loop.num_rounds:

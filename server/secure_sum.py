@@ -1,13 +1,15 @@
-"""Driver of secure aggregation over any Flower grid: exchanges until the cohort's sum is open, or the attempt is given up.
+"""Driver of secure aggregation over any Flower grid: exchanges until the cohort's sum is opened, or abandoned.
 
-A round may take several attempts, each with fresh keys. Nodes are asked for what opens a sum in at most one of them,
-so that one reservation pays for the round: an attempt given up before that has told the server nothing, one given up
-after it may have been opened, and is not repeated. Nor is one that too many refused for good: trying costs the others.
+A round may take several attempts, each with fresh keys. Nodes are asked for the shares that open a sum in at most one
+of
+them, so that one reservation covers the round: an attempt abandoned before that has revealed nothing to the server, one
+abandoned later may have been opened, and is not retried. Nor is an attempt that too many refused permanently: a retry
+would charge the others.
 
-The next round's keys and shares travel beside this round's messages. They tell nothing of any data, so they may precede
-its reservation; its vectors are asked for in its own round alone. A steady round takes three exchanges; the first
-round, or one whose preparation lost too many nodes, takes three more, or two if the profile is semi-honest, which has
-no confirmations. A dispute over shares takes one more.
+The next round's keys and shares are sent with this round's messages. They reveal nothing about data, so they may
+precede its reservation; its vectors are requested only in its own round. A steady round takes three exchanges; the
+first round, or one whose preparation lost too many nodes, takes three more, or two if the profile is semi-honest, which
+has no confirmations. A dispute over shares takes one more.
 """
 
 from __future__ import annotations
@@ -54,21 +56,21 @@ SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost befo
 
 @dataclass(frozen=True)
 class Opened:
-    """How a round of secure aggregation ended: with a sum, or with nothing, and then why.
+    """Result of a round of secure aggregation: a sum, or the reason why there is none.
 
     Attributes:
       total: of the survivors' vectors, modulo 2^bits; None if nothing was opened.
-      spec: what the vectors are; None if no attempt could begin.
-      survivors: how many were added.
-      dropped: for what reasons the others were not.
-      model: what everybody started from, as a hash.
-      attempts: the number of the last one, from 1; one whose keys travelled ahead in vain counts.
+      spec: of the vectors; None if no attempt could begin.
+      survivors: number of added vectors.
+      dropped: counts of the others, by reason.
+      model: hash of the clients' initial model.
+      attempts: the number of the last one, from 1; an unused prepared attempt counts.
       exchanges: from the round's first message to its end.
       nodes: the survivors.
-      blamed: by node, what it did that no node does which follows the protocol, in any attempt at the round.
-      cause: why nothing was opened, where the nodes may have paid for it; empty otherwise.
+      blamed: by node, its provable violation of the protocol, in any attempt at the round.
+      cause: why nothing was opened, if the nodes may have been charged; empty otherwise.
       unopened: of the survivors, those whose layers of noise all stay in the sum.
-      further: by survivor, the parameter of the noise that it says to have added of its own; none that added none.
+      further: by survivor, the parameter of its own noise, as it claims; only survivors that added some.
     """
 
     total: Words | None = None
@@ -86,14 +88,14 @@ class Opened:
 
 
 class SecureSums:
-    """The rounds of one run, in order; what is prepared of the next one is kept between two calls."""
+    """Rounds of one run, in order; the preparation of the next one is kept between two calls."""
 
     def __init__(self, grid: Grid, masking: Masking) -> None:
         """Prepare the rounds.
 
         Args:
           grid: reaches the nodes.
-          masking: how sums are encrypted; with another roster, what was prepared under the last one is given up.
+          masking: parameters of encrypted sums; a new roster discards the preparation under the last one.
         """
         self._grid, self.masking, self._enough = grid, masking, None
         self._next: Attempt | None = None
@@ -109,14 +111,14 @@ class SecureSums:
         coming: Sequence[int] = (),
         enough: int | None = None,
     ) -> Opened:
-        """Return the sum of the nodes' vectors. Whatever a node sends, it is dropped and counted; the round goes on.
+        """Return the sum of the nodes' vectors. An invalid message is dropped and counted, and the round continues.
 
         Args:
           nodes: the round's cohort.
-          wanted: what they sum.
+          wanted: the sum to compute.
           timeout: seconds for the replies of one exchange.
-          coming: the cohort of the next row, if it is known: its keys travel beside this round's messages.
-          enough: nodes whose answers end an exchange, but never fewer than a sum takes; None waits for all.
+          coming: the cohort of the next row, if known: its keys are sent with this round's messages.
+          enough: number of answers that ends an exchange, but never fewer than a sum needs; None waits for all.
         """
         model, valid = model_hash(wanted.content), self._valid(nodes)
         self._exchanges, self._blamed, self._enough = 0, {}, enough
@@ -130,14 +132,14 @@ class SecureSums:
         return replace(ended, blamed=self._blamed, dropped=dict(Counter(ended.dropped) + expired))
 
     def _valid(self, nodes: Sequence[int]) -> Sequence[int]:
-        """Return those whose key is valid still: with another one among them no node would join."""
+        """Return the nodes with a valid key: with an expired one among them no node would join."""
         ended = self.masking.roster.ended(int(time.time()))
         return [node for node in nodes if node not in ended] if ended else nodes
 
     def _attempts(
         self, nodes: Sequence[int], wanted: Sum, model: bytes, timeout: float | None
     ) -> Iterator[Attempt]:
-        """Yield attempts up to where vectors are asked for: the prepared one, if it is for this, then fresh ones."""
+        """Yield attempts that are ready to request vectors: the prepared one, if it fits, then fresh ones."""
         early, self._next = self._next, None
         known = wanted.row == self._ahead  # nodes join no attempt twice
         if early is not None and early.prepares(nodes, wanted, self.masking):
@@ -161,7 +163,7 @@ class SecureSums:
         self._blamed |= attempt.blamed
 
     def _finish(self, attempt: Attempt, coming: Sequence[int], model: bytes, timeout: float | None) -> None:
-        """Bring an attempt to its end, with the first exchanges of the next one beside its own."""
+        """Finish an attempt, together with the first exchanges of the next one."""
         while attempt.asking:
             beside: list[Attempt] = []
             if attempt.step is Exchange.INBOX and self._next is None:
@@ -184,7 +186,7 @@ class SecureSums:
         return begun
 
     def _exchange(self, timeout: float | None, *attempts: Attempt) -> None:
-        """Send each node what these attempts ask of it, in one message, and hand them its replies."""
+        """Send each node the messages of these attempts in one instruction, and pass its replies to them."""
         self._exchanges += 1
         for attempt in attempts:
             attempt.send()
@@ -215,7 +217,7 @@ def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
 
 
 def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
-    """Return what a node answers to so many messages: bytes, and the reason if there are none."""
+    """Return a node's answers to so many messages: bytes, or the reason if there are none."""
     if reply.has_error():
         return [(b"", DROP_REASONS.get(reply.error.code, "failed"))] * count
     try:
@@ -243,17 +245,17 @@ _STEPS = {
 
 
 class Attempt:
-    """One attempt to sum one vector of every node in a cohort; nothing that a node sends ends it for the others.
+    """One attempt to sum one vector of every node in a cohort; no message of a node can end it for the others.
 
     Attributes:
       nodes: the cohort.
-      wanted: what is summed.
-      spec: what the vectors are.
-      step: of the exchange that `asking` belongs to.
-      asking: what to send next, by node; empty once the attempt is over.
-      sent: whether that is on its way already.
-      signed_roster: what goes along with the proposal.
-      asked_to_open: whether the sum may be open: nodes were asked for what opens it.
+      wanted: the sum to compute.
+      spec: of the vectors.
+      step: of the exchange of `asking`.
+      asking: the next messages, by node; empty once the attempt is over.
+      sent: whether these have been sent.
+      signed_roster: sent with the proposal.
+      asked_to_open: whether the sum may be open, because nodes were asked for the shares that open it.
 
     Raises:
       Refusal: no graph, or no grid, for so few.
@@ -281,17 +283,17 @@ class Attempt:
 
     @property
     def precedes_checks(self) -> bool:
-        """Whether the next exchange is not yet that in which nodes check what was dealt to them, nor a later one."""
+        """Whether the next exchange precedes the one in which nodes check the shares dealt to them."""
         return bool(self.asking) and self.step < Exchange.PARCELS
 
     @property
     def blamed(self) -> dict[int, Fault]:
-        """By node, what it did that no node does which follows the protocol."""
+        """By node, its provable violation of the protocol."""
         return self._server.blamed
 
     @property
     def opening(self) -> bool:
-        """Whether nodes are now asked for what opens the sum."""
+        """Whether nodes are now asked for the shares that open the sum."""
         return self._server.due is Due.REVEALED
 
     @property
@@ -301,7 +303,7 @@ class Attempt:
 
     @property
     def missing(self) -> int:
-        """How many of the cohort are not asked any more."""
+        """Number of nodes of the cohort that are no longer asked."""
         return len(self.nodes) - len(self.asking)
 
     @property
@@ -319,17 +321,17 @@ class Attempt:
         return self._server.has(min(len(self.asking), max(enough, self.spec.attendance.least)))
 
     def send(self) -> None:
-        """Note that what is asked is on its way."""
+        """Mark the messages as sent."""
         self.sent = True
         self.asked_to_open |= self.opening
         self._asked_for_vectors |= self.step is Exchange.INBOX
 
     def hear(self, node: int, reply: bytes, reason: str | None = None) -> None:
-        """Take a node's reply; whatever it is, it is dropped and counted, or it counts.
+        """Process a node's reply; an invalid one is dropped and counted.
 
         Args:
           node: the sender.
-          reply: as it came; ignored if there is a reason.
+          reply: unverified; ignored if there is a reason.
           reason: why there is none.
         """
         if reason is None:
@@ -346,12 +348,12 @@ class Attempt:
             self._reasons[node] = reason
 
     def wait_no_more(self, reason: str) -> None:
-        """Note why nothing came of those who have not answered."""
+        """Record the reason for the missing answers."""
         for node in self._server.waiting:
             self._reasons.setdefault(node, reason)
 
     def advance(self, model: bytes = b"") -> None:
-        """Close the exchange; `model` is the hash of what the round starts from, where the inboxes are due."""
+        """Close the exchange; `model` is the hash of the round's initial model, if the inboxes are due."""
         self.wait_no_more(NO_REPLY)
         result = self._server.advance(model)
         self.asking = result if isinstance(result, dict) else {}
@@ -365,7 +367,7 @@ class Attempt:
         """Return how the attempt ended.
 
         Args:
-          model: hash of what everybody started from.
+          model: hash of the clients' initial model.
           exchanges: of the round so far.
         """
         ended = self._ended
@@ -391,19 +393,19 @@ class Attempt:
         return replace(told, total=ended.total, unopened=len(survivors) - taken, further=further)
 
     def _cause(self, reason: Reason) -> str:
-        """Return why nothing was opened after nodes were asked for vectors, and whether that has a name."""
+        """Return why nothing was opened after vectors were requested, and whether a member is named for it."""
         if self.blamed:
             return f"{reason}: without those who are named too few were left"
         return f"{reason}: too few answered to the end, and nobody can be named: silence looks alike, whoever causes it"
 
 
 def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
-    """Return what the vectors of so many clients are.
+    """Return the spec of the vectors of so many clients.
 
-    Args:
-      wanted: what they sum.
-      masking: how sums are encrypted.
-      clients: of the cohort.
+        Args:
+          wanted: the sum to compute.
+          masking: parameters of encrypted sums.
+          clients: of the cohort.
 
     Raises:
       Refusal: no graph, or no grid, for so few.

@@ -1,7 +1,7 @@
-"""Tuning of a run: which arm a sum is of, which value it is trained with, and which value goes on with all clients.
+"""Tuning of a run: the arm and the value of each sum, and the value that all clients continue with.
 
-The arms take turns, one sum each, until every arm has had its rounds. What they released is public, so that the choice
-among them is post-processing; it is made once, and the rounds that follow are of all clients.
+The arms take turns, one sum each, until every arm has had its rounds. Their releases are public, so the choice among
+them is post-processing; it is made once, and all clients take part in the later rounds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Tuning:
     """See the module's text.
 
     Attributes:
-      setting: what is tuned.
-      values: that are tried, one in each arm, at least 2.
+      setting: the tuned key.
+      values: to try, one in each arm, at least 2.
       rounds: of each arm, at least 1.
-      num_rounds: of one client: those of its arm, and those of all clients after them.
+      num_rounds: of one client: those of its arm, and the later ones of all clients.
       deal: of the clients into arms.
-      metric: by which arms are compared; None takes the accuracy where the task has one, else the loss.
-      norm_of: the value at which a contribution has the norm of the plan; None where the norm does not go by the value.
+      metric: by which arms are compared; None takes the accuracy if the task has one, else the loss.
+      norm_of: the value at which a contribution has the norm of the plan; None if the norm does not depend on the
+        value.
     """
 
     setting: str
@@ -47,20 +48,20 @@ class Tuning:
         return len(self.values) * self.rounds
 
     def arm_of(self, number: int) -> Arm | None:
-        """Return the arm that a sum, counted from 1, is of; None where it is of all clients."""
+        """Return the arm of a sum, counted from 1; None for a sum of all clients."""
         return None if number > self.last else self.deal.arm((number - 1) % len(self.values) + 1)
 
     def round_of(self, number: int) -> int:
-        """Return which round a sum, counted from 1, is for those who may take part in it."""
+        """Return the round of a sum, counted from 1, from the view of its participants."""
         arms = len(self.values)
         return (number - 1) // arms + 1 if number <= self.last else number - (arms - 1) * self.rounds
 
     def value_in(self, number: int, winner: int | None) -> float:
-        """Return the value that a sum is trained with.
+        """Return the value with which a sum is trained.
 
         Args:
           number: of the sum, from 1.
-          winner: number of the arm that goes on; None before the last arm's last sum.
+          winner: number of the winning arm; None before the last arm's last sum.
         """
         arm = self.arm_of(number)
         place = winner if arm is None else arm.number

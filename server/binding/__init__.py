@@ -1,1 +1,1 @@
-"""Binding of a run to its ledger and to those who sign it, and the check of both; no torch, Flower or Hydra."""
+"""Binding of a run to its ledger and its signers, and the verification of both; no torch, Flower or Hydra."""

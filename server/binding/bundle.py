@@ -1,4 +1,4 @@
-"""Bundle of a run: everything that whoever checks it needs, in one folder, with a list of hashes that roles sign."""
+"""Bundle of a run: everything that a verifier needs, in one folder, with a list of hashes that roles sign."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OPERATORS = (AUDIT_ROWS, SALT, RECEIPTS)
 
 @dataclass(frozen=True)
 class Listed:
-    """What a bundle says that it holds.
+    """List of a bundle's content.
 
     Attributes:
       run: the run's name.
-      close: the entry that closed it; None where it has no ledger of its own.
+      close: the entry that closed it; None if it has no ledger of its own.
       files: SHA-256 in hexadecimal, by name.
     """
 
@@ -48,7 +48,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is put into a bundle."""
+    """Content for a bundle."""
 
     run: Path
     manifest: Manifest
@@ -60,10 +60,10 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     """Write the bundle of a run that was checked, unsigned; return the names of its files.
 
     Args:
-      contents: what is put into it.
-      out: a folder that is not there, or empty.
-      with_audit_rows: put in what the audit kept of each round, though it tells how many took part, and the receipts,
-        though they tell who is a member.
+      contents: of the bundle.
+      out: a folder that does not exist, or is empty.
+      with_audit_rows: include the audit's rows, although they reveal how many clients took part, and the receipts,
+        although they reveal the members.
 
     Raises:
       Refusal: the folder holds something, or cannot be written.
@@ -101,10 +101,10 @@ def _require_empty(out: Path) -> None:
 
 
 def read_list(folder: Path) -> Listed:
-    """Return what a bundle says that it holds.
+    """Return a bundle's list of its content.
 
     Raises:
-      Refusal: it says nothing that can be read.
+      Refusal: there is no readable list.
     """
     path = folder / LIST
     try:
@@ -129,7 +129,7 @@ def add_signature(folder: Path, role: str, date: str, keys: Sequence[SigningKey]
 
     Args:
       folder: of the bundle, whose files were checked.
-      role: who signs, in words.
+      role: of the signer, in words.
       date: YYYY-MM-DD.
       keys: of Ed25519, and one of ML-DSA beside it if wanted.
 

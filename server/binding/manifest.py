@@ -1,4 +1,4 @@
-"""Manifest of a run: the SHA-256 of each file that it leaves, as one canonical text whose hash closes the run on its ledger."""
+"""Manifest of a run: the SHA-256 of each of its files, as one canonical text whose hash closes the run on its ledger."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ SALT = "audit.salt"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run has left.
+    """Files of a finished run.
 
     Attributes:
       run: its name on the ledger.
       status: how it ended.
       files: SHA-256 in hexadecimal, by the file's name.
-      heads: of the clients' own ledgers by name, where a simulation holds them.
+      heads: of the clients' own ledgers by name, in a simulation.
     """
 
     run: str
@@ -82,7 +82,7 @@ def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manife
 
     Args:
       folder: of the run.
-      heads: of the clients' own ledgers, where a simulation holds them.
+      heads: of the clients' own ledgers, in a simulation.
 
     Raises:
       OSError: a file cannot be read.
@@ -99,7 +99,7 @@ def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manife
 
 
 def tells_counts(run: Path) -> bool:
-    """Return whether what a run's audit kept of each round is for its operator alone: it tells how many took part."""
+    """Return whether only the operator may read the rows of a run's audit, which reveal how many clients took part."""
     result = json.loads((run / RESULT).read_bytes())
     return result["data"] == "real" and _secret_draw(result)
 
@@ -109,7 +109,7 @@ def _secret_draw(result: Mapping[str, Any]) -> bool:
 
 
 def audit_hash(folder: Path) -> str:
-    """Return the SHA-256 of an audit's rows, behind their salt where one lies beside them, in hexadecimal."""
+    """Return the SHA-256 of an audit's rows in hexadecimal, with their salt if there is a salt file."""
     salt = folder / SALT
     rows = (folder / AUDIT_ROWS).read_bytes()
     return hashlib.sha256((salt.read_bytes() if salt.exists() else b"") + rows).hexdigest()
@@ -141,7 +141,7 @@ def sha256_of(path: Path) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest beside the files that it names; it is on disk when this returns.
 
-    Where the audit's rows are the operator's alone, so is the manifest, which differs by them.
+    If only the operator may read the audit's rows, the same holds for the manifest, which depends on them.
 
     Raises:
       OSError: it cannot be written.

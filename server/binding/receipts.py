@@ -1,6 +1,6 @@
-"""Receipts of the devices of a run, as the file RECEIPTS of its folder holds them: with the roster that knows their keys.
+"""Receipts of the devices of a run, as in the file RECEIPTS of its folder: with the roster that holds their keys.
 
-They come when the run is over and closed, so that the close binds them no more; the signature over the bundle does.
+They arrive after the run is closed, so the closing entry does not bind them; the signature over the bundle does.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Receipts:
     """Receipts of one run.
 
     Attributes:
-      told: what every device was told of the run.
+      told: the run's description that every device received.
       authority: Ed25519 public key that signed the roster.
-      roster: the bytes that it signed.
+      roster: the signed bytes.
       given: the receipts, by ascending node.
     """
 
@@ -53,7 +53,7 @@ class Receipts:
 
 
 def write_receipts(folder: Path, receipts: Receipts) -> None:
-    """Write receipts into a run folder; with a trusted server, who is a member is its operator's.
+    """Write receipts into a run folder; with a trusted server only its operator may read the membership.
 
     Raises:
       OSError: they cannot be written.
@@ -88,10 +88,10 @@ def read_receipts(folder: Path) -> Receipts:
 
 
 def checked_roster(receipts: Receipts) -> Roster:
-    """Return the roster of receipts, each of which is its member's.
+    """Return the roster of receipts, after verifying each member's signature.
 
     Raises:
-      Refusal: the authority did not sign the roster, there is no receipt, or one is not of the member whose it says to be.
+      Refusal: the authority did not sign the roster, there is no receipt, or one is not signed by its member.
     """
     try:
         roster = read_roster(receipts.roster, receipts.authority)
@@ -108,14 +108,14 @@ def checked_roster(receipts: Receipts) -> Roster:
 
 
 def require_opened(receipts: Receipts, device: Path) -> int:
-    """Hold the ledgers of a device against its receipt, and return its node.
+    """Compare the ledgers of a device with its receipt, and return its node.
 
     Args:
       receipts: of the run, checked.
       device: the device's state folder, or a copy of its receipts and ledgers.
 
     Raises:
-      Refusal: the device opens no receipt of these, or a ledger does not hold what it signed.
+      Refusal: the device opens none of these receipts, or a ledger does not match its signed head.
     """
     opening = read_opening(device / "receipts" / f"{receipts.told.manifest}.json")
     commitment = commitment_of(opening)

@@ -47,7 +47,7 @@ PublicKey = Ed25519PublicKey | MLDSA65PublicKey
 
 @dataclass(frozen=True)
 class SigningKey:
-    """Private key of whoever signs."""
+    """Private key of a signer."""
 
     name: str
     key: Ed25519PrivateKey | MLDSA65PrivateKey = field(repr=False)
@@ -63,8 +63,8 @@ class Signature:
     """Signature of one role.
 
     Attributes:
-      role: whose it is, in words.
-      date: on which it was made, as they said, YYYY-MM-DD.
+      role: of the signer, in words.
+      date: of the signature, as claimed by the signer, YYYY-MM-DD.
       keys: public keys in hexadecimal, by algorithm.
       signatures: in hexadecimal, by algorithm; one for each key.
     """
@@ -79,7 +79,7 @@ class Signature:
         return {**self.said(), "signatures": dict(self.signatures)}
 
     def said(self) -> dict[str, Any]:
-        """Return what is signed of it: all but the signatures themselves."""
+        """Return the signed part: all fields except the signatures."""
         return {"role": self.role, "date": self.date, "keys": dict(self.keys)}
 
 
@@ -97,8 +97,8 @@ def signed(
 
     Args:
       bundle: the bundle's list of files.
-      before: the signatures that are there.
-      role: whose it is.
+      before: the earlier signatures.
+      role: of the signer.
       date: YYYY-MM-DD.
       keys: one of each algorithm at most.
 
@@ -150,7 +150,7 @@ def signatures_text(signatures: Sequence[Signature]) -> bytes:
 
 
 def read_signatures(folder: Path) -> list[Signature]:
-    """Return the signatures under a bundle, in their order, unchecked; none where there is no file.
+    """Return the signatures under a bundle, in their order, unchecked; none if there is no file.
 
     Raises:
       Refusal: the file holds none.
@@ -182,15 +182,15 @@ def _signature(fields: Any) -> Signature:
 
 
 def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
-    """Make a key, in a file of its own with the public half beside it; return the public key in hexadecimal.
+    """Generate a key pair in two files; return the public key in hexadecimal.
 
     Args:
       path: of the private key, in PEM; `.pub` is added for the public one.
-      ml_dsa: whether it is of ML-DSA-65, and not of Ed25519.
-      passphrase: that locks the file; None leaves it unlocked.
+      ml_dsa: whether the key is for ML-DSA-65 instead of Ed25519.
+      passphrase: for encryption of the file; None writes it unencrypted.
 
     Raises:
-      Refusal: there is a file, or it cannot be written.
+      Refusal: the file exists, or cannot be written.
     """
     if path.exists():
         raise Refusal("key", str(path), "is there; name another file")
@@ -205,14 +205,14 @@ def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
 
 
 def passphrase_for(path: Path, again: bool = False) -> bytes:
-    """Return the passphrase of a key: of the environment, or typed.
+    """Return the passphrase of a key, from the environment or the terminal.
 
     Args:
       path: of the key.
       again: ask twice.
 
     Raises:
-      Refusal: there is nobody to ask, or the two differ.
+      Refusal: there is no terminal, or the two entries differ.
     """
     given = os.environ.get(PASSPHRASE)
     if given is not None:
@@ -231,10 +231,10 @@ def passphrase_for(path: Path, again: bool = False) -> bytes:
 
 
 def read_key(path: Path) -> SigningKey:
-    """Return the private key in a file, PEM or OpenSSH, which may be locked by a passphrase.
+    """Return the private key in a file, PEM or OpenSSH, which may be encrypted with a passphrase.
 
     Raises:
-      Refusal: there is none that signs, others may read it, or the passphrase is wrong.
+      Refusal: there is no signing key, other users may read it, or the passphrase is wrong.
     """
     text = read_secret(path)
     load: Any = load_ssh_private_key if b"OPENSSH" in text else load_pem_private_key
@@ -256,7 +256,8 @@ def read_public(text: str) -> str:
     """Return a public key in hexadecimal.
 
     Args:
-      text: hexadecimal digits, of an authority as `policy.toml` has them; or a file that holds them, PEM, or OpenSSH's form.
+      text: hexadecimal digits, of an authority as `policy.toml` has them; or a file that holds them, PEM, or OpenSSH's
+        form.
 
     Raises:
       Refusal: it is none.

@@ -1,7 +1,7 @@
 """Verification of a run folder or of a bundle: every hash, signature, entry, epsilon and number, each as one line of a list.
 
-What a bundle says is computed again from what it holds. Nothing here needs torch, Flower or Hydra, and the bundle holds
-`recompute_ledger.py` for whoever does not trust this program either.
+Every statement of a bundle is recomputed from its content. This module needs no torch, Flower or Hydra, and the bundle
+contains `recompute_ledger.py` for verifiers that do not trust this program.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class CheckLine:
     """One line of the list.
 
     Attributes:
-      name: what was looked at.
-      ok: whether it holds; None where these files cannot show it.
-      said: what was found, a clause.
+      name: of the check.
+      ok: the result; None if these files cannot show it.
+      said: finding, a clause.
     """
 
     name: str
@@ -76,12 +76,12 @@ class CheckLine:
 
 @dataclass(frozen=True)
 class Asked:
-    """What whoever checks knows from elsewhere.
+    """Independent knowledge of the verifier.
 
     Attributes:
-      keys: public keys in hexadecimal, each of which must have signed the bundle, or the roster that its receipts go by.
-      head: an entry that the ledger must hold.
-      device: folder of a device's ledgers, and of what opens its receipts.
+      keys: public keys in hexadecimal, each of which must have signed the bundle, or the roster of its receipts.
+      head: an entry that the ledger must contain.
+      device: folder of a device's ledgers, and of the openings of its receipts.
     """
 
     keys: Sequence[str] = ()
@@ -103,7 +103,7 @@ class Held:
 
     @cached_property
     def listed(self) -> Listed:
-        """What the bundle says that it holds."""
+        """The bundle's list of its content."""
         return read_list(self.folder)
 
     @cached_property
@@ -113,7 +113,7 @@ class Held:
 
     @cached_property
     def run(self) -> str:
-        """The run's name on its ledger; of a run that may go on, which has no manifest, what it wrote down itself."""
+        """The run's name on its ledger; for a run without a manifest, from its own file."""
         return (
             str(json.loads((self.folder / SAVED).read_bytes())["run"]) if _open(self) else self.manifest.run
         )
@@ -138,7 +138,7 @@ class Held:
 
     @property
     def ledger(self) -> Path:
-        """Where the run's ledger lies."""
+        """Path of the run's ledger."""
         if self.bundled:
             return self.folder / LEDGER
         beside = self.folder / "ledger"
@@ -170,11 +170,11 @@ class Held:
 
 
 def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
-    """Check a run folder or a bundle; return what was found, a line for each thing that was looked at.
+    """Check a run folder or a bundle; return one line for each check.
 
     Args:
-      folder: of a bundle, if it holds a list of one, else of a run.
-      asked: what whoever checks knows from elsewhere.
+      folder: of a bundle, if it contains a bundle's list, else of a run.
+      asked: independent knowledge of the verifier.
 
     Raises:
       Refusal: the run has not ended.
@@ -205,10 +205,10 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
 
 
 def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
-    """Return what a bundle of this run holds, and what was found as the run was checked.
+    """Return the content for a bundle of this run, and the results of its verification.
 
     Raises:
-      Refusal: something does not hold; the sentence names it.
+      Refusal: a check fails; the sentence names it.
     """
     lines = verify_folder(run, Asked())
     wrong = next((line for line in lines if line.ok is False), None)
@@ -245,7 +245,7 @@ def _book(entries: Sequence[Entry], source: str) -> Book:
 
 
 def _files(held: Held) -> str:
-    """Check that every file is the one that is listed, and that no other lies there."""
+    """Check that every listed file is unchanged, and that there is no other file."""
     there = {path.name for path in held.folder.iterdir()} - {LIST, SIGNATURES}
     listed = held.listed.files
     for name in sorted(there ^ set(listed)):
@@ -324,7 +324,7 @@ def _manifest(held: Held) -> str:
 
 
 def _ledger(held: Held) -> str:
-    """Check that every entry chains to the one before, and that what was spent was granted."""
+    """Check that every entry chains to the one before, and that the spent epsilon stayed within the budget."""
     entries = held.entries
     found = verify_entries(entries, held.ledger.name)
     if not found.ok:
@@ -365,7 +365,7 @@ def _close(held: Held) -> str:
 
 
 def _known_heads(held: Held, head: Head | None) -> str:
-    """Check that the ledger holds the entries that the result and whoever checks know."""
+    """Check that the ledger contains the entries known to the result and to the verifier."""
     entries = held.entries
     known = [("the result", Head(*held.result["ledger_head"]))] + ([("you", head)] if head else [])
     for who, each in known:
@@ -378,7 +378,7 @@ def _known_heads(held: Held, head: Head | None) -> str:
 
 
 def _epsilon(held: Held) -> str:
-    """Recompute what the result says of each adversary, and hold it against the budget."""
+    """Recompute the result's epsilon against each adversary, and compare it with the budget."""
     head = Head(*held.result["ledger_head"]) if held.charged else None
     book = _book([each for each in held.entries if head is None or each.seq <= head.seq], held.ledger.name)
     rows = {
@@ -436,7 +436,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _epsilon_of_rounds(held: Held) -> str:
-    """Recompute what each round's line says from the entries until then."""
+    """Recompute the epsilon in each round's line from the entries up to that round."""
     column = (
         "epsilon_client" if held.entries and held.book.identity["unit"] == Unit.CLIENT else "epsilon_record"
     )
@@ -463,7 +463,7 @@ def _epsilon_of_rounds(held: Held) -> str:
 def _after_each_round(
     entries: Sequence[Entry], run: str
 ) -> Iterator[tuple[int, tuple[Counter[str], float | None]]]:
-    """Yield (round, what the model's adversary had seen and the filter's order) as each round, and its evaluation, settled."""
+    """Yield (round, events of the adversary `model`, filter's order) after each round and its evaluation."""
     book = Book()
     for entry in entries:
         book.apply(entry)
@@ -507,7 +507,7 @@ def _client_ledgers(held: Held) -> str:
 
 
 def _receipts(held: Held, asked: Asked) -> str:
-    """Check that devices have signed what they were told of this run, and hold a device's ledgers against what it signed."""
+    """Check the devices' signatures over this run's description, and compare a device's ledgers with its receipt."""
     if not (held.folder / RECEIPTS).exists():
         if asked.device is not None or (held.bundled and RECEIPTS in held.listed.files):
             raise Wrong(f"{RECEIPTS} is missing")
@@ -535,7 +535,7 @@ def _receipts(held: Held, asked: Asked) -> str:
 
 
 def _audit(held: Held) -> str:
-    """Weigh the audit again; its canaries must be those that the ledger was told of before round 1."""
+    """Recompute the audit; its canaries must match the commitment on the ledger before round 1."""
     told = held.result["audit"]
     if told is None:
         raise NotShown("the run had none")
@@ -578,7 +578,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _page(held: Held) -> str:
-    """Check that every value of the page is the report's, and that the report says what the result does."""
+    """Check that every value of the page is in the report, and that the report agrees with the result."""
     page, report = held.folder / PAGE, held.folder / REPORT
     if not report.exists() and not page.exists():
         raise NotShown("there is none; fedveil report makes it")
