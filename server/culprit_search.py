@@ -1,16 +1,17 @@
-"""Search for who spoils encrypted sums: from the second untrue one on each cohort is summed in parts, drawn at random.
+"""Search for members that corrupt encrypted sums: after the second untrue sum each cohort is summed in random parts.
 
-A sum that cannot be true has a member that spoilt it. Those who may have are divided over the parts: one that works alone is
-in all untrue sums, whenever it spoils, and after log2 n of them no other member is. Where no member is in all of them there
-are several. If all who spoil always do, it is who alone in an untrue sum was in no true one; else who is in each pair, or
-three, that has a member in every untrue sum. Suspects are summed with as few others as a sum takes, so that they spoil no
-more than these. After `CALM` rounds without an untrue sum cohorts are whole again. What is known is kept: the next untrue
-sum divides them at once, for twice as long, so that one that spoils whole cohorts alone is not found, and spoils few.
+An untrue sum violates the norm bound, so at least one of its members corrupted it. The candidates are divided over the
+parts. A single attacker is in all untrue sums, and after log2 n of them no other member is. If no member is in all of
+them, there are several attackers. If these always attack, they are the only members of an untrue sum that were in no
+true one; otherwise a member is suspected that is in every pair, or triple, with a member in each untrue sum. Suspects
+are summed with as few others as a sum allows, so that they corrupt only these. After `CALM` rounds without an untrue
+sum cohorts are whole again. The evidence is kept: the next untrue sum divides them at once, for twice as long, so that
+an attacker that corrupts only whole cohorts is not found, but corrupts few.
 
-A suspicion is no proof. One that works alone can draw it on nobody else; several that take turns can. It ends with a true sum
-of the suspect's in a round in which no suspect explains an untrue one, and where cohorts are whole again.
+A suspicion is no proof. A single attacker cannot draw it on another member; several that take turns can. It ends with a
+true sum of the suspect in a round with an untrue sum that no suspect explains, and when cohorts are whole again.
 
-Each member is in one part, and its vector in one sum: what a round costs it does not depend on how many parts there are.
+Each member is in one part, and its vector in one sum: its cost of a round does not depend on the number of parts.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ TRIED = 10_000  # combinations of members
 
 @dataclass(frozen=True)
 class WeighedSum:
-    """One opened sum, held against its bound.
+    """One opened sum, compared with its bound.
 
     Attributes:
-      nodes: whose vectors are in it, ascending.
+      nodes: of the vectors in it, ascending.
       norm: in clipping norms.
-      most: that a true one has, in clipping norms.
-      why: it cannot be true, or is lost, in words; empty if it may be true.
-      lost: in the noise that its members added of their own, of which no norm tells anything.
+      most: the bound, in clipping norms.
+      why: it is untrue or lost, in words; empty if it may be true.
+      lost: whether its members' own noise drowns it, so that the norm shows nothing.
     """
 
     nodes: tuple[int, ...]
@@ -49,7 +50,7 @@ class WeighedSum:
 
 @dataclass(frozen=True)
 class Culprits:
-    """Members who may have spoilt some sums, of them those who must have, and how many there are at least."""
+    """Candidates for corrupting some sums, the certain ones among them, and the least number of attackers."""
 
     possible: frozenset[int] = frozenset()
     certain: frozenset[int] = frozenset()
@@ -58,15 +59,15 @@ class Culprits:
 
 @dataclass(frozen=True)
 class Search:
-    """What is known of who spoils a run's sums.
+    """State of the search in a run.
 
     Attributes:
-      untrue: rounds with an untrue sum; of those before cohorts were whole again one counts.
+      untrue: rounds with an untrue sum; those before cohorts were whole again count as one.
       spoilt: row and nodes of each untrue sum that no suspect explained.
       cleared: nodes that were in a true sum.
-      suspected: by node, why.
-      calm: rounds in parts in a row without an untrue sum.
-      patience: how many of these make cohorts whole again.
+      suspected: by node, the reason.
+      calm: consecutive rounds in parts without an untrue sum.
+      patience: number of these after which cohorts are whole again.
       declined: the largest part that its members declined by their policies.
     """
 
@@ -80,7 +81,7 @@ class Search:
 
     @property
     def sought(self) -> Culprits:
-        """Who may have spoilt what no suspect explains."""
+        """Candidates for the untrue sums that no suspect explains."""
         left = [each for each in self.spoilt if self.suspected.keys().isdisjoint(each[1])]
         sums, at_once = [nodes for _, nodes in left], max(Counter(row for row, _ in left).values(), default=1)
         if (alone := _explained(sums, 1) if sums else Culprits()) is not None:
@@ -96,12 +97,12 @@ class Search:
     def parts(
         self, cohort: Sequence[int], possible: Callable[[int], bool], draw: np.random.Generator
     ) -> tuple[list[list[int]], str]:
-        """Return the parts in which a cohort is summed, and in words why it is one where the search needs two.
+        """Return the parts in which a cohort is summed, and why there is one where the search needs two, in words.
 
         Args:
           cohort: nodes of the round.
-          possible: whether so many nodes make a sum.
-          draw: nobody may guess it.
+          possible: whether this many nodes can form a sum.
+          draw: an unpredictable random source.
         """
         if self.untrue < FIRST:
             return [list(cohort)], ""
@@ -119,7 +120,7 @@ class Search:
         return [*apart, *_divided(rest, min(count, len(rest) // least))], ""
 
     def after(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
-        """Return what is known after a round."""
+        """Return the state after a round."""
         if not self.untrue and not any(each.why for each in sums):
             return self
         true = frozenset(node for each in sums if not each.why for node in each.nodes)
@@ -146,14 +147,14 @@ class Search:
         return replace(now, suspected={node: suspected[node] for node in suspected if node in needed})
 
     def of(self, members: frozenset[int]) -> Search:
-        """Return what is known of these members: not of sums which somebody else may have spoilt, who is gone."""
+        """Return the state for the remaining members: without sums that a removed member may have corrupted."""
         suspected = {node: why for node, why in self.suspected.items() if node in members}
         spoilt = tuple(each for each in self.spoilt if each[1] <= members)
         return replace(self, suspected=suspected, spoilt=spoilt, declined=0)
 
 
 def _explained(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
-    """Return who is in some set of so many members one of whom is in each of these sums; None where there is no such set.
+    """Return the members of all sets of this size that hit each of these sums; None if there is no such set.
 
     Args:
       sums: at least one, of which no smaller set explains all.
@@ -170,7 +171,7 @@ def _explained(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
 def _explanations(
     sums: Sequence[frozenset[int]], size: int
 ) -> Iterator[tuple[frozenset[int], frozenset[int]]]:
-    """Yield sets of members, arguments as of `_explained`: all of a set but one, and who may be that one."""
+    """Yield sets of members: all of a set but one, and the candidates for that one; arguments as of `_explained`."""
     if size == 1:
         if common := frozenset.intersection(*sums):
             yield frozenset(), common
@@ -181,7 +182,7 @@ def _explanations(
 
 
 def _divided(nodes: Sequence[int], count: int) -> list[list[int]]:
-    """Return parts of equal size, as far as may be, each with an equal share of those who are sought.
+    """Return parts of nearly equal size, each with an equal share of the candidates.
 
     Args:
       nodes: in a random order, those who are sought last.

@@ -402,7 +402,7 @@ class Attempt:
 def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
     """Return the spec of the vectors of so many clients.
 
-        Args:
+    Args:
           wanted: the sum to compute.
           masking: parameters of encrypted sums.
           clients: of the cohort.
