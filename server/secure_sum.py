@@ -403,9 +403,9 @@ def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
     """Return the spec of the vectors of so many clients.
 
     Args:
-          wanted: the sum to compute.
-          masking: parameters of encrypted sums.
-          clients: of the cohort.
+      wanted: the sum to compute.
+      masking: parameters of encrypted sums.
+      clients: of the cohort.
 
     Raises:
       Refusal: no graph, or no grid, for so few.

@@ -319,8 +319,7 @@ def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) 
 def rounded(leaf: Leaf, levels: float) -> Leaf:
     """Return a sampled Gaussian of no less loss with rounded noise and rate; any other leaf as it is.
 
-    Less noise can be made more, and a larger sample sampled again, so no divergence is less
-    (post-processing).
+    Less noise can be made more, and a larger sample sampled again, so no divergence is less (post-processing).
 
     Args:
       leaf: see `events.leaves`.

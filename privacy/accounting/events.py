@@ -1,8 +1,7 @@
 """Privacy events: strict parsing, conversion to and from JSON, and decomposition into the leaves that are composed.
 
 Every parameter is converted here, once: dp_accounting 0.6 silently drops composition inside Poisson sampling
-when a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever
-imported.
+when a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever imported.
 """
 
 import math

@@ -1,9 +1,8 @@
 """Privacy loss distributions of counted leaves, samples that are queried by a whole composition included.
 
-A client that is drawn with probability p and then takes K noisy steps composes its K steps on *one* draw.
-Neither p times the rate of a step nor p times epsilon is right. A pair (P, Q) of distributions that dominates
-the K steps gives a pair that dominates the sampled ones (Zhu, Dong and Wang 2022, arXiv:2106.08567, theorem
-11):
+A client that is drawn with probability p and then takes K noisy steps composes its K steps on *one* draw. Neither p
+times the rate of a step nor p times epsilon is right. A pair (P, Q) of distributions that dominates the K steps gives a
+pair that dominates the sampled ones (Zhu, Dong and Wang 2022, arXiv:2106.08567, theorem 11):
 
     remove: (p P + (1 - p) Q, Q)        add: (P, p Q + (1 - p) P), its own P being the side without the unit.
 

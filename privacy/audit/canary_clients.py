@@ -1,8 +1,7 @@
 """Canary clients: dummies that each send a random direction, scored by how far released sums lie along it.
 
-Andrew et al. 2023 (arXiv:2302.03098). Everything here is computed from released aggregates and seeds: it
-costs no privacy. The server is honest but curious; canaries that went through clipping and masking test those
-too.
+Andrew et al. 2023 (arXiv:2302.03098). Everything here is computed from released aggregates and seeds: it costs no
+privacy. The server is honest but curious; canaries that went through clipping and masking test those too.
 """
 
 import hashlib

@@ -22,8 +22,7 @@ def rmia(records: tuple[Scores, Scores], population: tuple[Scores, Scores], a: f
     """Return the share of the population below each record's likelihood ratio (gamma 1), (records,).
 
     Args:
-      records: likelihoods in [0, 1] under the target, and under one reference model that saw neither,
-        (records,).
+      records: likelihoods in [0, 1] under the target, and under one reference model that saw neither, (records,).
       population: the same of others, (n,).
       a: of P_in = a P_out + 1 - a, how a member's likelihood follows from a non-member's.
     """

@@ -1,8 +1,7 @@
 """Memorisation of planted training data: a task's probe for it, and the exposure of secrets.
 
-Exposure (Carlini et al. 2019, arXiv:1802.08232) derives from the rank of a secret among all candidates. A
-secret drawn uniformly that the model did not memorise has a uniform rank: rank / candidates is an exact
-p-value.
+Exposure (Carlini et al. 2019, arXiv:1802.08232) derives from the rank of a secret among all candidates. A secret drawn
+uniformly that the model did not memorise has a uniform rank: rank / candidates is an exact p-value.
 """
 
 from __future__ import annotations

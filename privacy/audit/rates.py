@@ -1,7 +1,6 @@
 """Rates with exact limits, and the lower bound on epsilon from many independent runs.
 
-Clopper, Pearson 1934; Jagielski, Ullman, Oprea 2020 (arXiv:2006.07709); for mu-GDP Nasr et al. 2023
-(arXiv:2302.07956).
+Clopper, Pearson 1934; Jagielski, Ullman, Oprea 2020 (arXiv:2006.07709); for mu-GDP Nasr et al. 2023 (arXiv:2302.07956).
 """
 
 import math

@@ -1,12 +1,11 @@
 """Attempt as one node remembers it: how its replies leave, and whose signatures it checks.
 
-Of a cohort of hundreds a node checks neither all adverts nor all confirmations. Nobody but its neighbours
-holds a key or a share of a node, so these check its advert before they share anything; the others need it
-only to be one of those behind the sum. A quorum signs the hash of all adverts with the survivors, and who
-signs has checked its neighbours' adverts: fewer than 2t - k of a node's k neighbours collude
-(`graph.opens_nothing`), so a survivor beside whom that many of its neighbours signed is who it says. Any
-other is checked by its own advert, before a share is revealed. A forged advert changes the graph as one of a
-colluder can, and no more.
+Of a cohort of hundreds a node checks neither all adverts nor all confirmations. Nobody but its neighbours holds a key
+or a share of a node, so these check its advert before they share anything; the others need it only to be one of those
+behind the sum. A quorum signs the hash of all adverts with the survivors, and who signs has checked its neighbours'
+adverts: fewer than 2t - k of a node's k neighbours collude (`graph.opens_nothing`), so a survivor beside whom that many
+of its neighbours signed is who it says. Any other is checked by its own advert, before a share is revealed. A forged
+advert changes the graph as one of a colluder can, and no more.
 """
 
 from __future__ import annotations

@@ -402,8 +402,7 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
       node_key: the key it was sealed with, 32 bytes.
 
     Raises:
-      Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version
-        wrote it.
+      Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version wrote it.
     """
     row = wire.unpack(unseal(_STATE_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
     try:

@@ -1,9 +1,8 @@
 """Graph of who shares masks with whom: everybody up to 128 clients, a random ring of k neighbours above.
 
-The ring is the k-regular Harary graph over a random order of the cohort (Bell et al., CCS 2020, section 3).
-The order comes from a hash over all adverts, so that no single client or server picks it. Whoever adverts
-last can still try several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothing on the
-complete graph.
+The ring is the k-regular Harary graph over a random order of the cohort (Bell et al., CCS 2020, section 3). The order
+comes from a hash over all adverts, so that no single client or server picks it. Whoever adverts last can still try
+several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothing on the complete graph.
 """
 
 import math

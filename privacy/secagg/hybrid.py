@@ -1,10 +1,9 @@
 """Hybrid keys of suite 2: beside each X25519 agreement one of ML-KEM-768 (FIPS 203); only both give the key.
 
-Messages recorded today then stay shut to whoever breaks X25519 later. ML-KEM alone agrees for one direction
-at a time. The sender of shares encapsulates to the receiver's key for shares; the lower of two nodes
-encapsulates to the higher one's key for masks. What the latter gives must be had again from either node's
-mask seed, once that is opened: the higher one's key comes from its seed, and the lower one seals it under its
-own (`escrow`), which everybody may see.
+Messages recorded today then stay shut to whoever breaks X25519 later. ML-KEM alone agrees for one direction at a time.
+The sender of shares encapsulates to the receiver's key for shares; the lower of two nodes encapsulates to the higher
+one's key for masks. What the latter gives must be had again from either node's mask seed, once that is opened: the
+higher one's key comes from its seed, and the lower one seals it under its own (`escrow`), which everybody may see.
 
 Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where ML-KEM's ciphertext need not be
 bound again.

@@ -1,9 +1,8 @@
 """Masks: key streams added to a vector modulo 2**16 or 2**32; what two clients add and subtract cancels.
 
-On the wire a mask is the key stream of the suite's cipher, read as little-endian words. Every `CHUNK_BYTES`
-of it start anew, with the chunk's number as the 96-bit big-endian nonce N: AES-256 in counter mode from the
-block N‖00000002 (NIST SP 800-38A; equally, GCM's ciphertext of zeros), or ChaCha20 from block 1 (RFC 8439). A
-key masks one vector.
+On the wire a mask is the key stream of the suite's cipher, read as little-endian words. Every `CHUNK_BYTES` of it start
+anew, with the chunk's number as the 96-bit big-endian nonce N: AES-256 in counter mode from the block N‖00000002 (NIST
+SP 800-38A; equally, GCM's ciphertext of zeros), or ChaCha20 from block 1 (RFC 8439). A key masks one vector.
 
 The package `fedveil_masks`, which `compiled/` builds, adds the same words of AES while it makes them.
 """

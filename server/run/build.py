@@ -65,8 +65,7 @@ def build(
       deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
         are looked at.
       given: objects in the place of the settings' names, in a simulation.
-      announced: read a shipped task's data only if they are asked for, where the settings say how many clients it
-        has.
+      announced: read a shipped task's data only if they are asked for, where the settings say how many clients it has.
 
     Raises:
       Refusal: naming the setting.
