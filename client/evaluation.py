@@ -41,11 +41,11 @@ def means_over(
     for inputs, targets in batches_of(held):
         with precision():
             outputs = run_on(model, inputs)
+            loss += len(targets) * float(task.loss(outputs, targets))
         found = task.metrics(outputs, targets)
         if asked.metric in found:
             metric += len(targets) * float(found[asked.metric])
             measured += len(targets)
-        loss += len(targets) * float(task.loss(outputs, targets))
     return HeldOutMeans(metric / measured, loss / len(held)) if measured else None
 
 

@@ -231,6 +231,15 @@ def test_bfloat16_trains_with_updates_in_float32(task: str) -> None:
     assert half.metrics["accuracy"] > full.metrics["accuracy"] - 0.1
 
 
+def test_a_loss_is_evaluated_in_the_precision_in_which_it_trains() -> None:
+    class Weighed(Made):
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(outputs, targets, weight=torch.ones(outputs.shape[1]))
+
+    run = fv.simulate(Weighed(), engine={"dtype": "bfloat16"}, privacy="none", num_rounds=1, quiet=True)
+    assert run.metrics["loss"] > 0
+
+
 def test_a_task_that_trains_itself_chooses_its_own_precision() -> None:
     class Own(Made):
         def train(self, model: nn.Module, data: Any, training: Any) -> None: ...

@@ -407,8 +407,7 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     give_back()  # models that were made to look at them
     held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
 
-    def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
-        del number
+    def evaluate(arrays: Arrays, _: int) -> dict[str, float]:
         if not len(held_out):  # of real clients no row is, since what is measured on it would be a release
             return {}
         model.eval()
@@ -417,7 +416,8 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
             for inputs, targets in batches_of(held_out):
                 with precision(device, engine.dtype):
                     outputs = run_on(model, inputs)
-                found = {**figures_of(task, outputs, targets), "loss": float(task.loss(outputs, targets))}
+                    loss = float(task.loss(outputs, targets))
+                found = {**figures_of(task, outputs, targets), "loss": loss}
                 if groups and isinstance(task, GroupedTask):
                     found |= group_figures(outputs, targets, groups, task.group_words)
                 for name, value in found.items():
