@@ -62,13 +62,13 @@ LEDGER_WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """Task and model that one process keeps between clients; the model is loaded in place.
+    """Task and model that one process keeps between clients; the model's arrays are loaded in place.
 
     Attributes:
       settings: of the clients.
-      given: the task, where it is there already; None loads it as the settings say.
-      measured: once the model's independence has been measured, what was found.
-      evaluated: whether it has been in evaluation mode, where anything was found.
+      given: the task, if it is loaded already; None loads it from the settings.
+      measured: the result of the model's independence check, once it has run.
+      evaluated: whether that check has run in evaluation mode, if it found something.
     """
 
     settings: ClientSettings
@@ -103,7 +103,7 @@ class Workbench:
 
     @cached_property
     def forget(self) -> Callable[[], None]:
-        """What puts back all that the model holds beside its arrays: nothing of a client may reach the next one."""
+        """Reset of the model's state besides its arrays, so that no information of a client reaches the next one."""
         return memory_of(self.model)
 
     def fingerprint_of(self, data: Data, client: int) -> str:
@@ -113,7 +113,7 @@ class Workbench:
         return self._names.get(client) or self._names.setdefault(client, fingerprint(data))
 
     def data_of(self, client: int, settings: ClientSettings) -> Data:
-        """Return what a client trains on: its data, without the examples that a person has too many of.
+        """Return a client's training data, without the examples that exceed the bound per person.
 
         Args:
           client: its number in the task.
@@ -132,7 +132,7 @@ class Workbench:
         return self._kept[key]
 
     def records_of(self, client: int, settings: ClientSettings) -> Data:
-        """Return what a step draws a client's records from: its data and, in an audit, its canary records.
+        """Return the records that a step samples from: a client's data and, in an audit, its canary records.
 
         Args:
           client: its number in the task.
@@ -146,7 +146,7 @@ class Workbench:
 
     @cached_property
     def watched(self) -> tuple[nn.Module, Objective]:
-        """The model beside the block of all canary records of a step, and the loss of both."""
+        """Model with the block of all canary records of a step, and the loss of both."""
         terms = self.settings.step
         assert terms is not None
         every = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
@@ -155,7 +155,7 @@ class Workbench:
         return record_canaries.watch(self.model, self.task, some, asked.count, asked.replaced, norm)
 
     def stepped(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
-        """Return model and loss of a step on all clients' records, the block of its canaries beside them if it has some."""
+        """Return model and loss of a step on all clients' records, with the block of its canaries if it has some."""
         terms = settings.step
         return self.watched if terms is not None and terms.canaries.count else (self.model, self.task)
 
@@ -183,7 +183,7 @@ class Workbench:
         return self.model
 
     def lend(self) -> ArrayRecord:
-        """Return the trained arrays to whoever makes an update of them in their place; the model must be loaded anew."""
+        """Return the trained arrays to a caller that overwrites them with the update; the model must be loaded again."""
         return wire.memory_arrays(lent_arrays(self.model), given=True)
 
     def engine_of(self, gradients: str, data: Data) -> str:
@@ -216,12 +216,12 @@ class Workbench:
 
 
 def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:
-    """Refuse an engine that was asked for by name and cannot train the task's model.
+    """Refuse an engine that was selected by name and cannot train the task's model.
 
     Args:
       gradients: as of `chosen_engine`.
       task: makes the model.
-      examples: returns some of the shape of those that the model will see; called only for an engine by name.
+      examples: returns examples of the model's input shape; called only for an engine selected by name.
 
     Raises:
       Refusal: naming the engine.
@@ -287,10 +287,10 @@ def _answered(message: Message, client: int, bench: Workbench) -> Message:
 
 
 def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> Measured | None:
-    """Return what a client measures of an instruction's model on the records that it holds out; None where they say nothing.
+    """Return a client's measurement of an instruction's model on its held-out records; None without a valid one.
 
     Raises:
-      Refusal: the client trains on all of its records or, where they are hidden, the model does not keep them apart.
+      Refusal: the client trains on all of its records or, at the record level, the model mixes examples.
     """
     held = held_back_of(bench.task, client)
     if held is None:
@@ -312,7 +312,7 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     """Return a client's columns, with those of the released model that a question is about.
 
     Raises:
-      Refusal: the model is of another task, or does not keep apart what is hidden; or the rows are not such as a model takes.
+      Refusal: the model is of another task, or mixes the hidden units; or the rows do not fit the model's inputs.
     """
     if (released := released_of(content)) is None:
         return columns_of(bench.task, client)
@@ -416,10 +416,10 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
 
 
 def _step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with what one client adds to the sum of a step on all clients' records, as `train_round` does.
+    """Return the reply with one client's contribution to a step on all clients' records, as `train_round` does.
 
     Raises:
-      Refusal: the sum is not for so long a part of a record.
+      Refusal: the sum does not allow contributions of this norm.
     """
     from .dp_sgd.together import drawn, step_of
 
@@ -451,13 +451,13 @@ def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:
 def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:
     """Seed torch's own generators, from which layers such as Dropout draw, for one client of a round.
 
-    Where data are read, the generators of Python and NumPy, from which transforms draw, are seeded as well.
+    For data that are read batch by batch, the generators of Python and NumPy, which transforms use, are seeded as well.
 
     Args:
       key: of the round.
       client: number of the client.
       data: of the client.
-      device: of the model, whose generator is seeded beside the processor's.
+      device: of the model, whose generator is seeded in addition to the CPU's.
     """
     seed = int(seeds_of(key, [client])[0])
     # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.

@@ -24,14 +24,14 @@ def means_over(
     precision: Callable[[], AbstractContextManager[Any]],
     asked: Evaluation,
 ) -> HeldOutMeans | None:
-    """Return what a model does on held-out records; it is put into evaluation mode.
+    """Return a model's means on held-out records; it is put into evaluation mode.
 
-    A metric that not every batch has, such as the area under a curve where all records are of one class, is the mean over
-    those that have it. Where none has, nothing is said: a failure would tell everybody of the records.
+    A metric that is undefined for some batches, such as the area under a curve for records of one class, is the mean
+    over the others. If it is undefined for all, it is missing: a failure would reveal something about the records.
 
     Args:
-      held: at least one record, where the model is.
-      task: says loss and metrics.
+      held: at least one record, on the model's device.
+      task: defines loss and metrics.
       model: that is evaluated.
       precision: the context in which the model runs.
       asked: names the metric.
@@ -57,10 +57,10 @@ def rows_measured(
     precision: Callable[[], AbstractContextManager[Any]],
     asked: Evaluation,
 ) -> HeldOutRows:
-    """Return what a model does on each held-out record by itself; arguments as of `means_over`.
+    """Return a model's metric and loss for each held-out record alone; arguments as of `means_over`.
 
-    The model keeps examples apart, so that a record's outputs are its own; metric and loss are of that record alone. A
-    metric that one record does not have is NaN.
+    The model does not mix examples, so a record's outputs depend only on it. A metric that is undefined for one record
+    is NaN.
     """
     model.eval()
     metrics: list[float] = []

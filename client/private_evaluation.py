@@ -16,13 +16,13 @@ NO_LOSS = float("inf")  # counts as the largest there is
 
 
 def private_evaluation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Replace an app's evaluation by its clipped vector on the lattice: the metric that the server asks for, and its loss.
+    """Replace an app's evaluation by its clipped vector on the lattice: the requested metric, and its loss.
 
-    An app that reports no example, by `num-examples` 0, adds nothing to any figure. All else that it reports stays at the
-    client. An instruction that belongs to no private evaluation is refused.
+    An app that reports no example, by `num-examples` 0, adds nothing to any figure. All other values stay at the
+    client. An instruction outside a private evaluation is refused.
 
     Args:
-      message: the instruction, which asks for the evaluation of a model.
+      message: the instruction to evaluate a model.
       context: Flower's, of this node.
       call_next: the app, or the next mod.
 

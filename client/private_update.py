@@ -54,9 +54,9 @@ def private_update(
     """Replace a client's reply by its clipped vector on the lattice.
 
     The update is the arrays that the app returns minus the arrays it received, matched by name. The example count and
-    those metrics for which the server named a bound are part of the same vector. All else stays at the client: other
-    metrics, configuration records, error texts. An instruction that belongs to no private sum is refused, so that an
-    evaluation whose metrics nobody accounted for does not leave either.
+    the metrics with a bound from the server are part of the same vector. Everything else stays at the client: other
+    metrics, configuration records, error texts. An instruction outside a private sum is refused, so that an evaluation
+    with unaccounted metrics is not sent either.
 
     Args:
       message: the instruction.
@@ -91,16 +91,16 @@ def private_update(
 def _encoded(
     reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec
 ) -> Contribution:
-    """Return the vector of an app's reply; nothing of what it was made from is held any more."""
+    """Return the vector of an app's reply, and release the reply's arrays."""
     update, values = update_of(reply, received, content, spec), values_of(reply)
     return or_of_zeros(lambda given: encode(given, values, spec)[0], update)
 
 
 def or_of_zeros(made: Callable[[Arrays], T], update: Arrays) -> T:
-    """Return what is made of an update or, where that is not finite, of zeros in its place.
+    """Return the vector of an update or, if it is not finite, of zeros.
 
-    Whether training diverges may hang on one record and on what the server sends. A client that failed would tell it to
-    all who see who answers, uncharged; so it answers that nothing changed, as one without examples does.
+    Divergence of training may depend on one record and on the server's message. A failure would reveal it, uncharged,
+    to everyone who sees which clients answer; so the client answers with zeros, like one without examples.
     """
     try:
         return made(update)
@@ -110,11 +110,11 @@ def or_of_zeros(made: Callable[[Arrays], T], update: Arrays) -> T:
 
 
 def answer_of(message: Message, made: Callable[[], Message]) -> Message:
-    """Return a client's reply, or an error with a code and no detail where none is made.
+    """Return a client's reply, or an error with a code and no detail.
 
     Args:
       message: the instruction.
-      made: makes the reply; raises NotTrained where there is to be none.
+      made: computes the reply; raises NotTrained if there is none.
     """
     try:
         return made()
@@ -127,7 +127,7 @@ def answer_of(message: Message, made: Callable[[], Message]) -> Message:
 
 
 def or_unchanged(message: Message, made: Callable[[], Message], hidden: bool) -> Message:
-    """Return a client's reply or, where its task fails and an encrypted sum with noise is to hide that, that nothing changed."""
+    """Return a client's reply or, if its task fails and an encrypted sum with noise must hide this, a zero update."""
     try:
         return made()
     except Exception as error:
@@ -138,7 +138,7 @@ def or_unchanged(message: Message, made: Callable[[], Message], hidden: bool) ->
 
 
 def unchanged(message: Message) -> Message:
-    """Return the reply that nothing changed: whether a client answers another, or none, would tell of its records."""
+    """Return the reply with a zero update, because a different or missing reply would reveal something about the records."""
     arrays = wire.views(wire.only_arrays(message.content))
     if wire.sum_spec_of(message.content).unit_norm is not None:
         return summed_reply(message, {name: np.zeros_like(value) for name, value in arrays.items()})
@@ -148,7 +148,7 @@ def unchanged(message: Message) -> Message:
 
 
 def summed_reply(message: Message, parts: Mapping[str, NDArray[np.generic]]) -> Message:
-    """Return an app's reply of what its records add to a sum of records, by name."""
+    """Return an app's reply with its records' contribution to a sum of records, by name."""
     content = RecordDict({SUMMED_RECORD: wire.memory_arrays(parts), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 
@@ -165,10 +165,10 @@ def without_error(reply: Message) -> Message:
 
 
 def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec) -> Arrays:
-    """Return what a client adds to the sum, by name in the received order, before it is clipped or scaled.
+    """Return a client's update, by name in the received order, before it is clipped or scaled.
 
     Raises:
-      KeyError: an array is missing, or records are summed and the app is not made for it.
+      KeyError: an array is missing, or records are summed and the app does not support it.
       ValueError: an array has another shape.
     """
     if spec.asks:  # a question, which has no update
@@ -185,7 +185,7 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
 
 
 def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
-    """Return what of an update is clipped and leaves: compressed as the sum's spec says, or as it is."""
+    """Return the update to clip and send: compressed by the sum's spec, or unchanged."""
     sketch = wire.sketch_for(content, spec)
     return update if sketch is None else compress(update, sketch)
 
@@ -213,7 +213,7 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
 
 
 def values_of(reply: Message) -> dict[str, float | NDArray[np.floating]]:
-    """Return what a reply says of the segments beside the update: every metric that is a number, and shaped parts."""
+    """Return a reply's values for the segments besides the update: numeric metrics, and parts with a shape."""
     values: dict[str, float | NDArray[np.floating]] = {}
     for record in records_of(reply.content, MetricRecord).values():
         values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""Answer of a client to a question: what it counts of its own rows, or measures on them, as segments or as its records' sum."""
+"""Answer of a client to a question: counts or measurements of its own rows, as segments or as its records' sum."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -
 
 
 def counted(task: Task, inquiry: Inquiry, client: int) -> dict[str, float | NDArray[np.floating]]:
-    """Return what a simulated client counts for a question that hides clients, as its app would, without a message.
+    """Return a simulated client's counts for a client-level question, as its app would, without a message.
 
     Raises:
       Refusal: a column is missing.
@@ -58,8 +58,8 @@ def evaluated(message: Message, asked: Evaluation, measured: Measured | None) ->
 
     Args:
       message: the instruction.
-      asked: that it brings.
-      measured: on what the client holds out; None where it holds nothing.
+      asked: the evaluation.
+      measured: on the client's held-out records; None if it has none.
     """
     if asked.unit is Unit.RECORD:
         assert not isinstance(measured, HeldOutMeans)
@@ -91,10 +91,10 @@ def with_own_noise(
     """Return the sum of the parts of a client's records, each of a norm of at most 1, with exact noise on the grid.
 
     Args:
-      inquiry: what is asked.
+      inquiry: of the question.
       table: the client's columns.
       noise: standard deviation over the norm of a record's part.
-      stream: that serves this answer and no other.
+      stream: for this answer only.
     """
     spec, parts = inquiry.spec_of_records(1.0), inquiry.contribution_of_records(table, 1.0)
     total, _ = add_noise(on_grid(parts, spec), noise, spec, stream)

@@ -1,7 +1,7 @@
-"""Client's half of secure aggregation, as a Flower mod: a masked vector leaves, or the code of a reason.
+"""Client's half of secure aggregation, as a Flower mod: it sends a masked vector, or the code of a reason.
 
-It answers the protocol's messages for one node and calls the app once in an attempt, for the message that brings the
-model. Between messages the node's memory lies in Flower's context, sealed under a key that no message carries.
+It answers the protocol's messages for one node and calls the app once in an attempt, for the message with the model.
+Between messages the node's memory is in Flower's context, sealed under a key that is never sent.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def secure_update(
     call_next: ClientAppCallable,
     charge: Charge = uncharged,
 ) -> Message:
-    """Answer one exchange of secure aggregation; an instruction that belongs to none is refused.
+    """Answer one exchange of secure aggregation; refuse any other instruction.
 
     Args:
       identity: of the node.
-      randomness: from which noise shares are drawn.
+      randomness: source of the noise shares.
       message: the instruction.
       context: Flower's, of this node; holds its sealed memory.
       call_next: the app, or the next mod.
@@ -99,10 +99,10 @@ def _answered(job: TrainingJob, asked: Sequence[bytes]) -> Message:
 
 
 def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
-    """Return the identity, whose policy bounds the norm of one record's part where a vector is the sum of several.
+    """Return the identity, whose policy bounds the norm of one record's part if a vector is the sum of several.
 
-    The norm that the terms name is then only the range of what a vector holds. That a vector is made for the spec that was
-    looked at here is checked before it is charged.
+    The norm in the terms is then only the range of a vector. A later check ensures that the vector is made for the spec
+    examined here, before it is charged.
     """
     try:
         spec = sum_spec_of(content)
@@ -125,7 +125,7 @@ def _remembered(context: Context, identity: Identity) -> Participant:
 
 
 def _handled(node: Participant, identity: Identity, message: bytes, work: Work | None) -> bytes | int:
-    """Return the reply to one message, or the code of why there is none; the messages beside it are still answered."""
+    """Return the reply to one message, or the code of the reason; other messages of the instruction are still answered."""
     try:
         _check_peers(identity, message)
         return node.handle(message, int(time.time()), work)
@@ -141,7 +141,7 @@ def _handled(node: Participant, identity: Identity, message: bytes, work: Work |
 
 
 def _check_peers(identity: Identity, message: bytes) -> None:
-    """Refuse a proposal whose cohort has fewer of the owner's peers than the policy asks for."""
+    """Refuse a proposal whose cohort has fewer of the owner's peers than the policy requires."""
     policy = identity.policy
     if policy.peers_at_least and isinstance(said := read_any(message), Proposal):
         others = [node for node in said.candidates if node != identity.node]
@@ -152,11 +152,11 @@ def _check_peers(identity: Identity, message: bytes) -> None:
 
 @dataclass(frozen=True)
 class OwnNoise:
-    """Noise of a vector where only peers that the owner vouches for count as honest.
+    """Noise of a vector if only peers that the owner trusts count as honest.
 
     Attributes:
-      sigma: of what this node adds beside its share, in grid units.
-      multiplier: over the sensitivity, of which the node is sure, and which it is charged for.
+      sigma: of this node's own noise in addition to its share, in grid units.
+      multiplier: guaranteed noise over the sensitivity, which is charged.
     """
 
     sigma: int
@@ -165,7 +165,7 @@ class OwnNoise:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Training of this node in a round, done once the protocol asks for it; attributes as of `secure_update`."""
+    """Training of this node in a round, run when the protocol requests the vector; attributes as of `secure_update`."""
 
     identity: Identity
     randomness: Randomness
@@ -175,10 +175,10 @@ class TrainingJob:
     charge: Charge
 
     def work(self, node: Participant) -> Work:
-        """Return the node's share of the round.
+        """Return the node's work for the round.
 
         Args:
-          node: whose memory says with whom its vector is summed.
+          node: whose memory contains the cohort of the sum.
         """
         return Work(
             model_hash(self.message.content),
@@ -190,9 +190,9 @@ class TrainingJob:
         return _agreed_spec(self.message.content, terms, self.identity.policy.collusion)
 
     def _noise(self, spec: ShareSpec, terms: AttemptTerms, node: Participant) -> OwnNoise:
-        """Return what the node adds so that it is sure of the promised noise, whatever members know whom nobody vouches for.
+        """Return the node's own noise that guarantees the promised noise even if all untrusted members collude.
 
-        Where the grid has no room for it nothing is added, and the node is charged for the noise that there is.
+        If the grid has no room for it, none is added, and the node is charged for the actual noise.
         """
         policy = self.identity.policy
         if not policy.peers:
@@ -229,7 +229,7 @@ class TrainingJob:
 
 
 def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> ShareSpec:
-    """Return the spec that came with the model, if the cohort agreed on it and it gives the promised noise.
+    """Return the spec in the model's message, if the cohort agreed on it and it gives the promised noise.
 
     Raises:
       Refused: POLICY.

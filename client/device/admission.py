@@ -36,7 +36,7 @@ def write_admission(
     *,
     doubly: bool = False,
 ) -> bytes:
-    """Return what the authority says to a device that it admits.
+    """Return the authority's answer to a device that it admits.
 
     Args:
       authority: signs it.

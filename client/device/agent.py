@@ -1,7 +1,7 @@
 """Agent of a device: the long-lived process that follows the server, answers it, and reports its state on disk.
 
-Model and data are loaded once. When it is asked to end, it finishes the message in hand first. After it was killed, at
-any moment, it finds on disk what it had promised and what it had paid.
+Model and data are loaded once. On a signal it finishes the current message before it ends. After a kill at any moment
+its commitments and charges are on disk.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Health:
     Attributes:
       name, federation, node: the device's identity.
       pid: of the process.
-      state: what it does, in a few words.
+      state: its current activity, in a few words.
       run, round: of the last message that it answered.
       outcome, at: how and when (UTC) it answered that message.
       answered: number of messages since the process began.
@@ -81,7 +81,7 @@ class Health:
 
 
 class Agent:
-    """Agent that answers the link's messages, and keeps the health file and what a run leaves."""
+    """Agent that answers the link's messages, and keeps the health file and the final model of a run."""
 
     def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:
         own, self._bundle = bundle.settings, bundle
@@ -93,7 +93,7 @@ class Agent:
         self.device: Device | None = None
 
     def say(self, state: str) -> None:
-        """Write what the agent does now to the log and the health file; what it is doing already is said once."""
+        """Write the agent's current activity to the log and the health file, if it has changed."""
         if self._rests and state.startswith(AWAY):
             state = RESTING
         if state == self._health.state:
@@ -127,7 +127,7 @@ class Agent:
         return REST_SECONDS if self._rests else usual_wait()
 
     def _renewed(self, message: Message, certificate: str) -> Message:
-        """Keep a later certificate, and say what this device is."""
+        """Store a later certificate, and report this device's facts."""
         try:
             if certificate:
                 self._bundle = renew_certificate(self._bundle, certificate.encode())
@@ -242,7 +242,7 @@ def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event)
 
 @contextmanager
 def _stopping() -> Generator[threading.Event]:
-    """Give an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    """Yield an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -259,7 +259,7 @@ def _stopping() -> Generator[threading.Event]:
 
 
 def read_health(state: Path) -> Health | None:
-    """Return the state that an agent wrote last, running or not; None if there is none that can be read."""
+    """Return the last state of an agent, running or not; None if none can be read."""
     return read_kept(Health, state / HEALTH)
 
 
@@ -269,5 +269,5 @@ def running(state: Path) -> int | None:
 
 
 def seconds_since(at: str) -> float:
-    """Return the age, in seconds, of a time that the health file gives."""
+    """Return the age, in seconds, of a time in the health file."""
     return time.time() - datetime.fromisoformat(at).timestamp()

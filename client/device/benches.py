@@ -1,4 +1,4 @@
-"""Workbenches of one owner's data: as the bundle has them, scaled as an order says, and without what a run holds out."""
+"""Workbenches of one owner's data: from the bundle, scaled by an order, and without a run's held-out records."""
 
 from __future__ import annotations
 

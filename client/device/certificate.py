@@ -23,15 +23,15 @@ logger = logging.getLogger("fedveil.client")
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
-    """Return the bundle with a later certificate for its key, which is kept in the place of the earlier one.
+    """Return the bundle with a later certificate for its key, which replaces the earlier one on disk.
 
     Args:
-      bundle: returned as it is if its certificate ends as late.
-      pem: what the server sent; only the authority's signature, this device's key and name, and a later end count.
+      bundle: returned unchanged if its certificate expires no earlier.
+      pem: from the server; it needs the authority's signature, this device's key and name, and a later expiry.
 
     Raises:
-      Refusal: it is none of the authority's for this key and name.
-      OSError: it cannot be kept.
+      Refusal: it is not a certificate of the authority for this key and name.
+      OSError: it cannot be stored.
     """
     held, own = bundle.credentials, bundle.settings
     if pem == held.certificate:
@@ -47,7 +47,7 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
 
 
 def newest_credentials(bundle: ClientBundle) -> Credentials:
-    """Return the credentials that the bundle's folder holds now, or those that were read where they cannot be used."""
+    """Return the current credentials in the bundle's folder, or the earlier ones if these cannot be used."""
     own = bundle.settings
     try:
         return read_credentials(bundle.folder, own.federation, own.name)

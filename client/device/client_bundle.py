@@ -117,7 +117,7 @@ class DeviceFile:
       node: its number, at least `FIRST_NODE`.
       server: host and port.
       link: one of `LINKS`.
-      state: folder of what the device remembers, relative to the bundle.
+      state: folder of the device's state, relative to the bundle.
       task: what runs on the device.
       eligibility: when it may train.
     """
@@ -137,7 +137,7 @@ class ClientBundle:
     """Client bundle, read and checked.
 
     Attributes:
-      folder: where it lies.
+      folder: of its files.
       settings: the file client.toml.
       policy: the file policy.toml; `policy.cap` caps the device's ledgers.
       identity: for secure aggregation; its policy is `policy.floors`, its roster the newest that the device has.
@@ -152,7 +152,7 @@ class ClientBundle:
 
     @property
     def state(self) -> Path:
-        """Folder of what the device remembers; it may not exist yet."""
+        """State folder of the device; it may not exist yet."""
         return self.folder / self.settings.state
 
     @property
@@ -180,7 +180,7 @@ def read_client_bundle(folder: Path) -> ClientBundle:
 
 
 def take_shipped(bundle: ClientBundle) -> None:
-    """Write down what changes with a roster that the owner has put into the bundle, and keep it as the newest.
+    """Record the changes of a roster that the owner has put into the bundle, and store it as the newest.
 
     Raises:
       OSError: the state folder cannot be written.
@@ -207,15 +207,15 @@ def read_device_file(folder: Path) -> DeviceFile:
 
 
 def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
-    """Return the bundle with a newer roster, which is kept in its state folder.
+    """Return the bundle with a newer roster, which is stored in its state folder.
 
     Args:
-      bundle: returned as it is if its roster is as new.
-      signed: what the server sent; only the authority's signature and a higher version count.
+      bundle: returned unchanged if its roster is no older.
+      signed: from the server; it needs the authority's signature and a higher version.
 
     Raises:
-      Refusal: the authority did not sign it, it does not follow from the one that the device has, it no longer lists
-        this client, or it lacks signatures or an approval that the owner asks for.
+      Refusal: the authority did not sign it, it does not follow from the device's roster, it no longer lists this
+        client, or it lacks signatures or an approval that the owner requires.
     """
     try:
         roster = read_roster(signed, bundle.identity.policy.authority)
@@ -314,7 +314,7 @@ def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Rost
 
 
 def _node_key(path: Path) -> bytes:
-    """Return the key that seals what the node remembers; it is made here at its first use, so that it never travels."""
+    """Return the key that seals the node's memory; it is generated on the device at its first use."""
     if not path.exists():
         with refusing("state", path.parent, "cannot be written"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -30,11 +30,11 @@ class Cosignature:
 
 
 def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
-    """Sign a roster with the device's identity; return the file, which lies in its bundle.
+    """Sign a roster with the device's identity; return the file, in its bundle.
 
     Args:
-      bundle: the device's.
-      roster: of the authority, the one that the device has or one that follows from it.
+      bundle: of the device.
+      roster: of the authority, the device's own or one that follows from it.
 
     Raises:
       Refusal: it does not follow, or the file cannot be written.
@@ -55,7 +55,7 @@ def read_cosignature(path: Path, roster: Roster) -> Cosignature:
     """Return a co-signature of this roster.
 
     Raises:
-      Refusal: the file is none, is of another roster, or its key did not make it.
+      Refusal: the file is not a co-signature, is for another roster, or its signature is invalid.
     """
     found = read_toml(path, _fields)
     if (found.version, found.hash) != (roster.version, roster.hash.hex()):

@@ -1,7 +1,7 @@
 """Deployed client: its owner's task, policy and ledgers, and one answer to each message of the server.
 
-Nothing here knows how messages travel. Before an answer leaves, what the node must remember is on its disk, sealed: a
-node that forgot what it sent could be asked again, and two vectors under one mask reveal their difference.
+This module is independent of the transport. Before an answer is sent, the node's memory is on disk, sealed: a node that
+forgot its answer could be asked again, and two vectors under one mask reveal their difference.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ class Device:
     """One node of a federation, which answers one message at a time.
 
     Attributes:
-      bundle: the node's identity and what its owner allows.
-      settings: the owner's task, without anything of an order.
+      bundle: the node's identity and its owner's policy.
+      settings: the owner's task, before an order is applied.
       train: trains on the owner's data as the settings say.
-      prepare: refuses an order, or a question about a model, that this device cannot follow, before anything is charged.
-      count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that
-        cannot protect single records.
+      prepare: refuses an order, or a question about a model, that this device cannot follow, before anything is
+        charged.
+      count: returns the number of the owner's records, with at most the given number per person; None on a device
+      without record-level privacy.
       columns: returns the owner's columns, for a question; None on a device that answers none.
-      evaluate: measures the model of an instruction on what the owner's data hold out; None on a device that does not.
+      evaluate: measures the model of an instruction on the owner's held-out records; None on a device that does not.
       root: of the system's files.
     """
 
@@ -103,12 +104,12 @@ class Device:
 
     @property
     def own_ledger(self) -> OwnLedger:
-        """Ledger of what the device gave as a client."""
+        """Ledger of the device's releases as a client."""
         return OwnLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap)
 
     @property
     def memory(self) -> Path:
-        """File of what the node remembers between messages, sealed under its key."""
+        """File of the node's memory between messages, sealed under its key."""
         return self.bundle.state / "node"
 
     @property
@@ -159,10 +160,10 @@ class Device:
         return reply if told is None else self.held.keep(message, told, reply)
 
     def check_log(self, content: RecordDict) -> None:
-        """Hold the server's log that an instruction brings against what this device has seen of it, and keep it.
+        """Compare the server's log in an instruction with this device's copy, and store it.
 
         Raises:
-          NotTrained: it is another log, it does not hold what the instruction brings, or there is none.
+          NotTrained: it is another log, it does not contain the instruction's entries, or there is none.
         """
         own = self.bundle
         with _refusing(wire.FAILED, level=logging.ERROR):
@@ -177,7 +178,7 @@ class Device:
 
     @property
     def server_quotes(self) -> ServerQuotes | None:
-        """What the owner asks of the server's quotes; None for nothing."""
+        """The owner's requirements on the server's quotes; None without any."""
         own = self.bundle
         if self._quotes is None and own.policy.attest:
             self._quotes = ServerQuotes(own.policy.attest, own.credentials.ca, own.settings.federation)
@@ -189,7 +190,7 @@ class Device:
                 quotes.check(content)
 
     def _asking_for_quote(self, message: Message, reply: Message) -> Message:
-        """Return the reply, with a nonce where the owner asks for a quote and none was accepted lately."""
+        """Return the reply, with a nonce if the owner requires a quote and none was accepted recently."""
         quotes = self.server_quotes
         nonce = None if quotes is None or reply.has_error() else quotes.nonce(message.content)
         return reply if nonce is None else Message(with_nonce(reply.content, nonce), reply_to=message)
@@ -257,11 +258,11 @@ class Device:
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
-        """Return the owner's settings with what the order says, and record-level noise planned from the owner's records.
+        """Return the owner's settings merged with the order, and record-level noise planned from the owner's records.
 
         Raises:
-          NotTrained: BUDGET_SPENT where the owner's cap has ended, or too little of the budget is left; NOT_READY where the
-            ledger cannot be read; NO_EXAMPLES where the owner has none.
+          NotTrained: BUDGET_SPENT if the owner's cap has expired, or too little of the budget is left; NOT_READY if the
+            ledger cannot be read; NO_EXAMPLES if the owner has none.
         """
         options = {**self.settings.task_options, **order.told_to_task}
         settings = replace(
@@ -314,10 +315,10 @@ class Device:
     def _planned(
         self, record: RecordPrivacy, records: int, settings: ClientSettings, participations: int, run: str
     ) -> float:
-        """Return the noise for a run, planned from what earlier runs left.
+        """Return the noise for a run, planned from the budget that earlier runs left.
 
-        The rounds that this run has spent already are part of what is planned, so that the noise is the same after a
-        restart; what it has asked before them is charged beside them.
+        The plan includes the rounds that this run has already spent, so that the noise is the same after a restart; its
+        earlier questions are charged in addition.
         """
         from ...strategies.record_plan import calibrated_noise
 
@@ -339,7 +340,7 @@ class Device:
 
 @contextmanager
 def _refusing(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
-    """Tell the log of a refusal, of which only a code leaves."""
+    """Log a refusal, of which only a code is sent."""
     try:
         yield
     except Refusal as refusal:
@@ -442,7 +443,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
 
 def _check_own(task: Task, client: int) -> None:
-    """Refuse the owner's data that cannot be trained on, when the client starts and before anything is charged."""
+    """Refuse unusable data of the owner, when the client starts and before any charge."""
     from ...tasks.data import check_data, check_taken, data_of
     from ...tasks.protocol import own_training
 
@@ -466,7 +467,7 @@ def device_name(bundle: ClientBundle) -> str:
 
 
 def before_its_time(bundle: ClientBundle) -> str | None:
-    """Return a sentence if the clock is before the day on which this node's certificate was made, else None."""
+    """Return a sentence if the clock is before the issue date of this node's certificate, else None."""
     began = _began(bundle.credentials.certificate)
     if time.time() >= began.timestamp():
         return None
@@ -479,5 +480,5 @@ def _began(certificate: bytes) -> datetime:
 
 
 def _begins(content: RecordDict) -> bool:
-    """Return whether a message asks for work, or for the promise of it; a promise is kept whatever has changed."""
+    """Return whether a message requests new work, or a commitment to it; existing commitments are always kept."""
     return bool(records_of(content, ArrayRecord)) or read_place(content).exchange is Exchange.PROPOSAL

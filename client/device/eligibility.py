@@ -68,7 +68,7 @@ def _free_mebibytes(root: Path) -> int | None:
 
 
 def _over_modem(root: Path) -> bool:
-    """Return whether the default route goes over a mobile modem; the system's files tell no other metered network."""
+    """Return whether the default route uses a mobile modem; the system's files show no other metered network."""
     routes = [line.split() for line in _text(root / "proc/net/route").splitlines()[1:]]
     for interface in (route[0] for route in routes if len(route) > 1 and route[1] == DEFAULT_ROUTE):
         folder = root / "sys/class/net" / interface

@@ -1,7 +1,7 @@
-"""Enrolment of a device by a token: its keys are made here and stay, and what comes back is checked and put beside them.
+"""Enrolment of a device by a token: it generates its keys, which stay on it, and verifies and stores the answer.
 
-A device that is cut off goes on with the same keys. One that has a bundle already gets new keys for it, and keeps its
-policy, its settings and its ledgers.
+An interrupted device continues with the same keys. A device with a bundle gets new keys for it, and keeps its policy,
+its settings and its ledgers.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ WHY = {
 def enrol(
     token: Token, folder: Path, *, wait: float = float("inf"), said: Callable[[str], None] = logger.info
 ) -> bool:
-    """Make this device's keys, ask for their admission, and complete the bundle once it is given.
+    """Generate this device's keys, request their admission, and complete the bundle once it is granted.
 
     Args:
       token: of the operator.
       folder: of the bundle, which may not exist yet.
-      wait: seconds for the authority's answer; the same call goes on later.
-      said: called with a line of text when something changes.
+      wait: seconds for the authority's answer; the same call can continue later.
+      said: called with a line of text on each change.
 
     Returns:
       Whether the device was admitted.
 
     Raises:
-      Refusal: the token opens nothing, somebody stands in between, or the folder is another device's.
+      Refusal: the token is not accepted, the connection is intercepted, or the folder is another device's.
     """
     if _done_before(token, folder):
         return True
@@ -70,7 +70,7 @@ def enrol(
 
 
 def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
-    """Return the device's request, which is made, with its keys, where there is none."""
+    """Return the device's request; generate it, with its keys, if there is none."""
     making = folder / MAKING
     if not (making / REQUEST).exists():
         shutil.rmtree(making, ignore_errors=True)  # keys that were cut off before their request
@@ -86,7 +86,7 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
 
 
 def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:
-    """Ask once; return None once the device is admitted, and otherwise what it waits for, in words."""
+    """Ask once; return None once the device is admitted, and otherwise the pending step, in words."""
     try:
         ca, authority = authority_of(token)
         reply = ask(token, ca, request, seal_of(token.sealing, request))
@@ -120,7 +120,7 @@ def _check_folder(token: Token, folder: Path) -> None:
 
 
 def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes) -> None:
-    """Put what the authority gave beside the device's keys; a call that is cut off here is completed by the next."""
+    """Store the authority's files beside the device's keys; a later call completes an interrupted one."""
     making = folder / MAKING
     with refusing("folder", folder, "cannot be written"):
         kept = {name for name in OWNERS if (folder / name).exists()}

@@ -111,7 +111,7 @@ def pem_of(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> bytes:
 
 
 def write_request(folder: Path, name: str) -> Path:
-    """Make keys and the request to admit them; return the request's file.
+    """Generate keys and the request to admit them; return the request's file.
 
     Raises:
       Refusal: the name has another form, the folder holds keys already, or it cannot be written.
@@ -130,7 +130,7 @@ def read_request(path: Path) -> Enrolment:
     """Return the public keys that a request asks to admit.
 
     Raises:
-      Refusal: the file is no request, or one of its signatures is not by the key that it names.
+      Refusal: the file is not a request, or one of its signatures is not by the key that it names.
     """
     return parse_request(read_file(path), str(path))
 

@@ -1,6 +1,7 @@
-"""Model that a device holds: the last one that it was sent, in a file, from which the server may send the next as a difference.
+"""Held model of a device: the last one that it received, in a file; the server may send the next one as a difference from it.
 
-The file is not flushed to disk: one that a loss of power cut short has another hash, and the device asks for the whole.
+The file is not flushed to disk: after a power cut a truncated file has another hash, and the device requests the whole
+model.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class HeldModel:
     path: Path
 
     def whole(self, message: Message) -> tuple[Message, ToldModel | None]:
-        """Return an instruction with its whole model, and how that was told; None where it is told as it always was.
+        """Return an instruction with its whole model, and the encoding in which it came; None for the plain encoding.
 
         Raises:
-          NotTrained: NO_BASE where no model is held, or the difference makes another one of it than the instruction names;
-            FAILED where a whole model is not the one that it names.
+          NotTrained: NO_BASE if no model is held, or the difference from it does not give the named model; FAILED if a
+            whole model is not the named one.
         """
         try:
             told = told_model(message.content)
@@ -53,7 +54,7 @@ class HeldModel:
         return arrived(content, message.metadata), told
 
     def keep(self, message: Message, told: ToldModel, reply: Message) -> Message:
-        """Keep the model of an instruction that was answered, and return the reply with the word of that.
+        """Store the model of an answered instruction, and return the reply with its hash.
 
         Args:
           message: with the whole model.

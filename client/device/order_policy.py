@@ -49,9 +49,9 @@ class Charged:
 
     Attributes:
       event: of the sum that the vector goes into.
-      adversaries: who sees that sum.
-      budget: of the records; None where the client is charged, within the owner's cap.
-      inquiry: that the vector answers; None where it is trained.
+      adversaries: that see that sum.
+      budget: of the records; None if the client is charged, within the owner's cap.
+      inquiry: that the vector answers; None for training.
     """
 
     event: Gaussian | DpEvent
@@ -76,7 +76,7 @@ def accepted(
       The order, and the cost; the cost is None where records are protected instead of the client.
 
     Raises:
-      NotTrained: OWNERS_POLICY. The device's log alone tells what is not allowed.
+      NotTrained: OWNERS_POLICY. Only the device's log gives the reason.
     """
     try:
         order = read_order(content)
@@ -108,10 +108,10 @@ def accepted(
 def _check_purposes(
     order: TrainingOrder, content: RecordDict, inquiry: Asked | None, policy: OwnerPolicy
 ) -> None:
-    """Refuse a vector with a segment that the owner allows for no purpose, or a question that is not the one it says.
+    """Refuse a vector with a segment for a forbidden purpose, or a question that differs from its description.
 
     Raises:
-      Refusal: naming the purpose, or what does not belong to the question.
+      Refusal: naming the purpose, or the part that does not belong to the question.
     """
     spec = sum_spec_of(content)
     asked = [each.purpose for each in spec.segments if each.purpose != TRAINING]
@@ -159,7 +159,7 @@ def _violations(
     policy: OwnerPolicy,
     can_protect_records: bool,
 ) -> Iterator[tuple[str, object, str]]:
-    """Yield the field, its value and what the policy says, of each demand that an order does not meet."""
+    """Yield the field, its value and the policy's limit, for each limit that an order violates."""
     run, number = read_round(content)
     epochs = order.training.local_epochs
     if run != order.run or (policy.runs and people_call(run) not in policy.runs):

@@ -15,14 +15,14 @@ MOST_RUNS = 1000  # that are remembered; the oldest go first
 
 
 def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
-    """Refuse a round of another arm than this device's, or of a second one in its run, and keep the first.
+    """Refuse a round of another arm than this device's, or of a second one in its run, and record the first.
 
-    Whoever is in one arm loses what that arm released. A server that dealt a run twice, or a new name, would have it in two.
+    A device in one arm loses only that arm's releases. A second deal of a run, or a new name, would put it into two.
 
     Args:
-      arm: that the round is of, as the order says.
+      arm: of the round, from the order.
       name: of the device in the roster.
-      run: as people call it, the same when it goes on.
+      run: its name, the same after a resume.
       state: the device's folder.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Ledger on the device of what it gave as a client; a cost is reserved there before its vector leaves.
+"""Ledger on the device of its releases as a client; a cost is reserved there before its vector is sent.
 
-The server keeps the population's ledger; this one relies on nobody. What a sum of clients reveals of this one is charged
-as one Gaussian, without amplification, because the device knows that it took part. There is one ledger for the device,
-whatever run, server or data: it is named by the device's identity, since a client's data change and its budget must not.
+The server keeps the population's ledger; this one trusts no other party. Each sum is charged as one Gaussian, without
+amplification, because the device knows that it took part. The device has one ledger for all runs, servers and data: it
+is named by the device's identity, because a client's data may change without resetting its budget.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MECHANISM = "private_sum"
 
 @dataclass(frozen=True)
 class OwnLedger:
-    """Place of the ledger, and what the device's owner lets it spend.
+    """Location of the ledger, and its owner's cap.
 
     Attributes:
       folder: of the device's ledgers; it must exist.
@@ -48,7 +48,7 @@ class OwnLedger:
 
     @property
     def path(self) -> Path:
-        """File of the ledger of what the device gave as a client."""
+        """File of the ledger of the device's releases as a client."""
         return self.folder / f"{CLIENT}{self.device[:NAMED]}.ledger"
 
     @property
@@ -58,13 +58,13 @@ class OwnLedger:
 
     @contextmanager
     def charged(self, run: str, number: int, attempt: int, cost: Charged) -> Generator[None]:
-        """Reserve one vector's cost, and commit it once the vector is made; void it if none is made.
+        """Reserve one vector's cost, and commit it once the vector is computed; void it if there is none.
 
-        After a kill inside the context, or a failure where records are hidden, the reservation is there: it stays spent, and
-        the same attempt is refused.
+        After a kill inside the context, or a failure at the record level, the reservation stays spent, and the same
+        attempt is refused.
 
         Raises:
-          NotTrained: BUDGET_SPENT, or NOT_READY where the ledger cannot be written or read.
+          NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
           Refusal: the attempt was answered before.
         """
         key = (run, number, f"{MECHANISM} {attempt}")
@@ -85,7 +85,7 @@ class OwnLedger:
             _commit(ledger, key)
 
     def approved(self, version: int, digest: str, reason: str | None) -> None:
-        """Write down that the owner has approved of a roster: who, when and why.
+        """Record the owner's approval of a roster: user, time and reason.
 
         Raises:
           Refusal: the ledger cannot be written.

@@ -1,4 +1,4 @@
-"""Policy of a device's owner: the file policy.toml beside the keys, which nothing from the network changes."""
+"""Policy of a device's owner: the file policy.toml beside the keys, which no message can change."""
 
 from __future__ import annotations
 
@@ -38,27 +38,28 @@ class OwnerPolicy:
     """Floors and caps of the owner, as the file holds them.
 
     Attributes:
-      target_epsilon, target_delta: the most that may be spent on the device's data.
-      until: last day, UTC, on which anything may leave; None sets no end.
+      target_epsilon, target_delta: largest budget for the device's data.
+      until: last day, UTC, on which a release is allowed; None sets no end.
       runs: names of the runs that may train here; empty allows any.
-      trust_server: whether the server may see what this client alone sends.
+      trust_server: whether the server may see single updates of this client.
       minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile,
         minimum_roster_version: as in `privacy.secagg.policy.Policy`.
       maximum_local_epochs: of one round.
-      suites: numbers of the suites of primitives that an attempt may use; [2, 3] asks for post-quantum keys, [3] for
-        post-quantum signatures as well.
-      peers: fingerprints of the peers that the owner vouches for, by a name of the owner's choice; empty takes all
-        members at the authority's word.
+      suites: numbers of the suites of primitives that an attempt may use; [2, 3] requires post-quantum keys, [3] also
+      post-quantum signatures.
+      peers: fingerprints of the peers that the owner trusts, by a name of the owner's choice; empty trusts all members
+      that the authority admits.
       peers_at_least: how many of `peers` a cohort must have.
       approve_rosters: whether changed members count only once the owner has approved of them.
-      cosigned_by_at_least: how many other members of the roster that the device has must have signed a newer one with
-        changed members; of `peers`, where there are any.
-      attest: command that must accept the server's quote before shares leave; empty asks for none.
-      require_log: whether an instruction without the server's log is declined; once the device has seen a log, every one is.
-      purposes: for which questions may be asked of the device's data; empty answers none.
-      questions_epsilon: the most that questions may spend of the budget; None lets them spend all.
-      authority: Ed25519 public key that signs rosters, in hexadecimal, and behind it SHA-256 of the ML-DSA key that must sign
-        as well, where one must.
+      cosigned_by_at_least: number of other members of the device's roster that must have signed a newer one with
+        changed members; of `peers`, if there are any.
+      attest: command that must accept the server's quote before shares are sent; empty requires none.
+      require_log: whether an instruction without the server's log is declined; always so once the device has seen a
+        log.
+      purposes: of questions that the device answers; empty answers none.
+      questions_epsilon: part of the budget that questions may spend; None lets them spend all.
+      authority: Ed25519 public key that signs rosters, in hexadecimal, and behind it SHA-256 of the ML-DSA key that
+        must sign as well, where one must.
     """
 
     target_epsilon: float

@@ -1,4 +1,4 @@
-"""Receipts that a device has given: for each run that is over, what opens its commitment, in the state folder."""
+"""Receipts of a device: for each finished run the opening of its commitment, in the state folder."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MOST = 1024  # openings that are kept; whatever a server says, a disk does not f
 
 
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
-    """Return a device's receipt for a run that was closed; None for another, and where a ledger cannot be read.
+    """Return a device's receipt for a closed run; None for another run, or if a ledger cannot be read.
 
     Args:
       bundle: of the device.
-      over: what the server said.
+      over: the server's message.
 
     Raises:
-      OSError: what opens it cannot be written.
+      OSError: the opening cannot be written.
     """
     if not over.manifest:
         return None
@@ -51,7 +51,7 @@ def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
 
 
 def give_receipt(state: Path, told: Told, node: int, key: Ed25519PrivateKey) -> Receipt:
-    """Return the device's receipt for a run, once what opens it is on disk; the same run gets the same one again.
+    """Return the device's receipt for a run, once its opening is on disk; the same run gets the same receipt again.
 
     Raises:
       OSError: the opening cannot be written.

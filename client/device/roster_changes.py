@@ -1,7 +1,7 @@
-"""Changes of the roster as a device's owner sees them: on the log, in a file of the state folder, and on demand to approve.
+"""Changes of the roster for a device's owner: logged, kept in the state folder, and optionally subject to approval.
 
-Who signs rosters decides with whom this device's vector is summed. A change that the owner does not see could surround it
-with members of one party.
+The roster's signer controls the cohorts of this device. An unnoticed change could surround it with members of one
+party.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PENDING_ROSTER = "roster.pending.bin"  # as it came, for its owner to sign
 
 @dataclass(frozen=True)
 class Demands:
-    """What an owner asks of a roster with changed members.
+    """An owner's requirements on a roster with changed members.
 
     Attributes:
       approval: the owner's own.
-      cosigned: signatures of others, at least.
-      peers: fingerprints of those whose signatures count; empty for all members of the roster before.
+      cosigned: smallest number of other members' signatures.
+      peers: fingerprints of the signers that count; empty for all members of the previous roster.
     """
 
     approval: bool
@@ -39,19 +39,19 @@ class Demands:
 
 
 def check_change(state: Path, old: Roster, new: Roster, signed: bytes, own: bytes, demands: Demands) -> None:
-    """Let a newer roster take the place of an older one, and write down what it changes.
+    """Replace an older roster by a newer one, and record the changes.
 
     Args:
-      state: folder of what the device remembers.
-      old: that the device has.
+      state: the device's state folder.
+      old: of the device.
       new: of a higher version, signed by the authority.
       signed: its bytes, with the signatures of members.
-      own: public key of this device, whose signature is not asked for.
+      own: public key of this device, whose signature does not count.
       demands: of the owner.
 
     Raises:
-      Refusal: it does not follow from the older one, too few members of that have signed it, or it waits for the owner's
-        approval.
+      Refusal: it does not follow from the older one, too few of its members have signed it, or the owner's approval is
+      pending.
     """
     if not new.follows(old):
         remedy = f"does not follow from version {old.version}, which this device has: the authority signed two; ask it"
@@ -122,10 +122,10 @@ def waiting_for(state: Path, version: int) -> RosterChange:
 
 
 def approve(state: Path, change: RosterChange) -> None:
-    """Approve of a change; a running agent takes it with the next round that asks.
+    """Approve a change; a running agent applies it in the next round.
 
     Args:
-      state: folder of what the device remembers.
+      state: the device's state folder.
       change: as `waiting_for` returned it.
     """
     replace_file(state / APPROVED, change.hash.encode())

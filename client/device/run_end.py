@@ -19,14 +19,14 @@ MODEL, ENDED = "model.safetensors", "ended.json"
 
 @dataclass(frozen=True)
 class LastRun:
-    """Run that the server has said is over.
+    """Last finished run, as reported by the server.
 
     Attributes:
-      run: what people call it.
-      status: how it ended.
-      rounds: that it completed.
-      at: when the device was told (UTC).
-      model: path of the final model, relative to the state folder; empty where there is none.
+      run: its name.
+      status: of its ending.
+      rounds: number of completed rounds.
+      at: time of the message (UTC).
+      model: path of the final model, relative to the state folder; empty if there is none.
     """
 
     run: str
@@ -40,11 +40,11 @@ class LastRun:
 
 
 def keep(state: Path, over: RunOver) -> LastRun:
-    """Write down that a run is over, its model first; the model of an earlier run is replaced.
+    """Record that a run is over, its model first; the model of an earlier run is replaced.
 
     Args:
-      state: folder of what the device remembers.
-      over: what the server said.
+      state: the device's state folder.
+      over: the server's message.
 
     Raises:
       OSError: the folder cannot be written.
@@ -61,7 +61,7 @@ def keep(state: Path, over: RunOver) -> LastRun:
 
 
 def read_ended(state: Path) -> LastRun | None:
-    """Return how the last run ended; None while one goes on, or if nothing can be read."""
+    """Return the last finished run; None during a run, or if nothing can be read."""
     return read_kept(LastRun, state / ENDED)
 
 

@@ -1,7 +1,8 @@
-"""Log of the server as one device has seen it: the hashes of its leaves and its newest head, held against each instruction.
+"""Device's copy of the server's log: the hashes of its leaves and its newest head, compared with each instruction.
 
-A server that tells one device another story than the others must give it another log, and can then never join the two, or write
-both stories into one log, where its entries tell. What a device has seen is compared with what others have, without the server.
+A server that sends one device different values than the others must either keep a separate log for it, and can then
+never merge the two, or write both values into one log, whose entries reveal this. Devices compare their copies without
+the server.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ FORKED = "forks from what this device has seen"
 
 
 def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the entries that the log must hold of what an instruction brings: of its model, and of its roster.
+    """Return the entries that the log must contain for an instruction: of its model, and of its roster.
 
     Raises:
-      Refusal: it is of a round and of a run's end, under one of which its model would not be looked for; or the roster is none.
+      Refusal: it belongs to a round and to a run's end, so that one of its models would be unchecked; or the roster is
+        invalid.
     """
     records = records_of(content, ConfigRecord)
     model = roster = None
@@ -62,7 +64,7 @@ class SeenLog:
     """Log of one federation's server.
 
     Raises:
-      Refusal: what is on disk is damaged.
+      Refusal: the copy on disk is damaged.
       OSError: it cannot be read.
     """
 
@@ -87,16 +89,16 @@ class SeenLog:
         self.head = head
 
     def check(self, told: ToldLog, model: bytes | None, roster: bytes | None) -> None:
-        """Return if an instruction's log is a continuation of what the device has seen, and holds what it brings; keep it.
+        """Return if an instruction's log extends the device's copy, and contains the instruction's entries; store it.
 
         Args:
-          told: what the instruction says of the log.
-          model: entry of the model that it brings; None where it brings none.
-          roster: of the roster that it brings.
+          told: the instruction's statement about the log.
+          model: entry of the instruction's model; None if it has none.
+          roster: entry of the instruction's roster.
 
         Raises:
-          Refusal: it is not, or does not; nothing is kept but the evidence of a fork.
-          OSError: it cannot be kept.
+          Refusal: it does not; only evidence of a fork is stored.
+          OSError: it cannot be stored.
         """
         head = read_head(told.head)
         check_head(head, self._ca, self._federation)

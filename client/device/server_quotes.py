@@ -1,4 +1,4 @@
-"""Quotes of the server as a device's owner asks for them: a command of the owner must accept one before shares leave."""
+"""Attestation quotes of the server: a command of the device's owner must accept one before shares are sent."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SHOWN = 200  # characters of what the command said
 
 @dataclass
 class ServerQuotes:
-    """Quotes that one process of a device has asked for and accepted.
+    """Quotes that one process of a device has requested and accepted.
 
     Attributes:
-      command: of the owner: it gets the quote on its standard input and what the quote must vouch for as its last argument,
+      command: of the owner: it gets the quote on its standard input and the expected report data as its last argument,
         and accepts by exit code 0.
       ca: certificate of the federation's authority, in PEM.
       federation: its name.
@@ -44,13 +44,13 @@ class ServerQuotes:
     _accepted: float = field(default=float("-inf"))  # by the monotonic clock
 
     def check(self, content: RecordDict) -> None:
-        """Return if the instruction may be answered: a quote was accepted, or nothing but keys leaves for it.
+        """Return if the instruction may be answered: a quote was accepted, or the answer consists of keys only.
 
         Args:
-          content: of the instruction; a quote that it brings is held against the nonce that was sent.
+          content: of the instruction; its quote is checked against the nonce that was sent.
 
         Raises:
-          Refusal: neither, or the quote is not accepted.
+          Refusal: neither holds, or the quote is not accepted.
         """
         quote = quote_of(content)
         if quote is not None and self._nonce is not None:
@@ -62,7 +62,7 @@ class ServerQuotes:
             raise Refusal("attest", " ".join(self.command), remedy)
 
     def nonce(self, content: RecordDict) -> bytes | None:
-        """Return a fresh nonce to go out with the reply to a proposal, where a quote is due; else None."""
+        """Return a fresh nonce for the reply to a proposal, if a quote is due; else None."""
         if not any(_proposals(content)) or time.monotonic() - self._accepted <= RENEW_SECONDS:
             return None
         self._nonce = os.urandom(NONCE_BYTES)
@@ -93,7 +93,7 @@ class ServerQuotes:
 
 
 def _proposals(content: RecordDict) -> list[bool]:
-    """Return of each of the protocol's messages in an instruction whether it asks for keys alone; a sum in the clear does not."""
+    """Return for each protocol message in an instruction whether it requests only keys; a sum in the clear does not."""
     return [_is_proposal(each) for each in messages_of(content) or []] or [False]
 
 

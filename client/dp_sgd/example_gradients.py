@@ -4,9 +4,9 @@ Norms come from Gram matrices where these are smaller than the gradients (Goodfe
 2022, arXiv:2210.00038, section 3), from the gradients of a few examples at a time otherwise, and for embeddings from
 the indices.
 
-A norm that comes out too small lets a record past its clip, and who chooses the model chooses the numbers. So a norm counts
-what float32 may have lost of its squares, and a gradient that is not held is no shorter than a `LOUDEST`-th of its parts'
-lengths together: parts that cancel leave their rounding in the sum.
+A norm that is computed too small lets a record exceed its clip, and the author of the model controls the numbers. So a
+norm includes a bound on the float32 rounding of its squares, and a gradient that is not held counts at least a
+`LOUDEST`-th of the total length of its terms, because terms that cancel leave their rounding in the sum.
 """
 
 from __future__ import annotations

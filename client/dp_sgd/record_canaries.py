@@ -1,10 +1,11 @@
-"""Canaries among a client's records: each trains or not by a coin, on the client's own path of DP-SGD.
+"""Canary records of a client: each is trained on or not by a coin, in the client's own DP-SGD.
 
 White box (Nasr et al. 2023, arXiv:2302.07956): the gradient of a canary is one weight of a block that no other record
-touches, longer than any clip. An adversary who sees every noised sum, as the accountant supposes, reads there what became
-of one clipped record. A canary that is out is a record without a gradient, as in zero-out adjacency, or with the opposite
-gradient. Its score is the log likelihood ratio of in to out, the most powerful statistic. The block lives for one round
-and never leaves, and the model is trained as if it were not there. Coins and scores stay in a file of the client's own.
+touches, longer than any clip. An adversary that sees every noised sum, as the accountant assumes, observes there the
+effect of one clipped record. A canary that is out is a record without a gradient, as in zero-out adjacency, or with the
+opposite gradient. Its score is the log likelihood ratio of in to out, the most powerful statistic. The block lives for
+one round and never leaves, and the model is trained as if it were not there. Coins and scores stay in a file of the
+client's own.
 """
 
 from __future__ import annotations

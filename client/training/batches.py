@@ -38,8 +38,8 @@ def stacked_batches(
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Yield the batches of several clients step by step: positions, shape (active, width), and the size of each batch.
 
-    A client's batches are those of `shuffled_batches`. One that is smaller than the widest of its step is filled up with
-    its own last record. A client that has taken all its steps is left out of those that follow.
+    A client's batches are those of `shuffled_batches`. A batch that is smaller than the widest of its step is padded
+    with its own last record. A client that has taken all its steps is left out of later ones.
 
     Args:
       records: of each client, at least 1 and none more than of the client before.

@@ -1,13 +1,13 @@
 """Training of a whole cohort of a small model at once, with the same mathematics as one client after the other.
 
-On a small model nearly all the time of a client is Python. Clients are stacked, and one vectorised step
-(`torch.func.vmap`) trains them all: with the same batches, order and seeds, equal to single clients up to float rounding,
-which a test holds. It is chosen when the model has few parameters; a model that cannot be vectorised is trained client by
-client.
+On a small model nearly all the time of a client is Python overhead. Clients are stacked, and one vectorised step
+(`torch.func.vmap`) trains them all, with the same batches, order and seeds; a test verifies that the result equals that
+of single clients up to float rounding. It is chosen when the model has few parameters; a model that cannot be
+vectorised is trained client by client.
 
-Clients with unequally many examples share a stack where the loss of a batch is the mean of its examples' own, which
-`tasks/independence.py` measures: smaller batches are filled up with examples of weight 0, and who has taken all steps leaves
-the stack. Any other loss stacks clients with equally many examples alone.
+Clients with different numbers of examples share a stack if the loss of a batch is the mean of its examples' losses, as
+`tasks/independence.py` measures: smaller batches are padded with examples of weight 0, and a client that has taken all
+steps leaves the stack. With any other loss only clients with equally many examples are stacked.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def can_vectorise(bench: Workbench) -> bool:
 
 
 def _steps_stack(bench: Workbench) -> bool:
-    """Return whether one optimiser of stacked parameters does what one for each client would."""
+    """Return whether one optimiser of stacked parameters is equivalent to one for each client."""
     if own_training(bench.task) is not None:
         return False
     name = bench.settings.training.optimizer.name
@@ -142,7 +142,7 @@ def _add_canaries(
 
 
 def _loaded(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> Group:
-    """Return the clients with their examples, the most first; one whose data cannot be loaded is dropped."""
+    """Return the clients with their examples, by falling number; a client whose data cannot be loaded is dropped."""
     loaded: Group = []
     for client in clients:
         try:
@@ -178,7 +178,7 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
 
 
 def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
-    """Count clients without examples; where clients are hidden each adds no change, and nobody can tell."""
+    """Count clients without examples; at the client level each adds a zero update, which hides this."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
     nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
@@ -233,7 +233,7 @@ def _train_group(
 
 
 def _shares(counts: NDArray[np.intp], device: torch.device) -> Tensor | None:
-    """Return what each example weighs in its client's mean, shape (clients, width); None where no batch is filled up."""
+    """Return each example's weight in its client's mean, shape (clients, width); None if no batch is padded."""
     if counts.min() == counts.max():
         return None
     shares = (np.arange(counts.max()) < counts[:, None]) / counts[:, None]
@@ -273,7 +273,7 @@ def _alone(examples: Tensor) -> Tensor:
 def _perceptron(model: nn.Module, flat: bool) -> Layers:
     """Return a model's layers, each with its parameters' prefix, if they are linear and elementwise ones; else none.
 
-    `flat` says that an example is a vector; where it is not, the first layer must make it one.
+    `flat` says whether an example is a vector; if it is not, the first layer must flatten it.
     """
     layers = [("", model)]
     if type(model) is nn.Sequential:
@@ -305,7 +305,7 @@ def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tens
 def _gradients(
     losses_of: Losses, values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None
 ) -> tuple[Sequence[Tensor], Tensor]:
-    """Return each client's gradients and loss; its parameters enter no other's loss, so that the sum gives them all."""
+    """Return each client's gradients and loss; a client's parameters enter only its own loss, so the sum gives all gradients."""
     weights = {name: value.detach().requires_grad_() for name, value in values.items()}
     losses = losses_of(weights, inputs, targets, shares)
     return torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True), losses.detach()

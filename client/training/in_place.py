@@ -1,7 +1,7 @@
 """Training of a cohort client by client in the process's one model, from which each update is added to the sum.
 
-The arithmetic is that of a ClientApp behind `private_update`, bit for bit, which a test holds; a message and five passes
-over the model are saved for each client. It serves plain training only: DP-SGD has a ledger to ask.
+The arithmetic is that of a ClientApp behind `private_update`, bit for bit, which a test holds; a message and five
+passes over the model are saved for each client. It serves plain training only: DP-SGD has a ledger to ask.
 """
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -43,7 +43,7 @@ Move = tuple[NDArray[Any], Tensor, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class InPlaceRound:
-    """One instruction, as every client of a cohort follows it.
+    """One instruction for every client of a cohort.
 
     Attributes:
       bench: task and model.
@@ -51,11 +51,11 @@ class InPlaceRound:
       key: of the round; examples' orders and layers' draws derive from it.
       received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
-      update: trained minus received of each averaged array, flat, in the layout's order; on a processor they take the
-        place of what was trained.
+      update: trained minus received of each averaged array, flat, in the layout's order; on a CPU they overwrite the
+      trained arrays.
       moves: for each of those, its update, the model's tensor and the received array.
-      hides: whether whole clients are hidden, so that none may show that it has no examples.
-      sketch: compresses updates; None leaves them whole.
+      hides: whether whole clients are hidden, so that a client must not reveal that it has no examples.
+      sketch: compression of updates; None leaves them whole.
     """
 
     bench: Workbench
@@ -69,7 +69,7 @@ class InPlaceRound:
     sketch: Sketch | None = None
 
     def train(self, client: int) -> dict[str, float] | str:
-        """Train the model on one client's data and return its scalars, or why there are none; the log explains a failure."""
+        """Train the model on one client's data and return its scalars, or the reason for a failure, which the log explains."""
         try:
             data = drawn_data_of(self.bench.task, client)
             if not len(data) and not self.hides:
@@ -126,9 +126,9 @@ class InPlaceRound:
 
 
 def check_apart(bench: Workbench) -> None:
-    """Refuse a task that carries something of one client to the next one in this process.
+    """Refuse a task that leaks state from one client to the next one in this process.
 
-    A client trains on few of its examples, then another one, then the first again: it must give the same vector.
+    A client trains on few of its examples, then another client, then the first again: its vector must be the same.
 
     Args:
       bench: of the task, not used otherwise.
@@ -165,7 +165,7 @@ def check_apart(bench: Workbench) -> None:
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
-    """Return the round that an instruction asks for."""
+    """Return the round of an instruction."""
     _, number = wire.read_round(content)
     arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}

@@ -87,7 +87,7 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
 
 @lru_cache(maxsize=2)
 def parts_of(table: Table, held_out: float | None) -> tuple[Table, Table]:
-    """Return what is trained on, and what is held out, as a task with torch holds it out.
+    """Return the training part and the held-out part, chosen as by a task with torch.
 
     Args:
       table: the examples.
@@ -100,10 +100,10 @@ def parts_of(table: Table, held_out: float | None) -> tuple[Table, Table]:
 
 
 def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans | None:
-    """Return what is measured of an instruction's model on held-out examples; None where there are none.
+    """Return the measurement of an instruction's model on held-out examples; None if there are none.
 
     Raises:
-      Refusal: another metric than accuracy is asked for.
+      Refusal: a metric other than accuracy is requested.
     """
     if asked.metric != "accuracy":
         remedy = "a linear device without torch measures accuracy alone"
@@ -118,7 +118,7 @@ def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans |
 
 
 def check_order(order: TrainingOrder, released: bytes | None = None) -> None:
-    """Refuse an optimiser other than plain SGD, which is all that there is without torch, scaling, and questions about a model.
+    """Refuse features that need torch: an optimiser other than plain SGD, scaling, and questions about a model.
 
     Args:
       order: of the server.

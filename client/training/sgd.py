@@ -35,8 +35,8 @@ def train(
 ) -> float | None:
     """Train the model in place and return the mean loss of its steps, each before the step was taken.
 
-    A task with a training function of its own trains a copy, whose arrays are taken over: whatever else it does to the
-    copy reaches no other client. What it returns is its loss, None if it has none.
+    A task with its own training function trains a copy, whose arrays are taken over: other changes to the copy cannot
+    reach another client. Its return value is the loss, None if it has none.
 
     Args:
       model: in the state that the server sent.
@@ -102,7 +102,7 @@ class Steps:
       values: the parameters, each with a leading dimension for clients where several are trained at once.
       start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
       training: learning rate and weight of that pull.
-      optimizer: of the values; None stands for plain SGD.
+      optimizer: of the values; None for plain SGD.
     """
 
     values: list[Tensor]
@@ -125,7 +125,7 @@ class Steps:
             value.grad = None
 
     def keep_first(self, clients: int) -> None:
-        """Leave all but the first clients as they are; what the optimiser remembers of the others is dropped."""
+        """Train only the first clients further; drop the optimiser's state of the others."""
         if len(self.values[0]) == clients:
             return
         for number, value in enumerate(self.values):
@@ -143,7 +143,7 @@ def steps_of(
 ) -> Steps:
     """Return the steps that train these values.
 
-    Their optimiser is new: what it remembers of one client reaches no other, nor the next round.
+    Their optimiser is new, so its state reaches neither another client nor the next round.
 
     Args:
       task: may offer an optimiser of its own.
