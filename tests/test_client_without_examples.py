@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import fedveil as fv
 
+EVALUATED = {"clients": "final"}
+
 
 class Uneven:
     """Four clients, of whom one has no examples."""
@@ -50,8 +52,9 @@ class Alone(Uneven):
         (Alone(), {"privacy": "none"}),
         (Uneven(), {"privacy": fv.Record(target_delta=1e-2)}),
         (Uneven(), {"privacy": fv.RecordDistributed(target_delta=1e-2)}),
+        (Uneven(), {"privacy": fv.RecordDistributed(target_delta=1e-2), "evaluate": EVALUATED}),
     ],
-    ids=["at once", "in place", "own training", "record", "together"],
+    ids=["at once", "in place", "own training", "record", "together", "together, evaluated"],
 )
 def test_a_client_without_examples_sits_out(task: Uneven, how: dict[str, Any], tmp_path: Path) -> None:
     fv.simulate(task, cohort=fv.All(), num_rounds=1, folder=tmp_path / "run", quiet=True, **how)
@@ -65,12 +68,13 @@ def test_a_client_without_examples_sits_out(task: Uneven, how: dict[str, Any], t
     ("task", "how"),
     [
         (Uneven(), {}),
+        (Uneven(), {"evaluate": EVALUATED}),
         (Uneven(), {"optimizer": {"name": "adafactor"}}),
         (Alone(), {}),
         (Uneven(), {"privacy": "client_distributed"}),
         (Uneven(), {"privacy": "record_and_client"}),
     ],
-    ids=["at once", "in place", "own training", "messages", "both"],
+    ids=["at once", "evaluated", "in place", "own training", "messages", "both"],
 )
 def test_a_hidden_client_without_examples_answers_as_a_blanked_one(
     task: Uneven, how: dict[str, Any], tmp_path: Path

@@ -39,7 +39,7 @@ def held_rows(hashes: NDArray[np.uint64], share: float, alone: bool = False) -> 
 
 def hashes_of_rows(arrays: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
     """Return the keyed hash of each row, shape (n,)."""
-    columns = [np.ascontiguousarray(each).reshape(len(each), -1) for each in arrays]
+    columns = [np.ascontiguousarray(each) for each in arrays]
     made = (b"".join(each[row].tobytes() for each in columns) for row in range(len(columns[0])))
     return np.fromiter((hashed(lambda digest, text=text: digest.update(text)) for text in made), np.uint64)
 
