@@ -4,8 +4,6 @@ All bytes from another party are decoded with these functions. The result consis
 bytes, numbers, booleans and None within fixed bounds on depth and width, so code that traverses it terminates.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

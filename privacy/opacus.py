@@ -3,8 +3,6 @@
 Needs `pip install 'fedveil[opacus]'`, or any other extra that brings Opacus and torch.
 """
 
-from __future__ import annotations
-
 import uuid
 import weakref
 from collections.abc import Callable, Mapping

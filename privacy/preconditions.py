@@ -1,7 +1,5 @@
 """Preconditions of a guarantee: checks shared by the command line, the Python face and `protect`."""
 
-from __future__ import annotations
-
 from .budget import Adjacency
 from .plan import Plan
 from .refusal import Refusal

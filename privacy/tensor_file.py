@@ -1,7 +1,5 @@
 """Safetensors file, part by part: the library that reads it makes two copies of all arrays to write them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ weights of the blocks minimise the energy of their sum at a constant response to
 variance beamformer). The weights depend only on releases, so the scores are post-processing.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

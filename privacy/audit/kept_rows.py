@@ -1,7 +1,5 @@
 """Rows of numbers in a client's own file, one a round, each as `numpy.save` writes it, without pickle."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

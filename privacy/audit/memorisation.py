@@ -4,8 +4,6 @@ Exposure (Carlini et al. 2019, arXiv:1802.08232) derives from the rank of a secr
 uniformly that the model did not memorise has a uniform rank: rank / candidates is an exact p-value.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

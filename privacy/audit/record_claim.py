@@ -5,8 +5,6 @@ batches they have a heavier tail, and so lie below the Gaussian curve through (e
 tests use. The tests are then conservative, as a unit test verifies on a grid.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -4,8 +4,6 @@ The file is a sequence of NumPy arrays, each as `numpy.save` writes it without p
 truncated, and the rounds that the run will repeat.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO

@@ -1,7 +1,5 @@
 """Log likelihood ratio of a canary record that is in to one that is out, by one step's noised sum."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .one_run import Scores

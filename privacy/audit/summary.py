@@ -1,7 +1,5 @@
 """Summary of a whole run: the claim, the evidence of canaries and checks, and the verdict."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Audit of one released sum: the free checks of its noise, and its component along each canary's direction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ reveal how often the device took part, in this federation and in others; an unch
 run. The device's owner may open the commitment to a third party, and so prove the state of the ledgers on that day.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -21,8 +21,6 @@ arXiv:1605.08294, draw the line: filters are for privacy parameters that depend 
 hold and are tighter than a filter's.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -24,8 +24,6 @@ the clip (the sensitivity stays C, because all of a vector may lie in the kept p
 matrix for all rounds (the omitted directions are never learned).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ nothing about them. Of b bits the lowest 8 floor(b / 8) lie as whole bytes, numb
 bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

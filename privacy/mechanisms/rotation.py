@@ -7,8 +7,6 @@ orthogonal. For a vector that does not depend on the seed, every coordinate of t
 of random signs: sub-Gaussian with variance proxy |v|^2 / 2^m (Hoeffding), less than 2 |v|^2 / size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import lru_cache

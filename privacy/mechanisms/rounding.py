@@ -14,8 +14,6 @@ distribution of a noised sum is a mixture over u, and the divergence of a mixtur
 hockey-stick divergence is jointly convex).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -36,8 +36,6 @@ share is among them. That is correct if a neighbouring unit answers zeros with n
 known: the noise of an absent client is missing, which shows over many coordinates. So secret sampling does not amplify.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -18,8 +18,6 @@ coordinate
 in fifty overflows, the norm carries no information, and the sum is useless: `is_too_noisy`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ standard deviation z C on the sum of n clients moves its mean by z / (2 sqrt(s) 
 to sqrt(1 - k s) C with k such metrics, loses that much: so `least_share` is the smallest share for the wanted error.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -8,8 +8,6 @@ of its neighbours signed is who it says. Any other is checked by its own advert,
 advert changes the graph as one of a colluder can, and no more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum

@@ -1,7 +1,5 @@
 """Bindings that both sides of an attempt compute alike: contexts, neighbours, and what keys are derived for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Double masking of Bonawitz et al. (CCS 2017), on the graphs of Bell et al. (CCS 
 for the whole cohort: a node opens nothing before more nodes signed the same set than could sign two.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace

@@ -17,8 +17,6 @@ most one proof for each dealer that it complains of, and is erased with the last
 of this attempt. All other numbers, those of `proved`, `on_curve` and every point, are public.
 """
 
-from __future__ import annotations
-
 import os
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey

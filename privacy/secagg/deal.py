@@ -11,8 +11,6 @@ The shares of the mask seed are committed to, and not proved: no proof could sho
 the key of the advert. Where they do not give it, the living reveal the masks of that pair themselves.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

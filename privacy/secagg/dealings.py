@@ -1,7 +1,5 @@
 """Deals of a cohort as the server holds them: what each holder is told, who lies in a dispute, which reveals are right."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

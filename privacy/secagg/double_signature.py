@@ -4,8 +4,6 @@ The ML-DSA key follows by HKDF from the seed of the Ed25519 key, so that an iden
 Ed25519 learns the scalar, a half of SHA-512 of the seed, and no seed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from functools import lru_cache
 

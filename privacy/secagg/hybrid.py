@@ -9,8 +9,6 @@ Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where M
 bound again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Parcel: what one dealer made for one holder, as the holder checks it and as a judge does."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from dataclasses import dataclass
 

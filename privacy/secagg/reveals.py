@@ -10,8 +10,6 @@ Where it is another, or so few have revealed that liars could fit a polynomial b
 held against its dealer's commitment. Who revealed a wrong one is named, and the shares of the others give the seed.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

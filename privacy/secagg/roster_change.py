@@ -1,7 +1,5 @@
 """Change from one version of a roster to a newer one, as people read it: who was added, who was removed, when it was seen."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 

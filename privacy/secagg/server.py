@@ -3,8 +3,6 @@
 It learns the sum of the survivors and who they are. See `client` for the protocol.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field

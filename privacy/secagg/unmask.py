@@ -1,7 +1,5 @@
 """Masks that are left on a sum of survivors, from the seeds and the keys that they revealed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -6,8 +6,6 @@ the share that is told as clipped. How a cell is read hangs on that cell alone: 
 how another one counts.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

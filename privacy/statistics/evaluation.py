@@ -11,8 +11,6 @@ Where records are hidden, each held-out record counts once instead, with what th
 the sum of its records' parts, each of a norm of at most 1, and the mean is over all held-out records.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

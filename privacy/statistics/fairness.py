@@ -5,8 +5,6 @@ A criterion compares shares: of those with the label, who gets the prediction (e
 its norm on cells that no figure needs: on census data its error is ten times as large.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The noise on every cell is one independent Gaussian of known size, so that each 
 the answer itself. It says nothing of how well those who answered stand for others.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ with two different rows or more holds out one at least, and trains on one at lea
 held out or not by its own hash alone: else a row that is not there would move another one.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any

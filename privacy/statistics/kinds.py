@@ -4,8 +4,6 @@ A row of a client adds a part of a known norm, so that so many rows of it have a
 longer is shortened. `sigma` is always the standard deviation of the noise on each cell, in rows.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ could have made is not followed. The letters and the longest word are declared a
 hitters over a prefix tree: Bassily et al. 2017, arXiv:1707.04982; Zhu et al. 2020, arXiv:1902.08534).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
