@@ -301,6 +301,18 @@ def waves() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, CLASSES))
 
 
+class Scaled(nn.Module):
+    """A buffer that the backward pass reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waves = waves()
+        self.register_buffer("scale", torch.ones(CLASSES))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.waves(numbers) * self.scale
+
+
 class Positions(nn.Module):
     """As a text model's: one batch of places for all examples, a layer called by keyword, one that nobody calls."""
 
@@ -380,6 +392,7 @@ NUMBERS = Examples(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
         (transformer, WORDS, "book_keeping"),
         (adapted, WORDS, "book_keeping"),
         (waves, NUMBERS, "hooks"),
+        (Scaled, NUMBERS, "hooks"),
         (Recurrent, WORDS, "ghost"),
         (Tied, WORDS, "hooks"),
         (Positions, WORDS, "one_by_one"),

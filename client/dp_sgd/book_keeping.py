@@ -7,7 +7,7 @@ their parameters. Both together give each example's norm and, once the norms of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,13 +69,7 @@ def noting(model: nn.Module) -> Generator[list[Noted]]:
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give the function that computes clipped sums by book-keeping.
-
-    Args:
-      model: one for which `obstacle` is None.
-      forward: returns outputs and loss of some rows.
-      optimizer: holds the clipping norm.
-    """
+    """Give the function that computes clipped sums, of a model for which `obstacle` is None; arguments as of `hooks`."""
     layers = len(layers_of(model))
     with noting(model) as notes:
 
@@ -138,7 +132,7 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
     with noting(model) as notes:
-        used = uses(model, batch)
+        used = uses(outputs_of(model, batch))
     for parameter in model.parameters():
         if parameter.requires_grad and used[parameter] != 1:
             return f"a parameter is used {used[parameter]} times"
@@ -148,14 +142,18 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
     return None
 
 
-def uses(model: nn.Module, batch: Inputs) -> Counter[Tensor]:
-    """Return how often the model, run once in training mode, uses each trainable parameter."""
+def outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
+    """Return the tensors that the model, run once in training mode, returns; its buffers stay as they are."""
     model.train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):
-        outputs = run_on(lambda *args, **fields: functional_call(model, buffers, args, fields), batch)
+        return leaves(run_on(lambda *args, **fields: functional_call(model, buffers, args, fields), batch))
+
+
+def uses(outputs: Sequence[Tensor]) -> Counter[Tensor]:
+    """Return how often these outputs use each trainable parameter."""
     used: Counter[Tensor] = Counter()
-    nodes: list[Any] = [each.grad_fn for each in leaves(outputs) if each.grad_fn is not None]
+    nodes: list[Any] = [each.grad_fn for each in outputs if each.grad_fn is not None]
     seen = set(nodes)
     while nodes:
         for following, _ in nodes.pop().next_functions:

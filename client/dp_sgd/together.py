@@ -27,7 +27,7 @@ from ...tasks.data import Batches
 from ...tasks.protocol import Objective
 from .record_canaries import BLOCK, OWN
 from .sketched import SketchedOptimizer, places_of
-from .train import chosen_engine, clipping, sketched_engine
+from .train import chosen_engine, clipping
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -130,9 +130,7 @@ def _clipped_sums(
         return totals
     engines = _engines.setdefault(model, {})  # a round takes one step, and to choose takes as long as that
     asked = terms.gradients, terms.sketch is not None
-    choose = chosen_engine if terms.sketch is None else sketched_engine
-    engine = engines.get(asked) or choose(terms.gradients, model, data)
-    engines[asked] = engine
+    engine = engines[asked] = engines.get(asked) or chosen_engine(terms.gradients, model, data, asked[1])
     optimizer = _optimizer_of(named, terms, layout)
     with clipping(model, task, data, optimizer, engine) as clip:
         for start in range(0, len(rows), ROWS):

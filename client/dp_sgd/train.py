@@ -36,7 +36,7 @@ from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from . import sketched
-from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
+from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, outputs_of, uses
 from .example_gradients import GHOST, norms_of
 from .sketched import SketchedOptimizer
 
@@ -412,26 +412,7 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 }
 
 
-def sketched_engine(gradients: str, model: nn.Module, data: Batches) -> str:
-    """Return the engine to train with where a gradient is compressed before it is clipped: it holds each whole gradient.
-
-    Arguments as of `chosen_engine`.
-
-    Raises:
-      Refusal: an engine was asked for by name that holds no gradient, or cannot train the model.
-    """
-    if gradients not in ("auto", *sketched.ENGINES):
-        remedy = "holds no whole gradient, and it is compressed; use auto"
-        raise Refusal("privacy.gradients", gradients, remedy)
-    try:
-        return chosen_engine("hooks" if gradients == "auto" else gradients, model, data)
-    except Refusal:
-        if gradients != "auto":
-            raise
-        return "one_by_one"
-
-
-def chosen_engine(gradients: str, model: nn.Module, data: Batches) -> str:
+def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
     """Return the engine to train with, which does not depend on the data.
 
     `auto` takes book-keeping where it can, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
@@ -442,22 +423,26 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches) -> str:
       gradients: `auto`, or a name of `ENGINES`.
       model: to be trained.
       data: give the shape of an input.
+      compressed: whether a gradient is compressed before it is clipped, so that the engine must hold each whole one.
 
     Raises:
-      Refusal: an engine was asked for by name and cannot train the model.
+      Refusal: an engine was asked for by name and cannot train the model, or holds no gradient that is compressed.
     """
+    if compressed and gradients not in ("auto", *sketched.ENGINES):
+        remedy = "holds no whole gradient, and it is compressed; use auto"
+        raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "one_by_one":
         return gradients
     # A dimension that is not the batch may have one of the two sizes, and not both.
     batches = [placeholder(data, size) for size in (2, 3)]
     reason = None
-    if gradients in ("auto", "book_keeping"):
+    if gradients in ("auto", "book_keeping") and not compressed:
         reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
         if reason is None:
             return "book_keeping"
     seen = not len(data) or all(_hooks_see(model, batch) for batch in batches)
     if gradients == "auto":
-        engine = "ghost" if _ghost_pays(model, batches[0]) else "hooks"
+        engine = "ghost" if not compressed and _ghost_pays(model, batches[0]) else "hooks"
         return engine if seen else "one_by_one"
     if reason is not None:
         remedy = f"{reason} in this model; use auto or {'hooks' if seen else 'one_by_one'}"
@@ -465,7 +450,7 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches) -> str:
     if not seen:
         remedy = "Opacus does not see each example in each layer of this model; use auto or one_by_one"
         raise Refusal("privacy.gradients", gradients, remedy)
-    if gradients == "ghost" and len(_outputs_of(model, batches[0])) != 1:
+    if gradients == "ghost" and len(outputs_of(model, batches[0])) != 1:
         raise Refusal("privacy.gradients", gradients, "the model returns several tensors; use auto")
     return gradients
 
@@ -475,9 +460,9 @@ def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
     if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
         return False
-    used = uses(model, batch)
+    used = uses(outputs := outputs_of(model, batch))
     once = all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
-    return once and len(_outputs_of(model, batch)) == 1
+    return once and len(outputs) == 1
 
 
 def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
@@ -488,7 +473,7 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
         attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
-            outputs = [each for each in _outputs_of(model, batch) if each.requires_grad]
+            outputs = [each for each in outputs_of(model, batch) if each.requires_grad]
             torch.autograd.backward([each.mean() for each in outputs])
         return all(len(parameter.grad_sample) == len(leaves(batch)[0]) for parameter in parameters)
     except Exception:  # noqa: BLE001 (whatever Opacus or the model's own code raises, another engine takes it)
@@ -497,16 +482,6 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
         if attached is not None:
             attached.cleanup()
         model.zero_grad(set_to_none=True)
-
-
-def _outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
-    """Return the tensors that the model, run once in training mode, returns; its buffers stay as they are."""
-    model.train()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]):
-        outputs = leaves(run_on(model, batch))
-    _put_back(model, buffers)
-    return outputs
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
