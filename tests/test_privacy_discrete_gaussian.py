@@ -116,6 +116,20 @@ class Scripted(Stream):
         return self.rest[:n]
 
 
+def test_the_guide_leads_to_the_block_of_every_word() -> None:
+    """Of words on both sides of each bound, and of each where the guide's next entry begins."""
+    for sigma in (1, 300):
+        table = discrete_gaussian._table(sigma)
+        near = [
+            table.words + np.uint64(1),
+            table.words - np.uint64(1),
+            np.arange(0, 2**16, 9, dtype="u8") << 48,
+        ]
+        words = np.setdiff1d(np.concatenate(near), table.words)
+        found = discrete_gaussian._invert(table, words.size, Scripted(words, b""))
+        assert (found == np.searchsorted(table.words, words, side="right")).all()
+
+
 def test_a_word_on_a_boundary_is_decided_by_more_bits() -> None:
     table = discrete_gaussian._table(3)
     boundary = int(table.words[20])

@@ -21,8 +21,6 @@ statistical distance below 2^-128 for each coordinate. For 2^40 coordinates that
 budget counts it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import lru_cache, reduce
@@ -45,7 +43,7 @@ _ENTRIES = 2**16
 _NARROW = 2**16  # strides up to this find room in a word of 32 bits, beside those of the table
 _CHUNK = 1 << 14  # draws looked up at a time: all that this touches stays in a core's cache
 _MANTISSA = 2.0**-53
-_FLOAT_ERROR = 2.0**-46  # of numbers in [0, 1]; exp, products and sums of a few such err by under 2^-50
+_FLOAT_ERROR = 2.0**-46  # of numbers in [0, 1]; exp, products, sums and bits left out err by under 2^-50
 _SPARE = 1.1  # proposals per number that should be kept
 _SPENT = 16  # digits beside these: what `_weights` may lose in a table
 _digits = Context(prec=PRECISION + _SPENT)
@@ -97,7 +95,8 @@ class _Table:
     Attributes:
       starts: shape (2**16,), the least integer of the block that owns an entry; no block owns entries from `owned` on.
       words: leading 64 bits of the residual's cumulative probability of each block.
-      exact: the same to PRECISION digits.
+      guide: shape (2**16,), the block of all words that begin with these 16 bits, -1 if there are several.
+      exact: `words` to PRECISION digits.
       near: of each block, the likeliest integer.
       given: mass of each block in the table, over stride times the probability of its likeliest integer.
       given_exact: the same to PRECISION digits.
@@ -109,6 +108,7 @@ class _Table:
     starts: Whole
     owned: int
     words: NDArray[np.uint64]
+    guide: NDArray[np.int16]
     exact: tuple[Decimal, ...]
     near: NDArray[np.int64]
     given: NDArray[np.float64]
@@ -132,13 +132,18 @@ def _table(sigma: int) -> _Table:
     chances = [_digits.subtract(box, own) for box, own in zip(boxes, owned, strict=True)]
     cumulative = list(accumulate(chances, _digits.add))
     exact = tuple(_digits.divide(value, cumulative[-1]) for value in cumulative)
+    words = np.array([min(int(_digits.multiply(value, _WORD)), _WORD - 1) for value in exact], np.uint64)
+    bounds = np.bincount((words >> 48).astype(np.intp), minlength=_ENTRIES)
     given = tuple(_digits.divide(own, box) for box, own in zip(boxes, owned, strict=True))
+    entries = np.zeros(_ENTRIES, np.int32 if stride <= _NARROW else np.int64)
+    entries[: sum(owned)] = np.repeat(np.array(starts, entries.dtype), owned)
     return _Table(
         sigma,
         stride,
-        _entries(starts, owned, np.int32 if stride <= _NARROW else np.int64),
+        entries,
         sum(owned),
-        np.array([min(int(_digits.multiply(value, _WORD)), _WORD - 1) for value in exact], np.uint64),
+        words,
+        np.where(bounds, -1, bounds.cumsum()).astype(np.int16),
         exact,
         np.array(near),
         np.array([float(share) for share in given]),
@@ -158,12 +163,6 @@ def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
         weights.append(weight)
         weight, ratio = _digits.multiply(weight, ratio), _digits.multiply(ratio, change)
     return weights
-
-
-def _entries(starts: list[int], owned: list[int], dtype: type[np.int32 | np.int64]) -> Whole:
-    entries = np.zeros(_ENTRIES, dtype)
-    entries[: sum(owned)] = np.repeat(np.array(starts, dtype), owned)
-    return entries
 
 
 def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.intp]:
@@ -187,40 +186,40 @@ def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
 
 def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
     blocks = _invert(table, n, stream)
-    inside = (stream.uint64(n) & np.uint64(table.stride - 1)).astype(np.int64)
-    # Counted from the block's likeliest integer, away from zero on either side.
-    near = table.near[blocks]
-    values = near + np.where(near < 0, -inside, inside)
-    return values[_keep(table, blocks, values, stream)]
+    inside = (stream.uint64(n) & (table.stride - 1)).view(np.int64)
+    # Counted from the block's likeliest integer, away from zero: its last bits are all 1 below zero, else all 0.
+    values = table.near.take(blocks) ^ inside
+    return values.take(np.flatnonzero(_keep(table, blocks, values, stream)))
 
 
-def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
+def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
     """Return blocks for `n` uniform reals: the first one whose cumulative probability exceeds the real."""
     words = stream.uint64(n)
-    blocks = np.searchsorted(table.words, words, side="right")
+    blocks = table.guide.take((words >> 48).view(np.int64)).astype(np.intp)
+    where = np.flatnonzero(blocks < 0)
+    blocks[where] = np.searchsorted(table.words, words[where], side="right")
     # A word equal to a bound's leading bits does not tell on which side of that bound the real number lies.
-    for index in np.flatnonzero(table.words[np.maximum(blocks - 1, 0)] == words):
+    for index in where[table.words[np.maximum(blocks[where] - 1, 0)] == words[where]]:
         real = _lengthen(int(words[index]), _WORD, stream)
         blocks[index] = next(block for block, bound in enumerate(table.exact) if real < bound)
     return blocks
 
 
 def _keep(
-    table: _Table, blocks: NDArray[np.int64], values: NDArray[np.int64], stream: Stream
+    table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream
 ) -> NDArray[np.bool_]:
     """Return whether reals that are uniform between `given` and 1 lie below the values' weights over `near`'s."""
     if table.stride == 1:
         return np.ones(values.size, bool)
-    near, given = table.near[blocks], table.given[blocks]
+    near, given = table.near.take(blocks), table.given.take(blocks)
     # The factors are exact in float64, the product errs once.
-    exponent = (values - near).astype(np.float64) * (values + near) / (2.0 * float(table.sigma) ** 2)
-    chance = np.exp(-exponent)
-    high = (stream.uint64(values.size) >> np.uint64(11)).astype(np.float64)
-    keep = given + (high + 1) * _MANTISSA * (1 - given) <= chance - _FLOAT_ERROR
-    unsure = ~keep & (given + high * _MANTISSA * (1 - given) < chance + _FLOAT_ERROR)
-    for index in np.flatnonzero(unsure):
-        keep[index] = _kept(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
-    return keep
+    exponent = (near - values).astype(np.float64) * (near + values) * (0.5 / float(table.sigma) ** 2)
+    high = (stream.uint64(values.size) >> 11).view(np.int64)
+    left = np.exp(exponent) - given - high * _MANTISSA * (1 - given)
+    for index in np.flatnonzero(np.abs(left) <= _FLOAT_ERROR):
+        kept = _kept(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
+        left[index] = 1 if kept else -1
+    return left > 0
 
 
 def _kept(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
