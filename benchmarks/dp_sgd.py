@@ -14,13 +14,14 @@ from ..client.dp_sgd.train import (
     PrivateSteps,
     chosen_engine,
     lattice_of,
-    noised,
     train_privately,
 )
 from ..client.training.sgd import train, with_fast_kernels
 from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Unit
-from ..privacy.mechanisms.randomness import Randomness, Stream
+from ..privacy.mechanisms import discrete_gaussian
+from ..privacy.mechanisms.discrete_gaussian import add_on_lattice
+from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..simulations.simulate import state_kept
 from ..strategies.record_plan import PoissonBatches
@@ -28,13 +29,14 @@ from ..tasks.data import Examples
 from ..tasks.memory import keep_memory
 from .engines import Options
 from .made_task import Made
+from .noise import by_numpy
 from .stopwatch import cpu_milliseconds
 from .tables import Row, conditions, ratio, result_of
 from .workload import CLASSES, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, build
 
 # Examples of a batch, and steps of a turn: what is set up for a turn, and cold in it, is shared by as many.
 BATCHES = {32: 16, 256: 4}
-PLAIN = "plain"
+PLAIN, COMPILED, COMPILED_NOISE = "plain", "compiled", "compiled noise"
 MEASURED = (
     "hooks",
     "ghost",
@@ -127,8 +129,8 @@ def run_dp_sgd(options: Options) -> Row:
         torch.set_num_threads(1)
         keep_memory()  # as the engine's processes do
         measured = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
-    noisy = [_ratios(row, 0.0) for row in measured]
-    quiet = [_ratios(row, row["noise"]) for row in measured]
+    noisy = [_ratios(row, 0) for row in measured]
+    quiet = [_ratios(row, 1) for row in measured]
     tables = {
         "Milliseconds of CPU: a step": measured,
         "Over plain SGD, noise and all": noisy,
@@ -137,30 +139,37 @@ def run_dp_sgd(options: Options) -> Row:
     steps = ", ".join(f"{number} at batch {batch}" for batch, number in BATCHES.items())
     notes = [
         f"the fastest of {turns} turns; steps of a turn: {steps}; auto: what `auto` takes",
-        "plain: what privacy=none trains by; noise: drawn from AES-CTR for every parameter that trains",
+        "plain: what privacy=none trains by; noise: drawn from AES-CTR for every parameter that trains, by NumPy",
+        "compiled: the engine that `auto` takes, with the compiled package's noise",
     ]
     return result_of("dp_sgd", before, tables, notes)
 
 
-def _ratios(row: Row, less: float) -> Row:
+def _ratios(row: Row, less: int) -> Row:
+    """Return each engine's step, less so many times its noise, over the plain one."""
+    noises = {**dict.fromkeys(MEASURED, "noise"), COMPILED: COMPILED_NOISE}
+    left = {engine: row[engine] - less * row[noise] for engine, noise in noises.items() if engine in row}
     named = {key: row[key] for key in ("model", "batch", "auto")}
-    return named | {engine: ratio(row[engine] - less, row[PLAIN]) for engine in MEASURED}
+    return named | {engine: ratio(each, row[PLAIN]) for engine, each in left.items()}
 
 
 def _measure(name: str, batch: int, turns: int) -> Row:
     examples, steps = _examples(PRIVATE[name][1], batch), BATCHES[batch]
     models = {engine: _model(name) for engine in (PLAIN, *MEASURED)}
-    ways = {engine: partial(_train, engine, model, examples, steps) for engine, model in models.items()}
-    taken = cpu_milliseconds(ways, turns)
+    auto = chosen_engine("auto", models[PLAIN], examples)
     trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
-    noise = cpu_milliseconds({"": partial(_noise, trained, Randomness(_SEED).stream("noise"))}, turns)
+    ways = {e: by_numpy()(partial(_train, e, model, examples, steps)) for e, model in models.items()}
+    noises = {"noise": by_numpy()(partial(_noise, trained))}
+    if discrete_gaussian.compiled():
+        ways[COMPILED] = partial(_train, auto, _model(name), examples, steps)
+        noises[COMPILED_NOISE] = partial(_noise, trained)
     return {
         "model": name,
         "batch": batch,
         "parameters": trained,
-        "auto": chosen_engine("auto", models[PLAIN], examples),
-        **{engine: _rounded(min(times) / steps) for engine, times in taken.items()},
-        "noise": _rounded(min(noise[""])),
+        "auto": auto,
+        **{engine: _rounded(min(times) / steps) for engine, times in cpu_milliseconds(ways, turns).items()},
+        **{noise: _rounded(min(times)) for noise, times in cpu_milliseconds(noises, turns).items()},
     }
 
 
@@ -191,10 +200,11 @@ def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> Non
     train_privately(model, task, examples, training, PrivateSteps(plan, *streams), engine)
 
 
-def _noise(count: int, stream: Stream) -> None:
+def _noise(count: int) -> None:
+    stream = Randomness(_SEED).stream("noise")
     sigma, step = lattice_of(NOISE_MULTIPLIER, CLIPPING_NORM, count)
     for block in torch.zeros(count).split(NOISE_BLOCK):
-        block.copy_(torch.from_numpy(noised(block.numpy(), sigma, step, stream)))
+        add_on_lattice(block.numpy(), sigma, step, stream)
 
 
 def _rounded(milliseconds: float) -> float:

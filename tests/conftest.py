@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +360,30 @@ def enrolling() -> Callable[[Path], AbstractContextManager[Any]]:
             thread.join()
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def compiled_package(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The package `fedveil_compiled`; skips where it cannot be built, or the processor has not what it needs."""
+    compiler, source = shutil.which("cc"), Path(__file__).parents[1] / "compiled" / "fedveil_compiled.c"
+    include = Path(sysconfig.get_paths()["include"])
+    if compiler is None or not sys.platform.startswith("linux") or not (include / "Python.h").exists():
+        pytest.skip("needs a C compiler on Linux, and Python's headers")
+    library = tmp_path_factory.mktemp("compiled") / "fedveil_compiled.abi3.so"
+    said = subprocess.run(
+        [compiler, "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", f"-I{include}", "-o", library, source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "is for x86-64" in said.stderr:
+        pytest.skip("needs a processor of the family x86-64")
+    assert (said.returncode, said.stderr) == (0, "")
+    spec = spec_from_file_location("fedveil_compiled", library)
+    assert spec is not None and spec.loader is not None
+    try:
+        module = module_from_spec(spec)
+    except ImportError as error:
+        pytest.skip(str(error))
+    spec.loader.exec_module(module)
+    return module

@@ -552,7 +552,7 @@ def test_noise_is_whole_numbers_on_a_lattice_and_normal_from_afar() -> None:
     )
     for p in layer.parameters():
         p.summed_grad = torch.full_like(p, 0.7, requires_grad=False)
-    optimizer.add_noise()
+    optimizer.pre_step()
     steps = layer.weight.grad.numpy() / optimizer.step_size
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
     assert np.unique(np.rint(steps) % 64).size == 64  # every whole number is drawn
@@ -596,7 +596,7 @@ def test_no_block_repeats_anothers_noise() -> None:
     )
     for p in layer.parameters():
         p.summed_grad = torch.zeros_like(p, requires_grad=False)
-    optimizer.add_noise()
+    optimizer.pre_step()
     noise = layer.weight.grad
     assert float(noise.std()) == pytest.approx(6.0, rel=0.02)
     assert abs(float(torch.corrcoef(noise)[0, 1])) < 5 / NOISE_BLOCK**0.5

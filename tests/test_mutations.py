@@ -2133,6 +2133,20 @@ MUTATIONS = {
         "test_privacy_secagg_primitives.py",
         "masks_otherwise",
     ),
+    "a compiled key stream used unseen": Mutation(
+        "privacy/mechanisms/randomness.py",
+        "if bytes(drawn) != encryptor.update(bytes(len(drawn))):",
+        "if False:",
+        "test_privacy_randomness.py",
+        "that_is_another",
+    ),
+    "compiled noise used unseen": Mutation(
+        "privacy/mechanisms/discrete_gaussian.py",
+        "return _installed if found[:2] == found[2:] else None",
+        "return _installed",
+        "test_privacy_discrete_gaussian.py",
+        "other_noise",
+    ),
     "noise forgets what its table drew": Mutation(
         "privacy/mechanisms/discrete_gaussian.py",
         "_digits.subtract(box, own) for",

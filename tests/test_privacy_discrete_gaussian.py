@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from fedveil.privacy.mechanisms import discrete_gaussian
-from fedveil.privacy.mechanisms.discrete_gaussian import sample
+from fedveil.privacy.mechanisms.discrete_gaussian import add_on_lattice, sample
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 
 DRAWS = 400_000
@@ -156,6 +158,79 @@ def test_a_seed_gives_these_draws_on_every_machine() -> None:
     assert drawn.dtype == np.int32
     digest = hashlib.sha256(drawn.astype("<i4").tobytes()).hexdigest()
     assert digest[:16] == "6926283537fd23be"
+
+
+@pytest.mark.parametrize("sigma", [1, 63, 64, 820, 2**20, 2**22 - 1, 2**22, 2**40])
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 33_333])
+def test_compiled_numbers_are_those_of_numpy(
+    sigma: int, count: int, compiled_package: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draws, what is added of them to values of either width and layout, and where the stream is afterwards."""
+    found: list[list[bytes]] = []
+    for package in (compiled_package, None):
+        monkeypatch.setattr(discrete_gaussian, "compiled", lambda package=package: package)
+        stream = Stream(bytes([count % 256]) * 32)
+        values = np.random.default_rng(count).normal(size=2 * count).astype(np.float32)
+        wide = values[:count].astype(np.float64)
+        drawn = sample(sigma, count, stream)
+        for each in (values[:count], values[::2], wide):
+            add_on_lattice(each, sigma, 0.3 / sigma, stream)
+        found.append([each.tobytes() for each in (drawn, values, wide)] + [stream.bytes(8)])
+    assert found[0] == found[1]
+
+
+def test_the_compiled_package_draws_the_numbers_that_it_should(
+    compiled_package: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discrete_gaussian, "_installed", compiled_package)
+    discrete_gaussian.compiled.cache_clear()
+    assert discrete_gaussian.compiled() is compiled_package
+    discrete_gaussian.compiled.cache_clear()
+
+
+@pytest.mark.parametrize("step", [0.5, 1e-3, 3e-7])
+def test_values_are_rounded_and_added_to_as_numpy_does(step: float, compiled_package: Any) -> None:
+    """Halves, numbers that no double holds, and sums that a float holds no more."""
+    rng = np.random.default_rng(5)
+    values = np.concatenate([rng.integers(-999, 999, 5000) / 4, rng.normal(size=5003), [0, -0.0, 1e38]])
+    values, noise = values.astype(np.float32), rng.integers(-(2**31), 2**31, values.size, np.int32)
+    expected = values.copy()
+    discrete_gaussian._add_to_rounded(expected, noise, step)
+    compiled_package.add_on_lattice(values, noise, step)
+    assert values.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("wrong", [None, "entry", "low bits", "places", "noise", "rounding"])
+def test_compiled_noise_that_is_other_noise_is_not_used(
+    wrong: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(words: Any, starts: Any, low: int, owned: int, out: Any, left: Any) -> int:
+        starts, low = starts * (wrong != "entry"), low * (wrong != "low bits")
+        return discrete_gaussian._look_words_up(words, starts, low, owned, out, left) - (wrong == "places")
+
+    def add(values: Any, noise: Any, step: float) -> None:
+        if wrong == "rounding":
+            values += noise * step
+        else:
+            discrete_gaussian._add_to_rounded(values, noise * (wrong != "noise"), step)
+
+    package = SimpleNamespace(look_up=look_up, add_on_lattice=add)
+    monkeypatch.setattr(discrete_gaussian, "_installed", package)
+    discrete_gaussian.compiled.cache_clear()
+    assert discrete_gaussian.compiled() is (package if wrong is None else None)
+    discrete_gaussian.compiled.cache_clear()
+
+
+def test_the_compiled_parts_take_as_many_of_each(compiled_package: Any) -> None:
+    words, starts = np.zeros(8, np.uint32), np.zeros(2**16, np.int32)
+    for sizes in ((7, 2**16, 8), (8, 2**16 - 1, 8), (8, 2**16, 7)):
+        out, left = np.ones(sizes[0], np.int32), np.ones(sizes[2], np.int32)
+        with pytest.raises(ValueError, match="65536 entries"):
+            compiled_package.look_up(words, starts[: sizes[1]], 0, 0, out, left)
+        assert out.all() and left.all()
+    for values, noise in ((np.ones(8, np.float32), np.ones(7, np.int32)), (bytearray(5), bytes(5))):
+        with pytest.raises(ValueError, match="each value"):
+            compiled_package.add_on_lattice(values, noise, 1.0)
 
 
 @pytest.mark.parametrize("sigma", [0, -1, 2**40 + 1])

@@ -1,12 +1,7 @@
 """Known answers of the standards, and what masks and shares must do for every key and size."""
 
-import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,31 +47,9 @@ def mask(key: bytes, size: int, suite: int = 1, dtype: DTypeLike = np.uint32) ->
     return vector
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """The compiled addition of masks; skips where it cannot be built, or the processor has not what it needs."""
-    compiler, source = shutil.which("cc"), Path(__file__).parents[1] / "compiled" / "fedveil_masks.c"
-    include = Path(sysconfig.get_paths()["include"])
-    if compiler is None or not sys.platform.startswith("linux") or not (include / "Python.h").exists():
-        pytest.skip("needs a C compiler on Linux, and Python's headers")
-    library = tmp_path_factory.mktemp("compiled") / "fedveil_masks.abi3.so"
-    said = subprocess.run(
-        [compiler, "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", f"-I{include}", "-o", library, source],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "is for x86-64" in said.stderr:
-        pytest.skip("needs a processor of the family x86-64")
-    assert (said.returncode, said.stderr) == (0, "")
-    spec = spec_from_file_location("fedveil_masks", library)
-    assert spec is not None and spec.loader is not None
-    try:
-        module = module_from_spec(spec)
-    except ImportError as error:
-        pytest.skip(str(error))
-    spec.loader.exec_module(module)
-    return module.add_masks
+@pytest.fixture
+def built(compiled_package: Any) -> Callable[..., None]:
+    return compiled_package.add_masks
 
 
 @pytest.fixture(params=["cryptography", "compiled"])
@@ -206,7 +179,7 @@ def test_masks_cancel_over_chunks() -> None:
 
 @given(size=st.integers(0, 2000), places=st.integers(0, 1500), width=st.sampled_from([2, 4]), seed=KEYS)
 @settings(max_examples=60, deadline=None)
-def test_compiled_masks_are_those_of_cryptography(built, size, places, width, seed) -> None:  # type: ignore[no-untyped-def]
+def test_compiled_masks_are_those_of_cryptography(compiled_package, size, places, width, seed) -> None:  # type: ignore[no-untyped-def]
     """Of every size, also behind a chunk's end, of every place in memory, and for nothing beside the vector."""
     size += CHUNK_BYTES // width if seed[0] < 32 else 0
     drawn = np.random.default_rng(list(seed)).integers(0, 256, places + width * size + 64, np.uint8)
@@ -214,7 +187,9 @@ def test_compiled_masks_are_those_of_cryptography(built, size, places, width, se
     keys = [(derive(seed, frame(Purpose.PAIR_MASK, each)), 1 if each % 3 else -1) for each in range(3)]
     expected, before, behind = words.copy(), drawn[:places].copy(), drawn[places + width * size :].copy()
     masks._add_streams(expected, keys, AES)
-    built(words, width, b"".join(key for key, _ in keys), bytes(sign > 0 for _, sign in keys))
+    compiled_package.add_masks(
+        words, width, b"".join(key for key, _ in keys), bytes(sign > 0 for _, sign in keys)
+    )
     assert (words == expected).all()
     assert (drawn[:places] == before).all() and (drawn[places + width * size :] == behind).all()
 

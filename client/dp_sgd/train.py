@@ -26,7 +26,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from ...configs.local_training import LocalTraining
-from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
+from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, add_on_lattice
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedveil.client")
 
-NOISE_BLOCK = 1 << 16  # numbers drawn at a time, so that they stay in a core's second-level cache
+NOISE_BLOCK = 1 << 18  # numbers drawn at a time: each takes its calls, and more would leave a core's caches
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
 LEAST_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
 
@@ -72,22 +72,6 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     return sigma, noise_multiplier * max_grad_norm / (sigma - rounding)
 
 
-def noised(values: NDArray[np.floating], sigma: int, step: float, stream: Stream) -> NDArray[np.float64]:
-    """Return values on the lattice with discrete Gaussian noise.
-
-    Args:
-      values: shape (n,).
-      sigma: standard deviation of the noise, in steps.
-      step: of the lattice.
-      stream: from which the bits are drawn.
-    """
-    whole = np.divide(values, step, dtype=np.float64)
-    np.rint(whole, out=whole)  # in place: a second block would not fit into the cache
-    whole += sample(sigma, len(whole), stream)
-    whole *= step
-    return whole
-
-
 class StreamNoiseOptimizer(DPOptimizer):
     """Opacus' optimiser on clipped sums that an engine has left, with exact noise from a cryptographic stream.
 
@@ -107,13 +91,7 @@ class StreamNoiseOptimizer(DPOptimizer):
         self.sigma, self.step_size = lattice_of(noise, norm, len(self.flat)) if noise else (0, 1.0)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """Turn the clipped sums on the parameters into noised means."""
-        self.add_noise()
-        self.scale_grad()
-        return True
-
-    def add_noise(self) -> None:
-        """Round the clipped sum to a lattice and add discrete Gaussian noise to every coordinate; see `lattice_of`.
+        """Turn the clipped sums on the parameters into means with discrete Gaussian noise, on a lattice; see `lattice_of`.
 
         The noise is that of sums of clients, whole numbers that no rounding shapes (Mironov 2012). What follows is computed
         from them.
@@ -123,18 +101,17 @@ class StreamNoiseOptimizer(DPOptimizer):
         """
         parameters: list[Any] = self.params  # torch's type does not know Opacus' attributes of sums
         torch.cat([parameter.summed_grad.reshape(-1) for parameter in parameters], out=self.flat)
-        if not bool(self.flat.sum().isfinite()):
-            raise FloatingPointError("a clipped sum is not finite")
-        for block in self.flat.split(NOISE_BLOCK) if self.sigma else ():
-            block.copy_(
-                torch.from_numpy(noised(block.cpu().numpy(), self.sigma, self.step_size, self.stream))
-            )
+        for block in self.flat.split(NOISE_BLOCK):
+            if not bool(block.sum().isfinite()):
+                raise FloatingPointError("a clipped sum is not finite")
+            if self.sigma:
+                values = block.cpu().numpy()  # of a processor: the block's own
+                add_on_lattice(values, self.sigma, self.step_size, self.stream)
+                block.copy_(torch.from_numpy(values))
+            block.div_(self.expected_batch_size or 1)
         for parameter, view in zip(parameters, self.views, strict=True):
             parameter.grad = view
-
-    def scale_grad(self) -> None:
-        """Divide by the expected number of examples in a batch."""
-        self.flat.div_(self.expected_batch_size or 1)
+        return True
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,26 @@ these cannot decide, which happens less often than once in 2^45, more bits are d
 (Mironov 2012) do not apply. The only error is the truncation of the residual at `TAIL` standard deviations, a
 statistical distance below 2^-128 for each coordinate. For 2^40 coordinates that is below 2^-87, or 1e-26, of delta; no
 budget counts it.
+
+The package `fedveil_compiled`, which `compiled/` builds, computes the same numbers faster. Neither implementation is
+constant-time: addresses in the table depend on the draws, and so does the number of draws left to the residual.
 """
 
 from dataclasses import dataclass
 from decimal import Context, Decimal
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .randomness import Stream
+
+try:
+    import fedveil_compiled as _installed  # pyright: ignore[reportMissingModuleSource]
+except ImportError:  # not installed, or not for this processor
+    _installed = None
 
 PRECISION = 80  # decimal digits: 2^-265
 TAIL = 14  # standard deviations: exp(-14^2 / 2) < 2^-141, below 2^-128 also after the sum over the tail
@@ -49,6 +58,7 @@ _SPENT = 16  # digits beside these: what `_weights` may lose in a table
 _digits = Context(prec=PRECISION + _SPENT)
 
 Whole = NDArray[np.int32 | np.int64]
+Words = NDArray[np.uint32] | NDArray[np.uint64]
 
 
 def sample(sigma: int, count: int, stream: Stream) -> Whole:
@@ -68,10 +78,33 @@ def sample(sigma: int, count: int, stream: Stream) -> Whole:
     out = np.empty(count, table.starts.dtype)
     rest = [np.empty(0, np.intp)]
     for start in range(0, count, _CHUNK):
-        rest.append(_look_up(table, out[start : start + _CHUNK], stream) + start)
+        rest.append(np.add(_look_up(table, out[start : start + _CHUNK], stream), start, dtype=np.intp))
     where = np.concatenate(rest)
     out[where] = _draw_rest(table, where.size, stream)
     return out
+
+
+def add_on_lattice(values: NDArray[np.floating], sigma: int, step: float, stream: Stream) -> None:
+    """Round values to whole steps and add discrete Gaussian noise, in place.
+
+    Args:
+      values: shape (n,).
+      sigma: standard deviation of the noise, in steps.
+      step: of the lattice.
+      stream: from which the bits are drawn.
+    """
+    noise = sample(sigma, values.size, stream)
+    narrow = (values.dtype, noise.dtype) == (np.float32, np.int32) and values.flags.c_contiguous
+    add = compiled().add_on_lattice if narrow and compiled() else _add_to_rounded
+    add(values, noise, step)
+
+
+def _add_to_rounded(values: NDArray[np.floating], noise: Whole, step: float) -> None:
+    whole = np.divide(values, step, dtype=np.float64)
+    np.rint(whole, out=whole)  # in place: a second block would not fit into the cache
+    whole += noise
+    whole *= step
+    values[:] = whole
 
 
 def largest(sigma: int) -> int:
@@ -165,14 +198,41 @@ def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
     return weights
 
 
-def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.intp]:
+def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.int32]:
     """Draw numbers into `out`, and return the places that are left to the rest."""
-    words = stream.uint32(out.size) if table.stride <= _NARROW else stream.uint64(out.size)
+    narrow = table.stride <= _NARROW
+    words = stream.uint32(out.size) if narrow else stream.uint64(out.size)
+    look_up = compiled().look_up if narrow and compiled() else _look_words_up
+    left = np.empty(out.size, np.int32)
+    return left[: look_up(words, table.starts, table.stride - 1, table.owned, out, left)]
+
+
+def _look_words_up(words: Words, starts: Whole, low: int, owned: int, out: Whole, left: Whole) -> int:
     entry = words >> (8 * words.itemsize - 16)
     # An entry lies below 2^16: nothing is clipped, and nothing need be checked.
-    table.starts.take(entry.astype(np.intp), mode="clip", out=out)
-    out += (words & (table.stride - 1)).view(out.dtype)
-    return np.flatnonzero(entry >= table.owned)
+    starts.take(entry.astype(np.intp), mode="clip", out=out)
+    out += (words & low).view(out.dtype)
+    found = np.flatnonzero(entry >= owned)
+    left[: found.size] = found
+    return found.size
+
+
+@cache
+def compiled() -> Any:
+    """Return the compiled package where it draws and adds the numbers that it should, else None."""
+    if _installed is None:
+        return None
+    words = np.arange(2**13 + 5, dtype=np.uint32) * np.uint32(2654435769)  # of entries all over
+    starts = np.arange(-_ENTRIES // 2, _ENTRIES // 2, dtype=np.int32) << 15
+    found = list[object]()
+    for look_up, add in ((_look_words_up, _add_to_rounded), (_installed.look_up, _installed.add_on_lattice)):
+        for low, owned, step in ((0, _ENTRIES, 2.0**9), (2**15 - 1, 64_000, 0.3)):  # halves, and others
+            noise, left = np.zeros((2, words.size), np.int32)
+            values = words.view(np.int32).astype(np.float32)
+            count = look_up(words, starts, low, owned, noise, left)
+            add(values, noise, step)
+            found.append((count, noise.tobytes(), left.tobytes(), values.tobytes()))
+    return _installed if found[:2] == found[2:] else None
 
 
 def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ On the wire a mask is the key stream of the suite's cipher, read as little-endia
 anew, with the chunk's number as the 96-bit big-endian nonce N: AES-256 in counter mode from the block N‖00000002 (NIST
 SP 800-38A; equally, GCM's ciphertext of zeros), or ChaCha20 from block 1 (RFC 8439). A key masks one vector.
 
-The package `fedveil_masks`, which `compiled/` builds, adds the same words of AES while it makes them.
+The package `fedveil_compiled`, which `compiled/` builds, adds the same words of AES while it makes them.
 """
 
 import sys
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .suite import KEY_BYTES, NONCE_BYTES, SUITES, TAG_BYTES, Suite
 
 try:
-    from fedveil_masks import add_masks as _add_compiled  # pyright: ignore[reportMissingModuleSource]
+    from fedveil_compiled import add_masks as _add_compiled  # pyright: ignore[reportMissingModuleSource]
 except ImportError:  # not installed, or not for this processor
     _add_compiled = None
 

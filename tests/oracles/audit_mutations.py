@@ -118,6 +118,10 @@ BEYOND: dict[str, str] = {
     "a short layer that is zero is an alarm": ITSELF,
     "the degree of a deal on a ring unproved": MEMBER,
     "compiled masks used unseen": "of masks of which nothing is left in a sum",
+    **dict.fromkeys(
+        ("a compiled key stream used unseen", "compiled noise used unseen"),
+        "of a package that computes the same bits",
+    ),
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
     "a record that is compressed to nothing is as long as it likes": DROWNED,

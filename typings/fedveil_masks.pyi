@@ -1,3 +1,0 @@
-from typing import Any
-
-def add_masks(words: Any, width: int, keys: bytes, adds: bytes, /) -> None: ...
