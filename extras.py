@@ -1,4 +1,4 @@
-"""Extras of the installation: what each part of fedveil needs beside `fedveil.privacy`, and which extra brings it."""
+"""Extras of the installation: the packages of each part of fedveil besides `fedveil.privacy`, and their extra."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MODULES = {
 
 
 def require_extra(extra: str, what: str) -> None:
-    """Refuse to go on where an extra was not installed.
+    """Refuse to continue without an extra.
 
     Args:
         extra: a key of `MODULES`.
-        what: who needs it, such as `fedveil server`.
+        what: the feature that needs it, such as `fedveil server`.
 
     Raises:
         Refusal: naming what is missing and the command that installs it.

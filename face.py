@@ -54,7 +54,7 @@ class FinishedRun:
     Returned by `simulate` and `load`.
 
     Attributes:
-        folder: where the results lie. A folder that `simulate` chose is removed with this object.
+        folder: of the results. A folder that `simulate` chose is removed with this object.
 
     Example:
         >>> import fedveil as fv
@@ -89,8 +89,8 @@ class FinishedRun:
     def history(self) -> list[dict[str, Any]]:
         """One dictionary a round, as `pandas.DataFrame` takes them.
 
-        `round` counts from 1; metrics stand under their names; `epsilon_client` and `epsilon_record` are what was spent
-        so far, `inf` where nothing is hidden, None where there is no such unit.
+        `round` counts from 1; metrics have their names as keys; `epsilon_client` and `epsilon_record` are spent so far,
+        `inf` without privacy, None if there is no such unit.
         """
         path = self.folder / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -98,12 +98,12 @@ class FinishedRun:
 
     @cached_property
     def privacy(self) -> list[dict[str, Any]]:
-        """What was revealed: one dictionary for each unit and adversary, with `epsilon` (`inf` allowed) at `delta`."""
+        """Privacy loss: one dictionary for each unit and adversary, with `epsilon` (`inf` allowed) at `delta`."""
         return [_with_infinity(row) for row in self.result["privacy"]]
 
     @property
     def epsilon(self) -> float:
-        """Epsilon against whoever gets the model, `math.inf` where nothing is promised.
+        """Epsilon against every recipient of the model, `math.inf` without privacy.
 
         The larger one where both clients and records are hidden; `privacy` has each.
         """
@@ -111,7 +111,7 @@ class FinishedRun:
 
     @property
     def ledger(self) -> Path | None:
-        """The ledger of the population, or the folder of the clients' own; None where nothing is on any."""
+        """Ledger of the population, or folder of the clients' own ledgers; None if there is none."""
         found = self.result["ledger"]
         return None if found is None else Path(found)
 
@@ -120,7 +120,7 @@ class FinishedRun:
         """The released model, loaded and in evaluation mode.
 
         Raises:
-            Refusal: the run's task was an object or stands in a module of one's own; give it to `load`.
+            Refusal: the run's task was an object or is in your own module; pass it to `load`.
         """
         require_extra("client", "a run's model")
         from .server.run.released import model_of
@@ -128,15 +128,15 @@ class FinishedRun:
         return model_of(self.folder, self._task())
 
     def predict(self, data: object) -> dict[str, NDArray[Any]]:
-        """Return what the released model says of each row of the data.
+        """Return the released model's prediction for each row of the data.
 
         Args:
-            data: of a run on tables a file, a folder or a data frame, whose columns are those of the run's schema. Of any
-                other run a file .npy, or an array, of the model's inputs, shape (n, ...).
+            data: of a run on tables a file, a folder or a data frame, whose columns are those of the run's schema. Of
+              any other run a file .npy, or an array, of the model's inputs, shape (n, ...).
 
         Returns:
-            Columns of shape (n,), as `pandas.DataFrame` takes them: the label's likeliest word and its `probability`, or
-            its number. Without a schema the `class` by its number, or each output of the model.
+            Columns of shape (n,), as `pandas.DataFrame` takes them: the label's likeliest word and its `probability`,
+            or its number. Without a schema the `class` by its number, or each output of the model.
 
         Raises:
             Refusal: the data do not suit the model.
@@ -231,26 +231,26 @@ def simulate(
     Args:
         task: the name of a shipped task, such as "mnist5k", which it is if left out; an object with the members of
             `Task`; or a dictionary of its keys with `name`.
-        privacy: what is hidden: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`, `RecordDistributed(...)`,
-            `RecordAndClient(...)`, `NoPrivacy()`, or an option's name such as "record".
-        cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `CyclicPoisson(...)`,
+        privacy: mode of protection: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`,
+            `RecordDistributed(...)`, `RecordAndClient(...)`, `NoPrivacy()`, or an option's name such as "record".
+        cohort: draw of a round's clients: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `CyclicPoisson(...)`,
             `All()`, or a name.
-        strategy: how updates are combined: one of Flower's strategies or a subclass of one's own as an object (it is
-            copied, so that a second run begins afresh), or a name such as "fedadam".
+        strategy: aggregation of updates: one of Flower's strategies or your own subclass as an object (it is copied, so
+            that a second run starts fresh), or a name such as "fedadam".
         num_rounds: 1 to 100 000.
         seed: of draws, noise and training; None is 0 on simulated data. Refused on real data.
-        folder: where the results go; None keeps them as long as the returned object lives.
-        resume: the folder of an earlier run to continue as it was configured; an object that it was given as its task or
-            strategy must be given again, and nothing else.
+        folder: for the results; None keeps them for the lifetime of the returned object.
+        resume: the folder of an earlier run to continue with its configuration; pass its task or strategy again if they
+            were objects, and nothing else.
         quiet: whether to show no progress.
-        callbacks: what watches the run: objects with the functions of `Callback`, or names such as "tensorboard".
+        callbacks: of the run: objects with the functions of `Callback`, or names such as "tensorboard".
         allow_modules: modules that may be imported for a task or strategy that is named "module:Class".
-        args: keyword arguments of such a task's class: numbers, words, switches, None and lists of them.
+        args: keyword arguments of such a task's class: numbers, strings, booleans, None and lists of them.
         **keys: any other key of the configuration by its name, such as `local_epochs=2`; a group's keys as a dictionary,
             such as `engine={"workers": 2}` or `strategy={"name": "fedadam", "eta": 0.01}`.
 
     Returns:
-        The results, however the run ended: look at `status`.
+        The results, for any ending of the run: see `status`.
 
     Raises:
         Refusal: a mistake, in one sentence each; nothing was written or spent.
@@ -294,7 +294,7 @@ def plan(
     args: Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> list[UnitPlan]:
-    """Say what a budget affords; nothing is trained, written or spent.
+    """Plan a run under a budget; nothing is trained, written or spent.
 
     Args:
         task: as in `simulate`.
@@ -304,7 +304,7 @@ def plan(
         **keys: as in `simulate`: privacy, cohort, num_rounds and the others.
 
     Returns:
-        One plan for each unit that is hidden; none where nothing is.
+        One plan for each hidden unit; none without privacy.
 
     Raises:
         Refusal: a mistake, or no noise keeps the rounds within the budget.
@@ -336,23 +336,24 @@ def ask(
 ) -> dict[str, Any]:
     """Ask the clients of a task on this machine about their data, under a privacy budget.
 
-    Each answer is one charge on the population's ledger, or with `Record` on each client's own. What was asked before
-    under the same name is answered from the record in `folder` and costs nothing.
+    Each answer is one charge on the population's ledger, or with `Record` on each client's own. A repeated question of
+    the same name is answered from the record in `folder` and costs nothing.
 
     Args:
-        questions: a YAML file, or what it would hold: `name`, `records`, `ask` and, beside them, `unit`, `purpose` and `why`.
+        questions: a YAML file, or its content: `name`, `records`, `ask` and, optionally, `unit`, `purpose` and `why`.
         task: as in `simulate`; a task of one's own has columns by its function `columns(client)`, or `label` alone.
-        folder: where records are kept; in a simulation its ledger lies there too.
-        privacy: what is hidden, and how: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)` or
-            `RecordDistributed(...)`, or an option's name; by default the first, or the last where the questions say `unit: record`.
-        cohort: who is asked: `All()` or `Poisson(rate)`.
+        folder: for the records; in a simulation also for its ledger.
+        privacy: mode of protection: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)` or
+            `RecordDistributed(...)`, or an option's name; by default the first, or the last if the questions have
+            `unit: record`.
+        cohort: of the asked clients: `All()` or `Poisson(rate)`.
         allow_modules: as in `simulate`.
         args: as in `simulate`.
-        **keys: `epsilon`, what the answer may cost by itself, or `noise_multiplier`, the noise in its place; `name`, `purpose`,
-            `why`, `unit` and `records` in the place of those of the questions; any other as in `simulate`, such as seed.
+        **keys: `epsilon`, the cost of the answer alone, or `noise_multiplier` instead; `name`, `purpose`, `why`, `unit`
+            and `records` to override those of the questions; any other as in `simulate`, such as seed.
 
     Returns:
-        The record: for each question its figures with the ends of their 95 % intervals, and what the answer cost.
+        The record: for each question its figures with the ends of their 95 % intervals, and the cost of the answer.
 
     Raises:
         Refusal: a mistake, or an interval wider than the resolution that was asked for; nothing was charged.

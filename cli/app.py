@@ -1,6 +1,6 @@
 """Grammar of the command line: every verb with its arguments, options, help and example; the bodies are imported when called.
 
-A group's verbs stand in a file of their own. Help, completion and the nearest name come from this grammar alone.
+A group's verbs are in a file of their own. Help, completion and the nearest name come only from this grammar.
 """
 
 from __future__ import annotations

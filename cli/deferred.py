@@ -1,9 +1,8 @@
 """Packages whose own code runs when a name of theirs is used, and not when a module inside them is imported.
 
-`import dp_accounting.dp_event` runs all of dp_accounting, which loads half of SciPy: 1.7 s of CPU for a table that needs
-neither its statistics nor its signals. Flower imports an HTTP client that a simulation never calls. A package deferred
-here costs nothing until somebody asks it for a name that is no module inside it; then it is as if it had been imported
-at once.
+`import dp_accounting.dp_event` runs all of dp_accounting, which loads half of SciPy: 1.7 s of CPU for a table that
+needs neither its statistics nor its signals. Flower imports an HTTP client that a simulation never calls. A package
+deferred here costs nothing until a name that is not a submodule is accessed; it is then imported as usual.
 """
 
 import gc

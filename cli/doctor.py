@@ -1,4 +1,4 @@
-"""Examination of this machine: what is installed, what the processor and the clock are like, and who may read ledgers."""
+"""Examination of this machine: versions and extras, processor, clock, and access to ledgers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ FUTURE_SECONDS = 120.0  # by which a file may seem newer than now
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-      subject: what.
-      ok: whether it is as it should be; None where there is nothing to judge.
-      said: in words, with the remedy if it is not.
+      subject: of the check.
+      ok: whether it passed; None for information.
+      said: in words, with the remedy if it failed.
     """
 
     subject: str

@@ -1,4 +1,4 @@
-"""Grammar that verbs share: how one is declared, the options that several have, and what a person decides by them."""
+"""Grammar that verbs share: their declaration, common options, and decisions that are recorded as acts."""
 
 from __future__ import annotations
 

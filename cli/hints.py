@@ -1,4 +1,4 @@
-"""Table of what people mean by words that are no key, option or strategy of fedveil, and the sentences for it."""
+"""Table of common words that are not keys, options or strategies of fedveil, with hints on the intended ones."""
 
 from __future__ import annotations
 

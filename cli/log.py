@@ -1,4 +1,4 @@
-"""Log of what a server has told, at both ends: shown, exported, proved, and held against another's."""
+"""Transparency log of a server, at both ends: shown, exported, proved, and compared with another's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost of a sweep on real data: what its runs would come to on one ledger, and what arms would cost for the same."""
+"""Cost of a sweep on real data: the joint cost of its runs on one ledger, and the cost of arms instead."""
 
 from __future__ import annotations
 

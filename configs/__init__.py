@@ -1,5 +1,5 @@
 """Configuration: Hydra groups in YAML, composed, checked and frozen before anything else runs.
 
-``schema`` holds the values, ``reader`` and ``settings`` make them, ``checks`` asks what needs the data or the
-model, ``compose`` and ``files`` speak with Hydra.
+``schema`` defines the values, ``settings`` reads them, ``checks`` validates against the data and the model, ``compose``
+is the interface to Hydra.
 """

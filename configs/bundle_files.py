@@ -49,7 +49,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Credentials:
-    """What one end of a mutually authenticated TLS connection holds, each in PEM.
+    """Credentials of one end of a mutually authenticated TLS connection, each in PEM.
 
     Attributes:
       ca: the certificate of the federation's authority, the only one that is trusted.
@@ -68,7 +68,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_secret(path: Path) -> bytes:
-    """Return the bytes of a file that nobody but its owner may touch. Refusal as well when others may."""
+    """Return the bytes of a file that only its owner may access. Refusal also if other users may."""
     return _read(path, forbidden=OTHERS)
 
 
@@ -92,7 +92,7 @@ def _read(path: Path, forbidden: int) -> bytes:
 
 
 def refuse_writable(folder: Path, *names: str) -> None:
-    """Refuse a folder, or files in it, that others than their owner may change: what they say is then nobody's word.
+    """Refuse a folder, or files in it, that users other than the owner may change, because they cannot be trusted.
 
     Args:
       folder: of the bundle.
@@ -113,7 +113,7 @@ def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str
     Args:
       path: of the file.
       read: reads every known key of the section, in range.
-      defaults: what stands for keys that the file leaves out.
+      defaults: for keys that the file omits.
 
     Raises:
       Refusal: the file cannot be read, is no TOML, or holds mistakes, all of which are named.
@@ -223,7 +223,7 @@ def read_signed_roster(path: Path, authority: bytes) -> tuple[Roster, bytes]:
 
 
 def read_private_key(path: Path) -> Any:
-    """Return a private key in PEM that nobody but its owner may read."""
+    """Return a private key in PEM that only its owner may read."""
     return _private(path, read_secret(path))
 
 

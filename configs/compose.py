@@ -1,4 +1,4 @@
-"""Hydra's part: every job of a command line is composed, and its mistakes told, before anything is made.
+"""Composition by Hydra: all jobs of a command line are composed and their mistakes reported before any file is written.
 
 Hydra's public Compose API knows neither ``--config-dir`` nor sweeps, so this file (and no other) uses Hydra's
 own parser, sweeper and loader from ``hydra._internal``; the version is pinned below 1.4 and tests hold it.
@@ -52,7 +52,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *l
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that takes a help text which is no string, as Hydra gives one; Python 3.14 looks at each as it is added."""
+    """Parser that accepts Hydra's non-string help texts, which Python 3.14 checks on adding an argument."""
 
     def _check_help(self, action: argparse.Action) -> None:
         pass
@@ -117,7 +117,7 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
 
     Args:
         args: as `arguments` parsed them.
-        read: what will read a job's configuration; asked for more mistakes where one was found.
+        read: reader of a job's configuration; called for further mistakes if one was found.
 
     Raises:
         Mistakes: one sentence for each thing that Hydra could not compose.
@@ -190,7 +190,7 @@ def read_job(job: Job, read: Callable[[DictConfig], Settings]) -> Settings:
 
 
 def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callable[[DictConfig], None]) -> int:
-    """Call `task` as Hydra's own run does, with what is composed already: Hydra would compose it twice more.
+    """Call `task` as Hydra's own run does, with the composed configuration: Hydra would compose it twice more.
 
     Args:
         job: the only one of its command line.

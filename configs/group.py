@@ -29,7 +29,7 @@ BOUNDS = {
 
 
 def remedy(text: str) -> Any:
-    """Return what a Field is told so that its refusals say more, or something else, than the range."""
+    """Return the Field metadata for a refusal text other than the range."""
     return {"remedy": text}
 
 
@@ -55,7 +55,7 @@ class OfKeys:
 
 
 class Group(BaseModel):
-    """Group of keys. What it is given is checked as the command line's is, and refused in the same sentences."""
+    """Group of keys. Its values are checked like those of the command line, and refused in the same sentences."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -96,7 +96,7 @@ class Group(BaseModel):
 
 @dataclass(frozen=True)
 class Node:
-    """Place in a schema: the keys that lead there, what stands there, and the group that it stands in."""
+    """Place in a schema: its path of keys, its content, and its group."""
 
     path: tuple[str, ...]
     schema: Schema
@@ -175,7 +175,7 @@ def _meaning(model: type[Group], key: str, meanings: Mapping[tuple[str, str], st
 
 
 def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, Any]) -> Mistakes:
-    """Return what pydantic found as refusals."""
+    """Return pydantic's errors as refusals."""
     found: list[Refusal] = []
     schema = schema_of(model)
     for each in error.errors():

@@ -1,4 +1,4 @@
-"""Local training: the values by which a client trains, in settings, in orders to devices and at the client.
+"""Local training: a client's training parameters, in settings, in orders to devices and at the client.
 
 A device loads this file, so it needs the standard library alone; the models of the configuration read the same ranges.
 """
@@ -140,7 +140,7 @@ class Schedule:
         return self.name != "constant" or self.warmup > 0
 
     def factor(self, number: int) -> float:
-        """Return what the learning rate is multiplied by in a round, above 0; rounds count from 1."""
+        """Return the factor of the learning rate in a round, above 0; rounds count from 1."""
         place = min(number, self.rounds) - 1
         if place < self.warmup:
             return (place + 1) / (self.warmup + 1)
@@ -161,9 +161,10 @@ MOST_ROUNDS = 100_000  # as many as the configuration allows
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains in one round. Refusal when a value has another type or is out of range.
+    """Parameters of a client's training in one round. Refusal if a value has another type or is out of range.
 
-    A range and what a key means stand here alone: the configuration, its schema and the order to a device read them.
+    Ranges and meanings of the keys are defined only here: the configuration, its schema and the order to a device read
+      them.
     """
 
     learning_rate: Annotated[float, Range(gt=0), "Of the client's optimizer."] = 0.1
@@ -184,7 +185,7 @@ class LocalTraining:
             object.__setattr__(self, name, bounds.check(kind, name, getattr(self, name)))
 
     def in_round(self, number: int) -> LocalTraining:
-        """Return how to train in one round, counted from 1: with the learning rate that the schedule gives it."""
+        """Return the parameters of one round, counted from 1, with the schedule's learning rate."""
         factor = self.schedule.factor(number)
         return self if factor == 1 else replace(self, learning_rate=self.learning_rate * factor)
 

@@ -35,7 +35,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def shortened(value: object) -> object:
-    """Return what a message repeats of a value: of a long text the beginning."""
+    """Return a value for a message: of a long text only the beginning."""
     return f"{value[:LONGEST_SHOWN]}..." if isinstance(value, str) and len(value) > LONGEST_SHOWN else value
 
 
@@ -61,8 +61,8 @@ def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
 class Section:
     """One mapping of the configuration. Each reader returns a value in range, or notes a mistake.
 
-    After a mistake a reader returns its own placeholder so that reading goes on and every mistake of the
-    configuration is told at once; whoever reads must look at ``mistakes`` before using any value.
+    After a mistake a reader returns a placeholder, so that reading continues and all mistakes of the configuration are
+    reported at once; the caller must check ``mistakes`` before it uses any value.
 
     Args:
         values: the mapping.
@@ -224,7 +224,7 @@ class Section:
         return self._take(key) is not None
 
     def done(self) -> None:
-        """Note every key that nobody has read, with the nearest known one."""
+        """Note every unread key, with the nearest known one."""
         for key in self._values:
             if key not in self._read:
                 self.refuse(str(key), f"there is no such key; {nearest(str(key), self._read - {'name'})}")

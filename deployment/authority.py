@@ -1,6 +1,7 @@
 """Authority of a federation: an Ed25519 key that signs rosters, and an X.509 authority (ECDSA P-256) for TLS.
 
-Two keys, since gRPC's TLS takes no Ed25519. Whoever has them admits anybody: they stay on the operator's desk.
+There are two keys, since gRPC's TLS does not support Ed25519. Their holder can admit any client: they stay on the
+operator's desk.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
 @dataclass(frozen=True)
 class KeyCare:
-    """Care that is taken of an authority's keys.
+    """Storage of an authority's keys.
 
     Attributes:
-      passphrase: whether they must lie under one.
-      token: on which they are; None where they lie in files.
+      passphrase: whether the key files must be encrypted.
+      token: that holds them; None for files.
     """
 
     passphrase: bool = False
@@ -176,7 +177,7 @@ def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
 
 
 def _given() -> bytes | None:
-    """Return the passphrase of the environment, or of the file that it names; None where there is neither."""
+    """Return the passphrase from the environment, or from the file that it names; None if there is neither."""
     if given := os.environ.get(PASSPHRASE):
         return given.encode()
     if named := os.environ.get(PASSPHRASE_FILE):

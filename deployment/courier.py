@@ -1,4 +1,4 @@
-"""Courier of later certificates: each connected device is brought its own over the stream that it has, and says what it is."""
+"""Delivery of later certificates: each connected device gets its own over its open stream, and reports its facts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Courier:
         self.facts: dict[int, DeviceFacts] = {}
 
     def carry(self) -> int:
-        """Bring what connected devices were not brought yet, and return how many have answered."""
+        """Deliver pending certificates to connected devices, and return how many have answered."""
         here, certificates = self._since(), self._certificates()
         wanted = {node: (since, certificates.get(str(node), "")) for node, since in here.items()}
         asked = {node: each for node, each in wanted.items() if self._told.get(node) != each}

@@ -1,7 +1,7 @@
-"""Enrolments at the authority's desk: tokens that it gives out, and requests under them that it admits.
+"""Enrolments at the authority's desk: it issues tokens, and admits requests under them.
 
-The server carries both and can do neither. A request is sealed under a key of its token that the server never sees, and
-what the desk answers is signed by the authority for the keys of that device.
+The server transports both and can forge neither. A request is sealed under a key of its token that the server never
+sees, and the desk's answer is signed by the authority for the keys of that device.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ GIVEN = "tokens.json"  # of the authority, with the keys that seal
 
 @dataclass(frozen=True)
 class GivenToken:
-    """Token as the desk knows it once it is given out.
+    """Issued token, as stored at the desk.
 
     Attributes:
-      lock: what the server holds of it.
+      lock: the server's part of it.
       seal: the key that seals the request, in hexadecimal, secret.
       end: Unix second.
       answered: whether a device was admitted by it.
@@ -50,13 +50,13 @@ class GivenToken:
 
 @dataclass(frozen=True)
 class Approved:
-    """What became of the requests under open tokens.
+    """Result for the requests under open tokens.
 
     Attributes:
       desk: afterwards.
       admitted: names.
       refused: why, by name.
-      silent: names under whose tokens nobody has asked.
+      silent: names whose tokens have no request.
     """
 
     desk: Desk
@@ -98,7 +98,7 @@ def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> lis
 
 
 def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
-    """Admit the devices that have asked under open tokens, and write what their server hands to them.
+    """Admit the devices with requests under open tokens, and write the answers for their server to deliver.
 
     Args:
       folder: that `provision` made; the server's part of it holds the queue.
@@ -153,7 +153,7 @@ def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None
     """Return the keys that were asked for under a token; None where nobody has asked.
 
     Raises:
-      Refusal: the token has ended, or it was not its holder who asked for these keys.
+      Refusal: the token has expired, or its holder did not request these keys.
     """
     place = place_of(desk.folder / SERVER, name, token.lock)
     path = place.with_name(f"{place.name}.request")

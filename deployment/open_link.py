@@ -1,4 +1,4 @@
-"""Link to a federation's clients: a grid, and who is on it. A kind of link is one function that yields them."""
+"""Link to a federation's clients: a grid, and the connected clients. A kind of link is one function that yields both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .courier import carrying
 
 @dataclass(frozen=True)
 class Presence:
-    """What a link knows of its clients' connections; of what they send it is only the amount.
+    """State of a link's connections, without content; of messages it has only the number of bytes.
 
     Attributes:
       since: of each node that is here, the Unix second since when.

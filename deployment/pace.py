@@ -1,4 +1,4 @@
-"""Pace of a server's rounds: each begins once those are here without whom it would be charged in vain."""
+"""Pace of a server's rounds: each begins once enough clients are connected that its charge is not wasted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("fedveil.server")
 
 
 def fewest(federation: Federation, clients: int, valid: int) -> int:
-    """Return how many clients an encrypted sum of all of them takes; with fewer it is sure to be abandoned.
+    """Return the number of clients that an encrypted sum of all of them needs; with fewer it is always abandoned.
 
     Args:
       federation: says how sums are encrypted, and who is drawn; 0 where they are not, or not everybody is.

@@ -1,7 +1,7 @@
-"""Provisioning of a federation: from federation.yaml to the authority and its bundles, and what changes them later.
+"""Provisioning of a federation: from federation.yaml to the authority and its bundles, and their later changes.
 
-What is issued stands in the authority's register. It is written after the private keys and before everything that is
-public, so that a command which was cut short is completed by giving it again.
+Everything issued is in the authority's register. It is written after the private keys and before all public files, so
+that an interrupted command is completed by repeating it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILE, REGISTER = "federation.yaml", "register.json"
 
 @dataclass(frozen=True)
 class Desk:
-    """The operator's folder: what is wanted, who signs, what was issued and what had been before."""
+    """The operator's folder: federation file, authority, register, and the earlier register."""
 
     folder: Path
     federation: FederationFile
@@ -84,7 +84,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
 
 
 def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> Desk:
-    """Give clients, or the server, new keys and new certificates; the old ones are admitted no longer.
+    """Give clients, or the server, new keys and new certificates; the old ones are no longer admitted.
 
     Args:
       folder: that `provision` made.
@@ -124,7 +124,7 @@ def _asked_anew(desk: Desk, issued: Issued, request: Path) -> Enrolment:
 
 
 def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
-    """Give clients certificates of another `certificate_days` for the keys that they have; the server hands them over.
+    """Give clients new certificates, valid for `certificate_days`, for their existing keys; the server delivers them.
 
     Args:
       folder: that `provision` made.
@@ -146,7 +146,7 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
 
 
 def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
-    """Admit clients no longer: they are in no roster from now on, and their certificates open no connection.
+    """Revoke clients: later rosters exclude them, and their certificates open no connection.
 
     Args:
       folder: that `provision` made.

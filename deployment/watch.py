@@ -1,6 +1,6 @@
 """Watch over a running server: a status file, a log of JSON lines, numbers for Prometheus.
 
-It tells of rounds and of connections. Of what a client sent it tells nothing that the round's sum does not.
+It reports rounds and connections. About a client's message it reveals nothing beyond the round's sum.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger("fedveil.server")
 
 
 def away_of(members: Sequence[Member], presence: Presence, seconds: float, what: str) -> str:
-    """Say which members are not connected, and how long `what` waits for them; nothing where all are."""
+    """Report the members that are not connected, and how long `what` waits for them; nothing if all are."""
     away = [each.name for each in members if each.node not in presence.since]
     if not away:
         return ""
@@ -54,7 +54,7 @@ def away_of(members: Sequence[Member], presence: Presence, seconds: float, what:
 
 
 class Watch:
-    """Callback that gathers what there is to say, and says it once a second where it has changed."""
+    """Callback that collects the status, and writes it at most once a second if it has changed."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""Reports of runs: what a run folder tells, as JSON and as one page; no torch, Flower or Hydra."""
+"""Reports of runs: the content of a run folder, as JSON and as one page; no torch, Flower or Hydra."""

@@ -1,7 +1,6 @@
-"""Answers of clients as a report tells them: each question with its purpose and its price, each figure with its interval.
+"""Answers of clients for a report: each question with its purpose and cost, each figure with its interval.
 
-A record of an answer is what `fedveil ask` keeps, a file of JSON for each inquiry. A figure whose value is None cannot be said:
-the noise is as large as it.
+`fedveil ask` keeps the record of an answer, one JSON file for each inquiry. A figure is None if the noise drowns it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Cost of a run: bytes, CPU, energy, carbon and money, each with its source, and counts that everybody may know.
+"""Cost of a run: bytes, CPU, energy, carbon and money, each with its source, and public counts.
 
-With a trusted server, seconds and counted bytes would tell who took part, so that neither is public. What is computed from
-public numbers is called an estimate, and what nobody has set a price for is not computed.
+With a trusted server, seconds and counted bytes would reveal the cohort's size, so neither is public. Values that are
+computed from public numbers are called estimates, and costs without a price are not computed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIGURATION = "the configuration"
 
 @dataclass(frozen=True)
 class Priced:
-    """Prices and powers that somebody has set, by the key of the group `cost`.
+    """Configured prices and powers, by the key of the group `cost`.
 
     Attributes:
       values: of those that are set: in the assessment, which may be answered after the run, else in the configuration.

@@ -1,4 +1,4 @@
-"""Files of a run folder, by name; nothing is imported, so that who only checks a run need not have what made it."""
+"""Files of a run folder, by name; it imports nothing, so that a verifier does not need the packages that made the run."""
 
 CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
 SAVED = "run.json"

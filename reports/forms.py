@@ -1,7 +1,7 @@
 """Forms that people sign: NIST SP 800-226, GDPR article 35(7), EU AI Act annex IV and article 27(1).
 
-What the run knows is filled in. What only the organisation knows is a field of `assessment.yaml`, empty until somebody
-answers. A form that is filled is no statement that a law is complied with.
+Items that follow from the run are filled in. Items that only the organisation can answer are fields of
+`assessment.yaml`, empty at first. A completed form is no statement of legal compliance.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def _changes(report: Fields) -> str:
 
 
 def _groups(report: Fields) -> str:
-    """Return whether anybody knows how the model does for groups, a sentence."""
+    """Return a sentence about the availability of figures by group."""
     found = ["by a figure of each on public held-out data"] if report["groups"] else []
     kinds = {answer["kind"] for each in report["answers"] for answer in each["answers"]}
     found += ["by questions to the clients"] if "fairness" in kinds else []

@@ -1,8 +1,8 @@
-"""Page of a run that goes on, over HTTP on the loopback address: what `fedveil report` would make of its folder by now.
+"""Page of a running run, over HTTP on the loopback address: the current output of `fedveil report` for its folder.
 
-A process of its own serves it. That process is given the folder and a socket, and holds nothing else: no update of a client
-and no key is in its memory, it takes nothing from the run's own threads, and what the run forks inherits no lock of it. Until
-somebody looks it has imported little and waits.
+A separate process serves it. That process has only the folder and a socket: its memory contains no update of a client
+and no key, it does not use the run's threads, and forks of the run inherit no lock of it. Before the first request it
+has imported little and waits.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ HEADERS = {
 
 
 def asked_by_own_name(headers: Message) -> bool:
-    """Return whether a request names this machine as it names itself, at any port: a tunnel may listen at another.
+    """Return whether a request's host is this machine's own name, at any port, because a tunnel may use another.
 
-    A page of another site, whose name was made to lead here, cannot.
+    This stops a page of another site whose name resolves to this machine (DNS rebinding).
     """
     hosts = headers.get_all("Host", [])
     return len(hosts) == 1 and bool(OWN_NAME.fullmatch(hosts[0].lower()))
@@ -69,7 +69,7 @@ def listener(port: int) -> socket.socket:
 
 
 class FolderPage:
-    """Page of one run and its JSON, made anew when somebody asks and the last ones are old."""
+    """Page of one run and its JSON, regenerated on request if the last ones are old."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
@@ -77,7 +77,7 @@ class FolderPage:
         self._old = 0.0
 
     def texts(self) -> Mapping[str, bytes] | str:
-        """Return what is served, by path; or why there is no page: no run yet, or a file that is just being written."""
+        """Return the served texts by path, or why there is no page: no run yet, or a file that is being written."""
         with self._lock:
             begin = time.monotonic()
             if begin >= self._old:
@@ -125,7 +125,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 class PageAnswer(BaseHTTPRequestHandler):
-    """Answer to one request: the page or its JSON, to who reads and asks for this machine by its own name."""
+    """Answer to one request: the page or its JSON, for reading requests under this machine's own name."""
 
     timeout = ANSWER_SECONDS
     server_version, sys_version = "fedveil", ""

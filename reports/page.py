@@ -1,7 +1,7 @@
 """Page of a report: one HTML file with its style and its charts in it, for paper and for screens, without a script.
 
-The template shows values of report.json by their pointers alone, through `ref`, so that whatever the page says can be
-held against the JSON.
+The template refers to values of report.json only by pointers, through `ref`, so that the page can be checked against
+the JSON.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _row(mode: str, row: Fields) -> dict[str, Any]:
 
 
 def recognised(row: Fields) -> float:
-    """Return the largest share of those who took part that any test finds which accuses `FALSE_POSITIVE` of the others.
+    """Return the largest true positive rate of any membership test with false positive rate `FALSE_POSITIVE`.
 
     Args:
       row: of the privacy of a result, with the curve that newer releases keep or without it.
@@ -121,7 +121,7 @@ def main_row(rows: Sequence[Fields]) -> int | None:
 
 
 def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> list[str]:
-    """Return what is promised to whom in two sentences without symbols, and what stands against it.
+    """Return the promise in two sentences without symbols, and the findings against it.
 
     Args:
       rows: as of `promise_rows`.

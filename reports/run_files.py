@@ -1,7 +1,7 @@
-"""Files of a run folder as they lie there, whoever made them: a simulation, a server, an older release.
+"""Files of a run folder, from a simulation, a server or an older release.
 
-Only what everybody may read is read: files that their owner alone may read (`operator.jsonl`, `audit.npy`, checkpoints)
-stay unread, but for the ledger, of which the report shows what its entries promise.
+Only public files are read: files that only their owner may read (`operator.jsonl`, `audit.npy`, checkpoints) are
+skipped, except for the ledger, whose entries the report shows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Assessment:
-    """What only the organisation knows.
+    """Answers of the organisation.
 
     Attributes:
       answers: to the items of forms, by field.
@@ -41,7 +41,7 @@ class Assessment:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds.
+    """Content of a run folder.
 
     Attributes:
       folder: of the run.

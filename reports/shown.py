@@ -1,8 +1,8 @@
-"""Text of a report's values, as the page shows them, and the check that a page shows what its JSON holds.
+"""Text of a report's values on the page, and the check of a page against its JSON.
 
-Whatever comes from report.json stands in an element with `data-ref`, a JSON pointer (RFC 6901), and its text is
-`shown(value, form)`, where the form is the element's `data-form`. This module needs the standard library alone, so that
-a page can be checked where nothing else is installed.
+Every value of report.json is in an element with `data-ref`, a JSON pointer (RFC 6901), and its text is `shown(value,
+form)`, where the form is the element's `data-form`. This module needs only the standard library, so that a page can be
+checked without other packages.
 """
 
 import math
@@ -24,9 +24,9 @@ def shown(value: object, form: str = "plain") -> str:
     Args:
       value: a string, a number, a bool or None; the string `"infinity"` stands for the number.
       form: `plain`, `figure` (of an answer) and `share` (in percent), both of which have words for what is lost in the
-        noise, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share
-        from 0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits), `day` (of a time) or `members`
-        (of a roster, each as "name fingerprint").
+        noise, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share from
+        0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its
+        first digits), `day` (of a time) or `members` (of a roster, each as "name fingerprint").
 
     Returns:
       The text; `UNKNOWN` or `UNSAID` for None.

@@ -1,7 +1,8 @@
 """Faults that a simulation injects into its clients, each with a probability per client and round.
 
-One mod around the app, so that every engine injects the same faults; which client fails in which round derives from
-the seed, so that a run repeats. In secure aggregation a fault befalls any of the exchanges; who has vanished stays away.
+One mod around the app, so that every engine injects the same faults; which client fails in which round derives from the
+seed, so that a run repeats. In secure aggregation a fault can hit any exchange; a client that dropped out does not
+return in the round.
 """
 
 from __future__ import annotations

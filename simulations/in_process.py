@@ -1,8 +1,9 @@
 """In-process engine: a Flower grid whose nodes are calls to the app's own ClientApp.
 
-Arrays are handed over as arrays; a client gets its own copy and cannot see another. Replies are clipped, put on the
-lattice and added where they are produced. With several workers each is a forked process, one thread each, that
-holds its share of the sum in shared memory; only that share comes back. Models live per worker, not per client.
+Arrays are passed without serialisation; a client gets its own copy and cannot see another's. Replies are clipped, put
+on the lattice and added in the process that computed them. With several workers each is a forked process, one thread
+each, that holds its share of the sum in shared memory; only that share comes back. Models live per worker, not per
+client.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Membership attacks on a finished simulation: which records a final model trained on, as far as it tells.
+"""Membership attacks on a finished simulation: they infer the training records from the final model.
 
-For simulations: the attack reads the clients' data, which on real data only the client may do. Half of the clients' examples
-are attacked, beside half of the held-out ones; the rest train reference models, or are RMIA's population. An attack is no
-bound: one that fails proves nothing, and where held-out data differ from the clients', one that succeeds may only tell
-the two apart.
+Only for simulations: the attack reads the clients' data, which on real data only the client may do. Half of the
+clients' examples and half of the held-out ones are attacked; the rest train reference models, or are RMIA's population.
+An attack is
+no bound: a failed one proves nothing, and if held-out data differ from the clients', a successful one may only detect
+this difference.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Prediction of a run's accuracy: the same simulation with a part of each cohort, and as much less noise.
+"""Prediction of a run's accuracy: the same simulation with smaller cohorts and proportionally less noise.
 
-A round's noise on the mean is z C / (q N). A draw of a quarter of the clients with a quarter of the noise multiplier has
-the same on its mean, and trains a quarter of the clients. All of the data are drawn from, and every round is played. What
-differs is the spread of the clients who happen to be drawn, which privacy's noise exceeds where a cohort is not small
-(Granqvist et al. 2024, pfl-research, arXiv:2404.06430, section 4). Nothing of it is private, and nothing is charged: it is
-refused on data that are not declared public or made up.
+A round's noise on the mean is z C / (q N). A draw of a quarter of the clients with a quarter of the noise multiplier
+has the same noise on its mean, and trains a quarter of the clients. It draws from all data and simulates every round.
+The sampling variance of the drawn clients differs; it is below the privacy noise unless the cohort is small (Granqvist
+et al. 2024, pfl-research, arXiv:2404.06430, section 4). The prediction is not private and not charged: it is refused on
+data that are not declared public or synthetic.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def public_federation(settings: SimulationSettings) -> Federation:
 
 
 def predict(federation: Federation, seeds: Sequence[int] = SEEDS, clients: float = 1.0) -> Prediction:
-    """Return what a run of this federation is predicted to reach.
+    """Return the predicted metrics of a run of this federation.
 
     Args:
       federation: as `public_federation` returns it.

@@ -1,9 +1,10 @@
 """Engine of actors on Ray, on this machine or on a cluster: each trains a share of the cohort and returns one partial sum.
 
-The instruction goes to each actor once, and through the object store where it is large. Shares are dealt while the round
-runs, large ones first: whoever is done gets the next, so that a slow node or clients with much data hold nobody up. An actor
-sends its sum when there is no share left for it, while others train. Sums are whole numbers on the lattice, and the same whoever added what. A simulation's clients are told apart by seed and number,
-so that it does not matter which actor trains them; one that keeps state is asked where its state lies.
+The instruction is sent to each actor once, through the object store if it is large. Shares are assigned during the
+round, large ones first: an idle actor gets the next share, so a slow node or clients with much data do not block
+others. An actor returns its sum when there is no share left for it, while others train. Sums are integers on the
+lattice, independent of the assignment. A simulation's clients are identified by seed and number, so any actor can train
+them; a client with state goes to the actor that holds it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def ray_grid(clients: Clients, settings: Ray) -> Generator[RayGrid]:
 
 
 class Trainer:
-    """What an actor does: it calls clients, and keeps the sum of a round's replies until it is fetched."""
+    """Actor that calls clients, and keeps the sum of a round's replies until it is fetched."""
 
     def __init__(self, clients: Clients, number: int) -> None:
         from ..tasks.hardware import be_worker
@@ -277,7 +278,8 @@ class _Shares:
       nodes: of the cohort.
       homes: actors of the nodes that keep state; each is dealt to its own.
       actors: how many there are.
-      together: clients that an actor should train at once: even shares, of no fewer, are dealt; 0 for one after the other.
+      together: clients that an actor should train at once: even shares, of no fewer, are dealt; 0 for one after the
+        other.
     """
 
     def __init__(

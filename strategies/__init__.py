@@ -1,1 +1,1 @@
-"""Strategies: who takes part in a round, which strategy averages, and how a cohort's sum travels."""
+"""Strategies: cohorts, Flower's averaging strategies, and the wire formats of a cohort's sum."""

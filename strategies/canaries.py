@@ -1,8 +1,8 @@
-"""Canary clients of an audit: instead of training, each answers with a random direction or, by its coin, with nothing.
+"""Canary clients of an audit: instead of training, each answers with a random direction or, by its coin, with zero.
 
-Its answer looks like trained arrays and is treated like any other: difference, clip, lattice, mask. It is longer than
-the clipping norm, which tests the clip, and it claims more examples than others have, which shows in a sum that weighs
-by them.
+The answer has the form of trained arrays and is processed like any other: difference, clip, lattice, mask. It is longer
+than the clipping norm, which tests the clip, and it claims more examples than other clients have, which reveals a sum
+that is weighted by them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def add_canary(
       spec: public parameters of the sum.
       settings: of the canaries.
       client: the canary's number as a client.
-      sketch: compresses updates, and canaries like everybody's; None leaves them whole.
+      sketch: compression of all updates, including canaries'; None leaves them whole.
     """
     canaries = canaries_for(settings, received.size)
     start, moved = canaries.window(client - settings.first, settings.norm, settings.replaced)
@@ -82,7 +82,7 @@ def add_canaries(
 
 
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:
-    """Return the reply of a canary as a client's app gives it: arrays and metrics."""
+    """Return the reply of a canary in the form of a client's app: arrays and metrics."""
     received = only_arrays(message.content)
     layout = layout_of(received)
     sizes = [int(np.prod(shape)) for shape in layout.values()]

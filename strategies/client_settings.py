@@ -37,11 +37,11 @@ class RecordPrivacy:
       allow_large_delta: train even if delta is above one over the client's number of records.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       canaries: number of an audit's records among each client's, see `client.dp_sgd.record_canaries`.
-      runs: such as this one, that the budget is for.
-      ledgers: name of each client's ledger, in the clients' order; empty where fingerprints of the data name them.
-      noise_by_ledger: pairs (name of a ledger, noise_multiplier) of those that held something before the run.
-      per_person: examples of one person that train at most; None promises something of each example alone.
-      clients_per_person: clients of a simulation that train on one person at most; None lets all.
+      runs: number of runs that share the budget.
+      ledgers: name of each client's ledger, in the clients' order; empty if fingerprints of the data name them.
+      noise_by_ledger: pairs (name of a ledger, noise_multiplier) for ledgers with entries before the run.
+      per_person: largest number of one person's examples in training; None for a promise per example.
+      clients_per_person: largest number of clients in a simulation that train on one person; None sets no limit.
     """
 
     target_epsilon: float
@@ -61,7 +61,7 @@ class RecordPrivacy:
 
     @property
     def unit(self) -> Unit:
-        """Whose contribution is hidden."""
+        """Unit of the contribution that is hidden."""
         return Unit.RECORD if self.per_person is None else Unit.PERSON
 
     def of_ledger(self, name: str) -> RecordPrivacy:
@@ -117,18 +117,18 @@ NO_CANARY_RECORDS = CanaryRecords(0, 0, "", replaced=False)
 
 @dataclass(frozen=True)
 class StepTerms:
-    """One step of DP-SGD on all clients' records, as a client hears of it.
+    """Parameters of one step of DP-SGD on all clients' records, for a client.
 
     Attributes:
-      sample_rate: probability with which each record is drawn, by a coin of its own, in (0, 1].
+      sample_rate: probability with which each record is sampled independently, in (0, 1].
       max_grad_norm: clipping norm of each example's gradient, above 0.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
-      per_person: examples of one person that are drawn from at most; None draws from all.
-      clients_per_person: clients that train on one person at most; None lets all.
-      node, nodes: of this client and of all clients in the roster of the attempt, of which some may train on a person; None
-        and empty in a simulation, which knows clients by their numbers in the task.
+      per_person: largest number of one person's examples to sample from; None samples from all.
+      clients_per_person: largest number of clients that train on one person; None sets no limit.
+      node, nodes: of this client and of all clients in the attempt's roster, from which a person's clients are chosen;
+        None and empty in a simulation, which numbers clients by the task.
       canaries: of an audit, among the clients' records.
-      sketch: compresses each gradient before it is clipped; of one round, so that nobody is told it here.
+      sketch: compression of each gradient before clipping; specific to a round, so it is not set here.
     """
 
     sample_rate: float
@@ -198,12 +198,12 @@ class ClientSettings:
     Attributes:
       task: a name of `tasks.TASKS`, or "module:Class" with the module in allow_modules.
       task_options: arguments of the task.
-      training: how to train, unless the strategy tells otherwise.
+      training: parameters, unless the strategy overrides them.
       record: record-level privacy; None trains without it.
       step: of DP-SGD on all clients' records together, whose noise the sum has; None trains otherwise.
       seed: of a declared simulation; None draws from the operating system.
       allow_modules: modules that may be imported for the task.
-      encryption: of masked sums, in which case sums in the clear are refused; None answers those.
+      encryption: of masked sums, with which sums in the clear are refused; None answers sums in the clear.
       device: name of a deployed client on its own ledgers, 64 hexadecimal digits; None in a simulation. A device's data
         are real whatever the task declares, and its ledger of records has this name, so that new records make no new
         ledger.
@@ -211,8 +211,8 @@ class ClientSettings:
       loss_traces: the owner's folder of the losses of each record; empty if they are not kept.
       accelerator: device that models train on, as `tasks.hardware.device_of` reads it.
       dtype: precision that models run in, `float32` or `bfloat16`.
-      held_out: share of its records that a device keeps out of its training, as its order says; a simulation's task keeps
-        them out itself.
+      held_out: share of its records that a device keeps out of its training, as its order says; a simulation's task
+        keeps them out itself.
     """
 
     task: str
@@ -232,7 +232,7 @@ class ClientSettings:
 
     @property
     def per_person(self) -> int | None:
-        """How many examples of one person train at most; None where that is not bounded."""
+        """Largest number of one person's examples in training; None without a bound."""
         level = self.record or self.step
         return None if level is None else level.per_person
 
@@ -269,9 +269,9 @@ class ClientSettings:
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
-    """Return how to train in a round: the client's settings, changed by its schedule and by what the strategy sends.
+    """Return the training parameters of a round: the client's settings, changed by its schedule and by the strategy.
 
-    A simulated client follows an order where there is one; a device's settings have what its owner accepted of one.
+    A simulated client follows an order if there is one; a device's settings contain the order that its owner accepted.
     """
     from .flower_adapter import values_under  # Flower is heavy, and plans know these settings too
     from .training_order import read_order

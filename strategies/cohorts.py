@@ -1,7 +1,7 @@
-"""Cohorts: the rules that draw the clients of a round, and what each draw is worth.
+"""Cohorts: the rules that draw the clients of a round, and the amplification of each draw.
 
-A cohort both draws the clients and is the only place where the privacy amplification by that draw enters the
-accounting, so the two cannot drift apart. It says what else must be known of its draw; nobody asks for its type.
+A cohort draws the clients and is the only place where the privacy amplification by that draw enters the accounting, so
+the two cannot diverge. Its attributes describe all other properties of the draw; no code tests its type.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their 
 
 
 class Cohort(Protocol):
-    """A rule that draws the clients of a round, and what that draw is worth."""
+    """Rule that draws the clients of a round, with the event of the draw."""
 
     @property
     def name(self) -> str:
-        """The rule's word: poisson, fixed or all; or what it promises instead of a random sample."""
+        """The rule's name: poisson, fixed or all; or its bounds on participation instead of a random sample."""
         ...
 
     @property
     def coin(self) -> float | None:
-        """The probability with which a coin of its own invites each client; None where no such coins decide."""
+        """Probability with which an independent coin invites each client; None without such coins."""
         ...
 
     @property
@@ -49,9 +49,9 @@ class Cohort(Protocol):
 
     @property
     def turns(self) -> Turns | None:
-        """What is promised of how often, and how far apart, a client takes part; None where nothing is.
+        """Bounds on the number and separation of a client's participations; None without bounds.
 
-        With such a promise the whole run is one release.
+        With such bounds the whole run is one release.
         """
         ...
 
@@ -70,7 +70,7 @@ class Cohort(Protocol):
         ...
 
     def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return what one round reveals to somebody who cannot see who took part."""
+        """Return the event of one round against an adversary that cannot see the participants."""
         ...
 
 
@@ -129,8 +129,8 @@ class Poisson:
 class Fixed:
     """Exactly `size` clients, uniformly without replacement.
 
-    Nothing is claimed for the draw: the Poisson accountant does not apply to it (Lebeda et al. 2024,
-    arXiv:2405.20769), so a round costs what it costs a client who always takes part.
+    The draw does not amplify: the Poisson accountant does not apply to it (Lebeda et al. 2024, arXiv:2405.20769), so a
+    round is charged as for a client that always takes part.
 
     Attributes:
       size: clients of a round, at least 1.
@@ -211,7 +211,7 @@ class All:
 class MinSeparation:
     """At most `size` clients, none twice within `separation` rounds nor more than `max_participations` times in all.
 
-    Nothing random is claimed: who takes part may be public. Whoever was drawn has taken part, also if no reply came.
+    The draw does not amplify, and may be public. A drawn client counts as having taken part, even without a reply.
 
     Attributes:
       size: clients of a round, at least 1.
@@ -253,7 +253,7 @@ class MinSeparation:
         return Turns(self.separation, self.max_participations)
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return `size` of those who may, the ones with fewest participations first; fewer where fewer may."""
+        """Return `size` of the eligible clients, those with the fewest participations first; fewer if fewer are eligible."""
         counts = Counter(client for cohort in earlier for client in cohort)
         if isinstance(population, range) and len(counts) + self.size <= len(population) // SPARSE:
             seen = [population.index(client) for client in counts if client in population]
@@ -284,8 +284,8 @@ class MinSeparation:
 class CyclicPoisson:
     """Clients have their turn every `groups` rounds, and then take part independently with probability `rate` * `groups`.
 
-    Which group a client is in is a hash of its number alone, the same in every run and however many clients there are,
-    so that nobody who joins or leaves moves another's turn. The groups may be public; the coins are secret.
+    The group of a client is a hash of its number, the same in every run and for any number of clients, so that a client
+    that joins or leaves does not move another's turn. The groups may be public; the coins are secret.
 
     Attributes:
       rate: share of all clients that a round expects, in (0, 1].
@@ -349,14 +349,14 @@ class CyclicPoisson:
 
 @dataclass(frozen=True)
 class OverSelected:
-    """More clients are invited than a round needs, for some will not answer.
+    """Cohort that invites more clients than a round needs, to compensate for dropouts.
 
-    What the draw is worth is what it is worth to those who are invited; the mean divides by the planned cohort,
-    however many answer.
+    The amplification is that of the draw of the invited clients; the mean divides by the planned cohort, for any number
+    of answers.
 
     Attributes:
-      invited: who is drawn.
-      planned: as many as a round needs.
+      invited: cohort of the draw.
+      planned: cohort that a round needs.
     """
 
     invited: Cohort
@@ -372,7 +372,7 @@ class OverSelected:
             object.__setattr__(self, name, getattr(self.invited, name))
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return those who are invited: all, where so many clients have left that fewer are there."""
+        """Return the invited clients: all, if so many clients have left that there are fewer."""
         if self.invited.expected_size(len(population)) > len(population):
             return list(population)
         return self.invited.draw(population, stream, earlier)
@@ -382,17 +382,17 @@ class OverSelected:
         return self.planned.expected_size(population)
 
     def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return what a round reveals of whoever may be invited."""
+        """Return the event of a round for a client that may be invited."""
         return self.invited.event(mechanism)
 
 
 def cohort_of(name: str, asked: Mapping[str, Any], population: int, num_rounds: int) -> Cohort:
-    """Return the cohort of this name, as a configuration asks for it.
+    """Return the cohort of this name with a configuration's values.
 
     Args:
       name: poisson, fixed, min_separation, cyclic_poisson or all.
-      asked: the numbers of the configuration's group, in range; None for what is to be chosen here.
-      population: how many clients there are; at least the cohort's size.
+      asked: the numbers of the configuration's group, in range; None for a value to choose here.
+      population: number of clients; at least the cohort's size.
       num_rounds: of the run.
     """
     match name:
@@ -411,22 +411,22 @@ def cohort_of(name: str, asked: Mapping[str, Any], population: int, num_rounds: 
 
 
 def seen(cohort: Cohort, how: str) -> Cohort:
-    """Return the cohort as its draw counts where somebody sees who, or how many, take part.
+    """Return the cohort with a public draw, for adversaries that see the participants or their number.
 
     Args:
       cohort: any.
-      how: what the reports then say in the place of its name.
+      how: name for the reports.
     """
     return replace(cast(Any, cohort), name=how, secret=False) if cohort.secret else cohort
 
 
 def over_selected(planned: Cohort, times: float, population: int) -> Cohort:
-    """Return the cohort of which more are invited than a round needs; a rule that cannot ask more is as it was.
+    """Return the cohort that invites more clients than a round needs; a rule without over-selection is unchanged.
 
     Args:
-      planned: as many as a round needs.
+      planned: cohort that a round needs.
       times: invited over planned, at least 1.
-      population: how many clients there are: no more are invited.
+      population: number of clients, the upper limit.
     """
     match planned:
         case Poisson() if times != 1:
@@ -447,12 +447,12 @@ def invited_size(cohort: Cohort, population: int) -> float:
 
 
 def tossed_rate(cohort: Cohort) -> float:
-    """Return the probability in (0, 1] with which a secret coin invites each client; 1 where nothing is claimed of one."""
+    """Return the probability in (0, 1] with which a secret coin invites each client; 1 without amplification."""
     return cohort.coin if cohort.secret and cohort.coin is not None else 1.0
 
 
 def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
-    """Return how canaries of an audit are drawn beside clients: by the same rule, at the same rate."""
+    """Return the cohort of an audit's canaries: the same rule at the same rate."""
     asked = _invited(cohort)
     if isinstance(asked, Fixed | MinSeparation):
         return replace(asked, size=min(canaries, max(1, asked.size * canaries // clients)))
@@ -476,10 +476,10 @@ def in_arm(cohort: Cohort, arms: int) -> Cohort:
 
 
 def likely_participations(cohort: Cohort, population: int, num_rounds: int) -> int:
-    """Return how often one client takes part in `num_rounds` rounds, unless it is unusually lucky.
+    """Return an upper quantile of one client's participations in `num_rounds` rounds.
 
-    Whoever is drawn more often than that finds its own budget spent and sits out, which its ledger decides, not this
-    number.
+    A client that is drawn more often finds its own budget spent and does not take part; its ledger enforces this, not
+    this number.
 
     Args:
       cohort: any.
@@ -487,7 +487,7 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int) -> i
       num_rounds: of the run.
 
     Returns:
-      1 to `num_rounds`, and no more than the cohort promises.
+      1 to `num_rounds`, and at most the cohort's own limit.
     """
     turns, rate = cohort.turns, min(1.0, invited_size(cohort, population) / population)
     if turns is not None and turns.max_participations is not None:

@@ -1,7 +1,7 @@
 """Identity of a node in secure aggregation: its number, signing key, owner's policy and the federation's roster.
 
-In a simulation every process makes all of it from one key: such identities protect nobody from whoever runs the
-machine, who sees the clients' data in any case.
+In a simulation every process derives all identities from one key: they give no protection against the operator of the
+machine, who has the clients' data in any case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Identity:
     Attributes:
       node: its number, at least `FIRST_NODE`.
       key: Ed25519 key that signs its messages, secret.
-      node_key: 32 bytes that seal what it remembers, secret.
+      node_key: 32 bytes that seal its memory, secret.
       policy: conditions of its owner for every attempt.
       roster: the newest that it has.
     """
@@ -51,7 +51,7 @@ def simulated_identity(settings: Encryption, client: int) -> Identity:
     """Return the identity of a simulated client.
 
     Args:
-      settings: what the client's owner asks for, and the key of all identities.
+      settings: the client's policy, and the key of all identities.
       client: number of the client, from 0.
     """
     node, secret = FIRST_NODE + client, bytes.fromhex(settings.identities)

@@ -1,9 +1,9 @@
-"""Difference of two models, lossless: what makes the newer one of the older one, in as few bytes as it takes.
+"""Lossless difference of two models, compressed.
 
-An array is told by the whole numbers of steps that it moved, where both models lie on a grid of a power of two (module
-`shared_model`), or by the coordinates that changed and their new values, whichever is shorter. Both are packed by zlib, whose
-Huffman codes come near to the entropy. The reader goes by the shapes of the model that it holds. Nothing that a sender
-says makes it allocate more than a few times what that model takes.
+An array is encoded by the integer numbers of steps that it moved, if both models lie on a grid of a power of two
+(module `shared_model`), or by the changed coordinates and their new values, whichever is shorter. Both are packed by
+zlib, whose Huffman codes come close to the entropy. The reader uses the shapes of its held model. No message can make
+it allocate more than a few times the size of that model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLOCK = 1 << 16  # coordinates at a time, so that nothing is held in float64
 
 
 class NoDifference(ValueError):
-    """Bytes that are no difference from the model that is held, or from no model that makes what was announced."""
+    """Bytes that are not a difference from the held model, or do not give the announced model."""
 
 
 def hash_of(arrays: Arrays) -> str:
@@ -51,11 +51,11 @@ def bytes_of(arrays: Arrays) -> int:
 
 
 def difference(old: Arrays, new: Arrays) -> bytes | None:
-    """Return what `apply` makes `new` of, given `old`; None where the whole is shorter, or they are of two models.
+    """Return the difference with which `apply` turns `old` into `new`; None if the whole model is shorter, or shapes differ.
 
     Args:
-      old: model that somebody holds.
-      new: that it shall have.
+      old: held model.
+      new: target model.
     """
     layouts = [{name: (value.dtype, value.shape) for name, value in each.items()} for each in (old, new)]
     if layouts[0] != layouts[1] or list(old) != list(new):
@@ -89,7 +89,7 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def _moved(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
-    """Return an array's difference in whole steps; None where there is no step, or it does not give the very bits."""
+    """Return an array's difference in whole steps; None without a step, or if the result is not bit-identical."""
     before, after = np.ravel(old), np.ravel(new)
     step = _step_between(before, after)
     if step is None:
@@ -147,14 +147,14 @@ def _packed(values: Bytes) -> bytes:
 
 
 def apply(old: Arrays, told: bytes) -> dict[str, NDArray[np.generic]]:
-    """Return the model that a difference makes of the one that is held.
+    """Return the model from the held one and a difference.
 
     Args:
-      old: the model that is held.
-      told: as `difference` returns it, or whatever came instead.
+      old: the held model.
+      told: as `difference` returns it; untrusted.
 
     Raises:
-      NoDifference: it is none from a model of these shapes; nothing else is raised, whatever it is.
+      NoDifference: it is not a difference from a model of these shapes; no other exception is raised, for any bytes.
     """
     try:
         reader, new = _Reader(told), dict[str, NDArray[np.generic]]()

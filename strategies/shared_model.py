@@ -1,14 +1,14 @@
-"""Shared model: what clients start from where the server sends differences, and how it is rounded.
+"""Shared model: the clients' initial model if the server sends differences, and its rounding.
 
-A client that holds the model of an earlier round needs the difference alone. Between two models of real numbers it is as
-long as a model. So what is sent is the global model rounded to a grid: each array to whole multiples of a power of two, its
-step. The difference of any two such models is whole numbers, small ones, and adding it gives the newer model bit for bit,
-however many rounds lie between them.
+A client that holds the model of an earlier round needs only the difference. Between two models of real numbers it is as
+long as a model. So the server sends the global model rounded to a grid: each array to integer multiples of a power of
+two, its step. The difference of any two such models consists of small integers, and adding it gives the newer model bit
+for bit, after any number of rounds.
 
-The step follows from how far an array moved in the last round: at `bits` b its root mean square is 2^(b-3) steps, so that four
-of these on either side are 2^b numbers. Rounding changes a coordinate by half a step at most. The server keeps the model
-itself, adds each round's mean to that, and rounds it anew: what one rounding leaves out is part of the next difference, and
-nothing adds up.
+The step follows from the movement of an array in the last round: at `bits` b its root mean square is 2^(b-3) steps, so
+that four of these on either side are 2^b numbers. Rounding changes a coordinate by at most half a step. The server
+keeps the unrounded model, adds each round's mean to it, and rounds it again: the rounding error is part of the next
+difference, and does not accumulate.
 
 Model and step are computed from released models. All of it is post-processing, and costs no epsilon.
 """
@@ -33,7 +33,7 @@ def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[s
 
     Args:
       before: the global model that the round began with.
-      after: what it became.
+      after: the global model after the round.
       bits: of a coordinate's difference between two rounds, 2 or more.
       last: the steps of the model before; they change where one is twice too long or too short.
     """
@@ -53,7 +53,7 @@ def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[s
 
 
 def shared(arrays: Arrays, steps: Steps) -> dict[str, NDArray[np.generic]]:
-    """Return what clients start from: the arrays that have a step rounded to it, the others as they are.
+    """Return the clients' initial model: arrays with a step rounded to it, the others unchanged.
 
     Args:
       arrays: of the global model, by name.

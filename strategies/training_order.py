@@ -1,8 +1,8 @@
-"""Training order of a server to every client of a round: how to train, and under which promise. All of it is public.
+"""Training order of a server to every client of a round: training parameters and privacy promise. All of it is public.
 
-The order travels as JSON in the strategy's own configuration record, so that secure aggregation binds it to the round
-as it binds the model. A client holds it against its owner's policy and merges it with what is the owner's alone: the
-task, the data, the budget. Record-level noise is not in it: each client plans its own from the number of its records.
+The order is sent as JSON in the strategy's own configuration record, so that secure aggregation binds it to the round
+like the model. A client checks it against its owner's policy and merges it with the owner's settings: the task, the
+data, the budget. Record-level noise is not in it: each client plans its own from the number of its records.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class RecordOrder:
       target_epsilon, target_delta: budget of a client's records, as in `Budget`.
       max_grad_norm: clipping norm of each example's gradient, from 1e-9 to 1e9.
       adjacency: of records.
-      participations: number of rounds for which a client plans its noise, at least 1; as often as it is likely drawn.
+      participations: number of rounds for which a client plans its noise, at least 1; an upper quantile of its draws.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
-      runs: such as this one, that the budget is for.
-      per_person: examples of one person that train at most, the promise then being per person; None: per example.
+      runs: number of runs that share the budget.
+      per_person: largest number of one person's examples in training, for a promise per person; None: per example.
       clients_per_person: clients whose examples of one person are in one sum at most, of those in the attempt's roster;
         None lets all, and promises each client's alone. Only with a rate of sampling, where the noise is all clients'.
       sample_rate: probability, in (0, 1], with which each record is drawn for one step on all clients' records, whose
@@ -148,16 +148,16 @@ class TrainingOrder:
 
     Attributes:
       run: name of the run on ledgers, the same as the instruction's.
-      privacy: who is protected, and how.
-      training: how to train; in JSON its keys stand beside the others, without those that a strategy tells.
+      privacy: mode of protection.
+      training: parameters; in JSON its keys are among the others, without those that a strategy sets.
       client: given if and only if `privacy` protects clients.
       record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
       agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
       held_out: share of its records that a client keeps out of its training, and evaluates models on; None for none, as
         where each client trains records by itself.
-      arm: whose clients alone the round is of; in JSON only where it is given.
-      moments: mean and deviation of the columns of tables by which inputs are scaled, as clients have told in an answer; in
-        JSON only where there are any.
+      arm: of a round for one arm; in JSON only if given.
+      moments: mean and deviation of the columns of tables by which inputs are scaled, as clients have told in an
+        answer; in JSON only where there are any.
 
     Raises:
       Refusal: a value is out of range, or does not go with `privacy`.
