@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..configs.bundle_files import Credentials
-from ..privacy.secagg.roster import Roster, read_roster
+from ..privacy.secagg.roster import read_roster
 from ..strategies.flower_adapter import records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.run_over import OVER
@@ -108,6 +108,4 @@ class LoggedGrid(PassingGrid):
         return head
 
 
-@lru_cache(maxsize=2)  # each node of a round is sent the same
-def _read(signed: bytes, authority: bytes) -> Roster:
-    return read_roster(signed, authority)
+_read = lru_cache(maxsize=2)(read_roster)  # each node of a round is sent the same

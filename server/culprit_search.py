@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from .evaluations import FIRST_ROW
+
 FIRST = 2  # untrue sums from which on cohorts are split
 SUSPECTED = "is suspected of spoiling sums"
 CALM = 3  # rounds in parts without an untrue sum after which cohorts are whole again, the first time
@@ -139,7 +141,7 @@ class Search:
         if not now.sought.possible:  # too many take turns
             explained = (each for each in self.spoilt if not suspected.keys().isdisjoint(each[1]))
             now = replace(now, spoilt=(*explained, *new), cleared=true)
-        told = ", ".join(str(row) for row, _ in now.spoilt)
+        told = ", ".join(str(row % FIRST_ROW) for row, _ in now.spoilt)
         why = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {told}"
         suspected |= dict.fromkeys(now.sought.certain, why)
         explaining = [nodes & suspected.keys() for _, nodes in now.spoilt]

@@ -16,7 +16,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
 from .accounts import SumAccount
-from .culprit_search import Search, WeighedSum
+from .culprit_search import WeighedSum
 from .masking import Masking, masked_spec
 from .open_sum import OpenSums
 from .participants import Participants
@@ -38,7 +38,6 @@ class MaskedSums:
         self._participants, self._account, self._randomness = participants, account, randomness
         self._sums = SecureSums(participants.grid, masking)
         self._faults: Counter[str] = Counter()
-        self._search = Search()
 
     def renew(self, masking: Masking | None) -> None:
         """Go on with another roster.
@@ -48,7 +47,8 @@ class MaskedSums:
         """
         if masking is not None:
             self._sums.masking = masking
-            self._search = self._search.of(frozenset(each.node for each in masking.roster.members))
+            members = frozenset(each.node for each in masking.roster.members)
+            self._participants.search = self._participants.search.of(members)
 
     def sum(
         self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
@@ -76,8 +76,9 @@ class MaskedSums:
                 # Fewer may do so in order to end the search.
                 colluders = self._sums.masking.attendance(len(part)).colluders
                 if len(parts) > 1 and opened.dropped.get(DECLINED, 0) > colluders:
-                    declined = max(self._search.declined, len(part))
-                    self._search = replace(self._search, declined=declined)
+                    search = self._participants.search
+                    declined = max(search.declined, len(part))
+                    self._participants.search = replace(search, declined=declined)
                 continue
             mean, found = self._weigh(opened, wanted)
             weighed.append(found)
@@ -101,15 +102,15 @@ class MaskedSums:
             return True
 
         draw = self._randomness.stream("parts", wanted.row).generator()
-        return self._search.parts(drawn, possible, draw)
+        return self._participants.search.parts(drawn, possible, draw)
 
     def _searched(
         self, done: Round, row: int, weighed: Sequence[WeighedSum], in_parts: bool, why_whole: str
     ) -> Round:
         """Return the round with the suspects that its sums imply, and log them."""
-        before = self._search.suspected
-        self._search = self._search.after(row, [each for each in weighed if not each.lost], in_parts)
-        now = self._search.suspected
+        search, told = self._participants.search, [each for each in weighed if not each.lost]
+        self._participants.search = after = search.after(row, told, in_parts)
+        before, now = search.suspected, after.suspected
         suspected = {self._name(node): why for node, why in now.items() if node not in before}
         for name, why in suspected.items():
             logger.warning("%s %s", name, why)

@@ -23,6 +23,7 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
 from ..strategies.wire import SummingGrid, sum_of
+from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
 
 NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
@@ -47,6 +48,7 @@ class Participants:
       declared: whether the user declared the number of clients, without a roster, so that more of them are refused.
       names: of the clients by node, for dealing into arms; None: a client's name is its place among them.
       arm: of a sum over one arm; None for all clients.
+      search: for members that corrupt encrypted sums, of rounds and evaluations alike.
     """
 
     grid: Grid
@@ -59,6 +61,7 @@ class Participants:
     declared: bool = False
     names: Mapping[int, str] | None = None
     arm: Arm | None = None
+    search: Search = field(default_factory=Search)
     _real: Sequence[int] = field(default=(), init=False)
     _dummies: list[int] = field(default_factory=list[int], init=False)
     _members: dict[Arm, list[int]] = field(default_factory=dict[Arm, list[int]], init=False)

@@ -2245,6 +2245,13 @@ MUTATIONS = {
         "test_server_culprit_search.py",
         "spoils_whole_cohorts",
     ),
+    "an evaluation's search is forgotten": Mutation(
+        "server/run/evaluation.py",
+        "    participants.search = everybody.search\n",
+        "",
+        "test_server_evaluation.py",
+        "spoils_evaluations",
+    ),
     "a part whose sum nobody weighs": Mutation(
         "server/masked_sums.py",
         "            if found.why:\n",

@@ -234,7 +234,7 @@ def test_one_member_that_declines_does_not_end_the_search(monkeypatch: pytest.Mo
         8, Clients(declining, asked=replace(ASKED, dropout=0.0)), dropout=0.0
     )  # none can be spared
     told = rounds_of(sums, 8, FIRST + 2)
-    assert sums._search.declined == 0
+    assert sums._participants.search.declined == 0
     assert all(mean is not None for _, mean in told[FIRST:])
 
 
@@ -269,7 +269,9 @@ def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_the_mean_of_parts_is_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = sums_of(8)
-    sums._search = Search(untrue=FIRST, spoilt=((1, frozenset(range(FIRST_NODE, FIRST_NODE + 8))),))
+    sums._participants.search = Search(
+        untrue=FIRST, spoilt=((1, frozenset(range(FIRST_NODE, FIRST_NODE + 8))),)
+    )
     ((done, mean),) = rounds_of(sums, 8, 1)
     ((_, whole),) = rounds_of(sums_of(8), 8, 1)
     assert mean is not None and whole is not None and len(done.weighed) == 2 and done.replies == 8

@@ -16,6 +16,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil import Examples
+from fedveil.client import secure_update
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
@@ -36,7 +37,8 @@ from fedveil.server.run.evaluation_plan import evaluated_rounds, evaluation_of, 
 from fedveil.server.run.federation import Federation
 from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
-from fedveil.strategies.question_wire import evaluation_content
+from fedveil.strategies.identity import FIRST_NODE
+from fedveil.strategies.question_wire import evaluation_content, question_of
 from fedveil.strategies.wire import memory_arrays
 from fedveil.tasks.data import data_of, data_of_all
 from fedveil.tasks.held_back import held_back, held_back_of
@@ -121,6 +123,33 @@ def test_clients_evaluate_the_model_that_is_released(tmp_path: Path, mode: list[
         [each["value"] for each in histogram], bins, atol=2.5 if "cohort=all" in mode else 0.5
     )
     assert len(questions(result["ledger"])) == 1
+    assert verify(Path(result["ledger"])).ok
+
+
+def test_one_that_spoils_evaluations_alone_is_found_and_the_others_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, honest = secure_update.TrainingJob._vector, secure_update.encode_share
+    spoils = [False]
+
+    def vector(job: Any, terms: Any, node: Any) -> Any:
+        spoils[0] = job.identity.node == FIRST_NODE + 3 and question_of(job.message.content) is not None
+        return true(job, terms, node)
+
+    def encode(*given: Any, **options: Any) -> Any:
+        words, clipped = honest(*given, **options)
+        wild = np.random.default_rng(5).integers(0, 2**31, words.size).astype(words.dtype)
+        return wild if spoils[0] else words, clipped
+
+    monkeypatch.setattr(secure_update.TrainingJob, "_vector", vector)
+    monkeypatch.setattr(secure_update, "encode_share", encode)
+    given = ("privacy=client_distributed", "cohort=all", "evaluate.clients=every:1", "num_rounds=6")
+    result = ran(tmp_path, *given, *FREE, task=Coins(8))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert list(result["suspected"]) == ["simulated client 3"] and not result["rounds_untrue"]
+    said = [row["evaluation"]["clients"] for row in rows]
+    assert said[:2] == [None, None] and 0 < said[-1] < 8
+    assert any("suspected" in row["evaluation"] for row in rows)
     assert verify(Path(result["ledger"])).ok
 
 

@@ -46,8 +46,7 @@ def evaluate_at_clients(
     if state.round not in evaluated_rounds(federation.settings):
         return None
     asked = evaluation_of(federation, name_of(run.name))
-    everybody = _all(participants, reach, None)
-    return _evaluated(run, everybody, asked, state.model, row_after(state.round), reach.timeout)
+    return _evaluated(run, participants, reach, asked, state.model, row_after(state.round))
 
 
 def score_at_clients(
@@ -66,29 +65,25 @@ def score_at_clients(
     asked = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
     for place, model in enumerate(models, 1):
-        everybody = _all(participants, reach, run.tuning.deal.arm(place))
-        record = _evaluated(run, everybody, asked, model, row_after(number, place), reach.timeout)
+        arm, row = run.tuning.deal.arm(place), row_after(number, place)
+        record = _evaluated(run, participants, reach, asked, model, row, arm)
         records.append({"arm": place, **(record or {"reason": "no ledger is open", "answers": []})})
     return records
 
 
-def _all(participants: Participants, reach: Reach, arm: Arm | None) -> Participants:
-    """Return who is asked: all clients, or all of an arm; no canaries."""
-    return replace(
-        participants,
-        cohort=All(),
-        answers=reach.answers,
-        canaries=0 if participants.add_canaries else participants.canaries,
-        add_canaries=None,
-        arm=arm,
-    )
-
-
 def _evaluated(
-    run: Run, everybody: Participants, asked: Evaluation, model: Arrays, row: int, timeout: float | None
+    run: Run,
+    participants: Participants,
+    reach: Reach,
+    asked: Evaluation,
+    model: Arrays,
+    row: int,
+    arm: Arm | None = None,
 ) -> dict[str, Any] | None:
     """Reserve an evaluation, ask, and return the record; None of a run that evaluates nothing."""
-    federation, arm = run.federation, everybody.arm
+    federation, canaries = run.federation, 0 if participants.add_canaries else participants.canaries
+    everybody = replace(participants, cohort=All(), answers=reach.answers, canaries=canaries, arm=arm)
+    everybody.add_canaries = None
     plan = one_evaluation(federation)
     if plan is None or run.ledger is None:
         return None
@@ -106,10 +101,13 @@ def _evaluated(
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     brought = memory_arrays(model) if asked.records is None else save(model)
     content = evaluation_content(asked, brought, question_order(federation, asked, plan, arm))
-    done, mean = put(everybody, charge, content, federation.masking, timeout)
+    done, mean = put(everybody, charge, content, federation.masking, reach.timeout)
+    participants.search = everybody.search
     if mean is not None:
         charge.settle()
-    return {**record, **_told(federation, charge, done, mean, everybody.expected)}
+    named = {"blamed": done.blamed, "suspected": done.suspected}
+    told = _told(federation, charge, done, mean, everybody.expected)
+    return {**record, **told, **{kind: said for kind, said in named.items() if said}}
 
 
 def _told(

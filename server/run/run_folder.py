@@ -662,8 +662,8 @@ def named_in(
       column: what no client does which follows the protocol, or why somebody is suspected of spoiling sums.
     """
     found: dict[str, list[str]] = {}
-    for row in history:
-        for name, said in row.get(column, {}).items():
+    for told in (told for row in history for told in (row, row.get("evaluation") or {})):
+        for name, said in told.get(column, {}).items():
             found.setdefault(name, []).append(said)
     return found
 
