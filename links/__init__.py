@@ -1,1 +1,1 @@
-"""Links between a server and its devices, both ends of each; they carry messages and know nothing of privacy."""
+"""Links between a server and its devices, both ends of each; they transport messages and are independent of privacy."""

@@ -1,7 +1,7 @@
-"""Attestation of a server as its messages carry it: a device's nonce on the way in, a quote over it on the way out.
+"""Attestation of a server in its messages: a device sends a nonce, and the server answers with a quote over it.
 
-A quote is whatever bytes the server's own command makes of what it is to vouch for, a hash of the nonce and of the server's
-TLS key. fedveil does not read it: a command of the device's owner does.
+A quote consists of the bytes that the server's own command prints for a hash of the nonce and of the server's TLS key.
+fedveil does not interpret it: a command of the device's owner does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Quote:
     """Quote of a server.
 
     Attributes:
-      quote: what its command has made.
+      quote: output of its command.
       certificate: of its TLS key, in PEM.
     """
 
@@ -48,7 +48,7 @@ class Quote:
 
 
 def vouched_for(nonce: bytes, certificate: bytes) -> str:
-    """Return what a quote must vouch for, SHA-256 in hexadecimal, of a nonce and of the key in a certificate in PEM.
+    """Return the hash that a quote must attest: SHA-256 in hexadecimal of a nonce and of the key in a PEM certificate.
 
     Raises:
       ValueError: it is no certificate.
@@ -69,10 +69,10 @@ def nonce_of(content: RecordDict) -> bytes | None:
 
 
 def quote_of(content: RecordDict) -> Quote | None:
-    """Return the quote in an instruction, None where there is none.
+    """Return the quote in an instruction, None if there is none.
 
     Raises:
-      Refusal: what stands there is none.
+      Refusal: it is malformed.
     """
     record = records_of(content, ConfigRecord).get(QUOTE_RECORD)
     if record is None:
@@ -86,10 +86,10 @@ def quote_of(content: RecordDict) -> Quote | None:
 
 
 def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
-    """Return what the server's command prints for a nonce; empty, and a line of the log, where it fails.
+    """Return the output of the server's command for a nonce; on failure, empty and a line in the log.
 
     Args:
-      command: of the server; what it shall vouch for is its last argument.
+      command: of the server; the hash to attest is its last argument.
       nonce: of a device.
       certificate: of the server, in PEM.
     """
@@ -105,7 +105,7 @@ def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> byte
 
 
 class AttestedGrid(PassingGrid):
-    """Grid that answers devices' nonces with quotes, beside the next instruction to them."""
+    """Grid that answers devices' nonces with quotes in the next instruction to them."""
 
     def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
         super().__init__(grid)
@@ -115,7 +115,7 @@ class AttestedGrid(PassingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Send the messages, with quotes for those who have asked, and yield the replies.
+        """Send the messages, with quotes for devices that asked for one, and yield the replies.
 
         Arguments as of Flower's `Grid`; at most one message goes to each node.
         """

@@ -1,4 +1,4 @@
-"""Core dumps of processes that hold keys, seeds or data: there are none."""
+"""Core dumps, disabled for processes that hold keys, seeds or data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 
 
 def without_core_dumps() -> None:
-    """Keep a crash from writing what this process holds to disk, and other processes of its user from reading it.
+    """Prevent core dumps of this process, and reads of its memory by other processes of its user.
 
-    A limit of 0 does not keep the system from piping a dump to a program, as systemd-coredump is (core(5)).
+    A limit of 0 does not stop the system from piping a dump to a program such as systemd-coredump (core(5)).
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":

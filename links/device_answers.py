@@ -1,7 +1,8 @@
-"""Answers of a device to a server's instructions, each handled at most once, whichever link carries them.
+"""Answers of a device to a server's instructions, each handled at most once, on any link.
 
-What is begun is noted on disk before it is begun. After a loss of power the device therefore answers an instruction
-that it had begun with an error: what it cost is spent, and it is neither done nor charged a second time.
+Work on an instruction is recorded on disk before it begins. After a power cut the device therefore answers an
+instruction
+that it had begun with an error: its cost stays spent, and it is neither executed nor charged a second time.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def usual_wait() -> float:
 
 
 class Journal:
-    """Journal of the instructions that were begun: a text file with one id a line.
+    """Journal of begun instructions: a text file with one id per line.
 
-    Each entry starts with the line's end, so that one cut short does not spoil the next.
+    Each entry starts with a line break, so that a truncated one does not corrupt the next.
 
     Raises:
       OSError: the file cannot be read or written.
@@ -63,7 +64,7 @@ class Journal:
             self._ids.popitem(last=False)
 
     def take_back(self, name: str) -> None:
-        """Cross out the instruction that was noted last, of which nothing was begun.
+        """Remove the last entry, whose instruction was not begun.
 
         If a loss of power undoes this, the instruction counts as begun.
         """
@@ -76,9 +77,9 @@ class Journal:
 
 
 def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
-    """Return the reply to an instruction, without doing it a second time.
+    """Return the reply to an instruction, without executing it a second time.
 
-    An instruction for which the device is not eligible, or whose model it cannot make, counts as not begun.
+    An instruction for which the device is not eligible, or whose model it cannot restore, counts as not begun.
     """
     if name in begun:
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
@@ -101,7 +102,7 @@ def back_off(failures: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
 
 
 def away(seconds: float, why: str) -> str:
-    """Return what a device says that has lost its connection.
+    """Return the log line of a device that has lost its connection.
 
     Args:
       seconds: until it tries again.

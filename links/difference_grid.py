@@ -1,9 +1,10 @@
-"""Grid that sends a node the difference from the model that it holds, or the whole model, whichever link carries it.
+"""Grid that sends a node the difference from its held model, or the whole model, on any link.
 
-What a node holds it has said itself, in the reply to the instruction that brought it. Nobody relies on that: a
-device whose model becomes another one than the instruction names says so, and is sent the whole once the others have answered.
-What the server remembers is lost when it restarts. Each node then gets the whole once, as does one that was asked and
-has not answered in time: it may hold the model of that round or the one before.
+A node reports its held model in the reply to the instruction that brought it. This report is not trusted: a device
+whose result does not match the instruction's hash reports this, and gets the whole model once the others have answered.
+The server's memory is lost when it restarts. Each node then gets the whole model once, as does a node that has not
+answered in
+time: it may hold the model of that round or of the one before.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class HeldModels:
         self._last: tuple[ArrayRecord, ToldModel] | None = None
 
     def take(self, node: int, model: str) -> None:
-        """Note which model a node holds; one that is not known any more counts as none."""
+        """Record a node's held model; one that is no longer known counts as none."""
         self._asked.pop(node, None)
         if model in self._models:
             self._held[node] = model
@@ -49,16 +50,16 @@ class HeldModels:
             self._held.pop(node, None)
 
     def take_back(self, node: int) -> None:
-        """Note that a node that was told a model has begun nothing, and holds what it held."""
+        """Record that a node did not begin an instruction, and still holds its earlier model."""
         if node in self._asked:
             self.take(node, self._asked[node])
 
     def told(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
-        """Return messages as they are sent, each as short as what its node holds allows; content that is shared stays so.
+        """Return the messages to send, each as short as its node's held model allows; shared content stays shared.
 
         Args:
           messages: at most one to each node.
-          again: whether the nodes did not hold what they were thought to.
+          again: whether the nodes did not hold the expected model.
         """
         written = dict[tuple[int, str], RecordDict]()
         return [self._message(each, again, written) for each in messages]
@@ -106,7 +107,7 @@ class HeldModels:
 
 
 class DifferenceGrid(PassingGrid):
-    """Grid that tells models as differences."""
+    """Grid that sends models as differences."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
@@ -134,7 +135,7 @@ class DifferenceGrid(PassingGrid):
                 yield self._heard(reply)
 
     def _heard(self, reply: Message) -> Message:
-        """Return a reply without what it says of the model that its node holds."""
+        """Return a reply without the report of its node's held model."""
         if reply.has_error():
             self._models.take_back(reply.metadata.src_node_id)
             return reply

@@ -1,4 +1,4 @@
-"""Log as a file, for whoever compares: a server's or a client's, and proofs that stand for it where only a head is known."""
+"""Log as a file, for comparison: a server's or a client's, and proofs for a verifier that has only a head."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FORMAT = "fedveil log 1"
 
 @dataclass(frozen=True)
 class LogExport:
-    """Log as somebody has it.
+    """Copy of the log at one party.
 
     Attributes:
-      head: the newest that they have.
+      head: the party's newest one.
       leaves: hashes of its entries, in hexadecimal.
       entries: as text, in the same order; empty where only hashes are known, as on a device.
       format: `FORMAT`.
@@ -35,7 +35,7 @@ class LogExport:
 
 @dataclass(frozen=True)
 class InclusionProof:
-    """Proof that an entry stands in the log, for who knows its head (RFC 9162, section 2.1.3).
+    """Proof that the log contains an entry, for a verifier with its head (RFC 9162, section 2.1.3).
 
     Attributes:
       head: of the log.
@@ -54,7 +54,7 @@ class InclusionProof:
 
 @dataclass(frozen=True)
 class ConsistencyProof:
-    """Proof that the log begins with a shorter one, for who knows both heads (RFC 9162, section 2.1.4).
+    """Proof that the log extends a shorter one, for a verifier with both heads (RFC 9162, section 2.1.4).
 
     Attributes:
       head: of the log.
@@ -80,10 +80,10 @@ def to_text(told: Told) -> str:
 
 
 def read_told(path: Path, ca: bytes, federation: str) -> Told:
-    """Return what a file tells of the log of a federation's server, checked by itself.
+    """Return the log or proof in a file, after verifying its internal consistency.
 
     Raises:
-      Refusal: it tells nothing, its head is not the server's, or it does not hold what its head says.
+      Refusal: it is neither, its head is not the server's, or its content does not match its head.
     """
     try:
         found = read_json(read_file(path))

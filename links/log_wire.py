@@ -1,4 +1,4 @@
-"""Log as instructions carry it: a signed head, the leaves that the node may lack, and where that stands which it is told."""
+"""Log in instructions: a signed head, the leaves that the node may lack, and the places of the instruction's entries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NOWHERE = -1  # place of what an instruction does not bring
 
 @dataclass(frozen=True)
 class ToldLog:
-    """What an instruction says of the log.
+    """Statement of an instruction about the log.
 
     Attributes:
       head: a `TreeHead` as text.
       start: place of the first leaf that it brings.
       leaves: hashes from there up to the head's size.
-      model, roster: places of what the instruction brings; `NOWHERE` where it brings none.
+      model, roster: places of the instruction's entries; `NOWHERE` without one.
     """
 
     head: str
@@ -39,10 +39,10 @@ def log_record(told: ToldLog) -> ConfigRecord:
 
 
 def log_of(content: RecordDict) -> ToldLog | None:
-    """Return what an instruction says of the log, None where it says nothing.
+    """Return an instruction's statement about the log, None without one.
 
     Raises:
-      Refusal: what stands there is nothing of a log.
+      Refusal: it is malformed.
     """
     record = records_of(content, ConfigRecord).get(LOG_RECORD)
     if record is None:

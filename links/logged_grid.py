@@ -1,4 +1,4 @@
-"""Grid that logs what it tells: beside each instruction stands the signed head of the log, whichever link carries it."""
+"""Grid that logs what it sends: each instruction carries the signed head of the log, on any link."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .tree_head import TreeHead, sign_head
 
 
 class LoggedGrid(PassingGrid):
-    """Grid whose instructions are logged before they leave."""
+    """Grid whose instructions are logged before they are sent."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class LoggedGrid(PassingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Log what the messages tell, send them with the log's head, and yield the replies.
+        """Log the content of the messages, send them with the log's head, and yield the replies.
 
         Arguments as of Flower's `Grid`; at most one message goes to each node.
 
@@ -90,7 +90,7 @@ class LoggedGrid(PassingGrid):
     def _with_log(
         self, message: Message, place: tuple[int, int], written: dict[tuple[int, int], RecordDict]
     ) -> Message:
-        """Return the message with the log beside it; what several messages share stays shared."""
+        """Return the message with the log's record; content shared by several messages stays shared."""
         node, head = message.metadata.dst_node_id, self._signed()
         start = min(self._held.get(node, 0), head.size)
         key = (id(message.content), start)

@@ -1,7 +1,7 @@
-"""Number of files that a process may have open: as many as the system grants, of which connections never take the last.
+"""Limit on the open files of a process: as many as the system grants, with a reserve that connections never use.
 
-A stranger's connection is an open file until it has said who it is. A process that has none left can neither write its
-ledger nor read its roster.
+An unauthenticated connection is an open file until it identifies itself. A process without free files can neither write
+its ledger nor read its roster.
 """
 
 from __future__ import annotations

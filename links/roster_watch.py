@@ -27,7 +27,7 @@ Admitted = Callable[[], Mapping[str, int]]
 
 @dataclass
 class Followed(Generic[T]):
-    """Value that files hold; calling it reads them again once they have changed.
+    """Value read from files; calling it reads them again after a change.
 
     An error is logged once and never raised.
 
@@ -115,9 +115,9 @@ def fingerprint(certificate: bytes) -> str:
 
 
 def admitted_in(path: Path, nodes: Nodes) -> Admitted:
-    """Return a function that returns who is admitted now.
+    """Return a function that returns the currently admitted nodes.
 
-    A list that is missing or damaged admits nobody until it is mended.
+    A missing or damaged list admits no node until it is repaired.
 
     Args:
       path: the admission list, a JSON mapping of fingerprints to nodes.

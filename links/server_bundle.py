@@ -34,7 +34,7 @@ class ServerBundle:
     """Server bundle, read and checked.
 
     Attributes:
-      folder: where it lies.
+      folder: of its files.
       federation: name of the federation.
       listen: address and port, for instance "0.0.0.0:8443".
       link: one of `LINKS`.
@@ -92,7 +92,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
 
 
 def read_admitted(path: Path) -> dict[str, int]:
-    """Return who may connect: SHA-256 of a public key, in hexadecimal, to the node that holds it.
+    """Return the admission list: SHA-256 of a public key, in hexadecimal, to its node.
 
     Raises:
       Refusal: the list cannot be read, or holds something else.

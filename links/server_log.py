@@ -1,7 +1,7 @@
-"""Log of what a server has told its federation: each roster, each round's model and each final one, in the order of telling.
+"""Transparency log of a server: each roster, each round's model and each final model that it sent, in order.
 
-An entry is one line of canonical JSON, made of nothing but what a device sees itself, so that each device can look for what
-it was told. Entries are the leaves of a Merkle tree.
+An entry is one line of canonical JSON, made only of values that a device sees itself, so that each device can look up
+the entries of its own messages. Entries are the leaves of a Merkle tree.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ def roster_entry(roster: Roster) -> bytes:
 
 
 def model_entry(run: str, number: int, model: bytes) -> bytes:
-    """Return the entry of what a round starts from.
+    """Return the entry of a round's initial model.
 
     Args:
       run: its name.
       number: of the round.
-      model: hash of the model and of what is sent with it, as `strategies.secure_wire.model_hash` makes it.
+      model: hash of the model and of the values sent with it, from `strategies.secure_wire.model_hash`.
     """
     return canonical({"kind": "model", "run": run, "round": number, "model": model.hex()}).encode()
 
 
 def final_entry(run: str, model: bytes) -> bytes:
-    """Return the entry of a run's final model, told with its hash as in `model_entry`."""
+    """Return the entry of a run's final model, with its hash as in `model_entry`."""
     return canonical({"kind": "final", "run": run, "model": model.hex()}).encode()
 
 
 def read_entries(path: Path) -> list[bytes]:
-    """Return the entries in a file, none where there is none; a last line that was cut short is left out."""
+    """Return the entries in a file, none without a file; a truncated last line is skipped."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
 def fields_of(entry: str) -> dict[str, str]:
-    """Return an entry's fields as text; of what the server made up, none."""
+    """Return an entry's fields as text; none for an entry of unknown form."""
     try:
         found = read_json(entry)
     except Undecodable:
@@ -56,8 +56,9 @@ def fields_of(entry: str) -> dict[str, str]:
 def told_again(entries: Iterable[str]) -> frozenset[int]:
     """Return the places of entries that contradict one before: another model of one round, final model of one run, or roster.
 
-    Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a new name
-    whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two models.
+    Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a
+    new name whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two
+    models.
     """
     first = dict[tuple[str, ...], str]()
     found: set[int] = set()
@@ -75,10 +76,10 @@ def told_again(entries: Iterable[str]) -> frozenset[int]:
 
 
 class ServerLog:
-    """Log in a file that only grows; an entry is on disk before anybody is told of it.
+    """Log in an append-only file; an entry is on disk before it is sent to a device.
 
     Args:
-      path: of the file; made where there is none.
+      path: of the file; created if missing.
 
     Raises:
       OSError: it cannot be read or written.
@@ -97,7 +98,7 @@ class ServerLog:
         return self._frontier.root
 
     def place_of(self, entry: bytes) -> int:
-        """Return where an entry stands, from 0; one that is new is written first.
+        """Return the place of an entry, from 0; a new one is written first.
 
         Raises:
           OSError: it cannot be written.

@@ -1,6 +1,6 @@
 """Traffic between a server and its clients, in bytes by direction and purpose.
 
-Purposes follow from what a message holds, so that each link, and a simulation of one, divides its bytes in the same way.
+Purposes follow from a message's content, so that each link, and a simulation of one, divides its bytes in the same way.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Direction = Literal["down", "up"]
 
 
 class TrafficPurpose(StrEnum):
-    """What bytes are for.
+    """Purpose of bytes.
 
     Models and updates are `training`, a released model's examination by clients is `evaluation`, statistics are
-    `questions`; `keys` are those of secure aggregation, with shares and confirmations. `control` is the rest: connections,
-    rosters, certificates, logs, polls, acknowledgements. What came too late or broke off is `lost`.
+    `questions`; `keys` are those of secure aggregation, with shares and confirmations. `control` is the rest:
+    connections, rosters, certificates, logs, polls, acknowledgements. What came too late or broke off is `lost`.
     """
 
     TRAINING = "training"
@@ -65,13 +65,13 @@ class Carried:
     up: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def since(self, earlier: Carried) -> Carried:
-        """Return what was carried after an earlier count."""
+        """Return the traffic since an earlier count."""
         return Carried(
             dict(Counter(self.down) - Counter(earlier.down)), dict(Counter(self.up) - Counter(earlier.up))
         )
 
     def __add__(self, other: Carried) -> Carried:
-        """Return what both have carried."""
+        """Return the sum of both."""
         return Carried(
             dict(Counter(self.down) + Counter(other.down)), dict(Counter(self.up) + Counter(other.up))
         )
@@ -117,12 +117,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Cargo:
-    """What an instruction's bytes and those of its reply are for.
+    """Purposes of an instruction's bytes and of those of its reply.
 
     Attributes:
       down: bytes of the instruction's records, by purpose; at least one.
       purpose: of the reply.
-      vector: bytes of an encrypted reply that are for it, the others being keys; None: all are.
+      vector: bytes of an encrypted reply with this purpose, the others being keys; None: all.
     """
 
     down: Shares
@@ -137,7 +137,7 @@ class Cargo:
 
 
 def cargo_of(message: Message) -> Cargo:
-    """Return what the bytes of an instruction are for, and those of its reply."""
+    """Return the purposes of an instruction's bytes, and of those of its reply."""
     content = message.content
     main = purpose_of(content)
     down: Counter[TrafficPurpose] = Counter()
@@ -152,7 +152,7 @@ def cargo_of(message: Message) -> Cargo:
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:
-    """Return what an instruction is for, and its reply."""
+    """Return the purpose of an instruction and its reply."""
     if RENEWAL in content:
         return TrafficPurpose.CONTROL
     records = records_of(content, ConfigRecord)
@@ -171,7 +171,7 @@ def _of_record(name: str, main: TrafficPurpose) -> TrafficPurpose:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Return about how many bytes a message's records take; nothing is serialised."""
+    """Return the approximate size of a message's records in bytes, without serialising them."""
     return sum(map(_size, content.values()))
 
 
@@ -189,11 +189,11 @@ def _size_of_value(value: Any) -> int:
 
 @dataclass(frozen=True)
 class NodeTraffic:
-    """Traffic of a link whose bytes do not name the message that they are of.
+    """Traffic of a link whose bytes cannot be assigned to a message directly.
 
     Attributes:
       tally: of all bytes.
-      asked: what the message that is out to a node is for, and its reply.
+      asked: purposes of the pending message to a node, and of its reply.
     """
 
     tally: Tally = field(default_factory=Tally)

@@ -1,6 +1,6 @@
-"""Head of a server's log: its length and its root, signed with the server's key for TLS, for which the authority vouches.
+"""Head of a server's log: its length and its root, signed with the server's TLS key, which the authority certified.
 
-Two heads of one federation that contradict each other are proof, to anybody, that its server told two stories.
+Two contradicting heads of one federation prove to any third party that its server kept two logs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TreeHead:
     """Head of the log.
 
     Attributes:
-      federation: whose log it is.
+      federation: of the log.
       size: number of entries.
       root: of their Merkle tree, in hexadecimal.
       at: Unix second in which it was signed.

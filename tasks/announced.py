@@ -1,4 +1,4 @@
-"""Task whose number of clients is known before its data are read: enough for a plan that asks for no more."""
+"""Task with a number of clients that is known before its data are read, for plans that need nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AnnouncedTask:
-    """A simulated task that is loaded when its model or its data are asked for."""
+    """Simulated task that is loaded at the first access to its model or data."""
 
     simulated = True
 

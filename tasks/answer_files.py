@@ -1,4 +1,4 @@
-"""Answers of questions as files: what a task may take from the JSON that `fedveil ask` leaves."""
+"""Answers of questions as files: a task's reader of the JSON from `fedveil ask`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..privacy.refusal import Refusal, real
 
 @dataclass(frozen=True)
 class Answered:
-    """One question, and what was said.
+    """One question and its answer.
 
     Attributes:
-      asked: its keys.
+      asked: keys of the question.
       names: of the figures.
-      values: of the figures; None where one cannot be said.
+      values: of the figures; None for one that the noise drowns.
       halves: half the width of each interval; None likewise.
     """
 

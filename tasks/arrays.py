@@ -32,7 +32,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
 
 
 def emptied(model: nn.Module) -> nn.Module:
-    """Return the model without the values of its trainable parameters: it takes no room until `holding` gives it some."""
+    """Return the model without the values of its trainable parameters, which need no memory until `holding` sets them."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.new_empty(0)
@@ -66,9 +66,9 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 
 def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """Return what `read_arrays` does, in the model's own memory where that may be overwritten; see `memory_alone`.
+    """Return the result of `read_arrays`, in the model's own memory if that may be overwritten; see `memory_alone`.
 
-    Whoever changes such an array changes the model, which must be loaded before it is used again.
+    A change of such an array changes the model, which must be loaded before its next use.
     """
     travelling = _travelling(model)
     alone = memory_alone(model.state_dict(), travelling)
@@ -76,11 +76,11 @@ def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 
 def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Return the memory, by name, of those tensors that lie in one piece, at the processor, and under one name alone.
+    """Return the memory, by name, of the tensors that are contiguous, on the CPU, and not shared.
 
     Args:
       tensors: all that a model has, without gradients.
-      names: of those that are looked at.
+      names: of those to examine.
     """
     held = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
     wanted = {name: tensors[name] for name in names}
@@ -102,9 +102,9 @@ def _copy(value: Tensor) -> NDArray[np.generic]:
 
 
 def agreement_of(task: Task) -> str | None:
-    """Return what a server and its clients must have in common, as SHA-256 in hexadecimal.
+    """Return the hash of the parts that a server and its clients must share, SHA-256 in hexadecimal.
 
-    It covers the schema by which inputs are made and the arrays of the model; None where a task has no schema.
+    It covers the schema of the inputs and the arrays of the model; None for a task without a schema.
     """
     if not isinstance(task, PredictingTask):
         return None
@@ -122,11 +122,11 @@ def dimension_of(task: Task) -> int:
 
 
 def memory_of(model: nn.Module) -> Callable[[], None]:
-    """Return a function that puts back what the model holds now beside its arrays.
+    """Return a function that restores the model's present state besides its arrays.
 
-    These are buffers that are not persistent, and attributes of its layers that are numbers, texts, tensors or containers
-    of them. Attributes that were made since are removed. A layer that keeps something of what it saw there would carry
-    it from one client to the next. Objects of other kinds are left as they are.
+    These are buffers that are not persistent, and attributes of its layers that are numbers, texts, tensors or
+    containers of them. Attributes that were created since are removed. Otherwise a layer could carry information about
+    its inputs there from one client to the next. Objects of other kinds are not changed.
     """
     kept: list[tuple[dict[str, Any], frozenset[str], dict[str, Any]]] = []
     for module in model.modules():
@@ -155,7 +155,7 @@ def memory_of(model: nn.Module) -> Callable[[], None]:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of what can change; a computed tensor is made anew at each call, and stays itself."""
+    """Return a copy of mutable values; a computed tensor is recomputed at each call, and is returned itself."""
     computed = isinstance(value, torch.Tensor) and not value.is_leaf
     return value if computed or isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
 

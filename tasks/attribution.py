@@ -1,6 +1,7 @@
 """Attribution of one prediction to its inputs, for its owner: integrated gradients (Sundararajan, Taly and Yan 2017, arXiv:1703.01365).
 
-It needs the model, the row and a declared baseline, and nothing of anybody else: on the owner's device it costs no epsilon.
+It needs only the model, the row and a declared baseline, and no other person's data: on the owner's device it costs no
+epsilon.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ STEPS = 50  # nodes of Gauss and Legendre, exact for polynomials of degree 99; c
 
 
 def check_method(name: str) -> None:
-    """Refuse an explainer that carries others' rows, or that there is not.
+    """Refuse an unknown explainer, or one that contains other people's rows.
 
     Args:
-      name: as `--explain` gives it.
+      name: from `--explain`.
 
     Raises:
       Refusal: with the reason.
@@ -57,7 +58,7 @@ def check_method(name: str) -> None:
 def integrated_gradients(
     model: nn.Module, inputs: Tensor, baseline: Tensor, outputs: Tensor | None
 ) -> Tensor:
-    """Return what each input adds to an output on the way from a baseline, shape (n, ...), float64.
+    """Return each input's contribution to an output relative to a baseline, shape (n, ...), float64.
 
     The attributions of a row sum to its output less the baseline's, up to the error of the integral, which is none for
     a linear model: there they are w(x - b).
@@ -66,10 +67,10 @@ def integrated_gradients(
       model: in evaluation mode; it is not changed.
       inputs: shape (n, ...), floating point.
       baseline: one row, shape (...).
-      outputs: of each row the number of the output that is explained, shape (n,), int64; None for a model of one.
+      outputs: for each row the number of the explained output, shape (n,), int64; None for a model with one output.
 
     Raises:
-      Refusal: inputs are whole numbers, along which there is no way.
+      Refusal: inputs are integers, which have no gradient.
     """
     _check_inputs(inputs)
     exact = copy.deepcopy(model).double().eval()
@@ -105,11 +106,11 @@ def picked(outputs: Tensor, which: Tensor | None) -> Tensor:
 def explained(
     model: nn.Module, inputs: Tensor, schema: Schema | None, classifies: bool
 ) -> dict[str, NDArray[Any]]:
-    """Return, by column name, what each input adds to the score that the model gives to what it says, shape (n,) each.
+    """Return, by column name, each input's contribution to the score of the model's prediction, shape (n,) each.
 
-    `at_baseline` is the score of the baseline: with a schema the middle of each number, its mean where it has one, or none of
-    its bins where it has bins, and none of a category's words; else zeros. It and the others sum to the score, `score`: the
-    logit of the likeliest class, or the number in its own unit, before it is cut to its bounds.
+    `at_baseline` is the score of the baseline: with a schema the middle of each number, its mean where it has one, or
+    none of its bins where it has bins, and none of a category's words; else zeros. It and the others sum to the score,
+    `score`: the logit of the likeliest class, or the number in its own unit, before it is cut to its bounds.
 
     Args:
       model: in evaluation mode.

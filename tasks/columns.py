@@ -16,7 +16,7 @@ from .protocol import Task
 
 @dataclass(frozen=True)
 class ColumnsAsked(Mapping[str, NDArray[Any]]):
-    """Columns of one length, each made when it is asked for: a question is of few of them.
+    """Columns of one length, each computed on access, because a question needs few of them.
 
     Attributes:
       makers: of each column, by name.

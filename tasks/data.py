@@ -1,7 +1,7 @@
 """Data of a client: sized, and read in batches, from tensors in memory or from a data set that reads each example anew.
 
 A batch is (inputs, targets). Inputs are a tensor, or a dictionary or a tuple of tensors, and go into a model as
-`model(tensor)`, `model(**dictionary)` or `model(*tuple)`. Nothing outside this file asks in which way data are kept.
+`model(tensor)`, `model(**dictionary)` or `model(*tuple)`. Other modules do not depend on how data are stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_LOOKED_AT = 1000  # clients of made-up data that are looked at before a run
 
 
 def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """Return the tree with every tensor changed; what is no dictionary, tuple or tensor stays as it is.
+    """Return the tree with every tensor changed; values other than dictionaries, tuples and tensors are kept.
 
     Args:
       change: takes and returns a tensor.
@@ -51,9 +51,9 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def padded_size(rows: int) -> int:
-    """Return how many rows a model is given for so many, so that a row more or less rounds no other one in another way.
+    """Return the padded number of rows for a model's input, so that an additional row does not change the rounding of others.
 
-    Where it did, one record could decide what a model that a server chose makes of all others.
+    Otherwise one record could affect the outputs of a malicious server's model for all others.
     """
     import torch
 
@@ -102,14 +102,14 @@ def rows_of(tree: Any, index: Any) -> Any:
 
 
 def run_on(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Return what the model returns for these inputs, in the way that their kind is passed."""
+    """Return the model's outputs for these inputs, passed according to their kind."""
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
-    """Return images in this memory layout, and all else contiguous.
+    """Return images in this memory layout, and other tensors contiguous.
 
     Args:
       inputs: of a batch.
@@ -123,7 +123,7 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
 
 
 class Batches(Protocol):
-    """What is sized and gives batches: the data of a client, or of several."""
+    """Sized data that yield batches: of a client, or of several."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -157,8 +157,8 @@ class Examples:
     Attributes:
       inputs: shape (n, ...), float32 or int64; or a dictionary or a tuple of such tensors.
       targets: shape (n, ...): int64 for classes, float32 for numbers.
-      persons: whose each example is, n numbers or words; the model never sees them. None where nobody says.
-      groups: by attribute, the number of each example's group, shape (n,), -1 where it is unknown. None where nobody says.
+      persons: person of each example, n numbers or words; the model never sees them. None if unknown.
+      groups: by attribute, the number of each example's group, shape (n,), -1 if it is unknown. None without groups.
 
     Example:
       >>> import torch
@@ -193,10 +193,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class LazyExamples:
-    """Examples that a data set reads when they are asked for: of torch, Hugging Face or your own.
+    """Examples that a data set reads on access: of torch, Hugging Face or your own.
 
-    Each batch reads its items, transforms each, collates them, and parts inputs from targets. A client of a task may
-    return the data set itself where items are pairs, or dictionaries whose targets have a usual name.
+    Each batch reads its items, transforms each, collates them, and separates inputs from targets. A client of a task
+    may return the data set itself if items are pairs, or dictionaries whose targets have a usual name.
 
     Attributes:
       dataset: has a length and gives an item for a position.
@@ -204,7 +204,7 @@ class LazyExamples:
       targets: field that holds the targets; None: the one of labels, label, targets, target or y that there is.
       transform: applied to each item each time that it is read; it may be random.
       collate: makes a batch of items; None: torch's default.
-      persons: whose each item is, as many numbers or words as there are items. None where nobody says.
+      persons: person of each item, as many numbers or words as there are items. None if unknown.
 
     Example:
       >>> import torch
@@ -353,7 +353,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def data_of(task: Task, client: int) -> Data:
-    """Return what one client trains on, in whatever form its task gives its data.
+    """Return one client's training data, from any form that its task returns.
 
     Args:
       task: gives them.
@@ -364,12 +364,12 @@ def data_of(task: Task, client: int) -> Data:
 
 
 def drawn_data_of(task: Task, client: int) -> Data:
-    """Return what one client trains on, looked at where only some of its population were before the run.
+    """Return one client's training data, and check them if only a part of the population was checked before the run.
 
     Arguments as of `data_of`.
 
     Raises:
-      Refusal: the data are not what must hold of them before they are used.
+      Refusal: the data are invalid.
     """
     data = data_of(task, client)
     if task.simulated and task.num_clients > MOST_LOOKED_AT:
@@ -379,7 +379,7 @@ def drawn_data_of(task: Task, client: int) -> Data:
 
 
 def data_of_all(task: Task, client: int) -> Data:
-    """Return one client's data with what it holds out of its training; arguments as of `data_of`."""
+    """Return one client's data including its held-out part; arguments as of `data_of`."""
     return as_data(task.client_data(client))
 
 
@@ -428,7 +428,7 @@ def held_out_of(task: Task) -> Data:
 
 
 def as_data(given: Any) -> Data:
-    """Return data from what a task gave: data, a pair (inputs, targets), or a data set that has a length.
+    """Return data from a task's value: data, a pair (inputs, targets), or a data set with a length.
 
     Raises:
       Refusal: it is none of these.
@@ -530,13 +530,13 @@ def _tensors(value: Any, name: str = "data") -> Any:
 
 
 def check_data(data: Data, whose: str, like: Data | None = None) -> None:
-    """Refuse data of which a batch cannot be made, before anything is spent; who has no example sits out.
+    """Refuse data without valid batches, before anything is spent; a client without examples does not take part.
 
-    Tensors in memory are looked at whole, and of a data set that is read the first and the last example.
+    Tensors in memory are checked completely, and of a data set that is read the first and the last example.
 
     Args:
       data: to be checked.
-      whose: as a refusal names them, such as `client 3`.
+      whose: owner's name for a refusal, such as `client 3`.
       like: held-out data, whose batches have the same fields.
 
     Raises:
@@ -570,19 +570,19 @@ def check_data(data: Data, whose: str, like: Data | None = None) -> None:
 
 
 def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callable[..., Any]) -> None:
-    """Refuse examples in memory that the model, or labels that the loss, does not take, before anything is spent.
+    """Refuse examples in memory that do not fit the model, or labels that do not fit the loss, before anything is spent.
 
-    The model gets the first example and the last, the loss every label that there is. Data that are read are not: a
-    label in their midst shows when it is trained on.
+    The model gets the first example and the last, the loss all labels. Data that are read batch by batch are not
+    checked: an invalid label among them is found in training.
 
     Args:
       data: of a client.
       whose: as a refusal names them, such as `client 3`.
       model: in evaluation mode.
-      loss: of outputs and targets, as the task has it.
+      loss: of outputs and targets, the task's own.
 
     Raises:
-      Refusal: naming whose data they are; without a value of theirs.
+      Refusal: naming the owner of the data, without a value of theirs.
     """
     import torch
 
@@ -655,7 +655,7 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
 def fingerprint(data: Data) -> str:
     """Return the name of a data set on its ledger: SHA-256 over its content, in hexadecimal.
 
-    Of a data set whose content cannot be told its class and its length stand for it.
+    A data set whose content cannot be hashed is identified by its class and its length.
     """
     if (told := content_of(data)) is not None:
         return told
@@ -664,10 +664,10 @@ def fingerprint(data: Data) -> str:
 
 
 def content_of(data: Data) -> str | None:
-    """Return the SHA-256 over the content of a data set, in hexadecimal; None where it cannot be told.
+    """Return the SHA-256 over the content of a data set, in hexadecimal; None if it cannot be hashed.
 
-    Of a data set that is read the items are hashed before `transform`; those of Hugging Face as they are stored. It cannot
-    be told where they differ from one reading to the next, or cannot be hashed.
+    The items of a data set that is read are hashed before `transform`; those of Hugging Face as they are stored. There
+    is no hash if items differ between two readings, or have unknown types.
     """
     digest = hashlib.sha256()
     if isinstance(data, Examples):
@@ -711,14 +711,14 @@ def stored(data: LazyExamples) -> Iterator[Any]:
 
 
 def feed(digest: Any, value: Any) -> None:
-    """Hash a value and all that is in it.
+    """Hash a value and its content.
 
     Args:
-      digest: of hashlib, to which it is added.
+      digest: of hashlib, to update.
       value: an array, a tensor, text, a number, or mappings and sequences of them.
 
     Raises:
-      TypeError: there is something in it whose content is not known.
+      TypeError: its content includes an unknown type.
     """
     if hasattr(value, "detach"):
         value = value.detach().contiguous().numpy()

@@ -1,4 +1,4 @@
-"""Task whose clients train without the records that they hold out, to evaluate models on; which ones says `held_rows`."""
+"""Task whose clients hold records out of training, to evaluate models on; `held_rows` selects them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Split:
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
-        """Return what a client trains on, and what it holds out."""
+        """Return a client's training records, and its held-out ones."""
         if client not in self.parts:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
@@ -46,7 +46,7 @@ def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTas
     Args:
       task: any; it is not changed.
       share: of all records that are held out, in (0, 1).
-      alone: whether a record's place goes by that record and no other, as where records are hidden.
+      alone: whether each record is selected independently of the others, as the record level requires.
 
     Raises:
       Refusal: the task takes no further attribute.
@@ -63,7 +63,7 @@ def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTas
 
 
 def held_back_of(task: Task, client: int) -> Data | None:
-    """Return what a client holds out; None where the task holds nothing back."""
+    """Return a client's held-out records; None if the task holds none out."""
     split: _Split | None = getattr(task, SPLIT, None)
     if split is None:
         inner: Task | None = getattr(task, "task", None)  # of one with planted examples

@@ -1,18 +1,18 @@
-"""Probe of independence: measures that no example of a batch touches another one's output, loss or gradient.
+"""Probe of independence: it measures that no example of a batch affects another one's output, loss or gradient.
 
-DP-SGD bounds what one example adds to a step's sum. The bound holds only where that part depends on no other example
-and where nothing but the parameters is carried from step to step. Here both are measured on the model's own code
-and on a few of the owner's examples, before anything is spent:
+DP-SGD bounds one example's contribution to a step's sum. The bound holds only if that contribution depends on no other
+example and if only the parameters are carried from step to step. Both are measured here on the model's own code and on
+a few of the owner's examples, before anything is spent:
 
 - an example is replaced, and no other row of the outputs moves (the generators of randomness are seeded alike);
 - a part of the batch is computed alone, and its rows are those of the whole batch; so is one example many times;
-- the loss of the batch, and its gradient, are those of the mean of the examples' losses, for targets in memory that it may
-  leave out too;
+- the loss of the batch, and its gradient, are those of the mean of the examples' losses, for targets in memory that it
+  may leave out too;
 - the gradient of any weighted sum of the examples' losses is the sum of the gradients that each has alone;
 - a step on other examples in between changes no result, no parameter, no buffer and no attribute.
 
-Where records are hidden, and a model is evaluated on them or says something of each, the outputs are measured in evaluation
-mode as well, and metrics of single records in one order and the other.
+Where records are hidden, and a model is evaluated on them or says something of each, the outputs are measured in
+evaluation mode as well, and metrics of single records in one order and the other.
 
 What is random in a layer is seeded where batches have the same size, and held constant where they differ, because
 the same seed gives other draws to a tensor of another shape. Several seeds and constants turn a coin both ways.

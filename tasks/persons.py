@@ -1,7 +1,7 @@
-"""Persons of a client's examples: who they are, and the examples that are left where one of them has too many.
+"""Persons of a client's examples, and the bound on the examples of each person.
 
-What is kept of a person depends on this person's examples alone, which is what makes a promise per person of one per
-example. It is the same in every round and run, whatever the order of the data, since a hash of the content chooses.
+The selection of a person's examples depends only on these examples, so that a promise per example extends to the
+person. It is the same in every round and run, for any order of the data, since a hash of the content selects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
     Arguments as of `check_taken`.
 
     Raises:
-      Refusal: nobody says whose the examples are, of some alone, or of another number of examples.
+      Refusal: persons are missing, for all or some examples, or their number differs from that of the examples.
     """
     persons = data.persons
     if persons is None:
@@ -49,8 +49,8 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
 class Owners:
     """Clients that may train on a person: those of all clients whose hash with the person is largest (rendezvous).
 
-    Each client finds by itself whether it is one of them; whoever of them has no example of the person leaves its place
-    empty.
+    Each client computes by itself whether it is one of them; a selected client without examples of the person is not
+    replaced.
 
     Attributes:
       client: number of the client that asks.

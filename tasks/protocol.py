@@ -78,7 +78,7 @@ class Task(Protocol):
         ...
 
     def model(self) -> nn.Module:
-        """Return a new model with the same values on every call, whatever the global random state."""
+        """Return a new model with the same values on every call, independent of the global random state."""
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class Task(Protocol):
     def held_out(self) -> Any:
         """Return the data on which the model is evaluated and never trained, in a form that `client_data` may have.
 
-        What is measured on them is exact and everybody sees it. Beside real data they count as private, and the run goes
-        on without metrics, unless the task has `held_out_public = True` or the run `task.held_out=public`.
+        Metrics on them are exact and public. On real data they count as private, and the run shows no metrics, unless
+        the task has `held_out_public = True` or the run `task.held_out=public`.
         """
         ...
 
@@ -159,9 +159,9 @@ class SizedTask(Task, Protocol):
 class TrainingTask(Task, Protocol):
     """Task that trains the model by a function of its own, such as another library's loop, without record-level privacy.
 
-    The update is what the function made of the model, clipped like any other. It is called with a copy of the model, and
-    torch's generator is seeded for the client. Whatever it keeps between two calls, in the task or elsewhere, would
-    carry one client's data into another one's update, which no clip bounds: it must keep nothing.
+    The update is the trained model minus the received one, clipped like any other. The function is called with a copy
+    of the model, and torch's generator is seeded for the client. It must keep no state between two calls, in the task
+    or elsewhere: state would carry one client's data into another one's update, which no clip bounds.
     """
 
     def train(self, model: nn.Module, data: Any, training: LocalTraining) -> float | None:
@@ -217,7 +217,7 @@ class ProbedTask(Task, Protocol):
 
 @runtime_checkable
 class GroupedTask(Task, Protocol):
-    """Task that knows the groups of its clients' examples, by which fairness is measured; they never leave a client.
+    """Task with groups of its clients' examples, by which fairness is measured; they never leave a client.
 
     Groups of one attribute do not overlap: an example is in one of them, or in none.
     """
@@ -238,7 +238,7 @@ class GroupedTask(Task, Protocol):
 
 @runtime_checkable
 class PredictingTask(Task, Protocol):
-    """Task that knows how its inputs are made of data as people have them, and what its outputs mean."""
+    """Task with preprocessing from raw data to inputs, and with a meaning of its outputs."""
 
     def beside_the_model(self) -> Mapping[str, bytes]:
         """Return the files that a run keeps with its model, by name: its preprocessing."""

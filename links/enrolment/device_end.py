@@ -1,4 +1,4 @@
-"""Device's end of an enrolment: who answers is checked against the token's fingerprint before the token's key is shown."""
+"""Device's end of an enrolment: it checks the server against the token's fingerprint before it reveals the token's key."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
     """Return the certificate, in PEM, and the public key of the authority that the token names.
 
     Raises:
-      OSError: nobody answers.
-      Refusal: whoever answers names another authority.
+      OSError: no server answers.
+      Refusal: the server names another authority.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # What comes is held against the fingerprint.
@@ -35,7 +35,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
 
 
 def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
-    """Return what the port says to a request, over TLS by the authority.
+    """Return the port's answer to a request, over TLS by the authority.
 
     Args:
       token: opens the port.
@@ -44,7 +44,7 @@ def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
       seal: under the token's key.
 
     Raises:
-      OSError: nobody answers, or whoever does has no certificate of the authority.
+      OSError: no server answers, or it has no certificate of the authority.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=ca.decode("ascii"))

@@ -27,7 +27,7 @@ class Ask:
     """Question of a device.
 
     Attributes:
-      name: of the client; empty asks who the authority is, and the rest is then empty too.
+      name: of the client; empty asks for the authority, and the rest is then empty too.
       door: the token's key to the port.
       request: the bytes of request.toml.
       seal: of the request, under a key that the server does not have.

@@ -1,7 +1,7 @@
 """Server's end of enrolments: a port that is open while tokens are, and a queue that the authority answers.
 
-Whoever has no token can ask for the authority's public certificate and key, and nothing else. A connection costs one of a
-few places for a few seconds. The port signs nothing and parses no request: it keeps the bytes for the authority.
+Without a token a caller can only get the authority's public certificate and key. A connection occupies one of a few
+slots for a few seconds. The port signs nothing and parses no request: it stores the bytes for the authority.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _listed(folder: Path) -> dict[str, OpenToken]:
 
 
 def place_of(folder: Path, name: str, lock: str) -> Path:
-    """Return the path, without its suffix, of what was asked and answered under one token."""
+    """Return the path, without its suffix, of request and answer under one token."""
     return folder / QUEUE / f"{name}.{lock[:16]}"
 
 

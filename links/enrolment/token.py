@@ -1,7 +1,7 @@
-"""Token by which one device enrols once: where, with whom, under which name, until when, and a secret.
+"""Token by which one device enrols once: address, authority, name, expiry, and a secret.
 
-The server learns a key that opens its port for this name. Another key, which it never sees, seals the device's request, so
-that a server cannot put its own keys in their place.
+The server learns a key that opens its port for this name. Another key, which it never sees, seals the device's request,
+so that a server cannot substitute its own keys.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Token:
     Attributes:
       address: what the device dials, host:port.
       name: of the client.
-      end: Unix second from which on it opens nothing.
-      fingerprint: of the authority, as `fingerprint_of` has it.
-      secret: 32 bytes, of whoever may enrol.
+      end: Unix second of its expiry.
+      fingerprint: of the authority, from `fingerprint_of`.
+      secret: 32 bytes, for the enrolling device.
     """
 
     address: str
@@ -64,7 +64,7 @@ def read_token(text: str) -> Token:
     """Return the token that a line holds.
 
     Raises:
-      Refusal: it is none. The sentence does not repeat it.
+      Refusal: it is not a token. The sentence does not repeat the line.
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
@@ -75,17 +75,17 @@ def read_token(text: str) -> Token:
 
 
 def fingerprint_of(ca: bytes, authority: bytes) -> bytes:
-    """Return the SHA-256 that stands for an authority in a token.
+    """Return the SHA-256 that identifies an authority in a token.
 
     Args:
       ca: its certificate in PEM.
-      authority: its public key, as rosters are checked by.
+      authority: its public key for rosters.
     """
     return hashlib.sha256(frame(Purpose.TOKEN, "authority", ca, authority)).digest()
 
 
 def lock_of(door: bytes) -> str:
-    """Return what the server holds of a door's key, in hexadecimal: who reads it opens nothing."""
+    """Return the server's hash of a port's key, in hexadecimal, which does not open the port."""
     return hashlib.sha256(door).hexdigest()
 
 

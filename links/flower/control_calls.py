@@ -1,6 +1,6 @@
 """Calls of a SuperLink's operator (Flower's Control and Runtime interfaces), made by the door on the loopback address.
 
-Whoever reaches these interfaces runs code on the server, and on every SuperNode that installs what it is sent.
+Access to these interfaces allows running code on the server, and on every SuperNode that installs sent apps.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def open_run(address: str, secret: bytes, most_bytes: int) -> Generator[ServedRu
 
     Raises:
       httpx.HTTPError: the SuperLink refuses, or is not there.
-      TimeoutError: somebody else took the task.
+      TimeoutError: another executor took the task.
     """
     with ControlHttpClient(f"http://{address}") as control:
         run_id = control.StartRun(StartRunRequest(fab=Fab(content=_app()))).run_id
@@ -192,7 +192,7 @@ def _app() -> bytes:
 
 
 def _claimed(address: str, secret: bytes, run_id: int) -> str:
-    """Return the token of the run's task; tasks of runs that somebody else started are left to fail."""
+    """Return the token of the run's task; tasks of other runs are left to fail."""
     auth = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE])
     end = time.monotonic() + CLAIM_SECONDS
     with _runtime(address, auth) as executor:

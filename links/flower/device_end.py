@@ -1,7 +1,7 @@
 """Device's end of Flower's link: a SuperNode that polls a SuperLink and answers with the code that its owner installed.
 
-Flower's own SuperNode starts a process for each message and runs in it what the server sent. This one makes the same
-calls in the process that holds model and data, and never asks for code.
+Flower's own SuperNode starts a process for each message and runs the server's code in it. This one makes the same calls
+in the process that holds model and data, and never requests code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Door on the loopback address that only this user's processes pass; behind it is a Unix socket.
+"""Proxy on the loopback address that admits only this user's processes, in front of a Unix socket.
 
-Flower's SuperLink asks its operator for no password: whoever reaches it runs code. It therefore listens on a socket in
-a folder that nobody else may enter. Flower's own commands, which need a port, come in by this door.
+Flower's SuperLink has no password for its operator: access to it allows running code. It therefore listens on a socket
+in a folder that only this user may enter. Flower's own commands, which need a port, connect through this proxy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Address = tuple[str, int]
 
 @contextmanager
 def open_door(path: Path) -> Generator[str]:
-    """Pass connections on to the socket at `path` as long as the context lasts, and give the door's address."""
+    """Forward connections to the socket at `path` for the duration of the context, and yield the proxy's address."""
     loop = stream_loop()
     begun = asyncio.start_server(partial(_pass_on, path), "127.0.0.1", 0)
     door = asyncio.run_coroutine_threadsafe(begun, loop).result()

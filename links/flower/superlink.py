@@ -66,7 +66,7 @@ class SuperLink:
 
     Attributes:
       folder: of its database, log and secret; readable for this user alone.
-      address: of the door to it on the loopback address; whoever gets through runs code here and on SuperNodes.
+      address: of its proxy on the loopback address; access to it allows running code here and on SuperNodes.
       listens: path of the Unix socket that it listens on.
       admitted: returns the nodes by the fingerprints of their SuperNode keys.
       keys: folder of the public keys themselves.
@@ -135,7 +135,7 @@ class SuperLink:
             self._process.wait()
 
     def let_in(self) -> None:
-        """Tell it which keys are admitted now, if that has changed."""
+        """Update its list of admitted keys, if it has changed."""
         wanted = public_keys(self.keys, self.admitted())
         if wanted != self._let_in:
             admit(self.address, wanted)

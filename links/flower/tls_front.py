@@ -1,8 +1,8 @@
-"""TLS front of a SuperLink: passes on the calls of admitted SuperNodes and nothing else, with bounds on all of it.
+"""TLS proxy of a SuperLink: it forwards only the calls of admitted SuperNodes, within bounds.
 
-A SuperLink does not authenticate its operator, listens on one port for everybody, and reads a whole body before it asks
-who sent it. The front knows the caller by the headers, before any of the body is read, and passes a body on as it
-comes, 64 KiB at a time.
+A SuperLink does not authenticate its operator, listens on one port for all callers, and reads a whole body before it
+checks the sender. The proxy identifies the caller by the headers, before it reads any of the body, and forwards a body
+as it arrives, 64 KiB at a time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Codec between Flower messages and bytes: a small header in msgpack, then every array and byte string as it is.
 
-Layout: the header's length, 4 bytes little-endian; the header; then the blobs in the header's order. The header and each
-blob are padded to 8 bytes, so that arrays are read where they lie. Nothing is allocated on the word of a header: an
-array is a view, and its dtype and shape must fit the bytes that are there. An error travels as its code, without text.
+Layout: the header's length, 4 bytes little-endian; the header; then the blobs in the header's order. The header and
+each blob are padded to 8 bytes, so that arrays are read in place. No memory is allocated from a header's claims: an
+array is a view, and its dtype and shape must fit the actual bytes. An error is sent as its code, without text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": Conf
 
 
 class MalformedMessage(ValueError):
-    """Bytes that are no message, or a message that cannot be encoded; the text names the fault and no value."""
+    """Bytes that are not a message, or a message that cannot be encoded; the text names the fault and no value."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Body:
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
-      asked: the same without what may be something else when a question is asked again: what the server says of itself, and
-        how it tells a model. None where there is nothing of that.
+      asked: the same without parts that may differ when a question is repeated: the server's own statements, and the
+      encoding of a model. None if there are none.
     """
 
     header: bytes
@@ -174,7 +174,7 @@ def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
 def question_id(message: Message, body: Body, node: int) -> str | None:
     """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of what is asked.
 
-    Two messages have the same id if and only if they ask the same of the same node, over whichever link.
+    Two messages have the same id if and only if they ask the same of the same node, on any link.
 
     Returns:
       The id, or None for a message that belongs to no run.
@@ -195,7 +195,7 @@ def unpack(data: Buffer) -> Message:
     The message's age counts from now, by this machine's clock.
 
     Raises:
-      MalformedMessage: the bytes are no message; nothing else is raised, whatever they are.
+      MalformedMessage: the bytes are not a message; no other exception is raised, for any bytes.
     """
     try:
         return _unpacked(memoryview(data).cast("B"))

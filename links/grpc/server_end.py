@@ -1,8 +1,8 @@
-"""Server's end of all streams: which nodes are connected, what each still has to answer, and the bytes in between.
+"""Server's end of all streams: connected nodes, pending instructions, and byte counts.
 
 Everything runs in one event loop. The key of a stream is looked up on the admission list before its first frame is
-read, and then every second. At most one message of each client is gathered at a time, no larger than its instruction
-allows.
+read, and then every second. At most one message of each client is buffered at a time, within a size limit that depends
+on its instruction.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Letter:
       id: of the instruction and of its reply.
       node: number of the node that it goes to.
       parts: its bytes in pieces, shared with letters to other nodes.
-      cargo: what they are for.
+      cargo: purpose of the bytes.
       deliver: called in the event loop with the reply's bytes.
-      model_bytes: of a model that the bytes are only a difference to.
+      model_bytes: size of the whole model if the bytes are a difference.
     """
 
     id: str
@@ -86,7 +86,7 @@ class Traffic:
       since: Unix second at which the present stream began; None while the node is away.
       seen: Unix second at which the last stream ended; None before.
       streams: number of streams so far.
-      bytes_in, bytes_out: received and sent, with what carries them.
+      bytes_in, bytes_out: received and sent, including protocol overhead.
       quiet_since: when the last frame went or a ping was due, by the monotonic clock.
     """
 

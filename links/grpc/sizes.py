@@ -1,6 +1,6 @@
-"""Sizes of messages as the gRPC link would carry them: what a simulation counts, and what everybody may know of a round.
+"""Sizes of messages on the gRPC link, for the counts of a simulation and the public figures of a round.
 
-Names and specs are public, and honest vectors of a round are equally long, so that no size tells anything of a client.
+Names and specs are public, and honest vectors of a round have equal length, so a size reveals nothing about a client.
 """
 
 from __future__ import annotations

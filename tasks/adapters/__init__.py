@@ -1,4 +1,4 @@
-"""Adapters: tasks made of what other libraries train, one file for each library."""
+"""Adapters: tasks from models of other libraries, one file for each library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def made_once(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return what a factory makes, with values that depend on no random state of the caller's."""
+    """Return a factory's result, with values independent of the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()

@@ -20,14 +20,14 @@ IGNORED = -100  # label of a token that has no loss
 class TransformersTask:
     """Task made of a model of Hugging Face.
 
-    The labels are in the batch, and the loss is the model's own. Where labels belong to tokens it is the mean over
-    examples of the mean over each one's tokens, so that no example weighs by how long the others are. What is frozen, as
-    PEFT freezes all but its adapters, does not travel.
+    The labels are in the batch, and the loss is the model's own. For token labels it is the mean over examples of the
+    mean over each example's tokens, so that an example's weight does not depend on the length of others. Frozen
+    parameters, such as all but PEFT's adapters, are not sent.
 
     Args:
       model: returns the model.
-      clients: the data of each client, in any form that `Task.client_data` may return: dictionaries of the model's inputs
-        and the labels.
+      clients: the data of each client, in any form that `Task.client_data` may return: dictionaries of the model's
+        inputs and the labels.
       held_out: data on which the model is evaluated.
       metrics: takes logits and labels and returns means over the examples, by name; None: `accuracy` of classes and
         tokens.
