@@ -22,7 +22,7 @@ from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
 from ..privacy.refusal import Refusal
 from ..reports.files import OF_RECORDS
-from ..server.run.display import console_for, hanging
+from ..server.run.display import console_for, hanging, visible
 
 DAMAGED = 1
 Wanted = tuple[str | None, str | None, str | None]
@@ -200,7 +200,7 @@ def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int
         print(json.dumps(_as_json(found), allow_nan=False))
         return 0 if found.ok else DAMAGED
     if not found.ok:
-        console.print(f"{path}: DAMAGED: {found.problem}", style="bold red", markup=False)
+        console.print(f"{path}: DAMAGED: {visible(str(found.problem))}", style="bold red", markup=False)
         return DAMAGED
     head = f"head {found.head.seq} {found.head.hash[:16]}"
     console.print(f"{path}: {found.entries} entries, every hash holds; {head}", markup=False)

@@ -14,6 +14,7 @@ from ..links.server_log import LOG, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from ..privacy.refusal import Refusal
+from ..server.run.display import visible
 from ..strategies.training_order import NEW
 
 FORKED = 1
@@ -116,4 +117,4 @@ def _listed(texts: Sequence[str]) -> Iterator[str]:
                 said = f"final model of {run}  {digits}"
             case _:
                 said = "an entry that is not known here"
-        yield f"{place:6}  {said}{'  ANOTHER ONE' if place in again else ''}"
+        yield visible(f"{place:6}  {said}{'  ANOTHER ONE' if place in again else ''}")

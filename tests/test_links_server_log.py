@@ -353,6 +353,7 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
     ]
     log.place_of(final_entry("spring", digest))
     mine, server = str(made / "clients" / "c0"), made / "server.json"
+    log.place_of(model_entry("\x1b[8mautumn", 1, digest))  # would hide the rest of what a terminal shows
     for number, entry in enumerate((None, *others)):
         if entry is not None:
             log.place_of(entry)
@@ -360,6 +361,7 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
         server.write_text(told(capsys, "server", "log", str(made / "server"), "--json")[1])
         code, said = told(capsys, "client", "log", mine, "--against", str(server))
         assert code == (number > 0) and said.count("  ANOTHER ONE") == number
+        assert "\x1b" not in said and "round 1 of \\x1b[8mautumn" in said
         log = ServerLog(made / "server" / LOG)
 
 

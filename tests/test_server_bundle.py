@@ -38,7 +38,15 @@ from fedveil.reports.shown import differences, pointed, shown
 from fedveil.server.binding.bundle import LIST, add_signature, read_list
 from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
 from fedveil.server.binding.signatures import FILE as SIGNATURES
-from fedveil.server.binding.signatures import PASSPHRASE, read_key, read_public, read_signatures
+from fedveil.server.binding.signatures import (
+    PASSPHRASE,
+    Signature,
+    message,
+    read_key,
+    read_public,
+    read_signatures,
+    signatures_text,
+)
 from fedveil.server.binding.verify import Asked, CheckLine, verify_folder
 from fedveil.simulations.simulate import simulate
 
@@ -329,6 +337,23 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
             sign(made.bundle, role, [made.keys / "stranger"], day)
     with pytest.raises(Refusal, match="at most one of each"):
         sign(made.bundle, "auditor", [made.keys / "stranger", made.keys / "officer"], None)
+
+
+def test_what_a_bundle_says_steers_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    role, key = "officer\x1b[1A\x1b[2K\u202e \x1b[8m", Ed25519PrivateKey.generate()
+    said = {
+        "role": role,
+        "date": "2026-11-26",
+        "keys": {"ed25519": key.public_key().public_bytes_raw().hex()},
+    }
+    signature = key.sign(message((copy / LIST).read_bytes(), [], said)).hex()
+    forged = Signature(role, said["date"], said["keys"], {"ed25519": signature})
+    (copy / SIGNATURES).write_bytes(signatures_text([forged]))
+    (copy / "\x1b[8mhidden").touch()
+    assert verify(copy, []) == 2
+    out = capsys.readouterr().out
+    assert "officer\\x1b[1A\\x1b[2K\\u202e \\x1b[8m" in out and "\\x1b[8mhidden is not listed" in out
+    assert all(each.isprintable() or each == "\n" for each in out)
 
 
 def test_a_result_that_cannot_be_read_is_named(copy: Path) -> None:

@@ -191,9 +191,14 @@ def console_for(width: int) -> Console:
     return console if console.is_terminal else Console(width=width)
 
 
+def visible(text: str) -> str:
+    """Return text of somebody else's files, in which nothing moves a terminal's cursor, hides or reorders what is shown."""
+    return "".join(each if each.isprintable() or each in "\t\n" else ascii(each)[1:-1] for each in text)
+
+
 def hanging(lead: str, text: str) -> str:
     """Return the text behind its lead: at a terminal in lines of its width, indented by the lead; elsewhere in one line."""
-    console = Console()
+    console, text = Console(), visible(text)
     width = console.width if console.is_terminal else len(lead) + len(text) + 1
     wrapped = textwrap.wrap(text, max(width - len(lead), 20), break_long_words=False, break_on_hyphens=False)
     return lead + ("\n" + " " * len(lead)).join(wrapped)
