@@ -66,8 +66,7 @@ def provision_rotate(
 def provision_renew(
     folder: Desk,
     names: Annotated[
-        list[str] | None,
-        Argument(metavar="NAME", help="Of clients, 'hospital-*' for many; all by default."),
+        list[str] | None, Argument(metavar="NAME", help="Of clients, 'hospital-*' for many; all by default.")
     ] = None,
     within: Annotated[
         float, Option(metavar="DAYS", help="Leave alone what ends later than in so many days.")

@@ -14,13 +14,7 @@ from typing import Any
 import yaml
 
 from ..client.device import owner_policy
-from ..client.device.client_bundle import (
-    TABLES,
-    TASK_DEFAULTS,
-    Eligibility,
-    read_eligibility,
-    read_task,
-)
+from ..client.device.client_bundle import TABLES, TASK_DEFAULTS, Eligibility, read_eligibility, read_task
 from ..client.device.owner_policy import read_policy
 from ..configs.bundle_files import (
     ADDRESS,

@@ -84,11 +84,8 @@ def _check_clients_apart(federation: Federation) -> None:
     # On the processor: a process that has touched a GPU cannot be forked for its workers. A DP-SGD's own optimizer asks
     # for noise, and is made anew for each client.
     training = settings.local_training if federation.record is None else LocalTraining(batch_size=2)
-    check_apart(
-        Workbench(
-            ClientSettings(federation.task_name, training, dtype=settings.engine.dtype), federation.task
-        )
-    )
+    told = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
+    check_apart(Workbench(told, federation.task))
 
 
 @contextmanager
