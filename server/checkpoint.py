@@ -168,7 +168,7 @@ def _kept(start: str, of: State | Trial) -> tuple[Arrays, dict[str, Any]]:
     remembered = {name: value for name, value in of.strategy.items() if isinstance(value, np.ndarray)}
     groups = {_MODEL: of.arrays, _STRATEGY: remembered, _AVERAGE: of.average.total if of.average else {}}
     arrays = {
-        start + kind + name: np.ascontiguousarray(value)
+        start + kind + name: np.asarray(value, order="C")  # a scalar stays one
         for kind, group in groups.items()
         for name, value in group.items()
     }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tomli_w
 import yaml
+from safetensors.numpy import load_file
 
 from fedveil.__main__ import run
 from fedveil.client.device.client_bundle import read_client_bundle
@@ -219,6 +220,8 @@ def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_wa
     assert run(asked) == 0
     assert capsys.readouterr().out.splitlines()[:3] == ["y,probability", "no,0.880797", "yes,0.880797"]
     assert run(["predict", str(client / "state"), *asked[2:]]) == 0
+    keep(tmp_path, RunOver("spring", "completed", 20, {"scale": np.array(2.0)}))
+    assert load_file(tmp_path / "model.safetensors")["scale"].shape == ()
     (client / "schema.yaml").write_text(SCHEMA.replace("4", "8"))
     assert run(asked) == 2 and "is not the schema or model of run spring" in capsys.readouterr().err
 

@@ -54,6 +54,15 @@ class Shops:
         return self.client_data(10_000)
 
 
+class Counting(Shops):
+    """With an array of no dimension beside the weights, as a batch normalisation has one."""
+
+    def model(self) -> nn.Module:
+        net = super().model()
+        net.register_buffer("seen", torch.tensor(7))
+        return net
+
+
 class Halved(FedAvg):
     """A strategy of one's own: it halves what FedAvg says, and counts."""
 
@@ -252,17 +261,19 @@ def test_a_folder_that_holds_a_run_says_what_to_do(tmp_path: Path) -> None:
 def test_a_run_of_objects_goes_on_with_the_objects_and_not_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = quick(strategy=FedAdam(eta=0.05), num_rounds=4, folder=tmp_path / "whole")
-    stopped = quick(strategy=Interrupted(eta=0.05), num_rounds=4, folder=tmp_path / "half")
+    both = {"task": Counting(), "num_rounds": 4}
+    whole = quick(strategy=FedAdam(eta=0.05), folder=tmp_path / "whole", **both)
+    stopped = quick(strategy=Interrupted(eta=0.05), folder=tmp_path / "half", **both)
     assert stopped.status == "interrupted" and len(stopped.history) == 2
     with pytest.raises(fv.Refusal, match=r"given an object; go on in Python, fedveil.simulate\(task="):
         fv.simulate(resume=tmp_path / "half", quiet=True)
     with pytest.raises(fv.Refusal, match=r"fedveil.simulate\(strategy="):
-        fv.simulate(Shops(), resume=tmp_path / "half", quiet=True)
+        fv.simulate(Counting(), resume=tmp_path / "half", quiet=True)
     monkeypatch.setattr(sys, "argv", ["fedveil", "simulate", f"resume={tmp_path / 'half'}"])
     assert main() == 2 and "go on in Python" in capsys.readouterr().err
-    again = fv.simulate(Shops(), strategy=FedAdam(eta=0.05), resume=tmp_path / "half", quiet=True)
+    again = fv.simulate(Counting(), strategy=FedAdam(eta=0.05), resume=tmp_path / "half", quiet=True)
     assert again.status == "completed" and torch.equal(weights(again), weights(whole))
+    assert torch.equal(torch.tensor(7), again.model.state_dict()["seen"])
 
 
 def test_the_model_of_an_own_class_needs_the_class(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def keep(state: Path, over: RunOver) -> LastRun:
       OSError: the folder cannot be written.
     """
     if over.model:
-        model = {name: np.ascontiguousarray(value) for name, value in over.model.items()}
+        model = {name: np.asarray(value, order="C") for name, value in over.model.items()}
         scaled = {"moments": over.moments} if over.moments else {}
         told = {"run": over.run, "agreement": over.agreement, **scaled}
         replace_file(state / MODEL, safetensors_parts(model, told))

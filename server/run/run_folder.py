@@ -632,7 +632,7 @@ def _draws(run: Run, ending: Ending) -> list[DpEvent]:
 
 def _write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:
     folder = progress.run.folder
-    model = {name: np.ascontiguousarray(value) for name, value in state.model.items()}
+    model = {name: np.asarray(value, order="C") for name, value in state.model.items()}
     replace_file(folder / MODEL, safetensors_parts(model), mode=None)
     replace_file(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode(), mode=None)
     if progress.history and progress.run.federation.reported:
