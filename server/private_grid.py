@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
@@ -74,6 +74,7 @@ class PrivateGrid(PassingGrid):
         self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
         self._sums = sums_over(participants, self._account, masking, source)
         self._early: dict[int, list[int]] = {}
+        self._whole: dict[str, Array] = {}
         self._asked = 0
         self._reserved = 0
         self._row = 0
@@ -120,7 +121,7 @@ class PrivateGrid(PassingGrid):
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted is not None:
             return []
-        content = wire.common_content(training)
+        content = self._with_whole_numbers(wire.common_content(training))
         number = self._reserved if self._reserved > self._finished else self._reserve_next()
         if number is None:
             return []
@@ -262,6 +263,14 @@ class PrivateGrid(PassingGrid):
             self.released = self._account.seen(number, self._row, mean, drawn)
         self._account.settle(number, self._row, self.drawn, mean)
         return [reply]
+
+    def _with_whole_numbers(self, content: RecordDict) -> RecordDict:
+        """Return an instruction with the whole numbers of the first: as Flower's mean, fractions, they would be clipped."""
+        arrays = wire.only_arrays(content)
+        averaged = wire.layout_of(arrays)
+        self._whole = self._whole or {name: array for name, array in arrays.items() if name not in averaged}
+        lost = {name: array for name, array in self._whole.items() if name in averaged}
+        return wire.with_arrays(content, ArrayRecord({**arrays, **lost})) if lost else content
 
     def _spec(self, content: RecordDict) -> tuple[wire.Layout, wire.Layout, SumSpec]:
         """Return the shapes of an update's arrays and of its sent part, and the spec of the sum."""

@@ -16,6 +16,7 @@ from typing import Literal
 
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
@@ -34,6 +35,7 @@ from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.flower_adapter import report_in_sentences, start_checked
 from ..strategies.grids import PassingGrid
 from ..strategies.question_wire import with_evaluation
+from ..strategies.registry import check_averages
 from ..strategies.wire import WEIGHT, common_content
 from .evaluations import (
     ClientEvaluation,
@@ -167,7 +169,7 @@ def protect(
         privacy = SumPrivacy(plan, ledger)
         inner = PrivateGrid(Participants(grid, cohort, population, declared=True), privacy=privacy)
         protected = ProtectedGrid(inner, privacy, budget, evaluating)
-        with start_checked(partial(_check_evaluation, protected, held_out)):
+        with start_checked(partial(_check_start, protected, held_out)):
             yield protected
 
 
@@ -246,8 +248,14 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
     return check_delta("", budget.target_delta, population, "clients", allow_large_delta)
 
 
-def _check_evaluation(protected: ProtectedGrid, held_out: str, grid: object, evaluate_fn: object) -> None:
-    if grid is protected and evaluate_fn is not None and held_out == "private":
+def _check_start(
+    protected: ProtectedGrid, held_out: str, strategy: Strategy, grid: object, evaluate_fn: object
+) -> None:
+    """Refuse a strategy that a private sum cannot serve, or what it would measure on private data, before a round is charged."""
+    if grid is not protected:
+        return
+    check_averages(strategy)
+    if evaluate_fn is not None and held_out == "private":
         remedy = 'the held-out data count as private; if they are public, say held_out="public" to protect, else leave it out'
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
 
@@ -338,11 +346,8 @@ class ProtectedGrid(PassingGrid):
         if self.evaluating is None:
             self._tell_of_evaluation()
             return []
-        if (
-            self.ended is not None
-            or not self.grid.rounds
-            or self.grid.rounds[-1].number not in self.evaluating.rounds
-        ):
+        done = self.grid.rounds
+        if self.ended is not None or not done or done[-1].number not in self.evaluating.rounds:
             return []
         return _evaluated(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
 

@@ -87,8 +87,8 @@ def report_in_sentences(*kinds: type[Exception]) -> None:
 
 
 @contextmanager
-def start_checked(check: Callable[[object, object], None]) -> Generator[None]:
-    """Call `check` with the grid and the `evaluate_fn` before any strategy starts in the block.
+def start_checked(check: Callable[[Strategy, object, object], None]) -> Generator[None]:
+    """Call `check` with the strategy, the grid and the `evaluate_fn` before any strategy starts in the block.
 
     Flower hands `evaluate_fn` to the strategy alone, and calls it before the grid is used at all.
     """
@@ -97,7 +97,7 @@ def start_checked(check: Callable[[object, object], None]) -> Generator[None]:
     @wraps(start)
     def checked(*args: Any, **kwargs: Any) -> Result:
         given = signature(start).bind(*args, **kwargs).arguments
-        check(given["grid"], given.get("evaluate_fn"))
+        check(given["self"], given["grid"], given.get("evaluate_fn"))
         return start(*args, **kwargs)
 
     Strategy.start = checked

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
-from .wire import only_arrays, views
+from .wire import WEIGHT, only_arrays, views
 
 AVERAGING: dict[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -44,8 +44,16 @@ BRINGS_ITS_OWN_PRIVACY = (
     flower.DifferentialPrivacyServerSideFixedClipping,
 )
 
-SEES_CLIENTS = "it must see single clients' updates, which a private sum hides; use one that averages"
-NOT_ON_A_LEDGER = "its noise is on no ledger; wrap the inner strategy and let privacy= do it"
+REFUSED = (
+    (
+        NEEDS_SINGLE_CLIENTS,
+        "it must see single clients' updates, which a private sum hides; use one that averages",
+    ),
+    (
+        BRINGS_ITS_OWN_PRIVACY,
+        "its noise is on no ledger; use the strategy inside it, whose sum is noised anyhow",
+    ),
+)
 
 # The sum answers as one client, so that one message is enough: the cohort decides who gets it. Clients do not evaluate.
 ONE_REPLY: dict[str, Any] = {
@@ -82,11 +90,13 @@ def check_averages(strategy: Strategy) -> None:
     Raises:
       Refusal: names the class and the reason.
     """
-    name = type(strategy).__name__
-    if isinstance(strategy, NEEDS_SINGLE_CLIENTS):
-        raise Refusal("strategy", name, SEES_CLIENTS)
-    if isinstance(strategy, BRINGS_ITS_OWN_PRIVACY):
-        raise Refusal("strategy", name, NOT_ON_A_LEDGER)
+    for refused, reason in REFUSED:
+        if isinstance(strategy, refused):
+            raise Refusal("strategy", type(strategy).__name__, reason)
+    if (key := getattr(strategy, "weighted_by_key", WEIGHT)) != WEIGHT:
+        raise Refusal(
+            "strategy.weighted_by_key", key, f"a sum is one reply, weighted by {WEIGHT}; leave it out"
+        )
 
 
 def aggregated(
@@ -113,7 +123,7 @@ def why_not(name: str) -> str | None:
     Args:
       name: of a class, in any case, with or without Fed in front: ``krum``, ``FedMedian``, ``median``.
     """
-    for refused, reason in ((NEEDS_SINGLE_CLIENTS, SEES_CLIENTS), (BRINGS_ITS_OWN_PRIVACY, NOT_ON_A_LEDGER)):
+    for refused, reason in REFUSED:
         for each in refused:
             known = each.__name__.lower()
             if name.lower().replace("_", "") in (known, known.removeprefix("fed")):

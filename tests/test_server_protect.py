@@ -4,6 +4,7 @@ import json
 import logging
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam, FedAvg, Result
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    Krum,
+    Result,
+    Strategy,
+)
 
 from fedveil.client.private_evaluation import private_evaluation
 from fedveil.client.private_update import private_update
@@ -35,6 +43,7 @@ TERMS: dict[str, Any] = {
     "clipping_norm": 1.0,
     "num_rounds": 3,
 }
+LOUD: dict[str, Any] = {"budget": replace(BUDGET, target_epsilon=1000.0), "accept_vacuous": True}
 Trains = Callable[[int], bool]
 
 
@@ -96,6 +105,40 @@ def test_held_out_data_are_measured_only_if_they_are_public(strategy: type[FedAv
         protect(grid_of(), **TERMS, held_out="mine"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (Krum(), "strategy='Krum': it must see single clients"),
+        (DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 40), "its noise is on no ledger"),
+        (FedAvg(weighted_by_key="n"), "weighted_by_key='n': a sum is one reply, weighted by num-examples"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_strategy_that_a_sum_cannot_serve_does_not_start(strategy: Strategy, said: str) -> None:
+    with protect(grid_of(), **TERMS) as protected:
+        with pytest.raises(Refusal, match=said):
+            strategy.start(protected, ArrayRecord({"w": Array(np.zeros(2, np.float32))}), num_rounds=1)
+        assert not protected.grid.rounds
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedAdam])
+def test_a_counter_of_batches_takes_no_part_in_the_clipping(strategy: type[FedAvg]) -> None:
+    app, told = ClientApp(), list[str]()
+
+    @app.train(mods=[private_update])
+    def train(message: Message, context: Context) -> Message:
+        weight, batches = (message.content["arrays"][name].numpy() for name in "wn")  # pyright: ignore
+        told.append(batches.dtype.name)
+        arrays = ArrayRecord({"w": Array(weight + 0.1), "n": Array(np.asarray(batches + 1000))})
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({WEIGHT: 1})}), reply_to=message)
+
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.array(0))})
+    with protect(InProcessGrid(app, CLIENTS, {}), **TERMS | LOUD) as protected:
+        arrays = strategy().start(protected, start, num_rounds=3).arrays
+    assert set(told) == {"int64"} and float(arrays["n"].numpy()) == 0
+    assert float(arrays["w"].numpy().min()) > 0.2
 
 
 def ledgers(folder: Path) -> list[Path]:
