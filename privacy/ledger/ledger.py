@@ -75,9 +75,10 @@ class BudgetExhausted(Exception):
       would_be: the epsilon including the release.
 
     Example:
-      >>> import fedveil as fv >>> raise fv.BudgetExhausted(fv.Budget("record", 1.0, 1e-6), fv.Adversary.MODEL, 1.04)
-      Traceback (most recent call last): fedveil.privacy.ledger.ledger.BudgetExhausted: the record budget is spent:
-      against the model this release would bring epsilon to 1.04 of 1 at delta 1e-06
+      >>> import fedveil as fv
+      >>> raise fv.BudgetExhausted(fv.Budget("record", 1.0, 1e-6), fv.Adversary.MODEL, 1.04)
+      Traceback (most recent call last):
+      fedveil.privacy.ledger.ledger.BudgetExhausted: the record budget is spent: against the model this release would bring epsilon to 1.04 of 1 at delta 1e-06
     """
 
     def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
