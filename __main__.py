@@ -69,9 +69,9 @@ def run(argv: Sequence[str]) -> int:
     except click.UsageError as error:
         return _refuse(told(error), argv)
     except Refusal as refusal:
-        from .cli.hints import hinted
+        from .strategies.hints import hinted
 
-        refused = _refuse(hinted(refusal), argv)
+        refused = _refuse(str(hinted(refusal)), argv)
         return FAILED if disk_failed(refusal) else refused
 
 

@@ -18,7 +18,7 @@ from typer.models import ArgumentInfo
 
 from ..extras import require_extra
 from ..privacy.refusal import Refusal
-from .hints import option_hint
+from ..strategies.hints import option_hint
 
 # Hydra's own flags: (names, what stands behind, help). Hydra reads them; here they are shown, completed and compared.
 HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (

@@ -44,7 +44,10 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
             parsed += parser.parse_overrides([override])
         except OverrideParseException as error:
             reason = str(error).splitlines()[0]
+            key, equals, value = override.partition("=")
             told = f"cannot be read as key=value ({reason})"
+            if equals and not set(value) & set("'\"[]{}()$"):
+                told = f"cannot be read; put its value in quotes, for the shell too: \"{key}='{value}'\""
             if found := TUNED.fullmatch(override):
                 told = f"write tune={found[1]} tune.values=[{found[2]}]"
             mistakes.append(Refusal("override", override, told))

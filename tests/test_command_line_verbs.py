@@ -17,7 +17,6 @@ from hydra._internal.utils import get_args_parser
 from typer.main import get_command
 
 from fedveil.cli.app import app
-from fedveil.cli.hints import MEANT
 from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
@@ -25,6 +24,7 @@ from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.server.run.build import build
 from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
+from fedveil.strategies.hints import MEANT
 from fedveil.strategies.registry import why_not
 
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
@@ -123,6 +123,10 @@ def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], t
         (["budget", "set", "--epsilon", "1"], "missing option '--delta'"),
         (["client", "status", "x", "y"], "got unexpected extra argument"),
         (["audit", "x", "--records", "--membership", "loss"], "exclude each other"),
+        (
+            ["simulate", "task.folder=médecins"],
+            "put its value in quotes, for the shell too: \"task.folder='médecins'\"",
+        ),
         (["audit", "x", "--membership", "guess"], "choose one of loss, rmia, lira, art"),
         (["nothing"], "verb='nothing': there is no such verb; fedveil --help lists them"),
     ],

@@ -53,39 +53,30 @@ MEANT = {
 }
 
 
-def hinted(refusal: Refusal) -> str:
-    """Return what a refusal says, with what was meant in the place of the nearest name where the table knows it."""
-    each = refusal.each if isinstance(refusal, Mistakes) else (refusal,)
-    return "\n".join(str(_hinted(mistake)) for mistake in each)
+def hinted(refusal: Refusal) -> Refusal:
+    """Return a refusal that says what was meant in the place of the nearest name, where the table knows it."""
+    if isinstance(refusal, Mistakes):
+        return Mistakes([_hinted(mistake) for mistake in refusal.each])
+    return _hinted(refusal)
 
 
 def option_hint(option: str) -> str:
     """Return what was meant by an option, such as --epochs; empty if the table does not know it."""
-    word = option.lstrip("-").replace("-", "_")
-    if word not in MEANT:
-        return ""
-    meant = MEANT[word]
-    return f"did you mean {meant}=...?" if _is_key(meant) else meant
+    meant = MEANT.get(option.lstrip("-").replace("-", "_"), "")
+    return f"did you mean {meant}=...?" if meant and _is_key(meant) else meant
 
 
 def _hinted(refusal: Refusal) -> Refusal:
     field = refusal.field.lstrip("+~")
-    if field == "strategy":
-        return _of_strategy(refusal)
+    if field == "strategy" and refusal.remedy.startswith("there is no such option"):
+        from .registry import why_not
+
+        return Refusal(refusal.field, refusal.value, why_not(str(refusal.value)) or refusal.remedy)
     meant = MEANT.get(field.rpartition(".")[2]) if refusal.remedy.startswith("there is no such key") else None
     if meant is None or meant == field:
         return refusal
     told = f"did you mean '{meant}'?" if _is_key(meant) else meant
     return Refusal(refusal.field, refusal.value, f"there is no such key; {told}")
-
-
-def _of_strategy(refusal: Refusal) -> Refusal:
-    if not refusal.remedy.startswith("there is no such option"):
-        return refusal
-    from ..strategies.registry import why_not
-
-    reason = why_not(str(refusal.value))
-    return refusal if reason is None else Refusal(refusal.field, refusal.value, reason)
 
 
 def _is_key(meant: str) -> bool:
