@@ -72,46 +72,29 @@ __all__ = [
     "simulate",
 ]
 
-# Where a name lives, and the extra that its module needs; "" for none.
-_HOMES = {
-    "Adjacency": (".privacy.budget", ""),
-    "Adversary": (".privacy.budget", ""),
-    "All": (".strategies.cohorts", ""),
-    "Budget": (".privacy.budget", ""),
-    "BudgetExhausted": (".privacy.ledger.ledger", ""),
-    "Callback": (".server.run.callbacks", "simulation"),
-    "ClientCentral": (".configs.schema", "simulation"),
-    "ClientDistributed": (".configs.schema", "simulation"),
-    "ClientEvaluation": (".server.evaluations", "client"),
-    "CyclicPoisson": (".strategies.cohorts", ""),
-    "Examples": (".tasks.data", "client"),
-    "FinishedRun": (".face", ""),
-    "Fixed": (".strategies.cohorts", ""),
-    "LazyExamples": (".tasks.data", "client"),
-    "Ledger": (".privacy.ledger.ledger", ""),
-    "MinSeparation": (".strategies.cohorts", ""),
-    "NoPrivacy": (".configs.schema", "simulation"),
-    "Poisson": (".strategies.cohorts", ""),
-    "Record": (".configs.schema", "simulation"),
-    "RecordAndClient": (".configs.schema", "simulation"),
-    "RecordDistributed": (".configs.schema", "simulation"),
-    "Refusal": (".privacy.refusal", ""),
-    "Release": (".privacy.budget", ""),
-    "RoundEnd": (".server.run.callbacks", "simulation"),
-    "RunEnd": (".server.run.callbacks", "simulation"),
-    "RunStart": (".server.run.callbacks", "simulation"),
-    "Task": (".tasks.protocol", "client"),
-    "Unit": (".privacy.budget", ""),
-    "UnitPlan": (".server.run.unit_plan", "simulation"),
-    "ask": (".face", ""),
-    "epsilon": (".privacy.accounting.epsilon", ""),
-    "load": (".face", ""),
-    "plan": (".face", ""),
-    "private_evaluation": (".client.private_evaluation", "client"),
-    "private_update": (".client.private_update", "client"),
-    "protect": (".server.protect", "client"),
-    "simulate": (".face", ""),
-}
+# What its names need: a module, the extra that brings what it lacks ("" for none), and the names that live there.
+_MODULES = (
+    (".client.private_evaluation", "client", "private_evaluation"),
+    (".client.private_update", "client", "private_update"),
+    (
+        ".configs.schema",
+        "simulation",
+        "ClientCentral ClientDistributed NoPrivacy Record RecordAndClient RecordDistributed",
+    ),
+    (".face", "", "FinishedRun ask load plan simulate"),
+    (".privacy.accounting.epsilon", "", "epsilon"),
+    (".privacy.budget", "", "Adjacency Adversary Budget Release Unit"),
+    (".privacy.ledger.ledger", "", "BudgetExhausted Ledger"),
+    (".privacy.refusal", "", "Refusal"),
+    (".server.evaluations", "client", "ClientEvaluation"),
+    (".server.protect", "client", "protect"),
+    (".server.run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
+    (".server.run.unit_plan", "simulation", "UnitPlan"),
+    (".strategies.cohorts", "", "All CyclicPoisson Fixed MinSeparation Poisson"),
+    (".tasks.data", "client", "Examples LazyExamples"),
+    (".tasks.protocol", "client", "Task"),
+)
+_HOMES = {name: (module, extra) for module, extra, names in _MODULES for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .extras import require_extra
 from .privacy.refusal import Refusal
+from .reports.files import CONFIG, METRICS, RESULT, lies_now
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -31,20 +32,22 @@ if TYPE_CHECKING:
     from .server.run.unit_plan import UnitPlan
     from .tasks import Task
 
-CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.jsonl"
 INFINITY = "infinity"  # how files spell it; JSON has no word for it
 WORDS = ("true", "false", "null", "nan", "inf")  # of Hydra's grammar; as text they need quotes
-# The option of the group `cohort` that a class stands for; models of the configuration say theirs.
-COHORTS = {
-    "Poisson": "poisson",
-    "Fixed": "fixed",
-    "MinSeparation": "min_separation",
-    "CyclicPoisson": "cyclic_poisson",
-    "All": "all",
-}
 
 
 # --- what a run left ----------------------------------------------------------------------------------------------
+
+
+class Temporary:
+    """Folder that `simulate` chose; it is removed with the last run that holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        TEMPORARY[folder] = self
+
+
+TEMPORARY = weakref.WeakValueDictionary[Path, Temporary]()
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class FinishedRun:
     Returned by `simulate` and `load`.
 
     Attributes:
-        folder: of the results. A folder that `simulate` chose is removed with this object.
+        folder: of the results. A folder that `simulate` chose is removed with the last object that reads it.
 
     Example:
         >>> import fedveil as fv
@@ -69,6 +72,7 @@ class FinishedRun:
 
     folder: Path
     _task: Callable[[], Task] = field(repr=False)
+    _temporary: Temporary | None = field(default=None, repr=False)
 
     @cached_property
     def result(self) -> dict[str, Any]:
@@ -113,7 +117,7 @@ class FinishedRun:
     def ledger(self) -> Path | None:
         """Ledger of the population, or folder of the clients' own ledgers; None if there is none."""
         found = self.result["ledger"]
-        return None if found is None else Path(found)
+        return None if found is None else lies_now(self.folder, found)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -198,9 +202,10 @@ def load(
     """
     from .server.run.released import require_ended, task_of
 
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     require_ended(folder)
-    return FinishedRun(folder, lambda: task_of(folder, tuple(allow_modules)) if task is None else task)
+    made = (lambda: task_of(folder, tuple(allow_modules))) if task is None else (lambda: task)
+    return FinishedRun(folder, made, TEMPORARY.get(folder))
 
 
 # --- a run, and its plan ------------------------------------------------------------------------------------------
@@ -275,13 +280,17 @@ def simulate(
     objects = [each for each in callbacks if not isinstance(each, str)]
     named = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
     named |= {"callbacks": names} if names else {}
+    if resume is not None and folder is not None:
+        raise Refusal("folder", str(folder), "a resumed run goes on in its own; drop folder, or resume")
     settings, given = _settings(task, strategy, named, allow_modules, resume, args)
-    chosen = resume if resume is not None else None if folder is None else _free(Path(folder))
+    if folder is not None and (Path(folder) / CONFIG).exists():
+        remedy = "a run lives there: fedveil.load(folder) reads it, resume=folder goes on, or choose another"
+        raise Refusal("folder", str(folder), remedy)
     federation = build(settings, given=given)
-    where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen)
-    run = FinishedRun(where, lambda: federation.task)
-    if chosen is None:
-        weakref.finalize(run, shutil.rmtree, where, ignore_errors=True)
+    chosen = folder if resume is None else resume
+    where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen).absolute()
+    own = Temporary(where) if chosen is None else TEMPORARY.get(where)
+    run = FinishedRun(where, lambda: federation.task, own)
     run_simulation(federation, where, quiet=quiet, callbacks=objects)
     return run
 
@@ -389,15 +398,6 @@ def ask(
     return ask_here(build(settings, given=objects), inquiry, Spend(**cost), Path(folder), run)
 
 
-def _free(folder: Path) -> Path:
-    if (folder / CONFIG).exists():
-        remedy = (
-            "a run lives there: fedveil.load(folder) reads it, resume=folder continues it, or choose another"
-        )
-        raise Refusal("folder", str(folder), remedy)
-    return folder
-
-
 # --- values of Python as overrides of the configuration -----------------------------------------------------------
 
 
@@ -417,6 +417,7 @@ def _settings(
 
     from .configs.settings import settings_from_overrides
     from .server.run.build import OBJECT, Given
+    from .strategies.hints import hinted
     from .tasks import PooledTask, Task, as_task, lacking
 
     if isinstance(task, type):
@@ -448,7 +449,10 @@ def _settings(
         overrides.append(f"resume={_text('resume', resume)}")
     elif modules:
         overrides.append(f"allow_modules={_text('allow_modules', modules)}")
-    return settings_from_overrides(overrides), given
+    try:
+        return settings_from_overrides(overrides), given
+    except Refusal as refusal:
+        raise hinted(refusal) from None
 
 
 def _overrides(path: str, value: object) -> Iterator[str]:
@@ -462,7 +466,9 @@ def _overrides(path: str, value: object) -> Iterator[str]:
     elif values is None:
         yield f"{path}={_text(path, value)}"
     else:
-        name = COHORTS.get(type(value).__name__) or values.pop("name", None) or getattr(value, "name", None)
+        words = re.findall("[A-Z][a-z]+", type(value).__name__)  # a cohort is an option by its class's name
+        option = "_".join(words).lower() if is_dataclass(value) else getattr(value, "name", None)
+        name = values.pop("name", None) or option
         if top and name is not None:
             yield f"{path}={name}"
         for key, each in values.items():
@@ -471,6 +477,8 @@ def _overrides(path: str, value: object) -> Iterator[str]:
 
 def _fields(value: object) -> dict[str, object] | None:
     """Return what was set of a dictionary, a model of the configuration or a cohort; None of any other value."""
+    if isinstance(value, type):
+        return None
     if isinstance(value, Mapping):
         return dict(value)
     if is_dataclass(value):
@@ -493,7 +501,8 @@ def _text(path: str, value: object) -> str:
         case str() | Path():
             text = str(value)
             plain = re.fullmatch(r"[A-Za-z_][\w.:-]*", text) and text.lower() not in WORDS
-            return text if plain else "'" + text.replace("'", "\\'") + "'"
+            quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'")
+            return text if plain else f"'{quoted}'"
         case list() | tuple():
             return "[" + ",".join(_text(path, each) for each in value) + "]"
         case _:

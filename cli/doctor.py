@@ -20,8 +20,9 @@ from pathlib import Path
 
 from ..extras import MODULES, require_extra
 from ..privacy.ledger.caps import default_folder
+from ..privacy.mechanisms import discrete_gaussian
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.masks import compiled
+from ..privacy.secagg import masks
 from ..server.run.display import hanging
 
 WRONG = 1
@@ -136,9 +137,12 @@ def _machine() -> Iterator[Diagnosis]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Diagnosis("processor", None, f"{platform.machine()}, {cores} cores for this process")
     flags = _flags()
-    wide = {"avx512bw", "vaes"} <= flags
-    remedy = "are cryptography's" + ("; pip install ./compiled in a checkout: twice as fast" if wide else "")
-    yield Diagnosis("masks", None, "are fedveil-masks'" if compiled() else remedy)
+    faster = {"avx512bw", "avx512vl", "vaes"} <= flags
+    remedy = "; pip install ./compiled in a checkout: twice as fast" if faster else ""
+    made = "are fedveil-compiled's" if masks.compiled() else "are cryptography's" + remedy
+    yield Diagnosis("masks", None, made)
+    drawn = "is fedveil-compiled's" if discrete_gaussian.compiled() else "is NumPy's" + remedy
+    yield Diagnosis("noise", None, drawn)
     if not flags:
         return
     found = [name for name, names in FEATURES.items() if flags.intersection(names)]

@@ -1,4 +1,6 @@
-"""Files of a run folder, by name; it imports nothing, so that a verifier does not need the packages that made the run."""
+"""Files of a run folder, by name; it imports no package, so that a verifier does not need those that made the run."""
+
+from pathlib import Path
 
 CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
 SAVED = "run.json"
@@ -21,3 +23,9 @@ QUESTIONS = "questions"  # folder of answers in a server's, beside its runs
 SCALING = "scaling.json"  # the answer by which a run scales its inputs, where it asked for one
 OF_RECORDS = "records"  # folder, in one of answers, of the ledger of questions that hide records
 OF_ANSWERS = "report"  # folder of REPORT and PAGE in one of answers, whose names are the askers'
+
+
+def lies_now(folder: Path, path: str) -> Path:
+    """Return where a ledger that a run's result names lies: in the run's folder, which may have moved, or at its path."""
+    beside = folder / Path(path).name
+    return beside if beside.exists() else Path(path)

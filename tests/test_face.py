@@ -23,6 +23,8 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.__main__ import main
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.face import FinishedRun
+from fedveil.tasks import load_task
 
 
 class Shops:
@@ -149,6 +151,8 @@ def test_both_units_are_told_and_the_larger_is_the_runs() -> None:
 def test_without_a_folder_results_live_as_long_as_the_object() -> None:
     run = quick()
     folder = run.folder
+    run = fv.load(run.folder)
+    gc.collect()
     assert (folder / "result.json").exists()
     del run
     gc.collect()
@@ -184,6 +188,9 @@ def test_a_class_or_half_a_task_is_refused_as_what_it_is() -> None:
     ):
         with pytest.raises(fv.Refusal, match=f"task={said}"):
             fv.simulate(task)  # pyright: ignore[reportArgumentType]
+    for key in ("cohort", "privacy"):
+        with pytest.raises(fv.Refusal, match=f"{key}=<class .*Poisson.*: give a name, a number"):
+            quick(**{key: fv.Poisson})
 
 
 def test_a_strategy_that_must_see_single_clients_is_refused_with_its_reason() -> None:
@@ -229,10 +236,13 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path: Path) ->
         quick(
             folder=tmp_path / "x",
             num_round=3,
+            lr=0.1,
+            strategy="krum",
             batch_size="8",
             privacy={"name": "client_central", "epsilon": 1},
         )
-    for said in ("num_round", "did you mean 'num_rounds'", "batch_size='8'", "privacy.epsilon"):
+    what = "did you mean 'privacy.target_epsilon'", "did you mean 'learning_rate'", "must see single clients"
+    for said in ("num_round", "did you mean 'num_rounds'", "batch_size='8'", *what):
         assert said in str(refused.value)
     assert not (tmp_path / "x").exists()
     with pytest.raises(fv.Refusal, match="batch_size=<object"):
@@ -252,6 +262,8 @@ def test_a_plan_trains_nothing() -> None:
 
 def test_a_folder_that_holds_a_run_says_what_to_do(tmp_path: Path) -> None:
     quick(folder=tmp_path / "shops")
+    with pytest.raises(fv.Refusal, match="a resumed run goes on in its own"):
+        quick(folder=tmp_path / "other", resume=tmp_path / "shops")
     with pytest.raises(fv.Refusal, match=r"a run lives there: fedveil.load\(folder\) reads it, resume="):
         quick(folder=tmp_path / "shops")
     with pytest.raises(fv.Refusal, match="holds no run"):
@@ -280,7 +292,28 @@ def test_the_model_of_an_own_class_needs_the_class(tmp_path: Path) -> None:
     run = quick(folder=tmp_path / "run")
     with pytest.raises(fv.Refusal, match="add --allow-module object"):
         _ = fv.load(tmp_path / "run").model
-    assert torch.equal(weights(fv.load(tmp_path / "run", task=Shops())), weights(run))
+    again = fv.load(tmp_path / "run", task=Shops())
+    assert torch.equal(weights(again), weights(run))
+    with pytest.raises(fv.Refusal, match="is of another task"):
+        _ = FinishedRun(run.folder, lambda: load_task("digits", {})).model
+    assert len(again.predict(np.zeros((3, 4)))["class"]) == 3
+    with pytest.raises(fv.Refusal, match="is no list of rows"):
+        again.predict(np.zeros(4))
+
+
+@pytest.mark.parametrize("privacy", ["client_central", "record"])
+def test_a_run_is_read_where_it_lies_now(
+    privacy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "it's\\"  # Hydra's grammar doubles a backslash before a quote
+    run = quick(privacy=privacy, num_rounds=1, folder=name)
+    monkeypatch.chdir("/")
+    assert run.ledger is not None and run.ledger.exists() and run.model is not None
+    assert quick(resume=tmp_path / name, num_rounds=None).history == run.history
+    (tmp_path / name).rename(tmp_path / "moved")
+    ledger = fv.load(tmp_path / "moved").ledger
+    assert ledger is not None and ledger.exists() and ledger.parent == tmp_path / "moved"
 
 
 # --- the caller's process ---------------------------------------------------------------------------------------

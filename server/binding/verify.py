@@ -24,7 +24,7 @@ from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
-from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED
+from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED, lies_now
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from ..evaluations import round_of
@@ -38,7 +38,8 @@ from .signatures import SHOWN, check, read_signatures
 SAME = 1e-6
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
 GO_ON = ("interrupted", "paused")  # a run that ended so is not closed
-TAKEN_PART = "poisson batches, in the rounds taken part in"  # `sampling` of what is on the clients' ledgers
+BATCHES = "poisson batches"  # `sampling` of what is on the clients' ledgers begins with it
+TAKEN_PART = f"{BATCHES}, in the rounds taken part in"
 FAULTS = (
     Refusal,
     OSError,
@@ -139,10 +140,7 @@ class Held:
     @property
     def ledger(self) -> Path:
         """Path of the run's ledger."""
-        if self.bundled:
-            return self.folder / LEDGER
-        beside = self.folder / "ledger"
-        return beside if beside.is_file() else Path(self.result["ledger"])
+        return self.folder / LEDGER if self.bundled else lies_now(self.folder, self.result["ledger"])
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -162,9 +160,7 @@ class Held:
         if not self.manifest.heads:
             return {}
         if not self.bundled:
-            folder = Path(self.result["ledger"]) if not self.charged else self.folder / "client_ledgers"
-            found = folder if folder.is_dir() else self.folder / "client_ledgers"
-            return {name: _entries(found / name) for name in self.manifest.heads}
+            return {name: _entries(self.folder / "client_ledgers" / name) for name in self.manifest.heads}
         whole = json.loads((self.folder / CLIENT_LEDGERS).read_bytes())
         return {name: entries_from(whole[name], name) for name in self.manifest.heads}
 
@@ -478,8 +474,8 @@ def _after_each_round(
 def _client_ledgers(held: Held) -> str:
     """Check that the clients' ledgers are those of the run's end, and that no record has lost more than the result says."""
     if not held.manifest.heads:
-        rows = [row for row in held.result["privacy"] if row["unit"] != "client" and not held.charged]
-        raise NotShown("they lie with the clients" if rows else "the run has none")
+        own = any(row["sampling"].startswith(BATCHES) for row in held.result["privacy"])
+        raise NotShown("they lie with the clients" if own else "the run has none")
     seen: dict[tuple[str, ...], list[Entry]] = {}
     for name, entries in held.clients.items():
         head = held.manifest.heads[name]

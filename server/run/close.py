@@ -9,7 +9,7 @@ from typing import Any
 
 from ...privacy.budget import Budget
 from ...privacy.ledger.ledger import Head, Ledger, read_entries
-from ...reports.files import AUDIT_KEY, MANIFEST, RESULT, SAVED
+from ...reports.files import AUDIT_KEY, MANIFEST, RESULT, SAVED, lies_now
 from .. import noise_key
 from ..binding.manifest import BESIDE, manifest_of, write_manifest
 from ..rounds import Status
@@ -55,12 +55,12 @@ def close_again(folder: Path) -> None:
       Refusal: its ledger cannot be read or written.
     """
     saved, result = (json.loads((folder / name).read_bytes()) for name in (SAVED, RESULT))
-    path = result["ledger"]
+    path = None if result["ledger"] is None else lies_now(folder, result["ledger"])
     if BESIDE not in saved or Status(result["status"]) not in CLOSED:
         return  # made before runs were closed, or paused
     noise_key.erase(folder)
     noise_key.erase(folder, AUDIT_KEY)
-    if path is None or not Path(path).is_file():  # charged on no ledger of its own
+    if path is None or not path.is_file():  # charged on no ledger of its own
         if not (folder / MANIFEST).exists():
             close(folder, None, {})
         return

@@ -117,13 +117,15 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
 
 
 def model_of(folder: Path, task: Task) -> nn.Module:
-    """Return the released model in evaluation mode."""
-    from safetensors.torch import load_file
+    """Return the released model in evaluation mode.
 
-    from ...tasks.arrays import load_arrays
+    Raises:
+      Refusal: it is of another task.
+    """
+    from ...tasks.model_columns import read_released
 
     model = task.model()
-    load_arrays(model, {name: value.numpy() for name, value in load_file(folder / MODEL).items()})
+    read_released(model, (folder / MODEL).read_bytes())
     return model.eval()
 
 
@@ -155,4 +157,10 @@ def predictions(
     except (RuntimeError, IndexError) as error:
         shape = f"shape {tuple(inputs.shape)}"
         raise Refusal("data", shape, f"does not suit the model: {str(error).splitlines()[0]}") from None
+    if outputs.shape[:1] != inputs.shape[:1]:
+        raise Refusal(
+            "data",
+            f"shape {tuple(inputs.shape)}",
+            "is no list of rows: give the model's inputs, shape (n, ...)",
+        )
     return task.decode(outputs) if isinstance(task, PredictingTask) else columns(outputs.numpy(), classifies)
