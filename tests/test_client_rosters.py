@@ -443,7 +443,7 @@ def test_too_few_peers_or_another_suite_than_the_owner_demands_are_refused(
 # --- the noise, by known answers -----------------------------------------------------------------------------------
 
 # What a device that is surrounded was sure of, of the noise that it was charged for, before it knew its peers.
-OWN_SHARE = {5: 0.50, 20: 0.24, 100: 0.11}
+OWN_SHARE = {3: 0.71, 5: 0.50, 11: 0.33, 20: 0.24, 100: 0.11}
 
 
 @pytest.mark.parametrize("clients", OWN_SHARE)
@@ -462,3 +462,13 @@ def test_a_device_among_strangers_is_sure_of_all_of_the_noise_that_it_is_charged
         sure = math.sqrt((min(honest) + sigma**2 - 8**2) / spec.sensitivity_squared)
         assert sure >= 1.0 and (sigma == 0 or sure < 1.002)
         assert (sigma == 0) == (outsiders <= spec.attendance.colluders)
+
+
+@pytest.mark.parametrize("allies", [1, 2, 4, 10, 30])
+def test_a_minimum_cohort_is_worth_the_noise_against_a_server_that_picks_its_allies(allies: int) -> None:
+    """The threat model's rule: from cohorts of 10 (B - 1) + 1 on, B allies are no more than are assumed to collude."""
+    masking, enough = Masking(Roster(1, ()), 0.4, 0.1, Profile.MALICIOUS), 10 * (allies - 1) + 1
+    for clients, worth in ((max(enough, 3), True), (enough - 1, False)):
+        if clients > allies + 1:
+            spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, 32, layered=True)
+            assert (spec.own_noise(allies) >= 1.0 - 1e-9) == worth
