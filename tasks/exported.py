@@ -52,9 +52,11 @@ class Exported:
         inputs = read_array(data) if schema is None else schema_inputs(schema, data)
         model = read_model(self.folder, str(self.card["to"]), str(self.card["sha256"]))
         try:
-            outputs = model(inputs.astype(self.card["inputs"]["dtype"]))
+            outputs = np.asarray(model(inputs.astype(self.card["inputs"]["dtype"])))
+            if outputs.shape[:1] != inputs.shape[:1] or outputs.dtype.kind not in "fiub":
+                raise ValueError(f"it gives {outputs.dtype} of shape {outputs.shape}")
         except Exception as error:  # noqa: BLE001 (each runtime raises its own)
-            said = f"does not suit the model: {str(error).splitlines()[0]}"
+            said = f"does not suit the model: {_said(error)}"
             raise Refusal("data", f"shape {tuple(inputs.shape)}", said) from None
         if schema is not None:
             return told_by_schema(schema, outputs)
@@ -109,14 +111,21 @@ def read_model(folder: Path, kind: str, digest: str) -> Model:
     path = folder / FILES[kind]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise Refusal("model", str(path), "is not the model of its card; copy the whole folder again")
-    return _READERS[kind](path)
+    reader = {"onnx": _of_onnx, "torchscript": _of_torchscript}.get(kind, _of_numpy)
+    try:
+        return reader(path)
+    except Refusal:
+        raise
+    except Exception as error:  # noqa: BLE001 (each runtime raises its own)
+        raise Refusal("model", str(path), f"cannot be read: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _of_numpy(path: Path) -> Model:
-    try:
-        program, arrays = numpy_model.read_model(path)
-    except ValueError as error:
-        raise Refusal("model", str(path), str(error)) from None
+    program, arrays = numpy_model.read_model(path)
     return lambda inputs: numpy_model.run(program, arrays, inputs)
 
 
@@ -143,14 +152,6 @@ def _of_torchscript(path: Path) -> Model:
             return module(torch.from_numpy(inputs)).numpy()
 
     return outputs
-
-
-_READERS: Mapping[str, Callable[[Path], Model]] = {
-    "safetensors": _of_numpy,
-    "int8": _of_numpy,
-    "onnx": _of_onnx,
-    "torchscript": _of_torchscript,
-}
 
 
 def read_array(data: object) -> NDArray[Any]:

@@ -58,7 +58,7 @@ def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
         program = program_of(header.pop("__metadata__")["program"])
         arrays = {name: _array(content[8 + length :], each) for name, each in header.items()}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds no exported model ({type(error).__name__}: {error})") from None
+        raise ValueError(f"it holds no exported model ({type(error).__name__}: {error})") from None
     scales = {name: arrays.pop(name + SCALE) for name in [*arrays] if name + SCALE in arrays}
     for name, scale in scales.items():
         arrays[name] = arrays[name] * scale.reshape(-1, *[1] * (arrays[name].ndim - 1))

@@ -1,6 +1,7 @@
 """Exports of a run's model: every runtime says what torch says, without torch where the format allows, at no epsilon."""
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.distil import distil
 from fedveil.server.run.export import Order, export, rounded, traced, written
 from fedveil.tasks import numpy_model
-from fedveil.tasks.exported import read_export
+from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
 
 # A Python in which nothing can be imported but NumPy and the standard library; and one without the heavy packages.
@@ -440,6 +441,41 @@ def test_a_file_that_holds_no_program_is_no_model(content: bytes, tmp_path: Path
     (tmp_path / "model").write_bytes(content)
     with pytest.raises(ValueError, match="holds no exported model"):
         numpy_model.read_model(tmp_path / "model")
+
+
+def told(nodes: list[Any]) -> bytes:
+    """Return a model file whose program has these operations, and no arrays."""
+    program = json.dumps({"inputs": "x", "arrays": {}, "nodes": nodes, "outputs": "y"})
+    header = json.dumps({"__metadata__": {"program": program}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        ("int8", b"", "cannot be read: it holds no exported model"),
+        ("torchscript", b"PK\x03\x04", "cannot be read: "),
+        ("int8", told([["y", "sum", [{"node": "x"}], {}]]), r"it gives float32 of shape \(\)"),
+        ("int8", told([["y", "reshape", ["abc", [1]], {}]]), "it gives <U3 of shape"),
+        (
+            "int8",
+            told([["y", "slice", [{"node": "x"}, 0, 0, 1], {}]]),
+            r"it gives float32 of shape \(1, 64\)",
+        ),
+    ],
+    ids=["empty", "no program of torch", "a sum of all rows", "words", "a row for all"],
+)
+def test_a_foreign_folder_that_gives_no_row_for_each_is_refused_in_a_sentence(
+    kind: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    """Its card fits its file: whoever made the one made the other."""
+    (tmp_path / FILES[kind]).write_bytes(content)
+    card = {"format": FORMAT, "to": kind, "sha256": hashlib.sha256(content).hexdigest(), "classifies": True}
+    (tmp_path / "card.json").write_text(json.dumps(card | {"inputs": {"dtype": "float32"}}))
+    exported = read_export(tmp_path)
+    assert exported is not None
+    with pytest.raises(Refusal, match=said):
+        exported.predict(np.zeros((3, 64)))
 
 
 def test_a_program_can_name_no_operation_but_those_of_the_interpreter() -> None:
