@@ -95,8 +95,8 @@ class Probe:
         rows = torch.tensor([row])
         return self.objective.loss(self.outputs(rows), self.targets[rows])
 
-    def differ(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two results differ by more than rounding; NaN against NaN is no difference."""
+    def differ(self, a: Tensor, b: Tensor, by_row: bool = False) -> bool:
+        """Whether two results, or rows of them, differ by more than rounding; NaN against NaN is no difference."""
         if a.shape != b.shape:
             return True
         if not a.is_floating_point():
@@ -104,7 +104,8 @@ class Probe:
         if not torch.equal(a.isfinite(), b.isfinite()):
             return True
         a, b = (each.detach().nan_to_num(0, 0, 0).double() for each in (a, b))
-        scale = max([float(each.abs().max()) for each in (a, b) if each.numel()], default=0.0)
+        a, b = (each.reshape(len(a) if by_row and a.numel() else 1, -1) for each in (a, b))
+        scale = torch.maximum(a.abs(), b.abs()).amax(1, keepdim=True) if a.numel() else 0.0
         return bool(((a - b).abs() > self.tolerance * scale).any())
 
     @property
@@ -346,10 +347,8 @@ def _check_loss(probe: Probe) -> None:
     with _ConstantRandomness():
         calm = mapped(Tensor.detach, probe.outputs())
         inside = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(calm) else None
-    few = inside is not None or sum(each.numel() for each in leaves(calm)) > LARGE
-    rows = torch.arange(BATCH if few else MANY) % BATCH
-    calm, targets = calm if few else rows_of(calm, rows), probe.targets[rows]
-    for outputs in _outputs_near(calm):
+    many = BATCH if inside is not None or sum(each.numel() for each in leaves(calm)) > LARGE else MANY
+    for outputs, targets in _outputs_near(calm, probe.targets, many):
         fractions = [each for each in leaves(outputs) if each.is_floating_point()]
         for each in fractions:
             each.requires_grad_()
@@ -370,7 +369,7 @@ def _check_loss(probe: Probe) -> None:
             if probe.differ(ours, theirs):
                 found = "its gradient is not that of the mean of the examples' losses"
                 raise Refusal(name, found, WEIGHTS_REMEDY)
-    for classes in _of_every_class(calm, targets):
+    for classes in _of_every_class(calm, probe.targets):
         try:
             together, alone = probe.objective.loss(calm, classes), probe.losses(calm, classes)
         except (RuntimeError, LookupError, ValueError):
@@ -387,9 +386,8 @@ def _of_every_class(outputs: Any, targets: Tensor) -> Iterator[Tensor]:
     classes = outputs.shape[1]
     if targets.is_floating_point() or not bool(((targets >= 0) & (targets < classes)).all()):
         return
-    others = torch.arange(len(targets) - 1)
-    for first in range(0, classes, max(len(others), classes // MOST_CLASSES)):
-        yield torch.cat([targets[:1], (first + others) % classes])
+    for first in range(0, classes, max(BATCH - 1, classes // MOST_CLASSES)):
+        yield torch.cat([targets[:1], (first + torch.arange(BATCH - 1)) % classes])
 
 
 def _check_lone_loss(probe: Probe, alone: Sequence[Tensor]) -> None:
@@ -407,8 +405,14 @@ def _check_lone_loss(probe: Probe, alone: Sequence[Tensor]) -> None:
                 raise Refusal(name, found, WEIGHTS_REMEDY)
 
 
-def _outputs_near(calm: Any) -> Iterator[Any]:
-    """Yield what a model may put out: losses with a margin or a maximum show what they are only away from it."""
+def _outputs_near(calm: Any, targets: Tensor, many: int) -> Iterator[tuple[Any, Tensor]]:
+    """Yield what a model may put out: losses with a margin or a maximum show what they are only away from it.
+
+    Args:
+      calm: outputs of the probe's examples.
+      targets: of these.
+      many: rows of one of the batches, in which a loss may look at some of them alone.
+    """
 
     def moved(scale: float, each: Tensor) -> Tensor:
         if not each.is_floating_point() or not each.numel():
@@ -416,8 +420,10 @@ def _outputs_near(calm: Any) -> Iterator[Any]:
         size = float(each.abs().max().nan_to_num()) or 1.0
         return each + scale * size * torch.randn_like(each) if scale else each.clone()
 
-    for scale in (0.0, 1.0, 30.0):
-        yield mapped(partial(moved, scale), calm)
+    for scale, count in ((0.0, BATCH), (1.0, many), (30.0, BATCH)):
+        rows = torch.arange(count) % BATCH
+        given = calm if count == BATCH else rows_of(calm, rows)
+        yield mapped(partial(moved, scale), given), targets[rows]
 
 
 def _check_gradients(probe: Probe) -> None:
@@ -613,7 +619,7 @@ def _moved(probe: Probe, before: Any, after: Any, rows: Sequence[int]) -> bool:
     """Return whether any of these rows of any output differs."""
     pairs = zip(leaves(before), leaves(after), strict=True)
     return any(
-        a.dim() and (a.shape[1:] != b.shape[1:] or any(probe.differ(a[i], b[i]) for i in rows))
+        a.dim() and (a.shape[1:] != b.shape[1:] or probe.differ(a[list(rows)], b[list(rows)], by_row=True))
         for a, b in pairs
     )
 
@@ -673,7 +679,7 @@ class _ConstantRandomness(_Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        name = str(func.overloadpacket).removeprefix("aten.")
+        name = func.overloadpacket.__name__
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         drawn = func(*args, **kwargs)
