@@ -224,7 +224,8 @@ class LedgerAccountant(IAccountant):
         self.close()
 
     def _require_accountable(self, optimizer: DPOptimizer) -> None:
-        if isinstance(optimizer, AdaClipDPOptimizer):
+        # The attribute is set by adaptive ghost clipping, whose count relies on the size of a batch, which is private.
+        if isinstance(optimizer, AdaClipDPOptimizer) or hasattr(optimizer, "_adjusted_noise_multiplier"):
             remedy = "it releases a count of clipped gradients that no accountant is told of; use flat or per_layer"
             raise Refusal("clipping", "adaptive", remedy)
         batches = int(optimizer.accumulated_iterations)

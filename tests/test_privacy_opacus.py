@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent, SelfC
 from dp_accounting.pld import PLDAccountant
 from opacus import PrivacyEngine
 from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.utils.adaptive_clipping.adaptive_clipping_utils import PrivacyEngineAdaptiveClipping
 from opacus.utils.batch_memory_manager import BatchMemoryManager
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -38,25 +40,33 @@ def seeded_by_the_system() -> Iterator[None]:
 class Training:
     """A linear model on 200 examples, under Opacus as its documents show it."""
 
-    def __init__(self, path: Path, epsilon: float = 8.0, simulated: bool = False, **options: object) -> None:
+    def __init__(
+        self,
+        path: Path,
+        epsilon: float = 8.0,
+        simulated: bool = False,
+        engine: PrivacyEngine | None = None,
+        **options: Any,
+    ) -> None:
         inputs = torch.randn(200, 4)
         data = TensorDataset(inputs, (inputs.sum(1) > 0).long())
-        self.engine = PrivacyEngine()
+        self.engine = engine or PrivacyEngine()
         budget = Budget("record", epsilon, DELTA)
         self.accountant = LedgerAccountant(path, budget, owner="clinic-7", simulated=simulated)
         self.engine.accountant = self.accountant
         net = nn.Linear(4, 2)
-        self.net, self.optimizer, self.loader = self.engine.make_private(
+        self.net, self.optimizer, *criterion, self.loader = self.engine.make_private(
             module=net,
             optimizer=torch.optim.SGD(net.parameters(), lr=0.5),
             data_loader=DataLoader(data, batch_size=50),
             **{"noise_multiplier": 1.0, "max_grad_norm": 1.0, **options},
         )
+        self.loss = criterion[0] if criterion else nn.functional.cross_entropy
 
     def epoch(self) -> None:
         for inputs, labels in self.loader:
             self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.net(inputs), labels).backward()
+            self.loss(self.net(inputs), labels).backward()
             self.optimizer.step()
 
     def parameters(self) -> torch.Tensor:
@@ -177,9 +187,16 @@ def test_what_no_accountant_covers_is_refused(tmp_path: Path) -> None:
                 accumulating.optimizer.step()
     options = {"target_unclipped_quantile": 0.5, "clipbound_learning_rate": 0.2, "max_clipbound": 10.0}
     options |= {"min_clipbound": 0.1, "unclipped_num_std": 5.0}
-    adaptive = Training(tmp_path / "b.ledger", clipping="adaptive", **options)
-    with pytest.raises(Refusal, match="clipping='adaptive'"):
-        adaptive.epoch()
+    ghost = {"engine": PrivacyEngineAdaptiveClipping(), "criterion": nn.CrossEntropyLoss()}
+    for name, kind in (
+        ("b", {"clipping": "adaptive", **options}),
+        ("g", {"grad_sample_mode": "ghost", **ghost}),
+    ):
+        adaptive = Training(tmp_path / f"{name}.ledger", **kind)
+        start = adaptive.parameters()
+        with pytest.raises(Refusal, match="clipping='adaptive'"):
+            adaptive.epoch()
+        assert torch.equal(start, adaptive.parameters()) and not len(adaptive.accountant)
     with pytest.raises(Refusal, match="unit='client'"):
         LedgerAccountant(tmp_path / "c.ledger", Budget("client", 1.0, DELTA), owner="c")
 
