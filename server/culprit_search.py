@@ -141,7 +141,7 @@ class Search:
         if not now.sought.possible:  # too many take turns
             explained = (each for each in self.spoilt if not suspected.keys().isdisjoint(each[1]))
             now = replace(now, spoilt=(*explained, *new), cleared=true)
-        told = ", ".join(str(row % FIRST_ROW) for row, _ in now.spoilt)
+        told = ", ".join(dict.fromkeys(str(row % FIRST_ROW) for row, _ in now.spoilt))
         why = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {told}"
         suspected |= dict.fromkeys(now.sought.certain, why)
         explaining = [nodes & suspected.keys() for _, nodes in now.spoilt]

@@ -17,6 +17,7 @@ from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
 from .accounts import SumAccount
 from .culprit_search import WeighedSum
+from .evaluations import FIRST_ROW
 from .masking import Masking, masked_spec
 from .open_sum import OpenSums
 from .participants import Participants
@@ -119,7 +120,7 @@ class MaskedSums:
         if why_whole and done.untrue:
             done = replace(done, cause=f"{done.cause}; {why_whole}")
         if any(each.why for each in weighed):
-            logger.warning("round %d: %s", done.number, done.cause)
+            logger.warning("round %d: %s", done.number % FIRST_ROW, done.cause)
         evidence = tuple(self._evidence(each) for each in weighed) if in_parts or done.untrue else ()
         return replace(done, suspected=suspected, weighed=evidence)
 

@@ -127,7 +127,7 @@ def test_clients_evaluate_the_model_that_is_released(tmp_path: Path, mode: list[
 
 
 def test_one_that_spoils_evaluations_alone_is_found_and_the_others_evaluate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     true, honest = secure_update.TrainingJob._vector, secure_update.encode_share
     spoils = [False]
@@ -149,7 +149,10 @@ def test_one_that_spoils_evaluations_alone_is_found_and_the_others_evaluate(
     assert list(result["suspected"]) == ["simulated client 3"] and not result["rounds_untrue"]
     said = [row["evaluation"]["clients"] for row in rows]
     assert said[:2] == [None, None] and 0 < said[-1] < 8
-    assert any("suspected" in row["evaluation"] for row in rows)
+    (told,) = (row["evaluation"]["suspected"] for row in rows if "suspected" in row["evaluation"])
+    assert (
+        told["simulated client 3"].endswith("of rounds 1, 2, 3, 4, 5") and str(FIRST_ROW) not in caplog.text
+    )
     assert verify(Path(result["ledger"])).ok
 
 
