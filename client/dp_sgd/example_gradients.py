@@ -37,6 +37,7 @@ class Share(NamedTuple):
 Rule = Callable[[Any, Tensor, Tensor], Share]
 
 CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
+VECTOR = 16  # float32 numbers that a processor multiplies at a time
 HELD = 2  # single gradients are held up to this many times the size of inputs and output gradients
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
@@ -192,20 +193,23 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     sides = layer._reversed_padding_repeated_twice
     padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
     batch, outputs, height, width = gradients.shape
-    count = batch * layer.groups
-    held = _room(count, (outputs // layer.groups, weight[0].numel()), (inputs, gradients))
-    few = max(1, CHUNK // (height * width * weight[0].numel() * layer.groups))
+    size, each = weight[0].numel(), outputs // layer.groups
+    turned = size < max(VECTOR, 2 * each)  # a product is as fast as its last dimension fills vectors
+    held = _room(batch * layer.groups, (size, each) if turned else (each, size), (inputs, gradients))
+    few = max(1, CHUNK // (height * width * size * layer.groups))
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for some, back in zip(padded.split(few), gradients.split(few), strict=True):
             heads = back.permute(0, 2, 3, 1).reshape(len(back), height * width, layer.groups, -1)
-            yield _windows(layer, some, height, width), heads.transpose(1, 2).flatten(0, 1)
+            windows, heads = _windows(layer, some, height, width), heads.transpose(1, 2).flatten(0, 1)
+            yield (heads, windows) if turned else (windows, heads)
 
     norms = _products(pairs(), held).view(batch, -1)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
         if held is not None:
-            summed = weights @ held.view(batch, -1)
+            summed = (weights @ held.view(batch, -1)).view(layer.groups, *held.shape[1:])
+            summed = summed.mT.contiguous() if turned else summed
             return {weight: summed.view(outputs, *layer.kernel_size, -1).permute(0, 3, 1, 2)}
         scaled = gradients * weights[:, None, None, None]
         options = (layer.stride, 0, layer.dilation, layer.groups)
