@@ -9,8 +9,6 @@ norm includes a bound on the float32 rounding of its squares, and a gradient tha
 `LOUDEST`-th of the total length of its terms, because terms that cancel leave their rounding in the sum.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple

@@ -8,8 +8,6 @@ one round and never leaves, and the model is trained as if it were not there. Co
 client's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ The sum is float32: a gradient that P takes to nothing, however long, would drow
 So no c_i g_i is longer than `LOUDEST` norms of whole gradients either. P is public, and some records have such gradients.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Step of DP-SGD on the records of all clients of a simulation, in one pass however many clients there are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Batches of shuffled records, for training without record-level privacy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ Clients with different numbers of examples share a stack if the loss of a batch 
 steps leaves the stack. With any other loss only clients with equally many examples are stacked.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby

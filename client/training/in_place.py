@@ -7,8 +7,6 @@ passes over the model are saved for each client. It serves plain training only: 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch's optimisers make the same calls; there is no public name for them.
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -4,8 +4,6 @@ The arrays have the names of torch's `nn.Linear`. Batches and their order are th
 up to the rounding of float32.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch's optimisers make the same calls; there is no public name for them.
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence
