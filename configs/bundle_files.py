@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
-from ..privacy.secagg.roster import Roster, read_roster
+from ..privacy.secagg.roster import MEMBER_NAME, Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
 from .strict import Mistakes, Section
 
@@ -35,7 +35,7 @@ ROSTER = "roster.bin"  # in a bundle as it was shipped, in a device's state fold
 SCHEMA = "schema.yaml"  # of tables, the same at the server and at every device
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
-NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
+NAME = MEMBER_NAME
 NAME_FORM = "at most 48 of a-z, 0-9, - and _, the first a letter or a digit"
 _DNS = "[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"  # IPv4 addresses have that form too
 _IPV6 = "[0-9A-Fa-f:]{2,39}"

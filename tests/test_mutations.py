@@ -2252,6 +2252,13 @@ MUTATIONS = {
         "test_server_evaluation.py",
         "spoils_evaluations",
     ),
+    "a member of any name": Mutation(
+        "privacy/secagg/roster.py",
+        "if not MEMBER_NAME.fullmatch(member.name):",
+        "if not member.name:",
+        "test_privacy_secagg_roster.py",
+        "deceives",
+    ),
     "a part whose sum nobody weighs": Mutation(
         "server/masked_sums.py",
         "            if found.why:\n",

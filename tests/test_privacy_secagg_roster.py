@@ -26,7 +26,7 @@ from fedveil.privacy.secagg.transcript import (
 )
 
 AUTHORITY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-MEMBERS = (Member(3, "north", b"a" * 32, 1_800_000_000), Member(2**64 - 1, "süd", b"b" * 32, 1_900_000_000))
+MEMBERS = (Member(3, "north", b"a" * 32, 1_800_000_000), Member(2**64 - 1, "sued", b"b" * 32, 1_900_000_000))
 ROSTER = Roster(7, MEMBERS)
 WRITTEN = write_roster(ROSTER, AUTHORITY)
 
@@ -74,6 +74,15 @@ def signed(body: object, authority: Ed25519PrivateKey = AUTHORITY) -> bytes:
 def test_a_roster_is_read_as_it_was_written() -> None:
     assert read_roster(WRITTEN, public_of(AUTHORITY)) == ROSTER
     assert read_roster(WRITTEN, public_of(AUTHORITY)).hash == ROSTER.hash
+
+
+@pytest.mark.parametrize("name", ["north " + "5f" * 32, "no\u0440th", "sued\x1b[2K", "", "a" * 49, "north"])
+def test_a_name_that_deceives_an_owner_is_in_no_roster(name: str) -> None:
+    """The authority may be the adversary: of a change its owner reads names and digits of fingerprints."""
+    entries = [MEMBERS[0].parts, replace(MEMBERS[1], name=name).parts]
+    assert refusal_of(signed((2, 7, (), entries))) is Reason.MALFORMED
+    entries[1] = replace(MEMBERS[1], name="s-1_d").parts
+    assert read_roster(signed((2, 7, (), entries)), public_of(AUTHORITY)).members[1].name == "s-1_d"
 
 
 def test_a_member_is_known_until_its_last_second() -> None:

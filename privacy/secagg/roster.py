@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from .refusal import Reason, Refused
 from .suite import KEY_BYTES, Suite, sign, verify
 from .transcript import HASH_BYTES, Purpose, digest
 
+MEMBER_NAME = re.compile(
+    "[a-z0-9][a-z0-9_-]{0,47}"
+)  # an owner reads it: none looks like another, or holds a hash
 _FORMAT = 2
 _UNCHAINED = 1  # format of rosters that were signed before they held a chain
 UNKNOWN = bytes(HASH_BYTES)  # in the place of the hash of a version that was signed so long ago
@@ -69,7 +73,7 @@ class Roster:
         empty where there is no chain, as in a simulation.
 
     Raises:
-      Refused: MALFORMED when members are unordered, or two of them share a node or a key, or the chain is of another
+      Refused: MALFORMED when members are unordered, or two of them share a node, a name or a key, or the chain is of another
         length.
     """
 
@@ -81,8 +85,9 @@ class Roster:
         nodes = [member.node for member in self.members]
         if nodes != sorted(set(nodes)):
             raise Refused(Reason.MALFORMED, "members are not in strict order of their nodes")
-        if len({member.public for member in self.members}) != len(self.members):
-            raise Refused(Reason.MALFORMED, "two members hold one key")
+        for what in ("public", "name"):
+            if len({getattr(member, what) for member in self.members}) != len(self.members):
+                raise Refused(Reason.MALFORMED, "two members have one key, or one name")
         if any(len(member.public) != KEY_BYTES for member in self.members):
             raise Refused(Reason.MALFORMED, f"a public key is not {KEY_BYTES} bytes long")
         if any(len(member.post_quantum) not in (0, ML_DSA_KEY_BYTES) for member in self.members):
@@ -184,7 +189,10 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
 
 def _member(entry: object) -> Member:
     doubly = isinstance(entry, tuple) and len(cast(tuple[object, ...], entry)) == 5
-    return Member(*_exactly(entry, (int, str, bytes, int, *[bytes] * doubly)))
+    member = Member(*_exactly(entry, (int, str, bytes, int, *[bytes] * doubly)))
+    if not MEMBER_NAME.fullmatch(member.name):
+        raise Refused(Reason.MALFORMED, f"{member.name[:48]!a} is no name of a member")
+    return member
 
 
 def cosign(roster: Roster, member: Ed25519PrivateKey) -> bytes:

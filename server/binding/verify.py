@@ -409,7 +409,8 @@ def _epsilon(held: Held) -> str:
         if claimed > granted.target_epsilon * (1 + SAME):
             why = f"against the {name} {claimed:.6g} is more than the budget, {granted.target_epsilon:.6g}"
             raise Wrong(why)
-        told.append(f"{claimed:.4g} of {_budget(granted.target_epsilon)} against the {name}")
+        limited, most = granted.target_epsilon < 1e6, f"{granted.target_epsilon:.4g}"
+        told.append(f"{claimed:.4g} of {most if limited else 'an unlimited budget'} against the {name}")
     return f"recomputed and within the budget: {'; '.join(told)}" if told else "nothing was released"
 
 
@@ -417,10 +418,6 @@ def _told_by(held: Held) -> set[str]:
     """Return the adversaries of a run's releases; runs on one ledger may differ. Empty for a run that released nothing."""
     mine = (each for each in held.entries if each.kind == RESERVE and run_of(each) == held.run)
     return {who for each in mine for who in json.loads(each.payload)["events"]}
-
-
-def _budget(target: float) -> str:
-    return f"{target:.4g}" if target < 1e6 else "an unlimited budget"
 
 
 def _number(value: float | str) -> float:

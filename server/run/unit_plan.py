@@ -182,7 +182,8 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     elif plan.unit == "record":
         sentences.append(OUTSIDE)
         groups = groups_of(plan, budget, plan.num_rounds, questions_of(federation, plan))
-        told = ", ".join(f"{n} of them {_size(each)}" for n, each in groups)
+        sizes = ((n, f"{each:.3g}" if math.isfinite(each) else "infinite") for n, each in groups)
+        told = ", ".join(f"{n} of them {size}" for n, size in sizes)
         if told:
             sentences.append(
                 f"Several records of one person lose more, epsilon together: {told}; see per_person."
@@ -202,10 +203,6 @@ def _at_clients(federation: Federation) -> str:
     if federation.together is None:
         return f"At most {most} clients train on one person: what {most} of them reveal adds up."
     return f"At most {most} clients train on one person, and all of that is one unit."
-
-
-def _size(epsilon: float) -> str:
-    return f"{epsilon:.3g}" if math.isfinite(epsilon) else "infinite"
 
 
 def require_use(federation: Federation, plan: Plan | None) -> None:

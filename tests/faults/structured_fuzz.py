@@ -591,7 +591,7 @@ def _shares(draw: random.Random) -> tuple[dict[int, bytes], int]:
 
 def _rosters() -> list[Surface]:
     key, context = Ed25519PrivateKey.from_private_bytes(bytes(range(32))), digest(Purpose.ROSTER)
-    members = (Member(3, "north", b"a" * 32, 1_800_000_000), Member(5, "süd", b"b" * 32, 1_900_000_000))
+    members = (Member(3, "north", b"a" * 32, 1_800_000_000), Member(5, "sued", b"b" * 32, 1_900_000_000))
     body, _ = msgpack.unpackb(write_roster(Roster(7, members), key))
     plain = msgpack.unpackb(body)
 

@@ -414,6 +414,7 @@ BEYOND: dict[str, str] = {
     "an opened sum that nobody weighs": MEMBER,
     "a search that never halves": MEMBER,
     "a search that forgets once it is calm": MEMBER,
+    "a member of any name": MEMBER,
     "an evaluation's search is forgotten": MEMBER,
     "one member that declines ends a search": MEMBER,
     "an audit remembers a round that is not kept": ITSELF,
