@@ -116,7 +116,11 @@ class Search:
         rest += [node for node in drawn if node in sought.possible]
         aside = max(least - len(known), 0) if known else 0
         if not least or len(rest) - aside < least or (not known and len(rest) < 2 * least):
-            return [list(cohort)], _why_whole(len(cohort), self.declined)
+            limit = (
+                f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
+            )
+            why = f"who spoils sums cannot be searched for: halves of {len(cohort)} members are too small"
+            return [list(cohort)], f"{why} ({limit}); enlarge the cohort"
         apart, rest = [sorted([*known, *rest[:aside]])] if known else [], rest[aside:]
         count = 2 * sought.together if sought.possible or not known else 1
         return [*apart, *_divided(rest, min(count, len(rest) // least))], ""
@@ -194,11 +198,3 @@ def _divided(nodes: Sequence[int], count: int) -> list[list[int]]:
     for place, node in enumerate(reversed(nodes)):
         parts[place % count].append(node)
     return [sorted(part) for part in parts]
-
-
-def _why_whole(size: int, declined: int) -> str:
-    limit = f"members decline sums of {declined}" if declined else "secagg.collusion and dropout ask for more"
-    return (
-        f"who spoils sums cannot be searched for: halves of {size} members are too small ({limit}); "
-        "enlarge the cohort"
-    )
