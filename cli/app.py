@@ -43,9 +43,9 @@ app = typer.Typer(
 for name, group, text in (
     ("ledger", ledger, "Read a ledger, check every entry, hand it to an auditor."),
     ("budget", budget, "Cap what may be spent on your data; see what is spent."),
-    ("audit", audit, "Weigh a run, or any claim of privacy, against what was measured."),
-    ("report", report, "Make the page of a run, for those who sign, train, run and repeat it."),
-    ("provision", provision, "Make the bundles of a federation on real machines, and change who is in it."),
+    ("audit", audit, "Test the claim of a run, or any privacy claim, by measurements."),
+    ("report", report, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
+    ("provision", provision, "Make the bundles of a federation on real machines, and change its members."),
     ("server", server, "Serve a federation of real clients."),
     ("client", client, "Follow a server from a device, under its owner's policy."),
 ):
@@ -251,7 +251,7 @@ def export(
     ] = None,
     public: Annotated[
         Path | None,
-        Option(metavar="DATA", help="Inputs that are nobody's, for a student: a table, tables, or .npy."),
+        Option(metavar="DATA", help="Public inputs for a student: a table, tables, or .npy."),
     ] = None,
     out: Annotated[
         Path | None, Option(metavar="FOLDER", help="Where to; RUN/export/FORMAT by default.", file_okay=False)

@@ -52,7 +52,7 @@ def audit_run(
 def audit_claim(
     epsilon: Annotated[str, Option(metavar="E", help="What is claimed, in nats.")],
     delta: Annotated[str, Option(metavar="D", help="What is claimed; 0 for pure differential privacy.")],
-    guesses: Annotated[str | None, Option(metavar="N", help="One run: so many guesses who was in.")] = None,
+    guesses: Annotated[str | None, Option(metavar="N", help="Of one run: number of guesses.")] = None,
     correct: Annotated[str | None, Option(metavar="R", help="How many of them were right.")] = None,
     canaries: Annotated[
         str | None, Option(metavar="M", help="Of how many canaries; as many as guesses by default.")
@@ -65,9 +65,12 @@ def audit_claim(
         ),
     ] = None,
     in_scores: Annotated[
-        Path | None, Option(metavar="FILE", help="Scores of who was in: .npy, or one number a line.")
+        Path | None,
+        Option(metavar="FILE", help="Scores of canaries that were in: .npy, or one number a line."),
     ] = None,
-    out_scores: Annotated[Path | None, Option(metavar="FILE", help="Scores of who was not.")] = None,
+    out_scores: Annotated[
+        Path | None, Option(metavar="FILE", help="Scores of canaries that were out.")
+    ] = None,
     confidence: Annotated[str, Option(metavar="C", help="Of the bounds and of the verdict.")] = "0.99",
     gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
     many_runs: Annotated[bool, Option("--many-runs", help="Each score is of a run of its own.")] = False,

@@ -115,7 +115,7 @@ def roster(
         asked, _ = read_signed_roster(sign, bundle.identity.policy.authority)
         written = write_cosignature(bundle, asked)
         print(change_between(bundle.identity.roster, asked))
-        print(f"signed: send {written} to whoever holds the authority")
+        print(f"signed: send {written} to the holder of the authority")
         return 0
     if version is not None:
         waiting = roster_changes.waiting_for(bundle.state, version)

@@ -13,9 +13,7 @@ from .grammar import GROUP, Bundle, Json, Reason, own_modules, verb
 client = typer.Typer(**GROUP)
 Ledgers = Annotated[
     bool,
-    Option(
-        "--ledgers", help="Remove the ledgers too: what is spent is then forgotten, and cannot be taken back."
-    ),
+    Option("--ledgers", help="Remove the ledgers too: the spent budget is then forgotten for good."),
 ]
 
 
@@ -79,7 +77,7 @@ def client_status(folder: Bundle, as_json: Json = False) -> int:
     return status(folder, as_json)
 
 
-@verb(client, "roster", "Say with whom it is summed.", needs="client")
+@verb(client, "roster", "Show the members of its sums.", needs="client")
 def client_roster(
     folder: Bundle,
     approve: Annotated[
@@ -105,7 +103,7 @@ def client_roster(
     return roster(folder, approve, sign, reason, as_json=as_json)
 
 
-@verb(client, "log", "Say what the server has told.", needs="client")
+@verb(client, "log", "Show the server's log.", needs="client")
 def client_log(
     folder: Bundle,
     against: Annotated[
@@ -150,9 +148,9 @@ def client_explain(
     return explain_row(folder, data, row, explain, as_json=as_json)
 
 
-@verb(client, "forget", "Remove what the device remembers.", needs="client")
+@verb(client, "forget", "Remove the device's memory.", needs="client")
 def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
-    """Remove what the device remembers.
+    """Remove the device's memory.
 
     Example:
       fedveil client forget hearts/clients/cleveland

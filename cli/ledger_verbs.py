@@ -15,7 +15,7 @@ ledger = typer.Typer(**GROUP)
 Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
 
 
-@verb(ledger, "show", "Tell what stands on it.")
+@verb(ledger, "show", "Show its entries.")
 def ledger_show(
     path: Annotated[Path, Argument(metavar="PATH", help="A ledger, or a folder of ledgers.")],
     run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name begins so.")] = None,

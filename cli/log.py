@@ -76,14 +76,14 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     else:
         print(_in_words(seen.head))
         if fork.exists():
-            print(f"FORKED: the server has told another story since; it signed both heads: {fork}")
+            print(f"FORKED: the server has contradicted this since; it signed both heads: {fork}")
     return FORKED if fork.exists() else 0
 
 
 def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
     other = read_told(against, ca, federation)
     if fork := fork_between(mine, other):
-        print(f"FORKED: {fork}; the server signed both, and told two stories. Keep both files")
+        print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")
         return FORKED
     texts = other.entries if isinstance(other, LogExport) else ()
     for line in _listed(texts):

@@ -108,7 +108,7 @@ def _in_words(desk: Desk) -> Iterator[str]:
         yield (
             "  copy *.key, tls.pem and roster.bin of who was rotated to the device, and start its client again"
         )
-    yield f"  keep {desk.folder / AUTHORITY} here: whoever has it admits anybody"
+    yield f"  keep {desk.folder / AUTHORITY} here: its holder can admit any client"
 
 
 def _outcome(issued: Issued, before: Register) -> str:

@@ -103,7 +103,7 @@ def provision_token(
     return tokens(folder, names, hours, qr=qr, as_json=as_json)
 
 
-@verb(provision, "approve", "Admit who asked by a token.", needs="server")
+@verb(provision, "approve", "Admit requests under tokens.", needs="server")
 def provision_approve(
     folder: Desk,
     names: Annotated[

@@ -47,7 +47,7 @@ def report_run(
     return body(run, out, assessment, answers, as_json=as_json)
 
 
-@verb(report, "compare", "Say in what two runs differ.", needs="server")
+@verb(report, "compare", "Show how two runs differ.", needs="server")
 def report_compare(
     first: Annotated[Path, Argument(metavar="A", help="A run folder.", file_okay=False)],
     second: Annotated[Path, Argument(metavar="B", help="Another.", file_okay=False)],
@@ -69,7 +69,7 @@ Signers = Annotated[
 ]
 
 
-@verb(report, "bundle", "Make what others check offline.")
+@verb(report, "bundle", "Make a bundle to verify offline.")
 def report_bundle(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
     out: Annotated[

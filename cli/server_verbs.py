@@ -55,7 +55,7 @@ def serve(
         return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
-@verb(server, "status", "Say who is here, what is spent.", needs="server")
+@verb(server, "status", "Show connections and spending.", needs="server")
 def server_status(folder: Bundle, as_json: Json = False) -> int:
     """Say who is here, which round it is and what is spent. Exit code 1 if no server runs.
 
@@ -67,7 +67,7 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
     return show(folder, as_json=as_json)
 
 
-@verb(server, "log", "Say what it has told.", needs="server")
+@verb(server, "log", "Show its log.", needs="server")
 def server_log(
     folder: Bundle,
     inclusion: Annotated[

@@ -203,7 +203,7 @@ class TrainingJob:
         sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
         multiplier = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
         if multiplier < policy.minimum_noise_multiplier:
-            why = "minimum_noise_multiplier is not met without members that nobody vouches for"
+            why = "minimum_noise_multiplier is not met without the noise of untrusted members"
             raise Refused(Reason.POLICY, why)
         return OwnNoise(max(sigma, 0), multiplier)
 
@@ -253,5 +253,5 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
     }
     for name, met in demands.items():
         if not met:
-            raise Refused(Reason.POLICY, f"{name} of the spec is not what the terms say")
+            raise Refused(Reason.POLICY, f"{name} of the spec differs from the terms")
     return spec

@@ -22,7 +22,7 @@ UNSAFE = {
     "top_k": "which coordinates are largest is computed from data, so that their numbers are a release; use mask",
     "client_mask": "vectors with a mask of each client's own have no sum in fewer coordinates; use mask, which all share",
     "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
-    "fixed_projection": "what one projection for all rounds leaves out is never learned; use project",
+    "fixed_projection": "a direction that one projection for all rounds omits is never learned; use project",
 }
 TUNED = re.compile(r"tune=(\w+)=\[?([^\[\]]*)\]?")  # a key and its values in one
 # Words for a private choice of values in the literature.

@@ -770,7 +770,7 @@ class RecordAndClient(Group):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Nothing may go by a loss that stays at home."""
         if self.client.noise_schedule == "adaptive":
-            text = "goes by the clients' loss, which stays at home beside record-level privacy; use fixed"
+            text = "depends on the clients' loss, which is not sent with record-level privacy; use fixed"
             yield "client.noise_schedule", text
 
 
@@ -1440,7 +1440,7 @@ class ServerSettings(FederationSettings):
         if self.resume is not None:
             yield "resume", "the same command again goes on with a run; leave it out"
         if self.partition.name != "natural":
-            yield "partition", "real clients hold what they hold; leave it out"
+            yield "partition", "real clients have their own data; leave it out"
         if isinstance(self.task, CsvTask) and self.task.folder is not None:
             yield "task.folder", "the tables stay with the clients; leave it out"
         for key in ("group_weights", "scaling"):
@@ -1454,13 +1454,13 @@ class ServerSettings(FederationSettings):
         if audit is None or not audit.full:
             return
         if client is None:
-            text = "its canary clients test what is claimed of whole clients, and nothing is; use light"
+            text = "its canary clients test a client-level claim, and there is none; use light"
             yield "audit.name", text
         elif isinstance(client, RecordDistributed):
             text = "the server opens the sum that its canary records are read in, and only their owners may know which were in; use "
             yield "audit.name", text + "light, and full in a simulation"
         elif isinstance(client, ClientDistributed):
-            text = "a canary client needs keys in the roster, and whoever runs it knows its share of the noise; use "
+            text = "a canary client needs keys in the roster, and its operator knows its share of the noise; use "
             yield "audit.name", text + "light"
 
     def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
@@ -1473,7 +1473,7 @@ class ServerSettings(FederationSettings):
         both = isinstance(self.privacy, RecordAndClient)
         level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(level, Record) and level.clients_per_person is not None:
-            text = "each client charges a ledger of its own, and nobody could add those of one person's clients; leave it "
+            text = "each client charges a ledger of its own, and no party can add those of one person's clients; leave it "
             text += "null, or use privacy=record_distributed"
             yield f"privacy{'.record' if both else ''}.clients_per_person", text
         if isinstance(level, Record) and level.noise_multiplier is not None:

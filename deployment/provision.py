@@ -216,7 +216,7 @@ def _wanted_requirements(
     kept = _kept_requirements(path)
     if (line := unverified(kept)) is not None:
         remedy = (
-            f"{line!r} has no hash, so that whoever serves that name runs code on every device; give --wheels, "
+            f"{line!r} has no hash, so that the owner of that name can run code on every device; give --wheels, "
             f"remove the file, or say requirements: {UNVERIFIED} in federation.yaml"
         )
         raise Refusal("requirements", str(path), remedy)

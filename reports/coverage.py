@@ -39,7 +39,7 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
         ),
     ]
     if run.said("accept_vacuous"):
-        said = "The plan called the promise worthless in practice, and somebody went on all the same (accept_vacuous)."
+        said = "The plan found the promise vacuous in practice, and the run was accepted anyway (accept_vacuous)."
         found.insert(0, ("A vacuous promise", ACCEPTED, said))
     found.sort(key=lambda each: STATES.index(each[1]))
     return [{"limit": limit, "state": state, "said": said} for limit, state, said in found]

@@ -135,7 +135,10 @@ def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> 
         ]
     place = main_row(rows)
     if place is None:
-        return ["This run promises nothing.", "Whoever gets its model may learn what any client contributed."]
+        return [
+            "This run promises nothing.",
+            "Every recipient of its model may learn any client's contribution.",
+        ]
     row = rows[place]
     more = [] if ended else [GOES_ON]
     more += [VIOLATED] if violated else []

@@ -119,7 +119,7 @@ class Search:
             limit = (
                 f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
             )
-            why = f"who spoils sums cannot be searched for: halves of {len(cohort)} members are too small"
+            why = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small"
             return [list(cohort)], f"{why} ({limit}); enlarge the cohort"
         apart, rest = [sorted([*known, *rest[:aside]])] if known else [], rest[aside:]
         count = 2 * sought.together if sought.possible or not known else 1

@@ -29,7 +29,7 @@ from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
 from .tuning import Tuning
 
-DECLINED = "the policy of every owner refuses what the server asks for; the log of each client names it"
+DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
 SPENT = "the budget of every client that was invited is spent, or its owner has ended it"
 
 

@@ -395,8 +395,8 @@ class Attempt:
     def _cause(self, reason: Reason) -> str:
         """Return why nothing was opened after vectors were requested, and whether a member is named for it."""
         if self.blamed:
-            return f"{reason}: without those who are named too few were left"
-        return f"{reason}: too few answered to the end, and nobody can be named: silence looks alike, whoever causes it"
+            return f"{reason}: too few are left without the named members"
+        return f"{reason}: too few answered to the end, and no member can be named: the cause of a missing answer is unknown"
 
 
 def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:

@@ -209,7 +209,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     settings = settings_from_overrides([f"resume='{folder}'"])
     task = build(settings).task
     if not task.simulated:
-        remedy = "its data are real: what a model tells of a record is for its owner alone"
+        remedy = "its data are real: only its owner may attack a record"
         raise Refusal("audit", str(folder), remedy)
     generator = np.random.default_rng(SEED)
     remedy = "nothing else is attacked yet; give such a task"

@@ -206,7 +206,7 @@ def _applied(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
     elif _MOVED < how <= _MOVED + _WIDEST and old.dtype.kind == "f":
         new = _moved_by(old, [part.unpacked(old.size) for _ in range(how - _MOVED)], step)
     else:
-        raise NoDifference(f"an array is told in a way that is not known ({how})")
+        raise NoDifference(f"an array has an unknown encoding ({how})")
     part.end()
     return new
 

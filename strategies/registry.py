@@ -51,7 +51,7 @@ REFUSED = (
     ),
     (
         BRINGS_ITS_OWN_PRIVACY,
-        "its noise is on no ledger; use the strategy inside it, whose sum is noised anyhow",
+        "its noise is on no ledger; use the strategy inside it, whose sum gets noise anyway",
     ),
 )
 

@@ -54,7 +54,7 @@ WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
     "(weight[targets] * cross_entropy(outputs, targets, reduction='none')).mean(), which counts an ignored label as zero"
 )
-STATE_REMEDY = "what a step leaves behind reaches later steps without noise; keep nothing of the examples"
+STATE_REMEDY = "state that a step keeps reaches later steps without noise; keep nothing of the examples"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 
     )
     if first != again:
         name = f"{type(task).__name__}.metrics"
-        remedy = "say what one batch gives, and keep nothing of those before it"
+        remedy = "return the metrics of one batch, and keep nothing of earlier ones"
         raise Refusal(name, "the same examples give other figures after others were measured", remedy)
 
 

@@ -40,7 +40,7 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
         raise Refusal(f"{whose}: persons", len(persons), f"give one for each of the {len(data)} examples")
     named = [text_of(each).strip() for each in _plain(persons)]
     if not all(named):
-        remedy = "some examples have no person; name one for each, a new one for each of whom nobody knows"
+        remedy = "some examples have no person; name one for each, a new one for each unknown person"
         raise Refusal(f"{whose}: persons", "missing", remedy)
     return named
 

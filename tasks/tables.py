@@ -367,7 +367,7 @@ def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
         raise Refusal("task.schema", None, remedy)
     if not how.simulated:
         remedy = (
-            f"these tables are real, and a schema that is made from them would tell of their rows; declare one: "
+            f"these tables are real, and a schema inferred from them would reveal their rows; declare one: "
             f"{DRAFT_COMMAND.format(how.folder)}. Say task.simulated=true if they are public or made up"
         )
         raise Refusal("task.schema", None, remedy)

@@ -179,7 +179,7 @@ def test_a_server_of_another_authority_is_not_followed(federation: Any, tmp_path
         open_link(other.door()) as grid,
         federation.following(federation.endpoint(2, grid.port), moved, said),
     ):
-        until(lambda: any("not this federation's server" in line for line in said))
+        until(lambda: any("not this federation's" in line for line in said))
         assert list(grid.send_and_receive([asking(2)], timeout=0.3)) == []
 
 

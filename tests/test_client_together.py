@@ -590,7 +590,7 @@ def test_no_canary_record_stands_among_real_ones(tmp_path: Path) -> None:
     class Real(Many):
         simulated, data_id = False, "many"
 
-    with pytest.raises(Refusal, match="no canary record stands"):
+    with pytest.raises(Refusal, match="canary records are not added"):
         fv.simulate(Real(), privacy="record_distributed", cohort=fv.All(), audit="full", folder=tmp_path)
 
 

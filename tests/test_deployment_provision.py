@@ -572,7 +572,7 @@ def test_unverified_code_needs_a_word_that_says_so(tmp_path: Path) -> None:
     # The word is taken back: what stands there without hashes is not handed out again.
     file.write_text(SMALL)
     with pytest.raises(
-        Refusal, match=r"has no hash, so that whoever serves that name runs code .* give --wheels"
+        Refusal, match=r"has no hash, so that the owner of that name can run code .* give --wheels"
     ):
         provision(file, out)
     (out / "authority" / "federation.yaml").write_text(SMALL)

@@ -120,7 +120,7 @@ def test_a_round_abandoned_after_charges_says_whether_somebody_is_named(
 
     monkeypatch.setattr(Attempt, "hear", hear)
     _, rows = run(tmp_path, *MASKED, "num_rounds=1")
-    assert rows[0]["abandoned"] and "nobody can be named" in rows[0]["cause"]
+    assert rows[0]["abandoned"] and "no member can be named" in rows[0]["cause"]
 
 
 @pytest.mark.parametrize("call", [2, 8, 13])

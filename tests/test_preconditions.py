@@ -562,7 +562,7 @@ HIDDEN = (
     [
         (("cohort=poisson",), "declare a public number instead, population=..."),
         (("cohort=all",), "declare a public number instead, population=..."),
-        (("cohort=fixed", "cohort.size=5"), "replaces whoever leaves"),
+        (("cohort=fixed", "cohort.size=5"), "replaces a client that leaves"),
         (("cohort=fixed", "cohort.size=5", "population=20"), "divides by its size"),
         (("cohort=all", "population=20", "task.num_clients=20"), "task.num_clients tells how many there are"),
     ],

@@ -208,7 +208,7 @@ LOOSE = ("privacy.allow_large_delta=true", "task.num_clients=20", "batch_size=40
 
 
 def port_said(said: str) -> int | None:
-    found = re.search(r"page: http://127\.0\.0\.1:(\d+)/ as long as the run goes on", said)
+    found = re.search(r"page: http://127\.0\.0\.1:(\d+)/ for the duration of the run", said)
     return int(found[1]) if found else None
 
 

@@ -193,16 +193,16 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
     [
         (
             ["privacy=record", "task.scaling_epsilon=0.2"],
-            "so few records could not tell.*task.scaling_epsilon=[0-9.]+ would do",
+            "too few records to determine the scaling.*task.scaling_epsilon=[0-9.]+ would do",
         ),
         (["privacy=record", "task.scaling_epsilon=3"], "already spent"),
         (["privacy=record", "secagg=masked"], "noised already in the clear"),
         (["privacy=record", "task.person=age", "privacy.per_person=1"], "a person may have several"),
         (
             ["privacy=client_central", "task.scaling_epsilon=0.5"],
-            "so few clients could not tell.*task.scaling_epsilon=[0-9.]+ would do",
+            "too few clients to determine the scaling.*task.scaling_epsilon=[0-9.]+ would do",
         ),
-        ([*RECORDS, "task.scaling_epsilon=0.001"], "so few records could not tell|leaves no answer"),
+        ([*RECORDS, "task.scaling_epsilon=0.001"], "too few records to determine|leaves no answer"),
         ([*RECORDS, "task.scaling_epsilon=3"], "already spent"),
         ([*RECORDS, "partition=iid"], "deals rows anew"),
         ([*RECORDS, "task.model=gam"], "a gam sees their bins"),

@@ -173,7 +173,7 @@ class Device:
             if told is not None:
                 self._log.check(told, *told_in(content, own.identity.policy.authority))
             elif own.policy.require_log or self._log.head is not None:
-                remedy = "the server sent none; update it, or find out why it hides what it tells others"
+                remedy = "the server sent no log; update the server, or ask its operator why there is none"
                 raise Refusal("require_log", own.policy.require_log, remedy)
 
     @property

@@ -27,9 +27,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reply = _asked(token, Ask("", b"", b"", b""), context)
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):
-        remedy = (
-            "is not of the authority that the token names: somebody stands in between, or it was made anew"
-        )
+        remedy = "is not of the authority that the token names: the connection is intercepted, or the authority was replaced"
         raise Refusal("server", token.address, remedy)
     return reply.ca, reply.authority
 
@@ -63,4 +61,4 @@ def _asked(token: Token, question: Ask, context: ssl.SSLContext) -> Reply:
         try:
             return receive(sealed, Reply, MOST_ANSWERED, end)
         except Undecodable as error:
-            raise ConnectionError(f"what answers speaks another language ({error})") from None
+            raise ConnectionError(f"the server there uses another protocol ({error})") from None

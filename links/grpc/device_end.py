@@ -114,7 +114,7 @@ def _in_words(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
         return f"the server turns this device away, which was revoked or has new keys: {said}"
     if "handshake failed" in said.lower():
-        return "the handshake failed: what answers there is not this federation's server, or a certificate has ended"
+        return "the handshake failed: the server there is not this federation's, or a certificate has expired"
     why = said.rpartition(": ")[2] if error.code() is grpc.StatusCode.UNAVAILABLE else said
     return f"{error.code().name.lower()}: {why}"
 

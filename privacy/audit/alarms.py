@@ -57,7 +57,7 @@ CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
         "stop": "what was released stays released, and its epsilon spent",
         "pause": "what was released stays released, and its epsilon spent",
         "raise_noise": "later rounds leak less; earlier ones are as they were",
-        "drop_client": "the model does not unlearn who is dropped",
+        "drop_client": "the model does not unlearn a dropped client",
         "rollback": "the rounds that are taken back were released: their epsilon stays spent",
     }
 )

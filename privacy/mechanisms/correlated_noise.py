@@ -146,7 +146,7 @@ class Correlation:
             remedy = f"a {sampling.name} cohort gives no client its turn every {self.cycle} rounds; use cohort=cyclic_poisson"
             raise Refusal("noise", "correlated", remedy)
         if adjacency is Adjacency.REPLACE_ONE:
-            remedy = "who comes in a client's place may have its turn in another round, and moves that too; use zero-out"
+            remedy = "a client's replacement may have its turn in another round; use zero-out"
             raise Refusal("adjacency", str(adjacency), remedy)
 
     def event(self, noise_multiplier: float) -> DpEvent:

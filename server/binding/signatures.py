@@ -218,12 +218,12 @@ def passphrase_for(path: Path, again: bool = False) -> bytes:
     if given is not None:
         return given.encode()
     if not sys.stdin.isatty():
-        raise Refusal("key", str(path), f"is locked and nobody can be asked; set {PASSPHRASE}")
+        raise Refusal("key", str(path), f"is locked and there is no terminal; set {PASSPHRASE}")
     try:
         typed = getpass.getpass(f"passphrase of {path}: ")
         same = not again or getpass.getpass("again: ") == typed
     except (EOFError, OSError) as problem:
-        remedy = f"is locked and nobody can be asked; set {PASSPHRASE}"
+        remedy = f"is locked and there is no terminal; set {PASSPHRASE}"
         raise Refusal("key", str(path), remedy) from problem
     if not same:
         raise Refusal("key", str(path), "the two passphrases differ; type it again")

@@ -261,7 +261,7 @@ def _signatures(held: Held, keys: Sequence[str]) -> str:
         if key not in {*signers, _authority(held)}:
             raise Wrong(f"the key {key[:SHOWN]} has not signed, nor the roster of {RECEIPTS}")
     if not found:
-        raise NotShown("nobody has signed: whoever wrote these files may have written others")
+        raise NotShown("there is no signature, so these files may be forged")
     said = "; ".join(
         f"{each.role}, {each.date}, key {next(iter(each.keys.values()))[:SHOWN]}" for each in found
     )
@@ -557,7 +557,7 @@ def _require_commitment(held: Held, commitment: str) -> None:
         if json.loads(key)[::2] == [held.run, AUDIT_NOTE]
     ]
     if notes != [commitment]:
-        raise Wrong("its canaries are not those that the ledger was told of before the first round")
+        raise Wrong("its canaries do not match the ledger's commitment from before the first round")
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -210,7 +210,7 @@ def _what_tells(
     if deployed is not None:
         return "the roster tells how many clients there are; use zero-out"
     if cohort.replaces:
-        return "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
+        return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
     if settings.task.target is not None and settings.task.num_clients is not None:
         return "task.num_clients tells how many there are; leave it null, or use zero-out"
     if settings.population is None:

@@ -252,7 +252,7 @@ def traces_of(federation: Federation, folder: Path) -> str:
     if audit is None or not audit.loss_traces:
         return ""
     if not federation.simulated:
-        remedy = "these data are real: what a model tells of a record is for its owner alone; leave it out"
+        remedy = "these data are real: only its owner may see a record's losses; leave it out"
         raise Refusal("audit.loss_traces", True, remedy)
     return str(folder / TRACES)
 

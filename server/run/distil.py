@@ -48,7 +48,7 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
         raise Refusal("--public", str(public), said)
 
 
-PUBLIC = "name data that are nobody's, or of people who have agreed: what is learned of clients' data has its price on a ledger"
+PUBLIC = "name public data, or data of people who have agreed: learning from clients' data must be charged to a ledger"
 
 
 def _client_digests(task: Task, client: int) -> Iterator[bytes]:

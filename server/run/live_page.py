@@ -28,7 +28,7 @@ class LivePage:
     def start(self, run: RunStart) -> None:
         """Start it, and say where the page is."""
         url = f"http://{LOOPBACK}:{self.listens.getsockname()[1]}/"
-        print(f"page: {url} as long as the run goes on", file=sys.stderr, flush=True)
+        print(f"page: {url} for the duration of the run", file=sys.stderr, flush=True)
         self._process = serving(self.listens, run.folder, os.getpid())
         self.listens.close()  # what the run forks later must not hold it
 

@@ -215,7 +215,7 @@ def _check_every(federation: Federation, canaries: bool) -> None:
     check_data(held_out, "held-out data")
     audit, together = federation.settings.audit, federation.together is not None
     if audit is not None and audit.full and together and not federation.simulated:
-        remedy = "no canary record stands among real ones; use audit=light, and audit=full on made-up data"
+        remedy = "canary records are not added to real ones; use audit=light, and audit=full on made-up data"
         raise Refusal("audit.name", "full", remedy)
     if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
         remedy = "its canaries stand beside outputs that are one tensor; use audit=light"

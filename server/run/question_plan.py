@@ -92,9 +92,7 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
     both = federation.summed is not None and federation.record is not None
     found = federation.sum_budget or federation.record_budget
     if found is None or both:
-        remedy = (
-            "hides nobody, or two units at once, and a question is charged to one: choose client_central, "
-        )
+        remedy = "hides no unit, or two at once, and a question is charged to one: choose client_central, "
         remedy = f"{remedy}client_distributed, record or record_distributed"
         raise Refusal("privacy", settings.privacy.name, remedy)
     if found.unit is not inquiry.unit:

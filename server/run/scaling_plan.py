@@ -133,7 +133,7 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
     enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
     would = "no epsilon would do" if enough is None else f"task.scaling_epsilon={enough:.3g} would do"
     whom = "records" if inquiry.unit is Unit.RECORD else "clients"
-    remedy = f"so few {whom} could not tell by what to scale under this noise; {would}, or leave it out"
+    remedy = f"too few {whom} to determine the scaling under this noise; {would}, or leave it out"
     raise Refusal(FIELD, ASKED, remedy)
 
 

@@ -174,7 +174,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         simulated = "Here the sum is formed in one pass; real clients mask their vectors, so that the server sees it alone."
         sentences.append(simulated if federation.masking is None else _trust(federation, clients))
     else:
-        sentences.append("Client sampling hides no record: it shows in messages and models who took part.")
+        sentences.append("Client sampling hides no record: messages and models reveal who took part.")
     if plan.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
         most = federation.per_person
         of_each = "one example" if most == 1 else f"{most} examples"
