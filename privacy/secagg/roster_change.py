@@ -58,5 +58,5 @@ def change_from(before: frozenset[str], version: int, new: Roster) -> RosterChan
 
 
 def _short(member: str) -> str:
-    name, _, fingerprint = member.partition(" ")
+    name, _, fingerprint = member.rpartition(" ")
     return f"{name} ({fingerprint[:SHOWN]})"
