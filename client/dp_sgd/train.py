@@ -105,9 +105,9 @@ class StreamNoiseOptimizer(DPOptimizer):
             if not bool(block.sum().isfinite()):
                 raise FloatingPointError("a clipped sum is not finite")
             if self.sigma:
-                values = block.cpu().numpy()  # of a processor: the block's own
-                add_on_lattice(values, self.sigma, self.step_size, self.stream)
-                block.copy_(torch.from_numpy(values))
+                near = block.cpu()  # itself, if it is there already, and then the last line copies nothing
+                add_on_lattice(near.numpy(), self.sigma, self.step_size, self.stream)
+                block.copy_(near)
             block.div_(self.expected_batch_size or 1)
         for parameter, view in zip(parameters, self.views, strict=True):
             parameter.grad = view
