@@ -217,22 +217,27 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
-    count = layer.num_embeddings
-    pairs = inputs.reshape(len(inputs), -1) + count * torch.arange(len(inputs))[:, None]
-    found, place = pairs.unique(return_inverse=True)
-    example, row = found // count, found % count
-    summed = torch.zeros(len(found), layer.embedding_dim, dtype=gradients.dtype)
-    summed.index_add_(0, place.flatten(), gradients.reshape(-1, layer.embedding_dim))
+    batch, size = len(inputs), layer.embedding_dim
+    indices = inputs.reshape(batch, -1)
+    rows = gradients.clone(memory_format=torch.contiguous_format).view(-1, size)
+    # An example's rows of one index are added up in the first of them, so that its gradient is rounded by itself.
+    found, order = indices.sort(stable=True)
+    again = found[:, 1:] == found[:, :-1]
+    order += indices.shape[1] * torch.arange(batch)[:, None]
+    first = torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
+    later = order[:, 1:][again]
+    rows.index_add_(0, order.gather(1, first)[again], rows[later])
+    rows[later] = 0
     if layer.padding_idx is not None:
-        summed[row == layer.padding_idx] = 0
-    squares = torch.zeros(len(inputs), dtype=torch.float64)
-    squares.index_add_(0, example, norms_of(summed).double().square_())
+        rows[indices.flatten() == layer.padding_idx] = 0
+    norms = torch.linalg.vector_norm(norms_of(rows).view(batch, -1).double(), dim=1)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
         total = torch.zeros_like(layer.weight, requires_grad=False)
-        return {layer.weight: total.index_add_(0, row, summed * weights[example, None])}
+        weighted = (rows.view(batch, -1) * weights[:, None]).view(-1, size)
+        return {layer.weight: total.index_add_(0, indices.flatten(), weighted)}
 
-    return Share({}, [squares.sqrt()], sums)
+    return Share({}, [norms], sums)
 
 
 def _layer_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
