@@ -42,7 +42,7 @@ def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[s
         if value.dtype.kind != "f":
             continue
         with np.errstate(invalid="ignore"):
-            moved = np.subtract(value, before[name], dtype=np.float64)
+            moved = np.asarray(np.subtract(value, before[name], dtype=np.float64))
         size = math.sqrt(float(np.mean(np.square(moved, out=moved)))) if moved.size else 0.0
         if not 0 < size < math.inf:
             continue

@@ -364,9 +364,10 @@ class Custom(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale, self.out = nn.Parameter(torch.ones(4)), nn.Linear(4, CLASSES)
+        self.heat = nn.Parameter(torch.tensor(1.5))  # of no dimension
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.out(Doubled.apply(inputs * self.scale).mean(1))  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+        return self.heat * self.out(Doubled.apply(inputs * self.scale).mean(1))  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
 
 
 class PlacesFirst(nn.Module):

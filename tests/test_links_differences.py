@@ -97,13 +97,14 @@ def walk(seed: int, rounds: int, bits: int | None) -> Iterator[tuple[Arrays, Arr
         "frozen": draw.normal(size=5),
         "half": draw.normal(size=4).astype(np.float16),
         "batches": np.array(3),
+        "heat": np.array(1.5, np.float32),
         "none": np.zeros((0, 2), np.float32),
     }
     steps: dict[str, int] = {}
     for _ in range(rounds):
         yield model, shared(model, steps)
         moved = {
-            k: v + v.dtype.type(1) * (0.01 * draw.normal(size=v.shape)).astype(v.dtype)
+            k: np.asarray(v + v.dtype.type(1) * np.asarray(0.01 * draw.normal(size=v.shape)).astype(v.dtype))
             for k, v in model.items()
         }
         after: Arrays = {**moved, "frozen": model["frozen"], "batches": np.asarray(model["batches"] + 1)}

@@ -48,7 +48,7 @@ def norms_of(values: Tensor) -> Tensor:
 
     So many squares are added up at a time that none is lost beside their sum: of 10^8 a third could be.
     """
-    flat = values.flatten(1)
+    flat = values.unsqueeze(-1).flatten(1)  # a scalar parameter's have one dimension alone
     parts = [torch.linalg.vector_norm(part, dim=1) for part in flat.split(ADDED, 1)]
     whole = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
     return whole + LOST * math.sqrt(flat.shape[1])

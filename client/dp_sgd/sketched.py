@@ -54,7 +54,7 @@ class SketchedOptimizer(DPOptimizer):
             whole = np.zeros((some.stop - start, coordinates), np.float32)
             behind = np.zeros(len(whole))
             for place, sample in zip(self.places, samples, strict=True):
-                values = sample[some].detach().flatten(1).cpu().numpy()
+                values = sample[some].detach().unsqueeze(-1).flatten(1).cpu().numpy()
                 if place is None:
                     behind += np.einsum("ij,ij->i", values, values, dtype=np.float64)
                 else:

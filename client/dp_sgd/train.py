@@ -295,7 +295,8 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
             parameter.summed_grad = torch.einsum("i,i...", weights.to(each), each)
         if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):
             return torch.ones(len(rows), dtype=torch.bool)
-        return torch.stack([each.flatten(1).isfinite().all(1) for each in samples]).all(0)[: len(rows)]
+        finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
+        return torch.stack(finite).all(0)[: len(rows)]
 
     try:
         yield clipped_sums

@@ -220,7 +220,9 @@ def _train_group(
             losses[:active] += loss
         taken[:active] += 1
     with torch.no_grad():
-        moves = [(value - origin).flatten(1) for value, origin in zip(trained, origins, strict=True)]
+        moves = [
+            (value - origin).unsqueeze(-1).flatten(1) for value, origin in zip(trained, origins, strict=True)
+        ]
         update = torch.cat(moves, dim=1).cpu().numpy()
     if len(set(records)) > 1 and not bool(losses.isfinite().all()):
         raise FloatingPointError("an example by itself may have no loss where its batch has one")
