@@ -14,7 +14,6 @@ from ..configs.round_line import GROUPS
 from ..configs.strict import leaves
 from ..privacy.refusal import Refusal
 from ..reports.shown import shown
-from ..server.run.display import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -253,6 +252,8 @@ def table_of(rows: Sequence[Row], by_folder: bool = False) -> str:
     told = _aligned([header, *lines], ["", *map(_label, rows)] if by_folder else ())
     if by_group := _by_group(over_seeds(rows)):
         told += "\n\n" + by_group
+    from ..server.run.display import visible
+
     told = visible(told)  # run folders may be somebody else's
     groups = [each for each in over_seeds(rows) if each.runs > 1]
     if not groups:

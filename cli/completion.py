@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import click
@@ -147,14 +149,16 @@ def hydra_words(config_name: str, given: Sequence[str], incomplete: str) -> list
       Groups as ``privacy=``, options of a group as ``privacy=record``, keys as ``privacy.target_epsilon=``, and a
       key's value as it stands. What cannot be composed completes to nothing.
     """
+    added = incomplete[:1] == "+"
     try:
-        words = _words(config_name, given, incomplete)
+        with redirect_stderr(StringIO()):  # a parser tells there what is wrong with half a line
+            words = [f"+{word}" if added else word for word in _words(config_name, given, incomplete, added)]
         return [CompletionItem(word) for word in dict.fromkeys(words) if word.startswith(incomplete)]
     except Exception:  # noqa: BLE001 (a shell shows what a completion prints: it prints nothing)
         return []
 
 
-def _words(config_name: str, given: Sequence[str], incomplete: str) -> Iterator[str]:
+def _words(config_name: str, given: Sequence[str], incomplete: str, added: bool) -> Iterator[str]:
     from omegaconf import OmegaConf
 
     from ..configs.compose import arguments, compose_jobs
@@ -167,7 +171,7 @@ def _words(config_name: str, given: Sequence[str], incomplete: str) -> Iterator[
         args = arguments(["--config-name", config_name])
         (job,) = compose_jobs(args)
     groups = _groups([Path(__file__).parents[1] / "configs", args.config_dir, args.config_path])
-    name, equals, _ = incomplete.partition("=")
+    name, equals, _ = incomplete.removeprefix("+").partition("=")
     if equals and name in groups:
         yield from (f"{name}={option}" for option in sorted(groups[name]))
         return
@@ -178,8 +182,8 @@ def _words(config_name: str, given: Sequence[str], incomplete: str) -> Iterator[
         yield from (f"{name}={each}" for each in shown)
         return
     if "." not in incomplete:
-        yield from (f"{group}=" for group in sorted(groups) if group in job.config)
-    yield from (f"{key}=" for key in values if not key.endswith(".name"))
+        yield from (f"{group}=" for group in sorted(groups) if (group in job.config) != added)
+    yield from (f"{key}=" for key in values if not added and not key.endswith(".name"))
 
 
 def _groups(folders: Sequence[object]) -> dict[str, set[str]]:

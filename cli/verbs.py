@@ -118,10 +118,16 @@ class HydraVerb(Verb):
         _write_rows(formatter, "Flags of Hydra", rows[:SHOWN_FLAGS])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete options, Hydra's flags, groups, options of groups and keys."""
+        """Complete options, Hydra's flags and what stands behind one, groups, options of groups and keys."""
         if incomplete.startswith("-"):
             flags = [CompletionItem(n, help=text) for names, _, text in HYDRA_FLAGS for n in names[-1:]]
             return [*super().shell_complete(ctx, incomplete), *_beginning(flags, incomplete)]
+        behind = {name: value for names, value, _ in HYDRA_FLAGS for name in names}
+        if value := behind.get(ctx.args[-1] if ctx.args else ""):
+            words = [CompletionItem(each) for each in value.split("|") if not each.isupper()]
+            return (
+                [CompletionItem(incomplete, type="dir")] if value == "DIR" else _beginning(words, incomplete)
+            )
         from .completion import hydra_words
 
         return hydra_words(self.config_name, ctx.args, incomplete)

@@ -277,7 +277,7 @@ def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_o
 BASH = """
 source <(_FEDVEIL_COMPLETE=bash_source fedveil)
 COMP_LINE="$1"; COMP_POINT=${#1}
-compopt() { [[ $2 == default ]] && echo files; }
+compopt() { [[ $2 == default ]] && echo files; [[ $2 == dirnames ]] && echo folders; }
 _fedveil_completion fedveil
 printf '%s\\n' "${COMPREPLY[@]}"
 """
@@ -304,6 +304,7 @@ def completed(shell: str, line: str, folder: Path) -> list[str]:
     done = subprocess.run(
         command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
+    assert done.stderr == ""
     return [word for word in done.stdout.splitlines() if word]
 
 
@@ -333,6 +334,11 @@ def test_a_shell_completes_verbs_options_groups_and_keys(shell: str, tmp_path: P
         *[w for w in offered("fedveil server x link.")],
     ]
     assert offered("fedveil simulate num_rounds=x priv")[0] == "privacy="
+    assert offered("fedveil plan --cfg ") == ["job", "hydra", "all"]
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "small.yaml").write_text("{}")
+    assert offered(f"fedveil simulate --config-dir {tmp_path}/own +exp") == ["+experiment="]
+    assert offered("fedveil simulate --config-dir e") == (["folders"] if shell == "bash" else [])
     assert offered("fedveil ledger show ") == ["files"]
 
 
