@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -65,10 +66,11 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
     if draft is not None:
         print(f"Check each line of {folder / SCHEMA}: it was made from these tables, and tells of them.")
         print("A first run on real tables spends their whole budget; task.simulated=true tries one. Then:")
-    print(f"  cd {folder} && {COMMANDS[source]}")
+    where = shlex.quote(str(folder))
+    print(f"  cd {where} && {COMMANDS[source]}")
     if draft is None:
         install = "" if find_spec("pytest") else "pip install pytest && "
-        print(f"  {install}cd {folder} && python -m pytest")
+        print(f"  {install}cd {where} && python -m pytest")
     return 0
 
 

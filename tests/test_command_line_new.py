@@ -50,8 +50,8 @@ def test_where_pytest_is_not_installed_its_command_installs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedveil.cli.new.find_spec", lambda _: None)
-    assert run(["new", str(tmp_path / "mine"), "--from", "torch"]) == 0
-    assert f"pip install pytest && cd {tmp_path / 'mine'} && python -m pytest" in capsys.readouterr().out
+    assert run(["new", str(tmp_path / "my shops"), "--from", "torch"]) == 0
+    assert f"pip install pytest && cd '{tmp_path}/my shops' && python -m pytest" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -124,6 +124,7 @@ def test_the_plot_is_a_figure_and_the_callers_backend_stays(tmp_path: Path) -> N
     run = quick()
     figure = run.plot()
     assert isinstance(figure, Figure) and matplotlib.get_backend() == before
+    assert all(each.is_integer() for each in figure.axes[0].get_xticks())
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "held-out accuracy",
         "epsilon",
