@@ -159,7 +159,9 @@ class FinishedRun:
         require_extra("server", "a plot")
         if not self.history:
             raise Refusal("folder", str(self.folder), "no round has ended there, so there is nothing to plot")
-        _load_notebook_backend()
+        pyplot = import_module("matplotlib.pyplot")
+        if "inline" in pyplot.get_backend():  # a notebook's is loaded by the first figure that pyplot makes
+            pyplot.close(pyplot.figure())
         from .server.run.plots import curve
         from .server.run.released import config_of
 
@@ -167,13 +169,6 @@ class FinishedRun:
         task = self.result.get("task", asked["task"]["name"])
         title = f"{task}, privacy={asked['privacy']['name']}: {self.status}"
         return curve(self.history, self.result["privacy"], title)
-
-
-def _load_notebook_backend() -> None:
-    """Have a notebook show figures as images: its backend is loaded by the first figure that pyplot makes."""
-    pyplot = import_module("matplotlib.pyplot")
-    if "inline" in pyplot.get_backend():
-        pyplot.close(pyplot.figure())
 
 
 def load(
@@ -489,6 +484,8 @@ def _fields(value: object) -> dict[str, object] | None:
 
 def _text(path: str, value: object) -> str:
     """Return a value as Hydra's grammar has it."""
+    from .configs.overrides import quoted
+
     match value:
         case bool():
             return str(value).lower()
@@ -501,8 +498,7 @@ def _text(path: str, value: object) -> str:
         case str() | Path():
             text = str(value)
             plain = re.fullmatch(r"[A-Za-z_][\w.:-]*", text) and text.lower() not in WORDS
-            quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'")
-            return text if plain else f"'{quoted}'"
+            return text if plain else quoted(text)
         case list() | tuple():
             return "[" + ",".join(_text(path, each) for each in value) + "]"
         case _:

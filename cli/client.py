@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from ..client.device import agent, roster_changes
@@ -180,7 +181,7 @@ def _line(
         state = health.state if runs else "not running"
         parts = [f"{health.name}, node {health.node} of {health.federation}: {state}"]
     if health is not None and health.at:
-        ago = agent.seconds_since(health.at)
+        ago = time.time() - datetime.fromisoformat(health.at).timestamp()
         parts.append(
             f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )

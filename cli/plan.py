@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configs.schema import SimulationSettings
-from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
+from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..server.run.build import build
@@ -86,7 +86,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
     for mark, value in curve(plan, budget.target_delta, rounds):
-        table.add_row(str(mark), *(_cell(plan, adversary, value) for adversary in EVERYBODY))
+        told = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
+        table.add_row(str(mark), *told)
     console.print(table)
     if plan.unit != "client" and federation.together is None:
         console.print(
@@ -177,10 +178,6 @@ def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: Evalu
         return said
     of = "" if plan.unit == "client" else f" over some {asked.rows} held-out records"
     return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
-
-
-def _cell(plan: Plan, adversary: Adversary, value: float) -> str:
-    return f"{value:.3f}" if adversary in plan.adversaries else "infinite"
 
 
 def _spelled(value: float) -> float | str:

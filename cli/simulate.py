@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened, run_composed
+from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal, refusing
@@ -214,7 +215,7 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
     if checked.arguments.config_path is not None:
         flags += ["--config-path", checked.arguments.config_path]
     if checked.folder is not None:
-        flags.append(f"hydra.sweep.dir={_quoted(_made(checked.folder))}")
+        flags.append(f"hydra.sweep.dir={quoted(str(_made(checked.folder)))}")
     sys.argv = ["fedveil", *flags]
     try:
         hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
@@ -236,11 +237,6 @@ def _remove_empty(folders: Sequence[Path]) -> None:
     with contextlib.suppress(OSError):  # the first that holds something, and those above it, stay
         for each in folders:
             each.rmdir()
-
-
-def _quoted(path: Path) -> str:
-    """Return a path as a string of Hydra's grammar."""
-    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 # --- a sweep ------------------------------------------------------------------------------------------------------

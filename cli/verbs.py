@@ -99,7 +99,8 @@ class HydraVerb(Verb):
         """Take the verb's own options; leave Hydra's words in `ctx.args`, --help among them."""
         asks_help = not ctx.resilient_parsing and bool(set(args) & set(HELP))
         super().parse_args(ctx, [each for each in args if each not in HELP])
-        known = [*(name for names, _, _ in HYDRA_FLAGS for name in names), *HELP, *_names_of(self, ctx)]
+        own = [name for each in self.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
+        known = [*(name for names, _, _ in HYDRA_FLAGS for name in names), *HELP, *own]
         for word in ctx.args:
             if word.startswith("-") and word.partition("=")[0] not in known and not ctx.resilient_parsing:
                 raise click.NoSuchOption(word.partition("=")[0], possibilities=known, ctx=ctx)
@@ -258,10 +259,6 @@ def _metavar(param: click.Parameter) -> str:
         return name
     name = f"{name} ..." if param.nargs == -1 else name
     return name if param.required else f"[{name}]"
-
-
-def _names_of(command: click.Command, ctx: click.Context) -> list[str]:
-    return [name for each in command.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
 
 
 def _write_text(formatter: click.HelpFormatter, text: str) -> None:

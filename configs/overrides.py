@@ -130,6 +130,12 @@ def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
     return "fedveil simulate --help lists them all"
 
 
+def quoted(text: str) -> str:
+    """Return a text in the quotes of Hydra's grammar, where a backslash before one stands twice."""
+    doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'")
+    return f"'{doubled}'"
+
+
 def text_of(override: Override) -> str:
     """Return the override as it was written."""
     assert override.input_line is not None  # it came from a line

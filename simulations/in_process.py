@@ -135,8 +135,9 @@ class InProcessGrid(AskingGrid):
         """
         asked = question_of(order.content)
         if asked is not None:  # nobody trains for it
-            if isinstance(asked, Inquiry) and self.counted is not None and _is_of_rows(asked):
-                return self._sum_counted(partial(self.counted, asked), order, cohort_sum)
+            counted = self.counted  # where a client answers from its own rows, and a sum hides it
+            if counted and isinstance(asked, Inquiry) and asked.unit is Unit.CLIENT and asked.model is None:
+                return self._sum_counted(partial(counted, asked), order, cohort_sum)
             return self._sum_one_by_one(order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]
@@ -362,8 +363,3 @@ def _isolated(content: RecordDict) -> RecordDict:
     for name, record in content.items():
         out[name] = record.copy() if isinstance(record, ArrayRecord | ConfigRecord) else record
     return out
-
-
-def _is_of_rows(asked: Inquiry) -> bool:
-    """Return whether a client answers from its own rows, and a sum hides it."""
-    return asked.unit is Unit.CLIENT and asked.model is None

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -266,8 +265,3 @@ def read_health(state: Path) -> Health | None:
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
     return folder_lock.holder(state / RUNNING)
-
-
-def seconds_since(at: str) -> float:
-    """Return the age, in seconds, of a time in the health file."""
-    return time.time() - datetime.fromisoformat(at).timestamp()

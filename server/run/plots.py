@@ -50,8 +50,8 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     left, *beside = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
     name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k != "round")
     held_out = [math.nan if row[name] is None else row[name] for row in history]
-    left.plot(rounds, held_out, color=ACCURACY, marker=_marker(rounds))
-    left.locator_params("x", integer=True)
+    left.plot(rounds, held_out, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
+    left.locator_params("x", integer=True, min_n_ticks=1)
     left.set_xlabel("round")
     left.set_ylabel(f"held-out {name}", color=ACCURACY)
     left.grid(alpha=0.25)
@@ -66,10 +66,6 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
         axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return figure
-
-
-def _marker(rounds: Sequence[int]) -> str:
-    return "o" if len(rounds) == 1 else ""  # one point makes no line
 
 
 def _of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -100,9 +96,7 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
         return
     right = left.twinx()
     for (unit, values), style in zip(finite.items(), ("-", "--"), strict=False):
-        right.plot(
-            rounds, values, color=EPSILON, linestyle=style, marker=_marker(rounds), label=f"{unit} level"
-        )
+        right.plot(rounds, values, style, color=EPSILON, marker="o", ms=2, label=f"{unit} level")
     only = f" ({next(iter(finite))} level)" if len(finite) == 1 else ""
     right.set_ylabel(f"epsilon spent{only}", color=EPSILON)
     right.set_ylim(bottom=0)
