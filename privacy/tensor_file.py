@@ -23,7 +23,7 @@ def safetensors_parts(
       metadata: texts beside them.
 
     Raises:
-      Refusal: such a file has no type for one of them; nothing was yielded.
+      Refusal: the format has no type for one of them; nothing was yielded.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # So that each is aligned.

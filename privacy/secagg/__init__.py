@@ -1,1 +1,1 @@
-"""Secure aggregation: the server learns the sum of a cohort's vectors and nothing else about any of them."""
+"""Secure aggregation: the server learns only the sum of a cohort's vectors."""

@@ -1,11 +1,11 @@
-"""Attempt as one node remembers it: how its replies leave, and whose signatures it checks.
+"""Attempt in one node's memory: the encoding of its replies, and the signatures that it checks.
 
-Of a cohort of hundreds a node checks neither all adverts nor all confirmations. Nobody but its neighbours holds a key
-or a share of a node, so these check its advert before they share anything; the others need it only to be one of those
-behind the sum. A quorum signs the hash of all adverts with the survivors, and who signs has checked its neighbours'
-adverts: fewer than 2t - k of a node's k neighbours collude (`graph.opens_nothing`), so a survivor beside whom that many
-of its neighbours signed is who it says. Any other is checked by its own advert, before a share is revealed. A forged
-advert changes the graph as one of a colluder can, and no more.
+In a cohort of hundreds a node checks neither all adverts nor all confirmations. Only its neighbours hold a key or a
+share of a node, so they check its advert before they share anything; the others need it only to be a member of the sum.
+A quorum signs the hash of all adverts with the survivors, and a signer has checked its neighbours' adverts: fewer than
+2t - k of a node's k neighbours collude (`graph.opens_nothing`), so a survivor with that many signing neighbours is
+authentic. The advert of any other survivor is checked directly, before a share is revealed. A forged advert can change
+the graph only as a colluder's can.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -48,8 +48,8 @@ class Work:
       model_hash: of the model that this node received, computed here.
       vector: called once, when the masks are ready; hands over words of the terms' width, shape (d,), to be
         overwritten, and what the node is to open beside its shares.
-      further: parameter of the noise in that vector which no other node has, whole grid units; a public number, told to
-        the server under the vector's seal.
+      further: parameter of the node's own noise in that vector, in whole grid units; a public number, sent to the
+      server under the vector's seal.
     """
 
     model_hash: bytes
@@ -59,7 +59,7 @@ class Work:
 
 @dataclass
 class NodeAttempt:
-    """Memory of a node of one attempt, between messages; seeds, keys, secrets, `held` and `openings` are secret.
+    """Memory of a node for one attempt, between messages; seeds, keys, secrets, `held` and `openings` are secret.
 
     Attributes:
       terms: those that the node accepted.
@@ -73,7 +73,7 @@ class NodeAttempt:
       stage: the last step done.
       held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
       sharers: nodes that shared, ascending; then those whose shares are good.
-      accused: neighbours of whom this node holds no good share.
+      accused: neighbours without a valid share at this node.
       model_hash: of the round's model, 32 bytes.
       alive: survivors, ascending.
       openings: see `Openings`.
@@ -115,16 +115,16 @@ class NodeAttempt:
         return context, survivors_digest(context, self.alive, [n for n in self.sharers if n not in alive])
 
     def erase(self) -> None:
-        """Let go of every secret.
+        """Erase every secret.
 
-        Python cannot overwrite bytes; what it freed may stay in memory for a while.
+        Python cannot overwrite bytes; freed memory may keep them for a while.
         """
         self.mask_seed = self.own_seed = self.share_seed = self.reply_key = self.held = b""
         self.pair_keys, self.mask_secrets, self.mask_keys, self.openings = b"", b"", b"", ()
 
 
 def tagged(attempt: NodeAttempt, body: bytes) -> bytes:
-    """Return a reply with the tag that this node alone can make for this server."""
+    """Return a reply with an authentication tag between this node and this server."""
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
 
@@ -188,7 +188,7 @@ def quorum(terms: AttemptTerms, collusion: float) -> int:
 def signers(
     roster: Roster, attempt: NodeAttempt, confirmations: Iterable[Confirmation], needed: int, now: int
 ) -> set[int]:
-    """Return the first survivors that signed what this node takes the round to be.
+    """Return the first survivors that signed this node's view of the round.
 
     Args:
       roster: of the attempt's terms.
@@ -198,7 +198,7 @@ def signers(
       now: Unix seconds, against which members expire.
 
     Raises:
-      Refused: one signed otherwise, or they are too few.
+      Refused: one signed a different view, or they are too few.
     """
     found: set[int] = set()
     for said in confirmations:

@@ -1,4 +1,4 @@
-"""Bindings that both sides of an attempt compute alike: contexts, neighbours, and what keys are derived for."""
+"""Bindings that both sides of an attempt compute alike: contexts, neighbours, and key derivation labels."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -18,23 +18,23 @@ def attempt_context(terms: AttemptTerms, candidates: Sequence[int], server_key: 
 
 
 def reply_info(context: bytes) -> bytes:
-    """Return what the key that a node and the server share is derived for."""
+    """Return the derivation label of the key between a node and the server."""
     return frame(Purpose.REPLY, context)
 
 
 def advert_body(advert: Advert) -> bytes:
-    """Return what the signature of an advert is over, beside the attempt's context."""
+    """Return the signed bytes of an advert, besides the attempt's context."""
     return frame(Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.kem_keys)
 
 
 def deal_body(node: int, shares: SealedShares) -> bytes:
-    """Return what the signature of a deal is over, beside the cohort."""
+    """Return the signed bytes of a deal, besides the cohort."""
     said = shares.commitments, shares.proof, shares.seed
     return frame(Purpose.DEAL, node, shares.sealed, shares.kem, *said)
 
 
 def confirmation_body(confirmation: Confirmation) -> bytes:
-    """Return what the signature of a confirmation is over, beside the attempt's context."""
+    """Return the signed bytes of a confirmation, besides the attempt's context."""
     said = confirmation
     return frame(Purpose.SURVIVORS, said.node, said.model_hash, said.round_context, said.survivors)
 
@@ -56,7 +56,7 @@ def own_mask_key(seed: bytes, context: bytes) -> bytes:
 
 
 def pair_mask_info(context: bytes) -> bytes:
-    """Return what the key of a pairwise mask is derived for, in a round."""
+    """Return the derivation label of a pairwise mask's key in a round."""
     return frame(Purpose.PAIR_MASK, context)
 
 
@@ -67,7 +67,7 @@ def mask_sign(node: int, peer: int) -> int:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cohort of an attempt as its adverts fix it.
+    """Cohort of an attempt, fixed by its adverts.
 
     Attributes:
       terms: of the attempt.
@@ -87,7 +87,7 @@ class Agreement:
         return suite_of(self.terms.suite)
 
     def check_keys(self) -> None:
-        """Return if every advert has the keys that the suite asks for.
+        """Return if every advert has the keys that the suite requires.
 
         Raises:
           Refused: MALFORMED.
@@ -112,7 +112,7 @@ class Agreement:
 
     @property
     def complete(self) -> bool:
-        """Whether everybody is everybody's neighbour."""
+        """Whether all nodes are neighbours of each other."""
         return self.terms.neighbours == len(self.candidates) - 1
 
     @cached_property
@@ -132,11 +132,11 @@ class Agreement:
         return {}
 
     def neighbours(self, node: int, among: AbstractSet[int] | None = None) -> tuple[int, ...]:
-        """Return with whom a node shares masks, ascending, of those who advertised.
+        """Return the nodes that share masks with a node, ascending.
 
         Args:
-          node: one of them.
-          among: counts these alone; None for all.
+          node: that advertised.
+          among: restricts the result to these; None for all that advertised.
         """
         if node not in self._known:
             peers = self.nodes if self.complete else self._ring.around(node)
@@ -153,9 +153,9 @@ class Agreement:
         """Return the associated data of a sealed pair of shares.
 
         Args:
-          sender: who made the shares.
-          receiver: who may open them.
-          block: hybrid block that travels beside them, which the label vouches for; empty for none.
+          sender: dealer of the shares.
+          receiver: holder of the shares.
+          block: hybrid block sent with them, which the label authenticates; empty for none.
         """
         return frame(Purpose.SHARE, self.cohort, sender, receiver, *([block] if block else []))
 

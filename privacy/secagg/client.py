@@ -1,7 +1,7 @@
 """Node's half of secure aggregation: a pure state machine, message in, reply out; no clock, socket or file.
 
-Double masking of Bonawitz et al. (CCS 2017), on the graphs of Bell et al. (CCS 2020), with one survivor set
-for the whole cohort: a node opens nothing before more nodes signed the same set than could sign two.
+Double masking of Bonawitz et al. (CCS 2017), on the graphs of Bell et al. (CCS 2020), with one survivor set for the
+whole cohort: a node opens nothing before a quorum has signed the same set, so that no two sets can have a quorum.
 """
 
 from bisect import bisect_left
@@ -44,13 +44,13 @@ OVER = wire.NODES - 1  # at least any attempt's number; marks a round in which t
 
 @dataclass
 class Participant:
-    """One node: its identity, its policy, and what it remembers. Not for two threads at once.
+    """One node: its identity, its policy, and its memory. Not thread-safe.
 
     Attributes:
       node: its number.
       key: its Ed25519 identity.
-      policy: what it asks of every attempt.
-      roster: who may take part.
+      policy: requirements on every attempt.
+      roster: of the members.
       seen: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
       attempts: those under way, by context.
     """
@@ -65,17 +65,17 @@ class Participant:
     def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
         """Return the reply to one message of the server.
 
-        A message out of its order changes nothing; any other that is refused ends its attempt. Where the node
-        may stop, keep `write_state` before the reply leaves: one that forgot what it sent can be
-        asked again, and two vectors under one mask give away their difference.
+        A message out of order changes nothing; any other refused message ends its attempt. If the node may stop, store
+        `write_state` before the reply is sent: a node that forgot its reply can be asked again, and two vectors under
+        one mask reveal their difference.
 
         Args:
-          message: bytes as they came.
+          message: unverified bytes.
           now: Unix seconds, against which members expire.
-          work: the node's share of the round, for the message that brings the model.
+          work: the node's computation for the round, for the message with the model.
 
         Raises:
-          Refused: with the reason by name. Only the reason may leave: see `declined`.
+          Refused: with the reason by name. Only the reason may be sent: see `declined`.
         """
         said = wire.read_any(message)
         match said:
@@ -201,7 +201,7 @@ class Participant:
         return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _check(self, attempt: NodeAttempt, parcels: wire.Parcels) -> bytes:
-        """2: open the neighbours' shares, hold each against its dealer's commitments, and say whose is no good."""
+        """2: open the neighbours' shares, verify each against its dealer's commitments, and report the invalid ones."""
         agreed = attempt.agreed
         if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
@@ -240,10 +240,10 @@ class Participant:
         return attempt.mask_secrets[start : start + KEY_BYTES]
 
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
-        """2a: look again at the deals that were no good, and disclose what shows it, if their dealers signed them.
+        """2a: recheck the invalid deals, and disclose the evidence, if their dealers signed them.
 
-        An honest node signs no deal that is no good. What is disclosed is therefore known to the adversary: it is the
-        secret under which this pair sealed shares for each other, and masks have keys of their own.
+        An honest node signs no invalid deal. The disclosed value is therefore known to the adversary: it is the secret
+        under which this pair sealed shares for each other, and masks have keys of their own.
         """
         agreed, cohort = attempt.agreed, attempt.agreed.cohort
         if not attempt.share_seed or len(disputed.deals) != len(disputed.accused):
@@ -300,7 +300,7 @@ class Participant:
         return masked(attempt, vector, masks, context, work.further(attempt.terms))
 
     def _confirm(self, attempt: NodeAttempt, sets: wire.Survivors) -> bytes:
-        """4: hold the survivors against what this node knows, and sign them."""
+        """4: check the survivors against this node's view, and sign them."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
             why = "a node is said to be alive and dead: both its seeds would open"
@@ -319,7 +319,7 @@ class Participant:
         return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: NodeAttempt, proof: wire.Confirmed, now: int) -> bytes:
-        """5: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
+        """5: reveal shares once a quorum has signed the same view, and every survivor is authentic."""
         needed = quorum(attempt.terms, self.policy.collusion)
         signed = signers(self.roster, attempt, proof.confirmations, needed, now)
         check_adverts(self.roster, attempt, unwitnessed(self.node, attempt, signed), now)
@@ -392,7 +392,7 @@ def write_state(participant: Participant, node_key: bytes) -> bytes:
 
 
 def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
-    """Give a fresh participant the memory that `write_state` sealed.
+    """Restore a fresh participant's memory from the output of `write_state`.
 
     Args:
       participant: the same node as then.

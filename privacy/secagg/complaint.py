@@ -1,19 +1,19 @@
-"""Complaint about a sealed share: the secret that its two nodes agree on, with a proof that it is theirs.
+"""Complaint about a sealed share: the secret that its two nodes agree on, with a proof of its correctness.
 
-Whoever sees it can open what the dealer sealed for the holder, and say who lies. The proof is Chaum and Pedersen's
+With it any party can open the dealer's seal for the holder, and identify the cheater. The proof is Chaum and Pedersen's
 of equal logarithms (Wallet databases with observers, CRYPTO 1992), made non-interactive by Fiat and Shamir, on the
 curve of Ed25519 (RFC 8032), which is that of X25519 (RFC 7748) in other coordinates. It works in the subgroup of prime
 order: an X25519 key is a multiple of 8, which takes any other part away.
 
-A holder discloses a secret only against a dealer that has signed what does not open or does not fit: then one of the
-two is the adversary, who knows the secret already.
+A holder discloses a secret only against a dealer that has signed an invalid deal: then one of the two is the adversary,
+and knows the secret already.
 
 The library has no arithmetic of points, so it stands here, in Python's integers, and takes no constant time: `_times`
-adds once for each bit of its scalar that is set, and a product or an inverse takes the longer the larger its numbers are.
-That is harmless for these reasons. Two of all numbers here are secret: the holder's key for shares and the nonce of a
-proof, and only `prove` handles them. Both are blinded by a fresh random multiple of the order before a point is
-multiplied, so that how long it takes depends on nothing that comes again. The key lives for one attempt, signs at
-most one proof for each dealer that it complains of, and is erased with the last one; under it nothing is sealed but shares
+adds once for each bit of its scalar that is set, and a product or an inverse takes the longer the larger its numbers
+are. That is harmless for these reasons. Two of all numbers here are secret: the holder's key for shares and the nonce
+of a proof, and only `prove` handles them. Both are blinded by a fresh random multiple of the order before a point is
+multiplied, so that the duration depends only on values that never repeat. The key lives for one attempt, signs at most
+one proof for each dealer that it complains of, and is erased with the last one; under it nothing is sealed but shares
 of this attempt. All other numbers, those of `proved`, `on_curve` and every point, are public.
 """
 
@@ -97,7 +97,7 @@ def proved(proof: bytes, own: bytes, peer: bytes, context: bytes) -> bytes:
 
 
 def disclosed(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
-    """Return what `prove` does; zeros where the peer's key is no point of the curve, and so proves itself wrong.
+    """Return the result of `prove`; zeros if the peer's key is not a point of the curve, which is evidence in itself.
 
     Arguments as of `prove`.
     """

@@ -1,14 +1,14 @@
 """Deal of a node: shares of its two seeds for its neighbours, which can be checked before anything depends on them.
 
-The dealer commits to each holder's two shares by hashes. That the shares of its private seed lie on one polynomial b
-of degree t - 1 it proves by a second, random polynomial r, to whose values it commits in the same hashes: a hash over
-all commitments gives a challenge c, and it tells the values of h = r + c b at the holders' points (Pedersen's blinding,
-CRYPTO 1991, with the challenge of Fiat and Shamir). The server sees whether h is of degree t - 1. A holder of b(x)
-computes r(x) = h(x) - c b(x) and compares the hash; so does the server, for every share that is revealed in the end.
-Of b the polynomial h says nothing, since r is uniform.
+The dealer commits to each holder's two shares by hashes. It proves that the shares of its private seed lie on one
+polynomial b of degree t - 1 with a second, random polynomial r, to whose values it commits in the same hashes: a hash
+over all commitments gives a challenge c, and the dealer publishes the values of h = r + c b at the holders' points
+(Pedersen's blinding, CRYPTO 1991, with the challenge of Fiat and Shamir). The server checks that h is of degree t - 1.
+A holder of b(x) computes r(x) = h(x) - c b(x) and compares the hash; so does the server, for every share that is
+finally revealed. The polynomial h reveals nothing about b, since r is uniform.
 
-The shares of the mask seed are committed to, and not proved: no proof could show at this price that what they give is
-the key of the advert. Where they do not give it, the living reveal the masks of that pair themselves.
+The shares of the mask seed have commitments without a proof: no proof at this cost could show that they give the key of
+the advert. If they do not, the survivors reveal their pairwise masks themselves.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ assert 1 << SOUNDNESS_BITS < PRIME
 
 @dataclass(frozen=True)
 class Deal:
-    """What a node deals to its holders.
+    """Deal of a node to its holders.
 
     Attributes:
       shares: for each holder its share of the private seed, then of the mask seed, 64 bytes; secret.
@@ -51,7 +51,7 @@ class Deal:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a dealer claims of its shares, for whoever checks one.
+    """Claim of a dealer about its shares, for their verification.
 
     Attributes:
       label: hash of cohort and dealer, 32 bytes.
@@ -133,7 +133,7 @@ def seed_commitment(label: bytes, seed: bytes) -> bytes:
 
 
 def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments: bytes) -> bool:
-    """Return whether a share is what its dealer committed to, and one of a private seed on the dealer's polynomial.
+    """Return whether a share matches its dealer's commitment and, for a private seed, the dealer's polynomial.
 
     Args:
       claim: of the dealer.

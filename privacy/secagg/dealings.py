@@ -1,4 +1,4 @@
-"""Deals of a cohort as the server holds them: what each holder is told, who lies in a dispute, which reveals are right."""
+"""Deals of a cohort at the server: the message to each holder, the verdict in a dispute, the validity of reveals."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told be
 
 @dataclass(frozen=True)
 class Dealings:
-    """Deals of a cohort, checked against nobody's shares yet.
+    """Deals of a cohort, not yet checked against any shares.
 
     Attributes:
       agreed: the cohort.
@@ -28,7 +28,7 @@ class Dealings:
       claims: by dealer.
       commitments: by dealer and holder, of `COMMITMENT_BYTES`.
       proofs: by dealer and holder, the value of the dealer's proof at the holder's point.
-      void: pairs of dealer and holder between whom no good share was passed on, and nobody can say by whose fault.
+      void: pairs of dealer and holder without a valid share, whose fault is undecidable.
     """
 
     agreed: Agreement
@@ -71,11 +71,11 @@ class Dealings:
         return False
 
     def verdict(self, holder: int, dealer: int, proof: bytes) -> tuple[int, Fault]:
-        """Return who of the two in a dispute lies, and how.
+        """Return the cheater in a dispute, and its fault.
 
         Args:
-          holder: who complains.
-          dealer: of whom.
+          holder: that complains.
+          dealer: that is accused.
           proof: of the secret that the two share, as `complaint.disclosed` returns it.
         """
         keys = self.agreed.by_node[holder].share_key, self.agreed.by_node[dealer].share_key
@@ -101,10 +101,10 @@ class Dealings:
         """Return whether a share is the one that was dealt to a holder.
 
         Args:
-          owner: whose seed it is of.
-          holder: who reveals it.
+          owner: of the seed.
+          holder: that reveals it.
           share: 32 bytes.
-          own: whether it is of the private seed, and not of the mask seed.
+          own: whether it is of the private seed instead of the mask seed.
         """
         value = int.from_bytes(self.proofs[owner][holder], "big") if own else None
         point = self.agreed.points[holder]
@@ -115,7 +115,7 @@ class Dealings:
         return seed_commitment(self.claims[owner].label, seed) == self.deals[owner].seed
 
     def unproved(self) -> Iterator[int]:
-        """Yield the dealers whose proof is not of the degree that the threshold asks for."""
+        """Yield the dealers whose proof exceeds the degree of the threshold."""
         agreed = self.agreed
         points = list(agreed.points.values())
 
@@ -140,7 +140,7 @@ class Dealings:
 
 
 def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:
-    """Return the deals of a cohort with what follows from each."""
+    """Return the deals of a cohort with their derived values."""
     claims = {
         node: Claim(
             label_of(agreed.cohort, node), challenge_of(agreed.cohort, node, digest_of(said.commitments))

@@ -1,7 +1,7 @@
 """Double signatures of suite 3: Ed25519 and, beside it, ML-DSA-65 (FIPS 204) over the same bytes; both must hold.
 
-The ML-DSA key follows by HKDF from the seed of the Ed25519 key, so that an identity stays one secret file. Whoever breaks
-Ed25519 learns the scalar, a half of SHA-512 of the seed, and no seed.
+The ML-DSA key is derived by HKDF from the seed of the Ed25519 key, so that an identity stays one secret file. An
+attacker that breaks Ed25519 learns the scalar, a half of SHA-512 of the seed, and not the seed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def post_quantum_public(identity: Ed25519PrivateKey) -> bytes:
 
 
 def both_of(identity: Ed25519PrivateKey) -> bytes:
-    """Return what names both keys of an identity, `BOTH_BYTES`."""
+    """Return the identifier of both keys of an identity, `BOTH_BYTES`."""
     return public_of(identity) + hashlib.sha256(post_quantum_public(identity)).digest()
 
 
@@ -55,7 +55,7 @@ def verify_second(public: bytes, context: bytes, body: bytes, signature: bytes) 
 
 
 def verify_by(suite: Suite, keys: tuple[bytes, bytes], context: bytes, body: bytes, signature: bytes) -> None:
-    """Return if a signature is what `sign_by` made: of suite 3 both halves must hold, of others there is one.
+    """Return if a signature of `sign_by` is valid: with suite 3 both halves must be, other suites have one.
 
     Args:
       suite: of the attempt.

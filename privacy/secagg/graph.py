@@ -1,8 +1,8 @@
-"""Graph of who shares masks with whom: everybody up to 128 clients, a random ring of k neighbours above.
+"""Graph of the pairs that share masks: complete up to 128 clients, a random ring with k neighbours above.
 
 The ring is the k-regular Harary graph over a random order of the cohort (Bell et al., CCS 2020, section 3). The order
-comes from a hash over all adverts, so that no single client or server picks it. Whoever adverts last can still try
-several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothing on the complete graph.
+comes from a hash over all adverts, so that no single client or server chooses it. The last client to advertise can
+still try several adverts: 2**q tries cost q bits of `PRIVACY_BITS` on a ring, and none on the complete graph.
 """
 
 import math
@@ -48,7 +48,7 @@ class Shape:
 
 
 def colluders(clients: int, rate: float) -> int:
-    """Return how many clients collude, rounded up (0.1 of 300 is 30); never the one who asks.
+    """Return the number of colluding clients, rounded up (0.1 of 300 is 30); at most all others.
 
     Args:
       clients: the cohort.
@@ -59,7 +59,7 @@ def colluders(clients: int, rate: float) -> int:
 
 @dataclass(frozen=True)
 class Ring:
-    """Cohort in a random order, in which each node has `neighbours` beside it, or all the others.
+    """Cohort in a random order, in which each node has its nearest `neighbours`, or all the others.
 
     The relation is symmetric, and the graph connected.
     """
@@ -82,11 +82,11 @@ class Ring:
 
 
 def ring(nodes: Iterable[int], neighbours: int, seed: bytes) -> Ring:
-    """Return the nodes in the order that the seed gives them.
+    """Return the nodes in the order given by the seed.
 
     Args:
       nodes: distinct.
-      neighbours: how many each has: an even number, or all the others.
+      neighbours: of each node: an even number, or all the others.
       seed: a hash over all adverts.
 
     Raises:
@@ -109,7 +109,7 @@ def parameters(clients: int, dropout: float, collusion: float, profile: Profile)
       profile: what the server may do.
 
     Raises:
-      Refusal: no graph keeps both, as at a third each with a malicious server.
+      Refusal: no graph keeps both, as with a third each and a malicious server.
     """
     sizes = range(2, clients - 1, 2) if clients > COMPLETE_UP_TO else ()
     for neighbours in (*sizes, clients - 1):
@@ -126,9 +126,9 @@ def parameters(clients: int, dropout: float, collusion: float, profile: Profile)
 
 
 def opens_nothing(shape: Shape, collusion: float, dropout: float, profile: Profile) -> bool:
-    """Return whether the survivors' sum is all that can be opened, but for a chance of 2**-`PRIVACY_BITS`.
+    """Return whether only the survivors' sum can be opened, except with probability 2**-`PRIVACY_BITS`.
 
-    A malicious server also says who dropped out, so that only a semi-honest one is held to `dropout`. Union
+    A malicious server also chooses the dropouts, so `dropout` binds only a semi-honest one. Union
     bounds over the cohort, with exact hypergeometric tails.
 
     Args:

@@ -1,9 +1,9 @@
 """Hybrid keys of suite 2: beside each X25519 agreement one of ML-KEM-768 (FIPS 203); only both give the key.
 
-Messages recorded today then stay shut to whoever breaks X25519 later. ML-KEM alone agrees for one direction at a time.
-The sender of shares encapsulates to the receiver's key for shares; the lower of two nodes encapsulates to the higher
-one's key for masks. What the latter gives must be had again from either node's mask seed, once that is opened: the
-higher one's key comes from its seed, and the lower one seals it under its own (`escrow`), which everybody may see.
+Messages recorded today then stay secret if X25519 is broken later. ML-KEM agrees for one direction at a time. The
+sender of shares encapsulates to the receiver's key for shares; the lower of two nodes encapsulates to the higher one's
+key for masks. The latter secret must be recoverable from either node's mask seed, once that is opened: the higher one's
+key is derived from its seed, and the lower one seals the secret under its own (`escrow`), which is public.
 
 Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where ML-KEM's ciphertext need not be
 bound again.
@@ -80,7 +80,7 @@ def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Of
       mask_seed: this node's, 32 bytes, under which the escrow is sealed.
 
     Raises:
-      Refused: MALFORMED when the neighbour's keys are none.
+      Refused: MALFORMED if the neighbour's keys are invalid.
     """
     keys = agreed.by_node[receiver].kem_keys
     for_shares, for_masks = keys[: KEM_KEY_BYTES // 2], keys[KEM_KEY_BYTES // 2 :]
@@ -129,7 +129,7 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
       offered: blocks by sender and receiver.
 
     Raises:
-      Refused: BAD_SHARE when the node sealed another one for itself.
+      Refused: BAD_SHARE if the node sealed a different one for itself.
     """
     if peer < node:
         cipher = offered[peer][node][CIPHERTEXT_BYTES : 2 * CIPHERTEXT_BYTES]

@@ -1,4 +1,4 @@
-"""Masks: key streams added to a vector modulo 2**16 or 2**32; what two clients add and subtract cancels.
+"""Masks: key streams added to a vector modulo 2**16 or 2**32; the masks of two clients cancel.
 
 On the wire a mask is the key stream of the suite's cipher, read as little-endian words. Every `CHUNK_BYTES` of it start
 anew, with the chunk's number as the 96-bit big-endian nonce N: AES-256 in counter mode from the block N‖00000002 (NIST

@@ -1,8 +1,8 @@
 """Messages that travel: frozen dataclasses, written as msgpack arrays [kind, *fields] and read strictly.
 
-Fields that come from others have one type, length and order each, or the message is refused. A reply after
-the first one ends in a tag under a key that only this node and this server share for this attempt, so that
-whatever was changed on the way is dropped and never summed.
+Untrusted fields have one type, length and order each, or the message is refused. A reply after the first one ends in a
+tag under a key that only this node and this server share for this attempt, so that a modified reply is dropped and
+never summed.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ BOUNDS = Bounds(depth=5, width=MAXIMUM_CLIENTS, items=8 * MAXIMUM_CLIENTS)
 
 
 def unpack(data: bytes) -> Any:
-    """Return what the bytes say in msgpack, without extensions.
+    """Return the msgpack value of the bytes, without extensions.
 
     Raises:
-      Refused: MALFORMED, if they say nothing.
+      Refused: MALFORMED, if there is none.
     """
     try:
         return bounded_decoding.unpack(data, BOUNDS)
@@ -140,7 +140,7 @@ Kem = Annotated[bytes, _many(1)]
 
 @dataclass(frozen=True)
 class Proposal:
-    """0, to the node: the attempt's public terms, who is asked, and the server's ephemeral X25519 key."""
+    """0, to the node: the attempt's public terms, its candidates, and the server's ephemeral X25519 key."""
 
     terms: Annotated[AttemptTerms, read_terms]
     candidates: Nodes
@@ -199,7 +199,7 @@ class SealedShares:
 
 @dataclass(frozen=True)
 class Parcels:
-    """2, to the node: what each neighbour that shared dealt to it, by ascending node.
+    """2, to the node: the deals of its neighbours that shared, by ascending node.
 
     Attributes:
       context: of the attempt, 32 bytes.
@@ -219,7 +219,7 @@ class Parcels:
 
 @dataclass(frozen=True)
 class Checked:
-    """2, reply: whose share did not open or is not what its dealer committed to; nobody's, as a rule."""
+    """2, reply: dealers whose share did not open or does not match its commitment; usually none."""
 
     cohort: Hash
     accused: Nodes
@@ -245,7 +245,7 @@ class Complaints:
 
 @dataclass(frozen=True)
 class Inbox:
-    """3, to the node: whose shares are good, and which model to start from."""
+    """3, to the node: the sharers with valid shares, and the initial model."""
 
     context: Hash
     model_hash: Hash
@@ -254,7 +254,7 @@ class Inbox:
 
 @dataclass(frozen=True)
 class Survivors:
-    """4, to the node: whose vectors are in the sum, and whose never came."""
+    """4, to the node: the survivors and the dropouts of the sum."""
 
     context: Hash
     alive: Nodes
@@ -263,7 +263,7 @@ class Survivors:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """4, reply: what this node takes the round and its survivors to be, signed."""
+    """4, reply: this node's signed view of the round and its survivors."""
 
     node: Node
     model_hash: Hash
@@ -287,7 +287,7 @@ class Revealed:
     Attributes:
       survivors: hash of the round's survivors, 32 bytes.
       shares: `SHARE_BYTES` for each neighbour.
-      mask_keys: for each neighbour whose vector never came, the key of 32 bytes of the mask that the sender has with it.
+      mask_keys: for each neighbour that dropped out, the key of 32 bytes of the sender's mask with it.
       seeds: of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
     """
 

@@ -1,4 +1,4 @@
-"""Parcel: what one dealer made for one holder, as the holder checks it and as a judge does."""
+"""Parcel: one dealer's shares for one holder, with their verification by the holder and in a dispute."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from .suite import unseal
 
 @dataclass(frozen=True)
 class Parcel:
-    """Sealed shares of a dealer for a holder, and what it takes to check them.
+    """Sealed shares of a dealer for a holder, and the values to verify them.
 
     Attributes:
-      dealer: who made the shares.
-      holder: who may open them.
+      dealer: of the shares.
+      holder: that may open them.
       sealed: of `SEALED_BYTES`.
       told: of `TOLD_BYTES`, as `Parcels` says.
       block: hybrid block that travels beside them; empty for none.

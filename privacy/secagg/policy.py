@@ -1,4 +1,4 @@
-"""Policy: what a data owner asks of every attempt, whatever the server proposes."""
+"""Policy: a data owner's requirements on every attempt that the server proposes."""
 
 import math
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ class Policy:
     """Floors of one client, from its own file.
 
     Attributes:
-      authority: Ed25519 public key, 32 bytes, that signs the roster; behind it the hash of the ML-DSA key that signs beside it,
-        where both must.
+      authority: Ed25519 public key, 32 bytes, that signs the roster; behind it the hash of the ML-DSA key that signs
+        beside it, where both must.
       minimum_roster_version: older rosters are refused, so that a revoked key stays revoked.
       minimum_cohort: fewest clients whose sum may be opened with this client's vector in it.
       collusion: share of the other clients that may work for the server, in [0, 1).
@@ -29,9 +29,9 @@ class Policy:
       minimum_noise_multiplier: smallest noise of the sum over the clipping norm; 0 asks for none.
       profile: the weakest profile accepted; `MALICIOUS` satisfies both.
       suites: suites accepted, by number.
-      peers: fingerprints of the members that the owner vouches for; all others count as colluders in the noise.
-        Empty takes every member at the authority's word.
-      peers_at_least: how many of them a cohort must have.
+      peers: fingerprints of the members that the owner trusts; all others count as colluders in the noise. Empty trusts
+        every member that the authority admits.
+      peers_at_least: smallest number of them in a cohort.
 
     Raises:
       Refusal: an owner's value that protects nothing or cannot be met.

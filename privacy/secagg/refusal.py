@@ -24,7 +24,7 @@ class Reason(StrEnum):
 
 
 class Fault(StrEnum):
-    """What a node is named for: nothing of it happens to a node that follows the protocol, whatever others do."""
+    """Fault that a node is named for; no behaviour of others can cause it at a node that follows the protocol."""
 
     BAD_DEAL = "dealt a share that does not open or does not fit"
     FALSE_COMPLAINT = "complained of a good share"

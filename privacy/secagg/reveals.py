@@ -1,13 +1,14 @@
-"""Reveals of a round: the seeds that shares give, and who revealed a wrong one.
+"""Reveals of a round: the recovered seeds, and the nodes that revealed wrong shares.
 
-All shares of a seed are joined at once, by weights that are drawn after the shares came and by which every polynomial of
-the threshold's degree gives its value at zero (`shamir.opener`). Where the result is the seed that its owner committed to,
-or that of its mask key, every share of it is right. Wrong ones would have to differ from the right ones by a polynomial of
-that degree which is zero at zero and at each honest holder's point, and it has fewer roots. By any other wrong shares the
-result is the seed with probability 1 / p at most.
+All shares of a seed are combined at once, with weights that are drawn after the shares arrived and that map every
+polynomial of the threshold's degree to its value at zero (`shamir.opener`). If the result is the seed that its owner
+committed to, or that of its mask key, every share of it is correct. Wrong ones would have to differ from the correct
+ones by a polynomial of that degree which is zero at zero and at each honest holder's point, but it has fewer roots. For
+any other wrong shares the result is the seed with probability at most 1 / p.
 
-Where it is another, or so few have revealed that liars could fit a polynomial between the others, each share of that seed is
-held against its dealer's commitment. Who revealed a wrong one is named, and the shares of the others give the seed.
+If the result differs, or so few have revealed that cheaters could fit a polynomial between the others, each share of
+that seed is checked against its dealer's commitment. A node that revealed a wrong share is named, and the shares of the
+others give the seed.
 """
 
 from bisect import bisect_left
@@ -23,13 +24,13 @@ from .suite import key_from_seed, public_of
 
 @dataclass(frozen=True)
 class Reveals:
-    """Shares that survivors revealed, of none of which is known yet whether it is right.
+    """Shares that survivors revealed, not yet verified.
 
     Attributes:
       dealings: of the cohort.
       living: nodes whose vectors are in the sum.
       shares: by holder and owner, 32 bytes: of the private seed of the living, of the mask seed of others.
-      liars: how many holders may lie together.
+      liars: largest number of colluding holders.
     """
 
     dealings: Dealings
@@ -41,9 +42,9 @@ class Reveals:
     )
 
     def opened(self) -> tuple[dict[int, bytes], dict[int, Fault]]:
-        """Return by owner its seed, where enough right shares of it came, and by node what it did wrong.
+        """Return the seed by owner, if enough correct shares arrived, and the fault by node.
 
-        The seed of a dead node is another than its mask key's where the node has dealt another.
+        The seed of a dropout differs from its mask key's if the node dealt a different one.
         """
         # On a ring each owner has other holders, and weights of its own would cost more than they save.
         whole = self.dealings.agreed.complete
@@ -77,7 +78,7 @@ class Reveals:
         return dict(zip(points, inverses(points), strict=True))
 
     def _at_once(self, owner: int) -> bytes | None:
-        """Return the seed that all of its shares give together; None where that does not show them to be right."""
+        """Return the seed from all of its shares together; None if this does not prove them correct."""
         held, points = self._held[owner], self.dealings.agreed.points
         circle, own = [points[holder] for holder in held], points[owner]
         numbers = [int.from_bytes(share, "big") for share in held.values()]
@@ -103,7 +104,7 @@ class Reveals:
         return public_of(key_from_seed(seed)) == self.dealings.agreed.by_node[owner].mask_key
 
     def _wrong(self, owners: Iterable[int]) -> set[int]:
-        """Return who revealed a share of these owners' seeds that was not dealt to it."""
+        """Return the nodes that revealed a share of these owners' seeds that was not dealt to them."""
         return {
             holder
             for owner in owners
@@ -112,7 +113,7 @@ class Reveals:
         }
 
     def _joined(self, owner: int, shares: Mapping[int, bytes]) -> bytes | None:
-        """Return the seed that shares give which are right, each for itself; None for too few."""
+        """Return the seed from individually verified shares; None for too few."""
         if len(shares) < self._threshold:
             return None
         points = self.dealings.agreed.points

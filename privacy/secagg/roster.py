@@ -1,4 +1,4 @@
-"""Roster of who may take part: names and public keys, signed by the federation's authority, not the server."""
+"""Roster of the members: names and public keys, signed by the federation's authority, not the server."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Roster:
         empty where there is no chain, as in a simulation.
 
     Raises:
-      Refused: MALFORMED when members are unordered, or two of them share a node, a name or a key, or the chain is of another
-        length.
+      Refused: MALFORMED when members are unordered, or two of them share a node, a name or a key, or the chain is of
+        another length.
     """
 
     version: int
@@ -155,7 +155,7 @@ def write_roster(
     """Return the roster as the authority signs it.
 
     Args:
-      roster: what is signed.
+      roster: to sign.
       authority: its key.
       cosignatures: of members of the version before, by public key, as `cosign` makes them.
       doubly: whether its ML-DSA key signs as well, and travels along.

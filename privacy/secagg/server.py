@@ -1,6 +1,6 @@
 """Server's half of secure aggregation: replies in, messages out, one accumulator; no clock, socket or file.
 
-It learns the sum of the survivors and who they are. See `client` for the protocol.
+It learns the survivors and their sum. See `client` for the protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,13 +42,13 @@ class Due(IntEnum):
 
 @dataclass(frozen=True)
 class OpenedSum:
-    """Sum of the survivors' vectors, and who they are.
+    """Sum of the survivors' vectors, and the survivors.
 
     Attributes:
       total: modulo 2**bits, (d,).
       survivors: nodes in the sum, ascending.
       seeds: by survivor, what it opened of its vector's noise; none of those who did not answer in the end.
-      further: by survivor, the parameter of the noise that it says to have added of its own.
+      further: by survivor, the parameter of its own noise, as it claims.
     """
 
     total: Vector
@@ -59,7 +59,7 @@ class OpenedSum:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """Attempt that releases nothing, and why."""
+    """Attempt without a release, and the reason."""
 
     reason: Reason
 
@@ -68,12 +68,13 @@ class ServerAttempt:
     """One attempt to sum one vector of every node in a cohort.
 
     Send what `proposal` and `advance` return, hand every reply to `take`, and call `advance` when `waiting` is empty
-    or patience ends. A next attempt's messages may travel beside these: each is a message of its own.
+    or patience ends. A next attempt's messages may be sent with these, each
+    as a separate message.
 
     Attributes:
       due: the replies that it waits for.
-      declined: by node, why it stopped, where it said so.
-      blamed: by node, what it did that no node does which follows the protocol.
+      declined: by node, its reason to stop, if given.
+      blamed: by node, its provable violation of the protocol.
     """
 
     def __init__(
@@ -89,12 +90,12 @@ class ServerAttempt:
 
         Args:
           terms: with `cohort_size` candidates, under this roster.
-          roster: who may take part.
+          roster: of the members.
           candidates: nodes to ask.
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
-          colluders: how many nodes may lie together; for shares that are joined at once, and for a hybrid suite,
-            where a complaint cannot be proved.
+          colluders: largest number of colluding nodes; for shares that are combined at once, and for a hybrid suite,
+          where a complaint cannot be proved.
         """
         self._colluders = colluders
         self._terms, self._roster, self._now = terms, roster, now
@@ -144,11 +145,11 @@ class ServerAttempt:
         return dict.fromkeys(self._candidates, message)
 
     def take(self, node: int, reply: bytes) -> None:
-        """Take one node's reply. One that is refused changes nothing: the node may still answer well.
+        """Process one node's reply. A refused reply changes nothing: the node may still send a valid one.
 
         Args:
-          node: who replied.
-          reply: the bytes as they came.
+          node: that replied.
+          reply: unverified bytes.
 
         Raises:
           Refused: with the reason by name.
@@ -265,7 +266,7 @@ class ServerAttempt:
         self._seeds[node] = revealed.seeds
 
     def _weigh_reveals(self) -> dict[int, bytes]:
-        """Drop what those revealed who revealed a wrong share, by name, and return the seeds that are open, by owner."""
+        """Drop the reveals of nodes with a wrong share, name these nodes, and return the open seeds by owner."""
         seeds, blamed = Reveals(self._dealings, self._living, self._shares, self._colluders).opened()
         for node, fault in blamed.items():
             if self.blamed.get(node) is not Fault.WRONG_SHARE:  # for which it may not reveal again
@@ -326,7 +327,7 @@ class ServerAttempt:
         return self._ask(Due.CHECKS, parcels)
 
     def _stay(self, sharers: AbstractSet[int]) -> None:
-        """Go on with these nodes, less those of whose seeds too few others hold shares."""
+        """Continue with these nodes, except those with too few holders of their seeds' shares."""
         self._sharing = self._connected(frozenset(sharers))
         self._sharers = tuple(sorted(self._sharing))
         self._enough(len(self._sharers))
@@ -337,7 +338,7 @@ class ServerAttempt:
         return kept if kept == sharers else self._connected(kept)
 
     def _settle(self, model_hash: bytes) -> Outgoing:
-        """Go on without whom nobody accuses falsely or rightly, or ask for what shows which of the two it was."""
+        """Continue without complaints, or request the evidence that decides each complaint."""
         self._stay(self._answered)
         for dealer in {dealer for accused in self._accused.values() for dealer in accused}:
             if self._dealings.unsigned(dealer, self._roster, self._now):
@@ -356,7 +357,7 @@ class ServerAttempt:
         return tuple(dealer for dealer in self._accused[node] if dealer not in self.blamed)
 
     def _count_complaints(self) -> None:
-        """Blame whom more nodes accuse than may lie; of other pairs nobody can say which of the two it was."""
+        """Blame nodes with more accusers than colluders; for other pairs the fault is undecidable."""
         pairs = [(dealer, node) for node, said in self._complaints.items() for dealer in said.accused]
         for dealer, _ in pairs:
             if sum(each == dealer for each, _ in pairs) > self._colluders:
@@ -364,7 +365,7 @@ class ServerAttempt:
         self._dealings.void.update(pairs)
 
     def _judge(self, model_hash: bytes) -> Outgoing:
-        """Leave out who lied in a dispute, and who did not answer in one."""
+        """Exclude the cheaters in disputes, and the nodes that did not answer in one."""
         if self._suite.hybrid:
             self._count_complaints()
         for node, said in () if self._suite.hybrid else self._complaints.items():

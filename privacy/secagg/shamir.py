@@ -77,14 +77,13 @@ def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret that shares stand for.
+    """Return the secret of these shares.
 
-    A wrong share gives a wrong secret, not an error: compare the result with a key or commitment made public
-    before.
+    A wrong share gives a wrong secret, not an error: compare the result with an earlier public key or commitment.
 
     Args:
-      shares: 32 bytes each, by point; those in excess are not looked at.
-      threshold: how many give the secret.
+      shares: 32 bytes each, by point; excess shares are ignored.
+      threshold: number that gives the secret.
 
     Raises:
       Refused: TOO_FEW, or BAD_SHARE when a share is no 32-byte number below p.
@@ -118,8 +117,8 @@ def weights_at(points: Sequence[int], plain: Sequence[int]) -> Weights:
 def opener(points: tuple[int, ...], threshold: int) -> list[int]:
     """Return random weights w by which values of a polynomial f of degree below `threshold` give f(0).
 
-    Of all points x and any `own` other than 0, the sum of w(x) (1 - x / own) f(x) is f(0) modulo p. Where `own` is one of
-    the points, its value counts nothing. w is Lagrange's weight at zero times the value of a random polynomial q which is
+    Of all points x and any `own` other than 0, the sum of w(x) (1 - x / own) f(x) is f(0) modulo p. If `own` is one of
+    the points, its value is ignored. w is Lagrange's weight at zero times the value of a random polynomial q which is
     1 at zero: f q (1 - x / own) is of a degree that so many points tell.
 
     Args:
@@ -142,7 +141,7 @@ def codeword(points: Sequence[int], coefficients: int) -> dict[int, int]:
 
 
 def parity(points: Sequence[int], words: Mapping[int, int]) -> list[int]:
-    """Return a random weight for each point, by which values of a polynomial of too high a degree are told.
+    """Return a random weight for each point, with which a polynomial of too high a degree is detected.
 
     Of a polynomial of degree below a threshold t the sum of weight times (point - x) times value is zero modulo p,
     whatever x is: x may therefore be a point whose value is not known. Of other values the sum is zero with
@@ -150,8 +149,8 @@ def parity(points: Sequence[int], words: Mapping[int, int]) -> list[int]:
 
     Args:
       points: distinct, from 1 to p - 1.
-      words: of `codeword`, with t + 1 coefficients fewer than there are points; drawn after the values are fixed, it may
-        serve many sets of points.
+      words: of `codeword`, with t + 1 coefficients fewer than there are points; drawn after the values are fixed, it
+        may serve many sets of points.
     """
     return [words[at] * each % PRIME for at, each in zip(points, inverses(_spans(points)), strict=True)]
 

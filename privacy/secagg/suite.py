@@ -1,9 +1,9 @@
 """Suites of primitives, by number: key agreement, key derivation, sealing and signatures.
 
-X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and
-ChaCha20-Poly1305 (RFC 8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose
-key stream makes the masks, in whether ML-KEM-768 (FIPS 203) has a part in their keys (see `hybrid`), and in whether ML-DSA-65
-(FIPS 204) signs as well (see `double_signature`).
+X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and ChaCha20-Poly1305 (RFC
+8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose key stream makes the masks, in
+whether ML-KEM-768 (FIPS 203) has a part in their keys (see `hybrid`), and in whether ML-DSA-65 (FIPS 204) signs as well
+(see `double_signature`).
 """
 
 import os
@@ -122,11 +122,11 @@ def new_key() -> X25519PrivateKey:
 
 
 def key_from_seed(seed: bytes, purpose: Purpose = Purpose.MASK_KEY) -> X25519PrivateKey:
-    """Return the key-agreement key that a seed stands for; the key says nothing of the seed.
+    """Return the key-agreement key derived from a seed; the key reveals nothing about the seed.
 
     Args:
       seed: 32 bytes.
-      purpose: what the key is for.
+      purpose: of the key.
     """
     return X25519PrivateKey.from_private_bytes(derive(seed, frame(purpose)))
 
@@ -152,10 +152,10 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
     Args:
       key: one holder's private key.
       peer: the other's public key, 32 bytes.
-      info: what the key is for, a context.
+      info: derivation context of the key.
 
     Raises:
-      Refused: MALFORMED when `peer` is no public key, or one of the few that force a known secret.
+      Refused: MALFORMED if `peer` is not a public key, or one of the few that force a known secret.
     """
     try:
         secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
@@ -198,8 +198,8 @@ def seal(suite: Suite, key: bytes, plaintext: bytes, associated: bytes | memoryv
     Args:
       suite: whose cipher.
       key: 32 bytes.
-      plaintext: what is sealed.
-      associated: what is vouched for beside it, and does not travel here.
+      plaintext: to seal.
+      associated: authenticated data, not included in the result.
     """
     nonce = os.urandom(NONCE_BYTES)
     return nonce + suite.aead(key).encrypt(nonce, plaintext, associated)
@@ -215,7 +215,7 @@ def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryvi
       associated: the same as then.
 
     Raises:
-      Refused: BAD_SHARE when a bit of it, its key or its context is not what was sealed.
+      Refused: BAD_SHARE if the ciphertext, the key or the associated data differ from sealing.
     """
     try:
         return suite.aead(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)

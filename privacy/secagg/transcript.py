@@ -1,4 +1,4 @@
-"""Transcript of what an attempt is about, bound by hash into each signature, key and sealed share.
+"""Transcript of an attempt's terms, bound by hash into each signature, key and sealed share.
 
 Two sides that differ in a single field derive unrelated keys, and neither accepts the other's signatures.
 """
@@ -56,7 +56,7 @@ class Purpose(StrEnum):
 
 
 class Profile(StrEnum):
-    """Trust in the server: that it follows the protocol, or none."""
+    """Trust in the server: it follows the protocol, or it is malicious."""
 
     MALICIOUS = "malicious"
     SEMI_HONEST = "semi_honest"
@@ -64,7 +64,7 @@ class Profile(StrEnum):
 
 @dataclass(frozen=True)
 class AttemptTerms:
-    """Everything that the server proposes for one attempt, and that all of its cohort must see alike.
+    """Terms that the server proposes for one attempt, the same for the whole cohort.
 
     Attributes:
       protocol_version: `PROTOCOL_VERSION`.
@@ -74,16 +74,16 @@ class AttemptTerms:
       attempt: number of the attempt; with run and round never used twice.
       roster_version: of the roster that holds the identities.
       roster_hash: its hash, 32 bytes.
-      cohort_size: how many clients were asked, n.
+      cohort_size: number of asked clients, n.
       threshold: shares that open a secret, t.
-      neighbours: with how many others a client shares masks, k.
+      neighbours: number of others with which a client shares masks, k.
       bits: width of a coordinate of the sum, 16 or 32.
       step: distance of two lattice points, in the units of the update.
       clipping_norm: L2 norm no update exceeds.
       noise_multiplier: noise std of the sum over `clipping_norm`; 0 without noise.
       minimum_survivors: fewest vectors whose sum may be opened.
       profile: see `Profile`.
-      task_hash: what is trained, 32 bytes.
+      task_hash: of the task, 32 bytes.
     """
 
     protocol_version: int
@@ -106,10 +106,10 @@ class AttemptTerms:
 
 
 def frame(purpose: Purpose, *parts: Part) -> bytes:
-    """Return the parts as bytes that no other purpose and no other parts give: each has its type and length.
+    """Return an injective encoding of the parts and their purpose: each part has its type and length.
 
     Args:
-      purpose: what the bytes are for.
+      purpose: of the bytes.
       *parts: bytes, text, integers below 2**127 in size, or floats.
     """
     return _opening(purpose) + b"".join([_framed(part) for part in parts])

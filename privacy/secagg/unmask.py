@@ -13,17 +13,17 @@ ByPair = dict[int, dict[int, bytes]]
 
 @dataclass(frozen=True)
 class Opening:
-    """What survivors revealed of a round.
+    """Reveals of a round's survivors.
 
     Attributes:
       agreed: the cohort.
       context: of the round, 32 bytes.
       alive: survivors, ascending.
       dead: nodes that shared and are not in the sum, ascending.
-      seeds: by node, the private seed of the living and the mask seed of the dead, where enough shares of it came.
-      mask_keys: by dead node and living neighbour, the key of the mask that the two have, as the latter says.
+      seeds: by node, the private seed of a survivor and the mask seed of a dropout, if enough shares arrived.
+      mask_keys: by dropout and surviving neighbour, the key of their mask, as the survivor claims.
       offered: hybrid blocks by sender and receiver.
-      blamed: by node, what the masks showed that it did; filled as they are made.
+      blamed: by node, its fault as shown by the masks; filled while they are computed.
     """
 
     agreed: Agreement
@@ -36,10 +36,10 @@ class Opening:
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
 
     def remaining_masks(self) -> Iterator[tuple[bytes, int]]:
-        """Yield key and sign of every mask to add so that the sum of the living is bare.
+        """Yield key and sign of every mask to add in order to unmask the survivors' sum.
 
         Raises:
-          Refused: TOO_FEW shares of a seed, and not all that could stand in for them.
+          Refused: TOO_FEW shares of a seed, and not all of their replacements.
         """
         for node in self.alive:
             yield own_mask_key(self._seed(node), self.context), -1
@@ -57,8 +57,8 @@ class Opening:
     def _keys(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
         """Return the keys of a dead node's masks, by living neighbour.
 
-        What the neighbours said stands where the seed does not tell: one that lies spoils what it could spoil by its
-        vector, and no more.
+        The neighbours' claims replace keys that the seed does not give: a false claim corrupts no more than a false
+        vector could.
         """
         said = self.mask_keys.get(node, {})
         computed = self._computed(node, peers)
@@ -72,7 +72,7 @@ class Opening:
         return computed | said if self.agreed.suite.hybrid else said | computed
 
     def _computed(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
-        """Return the keys that the dead node's mask seed gives; none where it is not known, or another key's."""
+        """Return the keys from the dropout's mask seed; none if it is unknown, or belongs to another key."""
         agreed, info = self.agreed, pair_mask_info(self.context)
         try:
             mask_seed = self._seed(node)

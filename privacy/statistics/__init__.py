@@ -1,1 +1,1 @@
-"""Statistics that clients are asked for: what each counts of its rows, and what the noisy sum says, with an interval."""
+"""Statistics of questions: a client's contribution from its rows, and the estimate with an interval from the noisy sum."""

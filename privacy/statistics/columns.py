@@ -1,9 +1,9 @@
 """Columns of a client's rows as a question reads them: numbers between declared bounds, or declared words.
 
-Bounds and words are public and come with the question; none is taken from anybody's data. A number that is missing, or is none,
-counts nowhere. One outside the bounds counts as the nearest bound, and a word that is not declared counts nowhere: both are in
-the share that is told as clipped. How a cell is read hangs on that cell alone: where single rows are hidden, none may change
-how another one counts.
+Bounds and words are public and part of the question; they do not come from data. A missing or invalid number is not
+counted. A number outside the bounds counts as the nearest bound, and an undeclared word is not counted: both are in the
+share reported as clipped. The reading of a cell depends only on that cell: at the record level no row may change how
+another one counts.
 """
 
 import math
@@ -52,7 +52,7 @@ class Numbers:
 
     @property
     def half(self) -> float:
-        """Half of what lies between the bounds."""
+        """Half the distance of the bounds."""
         return (self.high - self.low) / 2
 
     def read(self, table: Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -93,11 +93,11 @@ class Bins:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the bins are called; a bin holds its lower edge, and the last one both."""
+        """Names of the bins; a bin includes its lower edge, and the last one both."""
         return self.words or tuple(f"{low:g} to {high:g}" for low, high in pairwise(self.edges))
 
     def read(self, table: Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return each row's bin, -1 where it has none, and whether it was outside what is declared."""
+        """Return each row's bin, -1 for none, and whether it was outside the declared bounds or words."""
         given = column(table, self.name)
         if self.words:
             if (
@@ -131,7 +131,7 @@ def column(table: Table, name: str) -> NDArray[Any]:
 
 
 def numbers_of(cells: NDArray[Any]) -> NDArray[np.float64]:
-    """Return a column as numbers, NaN where a cell is none: a failure would tell everybody that such a cell is there.
+    """Return a column as numbers, NaN for an invalid cell: a failure would reveal its presence.
 
     Args:
       cells: of any type, shape (n,).
@@ -150,7 +150,7 @@ def _number(cell: Any) -> float:
 
 
 def text_of(cell: object) -> str:
-    """Return a cell as a word, empty where it holds nothing; 7, 7.0 and "7.0" are one.
+    """Return a cell as a word, empty for an empty cell; 7, 7.0 and "7.0" are the same.
 
     A table's whole numbers become fractions once one row lacks its own: it would take all others out of their bins.
     """

@@ -1,13 +1,13 @@
-"""Evaluation of a model at its clients: what each says of its own held-out records, and what the noisy sum of that says.
+"""Evaluation of a model at its clients: a client's contribution from its held-out records, and the estimates from the noisy sum.
 
-Every part of a client's vector is zero where it holds nothing out, or does not answer. A client counts once, however many
-records it holds. What is said of the mean over clients:
+Every part of a client's vector is zero if it holds no record out, or does not answer. A client counts once, for any
+number of records. The mean over clients is:
 
-- beside `clients`, which counts those who evaluated, a ratio of two noisy sums, with the interval of Fieller (1954);
-- without it, a mean over all who were asked, whose interval is half as wide as z over their number, times 1.96: whoever
+- with `clients`, the count of evaluating clients, a ratio of two noisy sums, with the interval of Fieller (1954);
+- without it, a mean over all asked clients, with a half-width of 1.96 times half of z over their number: a client that
   did not evaluate counts as the middle of the range.
 
-Where records are hidden, each held-out record counts once instead, with what the model does on it alone: a client's vector is
+At the record level each held-out record counts once instead, with the model's metric on it alone: a client's vector is
 the sum of its records' parts, each of a norm of at most 1, and the mean is over all held-out records.
 """
 
@@ -50,7 +50,7 @@ class HeldOutMeans:
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """What a model does on each of one client's held-out records by itself.
+    """Metric and loss of a model on each of one client's held-out records.
 
     Attributes:
       metrics, losses: shape (n,); none need be finite.
@@ -62,17 +62,17 @@ class HeldOutRows:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked of every client about a model that comes with the question. All of it is public.
+    """Evaluation of the model in the question by every client. All of it is public.
 
     Attributes:
       name: of the release; another evaluation has another row, or name.
-      share: of its records that each client holds out, in (0, 1); None where that is its own matter.
+      share: of its records that each client holds out, in (0, 1); None if the client's app decides.
       metric: of the task's.
       bound: of the metric, which lies in [0, bound].
       figures: some of `FIGURES`, in equal parts of the squared norm.
-      why: what it is for, in a sentence that owners read.
-      records: where records are hidden, how many of a client count in full; what a client with more adds is shortened.
-        None where clients are hidden.
+      why: its reason, in a sentence for owners.
+      records: at the record level, number of a client's records that count in full; the contribution of a client with
+        more is clipped. None at the client level.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Evaluation:
 
     @property
     def unit(self) -> Unit:
-        """What is hidden: a client or, where a vector is the sum of records' parts, a record."""
+        """Hidden unit: a client or, if a vector is the sum of records' parts, a record."""
         return Unit.CLIENT if self.records is None else Unit.RECORD
 
     @property
@@ -124,7 +124,7 @@ class Evaluation:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What each client's vector is; each part has a norm of at most 1 in its own units."""
+        """Segments of each client's vector; each part has a norm of at most 1 in its own units."""
         share = 1 / len(self.figures)
         shapes = {HISTOGRAM: (BINS,)}
         return tuple(
@@ -139,12 +139,12 @@ class Evaluation:
 
     @property
     def counted(self) -> str:
-        """What the means are over, and are counted beside them."""
+        """Unit of the means, which is counted with them."""
         return CLIENTS if self.records is None else RECORDS
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by name of what a vector is where records are hidden."""
+        """Shapes by name of a vector at the record level."""
         return {self._called(each): (1,) for each in self.figures}
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
@@ -157,7 +157,7 @@ class Evaluation:
         return SumSpec(unit_norm * most, cells=cells_for(len(self.figures), most), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return what 1 of a figure is in a vector where records are hidden, over the norm of a record's part.
+        """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part.
 
         Args:
           name: one of `layout`.
@@ -283,15 +283,15 @@ def _quantile(
 ) -> Figure:
     """Return a quantile of a histogram.
 
-    How many are below an edge is told by the bins below it, by those above it and the number of all, or by both. At each
-    edge the way is taken that has the least noise, which goes by public numbers alone.
+    The count below an edge can be computed from the bins below it, from those above it and the total, or from both. At
+    each edge the estimate with the least noise is used, which depends only on public numbers.
 
     Args:
       name: of the figure.
       cells: noisy counts.
-      rows: noisy number of all, where it was asked for.
+      rows: noisy total, if it was asked for.
       wanted: share of all that is below.
-      noise: standard deviation of each count, and by how many of them the interval is wide.
+      noise: standard deviation of each count, and the width of the interval in standard deviations.
       edges: of the bins.
     """
     sigma, normal = noise
@@ -311,7 +311,7 @@ def _quantile(
 
 
 def _mean(name: str, total: float, rows: float | None, sigma: float, asked: float) -> Figure:
-    """Return the mean of what lies in [-1, 1]."""
+    """Return the mean of values in [-1, 1]."""
     if rows is not None:
         return ratio_of(name, total, rows, sigma, (-1, 1))
     value, half = total / asked, NORMAL_95 * sigma / asked

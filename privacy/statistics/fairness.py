@@ -1,8 +1,9 @@
-"""Fairness by group from clipped counts of the cells that a criterion conditions on, and weights that would even them out.
+"""Fairness by group from clipped counts of the cells that a criterion conditions on, and weights that would balance them.
 
-A criterion compares shares: of those with the label, who gets the prediction (equal opportunity, Hardt, Price and Srebro
-2016); and so on. Only rows that its condition takes are counted, one cell each. A vector of all rows of a client would spend
-its norm on cells that no figure needs: on census data its error is ten times as large.
+A criterion compares shares, such as the share of positive predictions among rows with the label (equal opportunity,
+Hardt, Price and Srebro 2016). Only rows that satisfy its condition are counted, one cell each. A vector of all rows of
+a client
+would spend its norm on cells that no figure needs: on census data its error is ten times as large.
 """
 
 import math
@@ -128,7 +129,8 @@ class Fairness:
 
         Args:
           sigma: of the noise.
-          rows: of all clients together. A group of a tenth of the rows has an interval five times as wide as one of a half.
+          rows: of all clients together. A group of a tenth of the rows has an interval five times as wide as one of a
+            half.
         """
         taken = rows / 2 if self.criterion == "equal_opportunity" else rows
         return NORMAL_95 * sigma * math.sqrt(0.5) * self.of.count * len(self.conditions) / taken
@@ -137,8 +139,8 @@ class Fairness:
 def share_of(name: str, inside: float, beside: float, sigma: float) -> Figure:
     """Return a share of two noisy counts, and the interval of Fieller (1954), which is exact.
 
-    The interval holds every r for which (1 - r) inside - r beside is no larger than its noise, sigma sqrt((1 - r)^2 + r^2),
-    explains. Where counts are large it is that of the delta method: sigma sqrt((1 - r)^2 + r^2) / (inside + beside).
+    The interval contains every r for which (1 - r) inside - r beside is explained by its noise, sigma sqrt((1 - r)^2 +
+    r^2). For large counts it is that of the delta method: sigma sqrt((1 - r)^2 + r^2) / (inside + beside).
 
     Args:
       name: of the figure.
@@ -147,7 +149,7 @@ def share_of(name: str, inside: float, beside: float, sigma: float) -> Figure:
       sigma: standard deviation of the independent noise on each.
 
     Returns:
-      The figure; one that cannot be said where the group is lost in the noise: no share at all would then be excluded.
+      The figure; no value if the noise drowns the group, so that no share would be excluded.
     """
     inside, beside = float(inside), float(beside)
     rows, spread = inside + beside, (NORMAL_95 * sigma) ** 2
@@ -162,10 +164,10 @@ def share_of(name: str, inside: float, beside: float, sigma: float) -> Figure:
 
 
 def difference_of(name: str, shares: list[Figure]) -> Figure:
-    """Return the largest less the smallest share that can be said, and its interval from theirs (Zou and Donner 2008).
+    """Return the largest minus the smallest known share, and its interval from theirs (Zou and Donner 2008).
 
-    Which groups these are is chosen by the noisy shares: with many groups of like shares the difference is large by that
-    alone, as it is without noise in small samples.
+    The noisy shares select these groups: with many groups of similar shares this selection alone makes the difference
+      large, as in small samples without noise.
 
     Args:
       name: of the figure.
@@ -184,8 +186,8 @@ def difference_of(name: str, shares: list[Figure]) -> Figure:
 def reweighing(cells: Cells, sigma: float) -> Cells:
     """Return a weight for each group and class under which group and class do not depend on each other, the largest 1.
 
-    P(group) P(class) / P(group, class) (Kamiran and Calders 2012). It is made of released counts alone, so that it costs
-    nothing, and is public: clients may be told it with the task.
+    P(group) P(class) / P(group, class) (Kamiran and Calders 2012). It is computed from released counts, so it costs
+    nothing and is public: clients may get it with the task.
 
     Args:
       cells: noisy counts, shape (groups, classes).

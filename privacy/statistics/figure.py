@@ -1,7 +1,7 @@
 """Figure: one number of an answer with the interval that its noise leaves, and how wide that may be planned to be.
 
 The noise on every cell is one independent Gaussian of known size, so that each interval follows from public numbers and
-the answer itself. It says nothing of how well those who answered stand for others.
+the answer itself. It does not cover how representative the answering clients are.
 """
 
 import math
@@ -23,8 +23,8 @@ class Figure:
 
     Attributes:
       name: within the answer.
-      value: NaN where it cannot be said.
-      low, high: the 95 % interval of what the clients would have said without noise; NaN where it cannot be said.
+      value: NaN if the noise drowns it.
+      low, high: the 95 % interval of the value without noise; NaN if the noise drowns it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Figure:
 
 
 def unsaid(name: str) -> Figure:
-    """Return a figure that cannot be said: what it is divided by is lost in the noise."""
+    """Return a figure without a value, because the noise drowns its denominator."""
     return Figure(name, math.nan, math.nan, math.nan)
 
 
@@ -66,12 +66,12 @@ def count_of(name: str, cell: float, sigma: float) -> Figure:
 def ratio_of(name: str, above: float, below: float, sigma: float, bounds: tuple[float, float]) -> Figure:
     """Return a ratio of two noisy sums, and the interval of Fieller (1954), which is exact.
 
-    The interval holds every m for which above - m below is no larger than its noise, sigma sqrt(1 + m^2), explains.
+    The interval contains every m for which above - m below is explained by its noise, sigma sqrt(1 + m^2).
 
     Args:
       name: of the figure.
-      above: what is divided.
-      below: what it is divided by.
+      above: numerator.
+      below: denominator.
       sigma: standard deviation of the independent noise on each.
       bounds: that the ratio has; value and interval are cut to them.
     """
@@ -111,7 +111,8 @@ def quantile_of(name: str, excess: Cells, room: Cells, edges: Cells) -> Figure:
 
     Args:
       name: of the figure.
-      excess: at each edge, rows below it less the quantile's share of all; at most 0 at the first edge, above 0 at the last.
+      excess: at each edge, rows below it less the quantile's share of all; at most 0 at the first edge, above 0 at the
+        last.
       room: at each edge, how far noise may have carried that.
       edges: of the bins, ascending.
     """

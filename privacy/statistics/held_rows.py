@@ -1,9 +1,11 @@
-"""Rows that a client holds out of its training, to evaluate models on: chosen by a keyed hash of each.
+"""Rows that a client holds out of training, to evaluate models on: selected by a keyed hash of each.
 
-The key is public and the same everywhere. So the same data hold the same rows out in every run, and a row that two clients
-have is held out at both: none of them trains on what the other evaluates on. Nothing about a row leaves by that. A client
-with two different rows or more holds out one at least, and trains on one at least. Where single rows are hidden each row is
-held out or not by its own hash alone: else a row that is not there would move another one.
+The key is public and the same everywhere. So the same data hold the same rows out in every run, and a row of two
+clients is
+held out at both: neither trains on a row that the other evaluates on. This releases nothing about a row. A client with
+at least two different rows holds out at least one, and trains on at least one. At the record level each row is selected
+only by
+its own hash: otherwise a missing row would change the selection of another one.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ def held_rows(hashes: NDArray[np.uint64], share: float, alone: bool = False) -> 
     Args:
       hashes: of the rows, shape (n,).
       share: of all rows of the world that are held out, in (0, 1).
-      alone: whether a row's place goes by that row and no other, so that a client may hold out none, or all.
+      alone: whether each row is selected independently of the others, so that a client may hold out none, or all.
     """
     if not len(hashes):
         return np.zeros(0, np.bool_)

@@ -1,8 +1,9 @@
 """Inquiry: several questions that one release answers, and that share its noise and its charge. All of it is public.
 
-It is read from YAML or from the JSON that travels, by the same rules on both sides. Where clients are hidden, each question
-is a segment of the sum, and so is the share of rows that it had to clip. Where records are, a vector is the sum of parts
-that each have a record's norm: each question is an array of it, and so are the rows that it clipped and those that it did not.
+It is read from YAML or from the JSON that travels, by the same rules on both sides. Where clients are hidden, each
+question is a segment of the sum, and so is the share of rows that it had to clip. Where records are, a vector is the
+sum of parts that each have a record's norm: each question is an array of it, and so are the rows that it clipped and
+those that it did not.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Question:
 
     Attributes:
       name: within the inquiry.
-      statistic: what is asked.
-      resolution: half the width that its intervals may have at most, in its own units; None asks for none.
-      at_least: rows that all clients are said to have, by which an interval is planned; None where nobody says.
+      statistic: of the question.
+      resolution: largest half-width of its intervals, in its own units; None sets no limit.
+      at_least: assumed number of rows of all clients, for planning an interval; None if unknown.
     """
 
     name: str
@@ -75,10 +76,10 @@ class Inquiry:
     """Questions that share one release.
 
     Attributes:
-      name: under which the answer is kept; another answer takes another name.
+      name: of the stored answer; a new answer needs a new name.
       purpose: a word that owners allow or refuse.
-      why: what the answer is for, in a sentence that owners read.
-      records: rows of a client that count in full; what a client with more adds is shortened.
+      why: reason of the question, in a sentence for owners.
+      records: rows of a client that count in full; the contribution of a client with more is clipped.
       questions: at least one.
       text: what it was read from, in canonical JSON, as it travels.
       unit: that is hidden: a client, or a record.
@@ -96,7 +97,7 @@ class Inquiry:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What each client's vector is where clients are hidden: the cells of every question, and the share that each clipped."""
+        """Segments of each client's vector at the client level: the cells of every question, and its clipped share."""
         many = len(self.questions)
         share, beside = (1 - CLIPPED_SHARE) / many, CLIPPED_SHARE / many
         found: list[Segment] = []
@@ -110,7 +111,7 @@ class Inquiry:
 
     @property
     def asked(self) -> dict[str, str]:
-        """The names of what a vector holds, with their purpose, as ledgers keep them."""
+        """Names of a vector's segments, with their purpose, for ledgers."""
         return {name: self.purpose for each in self.questions for name in (each.name, clipped_name(each))}
 
     @property
@@ -121,7 +122,7 @@ class Inquiry:
 
     @property
     def attributed(self) -> bool:
-        """Whether it counts what inputs add to what a model says."""
+        """Whether it counts attributions of a model's inputs."""
         return any(isinstance(each.statistic, ColumnMeans) for each in self.questions)
 
     def following(self, prefixes: Sequence[str]) -> Inquiry:
@@ -132,7 +133,7 @@ class Inquiry:
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by name of what a vector is where records are hidden: cells, and rows clipped and not clipped."""
+        """Shapes by name of a vector at the record level: cells, and numbers of clipped and unclipped rows."""
         shapes = [(each.name, each.statistic.shape) for each in self.questions]
         beside = [(clipped_name(each), (2,)) for each in self.questions]
         return {name: shape for pair in zip(shapes, beside, strict=True) for name, shape in pair}
@@ -239,7 +240,7 @@ class Answer:
 
 
 def clipped_name(question: Question) -> str:
-    """Return what the segment of a question's clipped share is called."""
+    """Return the name of the segment of a question's clipped share."""
     return f"{question.name}: {CLIPPED}"
 
 

@@ -1,7 +1,7 @@
-"""Kinds of statistics: for each, what a client counts of its rows and, beside it, what the noisy sum of that says.
+"""Kinds of statistics: for each, a client's counts of its rows, and the estimate from their noisy sum.
 
-A row of a client adds a part of a known norm, so that so many rows of it have at most so many times that norm; what is
-longer is shortened. `sigma` is always the standard deviation of the noise on each cell, in rows.
+A row contributes a part of a known norm, so that n rows have at most n times that norm; a longer contribution is
+clipped. `sigma` is always the standard deviation of the noise on each cell, in rows.
 """
 
 import math
@@ -32,7 +32,7 @@ Counted = tuple[Cells, float]  # a client's cells, and which share of its rows w
 
 
 class Statistic(Protocol):
-    """What is asked of every client, and what its sum says."""
+    """Statistic of every client's rows, with its estimator."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class Statistic(Protocol):
         ...
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        """Return what a noisy sum of cells says.
+        """Return the estimate from a noisy sum of cells.
 
         Args:
           cells: the sum, of this shape.
@@ -62,11 +62,11 @@ class Statistic(Protocol):
         ...
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Return half the width that an interval will have, at the widest figure that the answer may have.
+        """Return the largest half-width of an interval over all possible answers.
 
         Args:
           sigma: of the noise.
-          rows: of all clients together, as far as anybody knows.
+          rows: assumed number of all clients' rows.
         """
         ...
 
@@ -209,7 +209,7 @@ class Variance:
         return [*told, variance, Figure("standard deviation", *roots)]
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Of the mean, which is what a resolution is of."""
+        """Half-width of the mean, to which a resolution refers."""
         return ColumnMean(self.of).planned(sigma, rows)
 
 
@@ -217,8 +217,8 @@ class Variance:
 class Quantiles:
     """Quantiles of a column from a histogram in two levels, each row counted once in each.
 
-    The levels are made consistent by least squares (Hay et al. 2010, arXiv:0904.0942). About 16 branches are best (Qardaji,
-    Yang and Li 2013, "Understanding hierarchical methods for differentially private histograms").
+    The levels are made consistent by least squares (Hay et al. 2010, arXiv:0904.0942). About 16 branches are best
+    (Qardaji, Yang and Li 2013, "Understanding hierarchical methods for differentially private histograms").
     """
 
     of: Numbers

@@ -1,7 +1,7 @@
 """Prefixes of words, level by level: the step of a search for the commonest words that a tree of prefixes holds.
 
-Every level counts the prefixes of one letter more, among those whose shorter prefix was found to be common. What noise alone
-could have made is not followed. The letters and the longest word are declared and not read from anybody's data (heavy
+Every level counts prefixes that are one letter longer, among those with a common shorter prefix. Counts that noise
+alone could explain are not followed. The letters and the longest word are declared and do not come from data (heavy
 hitters over a prefix tree: Bassily et al. 2017, arXiv:1707.04982; Zhu et al. 2020, arXiv:1902.08534).
 """
 
@@ -25,10 +25,10 @@ class Prefixes:
 
     Attributes:
       of: the column of words.
-      alphabet: letters that a word may have; a word with another one counts nowhere, and is told as clipped.
-      longest: letters of a word that count; what a longer one has behind is cut, and told as clipped.
-      most: words that are told at most.
-      beta: bound on the probability that one level follows any prefix that nobody has.
+      alphabet: letters that a word may have; a word with another one is not counted, and reported as clipped.
+      longest: letters of a word that count; a longer one is truncated, and reported as clipped.
+      most: largest number of reported words.
+      beta: bound on the probability that one level follows any prefix without rows.
       prefixes: that are followed, all of one length; of the first level the empty one.
     """
 
@@ -69,7 +69,7 @@ class Prefixes:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """What each cell counts: longer prefixes and, where the word ends, whole words."""
+        """Meaning of each cell: longer prefixes and, for ending words, whole words."""
         return tuple(prefix + letter for prefix in self.prefixes for letter in (*self.alphabet, END))
 
     def count(self, table: Table) -> tuple[Cells, float]:
@@ -90,7 +90,7 @@ class Prefixes:
         return cells, outside / len(given) if given else 0.0
 
     def threshold(self, sigma: float, prefixes: int | None = None) -> float:
-        """Return the rows that a prefix must have to be followed: what noise alone exceeds with a probability below beta.
+        """Return the smallest count of a followed prefix: noise alone exceeds it with a probability below beta.
 
         Args:
           sigma: standard deviation of the noise on each cell, in rows.
@@ -121,7 +121,7 @@ class Prefixes:
 
     @property
     def widest(self) -> int:
-        """How many prefixes one level may follow: so that its cells are no more than a question has."""
+        """Largest number of prefixes that one level may follow within a question's limit of cells."""
         return min(max(1, MOST_CELLS // (len(self.alphabet) + 1)), MOST_FOLLOWED)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
