@@ -1,5 +1,6 @@
 """Who may take part, what an attempt is about, and what a client's own policy makes of it."""
 
+import re
 from dataclasses import fields, replace
 
 import msgpack
@@ -13,6 +14,7 @@ from fedveil.privacy.secagg.graph import parameters
 from fedveil.privacy.secagg.policy import Policy, check
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_roster
+from fedveil.privacy.secagg.roster_change import change_between
 from fedveil.privacy.secagg.suite import public_of, sign
 from fedveil.privacy.secagg.transcript import (
     PROTOCOL_VERSION,
@@ -83,6 +85,11 @@ def test_a_name_that_deceives_an_owner_is_in_no_roster(name: str) -> None:
     assert refusal_of(signed((2, 7, (), entries))) is Reason.MALFORMED
     entries[1] = replace(MEMBERS[1], name="s-1_d").parts
     assert read_roster(signed((2, 7, (), entries)), public_of(AUTHORITY)).members[1].name == "s-1_d"
+
+
+def test_a_change_shows_digits_that_nobody_finds_another_key_with() -> None:
+    shown = re.findall(r"(\S+) \(([0-9a-f]+)\)", change_between(None, ROSTER).who)
+    assert shown == [(each.name, each.fingerprint[:32]) for each in MEMBERS]
 
 
 def test_a_member_is_known_until_its_last_second() -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from .roster import Roster
 
-SHOWN = 12  # hexadecimal digits of a fingerprint that a line of text shows
+SHOWN = 32  # hexadecimal digits of a fingerprint in a line of text: of 12, an authority finds another key with them
 
 
 @dataclass(frozen=True)
