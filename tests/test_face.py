@@ -1,6 +1,8 @@
 """The Python face: what it returns, what it takes in the place of names, and what it leaves as it was."""
 
+import errno
 import gc
+import io
 import json
 import logging
 import math
@@ -356,6 +358,20 @@ def test_it_runs_in_any_thread() -> None:
 def test_an_object_cannot_go_to_processes_that_import_by_name() -> None:
     with pytest.raises(fv.Refusal, match=r"engine='ray': its processes import a task by name"):
         quick(engine="ray")
+
+
+class Gone(io.StringIO):
+    """Output whose reader, such as `head`, has gone."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_run_outlives_who_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Gone())
+        run = quick(quiet=False)
+    assert run.status == "completed" and len(run.history) == 2
 
 
 def test_progress_is_shown_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:

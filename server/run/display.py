@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,14 +67,14 @@ class Display:
             say(told)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
         in_vain = f"; rounds abandoned, and paid for in vain: {lost}" if lost and not failed else ""
-        said = f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}"
-        print(said, file=sys.stderr if failed else sys.stdout, flush=True)
+        say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
 
     def close(self) -> None:
         """Give the terminal back."""
         if self._live is not None:
             self._live.update(self._table())
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def _plain(self, done: RoundEnd) -> str:
@@ -206,9 +207,10 @@ def hanging(lead: str, text: str) -> str:
 
 def warn(text: str) -> None:
     """Print one line of warning to stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    say(f"warning: {text}", failed=True)
 
 
-def say(text: str) -> None:
-    """Print one line of a person's report."""
-    print(text, flush=True)
+def say(text: str, failed: bool = False) -> None:
+    """Print one line of a person's report; rounds that are paid for outlive the terminal or pipe that shows them."""
+    with suppress(OSError):
+        print(text, file=sys.stderr if failed else sys.stdout, flush=True)
