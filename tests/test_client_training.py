@@ -26,6 +26,7 @@ from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining, Optimizer
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
+from fedveil.privacy.mechanisms import discrete_gaussian
 from fedveil.privacy.mechanisms.compression import Compression
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -550,7 +551,7 @@ def test_clipped_sums_are_those_of_opacus_own_optimiser(
     monkeypatch: pytest.MonkeyPatch, build: Any, clip: float
 ) -> None:
     """Draws of zero stand in for the real ones on our side, and little noise makes a fine lattice; theirs has none."""
-    monkeypatch.setattr(dp_sgd, "sample", lambda sigma, count, stream: np.zeros(count))
+    monkeypatch.setattr(discrete_gaussian, "sample", lambda sigma, count, stream: np.zeros(count))
     plan = plan_of(PoissonBatches(0.5, 6), 1e-3, clip)
     task = Made()
     examples = task.client_data(3)
