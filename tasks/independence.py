@@ -97,12 +97,10 @@ class Probe:
 
     def differ(self, a: Tensor, b: Tensor, by_row: bool = False) -> bool:
         """Whether two results, or rows of them, differ by more than rounding; NaN against NaN is no difference."""
-        if a.shape != b.shape:
+        if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
             return True
         if not a.is_floating_point():
             return not torch.equal(a, b)
-        if not torch.equal(a.isfinite(), b.isfinite()):
-            return True
         a, b = (each.detach().nan_to_num(0, 0, 0).double() for each in (a, b))
         a, b = (each.reshape(len(a) if by_row and a.numel() else 1, -1) for each in (a, b))
         scale = torch.maximum(a.abs(), b.abs()).amax(1, keepdim=True) if a.numel() else 0.0
@@ -127,8 +125,7 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
     """
     if len(data) == 0:
         return
-    with _quiet_generators(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet_generators():
         probe = _prepared(model, objective, data)
         for check in (_check_rows, _check_parts, _check_loss, _check_gradients, _check_state):
             check(probe)
@@ -146,8 +143,7 @@ def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
     """
     if len(data) == 0:
         return
-    with _quiet_generators(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quiet_generators(), torch.no_grad():
         probe = _prepared(model, task, data)
         probe.model.eval()
         _check_rows(probe)
@@ -472,16 +468,17 @@ def _check_state(probe: Probe) -> None:
 
     one, other = [0, 1, 2], [5, 4, 3]
     step(one)  # what is made once, at the first call, is no memory of examples
-    begun = dict(_kept(probe))
+    begun = {name: value for name, value in _kept(probe) if isinstance(value, _ARRAY)}
     first, kept_one = step(one), dict(_kept(probe))
-    for name, value in begun.items():
-        if not _same(value, kept_one.get(name)) and isinstance(value, _ARRAY):
-            raise Refusal(name, "changed by a step", STATE_REMEDY)
+    changed = [name for name, value in begun.items() if not _same(value, kept_one.get(name))]
     step(other)
     kept_other = dict(_kept(probe))
-    for name in sorted({*kept_one, *kept_other}):
-        if not _same(kept_one.get(name), kept_other.get(name)):
-            raise Refusal(name, "changed by a step", STATE_REMEDY)
+    names = sorted({*kept_one, *kept_other})
+    if changed := [
+        *changed,
+        *(name for name in names if not _same(kept_one.get(name), kept_other.get(name))),
+    ]:
+        raise Refusal(changed[0], "changed by a step", STATE_REMEDY)
     if probe.differ(first, step(one)):
         found = "the same batch gives another loss after a step on others"
         raise Refusal("model or loss", found, STATE_REMEDY)
@@ -640,10 +637,11 @@ def _seed(draw: int = 0) -> None:
 
 @contextmanager
 def _quiet_generators() -> Generator[None]:
-    """Put every generator back afterwards, and let no gradient mode of the caller in."""
+    """Put every generator back afterwards, show no warning, and let no gradient mode of the caller in."""
     kept = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         torch.default_generator.set_state(kept[0])

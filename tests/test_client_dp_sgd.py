@@ -381,6 +381,17 @@ class PlacesFirst(nn.Module):
         return self.out(inputs.transpose(0, 1)).mean(0)
 
 
+class UsedApart(nn.Module):
+    """Uses a layer's weight outside the layer too, where no hook sees it, and far more there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.layer(inputs).tanh() / 100 + inputs @ self.layer.weight).mean(1)
+
+
 SEQUENCES = Examples(torch.randn(4, 3, 4), torch.arange(4) % CLASSES)
 WORDS = Examples(torch.randint(50, (4, 7)), torch.zeros(4, dtype=torch.int64))
 NUMBERS = Examples(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
@@ -418,6 +429,7 @@ WHOLE: list[Callable[[], nn.Module]] = [
     lambda: Cells(nn.RNN, state=True),
     Attention,
     Custom,
+    UsedApart,
     lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), nn.Flatten()),
 ]
 

@@ -1586,6 +1586,13 @@ MUTATIONS = {
         "test_client_dp_sgd.py",
         "one_by_one",
     ),
+    "hooks that see a part of a gradient are taken": Mutation(
+        "client/dp_sgd/train.py",
+        "(p.grad_sample.mean(0) - p.grad).norm()",
+        "0.0",
+        "test_client_dp_sgd.py",
+        "no_hook_sees",
+    ),
     "a dimension as long as the batch is taken for it": Mutation(
         "client/dp_sgd/train.py",
         "for size in (2, 3)]",

@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Batches, Data, laid_out, leaves, padded, padded_size, placeholder, run_on
+from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, padded_size, placeholder, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
@@ -47,6 +47,7 @@ logger = logging.getLogger("fedveil.client")
 
 NOISE_BLOCK = 1 << 18  # numbers drawn at a time: each takes its calls, and more would leave a core's caches
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
+DIFFERENCE = 1e-3  # of gradients, relative, that rounding to float32 does not reach
 LEAST_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
 
 
@@ -422,11 +423,9 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
     if gradients == "auto":
         engine = "ghost" if not compressed and _ghost_pays(model, batches[0]) else "hooks"
         return engine if seen else "one_by_one"
+    reason = reason or (None if seen else "Opacus does not see each example, or each use of a weight,")
     if reason is not None:
         remedy = f"{reason} in this model; use auto or {'hooks' if seen else 'one_by_one'}"
-        raise Refusal("privacy.gradients", gradients, remedy)
-    if not seen:
-        remedy = "Opacus does not see each example in each layer of this model; use auto or one_by_one"
         raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "ghost" and len(outputs_of(model, batches[0])) != 1:
         raise Refusal("privacy.gradients", gradients, "the model returns several tensors; use auto")
@@ -444,22 +443,34 @@ def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
 
 
 def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether Opacus' hooks find a gradient for each example in each layer that trains."""
+    """Return whether Opacus' hooks find each example's gradient, and all of it: their mean is autograd's.
+
+    They do not where a weight is also used outside its layer, or a layer's option has no rule. Ghost clipping would then
+    add up whole gradients by the norms of parts. The model is looked at with weights and inputs that are not zero.
+    """
     parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    attached = None
-    try:
-        attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
-            outputs = [each for each in outputs_of(model, batch) if each.requires_grad]
-            torch.autograd.backward([each.mean() for each in outputs])
-        return all(len(parameter.grad_sample) == len(leaves(batch)[0]) for parameter in parameters)
-    except Exception:  # noqa: BLE001 (whatever Opacus or the model's own code raises, another engine takes it)
-        return False
-    finally:
-        if attached is not None:
-            attached.cleanup()
-        model.zero_grad(set_to_none=True)
+    # Whatever Opacus or the model's own code raises, another engine takes it.
+    with ExitStack() as after, suppress(Exception), torch.random.fork_rng(devices=[]):
+        after.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
+        after.callback(model.zero_grad, set_to_none=True)
+        after.callback(GradSampleHooks(model, batch_first=True, loss_reduction="mean").cleanup)
+        torch.default_generator.manual_seed(0)
+        for p in parameters:
+            after.callback(setattr, p, "data", p.data)
+            p.data = p.data + torch.randn(p.shape).to(p) / 100
+        inputs = mapped(lambda each: each + torch.rand(each.shape).to(each), batch)
+        outputs = [each for each in outputs_of(model, inputs) if each.requires_grad]
+        torch.autograd.backward([(each * torch.rand(each.shape).to(each)).mean() for each in outputs])
+        words: list[Any] = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+        for layer in words:
+            if layer.padding_idx is not None and layer.weight.requires_grad:
+                layer.weight.grad_sample[:, layer.padding_idx] = 0  # for which autograd has none
+        pairs = [(p.grad.norm(), (p.grad_sample.mean(0) - p.grad).norm()) for p in parameters]
+        whole, apart = torch.tensor(pairs).T
+        every = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
+        return every and bool((apart <= DIFFERENCE * (whole + DIFFERENCE * whole.norm())).all())
+    return False
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:

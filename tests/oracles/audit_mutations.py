@@ -373,6 +373,7 @@ BEYOND: dict[str, str] = {
     "a coin of a layer falls on one side": PRECONDITION,
     "a collate function that mixes examples passes": PRECONDITION,
     "clients' data are not looked at before round 1": CONFIGURED,
+    "hooks that see a part of a gradient are taken": PRECONDITION,
     "a dimension as long as the batch is taken for it": PRECONDITION,
     "arguments of one's own task are not checked": CONFIGURED,
     "a loss is not measured": PRECONDITION,
