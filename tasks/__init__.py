@@ -1,7 +1,5 @@
 """Tasks by name: the shipped ones, and the user's own from modules that the user lists."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module

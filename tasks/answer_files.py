@@ -1,7 +1,5 @@
 """Answers of questions as files: a task's reader of the JSON from `fedveil ask`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

