@@ -262,18 +262,15 @@ def _checked(ledger: Fields | None) -> str:
 
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     """Return the blocks of NIST SP 800-226's pyramid, from its top down, and what this run says to each."""
-    first = next((row for row in report["privacy"] if row["epsilon"] != "infinity"), None)
+    first: dict[str, Fields] = {}  # row of each unit that is hidden
+    for row in report["privacy"]:
+        if row["epsilon"] != "infinity":
+            first.setdefault(row["unit"], row)
     nothing = "Nothing is promised." if report["privacy"] else "Known after the first round."
-    size = (
-        nothing
-        if first is None
-        else f"At most {shown(first['epsilon'], 'epsilon')} at delta {shown(first['delta'])}."
-    )
-    unit = (
-        nothing
-        if first is None
-        else f"One {first['unit']}: {first['hides']}; neighbours by {first['adjacency']}."
-    )
+    sizes = [f"{shown(row['epsilon'], 'epsilon')} at delta {shown(row['delta'])}" for row in first.values()]
+    if len(first) > 1:
+        sizes = [f"{size} for one {unit}" for size, unit in zip(sizes, first, strict=True)]
+    units = [f"One {unit}: {row['hides']}; neighbours by {row['adjacency']}." for unit, row in first.items()]
     stamps, checked = report["stamps"], _checked(report["ledger"])
     relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
     trust = (
@@ -290,8 +287,8 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     return [
         {"block": block, "says": says, "who": who, "where": where}
         for block, says, who, where in (
-            ("Epsilon", size, mine, "stamps"),
-            ("Unit of privacy", unit, mine, "promise"),
+            ("Epsilon", f"At most {', and '.join(sizes)}." if sizes else nothing, mine, "stamps"),
+            ("Unit of privacy", " ".join(units) or nothing, mine, "promise"),
             ("Algorithms", f"{_mechanism(report)} {checked}", mine, "ledger"),
             ("Utility and bias", f"Held-out metrics: {metrics}. {_groups(report)}", mine, "scientist"),
             (

@@ -20,7 +20,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.reports.asked import report_of_answers
 from fedveil.reports.card import card_of
 from fedveil.reports.content import report_of, to_json
-from fedveil.reports.forms import FIELDS, empty_assessment, read_assessment
+from fedveil.reports.forms import FIELDS, empty_assessment, nist_blocks, read_assessment
 from fedveil.reports.materials import materials_of
 from fedveil.reports.page import PAGE, page_of
 from fedveil.reports.promise import in_words, promise_rows, recognised
@@ -169,6 +169,15 @@ def test_what_clients_ledgers_keep_holds_while_a_run_goes_on(
     (kept / "config.yaml").write_text(yaml.safe_dump(config))
     rows = validated(report_of(read_run(kept)))["privacy"]
     assert [(row["unit"], row["epsilon"]) for row in rows] == [(unit, epsilon)] * 3
+
+
+def test_the_blocks_of_nist_name_each_unit_that_is_hidden(golden: dict[str, Any]) -> None:
+    record = {"unit": "record", "hides": "one example of one client", "epsilon": 1.0, "delta": 1e-5}
+    rows = [{**golden["privacy"][-1], **record}, *golden["privacy"]]
+    size, unit = (block["says"] for block in nist_blocks({**golden, "privacy": rows})[:2])
+    alone = golden["nist"][0]["says"].removesuffix(".").removeprefix("At most ")
+    assert size == f"At most 1.00 at delta 1e-05 for one record, and {alone} for one client."
+    assert unit.startswith("One record: ") and unit.endswith(golden["nist"][1]["says"])
 
 
 def test_a_budget_that_ended_a_run_is_a_refusal_on_the_page(kept: Path) -> None:
