@@ -35,6 +35,7 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.files import MANIFEST, RESULT
 from fedveil.reports.shown import differences, pointed, shown
+from fedveil.server.binding import verify as verify_module
 from fedveil.server.binding.bundle import LIST, add_signature, read_list
 from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
 from fedveil.server.binding.signatures import FILE as SIGNATURES
@@ -337,6 +338,19 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
             sign(made.bundle, role, [made.keys / "stranger"], day)
     with pytest.raises(Refusal, match="at most one of each"):
         sign(made.bundle, "auditor", [made.keys / "stranger", made.keys / "officer"], None)
+
+
+def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
+    beware = "recompute_ledger.py is not this installation's: read it before you run it"
+    found = verify_folder(copy, Asked())[0]
+    assert found.ok and found.said.endswith(beware)  # of an earlier release, or anybody's
+    shutil.copyfile(
+        Path(verify_module.__file__).with_name("recompute_ledger.py"), copy / "recompute_ledger.py"
+    )
+    listed = read_list(copy)
+    (copy / LIST).write_bytes(replace(listed, files=hashes(copy, sorted(listed.files))).text)
+    found = verify_folder(copy, Asked())[0]
+    assert found.ok and beware not in found.said
 
 
 def test_what_a_bundle_says_steers_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPO
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from ..evaluations import round_of
-from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
+from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from .receipts import checked_roster, read_receipts, require_opened
 from .signatures import FILE as SIGNATURES
@@ -250,7 +250,10 @@ def _files(held: Held) -> str:
         path = held.folder / name
         if path.is_symlink() or not path.is_file() or sha256_of(path) != digest:
             raise Wrong(f"{name} is not the file that was bundled")
-    return f"{len(listed)} files are those that were bundled"
+    own, its = Path(__file__).parent / RECOMPUTE, held.folder / RECOMPUTE
+    strange = its.is_file() and sha256_of(its) != sha256_of(own)
+    beware = f"; {RECOMPUTE} is not this installation's: read it before you run it" if strange else ""
+    return f"{len(listed)} files are those that were bundled{beware}"
 
 
 def _signatures(held: Held, keys: Sequence[str]) -> str:
@@ -479,9 +482,8 @@ def _client_ledgers(held: Held) -> str:
         if head.seq > len(entries) or entries[head.seq - 1].head != head:
             raise Wrong(f"{name} does not hold entry {head.seq}, which the run knew")
         until = entries[: head.seq]
-        seen[
-            tuple(sorted(each.payload.partition(',"time"')[0] for each in until if each.kind == "reserve"))
-        ] = until
+        reserved = (each.payload.partition(',"time"')[0] for each in until if each.kind == "reserve")
+        seen[tuple(sorted(reserved))] = until
     told = [
         row
         for row in held.result["privacy"]
@@ -605,11 +607,8 @@ def _told_twice(held: Held, report: Mapping[str, Any]) -> Iterator[tuple[str, An
         yield f"claimed {name}", (stamps["claimed"] or {}).get(name), row.get(name)
     found = (audit.get("records") if row.get("unit", "client") != "client" else None) or audit
     for name in ("epsilon", "low", "high"):
-        yield (
-            f"measured {name}",
-            (stamps["measured"] or {}).get(name),
-            (found.get("measured") or {}).get(name),
-        )
+        measured = (found.get("measured") or {}).get(name)
+        yield f"measured {name}", (stamps["measured"] or {}).get(name), measured
     yield "ceiling", stamps["ceiling"], found.get("ceiling")
     metrics = held.result["metrics"] or (held.rounds[-1] if held.rounds else {})
     for each in report["metrics"]:
