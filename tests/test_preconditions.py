@@ -651,6 +651,10 @@ def test_a_second_run_on_records_plans_from_what_the_first_left(tmp_path: Path, 
         commands, tmp_path, "fourth", "privacy.target_epsilon=1.2", "privacy.noise_multiplier=2"
     )
     assert code == 2 and "not even one round fits what is left" in command.err
+    other = ("privacy.target_epsilon=9", "privacy.adjacency=replace-one")
+    code, command, folder = record_run(commands, tmp_path, "fifth", *other)
+    assert code == 2 and "are kept for zero-out" in command.err
+    assert not list(folder.glob("*"))
 
 
 def test_a_run_ends_with_the_round_in_which_every_client_refuses(tmp_path: Path, commands: Any) -> None:

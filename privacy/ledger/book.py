@@ -308,16 +308,16 @@ def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     return read_book(path).events(adversary) if path.exists() else []
 
 
-def unit_of(path: Path) -> str | None:
-    """Return the unit of a ledger; None if there is no ledger.
+def identity_of(path: Path) -> dict[str, Any]:
+    """Return what a ledger was begun with, such as its unit; nothing if there is no ledger.
 
     Raises:
       Refusal: the ledger cannot be read.
     """
     if not path.exists():
-        return None
+        return {}
     with contextlib.closing(Chain.for_reading(path)) as chain:
-        return next((str(json.loads(entry.payload)["unit"]) for entry in chain.after(START)), None)
+        return next((json.loads(entry.payload) for entry in chain.after(START)), {})
 
 
 def require_unit(path: Path, found: str | None, wanted: str) -> None:

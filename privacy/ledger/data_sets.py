@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..bounded_decoding import read_json
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release
 from ..refusal import Refusal, refusing
-from .book import event_of, read_book, repeated, require_unit, unit_of
+from .book import event_of, identity_of, read_book, repeated, require_unit
 from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
 from .durable_files import replace_file
 from .hash_chain import Lock
@@ -248,7 +248,7 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
     known = sets.get(data_id, DataSet())
     for old in set(known.adopted) - set(owed.after.adopted):
         path = folder / f"{old}.ledger"
-        require_unit(path, unit_of(path), str(budget.unit))
+        require_unit(path, identity_of(path).get("unit"), str(budget.unit))
     spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
     for name, charges in owed.charges.items():
         path, asked = folder / f"{prefix}{name[:32]}.ledger", owed.questions.get(name, {})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...configs.schema import FlwrPartition, Record, RecordDistributed, SimulationSettings
 from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
-from ...privacy.ledger.book import read_events, require_unit, unit_of
+from ...privacy.ledger.book import identity_of, read_events, require_unit
 from ...privacy.ledger.caps import capped
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.plan import LEAST_NOISE
@@ -235,7 +235,11 @@ def _ledgers(federation: Federation) -> dict[str, int]:
 def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
     """Return the record level within the caps of a ledger, and what the ledger holds or is about to."""
     path = told.ledger_path(name)
-    require_unit(path, unit_of(path), str(told.unit))
+    kept = identity_of(path)
+    require_unit(path, kept.get("unit"), str(told.unit))
+    if kept.get("adjacency", told.adjacency) != told.adjacency:
+        remedy = f"ledgers of these records are kept for {kept['adjacency']}; go on with that"
+        raise Refusal("privacy.adjacency", told.adjacency, remedy)
     budget = capped(path, told.budget())
     within = replace(told, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
     more = [] if owed is None else owed.events(name, Adversary.MODEL)
