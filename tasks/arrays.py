@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..privacy.refusal import Refusal
 from .protocol import PredictingTask, Task
 
 
@@ -115,8 +116,13 @@ def agreement_of(task: Task) -> str | None:
 
 
 def dimension_of(task: Task) -> int:
-    """Return the number of coordinates of an update: those of the model's floating-point arrays."""
-    return sum(value.size for value in read_arrays(task.model()).values() if value.dtype.kind == "f")
+    """Return the coordinates of an update, those of the model's floating-point arrays; Refusal of types that NumPy lacks."""
+    found = {name: each for name, each in _travelling(task.model()).items() if each.is_floating_point()}
+    for name, each in found.items():
+        if each.dtype == torch.bfloat16:
+            remedy = "cannot travel; make it float32, and let engine.dtype=bfloat16 compute"
+            raise Refusal("model", f"{name} in bfloat16", remedy)
+    return sum(each.numel() for each in found.values())
 
 
 def memory_of(model: nn.Module) -> Callable[[], None]:

@@ -79,14 +79,12 @@ def read_export(folder: Path) -> Exported | None:
         return None
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        found = (
-            card["format"] == FORMAT
-            and card["to"] in FILES
-            and bool(card["sha256"] and card["inputs"]["dtype"])
+        known = (
+            card["format"] == FORMAT and card["to"] in FILES and card["sha256"] and card["inputs"]["dtype"]
         )
     except (OSError, ValueError, KeyError, TypeError):
-        found, card = False, {}
-    if not found:
+        known, card = None, {}
+    if not known:
         raise Refusal("card", str(path), f"is no card of {FORMAT!r}; make the export again")
     return Exported(folder, card)
 

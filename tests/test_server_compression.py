@@ -200,6 +200,14 @@ def test_a_servers_masks_follow_from_its_runs_name_and_a_simulations_from_its_se
     assert kept("a", None) == kept("a", None) != kept("b", None)
 
 
+class Brief(nn.Sequential):
+    """A model with numbers that NumPy lacks: the first, which do not travel, and the last, which would."""
+
+    def __init__(self) -> None:
+        first = nn.Linear(64, 10, dtype=torch.bfloat16).requires_grad_(False)
+        super().__init__(first, nn.Linear(10, 10, dtype=torch.bfloat16))
+
+
 class Wide(nn.Sequential):
     """A model of more coordinates than 256 cells are enough for."""
 
@@ -360,6 +368,9 @@ def test_a_grid_that_would_round_an_update_to_nothing_is_refused_before_anything
     asked = ["task=digits", f"task.model={__name__}:Wide", f"allow_modules=[{__name__}]"]
     asked += ["compress=project", "compress.ratio=1", "compress.cells=256"]
     with pytest.raises(Refusal, match=r"compress\.cells=256: rounds most"):
+        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+    with pytest.raises(Refusal, match=r"1\.weight in bfloat16'?: cannot travel"):
+        asked = ["task=digits", f"task.model={__name__}:Brief", f"allow_modules=[{__name__}]"]
         simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
     assert not any(tmp_path.iterdir())
 

@@ -114,8 +114,9 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     named = federation.simulated or federation.deployed is not None
     tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
     _ = federation.masking  # refuses a cohort that no sum can hide
+    coordinates = dimension_of(federation.task)  # refuses numbers that cannot travel
     if federation.compression is not None:
-        federation.compression.of(dimension_of(federation.task))  # refuses a grid that is too coarse
+        federation.compression.of(coordinates)  # refuses a grid that is too coarse
     _check_evaluation(federation)
     _check_scaling(federation)
     if tuning is not None and not won:
