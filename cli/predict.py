@@ -31,7 +31,7 @@ def predict(
         or the file cannot be written.
     """
     if not data.exists():
-        raise Refusal("DATA", str(data), "is not there; name a table, a folder of tables or a file .npy")
+        raise Refusal("DATA", str(data), "does not exist; name a table, a folder of them or a .npy file")
     exported = read_export(run)
     if explain is not None:
         columns = explanation(run, data, allow_modules, explain)

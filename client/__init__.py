@@ -1,1 +1,1 @@
-"""Client: its data, its training, its own ledger, and its half of the private sum."""
+"""Client: data, training, own ledger, and the client's half of the private sum."""

@@ -56,7 +56,7 @@ from .training.sgd import train, with_fast_kernels
 logger = logging.getLogger("fedveil.client")
 
 MECHANISM = "dp_sgd"
-SETTINGS_KEY = "fedveil-client"  # in the run's configuration, as JSON
+SETTINGS_KEY = "fedveil-client"  # key of the run's configuration; its value is JSON
 LEDGER_WAIT_SECONDS = 10.0
 
 
@@ -90,12 +90,12 @@ class Workbench:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where this process trains."""
+        """Device on which this process trains."""
         return device_of(self.settings.accelerator)
 
     @cached_property
     def model(self) -> nn.Module:
-        """Model, the only one of this process."""
+        """The only model of this process."""
         keep_freed()
         made = self.task.model()
         check_made_here(made)
@@ -107,7 +107,7 @@ class Workbench:
         return memory_of(self.model)
 
     def fingerprint_of(self, data: Data, client: int) -> str:
-        """Return the fingerprint of a client's data; those that are read are read for it once in this process."""
+        """Return the fingerprint of a client's data; lazily read data are read for it once in this process."""
         if isinstance(data, Examples):
             return fingerprint(data)
         return self._names.get(client) or self._names.setdefault(client, fingerprint(data))
@@ -117,7 +117,7 @@ class Workbench:
 
         Args:
           client: its number in the task.
-          settings: say how many examples of one person are kept, and at how many clients.
+          settings: limit the examples of one person, and the clients that hold them.
         """
         data, level = drawn_data_of(self.task, client), settings.record or settings.step
         if level is None or level.per_person is None:
@@ -136,7 +136,7 @@ class Workbench:
 
         Args:
           client: its number in the task.
-          settings: say how many there are.
+          settings: give the number of canary records.
         """
         data, asked = self.data_of(client, settings), settings.canaries_of_step
         if not asked.count:
@@ -164,18 +164,18 @@ class Workbench:
         return precision(self.device, self.settings.dtype)
 
     def private_model(self, data: Data, evaluated: bool = False) -> nn.Module:
-        """Return the model, once it is known that DP-SGD can train it and keeps examples apart.
+        """Return the model after checking that DP-SGD can train it and that it keeps examples independent.
 
         Args:
-          data: of the first client that trains in this process; independence is measured on them, once.
-          evaluated: whether that is to hold in evaluation mode too, and of the metrics.
+          data: of the first client that trains in this process; independence is measured on them once.
+          evaluated: also check evaluation mode and the metrics.
 
         Raises:
-          Refusal: names the layer, the loss or the attribute.
+          Refusal: the check failed; the sentence names the layer, the loss or the attribute.
         """
         if len(data) and not any(self.measured):
             check_trainable(self.model)
-            check_independence(self.task.model(), self.task, data)  # not on values that a server sent
+            check_independence(self.task.model(), self.task, data)  # not with a server's values
             self.measured.append(True)
         if evaluated and len(data) and not self.evaluated:
             check_evaluated_apart(self.task.model(), self.task, data)
@@ -187,7 +187,7 @@ class Workbench:
         return wire.memory_arrays(lent_arrays(self.model), given=True)
 
     def engine_of(self, gradients: str, data: Data) -> str:
-        """Return the engine that DP-SGD takes; looked for once for each shape of an input.
+        """Return the engine of DP-SGD; chosen once for each input shape.
 
         Args:
           gradients: as of `chosen_engine`.
@@ -202,7 +202,7 @@ class Workbench:
         return self._engines[shape]
 
     def keeps_apart(self, data: Callable[[], Data]) -> bool:
-        """Return whether the model and the loss keep examples apart, which is measured once in this process.
+        """Return whether model and loss keep examples independent; measured once in this process.
 
         Args:
           data: returns those of the first clients that ask; at least one example.
@@ -210,7 +210,7 @@ class Workbench:
         if not self.measured:
             try:
                 self.private_model(data())
-            except Exception:  # noqa: BLE001 (a refusal, or whatever else the task's own code raises)
+            except Exception:  # noqa: BLE001 (a refusal, or any error of the task's code)
                 self.measured.append(False)
         return any(self.measured)
 
@@ -224,7 +224,7 @@ def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> No
       examples: returns examples of the model's input shape; called only for an engine selected by name.
 
     Raises:
-      Refusal: naming the engine.
+      Refusal: it cannot; the sentence names the engine.
     """
     if gradients != "auto":
         from .dp_sgd.train import chosen_engine
@@ -241,12 +241,12 @@ def workbench(settings_json: str) -> Workbench:
 def make_client_app(
     settings: Callable[[Context], str], extra_mods: tuple[Mod, ...] = (), bench: Workbench | None = None
 ) -> ClientApp:
-    """Return a ClientApp that trains as the settings say.
+    """Return a ClientApp that trains with the settings.
 
     Args:
       settings: returns the client's settings, as JSON, from a node's context.
       extra_mods: around the private update, the outermost first.
-      bench: of these settings, where this process has it already.
+      bench: an existing one for these settings.
     """
     app = ClientApp()
 
@@ -257,7 +257,7 @@ def make_client_app(
         told = found(context).settings
         if told.encryption is None:
             return private_update(message, context, call_next)
-        from ..strategies.identity import simulated_identity  # it imports what only encrypted sums need
+        from ..strategies.identity import simulated_identity  # needed only by encrypted sums
         from .secure_update import secure_update
 
         identity = simulated_identity(told.encryption, int(str(context.node_config["partition-id"])))
@@ -302,7 +302,7 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
     if (released := released_of(content)) is None:
         load_arrays(bench.model, wire.views(wire.only_arrays(content)))
         return means_over(near, bench.task, bench.model, bench.precision, asked)
-    from ..tasks.model_columns import read_released  # tables, which training does without
+    from ..tasks.model_columns import read_released  # tables, not needed for training
 
     read_released(bench.private_model(held, evaluated=True), released)
     return rows_measured(near, bench.task, bench.model, bench.precision, asked)
@@ -316,10 +316,10 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     """
     if (released := released_of(content)) is None:
         return columns_of(bench.task, client)
-    from ..tasks.model_columns import columns_with, read_released  # tables, which training does without
+    from ..tasks.model_columns import columns_with, read_released  # tables, not needed for training
 
     bench.forget()
-    if inquiry.unit is Unit.RECORD:  # then what it says of a row may hang on no other one
+    if inquiry.unit is Unit.RECORD:  # its output for a row must then not depend on other rows
         bench.private_model(data_of(bench.task, client), evaluated=True)
     read_released(bench.model, released)
     return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
@@ -332,7 +332,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
       message: the global model, in an instruction of a private sum.
       client: number of the client in the task, from 0.
       bench: task and model.
-      settings: how to train in this round.
+      settings: of this round.
     """
     if settings.step is not None:
         return _step_round(message, client, bench, settings)
@@ -351,8 +351,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     seed_layers(key, client, data, bench.device)
     metrics: dict[str, float] = {wire.WEIGHT: len(data)}
     if settings.loss_traces:
-        # The losses of an owner's records tell which of them the model memorised (arXiv:2411.05743): for the owner
-        # alone, in a file that nothing sends.
+        # Losses of records reveal which of them the model memorised (arXiv:2411.05743): they are written to a file for
+        # the owner and never sent.
         path = Path(settings.loss_traces) / f"{client}{kept_rows.LOSSES}"
         path.parent.mkdir(parents=True, exist_ok=True)
         kept_rows.append(
@@ -367,8 +367,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
             randomness.stream("batches", number, client),
             randomness.stream("dp-sgd noise", number, client),
         )
-        # Clients with equal data share a ledger, and each of them is charged on it. Seeded noise repeats in a further
-        # attempt at a round, and costs nothing there; the system's is new.
+        # Clients with equal data share a ledger, and each is charged on it. In another attempt at a round seeded noise
+        # repeats at no cost; the system's noise is fresh.
         attempt = wire.read_attempt(message.content) if settings.seed is None else 0
         mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
@@ -432,7 +432,7 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
     rate, spec = training_settings(message.content, settings).learning_rate, wire.sum_spec_of(message.content)
     unit, factor = spec.unit_norm, 1.0 if spec.compression is None else spec.compression.clip_factor
     if unit is None or terms.max_grad_norm * rate * factor > unit:
-        remedy = f"times the learning rate it is more than the sum hides of a record, {unit}"
+        remedy = f"times the learning rate it exceeds the sum's norm of a record's part, {unit}"
         raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)
     data = bench.records_of(client, settings)
     rows = drawn(len(data), terms, randomness.stream("batches", number, client))
@@ -441,7 +441,7 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
 
 
 def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:
-    """Load the instruction's arrays into the model, once it is known that it keeps examples apart."""
+    """Load the instruction's arrays into the model after checking that it keeps examples independent."""
     bench.forget()
     own = wire.views(wire.only_arrays(content))
     own.pop(wire.CANARY_RECORDS, None)
@@ -460,7 +460,7 @@ def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None
       device: of the model, whose generator is seeded in addition to the CPU's.
     """
     seed = int(seeds_of(key, [client])[0])
-    # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
+    # `torch.manual_seed` would also seed absent devices, and store a stack trace for each at every call.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)

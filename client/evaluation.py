@@ -1,4 +1,4 @@
-"""Evaluation of a model at one client: on the records that it holds out of its training, their means or each by itself."""
+"""Evaluation of a model at one client, on its held-out records: their means, or each record separately."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def means_over(
     Args:
       held: at least one record, on the model's device.
       task: defines loss and metrics.
-      model: that is evaluated.
+      model: to evaluate.
       precision: the context in which the model runs.
       asked: names the metric.
     """

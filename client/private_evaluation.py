@@ -1,4 +1,4 @@
-"""Evaluation function of a Flower app as part of a private sum, by a mod: its metric is bounded, clipped and hidden."""
+"""Mod that makes a Flower app's evaluation part of a private sum: its metric is bounded, clipped and noised."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..strategies.question_wire import question_of
 from ..strategies.wire import FAILED, WEIGHT, read_spec, reply_with
 from .private_update import answer_of, values_of, without_error
 
-LOSSES = (LOSS, "eval_loss")  # what apps call their mean loss
-NO_LOSS = float("inf")  # counts as the largest there is
+LOSSES = (LOSS, "eval_loss")  # names of an app's mean loss
+NO_LOSS = float("inf")  # counts as the largest loss
 
 
 def private_evaluation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -21,7 +21,7 @@ from ..strategies import wire
 from ..strategies.client_settings import TRAIN_LOSS
 from ..strategies.flower_adapter import records_of
 
-SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
+SUMMED_RECORD = "fedveil.summed"  # of an app's reply: its part of a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
 
 T = TypeVar("T")
@@ -30,20 +30,20 @@ logger = logging.getLogger("fedveil.client")
 
 
 class NotTrained(Exception):
-    """Client that does not answer with a vector; only the code leaves, and only if it has a name."""
+    """Client that does not answer with a vector; only a known code leaves the client."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code if code in wire.DROP_REASONS else wire.FAILED
 
 
-# Charges a device's own ledger: entered before the app is called, left once the vector is made. It takes the instruction
-# and, in secure aggregation, the attempt's terms, and raises NotTrained where nothing may be computed.
+# Charges a device's own ledger: entered before the app is called, left once the vector is made. It takes the
+# instruction and, in secure aggregation, the attempt's terms, and raises NotTrained if training is not allowed.
 Charge = Callable[[RecordDict, AttemptTerms | None], AbstractContextManager[None]]
 
 
 def uncharged(content: RecordDict, terms: AttemptTerms | None) -> AbstractContextManager[None]:
-    """Charge nothing here, because the population's ledger at the server is charged for all clients."""
+    """Charge nothing: the population's ledger at the server is charged for all clients."""
     del content, terms
     return nullcontext()
 
@@ -78,7 +78,7 @@ def private_update(
     spec = wire.read_spec(message.content)
     if spec is None:
         return Message(Error(wire.FAILED, "this client answers private sums only"), reply_to=message)
-    received = dict(wire.only_arrays(message.content).items())  # the app may change what it was given
+    received = dict(wire.only_arrays(message.content).items())  # the app may modify its input
 
     def trained() -> Message:
         with charge(message.content, None):
@@ -105,7 +105,7 @@ def or_of_zeros(made: Callable[[Arrays], T], update: Arrays) -> T:
     try:
         return made(update)
     except NotFinite as error:
-        logger.warning("%s; this client answers that nothing changed", error)
+        logger.warning("%s; this client answers with a zero update", error)
         return made({name: np.zeros_like(value) for name, value in update.items()})
 
 
@@ -121,7 +121,7 @@ def answer_of(message: Message, made: Callable[[], Message]) -> Message:
     except NotTrained as said:
         return Message(Error(said.code, "the client did not train"), reply_to=message)
     except Exception:
-        # What failed may depend on the data: nobody but the owner may read it.
+        # The error may depend on the data: only the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
@@ -133,7 +133,7 @@ def or_unchanged(message: Message, made: Callable[[], Message], hidden: bool) ->
     except Exception as error:
         if not hidden or isinstance(error, NotTrained | Refusal):
             raise
-        logger.exception("this client answers that nothing changed, since its task failed")
+        logger.exception("this client answers with a zero update, since its task failed")
         return unchanged(message)
 
 
@@ -157,7 +157,7 @@ def without_error(reply: Message) -> Message:
     """Return an app's reply.
 
     Raises:
-      NotTrained: it is an error; its text stays here.
+      NotTrained: the reply is an error, whose text stays here.
     """
     if reply.has_error():
         raise NotTrained(reply.error.code)
@@ -171,7 +171,7 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
       KeyError: an array is missing, or records are summed and the app does not support it.
       ValueError: an array has another shape.
     """
-    if spec.asks:  # a question, which has no update
+    if spec.asks:  # a question has no update
         return {}
     if spec.unit_norm is None:
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
@@ -194,7 +194,7 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
     Args:
-      trained: arrays that the app returned; the update takes the place of those that it gave away.
+      trained: arrays that the app returned; the update overwrites those that it released.
       received: arrays of the instruction.
 
     Raises:

@@ -18,17 +18,17 @@ from ..tasks.columns import columns_of
 from ..tasks.protocol import Task
 from .private_update import SEGMENTS_RECORD, summed_reply
 
-Measured = HeldOutMeans | HeldOutRows  # of an evaluation that hides clients, or records
+Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the record level
 
 
 def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
-    """Return the reply of a client's app, which the private sum clips, rounds and hides.
+    """Return the reply of a client's app, which the private sum clips, rounds and noises.
 
     Args:
       message: the instruction.
-      inquiry: that it brings.
+      inquiry: of the instruction.
       table: the client's columns.
-      stream: the client's own, secret; it serves this answer and no other.
+      stream: the client's own, secret; used for this answer only.
 
     Raises:
       Refusal: a column is missing.
@@ -81,7 +81,7 @@ def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream
 def _unit_norm(message: Message) -> float:
     unit = sum_spec_of(message.content).unit_norm
     if unit is None:
-        raise ValueError("a sum that hides records has the norm of a record's part")
+        raise ValueError("a record-level sum needs the norm of a record's part")
     return unit
 
 

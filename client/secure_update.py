@@ -68,7 +68,7 @@ def secure_update(
       identity: of the node.
       randomness: source of the noise shares.
       message: the instruction.
-      context: Flower's, of this node; holds its sealed memory.
+      context: Flower's, of this node; holds its encrypted state.
       call_next: the app, or the next mod.
       charge: charges the device's own ledger.
 
@@ -106,7 +106,7 @@ def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
     """
     try:
         spec = sum_spec_of(content)
-    except (ValueError, KeyError):  # refused by name, once a vector is asked for
+    except (ValueError, KeyError):  # refused with a reason when a vector is requested
         return identity
     if spec.unit_norm is None or spec.clipping_norm is None:
         return identity
@@ -237,7 +237,7 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
     try:
         spec = read_share_spec(content)
     except (Refusal, ValueError, KeyError) as error:
-        raise Refused(Reason.POLICY, "the vector's spec is none, or not safe") from error
+        raise Refused(Reason.POLICY, "the vector's spec is missing or unsafe") from error
     attendance = spec.attendance
     assumed = colluders(terms.cohort_size, collusion)
     knowing = max(assumed, attendance.colluders)

@@ -695,7 +695,7 @@ class _RecordLevel(PrivacyLevel):
         if self.clients_per_person is not None and self.per_person is None:
             yield "clients_per_person", "bounds persons; give per_person as well"
         if (self.per_person or 1) > 1 and self.adjacency is Adjacency.REPLACE_ONE:
-            yield "per_person", "no accountant covers several examples that are exchanged; use zero-out, or 1"
+            yield "per_person", "no accountant supports several replaced examples; use zero-out, or 1"
 
 
 class Record(_RecordLevel):

@@ -111,7 +111,7 @@ class Watch:
         self._say("waiting" if clients else "training", waiting)
 
     def end(self, ending: RunEnd) -> None:
-        """Take note of how the run ended."""
+        """Handle the end of the run."""
         self._say(ending.status, ending.reason)
         log("ends", run=self.settings.run, status=self._state, reason=self._reason)
 

@@ -94,7 +94,7 @@ def read_told(path: Path, ca: bytes, federation: str) -> Told:
             raise Undecodable(f"format {told.format!r}")
         check_head(told.head, ca, federation)
         if not _holds(told):
-            raise Refusal("log", str(path), "does not hold what its head says")
+            raise Refusal("log", str(path), "does not match its head")
     except ValueError as error:
         raise Refusal("log", str(path), f"is no export or proof of a log ({error})") from None
     return told

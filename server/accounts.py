@@ -43,7 +43,7 @@ class SumAccount(Protocol):
         ...
 
     def units(self, clients: float) -> float:
-        """Return how many units so many clients' vectors are expected to hold."""
+        """Return the expected number of units in the vectors of this many clients."""
         ...
 
 
@@ -59,7 +59,7 @@ class Unprotected:
         self._spec = SumSpec(None, (*segments, Segment(WEIGHT, MAX_EXAMPLES)))
 
     def raise_noise(self, factor: float) -> None:
-        """Leave it: there is no noise."""
+        """Do nothing: there is no noise."""
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
         """Return a spec without a clipping norm."""
@@ -75,14 +75,14 @@ class Unprotected:
         return total
 
     def check(self, event: GaussianDpEvent) -> None:
-        """Take any event."""
+        """Accept any event."""
 
     def units(self, clients: float) -> float:
-        """Return the number of clients: each is weighed by its examples anyhow."""
+        """Return the number of clients; each is weighted by its examples."""
         return clients
 
     def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> None:
-        """Return None: nothing is claimed."""
+        """Return None: no noise is claimed."""
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit nothing."""
@@ -190,7 +190,7 @@ class Protected:
         """Fail if the noise that clients added is less than the reserved noise.
 
         Raises:
-          AssertionError: it is.
+          AssertionError: they added less.
         """
         if event.noise_multiplier < self.plan.noise_over_clip:
             raise AssertionError("the sum has less noise than was reserved")
@@ -256,7 +256,7 @@ def account_of(
     """Return the account of a run's sums.
 
     Args:
-      privacy: None promises no client anything.
+      privacy: None makes no privacy promise.
       cohort: draws the clients.
       segments: metrics that may travel in the sum; without a share of the norm none does.
       rows: of the run.

@@ -114,7 +114,7 @@ def as_json(
       terms: that were fixed before round 1.
       summary: of the rounds; None if none was released.
       raised: the alarms, in the order of their rounds.
-      on_alarm: what an alarm did.
+      on_alarm: the action on an alarm.
     """
     alarms = [
         {

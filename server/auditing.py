@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
-BOOKED = 0.99  # of what the released sums cost must stand in the ledger: two accounts round differently
-FIRST_ROWS = 64  # rows that there is room for at first
-ACTING = (Level.RED, Level.YELLOW)  # the levels on which something is done
+BOOKED = 0.99  # the ledger must count this share of the released sums' cost: two accounts round differently
+FIRST_ROWS = 64  # initial capacity in rows
+ACTING = (Level.RED, Level.YELLOW)  # the levels on which a run acts
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass
 class Auditor:
-    """See the module's text.
+    """Auditor of one run.
 
     Attributes:
       terms: fixed before the first round.
       path: the file of rows.
       directions: of the canaries; None without any, or after the audit has ended.
-      coins: which canaries were in.
+      coins: which canaries were included.
       probe: of planted data; None without one.
       record_probe: measures canary records after a round; None without them.
       booked: returns the ledger's epsilon at the claim's delta; None without one.
       prior, since: events on that ledger before the first row after round `since`; none if clients are in arms.
       memory: from the last round.
-      looks, record_looks: what was measured, by canaries and by canary records.
+      looks, record_looks: measurements by canaries and by canary records.
       raised, found: the alarms, and the last finding of the probe.
     """
 
@@ -83,7 +83,7 @@ class Auditor:
         return self._room[: self._count]
 
     def _and(self, row: Rows) -> Rows:
-        """Return the rows and one more; the room doubles, so that a long run does not copy all of its rows in every round."""
+        """Return the rows and one more; the capacity doubles, so that a long run does not copy all rows in every round."""
         if self._count == len(self._room):
             more = np.zeros(max(FIRST_ROWS, self._count), self._room.dtype)
             self._room = np.concatenate([self._room, more])
@@ -99,7 +99,7 @@ class Auditor:
         self.memory = memory
 
     def replay(self, rows: Rows) -> None:
-        """Judge rounds again that were watched before."""
+        """Judge recorded rounds again."""
         for row in rows:
             self._judge(np.asarray(row))
 
@@ -191,7 +191,7 @@ class Auditor:
             self.record_looks.append(records)
         look = look_of(self.terms, row, measured, records)
         self._alarms, alarms = look_at(self._alarms or self.terms.alarms(), look)
-        # Measured says that by its ceiling.
+        # The ceiling of Measured reports blindness.
         raised = [alarm for alarm in alarms if alarm.level is not Level.BLIND]
         self.raised += [Raised(number, alarm) for alarm in raised]
         return raised
@@ -234,7 +234,7 @@ class Auditor:
 
     @property
     def acting(self) -> list[Raised]:
-        """The alarms on which something is to be done."""
+        """The alarms on which the run acts."""
         return [each for each in self.raised if each.alarm.level in ACTING]
 
     @property

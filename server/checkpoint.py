@@ -61,7 +61,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Trial:
-    """Model of one arm, trained with the value that it tries.
+    """Model of one arm, trained with the arm's value.
 
     Attributes:
       arrays: of the arm's model.
@@ -133,7 +133,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
+    """Write the checkpoint durably; after a crash at any moment this one or the previous one is complete."""
     state, head = checkpoint.state, checkpoint.head
     tensors, told = _kept("", state)
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
@@ -155,7 +155,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     }
     parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(fields)})
     target = folder / NAME
-    # Its owner's alone: heads of clients' ledgers tell who took part.
+    # Readable by its owner only: heads of clients' ledgers reveal the cohorts.
     temporary = write_beside(target, parts)
     if target.exists():
         os.replace(target, folder / PREVIOUS)

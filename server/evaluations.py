@@ -17,8 +17,8 @@ from ..privacy.statistics.figure import Figure
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and tells the mean of 400 clients to 1.2 points
-# Beyond the rounds of any run: an evaluation's draws are not those of the round before it, nor those of another arm.
+USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and gives the mean of 400 clients to 1.2 points
+# Beyond the rounds of any run: an evaluation has draws of its own, apart from its round's and other arms'.
 FIRST_ROW = 1 << 20
 NAME = "evaluation"  # behind the run's name, on ledgers
 
@@ -90,7 +90,7 @@ def round_of(run: str, name: str, row: int) -> int | None:
 
 
 def rounds_every(every: int, last: int) -> tuple[int, ...]:
-    """Return every so many rounds, and the last one.
+    """Return the multiples of `every` up to the last round, and the last round.
 
     Args:
       every: at least 1.
@@ -145,13 +145,13 @@ def planned_half_width(
     if wanted is None:
         return half
     if half is None:
-        raise Refusal("evaluate.resolution", wanted, "is of the mean metric; add metric to evaluate.figures")
+        raise Refusal("evaluate.resolution", wanted, "needs the mean metric; add metric to evaluate.figures")
     if half > wanted:
         assert plan.noise_multiplier is not None
         noise = plan.noise_multiplier * wanted / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {asked.counted} would do, or "
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {asked.counted} would suffice, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
         raise Refusal("evaluate.resolution", wanted, remedy)
@@ -159,6 +159,6 @@ def planned_half_width(
 
 
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
-    """Return the means of an evaluation that can be said, by name."""
+    """Return the means of an evaluation that can be estimated, by name."""
     found = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
     return {name: each for name, each in found.items() if each.name == name and each.said}

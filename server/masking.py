@@ -1,4 +1,4 @@
-"""Masking of a run's sums: how they are encrypted, and of how many clients, so that an open sum hides each of them."""
+"""Masking of a run's sums: the encryption, and the number of clients that an open sum needs to hide each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..privacy.secagg.graph import colluders, parameters
 from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.transcript import Profile
 
-COUNTED_SHARE = 0.02  # of the squared norm of a sum without privacy, for what weighs it
+COUNTED_SHARE = 0.02  # of the squared norm of a sum without privacy, for its weight
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Masking:
     Attributes:
       roster: of the federation's nodes, by the grid's node numbers.
       dropout: share of a cohort that may drop out before a sum is abandoned.
-      collusion: share of a cohort that may work for the server: its noise does not count.
+      collusion: share of a cohort that may collude with the server; the noise of these clients does not count.
       profile: of trust in the server.
       bits: of a coordinate; None takes 16 if that is fine enough.
       clipping_norm: L2 norm of a vector without client-level privacy: the range of the words.
@@ -51,22 +51,22 @@ class Masking:
         return _attendance(clients, self.dropout, self.collusion, self.profile)
 
     def shape(self, clients: int) -> tuple[int, int]:
-        """Return with how many others each of so many clients shares masks, and how many of them open a secret."""
+        """Return each client's number of mask neighbours, and the number of them that recovers a secret."""
         return _shape(self.attendance(clients), self.collusion, self.profile)
 
 
 @lru_cache(maxsize=256)
 def _attendance(clients: int, dropout: float, collusion: float, profile: Profile) -> Attendance:
     if clients < 2:
-        raise Refusal("cohort", clients, "a sum hides its clients behind each other: ask for more")
+        raise Refusal("cohort", clients, "is too small: a sum hides each client among the others; draw more")
     bad = colluders(clients, collusion)
-    # As many as must sign one set of survivors, as `quorum` says, where the server may lie about it.
+    # Where the server may lie about the survivors, as many clients as `quorum` requires must sign one set of them.
     signers = (clients + bad) // 2 + 1 if profile is Profile.MALICIOUS else 0
     least = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), bad + 2, signers))
     if bad + 2 > clients:
         remedy = f"leaves no two of {clients} clients to hide behind each other"
         raise Refusal("secagg.collusion", collusion, remedy)
-    # A small cohort cannot stand all of the dropout: then more must answer.
+    # A small cohort cannot tolerate the whole dropout share: then more must answer.
     above = clients
     _shape(Attendance(clients, above, bad), collusion, profile)
     while least < above:

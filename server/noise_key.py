@@ -27,7 +27,7 @@ def read(folder: Path, name: str = NAME) -> bytes:
     """Return the key of a resumed run.
 
     Raises:
-      Refusal: without it the run's noise cannot be continued.
+      Refusal: the key cannot be read, and without it the run's noise cannot be continued.
     """
     path = folder / name
     try:
@@ -36,15 +36,15 @@ def read(folder: Path, name: str = NAME) -> bytes:
         remedy = f"the run's noise cannot be continued without it ({problem.strerror}); start a new run"
         raise Refusal("resume", str(path), remedy) from problem
     if len(key) != KEY_BYTES:
-        raise Refusal("resume", str(path), "is no whole key; start a new run")
+        raise Refusal("resume", str(path), "is not a complete key; start a new run")
     if path.stat().st_mode & 0o077:
-        remedy = "may have been read by others, who then know the noise; start a new run"
+        remedy = "may have been read by other users, who then know the noise; start a new run"
         raise Refusal("resume", str(path), remedy)
     return key
 
 
 def erase(folder: Path, name: str = NAME) -> None:
-    """Remove the key; from then on the run cannot go on."""
+    """Remove the key; afterwards the run cannot be resumed."""
     if (folder / name).exists():
         (folder / name).unlink()
         sync_folder(folder)

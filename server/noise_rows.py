@@ -24,13 +24,13 @@ from .round_terms import SumPrivacy
 
 @dataclass(frozen=True)
 class RoundRows:
-    """The rows of a run each round of which is a release of its own."""
+    """Rows of a run in which each round is a release of its own."""
 
     randomness: Randomness
     cohorts: tuple[()] = ()
 
     def skip_to(self, number: int) -> None:
-        """Keep nothing: rounds do not depend on each other."""
+        """Do nothing: rounds do not depend on each other."""
 
     def next(self, number: int) -> int:
         """Return the round's number."""
@@ -48,7 +48,7 @@ class RoundRows:
 
 
 class NoRowLeft(BudgetExhausted):
-    """Every row of the run's noise is used: rounds that a crash lost have used theirs."""
+    """Every row of the run's noise is used, some by rounds that a crash lost."""
 
     def __init__(self, rows: int) -> None:
         Exception.__init__(
@@ -61,7 +61,7 @@ class RunRows:
     """Rows of a run with correlated rounds.
 
     Attributes:
-      count: of rows.
+      count: number of rows.
       ledger: of the population.
       name: of the run and the mechanism on the ledger.
       randomness: seeded in a declared simulation.
@@ -80,7 +80,7 @@ class RunRows:
     def __post_init__(self) -> None:
         seeded = self.randomness.seed is not None
         if not seeded and self.key is None:
-            remedy = "noise that later rounds take back needs a key that survives a crash"
+            remedy = "noise that later rounds subtract needs a key that survives a crash"
             raise Refusal("noise_key", None, remedy)
         self.stream_of = (
             partial(self.randomness.stream, "noise")
@@ -97,10 +97,10 @@ class RunRows:
         self.cohorts = paid if self.randomness.seed is None else paid[:number]
 
     def next(self, number: int) -> int:
-        """Return the row that comes next, whichever round it is for.
+        """Return the next unused row, whatever the round.
 
         Raises:
-          NoRowLeft: all are used.
+          NoRowLeft: every row is used.
         """
         del number
         if len(self.cohorts) >= self.count:
@@ -129,11 +129,11 @@ def rows_of(
     """
     count = None if privacy is None else privacy.plan.mechanism.rows
     if cohort.turns is not None and count is None:
-        remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
+        remedy = "only a plan for the whole run records earlier cohorts; give the plan a correlation"
         raise Refusal("cohort", cohort.name, remedy)
     if privacy is None or count is None:
         return RoundRows(randomness)
     if privacy.adaptation != NOTHING_ADAPTS:
-        remedy = "rounds that are one release together are fixed in advance; let nothing adapt"
+        remedy = "rounds that form one release are fixed in advance; turn adaptation off"
         raise Refusal("adaptation", privacy.adaptation, remedy)
     return RunRows(count, privacy.ledger, name, randomness, privacy.noise_key, cohort.secret)

@@ -1,4 +1,4 @@
-"""Sums in the clear: the server adds the cohort's vectors, and the noise if there is to be any."""
+"""Sums in the clear: the server adds the cohort's vectors, and the noise if the account has any."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OpenSums:
         self._participants, self._account = participants, account
 
     def renew(self, masking: Masking | None) -> None:
-        """Go on: the participants know by how many answers a round goes."""
+        """Do nothing: the participants hold the required number of answers."""
 
     def sum(
         self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
@@ -52,7 +52,7 @@ class OpenSums:
         if replies < participants.due.quorum:
             return replace(done, abandoned=True), None
         expected = self._account.units(participants.expected)
-        true = total if dummies is None else total - dummies  # whole numbers: nothing of them is left
+        true = total if dummies is None else total - dummies  # integers: the canaries cancel exactly
         counts = decode_counts(true, wanted.coordinates, spec)
         mean, scalars = seen, _ = _decoded(total, wanted.layout, spec, expected, replies)
         if dummies is not None:

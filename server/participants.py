@@ -26,22 +26,22 @@ from ..strategies.wire import SummingGrid, sum_of
 from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
 
-NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
-FIRST_CANARY = 1 << 62  # no roster counts so far: canaries stay behind whoever joins
+NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat declares a node lost after 60 s
+FIRST_CANARY = 1 << 62  # above every number of a roster: canaries sort after clients that join later
 
-# Adds what these canaries, by their numbers, send upon an instruction.
+# Adds the answers of these canaries, by number, to an instruction.
 AddCanaries = Callable[[RecordDict, Sequence[int], SumSpec, CohortSum], None]
 
 
 @dataclass
 class Participants:
-    """See the module's text.
+    """Clients and canaries of a run.
 
     Attributes:
       grid: reaches the clients.
-      cohort: draws the real ones of each round.
+      cohort: draws the real clients of each round.
       clients: number of real clients in the federation.
-      answers: how many are needed, and how many are enough.
+      answers: how many a round needs, and how many are enough.
       canaries: number of canaries.
       add_canaries: lets canaries answer here; None if they are the last nodes of the grid.
       population: a public number of clients, for the fixed denominator; None if `clients` is public.
@@ -71,10 +71,10 @@ class Participants:
             self._dummies = list(range(FIRST_CANARY, FIRST_CANARY + self.canaries))
 
     def some(self, most: int) -> list[int]:
-        """Return the first so many nodes; the first time, once the clients are connected.
+        """Return the first `most` nodes; the first call waits until clients are connected.
 
         Raises:
-          Refusal: no client is.
+          Refusal: no client is connected.
         """
         self._find()
         return [*self._real[:most], *self._dummies][:most]
@@ -102,7 +102,7 @@ class Participants:
         return Answers(self.answers.quorum // arms, None if enough is None else max(1, enough // arms))
 
     def members(self, arm: Arm) -> list[int]:
-        """Return the nodes of an arm's clients, in their order."""
+        """Return the nodes of an arm's clients, in order."""
         self._find()
         if arm not in self._members:
             named = enumerate(self._real) if self.names is None else ((self.names[n], n) for n in self._real)
@@ -137,7 +137,7 @@ class Participants:
     def _of_arm(self, arm: Arm, stream: Stream, earlier: Earlier) -> list[int]:
         members = self.members(arm)
         if not members:
-            remedy = f"nobody is in arm {arm.number} of so many clients; try fewer values"
+            remedy = f"arm {arm.number} has no client; try fewer values"
             raise Refusal("tune.values", arm.deal.arms, remedy)
         drawn = in_arm(self.cohort, arm.deal.arms).draw(members, stream, earlier)
         if not set(drawn) <= set(members):
@@ -150,7 +150,7 @@ class Participants:
         return [node for node in drawn if node not in dummies]
 
     def numbers(self, drawn: Sequence[int]) -> list[int]:
-        """Return the numbers, from 0, of the real clients among those drawn: their places among all."""
+        """Return the numbers, from 0, of the real clients among the drawn nodes: their positions in the population."""
         real = self.real(drawn)
         if isinstance(self._real, range):
             return [self._real.index(node) for node in real]
@@ -162,7 +162,7 @@ class Participants:
         return 0 < len(self._real) <= len(nodes) and set(self._real) <= set(nodes)
 
     def dummies(self, drawn: Sequence[int]) -> list[int]:
-        """Return the numbers, from 0, of the canaries among those drawn."""
+        """Return the numbers, from 0, of the canaries among the drawn nodes."""
         numbers = {node: number for number, node in enumerate(self._dummies)}
         return [numbers[node] for node in drawn if node in numbers]
 
@@ -209,8 +209,8 @@ class Participants:
         nodes = self._connected(self.clients + last)
         if not nodes:
             raise Refusal("population", self.clients, "no client connected; start the clients first")
-        if self.declared and len(nodes) > self.clients + last:  # the plan and its delta are for so many
-            remedy = f"{len(nodes) - last} clients are connected; say so many"
+        if self.declared and len(nodes) > self.clients + last:  # the plan and its delta hold for this many
+            remedy = f"{len(nodes) - last} clients are connected; set it to that number"
             raise Refusal("population", self.clients, remedy)
         if self.add_canaries is None:
             self._real, self._dummies = nodes[: self.clients], list(nodes[self.clients :])
@@ -224,6 +224,6 @@ class Participants:
         return nodes
 
     def _nodes(self) -> Sequence[int]:
-        """Return the grid's nodes in order: a simulation's are a range, which takes no room however many they are."""
+        """Return the grid's nodes in order; a simulation's are a range, whose size does not grow with their number."""
         nodes = self.grid.get_node_ids()
         return nodes if isinstance(nodes, range) else sorted(nodes)

@@ -1,4 +1,4 @@
-"""Grid of Flower's that turns every training round into one private sum.
+"""Flower grid that turns every training round into one private sum.
 
 To the strategy it looks like one client that replied with the cohort's mean, so every strategy that averages works
 unchanged. It enforces the order that the guarantee requires: draw the cohort, reserve on the ledger, train, add, noise,
@@ -34,13 +34,13 @@ from .participants import Participants
 from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
 from .secure_sum import POLICY_REASONS
 
-SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
+SHOWN_NODES = 100  # nodes that a strategy sees at most; its own minimum of nodes may be as high
 BUDGET_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT]
-PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
+PATIENCE = 30  # requests for the nodes in one round; Flower's strategies poll once a second while they wait
 
 
 class PrivateGrid(PassingGrid):
-    """Wraps any grid; see the module's text.
+    """Wraps any grid and sums over it privately.
 
     Args:
       participants: the clients, and the grid that reaches them.
@@ -88,7 +88,7 @@ class PrivateGrid(PassingGrid):
         self.released: Released | None = None
         self.exhausted: BudgetExhausted | None = None
 
-    # --- what Flower's strategies ask of a grid ---------------------------------------------------------------
+    # --- the grid interface of Flower's strategies ---------------------------------------------------------------
 
     def get_node_ids(self) -> Iterable[int]:
         """Return representative nodes: the cohort selects clients, not a strategy's own sampling.
@@ -102,7 +102,7 @@ class PrivateGrid(PassingGrid):
         self._asked += 1
         if self._asked > PATIENCE:
             most = min(SHOWN_NODES, self.participants.clients)
-            remedy = f"set it to at most {most}: the cohort decides who takes part"
+            remedy = f"set it to at most {most}: the cohort draws the clients"
             raise Refusal("min_available_nodes", "more than a private sum shows", remedy)
         return self.participants.some(SHOWN_NODES)
 
@@ -114,7 +114,7 @@ class PrivateGrid(PassingGrid):
         Messages that do not train are not sent: no release covers their replies.
 
         Args:
-          messages: of the strategy, the same to all.
+          messages: of the strategy, equal for all nodes.
           timeout: seconds for the replies of one exchange; None waits for all.
         """
         self._asked, self.released = 0, None
@@ -168,7 +168,7 @@ class PrivateGrid(PassingGrid):
         return told and self.participants.all_among(self._declined)
 
     def raise_noise(self, factor: float) -> None:
-        """Let the rounds from now on have so many times the noise that is planned, and charged."""
+        """Multiply the noise of later rounds; the charge stays that of the planned noise."""
         self._account.raise_noise(factor)
 
     def scale_norm(self, factor: float) -> None:
@@ -194,7 +194,7 @@ class PrivateGrid(PassingGrid):
         self._rows.skip_to(number)
 
     def draw(self, number: int) -> list[int]:
-        """Return the cohort of round `number`; where the randomness is seeded, the same one at every call."""
+        """Return the cohort of round `number`; with seeded randomness, every call returns the same one."""
         earlier = self._rows.cohorts
         if number in self._early:
             return self._early[number]
@@ -247,7 +247,7 @@ class PrivateGrid(PassingGrid):
         self.rounds.append(replace(done, choices=self._account.now, arm=arm.number if arm else None))
         if set(done.dropped) == {BUDGET_REASON} and not done.replies:
             self._spent.update(self.drawn)
-        # Members decline parts of a cohort that are too small for their policies; a search then takes larger ones.
+        # Members decline subsets of a cohort that are too small for their policies; a search then takes larger ones.
         searches = any(each.untrue for each in self.rounds)
         if done.dropped and done.dropped.keys() <= POLICY_REASONS and not done.replies and not searches:
             self._declined.update(self.drawn)
@@ -259,7 +259,7 @@ class PrivateGrid(PassingGrid):
         dummies = self.participants.dummies(self.drawn)
         drawn = (len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
-        if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
+        if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
             self.released = self._account.seen(number, self._row, mean, drawn)
         self._account.settle(number, self._row, self.drawn, mean)
         return [reply]
@@ -293,13 +293,13 @@ class PrivateGrid(PassingGrid):
         return self._randomness.stream("compression").bytes(32).hex()
 
     def _draw_ahead(self) -> list[int]:
-        """Return the cohort of the next row, which is drawn once."""
+        """Return the cohort of the next row; it is drawn once."""
         self._early = {self._row + 1: self.draw(self._row + 1)}
         return self._early[self._row + 1]
 
 
 def _shared(content: RecordDict, arrays: ArrayRecord, steps: Steps) -> RecordDict:
-    """Return an instruction's content with the arrays that clients start from; without steps, as it is."""
+    """Return an instruction's content with its arrays rounded for clients; unchanged without steps."""
     if not steps:
         return content
     return wire.with_arrays(content, wire.memory_arrays(shared(wire.views(arrays), steps)))

@@ -51,13 +51,13 @@ from .private_grid import PrivateGrid
 from .questions import Charge, put
 from .round_terms import Round, SumPrivacy
 
-ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
-OPERATOR = ".operator.jsonl"  # beside the ledger: what a trusted server alone may know of its rounds
-# Times delta: how likely it may be that draws of nobody end a run for want of answers. The end is public, and adds at
-# most e^epsilon times this to delta.
+ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
+OPERATOR = ".operator.jsonl"  # beside the ledger: facts about rounds that only a trusted server may read
+# Times delta: largest probability that empty draws end a run for lack of answers. The end is public and adds at most
+# e^epsilon times this to delta.
 BY_CHANCE = 1e-6
 
-logger = logging.getLogger("flwr.fedveil")  # among the lines of Flower, whose log people look at
+logger = logging.getLogger("flwr.fedveil")  # below Flower's logger, whose output users read
 
 
 class NobodyAnswered(Exception):
@@ -101,13 +101,13 @@ def protect(
         no budget covers, so a strategy with such data does not start.
       evaluate: lets all clients evaluate the model in a private sum of its own; its charge is planned with the rounds.
         Their apps need the mod `fedveil.client.private_evaluation.private_evaluation`, and the strategy a
-        `fraction_evaluate` above 0. None asks no client.
+        `fraction_evaluate` above 0. None evaluates at no client.
 
     Returns:
       A context manager of the protected grid.
 
     Raises:
-      Refusal: naming the argument; also if the budget is spent before the first round.
+      Refusal: an argument is invalid, or the budget is spent before the first round.
       LedgerUnavailable: another process has the ledger open, or it cannot be written.
       NobodyAnswered: no client ever answered.
 
@@ -145,7 +145,7 @@ def protect(
     """
     report_in_sentences(Refusal, NobodyAnswered)
     if held_out not in ("public", "private"):
-        raise Refusal("held_out", held_out, "say public or private")
+        raise Refusal("held_out", held_out, "must be public or private")
     if warning := _check_terms(budget, cohort, population, allow_large_delta):
         logger.warning(warning)
     path = _ledger_path(data_id, ledger_dir)
@@ -178,7 +178,7 @@ def protect(
 
 @dataclass(frozen=True)
 class EvaluationTerms:
-    """How clients are asked to evaluate."""
+    """Terms of an evaluation at the clients."""
 
     terms: ClientEvaluation
     plan: Plan
@@ -222,7 +222,7 @@ def _evaluated(
     said = ", ".join(
         f"{name} {each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in told.items()
     )
-    logger.info("the clients after round %d: %s", number, said or "nothing can be said")
+    logger.info("the clients after round %d: %s", number, said or "no mean can be estimated")
     if not told:
         return []
     ends = {f"{name}/{end}": getattr(each, end) for name, each in told.items() for end in ("low", "high")}
@@ -238,11 +238,11 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
     if budget.unit is not Unit.CLIENT:
         raise Refusal("budget.unit", str(budget.unit), "a protected grid hides whole clients; use client")
     if population < 1:
-        raise Refusal("population", population, "say how many clients there are, at least 1")
+        raise Refusal("population", population, "give the number of clients, at least 1")
     if cohort.turns is not None:
-        remedy = "here each round is a release of its own, which is dear by turns; use Poisson, Fixed or All"
+        remedy = "here each round is its own release, which is costly with turns; use Poisson, Fixed or All"
         raise Refusal("cohort", cohort.name, remedy)
-    told = "population tells how many clients there are; use zero-out"
+    told = "the population makes the number of clients public; use zero-out"
     check_adjacency("budget.adjacency", budget.adjacency, told)
     check_cohort_size(math.ceil(cohort.expected_size(population)), population)
     return check_delta("", budget.target_delta, population, "clients", allow_large_delta)
@@ -263,7 +263,7 @@ def _check_start(
 def _require_use(plan: Plan, cohort: Cohort, population: int) -> None:
     wrong = vacuity(plan, cohort.expected_size(population), population) or emptiness(cohort.coin, population)
     if wrong is not None:
-        remedy = f"this guarantee {wrong}; take more clients, or go on with accept_vacuous=True"
+        remedy = f"this guarantee {wrong}; use more clients, or accept it with accept_vacuous=True"
         raise Refusal("population", population, remedy)
 
 
@@ -302,12 +302,12 @@ class ProtectedGrid(PassingGrid):
         super().__init__(self.grid)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return nodes that stand for all; see `PrivateGrid`."""
+        """Return stand-in nodes; see `PrivateGrid`."""
         shown, everybody = self.grid.get_node_ids(), self.grid.participants
         connected = len(everybody.some(everybody.clients))
         if connected < everybody.clients and not self.grid.rounds:
             logger.warning(
-                "%d of %d clients are connected: who comes later takes no part", connected, everybody.clients
+                "%d of %d clients are connected: later ones take no part", connected, everybody.clients
             )
         return shown
 
@@ -353,7 +353,7 @@ class ProtectedGrid(PassingGrid):
 
     def _end(self, why: str) -> list[Message]:
         self.ended = why
-        logger.error("the run ends here: %s; the model stays as it is", why)
+        logger.error("the run ends here: %s; the model stays unchanged", why)
         return []
 
     def _tell(self, done: Round) -> None:
@@ -381,7 +381,7 @@ class ProtectedGrid(PassingGrid):
     def _tell_of_evaluation(self) -> None:
         if not self._told_of_evaluation:
             logger.warning(
-                "clients are not asked to evaluate, since no budget covers their metrics: say evaluate=ClientEvaluation(...) "
+                "clients do not evaluate, since no budget covers their metrics: pass evaluate=ClientEvaluation(...) "
                 "to protect, or give the strategy an evaluate_fn, and fraction_evaluate=0"
             )
         self._told_of_evaluation = True
@@ -396,8 +396,8 @@ class ProtectedGrid(PassingGrid):
             f"round {last[-1].number}" if len(last) == 1 else f"rounds {last[0].number} to {last[-1].number}"
         )
         return (
-            f"no client answered in {rounds} ({', '.join(reasons) or 'nobody was drawn'}): look into a client's log for "
-            "what its app raised, and whether its training has the mod private_update; what these rounds cost is spent"
+            f"no client answered in {rounds} ({', '.join(reasons) or 'nobody was drawn'}): read a client's log for "
+            "an exception, and check that its training has the mod private_update; these rounds' cost is spent"
         )
 
     def _patience(self) -> int:

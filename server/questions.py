@@ -65,7 +65,7 @@ class Charge:
         self.ledger.reserve_new(self._release)
 
     def settle(self) -> None:
-        """Commit it: the answer has left."""
+        """Commit the release: the answer was released."""
         self.ledger.commit(self._release.key)
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
@@ -112,13 +112,13 @@ class OwnCharges:
     row: int = ROW
 
     def reserve(self) -> None:
-        """Reserve nothing here: each client does, before it answers."""
+        """Do nothing: each client reserves before it answers."""
 
     def settle(self) -> None:
         """Commit nothing here."""
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return the sum as it is: noise is in it."""
+        """Return the sum unchanged: the clients added noise."""
         del row, spec
         return total
 
@@ -131,7 +131,7 @@ class OwnCharges:
 
     @property
     def spec(self) -> SumSpec:
-        """A plain sum, in which every client weighs as much as any other."""
+        """Spec of a plain sum in which all clients have equal weight."""
         return SumSpec(None, (Segment(WEIGHT, 1.0),))
 
 
@@ -201,7 +201,7 @@ def put(
       message_type: of the instruction, which selects the function of a Flower app.
     """
     sums = sums_over(participants, charge, masking, charge.randomness)
-    # Canaries are asked nothing: they weigh what is claimed of training.
+    # Canaries get no questions: they audit the claims of training.
     stream = charge.randomness.stream("cohort", charge.row)
     drawn = participants.real(participants.draw(stream, arm=participants.arm))
     asked = charge.inquiry

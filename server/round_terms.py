@@ -121,7 +121,7 @@ class Answers:
 
     Attributes:
       quorum: below it the round is abandoned; for an encrypted sum `Masking` defines it.
-      enough: an exchange ends when so many have answered; None waits for all, until the deadline.
+      enough: an exchange ends at this number of answers; None waits for all, until the deadline.
     """
 
     quorum: int = 0
@@ -176,7 +176,7 @@ class Mean:
       denominator: of the mean.
       clients: of the vectors in it, if known.
       weight: relative to the mean of another part of the cohort.
-      part: whether it is of a part of the cohort, or of several, each with its own noise.
+      part: whether it covers a part of the cohort, or several parts, each with its own noise.
       sketch: compression of the updates, and of `seen`; None without compression.
       noise: standard deviation of all noise in the sum over the clipping norm.
       step: of the sum's lattice, in the unit of the update; 0 for a mean of several sums.
@@ -220,7 +220,7 @@ def joined(parts: Sequence[Mean]) -> Mean:
     shares = [each.weight / weight if weight else 1 / len(parts) for each in parts]
     arrays = {name: _average([each.arrays[name] for each in parts], shares) for name in parts[0].arrays}
     scalars = {name: _average([each.scalars[name] for each in parts], shares) for name in parts[0].scalars}
-    if WEIGHT in scalars:  # a mean over clients, where the others go by it
+    if WEIGHT in scalars:  # a mean over clients, while the others are weighted by it
         by_clients = [each.clients / clients for each in parts]
         scalars[WEIGHT] = _average([each.scalars[WEIGHT] for each in parts], by_clients)
     counts = {

@@ -1,4 +1,4 @@
-"""Loop of rounds: reserve, configure, train, aggregate, evaluate, checkpoint; the same on every grid.
+"""Round loop: reserve, configure, train, aggregate, evaluate, checkpoint; the same on every grid.
 
 Flower's `Strategy.start` always begins at round one and loses the model when a round raises. This loop can resume, and
 ends in order if the budget is spent or the user interrupts.
@@ -34,7 +34,7 @@ SPENT = "the budget of every client that was invited is spent, or its owner has 
 
 
 class Unscored(Exception):
-    """No model of an arm could be compared, so that no value goes on."""
+    """No arm's model could be scored, so no value wins."""
 
 
 class Status(StrEnum):
@@ -50,7 +50,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """The last state and why there is no next one."""
+    """The last state and why the run ended there."""
 
     status: Status
     reason: str
@@ -62,7 +62,7 @@ class Pace:
     """Timing of rounds with clients that come and go.
 
     Attributes:
-      deadline: seconds that an exchange with the clients waits for replies.
+      deadline: seconds that an exchange waits for replies.
       ready: waits until the next round may begin, or until the event is set; returns why it may not, or None.
       patience: consecutive abandoned rounds after which the run has failed; None never fails for this reason.
     """
@@ -105,7 +105,7 @@ class Loop:
     difference_bits: int | None = None
 
     def strategy_of(self, arm: int | None) -> Strategy:
-        """Return the strategy of an arm, by its number, or of all clients where no arm has won."""
+        """Return the strategy of an arm by its number; None gives that of all clients."""
         return self.strategy if arm in (None, 1) else self.others[arm - 2]
 
 
@@ -140,7 +140,7 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
 
 
 def _given_up(grid: PrivateGrid, pace: Pace) -> str | None:
-    """Return why there is no point in another round: too many in a row were abandoned."""
+    """Return why the run fails if too many rounds in a row were abandoned, or None."""
     last = grid.rounds[-pace.patience :] if pace.patience else []
     if len(last) < (pace.patience or 1) or not all(done.abandoned for done in last):
         return None
@@ -149,7 +149,7 @@ def _given_up(grid: PrivateGrid, pace: Pace) -> str | None:
 
 
 def _ending(grid: PrivateGrid, state: State) -> Ending:
-    """Return how a run ended that was not stopped: in vain, if clients were invited and not one replied."""
+    """Return the ending of a run that was not stopped: failed if clients were invited and none replied."""
     reasons = {reason for done in grid.rounds for reason in done.dropped}
     if not reasons or any(done.replies for done in grid.rounds):
         return Ending(Status.COMPLETED, f"{state.round} rounds", state)
@@ -157,7 +157,7 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
         return Ending(Status.EXHAUSTED, SPENT, state)
     told = ", ".join(sorted(reasons))
     if any(done.untrue for done in grid.rounds):
-        return Ending(Status.FAILED, f"no sum could be true ({told})", state)
+        return Ending(Status.FAILED, f"no sum was valid ({told})", state)
     return Ending(Status.FAILED, f"no client ever replied ({told})", state)
 
 
@@ -186,7 +186,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
 
 
 def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
-    """Return the state with one more round of an arm; after the last of them with the model of the arm that has won."""
+    """Return the state after one more round of an arm; after the arms' last round, with the winner's model."""
     trials, before = list(state.trials), state.trials[arm - 1].average
     average = _with(before, state.arrays) if tuning.counts(state.round) else before
     trials[arm - 1] = Trial(state.arrays, state.strategy, average, state.steps)
@@ -231,8 +231,8 @@ def interruption() -> Generator[threading.Event]:
         if flag.is_set():
             signal.default_int_handler(number, None)
         flag.set()
-        with suppress(RuntimeError):  # the signal came while a line was being written
-            print("it ends after this round; Ctrl-C once more ends it at once", file=sys.stderr, flush=True)
+        with suppress(RuntimeError):  # the signal interrupted a write
+            print("the run ends after this round; Ctrl-C again ends it now", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -51,7 +51,7 @@ logger = logging.getLogger("fedveil.server")
 ATTEMPTS = 3  # at one round; each asks all of the cohort again
 DECLINED = f"declined: {Reason.POLICY}"
 POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
-SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost before its round begins
+SPARED = 4  # of the nodes that a sum can spare, one in this many may be lost before its round begins
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Opened:
     """Result of a round of secure aggregation: a sum, or the reason why there is none.
 
     Attributes:
-      total: of the survivors' vectors, modulo 2^bits; None if nothing was opened.
+      total: sum of the survivors' vectors, modulo 2^bits; None if nothing was opened.
       spec: of the vectors; None if no attempt could begin.
       survivors: number of added vectors.
       dropped: counts of the others, by reason.
@@ -69,7 +69,7 @@ class Opened:
       nodes: the survivors.
       blamed: by node, its provable violation of the protocol, in any attempt at the round.
       cause: why nothing was opened, if the nodes may have been charged; empty otherwise.
-      unopened: of the survivors, those whose layers of noise all stay in the sum.
+      unopened: number of survivors whose noise layers all remain in the sum.
       further: by survivor, the parameter of its own noise, as it claims; only survivors that added some.
     """
 
@@ -99,7 +99,7 @@ class SecureSums:
         """
         self._grid, self.masking, self._enough = grid, masking, None
         self._next: Attempt | None = None
-        self._ahead: int | None = None  # row for which keys have travelled ahead
+        self._ahead: int | None = None  # row whose keys were exchanged in advance
         self._exchanges = 0
         self._blamed: dict[int, Fault] = {}
 
@@ -141,7 +141,7 @@ class SecureSums:
     ) -> Iterator[Attempt]:
         """Yield attempts that are ready to request vectors: the prepared one, if it fits, then fresh ones."""
         early, self._next = self._next, None
-        known = wanted.row == self._ahead  # nodes join no attempt twice
+        known = wanted.row == self._ahead  # nodes join each attempt number once
         if early is not None and early.prepares(nodes, wanted, self.masking):
             early.wanted = wanted
             self._ready(early, model, timeout)
@@ -150,7 +150,7 @@ class SecureSums:
         for number in range(int(known), ATTEMPTS):
             try:
                 attempt = Attempt(tuple(nodes), wanted, self.masking, number)
-            except Refusal:  # no graph, or no grid, for so few
+            except Refusal:  # no graph, or no lattice, for this few
                 return
             self._ready(attempt, model, timeout)
             yield attempt
@@ -210,7 +210,7 @@ def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
     wanted = attempt.wanted
     records = dict(wanted.content.items()) if attempt.step is Exchange.INBOX else {}
     asked = ask(messages, attempt.spec, attempt.place)
-    if attempt.step is Exchange.PROPOSAL:  # before which a node must know the roster of the terms
+    if attempt.step is Exchange.PROPOSAL:  # a node must know the roster of the terms before it
         asked = with_roster(asked, attempt.signed_roster)
     content = RecordDict({**records, **asked})
     return Message(content, node, wanted.message_type, group_id=str(wanted.row))
@@ -224,7 +224,7 @@ def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
         said = [*(messages_of(reply.content) or []), *[b""] * count][:count]
         code = failure_of(reply.content)
     except Exception:
-        logger.exception("a reply of node %s failed here", reply.metadata.src_node_id)
+        logger.exception("processing a reply of node %s failed", reply.metadata.src_node_id)
         return [(b"", DROP_REASONS[UNREADABLE])] * count
     reason = None if code is None else DROP_REASONS.get(code, "failed")
     return [(each, None if each else reason) for each in said]
@@ -277,7 +277,7 @@ class Attempt:
         self._reasons: dict[int, str] = {}
 
     def prepares(self, nodes: Sequence[int], wanted: Sum, masking: Masking) -> bool:
-        """Return whether it is an attempt at this sum: of these nodes, under this roster."""
+        """Return whether this is an attempt at the given sum, of these nodes, under this roster."""
         same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
         return same and self.wanted.asks_as(wanted)
 
@@ -298,7 +298,7 @@ class Attempt:
 
     @property
     def place(self) -> Place:
-        """Where in the run the next exchange is."""
+        """Place of the next exchange in the run."""
         return Place(self.wanted.run, self.wanted.row, self.number, self.step)
 
     @property
@@ -308,16 +308,16 @@ class Attempt:
 
     @property
     def spare(self) -> int:
-        """How many of the cohort may be missing in the end."""
+        """Number of nodes of the cohort that may be missing at the end."""
         return self.spec.attendance.most - self.spec.attendance.least
 
     @property
     def in_vain(self) -> bool:
-        """Whether the next attempt would end like this one: more than can be spared do not take part, now or then."""
+        """Whether the next attempt would fail as well: more nodes than can be spared refuse for good."""
         return sum(reason in LASTING | POLICY_REASONS for reason in self._reasons.values()) > self.spare
 
     def has_enough(self, enough: int) -> bool:
-        """Return whether so many of the cohort have answered well, and no fewer than a sum takes."""
+        """Return whether `enough` nodes answered validly, and at least as many as a sum needs."""
         return self._server.has(min(len(self.asking), max(enough, self.spec.attendance.least)))
 
     def send(self) -> None:
@@ -339,8 +339,8 @@ class Attempt:
                 self._server.take(node, reply)
             except Refused as refused:
                 reason = str(refused.reason)
-            except Exception:  # what nobody thought of costs this reply, and not the round of all
-                logger.exception("a reply of node %s failed here", node)
+            except Exception:  # an unexpected error costs this reply and not the whole round
+                logger.exception("processing a reply of node %s failed", node)
                 reason = DROP_REASONS[UNREADABLE]
         if node in self._server.declined:
             reason = f"declined: {self._server.declined[node]}"
@@ -364,7 +364,7 @@ class Attempt:
         self.sent = False
 
     def opened(self, model: bytes, exchanges: int) -> Opened:
-        """Return how the attempt ended.
+        """Return the outcome of the attempt.
 
         Args:
           model: hash of the clients' initial model.

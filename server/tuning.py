@@ -15,13 +15,13 @@ from ..privacy.arms import Arm, ArmDeal
 from ..privacy.refusal import Refusal
 
 LOSS, ACCURACY = "loss", "accuracy"
-# Share of an arm's rounds, the last ones, of whose models the mean is compared: docs/evidence/accuracy.md.
+# Share of an arm's rounds, the last ones, whose averaged models are compared: docs/evidence/accuracy.md.
 AVERAGED = 1 / 2
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """See the module's text.
+    """Schedule and choice of a tuning run.
 
     Attributes:
       setting: the tuned key.
@@ -44,7 +44,7 @@ class Tuning:
 
     @property
     def last(self) -> int:
-        """The last sum of an arm; those after it are of all clients."""
+        """Number of the last sum of an arm; later sums are of all clients."""
         return len(self.values) * self.rounds
 
     def arm_of(self, number: int) -> Arm | None:
@@ -69,15 +69,15 @@ class Tuning:
         return self.values[place - 1]
 
     def norm_factor(self, value: float) -> float:
-        """Return a contribution's norm under a value, over that of the plan."""
+        """Return the ratio of a contribution's norm under a value to the plan's norm."""
         return 1.0 if self.norm_of is None else value / self.norm_of
 
     def counts(self, number: int) -> bool:
-        """Return whether the model of a sum, counted from 1, is among those of its arm that are averaged."""
+        """Return whether the model after a sum, counted from 1, is averaged for its arm's score."""
         return self.round_of(number) > self.rounds - max(1, round(self.rounds * AVERAGED))
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Return the score of a model, higher is better; minus infinity of one that diverged."""
+        """Return the score of a model, higher is better; minus infinity for a diverged one."""
         name = self.metric_in(metrics)
         if name not in metrics:
             raise Refusal("tune.metric", name, f"the task reports {', '.join(metrics)}")
@@ -85,9 +85,9 @@ class Tuning:
         return (-found if name == LOSS else found) if math.isfinite(found) else -math.inf
 
     def metric_in(self, metrics: Mapping[str, Any]) -> str:
-        """Return the name of the metric that decides, among those that the task reports."""
+        """Return the name of the deciding metric among those that the task reports."""
         return self.metric or (ACCURACY if ACCURACY in metrics else LOSS)
 
     def winner(self, scores: Sequence[float]) -> int:
-        """Return the number of the arm with the highest score; of equals the first."""
+        """Return the number of the arm with the highest score; ties go to the first."""
         return max(range(len(scores)), key=scores.__getitem__) + 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..privacy.mechanisms.compression import Sketch
 
-TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
+TRAIN_LOSS = "train_loss"  # name of the training loss that a client reports
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RecordPrivacy:
 
 @dataclass(frozen=True)
 class CanaryRecords:
-    """Canary records of an audit, so many at each simulated client; see `client.dp_sgd.record_canaries`.
+    """Canary records of an audit at each simulated client; see `client.dp_sgd.record_canaries`.
 
     Attributes:
       each: number of them at a client.
@@ -106,8 +106,8 @@ class CanaryRecords:
 
     @property
     def coins(self) -> NDArray[np.bool_]:
-        """Which are in, shape (count,), in the clients' order."""
-        from ..privacy.audit.canary_clients import coins_of  # plans know these settings too, and no canary
+        """Whether each canary is included, shape (count,), in the clients' order."""
+        from ..privacy.audit.canary_clients import coins_of  # plans use these settings without canaries
 
         return coins_of(bytes.fromhex(self.seed), self.count)
 
@@ -211,8 +211,8 @@ class ClientSettings:
       loss_traces: the owner's folder of the losses of each record; empty if they are not kept.
       accelerator: device that models train on, as `tasks.hardware.device_of` reads it.
       dtype: precision that models run in, `float32` or `bfloat16`.
-      held_out: share of its records that a device keeps out of its training, as its order says; a simulation's task
-        keeps them out itself.
+      held_out: share of its records that a device holds out of training, from its order; in a simulation the task holds
+        them out.
     """
 
     task: str
@@ -238,7 +238,7 @@ class ClientSettings:
 
     @property
     def canaries_of_step(self) -> CanaryRecords:
-        """Canary records in the sum of all clients' records; none where no step is taken, or none is audited."""
+        """Canary records in the sum of all clients' records; none without a joint step or an audit."""
         return NO_CANARY_RECORDS if self.step is None else self.step.canaries
 
     def to_json(self) -> str:
@@ -273,7 +273,7 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
 
     A simulated client follows an order if there is one; a device's settings contain the order that its owner accepted.
     """
-    from .flower_adapter import values_under  # Flower is heavy, and plans know these settings too
+    from .flower_adapter import values_under  # Flower is slow to import, and plans use these settings
     from .training_order import read_order
     from .wire import read_round
 

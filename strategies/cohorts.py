@@ -241,7 +241,7 @@ class MinSeparation:
 
     @property
     def name(self) -> str:
-        """What the accounting relies on."""
+        """The bounds that the accounting uses."""
         return (
             f"no sampling assumption; at most {self.max_participations} participations, "
             f"separation {self.separation}"
@@ -442,7 +442,7 @@ def _invited(cohort: Cohort) -> Cohort:
 
 
 def invited_size(cohort: Cohort, population: int) -> float:
-    """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
+    """Return the expected number of invited clients of a round, over-selection included."""
     return min(float(population), _invited(cohort).expected_size(population))
 
 
@@ -460,7 +460,7 @@ def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
 
 
 def in_arm(cohort: Cohort, arms: int) -> Cohort:
-    """Return how the clients of one arm of several are drawn: by the same rule, at the same rate.
+    """Return the cohort of one arm's clients: the same rule at the same rate.
 
     Args:
       cohort: of all clients.

@@ -1,8 +1,8 @@
-"""Wire format of models that are told as differences: what stands beside a sum's spec, and what a device says that it holds.
+"""Wire format of models sent as differences: the keys next to a sum's spec, and a device's held model.
 
-An instruction names its model by a hash. One to a device that holds an earlier model brings the difference instead of arrays;
-whether that device holds the right one shows in the hash of what comes out. A device that knows these keys says in its reply
-which model it holds from then on. An older one overlooks them, says nothing, and is always sent the whole.
+An instruction names its model by a hash. A device with an earlier model gets the difference instead of arrays; the hash
+of the result shows whether it held the right one. A device that supports these keys names its new held model in its
+reply. An older one ignores them and always gets the whole model.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from .flower_adapter import records_of
 from .wire import SPEC_RECORD
 
 MODEL, ARRAYS, DIFFERENCE, SIZE, AGAIN = "model", "arrays", "difference", "size", "again"
-KEYS = (MODEL, ARRAYS, DIFFERENCE, SIZE, AGAIN)  # beside the keys of a sum
+KEYS = (MODEL, ARRAYS, DIFFERENCE, SIZE, AGAIN)  # in addition to the keys of a sum
 HELD_RECORD = "fedveil.held"
 HASH_LENGTH = 64  # characters
 
 
 @dataclass(frozen=True)
 class ToldModel:
-    """Model of an instruction, as its sender tells it.
+    """Encoding of an instruction's model.
 
     Attributes:
       model: its hash.
       arrays: name of its record in the instruction.
       size: its bytes.
-      difference: as `model_difference.difference` returns it; empty where the whole model is there.
-      again: whether it is sent to a device that did not hold the model of the difference that it was sent.
+      difference: as `model_difference.difference` returns it; empty if the whole model is sent.
+      again: whether it repeats a difference that the device could not apply.
     """
 
     model: str
@@ -40,7 +40,7 @@ class ToldModel:
 
 
 def with_model(content: RecordDict, told: ToldModel) -> RecordDict:
-    """Return an instruction that tells its model so: without its arrays, where a difference stands in their place.
+    """Return an instruction with this encoding: without arrays if a difference replaces them.
 
     Args:
       content: with the arrays.
@@ -58,10 +58,10 @@ def with_model(content: RecordDict, told: ToldModel) -> RecordDict:
 
 
 def told_model(content: RecordDict) -> ToldModel | None:
-    """Return how an instruction tells its model; None where it has no word of it.
+    """Return the encoding of an instruction's model; None if it does not state one.
 
     Raises:
-      ValueError: what stands there is none.
+      ValueError: the encoding is invalid.
     """
     record = records_of(content, ConfigRecord).get(SPEC_RECORD)
     if record is None or MODEL not in record:
@@ -69,12 +69,12 @@ def told_model(content: RecordDict) -> ToldModel | None:
     model, arrays = (text if isinstance(text := record.get(key), str) else "" for key in (MODEL, ARRAYS))
     size, difference = record.get(SIZE), record.get(DIFFERENCE, b"")
     if not isinstance(difference, bytes) or type(size) is not int or size < 0:
-        raise ValueError("no difference of models")
+        raise ValueError("the difference is not bytes")
     if len(model) != HASH_LENGTH or not arrays:
-        raise ValueError("no hash of a model")
+        raise ValueError("the model's hash is invalid")
     brought = list(records_of(content, ArrayRecord))
     if brought != ([] if difference else [arrays]) or (difference and arrays in content):
-        raise ValueError("other arrays than those of its model")
+        raise ValueError("arrays of another model")
     return ToldModel(model, arrays, size, difference, AGAIN in record)
 
 
@@ -92,7 +92,7 @@ def with_arrays_again(content: RecordDict, told: ToldModel, arrays: ArrayRecord)
 
 
 def asked_alike(content: RecordDict) -> RecordDict:
-    """Return what is the same of an instruction however its model is told: it stands for the arrays by its hash."""
+    """Return an instruction's content independent of the model's encoding, with the hash in place of the arrays."""
     record = records_of(content, ConfigRecord).get(SPEC_RECORD)
     if record is None or MODEL not in record:
         return content
@@ -102,12 +102,12 @@ def asked_alike(content: RecordDict) -> RecordDict:
 
 
 def with_held(content: RecordDict, model: str) -> RecordDict:
-    """Return a reply's content that says which model its device holds now, by the hash."""
+    """Return a reply's content with the hash of the model that its device now holds."""
     return RecordDict({**dict(content.items()), HELD_RECORD: ConfigRecord({MODEL: model})})
 
 
 def parted(content: RecordDict) -> tuple[RecordDict, str]:
-    """Return a reply's content without what it says of the model that its device holds, and that; empty for nothing."""
+    """Return a reply's content without the hash of its device's held model, and the hash; empty if it has none."""
     if HELD_RECORD not in content:
         return content, ""
     said = records_of(content, ConfigRecord).get(HELD_RECORD, ConfigRecord()).get(MODEL)

@@ -1,7 +1,7 @@
-"""Draws of few among many, in time that follows how many are drawn and not how many there are.
+"""Draws of few among many, in time proportional to the number drawn and not to the population.
 
-Positions are drawn and not clients, so that a population can be a range. Where many of them are drawn, or there are few,
-each has a coin or a key of its own. The law is the same: every probability is exact to within 2^-64.
+Positions are drawn instead of clients, so that a population can be a range. If many are drawn, or there are few, each
+has its own coin or key. The distribution is the same: every probability is exact to within 2^-64.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..privacy.mechanisms.randomness import Stream
 
-BLOCK = 1 << 16  # positions whose heads are counted at once; 16 bits name one of them
-SPARSE = 64  # positions for each that is drawn, above which counting heads is cheaper than a coin for each
+BLOCK = 1 << 16  # positions whose heads are counted at once; 16 bits index one of them
+SPARSE = 64  # positions per drawn one, above which counting heads is cheaper than a coin for each
 # A block without heads has probability 2^-1490 at one in `SPARSE`: it must stay exact for 64 bits and more.
 _BITS = 2048
 

@@ -1,4 +1,4 @@
-"""Grids that are asked by `send_and_receive` only: the part that all of fedveil's share, and one before another."""
+"""Grids that support only `send_and_receive`: the common part of fedveil's grids, and a wrapper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..privacy.refusal import Refusal
 
 
 class AskingGrid(Grid):
-    """Grid that is asked by `send_and_receive` only: nothing runs on while nobody waits for it."""
+    """Grid that supports only `send_and_receive`: no message is in flight outside that call."""
 
     _run: Run
 
@@ -45,7 +45,7 @@ class AskingGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: a message pushed by itself would be answered by one client, outside any sum."""
+        """Refuse: one client would answer a pushed message, outside any sum."""
         raise Refusal("push_messages", "called", "use send_and_receive: single clients cannot be reached")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -54,20 +54,20 @@ class AskingGrid(Grid):
 
 
 class PassingGrid(AskingGrid):
-    """Grid that stands before another, whose run and nodes it has."""
+    """Grid that wraps another one, with its run and nodes."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
     def set_run(self, run: Run) -> None:
-        """Pass the run on."""
+        """Set the run of the wrapped grid."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Run:
-        """The run of the grid behind."""
+        """The run of the wrapped grid."""
         return self._grid.run
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the grid behind."""
+        """Return the nodes of the wrapped grid."""
         return self._grid.get_node_ids()

@@ -21,7 +21,7 @@ from ..privacy.secagg.transcript import Profile
 from .client_settings import Encryption
 
 FIRST_NODE = 2  # as in the engines: node 1 is Flower's server
-NEVER = 253402300799  # the last second of the year 9999
+NEVER = 253402300799  # last second of the year 9999
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[np.generic]]
 Bytes = NDArray[np.uint8]
 
-_HEAD = struct.Struct("<BhI")  # of an array: how it is told, the step's exponent, bytes of what follows
+_HEAD = struct.Struct("<BhI")  # of an array: encoding, exponent of the step, length of the data in bytes
 _SAME, _CHANGED, _MOVED = 0, 1, 16  # _MOVED + n: whole numbers in n bytes each
 _LENGTH = struct.Struct("<I")
 _EXACT = 53  # bits of a float64's digits
 _WIDEST = 4  # bytes of a whole number
-_BLOCK = 1 << 16  # coordinates at a time, so that nothing is held in float64
+_BLOCK = 1 << 16  # coordinates at a time, so that no whole array is held in float64
 
 
 class NoDifference(ValueError):
@@ -134,7 +134,7 @@ def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | N
 
 
 def _packed(values: Bytes) -> bytes:
-    """Return bytes behind their length, by Huffman codes alone or with repetitions, whichever is shorter."""
+    """Return compressed bytes after their length, by Huffman codes with or without repetitions, whichever is shorter."""
     found: list[bytes] = []
     for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
         packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
@@ -175,14 +175,14 @@ class _Reader:
         self._left = memoryview(told)
 
     def take(self, count: int) -> memoryview:
-        """Return the next so many bytes."""
+        """Return the next `count` bytes."""
         if count > len(self._left):
             raise NoDifference("it ends too early")
         taken, self._left = self._left[:count], self._left[count:]
         return taken
 
     def unpacked(self, count: int) -> Bytes:
-        """Return what `_packed` was given, of so many bytes."""
+        """Return `count` bytes that `_packed` compressed."""
         (length,) = _LENGTH.unpack(self.take(_LENGTH.size))
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         found = unpacker.decompress(self.take(length), count + 1)
@@ -191,9 +191,9 @@ class _Reader:
         return np.frombuffer(found, np.uint8)
 
     def end(self) -> None:
-        """Refuse bytes that are left."""
+        """Refuse trailing bytes."""
         if len(self._left):
-            raise NoDifference("bytes are left over")
+            raise NoDifference("it has trailing bytes")
 
 
 def _applied(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
@@ -220,7 +220,7 @@ def _changed(old: NDArray[np.generic], part: _Reader) -> NDArray[np.generic]:
 
 
 def _moved_by(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> NDArray[np.generic]:
-    """Return an array that was moved by whole steps, whose numbers lie in planes of bytes."""
+    """Return an array moved by whole steps, whose counts are stored as byte planes."""
     before, new = np.ravel(old), np.empty(old.size, old.dtype)
     for part in _blocks(old.size):
         words = np.zeros((part.stop - part.start, 8), np.uint8)
@@ -233,7 +233,7 @@ def _moved_by(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> N
 
 
 def _stepped(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
-    """Return values that were moved by whole steps."""
+    """Return values moved by whole steps."""
     far = np.ldexp(numbers.astype(np.float64), step)
     with np.errstate(over="ignore", invalid="ignore"):
         return (old.astype(np.float64) + far).astype(old.dtype)

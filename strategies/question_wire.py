@@ -1,11 +1,11 @@
-"""Wire format of a question: an instruction that brings an inquiry, or an evaluation of a model, beside a training order.
+"""Wire format of a question: an instruction with a training order and either an inquiry or an evaluation of a model.
 
-An inquiry has no model; an evaluation is of the one that comes with it. Where records are hidden an inquiry brings zeros in the
-shapes of the answer, in the place of a model: an answer is what a client adds to them. Where each client adds noise of its own,
-it says how much.
+An inquiry has no model; an evaluation contains its model. At the record level an inquiry contains zeros in the shapes
+of the answer instead of a model: the answer is the update to them. If each client adds its own noise, the instruction
+states how much.
 
-What is asked lies in the strategy's configuration record, as the order does, so that secure aggregation binds a cohort to the
-question that it answers, and a device holds the promise against its owner's policy in the way that it knows.
+The question is in the strategy's configuration record, like the order, so that secure aggregation binds a cohort to the
+question, and a device checks its privacy promise against its owner's policy as for training.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def question_content(
 
     Args:
       inquiry: what is asked.
-      order: what travels beside it, as `order_of` returns it.
-      own_noise: that each client adds by itself, over the norm of a record's part; None where it adds none, or a share.
-      released: file of the model that is asked about; None where the question is about the clients' own columns.
+      order: sent with it, as `order_of` returns it.
+      own_noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
+      released: file of the model that the question is about; None if it is about the clients' own columns.
     """
     config = ConfigRecord({**order, QUESTION_KEY: inquiry.text})
     if own_noise is not None:
@@ -57,8 +57,8 @@ def evaluation_content(
 
     Args:
       evaluation: what is asked.
-      model: that is evaluated, at least one array; where records are hidden its file, since the answer stands where an
-        update's arrays do.
+      model: to evaluate, at least one array; at the record level its file, since the answer takes the place of the
+        update's arrays.
       order: what travels beside it.
     """
     config = ConfigRecord({**order, EVALUATION_KEY: evaluation.text})
@@ -69,13 +69,13 @@ def evaluation_content(
 
 
 def _zeros(asked: Asked) -> ArrayRecord:
-    """Return zeros in the shapes of an answer where records are hidden; nothing where clients are."""
+    """Return zeros in the shapes of an answer at the record level; empty at the client level."""
     layout = {} if asked.unit is Unit.CLIENT else asked.layout
     return memory_arrays({name: np.zeros(shape) for name, shape in layout.items()})
 
 
 def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
-    """Return a strategy's records, which have a model, with the evaluation that is asked of it beside them.
+    """Return a strategy's records, which include a model, with an evaluation of it added.
 
     Args:
       content: of the strategy.
@@ -87,11 +87,11 @@ def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
 
 
 def question_of(content: RecordDict) -> Asked | None:
-    """Return what an instruction asks, or None if it asks nothing.
+    """Return the question in an instruction, or None.
 
     Raises:
-      Refusal: it asks two things, one that cannot be read, an inquiry beside a model that is trained or another one than
-        it names, or an evaluation of none.
+      Refusal: it has two questions or an unreadable one, an inquiry with a model to train or another model than it
+        names, or an evaluation without a model.
     """
     keys = (QUESTION_KEY, EVALUATION_KEY)
     found = [(key, value) for key in keys for value in values_under(content, key)]
@@ -99,7 +99,7 @@ def question_of(content: RecordDict) -> Asked | None:
         return None
     key, text = found[0]
     if len(found) > 1 or not isinstance(text, str):
-        raise Refusal(key, f"{len(found)} values", "an instruction has one question")
+        raise Refusal(key, f"{len(found)} values", "an instruction must have one question")
     asked = evaluation_from_json(text) if key == EVALUATION_KEY else from_json(text)
     layouts = [layout_of(dict(each.items())) for each in records_of(content, ArrayRecord).values()]
     released = released_of(content)
@@ -107,34 +107,34 @@ def question_of(content: RecordDict) -> Asked | None:
         of_records = asked.unit is Unit.RECORD
         known = released is not None and layouts == [asked.layout] if of_records else any(layouts)
         if not known or (released is not None) != of_records:
-            raise Refusal(key, None, "comes without a model to evaluate, or with another one")
+            raise Refusal(key, None, "needs exactly the model to evaluate")
         return asked
     if any(layout != ({} if asked.unit is Unit.CLIENT else asked.layout) for layout in layouts):
-        raise Refusal(QUESTION_KEY, asked.name, "comes beside a model; a question has none")
+        raise Refusal(QUESTION_KEY, asked.name, "has a model; a question must have none")
     if (None if released is None else hashlib.sha256(released).hexdigest()) != asked.model:
-        raise Refusal("model", asked.model, "is not the SHA-256 of the model that comes with the question")
+        raise Refusal("model", asked.model, "is not the SHA-256 of the question's model")
     return asked
 
 
 def released_of(content: RecordDict) -> bytes | None:
-    """Return the file of the released model that a question is about; None where there is none.
+    """Return the file of the released model that a question is about; None without one.
 
     Raises:
-      Refusal: there are two, or what is there is no file.
+      Refusal: there are two, or the value is not a file.
     """
     found = values_under(content, RELEASED_KEY)
     if not found:
         return None
     if len(found) > 1 or not isinstance(found[0], bytes):
-        raise Refusal(RELEASED_KEY, f"{len(found)} values", "a question is about one model")
+        raise Refusal(RELEASED_KEY, f"{len(found)} values", "a question must be about one model")
     return found[0]
 
 
 def own_noise_of(content: RecordDict) -> float | None:
-    """Return the noise that each client adds by itself, over the norm of a record's part; None where there is none.
+    """Return the noise that each client adds separately, over the norm of a record's part; None without it.
 
     Raises:
-      Refusal: it is none that hides anything.
+      Refusal: it is not a positive number.
     """
     found = values_under(content, OWN_NOISE_KEY)
     if not found:

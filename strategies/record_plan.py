@@ -1,4 +1,4 @@
-"""Plan of a client's record-level privacy: its Poisson batches, their event, and the noise that a budget affords."""
+"""Plan of a client's record-level privacy: its Poisson batches, their event, and the noise for a budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PoissonBatches:
       sample_rate: in (0, 1].
       steps: number of batches, at least 1.
       name: of this sampling.
-      of_unit: number of records that one unit has at most, each drawn by a coin of its own.
+      of_unit: largest number of records of one unit, each drawn by its own coin.
     """
 
     sample_rate: float
@@ -101,7 +101,7 @@ def calibrated_noise(
     whole: int | None = None,
     beside: Sequence[DpEvent] = (),
 ) -> float:
-    """Return the least noise multiplier with which a client keeps to what is left of its budget.
+    """Return the least noise multiplier with which a client stays within its remaining budget.
 
     Args:
       record: gives the budget.
@@ -109,11 +109,11 @@ def calibrated_noise(
       settings: give batch size and epochs.
       participations: number of rounds in which the client takes part.
       prior: events that its ledger already holds.
-      whole: number of such rounds in the whole run, where some are over; None where none is.
-      beside: what the run asks of the client beside its rounds.
+      whole: number of such rounds in the whole run if some are over; None otherwise.
+      beside: events of the run outside its rounds.
 
     Raises:
-      Refusal: no noise fits, or less than a hundredth is left.
+      Refusal: no noise fits, or less than a hundredth of the budget is left.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
     fitted = plan.calibrate_as_one_of(record.runs, record.budget(), prior, whole, beside)

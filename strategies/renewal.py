@@ -1,4 +1,4 @@
-"""Message that brings a connected device a later certificate, and what the device says of itself in its reply."""
+"""Message with a later certificate for a connected device, and the device's description in its reply."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NEWEST_ROSTER, MOST_SUITES = 2**53, 64
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Facts of a device that no data of its owner's touch.
+    """Facts of a device that do not depend on its owner's data.
 
     Attributes:
-      version: of fedveil there.
+      version: of its fedveil.
       certificate_ends: Unix second.
-      roster: version that it has.
-      suites: of primitives that its owner's policy allows.
+      roster: version of its roster.
+      suites: of primitives allowed by its owner's policy.
     """
 
     version: str
@@ -34,12 +34,12 @@ class DeviceFacts:
 
 
 def renewal_to(node: int, certificate: str) -> Message:
-    """Return the message that asks a node what it is, and brings it a certificate in PEM; empty brings none."""
+    """Return the message that asks a node for its description, with a certificate in PEM; empty for none."""
     return Message(RecordDict({RENEWAL: ConfigRecord({CERTIFICATE: certificate})}), node, MESSAGE_TYPE)
 
 
 def read_renewal(message: Message) -> str | None:
-    """Return the certificate that a message brings, empty where it brings none; None if it is another message."""
+    """Return the certificate in a message, empty for none; None if it is another message."""
     if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
         return None
     told = records_of(message.content, ConfigRecord).get(RENEWAL)
@@ -54,7 +54,7 @@ def facts_reply(message: Message, facts: DeviceFacts) -> Message:
 
 
 def read_facts(reply: Message) -> DeviceFacts | None:
-    """Return what a device says of itself; None if it says nothing that can be read, as an older release does."""
+    """Return a device's description; None if it cannot be read, as from an older release."""
     told = None if reply.has_error() else records_of(reply.content, ConfigRecord).get(DEVICE)
     if told is None:
         return None

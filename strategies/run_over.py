@@ -1,6 +1,6 @@
-"""Last message of a run, which says to each client that it is over, how it ended, and what its final model is.
+"""Last message of a run, which tells each client its status and final model.
 
-The reply to it is the device's receipt.
+The reply is the device's receipt.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ HASH = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class RunOver:
-    """Run that is over.
+    """Run that has ended.
 
     Attributes:
-      run: what people call it.
+      run: its display name.
       status: how it ended, as in result.json.
-      rounds: that it completed.
-      model: the released model's arrays by name; empty where the run left none to be used.
-      agreement: hash of the schema and model that the run had, as its orders bear it; empty where it has no schema.
-      moments: mean and deviation of columns by which the run's inputs were scaled, as JSON; empty where it did not ask.
-      manifest: SHA-256 of the manifest by which the run was closed, in hexadecimal; empty where it was not.
+      rounds: number of completed ones.
+      model: the released model's arrays by name; empty if the run has no usable model.
+      agreement: hash of the run's schema and model, as in its orders; empty without a schema.
+      moments: mean and deviation of the columns that scaled the run's inputs, as JSON; empty without scaling.
+      manifest: SHA-256 of the manifest that closed the run, in hexadecimal; empty if it was not closed.
     """
 
     run: str
@@ -48,7 +48,7 @@ class RunOver:
 
 
 def message_to(node: int, over: RunOver) -> Message:
-    """Return the message that tells a node."""
+    """Return the message to a node."""
     rare = {"agreement": over.agreement, "moments": over.moments, "manifest": over.manifest}
     told = {"run": over.run, "status": over.status, "rounds": over.rounds}
     said = ConfigRecord({**told, **{name: value for name, value in rare.items() if value}})
@@ -56,7 +56,7 @@ def message_to(node: int, over: RunOver) -> Message:
 
 
 def read_over(message: Message) -> RunOver | None:
-    """Return what a message says of a run that is over; None if it is another message, or none that can be read."""
+    """Return the end of a run in a message; None if it is another message or unreadable."""
     if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
         return None
     said = records_of(message.content, ConfigRecord).get(OVER)
@@ -78,7 +78,7 @@ def read_over(message: Message) -> RunOver | None:
 
 
 def reply_with(receipt: Receipt | None, message: Message) -> Message:
-    """Return a device's reply to the message: its receipt, where it gives one."""
+    """Return a device's reply to the message: its receipt, if any."""
     if receipt is None:
         return Message(RecordDict(), reply_to=message)
     fields = ConfigRecord({"commitment": receipt.commitment, "signature": receipt.signature})
@@ -86,7 +86,7 @@ def reply_with(receipt: Receipt | None, message: Message) -> Message:
 
 
 def read_receipt(reply: Message) -> Receipt | None:
-    """Return the receipt that a reply holds, unchecked; None where it holds none that can be read."""
+    """Return the receipt in a reply, unchecked; None if it has none that is readable."""
     if reply.has_error():
         return None
     fields = records_of(reply.content, ConfigRecord).get(RECEIPT)

@@ -1,7 +1,7 @@
-"""Wire format of secure aggregation in Flower's records: protocol messages as bytes, beside the round's public spec.
+"""Wire format of secure aggregation in Flower's records: protocol messages as bytes, and the round's public spec.
 
-A message of the server is of type `train` and holds the bytes for one node. Where it brings the model, the strategy's
-own records lie beside them. A reply holds bytes only: no array, metric, count or error text.
+A message of the server has the type `train` and holds the bytes for one node. A message with the model also has the
+strategy's records. A reply holds only bytes: no array, metric, count or error text.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .wire import SPEC_RECORD, only_arrays, view, written
 
 SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
 LOG_RECORD, QUOTE_RECORD = "fedveil.log", "fedveil.quote"
-VOUCHING = (LOG_RECORD, QUOTE_RECORD)  # what the server says of itself, and not to a question
-OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # beside what a client starts from
+VOUCHING = (LOG_RECORD, QUOTE_RECORD)  # the server's statements about itself, never in a question
+OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # in addition to the client's start
 
 
 class Exchange(IntEnum):
-    """Exchange of an attempt, by what the server sends in it."""
+    """Exchange of an attempt, named by the server's message."""
 
     PROPOSAL = 0
     COHORT = 1
@@ -40,13 +40,13 @@ class Exchange(IntEnum):
     CONFIRMED = 6
 
 
-# In the order in which a round without a dispute has them.
+# In the order of a round without a dispute.
 USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Place of an exchange in a run, for clients' own records and streams; the protocol has its own.
+    """Place of an exchange in a run, for clients' ledgers and streams; the protocol has its own.
 
     Attributes:
       run: name of the run.
@@ -70,7 +70,7 @@ def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, C
 
 
 def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, ConfigRecord]:
-    """Return the records with a roster beside them.
+    """Return the records with a roster.
 
     Args:
       records: as `ask` returns them.
@@ -80,7 +80,7 @@ def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, Co
 
 
 def roster_of(content: RecordDict) -> bytes | None:
-    """Return the signed roster that an instruction brings, or None."""
+    """Return the signed roster in an instruction, or None."""
     record = records_of(content, ConfigRecord).get(ROSTER_RECORD)
     found = None if record is None else record.get("signed")
     return found if isinstance(found, bytes) else None
@@ -100,13 +100,13 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
 
 
 def failure_of(content: RecordDict) -> int | None:
-    """Return the code in a reply for why one of its messages is empty, or None."""
+    """Return a reply's code for an empty message, or None."""
     found = records_of(content, ConfigRecord).get(SECURE_RECORD, ConfigRecord()).get("failure")
     return found if isinstance(found, int) else None
 
 
 def messages_of(content: RecordDict) -> list[bytes] | None:
-    """Return the protocol's messages in an instruction or a reply; None if it has none, or something else there."""
+    """Return the protocol's messages in an instruction or a reply; None if it has none, or an invalid value."""
     record = records_of(content, ConfigRecord).get(SECURE_RECORD)
     found = None if record is None else record.get("messages")
     if not isinstance(found, list) or not all(isinstance(each, bytes) for each in found):
@@ -114,7 +114,7 @@ def messages_of(content: RecordDict) -> list[bytes] | None:
     return cast(list[bytes], found)
 
 
-@lru_cache(maxsize=16)  # each message of a round carries the same
+@lru_cache(maxsize=16)  # all messages of a round have the same spec
 def write_share_spec(spec: ShareSpec) -> str:
     """Return the spec as text, the same for equal specs."""
     return json.dumps(asdict(spec) | {"sum": written(spec.sum)}, sort_keys=True)
@@ -124,8 +124,8 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
     """Return the spec of an instruction.
 
     Raises:
-      Refusal: it is unsafe, as `ShareSpec` says.
-      ValueError: it is no spec.
+      Refusal: it is unsafe by the checks of `ShareSpec`.
+      ValueError: it is not a spec.
       KeyError: there is none.
     """
     return build(ShareSpec, read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"])))
@@ -149,7 +149,7 @@ def task_hash(spec: ShareSpec) -> bytes:
 
 
 def model_hash(content: RecordDict) -> bytes:
-    """Return SHA-256 over all that a client starts from: the model, and what the strategy sends with it."""
+    """Return SHA-256 over a client's start: the model and the strategy's other records."""
     digest = hashlib.sha256()
     for name, array in only_arrays(content).items():
         value = np.ascontiguousarray(view(array))
@@ -162,7 +162,7 @@ def model_hash(content: RecordDict) -> bytes:
 
 
 def rotation_seed(model: bytes, server_round: int) -> bytes:
-    """Return the public seed of a round's rotation, 32 bytes, which is fixed before anybody has trained.
+    """Return the public seed of a round's rotation, 32 bytes, which is fixed before training.
 
     Args:
       model: as `model_hash` returns it.

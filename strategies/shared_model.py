@@ -29,13 +29,13 @@ _LOWEST = -126  # of float32, whose smaller numbers have fewer digits
 
 
 def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[str, int]:
-    """Return the steps for the model after a round; an array that did not move keeps the one that it has, if it has one.
+    """Return the steps for the model after a round; an array that did not move keeps its step, if it has one.
 
     Args:
       before: the global model that the round began with.
       after: the global model after the round.
       bits: of a coordinate's difference between two rounds, 2 or more.
-      last: the steps of the model before; they change where one is twice too long or too short.
+      last: the steps of the previous model; a step changes only if it is twice too long or too short.
     """
     steps = dict(last)
     for name, value in after.items():
@@ -67,5 +67,5 @@ def _rounded(value: NDArray[np.generic], step: int) -> NDArray[np.generic]:
     np.ldexp(numbers, -step, out=numbers)
     np.rint(numbers, out=numbers)
     np.ldexp(numbers, step, out=numbers)
-    numbers += 0.0  # no zero has a sign
+    numbers += 0.0  # removes the sign of zeros
     return numbers.astype(value.dtype)

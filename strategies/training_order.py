@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 8192  # one has under 700, and 100 more for each column that it scales
-MAX_SCALED = 32  # columns, as many as one question asks about
+MAX_SCALED = 32  # columns, the limit of one question
 MAX_RUN = 200
 DIGEST = re.compile("[0-9a-f]{64}")
-NEW = "@"  # between the name that people gave a run and the part that makes it new
+NEW = "@"  # between a run's display name and the part that makes it unique
 MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 MOST_PER_PERSON = 100  # as many examples as the configuration allows
@@ -87,11 +87,12 @@ class RecordOrder:
       participations: number of rounds for which a client plans its noise, at least 1; an upper quantile of its draws.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       runs: number of runs that share the budget.
-      per_person: largest number of one person's examples in training, for a promise per person; None: per example.
-      clients_per_person: clients whose examples of one person are in one sum at most, of those in the attempt's roster;
-        None lets all, and promises each client's alone. Only with a rate of sampling, where the noise is all clients'.
-      sample_rate: probability, in (0, 1], with which each record is drawn for one step on all clients' records, whose
-        noise is what the cohort agreed on; None where each client trains by itself, with noise of its own.
+      per_person: largest number of one person's examples in training, for privacy per person; None: per example.
+      clients_per_person: largest number of clients in the attempt's roster whose examples of one person are in one sum;
+        None sets no limit, and each client's examples are a unit. Only with a sampling rate, where the noise is that of
+        all clients.
+      sample_rate: probability, in (0, 1], with which each record is drawn for one step on all clients' records, with
+        the noise that the cohort agreed on; None if each client trains separately with its own noise.
 
     Raises:
       Refusal: a value is out of range.
@@ -120,12 +121,12 @@ class RecordOrder:
         if self.per_person is not None:
             Range(ge=1, le=MOST_PER_PERSON).check(int, "per_person", self.per_person)
             if self.per_person > 1 and self.adjacency is Adjacency.REPLACE_ONE:
-                remedy = "no accountant covers several examples that are exchanged"
+                remedy = "no accountant supports several replaced examples"
                 raise Refusal("per_person", self.per_person, remedy)
         if self.clients_per_person is not None:
             Range(ge=1, le=MOST_PER_PERSON).check(int, "clients_per_person", self.clients_per_person)
             if self.per_person is None or self.sample_rate is None:
-                remedy = "goes with per_person and with a rate of sampling"
+                remedy = "requires per_person and a sampling rate"
                 raise Refusal("clients_per_person", self.clients_per_person, remedy)
         if self.gradients not in GRADIENTS:
             raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
@@ -138,7 +139,7 @@ class RecordOrder:
 
     @property
     def records_of_unit(self) -> int:
-        """How many records of one unit one sum has at most, each drawn by a coin of its own."""
+        """Largest number of one unit's records in one sum, each drawn by its own coin."""
         return (self.per_person or 1) * (self.clients_per_person or 1)
 
 
@@ -152,15 +153,15 @@ class TrainingOrder:
       training: parameters; in JSON its keys are among the others, without those that a strategy sets.
       client: given if and only if `privacy` protects clients.
       record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
-      agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
-      held_out: share of its records that a client keeps out of its training, and evaluates models on; None for none, as
-        where each client trains records by itself.
+      agreement: of the server's task, from `tasks.arrays.agreement_of`; None if the task has no schema.
+      held_out: share of its records that a client holds out for evaluation; None for none, as if each client trains its
+        records separately.
       arm: of a round for one arm; in JSON only if given.
-      moments: mean and deviation of the columns of tables by which inputs are scaled, as clients have told in an
-        answer; in JSON only where there are any.
+      moments: mean and deviation of table columns for the scaling of inputs, from the clients' answer; in JSON only if
+        given.
 
     Raises:
-      Refusal: a value is out of range, or does not go with `privacy`.
+      Refusal: a value is out of range, or incompatible with `privacy`.
     """
 
     run: str
@@ -182,10 +183,11 @@ class TrainingOrder:
         if self.held_out is not None and not 0 < real("held_out", self.held_out) < 1:
             raise Refusal("held_out", self.held_out, "give a share above 0 and below 1")
         if self.held_out is not None and self.record is not None and self.privacy not in STEP_MODES:
-            # Which records train goes by their content: how many do would tell of single ones, share by share. A step on
-            # the records of all clients goes by a rate that is given, and how many train is in no number that leaves.
+            # The held-out records depend on their content: their number would reveal single records, share by share. A
+            # step on the records of all clients has a given rate, and no released number depends on how many train.
             remedy = (
-                f"does not go with privacy={self.privacy}: how many records train would tell which they are"
+                f"is incompatible with privacy={self.privacy}: the number of training records would reveal which they "
+                "are"
             )
             raise Refusal("held_out", self.held_out, remedy)
         if self.moments:
@@ -197,11 +199,11 @@ class TrainingOrder:
             ("sample_rate", rate, STEP_MODES),
         ):
             if (given is not None) != (self.privacy in modes):
-                raise Refusal(name, given, f"does not go with privacy={self.privacy}")
+                raise Refusal(name, given, f"is incompatible with privacy={self.privacy}")
 
     @property
     def told_to_task(self) -> dict[str, object]:
-        """The options of the owner's task that the order brings: by what the inputs of tables are scaled."""
+        """The options of the owner's task from the order: the scaling of tables' inputs."""
         return {"moments": self.moments} if self.moments else {}
 
     def to_json(self) -> str:
@@ -219,10 +221,10 @@ class TrainingOrder:
         """Return the order that `to_json` wrote.
 
         Raises:
-          Refusal: the text is no order: too long, no JSON, a key too many or too few, or a value that is not allowed.
+          Refusal: the text is not an order: too long, not JSON, with an extra or missing key, or an invalid value.
         """
         if len(text) > MAX_ORDER_BYTES:
-            raise Refusal(ORDER_KEY, f"{len(text)} bytes", f"an order has at most {MAX_ORDER_BYTES}")
+            raise Refusal(ORDER_KEY, f"{len(text)} bytes", f"an order has at most {MAX_ORDER_BYTES} bytes")
         try:
             plain = read_json(text)
         except Undecodable as error:
@@ -242,7 +244,7 @@ class TrainingOrder:
                 moments=moments,
             )
         except OverflowError as error:
-            raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error
+            raise Refusal(ORDER_KEY, text[:40], "has a number beyond the range of floats") from error
 
 
 def read_order(content: RecordDict) -> TrainingOrder | None:
@@ -251,13 +253,13 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
     Raises:
       Refusal: it has two, or one that cannot be read.
     """
-    from .flower_adapter import values_under  # Flower is heavy, and plans know the orders too
+    from .flower_adapter import values_under  # Flower is slow to import, and plans use orders
 
     found = values_under(content, ORDER_KEY)
     if not found:
         return None
     if len(found) > 1 or not isinstance(found[0], str):
-        raise Refusal(ORDER_KEY, f"{len(found)} values", "an instruction has one order, as text")
+        raise Refusal(ORDER_KEY, f"{len(found)} values", "an instruction must have one order, as text")
     return TrainingOrder.from_json(found[0])
 
 
@@ -265,29 +267,29 @@ def _moments(plain: object) -> dict[str, tuple[float, float]]:
     """Return columns with their mean and deviation.
 
     Raises:
-      Refusal: they are no such group, or too many.
+      Refusal: the value is not such a group, or has too many columns.
     """
     if not isinstance(plain, Mapping) or not len(plain) <= MAX_SCALED:
-        raise Refusal("moments", str(plain)[:40], f"is a group of at most {MAX_SCALED} columns")
+        raise Refusal("moments", str(plain)[:40], f"must be a group of at most {MAX_SCALED} columns")
     found: dict[str, tuple[float, float]] = {}
     for name, pair in plain.items():
         if not isinstance(name, str) or not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise Refusal("moments", str(name)[:40], "is a column with its mean and its deviation")
+            raise Refusal("moments", str(name)[:40], "must be a column with its mean and deviation")
         found[name] = real("moments", pair[0]), ABOVE_0.check(float, "moments", pair[1])
     return found
 
 
 def people_call(run: str) -> str:
-    """Return a run's name without the part that a server adds whenever noise is drawn afresh."""
+    """Return a run's name without the part that a server adds for fresh noise."""
     return run.partition(NEW)[0]
 
 
 def unit_of(per_person: int | None, clients_per_person: int | None = None) -> Unit:
-    """Return whose contribution is hidden where so many examples of a person train at most; None: one example's.
+    """Return the privacy unit if at most `per_person` examples of a person train; None: a single example.
 
     Args:
       per_person: at one client.
-      clients_per_person: clients that train on a person in one sum; None where each is a unit of its own.
+      clients_per_person: clients that train on a person in one sum; None if each is a separate unit.
     """
     if per_person is None:
         return Unit.RECORD
@@ -299,9 +301,9 @@ def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
 
 
 def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:
-    """Return the object as a dictionary if its keys are exactly those that are wanted."""
+    """Return the object as a dictionary if its keys are exactly the wanted ones."""
     if not isinstance(plain, Mapping) or set(plain) != set(wanted):
-        raise Refusal(ORDER_KEY, str(plain)[:40], f"has exactly the keys {', '.join(sorted(wanted))}")
+        raise Refusal(ORDER_KEY, str(plain)[:40], f"must have exactly the keys {', '.join(sorted(wanted))}")
     return dict(plain)
 
 

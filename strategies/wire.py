@@ -1,7 +1,7 @@
 """Wire format of a private sum in the clear: Flower records on one side, vectors on the other.
 
-An instruction is the strategy's own record with the sum's public parameters beside it. A reply is one array, the
-client's vector, and nothing else: no metric, count or error text.
+An instruction consists of the strategy's records and the sum's public parameters. A reply is one array, the client's
+vector, without metric, count or error text.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ VECTOR_RECORD = "fedveil.vector"
 VECTOR = "vector"
 MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours has under 200
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
-CANARY_RECORDS = "fedveil.canaries"  # array of a sum beside the model's: a coordinate for each canary record
+CANARY_RECORDS = "fedveil.canaries"  # additional array of a sum: a coordinate for each canary record
 
 BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
 LATE = 1002  # of a client that took longer than its deadline
-OWNERS_POLICY = 1003  # of a client whose owner does not allow what it was asked for
+OWNERS_POLICY = 1003  # of a client whose owner does not allow the request
 NOT_ELIGIBLE = 1004  # of a device that is on battery, hot, busy, on a metered network, or outside its hours
 NOT_READY = 1005  # of a device whose clock is wrong, or that cannot write
-HANDLED_BEFORE = 1006  # of a client that lost its memory of what it had begun: neither done nor charged twice
-UNREADABLE = 1007  # of a reply that is no message
-NO_EXAMPLES = 1008  # of a client that has none, and sits out
-NO_BASE = 1009  # of a device that does not hold the model that a difference is from; it is sent the whole
-FAILED = 1  # Flower's error code of a client that raised; the text stays there, since it may hold data
+HANDLED_BEFORE = 1006  # of a client that lost the state of an exchange: not answered or charged again
+UNREADABLE = 1007  # of a reply that is not a message
+NO_EXAMPLES = 1008  # of a client without examples, which sits out
+NO_BASE = 1009  # of a device without the base model of a difference; it is sent the whole model
+FAILED = 1  # Flower's error code of a client that raised; its text stays there, since it may hold data
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
     LATE: "late",
@@ -55,7 +55,7 @@ DROP_REASONS = {
     NO_EXAMPLES: "no examples",
     NO_BASE: "holds another model",
 }
-# Reasons that a client gives again whenever it is asked the same.
+# Reasons that a client repeats for the same request.
 LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
@@ -64,7 +64,7 @@ Layout = dict[str, tuple[int, ...]]
 
 
 class MemoryArray(Array):
-    """`Array` that stays an ndarray until its bytes are asked for, so that one process need not serialise.
+    """`Array` that stays an ndarray until its bytes are read, so that one process need not serialise.
 
     Args:
       ndarray: the values.
@@ -91,7 +91,7 @@ class MemoryArray(Array):
         return self.__dict__["ndarray"].copy()
 
     def __reduce__(self) -> tuple[Callable[[NDArray[np.generic]], MemoryArray], tuple[NDArray[np.generic]]]:
-        """Travel between the processes of one engine as the ndarray."""
+        """Pickle as the ndarray between the processes of one engine."""
         return _memory_array, (self.__dict__["ndarray"],)
 
 
@@ -104,12 +104,12 @@ def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:
     return MemoryArray(ndarray)
 
 
-# Flower writes the class name into the serialised object and refuses another one when it reads it back.
+# Flower writes the class name into the serialised object and refuses any other on reading.
 MemoryArray.__qualname__ = "Array"
 
 
 def memory_arrays(arrays: Mapping[str, NDArray[Any]], given: bool = False) -> ArrayRecord:
-    """Return a record of arrays that are not serialised before they leave the process.
+    """Return a record of arrays that are serialised only when they leave the process.
 
     Args:
       arrays: by name.
@@ -145,20 +145,20 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 
 
 def written(spec: SumSpec) -> dict[str, Any]:
-    """Return the fields of a spec as they travel: `unit_norm` only where records are hidden, `compression` if there is any."""
+    """Return the fields of a spec for sending: `unit_norm` at the record level, `compression` if there is any."""
     rare = ("unit_norm", "compression")
     return {name: value for name, value in asdict(spec).items() if name not in rare or value is not None}
 
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
-    """Return the strategy's record with the sum's public parameters beside it."""
+    """Return the strategy's records with the sum's public parameters."""
     out = RecordDict(dict(content.items()))
     out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(written(spec)), "run": run, "round": server_round})
     return out
 
 
 def with_canary_records(content: RecordDict, count: int) -> RecordDict:
-    """Return an instruction whose sum has a coordinate for each of so many canary records; without any, as it is."""
+    """Return an instruction whose sum has a coordinate for each canary record; unchanged without canaries."""
     if not count:
         return content
     arrays = ArrayRecord(dict(only_arrays(content).items()))
@@ -167,24 +167,24 @@ def with_canary_records(content: RecordDict, count: int) -> RecordDict:
 
 
 def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
-    """Return an instruction with other arrays in the place of its own."""
+    """Return an instruction with its arrays replaced."""
     (name,) = records_of(content, ArrayRecord)
     return RecordDict({**dict(content.items()), name: arrays})
 
 
 def read_round(content: RecordDict) -> tuple[str, int]:
-    """Return the run and the round of an instruction, as ledgers name them."""
+    """Return the run and the round of an instruction, in the ledgers' naming."""
     record = records_of(content, ConfigRecord)[SPEC_RECORD]
     return str(record["run"]), int(str(record["round"]))
 
 
 def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
-    """Return the matrix that compresses the updates of an instruction's round; None where they are sent whole."""
+    """Return the matrix that compresses the updates of an instruction's round; None without compression."""
     return None if spec.compression is None else sketch_of(spec.compression, read_round(content)[1])
 
 
 def read_attempt(content: RecordDict) -> int:
-    """Return the attempt of an instruction at its round; 0 for a sum in the clear, which has one."""
+    """Return the attempt number of an instruction; 0 for a sum in the clear, which has only one."""
     return int(str(records_of(content, ConfigRecord)[SPEC_RECORD].get("attempt", 0)))
 
 
@@ -197,10 +197,10 @@ def read_spec(content: RecordDict) -> SumSpec | None:
 
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
-    """Return the parameters of the sum, in the clear or masked, that an instruction is for."""
+    """Return the parameters of an instruction's sum, in the clear or masked."""
     fields = read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
     if not isinstance(fields, dict):
-        raise Undecodable("no spec of a sum")
+        raise Undecodable("the instruction has no spec of a sum")
     return build(SumSpec, fields.get("sum", fields))
 
 
@@ -220,7 +220,7 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 
 
 def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message:
-    """Return the reply that carries the client's vector; on the lattice as bytes, in as many bits as the grid needs.
+    """Return the reply with the client's vector; a lattice vector is packed into the bits that the lattice needs.
 
     Args:
       vector: shape (size,).
@@ -255,7 +255,7 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
 
 
 def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Packed | str:
-    """Return the reply's vector, or the reason why it has none; sizes are checked before any byte is parsed."""
+    """Return the reply's vector, or the reason for its absence; sizes are checked before any byte is parsed."""
     record = records_of(content, ArrayRecord).get(VECTOR_RECORD)
     if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
@@ -293,7 +293,7 @@ def common_content(messages: list[Message]) -> RecordDict:
     content = messages[0].content
     for message in messages[1:]:
         if message.content is not content and message.content != content:
-            remedy = "use one that sends the same to all"
+            remedy = "use a strategy that sends the same content to all"
             raise Refusal("strategy", "different messages to different clients", remedy)
     return content
 
@@ -301,7 +301,7 @@ def common_content(messages: list[Message]) -> RecordDict:
 def mean_reply(
     arrays: ArrayRecord, mean: dict[str, NDArray[Any]], scalars: dict[str, float], request: Message
 ) -> Message:
-    """Return the one reply that stands for the cohort's: the global arrays moved by the mean update, with metrics.
+    """Return the single reply for the cohort: the global arrays plus the mean update, with metrics.
 
     Args:
       arrays: the global arrays.
@@ -314,7 +314,7 @@ def mean_reply(
 
 
 def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
-    """Return the global arrays moved by the mean update; arrays that are not averaged stay as they were."""
+    """Return the global arrays plus the mean update; arrays that are not averaged stay unchanged."""
     moved: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         value: NDArray[Any] = view(array)
@@ -329,7 +329,7 @@ def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
 
 @runtime_checkable
 class SummingGrid(Protocol):
-    """Grid that adds its clients' replies where they are produced, so that memory does not grow with them."""
+    """Grid that adds its clients' replies where they are produced, so that memory does not grow with their number."""
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver an instruction to every node and return the sum of the replies."""
@@ -339,14 +339,14 @@ class SummingGrid(Protocol):
 def sum_of(
     replies: Iterable[Message], spec: SumSpec, size: int, invited: int, enough: int | None = None
 ) -> CohortSum:
-    """Return the sum of replies; a node that answers twice counts once, one that does not answer is dropped.
+    """Return the sum of replies; a repeated answer is ignored, and a node without an answer is dropped.
 
     Args:
-      replies: as they come.
+      replies: in order of arrival.
       spec: of the sum.
       size: number of its coordinates.
       invited: number of nodes that were asked.
-      enough: number of replies after which the others are not waited for; None waits for all.
+      enough: number of replies after which waiting ends; None waits for all.
     """
     cohort_sum = CohortSum(np.zeros(size))
     missing = NO_REPLY
@@ -357,7 +357,7 @@ def sum_of(
             continue
         seen.add(key)
         add_reply(cohort_sum, reply, spec)
-        del reply  # or it is held until the next one is there
+        del reply  # otherwise it is held until the next one arrives
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED
             break

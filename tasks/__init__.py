@@ -30,7 +30,7 @@ __all__ = [
     "load_task",
 ]
 
-# Imported when they are asked for: their data come with packages that a deployed client does not need.
+# Imported on use: their data come with packages that a deployed client does not need.
 TASKS: Mapping[str, str] = {
     "mnist5k": ".mnist5k",
     "digits": ".digits",
@@ -42,9 +42,9 @@ TASKS: Mapping[str, str] = {
     "census": ".census",
     "star": ".star",
 }
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 
-PLANTED = "mislabelled examples"  # the option that plants odd examples in any task, drawn by this seed
+PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
 OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE)  # options that every task takes
 
 
@@ -53,9 +53,9 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
 
     Args:
       name: one of `TASKS`, or "module:Class" for the user's own.
-      options: arguments of the task; a shipped one takes num_clients, partition, alpha and seed. With PLANTED, which
-        is for all tasks, `mislabelled` plants odd examples drawn by that seed; with HELD_BACK, which is so as well, its
-        clients train without that share of their records.
+      options: arguments of the task; a shipped one takes num_clients, partition, alpha and seed. For every task,
+        PLANTED is the seed with which `mislabelled` plants odd examples, and HELD_BACK is the share of records that
+        clients hold out of training.
       allow: modules that may be imported for the user's own task.
 
     Raises:
@@ -64,7 +64,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
     own = {key: value for key, value in (options or {}).items() if key not in OF_ALL}
-    # A class that takes a model by this name gets it; any other is given it from outside.
+    # A class with a parameter of this name gets the model; for any other it is set from outside.
     takes = MODEL in inspect.signature(make).parameters
     other = own.pop(MODEL, None) if not takes or (":" in str(own.get(MODEL)) and ":" not in name) else None
     if ":" in name:
@@ -86,7 +86,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
 
 
 def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:
-    """Refuse arguments that a class of the user's own does not take, or lacks."""
+    """Refuse arguments that a user's class does not accept, or lacks."""
     parameters = inspect.signature(make).parameters.values()
     known = {
         each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
@@ -95,7 +95,7 @@ def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str,
         known = dict.fromkeys(given) | known
     for key, value in given.items():
         if key == "num_clients" and key not in known:
-            remedy = f"{name} does not take it and has its own; leave it null"
+            remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
         if key not in known:
             raise Refusal(f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, known)}")
@@ -105,12 +105,12 @@ def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str,
 
 
 def as_run(task: Task, options: Mapping[str, Any]) -> Task:
-    """Return the task as its clients train on it.
+    """Return the task with held-out records and planted examples.
 
     Args:
-      task: as it was made.
-      options: HELD_BACK leaves out the records that clients hold out to evaluate; PLANTED plants odd examples where the
-        data are simulated.
+      task: as constructed.
+      options: HELD_BACK leaves out the records that clients hold out for evaluation; PLANTED plants odd examples in
+        simulated data.
     """
     kept = held_back(task, options.get(HELD_BACK), options.get(HELD_ALONE, False))
     planted = options.get(PLANTED)
@@ -122,7 +122,7 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
 
 
 def lacking(task: object) -> list[str]:
-    """Return the members of a task that an object has not."""
+    """Return the members of a task that an object lacks."""
     return sorted(member for member in _MEMBERS if getattr(task, member, None) is None)
 
 

@@ -1,4 +1,4 @@
-"""Task with a number of clients that is known before its data are read, for plans that need nothing else."""
+"""Task whose number of clients is known before its data are read, for plans that need nothing else."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class AnnouncedTask:
         return self._task.client_data(client)
 
     def held_out(self) -> Any:
-        """Return the examples that are never trained on."""
+        """Return the held-out examples."""
         return self._task.held_out()

@@ -1,4 +1,4 @@
-"""Answers of questions as files: a task's reader of the JSON from `fedveil ask`."""
+"""Answer files of `fedveil ask`, and their reader for tasks."""
 
 import json
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Answered:
     Attributes:
       asked: keys of the question.
       names: of the figures.
-      values: of the figures; None for one that the noise drowns.
-      halves: half the width of each interval; None likewise.
+      values: of the figures; None for one below the noise.
+      halves: half-width of each interval; None likewise.
     """
 
     asked: dict[str, Any]
@@ -27,11 +27,11 @@ class Answered:
 
 
 def read_answer(path: Path, field: str) -> list[Answered] | None:
-    """Return the questions of an answer's record, with their figures; None where the file is something else.
+    """Return the questions of an answer's record with their figures; None if the file is not a record.
 
     Args:
       path: of the file.
-      field: that names it, for a refusal.
+      field: its key, for a refusal.
 
     Raises:
       Refusal: the file cannot be read, or is a broken record.
@@ -44,10 +44,10 @@ def read_answer(path: Path, field: str) -> list[Answered] | None:
     if not isinstance(record, dict) or "question" not in record:
         return None
     try:
-        pairs = zip(record["question"]["ask"], record["answers"], strict=False)  # no answers: not released
+        pairs = zip(record["question"]["ask"], record["answers"], strict=False)  # none if not released
         return [_answered(dict(asked), answer["figures"]) for asked, answer in pairs]
     except (Refusal, LookupError, TypeError, ValueError, AttributeError) as problem:
-        raise Refusal(field, str(path), f"is no answer of fedveil ask ({problem})") from problem
+        raise Refusal(field, str(path), f"is not an answer of fedveil ask ({problem})") from problem
 
 
 def _answered(asked: dict[str, Any], figures: Any) -> Answered:
@@ -55,7 +55,7 @@ def _answered(asked: dict[str, Any], figures: Any) -> Answered:
     ends = [(_number(each["low"]), _number(each["high"])) for each in figures]
     for each, (low, high) in zip(figures, ends, strict=True):
         if low is not None and high is not None and low > high:
-            remedy = "is an interval in reverse"
+            remedy = "is a reversed interval"
             raise Refusal(str(each.get("name", "figure")), f"{low:g} to {high:g}", remedy)
     halves = tuple(None if low is None or high is None else (high - low) / 2 for low, high in ends)
     return Answered(

@@ -1,4 +1,4 @@
-"""Arrays of a model that travel: its trainable parameters and its buffers, read, and loaded in place."""
+"""Arrays of a model that are sent: its trainable parameters and buffers, read, and loaded in place."""
 
 import copy
 import hashlib
@@ -40,7 +40,7 @@ def emptied(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Generator[None]:
-    """Let an emptied model hold arrays, copied, for as long as the context lasts.
+    """Set copies of arrays in an emptied model within the context.
 
     Args:
       model: changed in place.
@@ -59,7 +59,7 @@ def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Gene
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
     """Return copies of the model's trainable parameters and its buffers, by name.
 
-    A frozen parameter is the same in every model that the task makes, and does not travel.
+    A frozen parameter is equal in every model of the task, and is not sent.
     """
     return {name: _copy(value) for name, value in _travelling(model).items()}
 

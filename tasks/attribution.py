@@ -1,6 +1,6 @@
 """Attribution of one prediction to its inputs, for its owner: integrated gradients (Sundararajan, Taly and Yan 2017, arXiv:1703.01365).
 
-It needs only the model, the row and a declared baseline, and no other person's data: on the owner's device it costs no
+It needs only the model, the row and a declared baseline, but no other person's data: on the owner's device it costs no
 epsilon.
 """
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from .table_schema import Schema
 
 METHOD = "integrated_gradients"
-# What an explainer of that name keeps or needs beside the model and the row.
+# Data that each of these explainers needs in addition to the model and the row.
 CARRIES: Mapping[str, str] = {
-    "kernel_shap": "background rows of the training data, which travel with it",
-    "deep_shap": "background rows of the training data, which travel with it",
+    "kernel_shap": "background rows of the training data, which it stores",
+    "deep_shap": "background rows of the training data, which it stores",
     "gradient_shap": "background rows of the training data, which it averages over",
     "expected_gradients": "rows of the training data, which it averages over",
     "tree_shap": "background rows of the training data, or counts of them in every leaf",
-    "lime": "means and frequencies of the training data, which nobody has charged",
-    "anchors": "rows of the training data, from which it draws",
-    "counterfactuals": "rows of the training data, among which it searches",
+    "lime": "means and frequencies of the training data, which are not charged",
+    "anchors": "rows of the training data, which it samples",
+    "counterfactuals": "rows of the training data, which it searches",
 }
 STEPS = 50  # nodes of Gauss and Legendre, exact for polynomials of degree 99; captum's own default
 
@@ -43,11 +43,11 @@ def check_method(name: str) -> None:
       name: from `--explain`.
 
     Raises:
-      Refusal: with the reason.
+      Refusal: it is; the sentence gives the reason.
     """
     asked = name.lower().replace("-", "_")
     if asked in CARRIES:
-        remedy = f"needs {CARRIES[asked]}: that is a release that no ledger has; use {METHOD}"
+        remedy = f"needs {CARRIES[asked]}: that is a release without a ledger entry; use {METHOD}"
         raise Refusal("--explain", name, remedy)
     if asked != METHOD:
         raise Refusal(
@@ -60,7 +60,7 @@ def integrated_gradients(
 ) -> Tensor:
     """Return each input's contribution to an output relative to a baseline, shape (n, ...), float64.
 
-    The attributions of a row sum to its output less the baseline's, up to the error of the integral, which is none for
+    The attributions of a row sum to its output minus the baseline's, up to the error of the integral, which is zero for
     a linear model: there they are w(x - b).
 
     Args:
@@ -87,7 +87,7 @@ def integrated_gradients(
 
 def _check_inputs(inputs: Tensor) -> None:
     if not inputs.is_floating_point():
-        remedy = "are whole numbers, such as words; a gradient needs inputs that can vary"
+        remedy = "are integers, such as token numbers; a gradient needs floating-point inputs"
         raise Refusal("data", str(inputs.dtype), remedy)
 
 
@@ -96,7 +96,7 @@ def picked(outputs: Tensor, which: Tensor | None) -> Tensor:
 
     Args:
       outputs: of a model, shape (n,), (n, 1) or (n, outputs).
-      which: shape (n,), int64; None where there is one output.
+      which: shape (n,), int64; None with one output.
     """
     if which is None:
         return outputs.reshape(len(outputs), -1)[:, 0]
@@ -108,14 +108,14 @@ def explained(
 ) -> dict[str, NDArray[Any]]:
     """Return, by column name, each input's contribution to the score of the model's prediction, shape (n,) each.
 
-    `at_baseline` is the score of the baseline: with a schema the middle of each number, its mean where it has one, or
-    none of its bins where it has bins, and none of a category's words; else zeros. It and the others sum to the score,
-    `score`: the logit of the likeliest class, or the number in its own unit, before it is cut to its bounds.
+    `at_baseline` is the score of the baseline: with a schema the middle of each number, or its mean if declared, no bin
+    of a binned number and no word of a category; otherwise zeros. It and the contributions sum to `score`: the logit of
+    the most likely class, or the number in its own unit, before it is clipped to its bounds.
 
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
-      schema: of tables, whose columns' inputs are added up; None for arrays, whose inputs are `input_0` and so on.
+      schema: of tables, whose inputs are summed by column; None for arrays, whose inputs are named `input_0` and so on.
       classifies: whether outputs are logits of classes.
     """
     _check_inputs(inputs)

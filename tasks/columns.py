@@ -1,4 +1,4 @@
-"""Columns of a client's rows, for questions: those of its task, or the targets alone, as the column `label`."""
+"""Columns of a client's rows, for questions: those of its task, or only the targets as the column `label`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def columns_of(task: Task, client: int) -> Mapping[str, NDArray[Any]]:
     Raises:
       ValueError: the task's columns are not of one length.
     """
-    # Of a `ColumnTask`: a check of all its members takes longer than to count a small table.
+    # A `ColumnTask`: checking all its members would take longer than counting a small table.
     columns: Callable[[int], Mapping[str, Any]] | None = getattr(task, "columns", None)
     if columns is not None:
         told = columns(client)
         if isinstance(told, ColumnsAsked):
             return told
-        # Of a list each cell as it is: numpy makes one type of all, which one row can change.
+        # Cells of a list are kept as objects: numpy would choose one type for all, which one row can change.
         found = {
             name: np.asarray(values, object if isinstance(values, list) else None)
             for name, values in told.items()

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
 SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out: parts a client's data, see `held_back`
-BATCH = 256  # examples that are read at a time where all are looked at
-FEW = 8  # rows for each thread, of fewer than which a product of matrices is computed, and rounded, in another way
-MOST_LOOKED_AT = 1000  # clients of made-up data that are looked at before a run: each takes 0.1 ms, and others wait to be drawn
+BATCH = 256  # examples read at a time in a pass over all of them
+FEW = 8  # rows per thread, below which a matrix product is computed, and rounded, differently
+MOST_LOOKED_AT = 1000  # clients of synthetic data that are checked before a run at 0.1 ms each; the others are checked when drawn
 
 
 # --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
@@ -61,7 +61,7 @@ def padded_size(rows: int) -> int:
 
 
 def padded(tree: Any, count: int) -> Any:
-    """Return the tree padded to so many rows with the last row of every tensor; without any it stays as it is.
+    """Return the tree padded to `count` rows with the last row of every tensor; unchanged if it has no rows.
 
     Args:
       tree: of tensors, shapes (n, ...).
@@ -92,11 +92,11 @@ def _in_turn(trees: Sequence[Any]) -> Any:
 
 
 def rows_of(tree: Any, index: Any) -> Any:
-    """Return these rows of every tensor; a tensor without dimensions has none and stays as it is.
+    """Return these rows of every tensor; a tensor without dimensions is returned unchanged.
 
     Args:
       tree: inputs or outputs of n examples.
-      index: what selects rows, such as a slice or a tensor.
+      index: of the rows, such as a slice or a tensor.
     """
     return mapped(lambda each: each[index] if each.dim() else each, tree)
 
@@ -135,7 +135,7 @@ class Batches(Protocol):
 
 
 def placeholder(data: Batches, count: int) -> Inputs:
-    """Return zeros in the shape of a batch of the first example, `count` times; of one without examples, of none.
+    """Return zeros in the shape of a batch of `count` copies of the first example; an empty batch without examples.
 
     Args:
       data: of a client.
@@ -200,10 +200,10 @@ class LazyExamples:
 
     Attributes:
       dataset: has a length and gives an item for a position.
-      inputs: field of the items that goes into the model, or several, by name; None: all but the targets.
-      targets: field that holds the targets; None: the one of labels, label, targets, target or y that there is.
-      transform: applied to each item each time that it is read; it may be random.
-      collate: makes a batch of items; None: torch's default.
+      inputs: name of the field for the model, or several names; None takes all but the targets.
+      targets: name of the targets' field; None takes labels, label, targets, target or y, whichever exists.
+      transform: applied to each item on every read; it may be random.
+      collate: makes a batch from items; None takes torch's default.
       persons: person of each item, as many numbers or words as there are items. None if unknown.
 
     Example:
@@ -230,7 +230,7 @@ class LazyExamples:
         return len(self.dataset)
 
     def raw_items(self, rows: list[int]) -> list[Any]:
-        """Return the items at these positions as the data set gives them."""
+        """Return the items at these positions, untransformed."""
         several = getattr(self.dataset, "__getitems__", None)
         return several(rows) if several else [self.dataset[row] for row in rows]
 
@@ -246,7 +246,7 @@ class LazyExamples:
           index: their positions, shape (b,), int64.
 
         Raises:
-          Refusal: the batch has no targets, or another number of rows than was asked for.
+          Refusal: the batch has no targets, or the wrong number of rows.
         """
         return self.collated(self.items(index.tolist()))
 
@@ -259,7 +259,7 @@ class LazyExamples:
             for tensor in leaves(each):
                 if tensor.dim() == 0 or len(tensor) != len(items):
                     found = f"{name} of shape {tuple(tensor.shape)} for {len(items)} examples"
-                    raise Refusal("collate", found, "return one row for each example")
+                    raise Refusal("collate", found, "must return one row for each example")
         return inputs, targets
 
     def _target_of(self, fields: Mapping[str, Any]) -> str:
@@ -267,7 +267,7 @@ class LazyExamples:
         return self.targets or next((each for each in TARGETS if each in fields), "targets")
 
     def _parted(self, batch: Any) -> tuple[Any, Any]:
-        """Return (inputs, targets) of what was collated."""
+        """Return (inputs, targets) of a collated batch."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
             name = self._target_of(fields)
@@ -291,7 +291,7 @@ class Union:
 
     Attributes:
       parts: of the clients.
-      first: of each client, the number of its first record, and behind the last client the number of records.
+      first: of each client, the number of its first record, followed by the number of all records.
     """
 
     parts: tuple[Data, ...]
@@ -321,7 +321,7 @@ def only(data: Examples, rows: NDArray[np.int64]) -> Examples: ...
 @overload
 def only(data: Data, rows: NDArray[np.int64]) -> Data: ...
 def only(data: Data, rows: NDArray[np.int64]) -> Data:
-    """Return data with these examples alone.
+    """Return data with only these examples.
 
     Args:
       data: of a client.
@@ -329,7 +329,7 @@ def only(data: Data, rows: NDArray[np.int64]) -> Data:
     """
     persons = None if data.persons is None else [data.persons[row] for row in rows.tolist()]
     if isinstance(data, Examples):
-        import torch  # takes a second, and a linear device does without
+        import torch  # takes a second, and a linear device does not need it
 
         index = torch.from_numpy(rows)
         groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
@@ -384,12 +384,12 @@ def data_of_all(task: Task, client: int) -> Data:
 
 
 def size_of(task: Task, client: int, whole: bool = False) -> int:
-    """Return how many examples one client has, without making them where the task knows (`SizedTask`).
+    """Return one client's number of examples, without creating them for a `SizedTask`.
 
     Args:
       task: has the clients.
       client: 0 <= client < num_clients.
-      whole: whether those count that it holds out of its training.
+      whole: include held-out examples.
     """
     known = _sizes_of(task)
     if known is not None and (whole or not hasattr(task, SPLIT)):
@@ -398,27 +398,27 @@ def size_of(task: Task, client: int, whole: bool = False) -> int:
 
 
 def _sizes_of(task: Task) -> Callable[[int], int] | None:
-    """Return how a `SizedTask` tells a client's number of examples: a check of all its members takes longer than it saves."""
+    """Return a `SizedTask`'s function for a client's size, without a slow check of all its members."""
     return getattr(task, "client_size", None)
 
 
 def check_size(task: Task, client: int, data: Data) -> None:
-    """Refuse a `SizedTask` that tells another number of examples than it makes.
+    """Refuse a `SizedTask` whose `client_size` differs from the number of its examples.
 
     Args:
       task: has the clients.
       client: 0 <= client < num_clients.
-      data: that it trains on.
+      data: its training data.
 
     Raises:
-      Refusal: naming both.
+      Refusal: they differ; the sentence names both.
     """
     known = _sizes_of(task)
     if known is None:
         return
     made = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)
     if (told := known(client)) != made:
-        remedy = f"client_data makes {made} examples for client {client}; say so many"
+        remedy = f"client_data makes {made} examples for client {client}; return that number"
         raise Refusal("client_size", told, remedy)
 
 
@@ -431,7 +431,7 @@ def as_data(given: Any) -> Data:
     """Return data from a task's value: data, a pair (inputs, targets), or a data set with a length.
 
     Raises:
-      Refusal: it is none of these.
+      Refusal: the value is none of these.
     """
     if isinstance(given, Examples | LazyExamples):
         return given
@@ -444,13 +444,13 @@ def as_data(given: Any) -> Data:
 
 
 def with_targets(data: Data, name: str = "") -> Data:
-    """Return data whose inputs hold their targets too, as batches of a `DataLoader` do.
+    """Return data whose inputs include the targets, like batches of a `DataLoader`.
 
     The inputs are (inputs, targets), or a dictionary of all fields.
 
     Args:
       data: of a client, or held out.
-      name: of the targets in a dictionary; "" keeps the data set's own, which in memory is `labels`.
+      name: of the targets in a dictionary; "" keeps the data set's own, which is `labels` in memory.
     """
 
     def whole(inputs: Any, targets: Any, found: str) -> Any:
@@ -478,10 +478,10 @@ def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
       data: of a client, or held out.
       field: that a refusal names.
       value: of the field.
-      remedy: what to do instead.
+      remedy: for the refusal.
 
     Raises:
-      Refusal: they are read lazily, or their inputs are several tensors.
+      Refusal: the data are read lazily, or their inputs are several tensors.
     """
     if isinstance(data, Examples) and hasattr(data.inputs, "dim"):
         return data
@@ -494,7 +494,7 @@ def figures_of(task: Task, outputs: Any, targets: Tensor) -> dict[str, float]:
 
 
 def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
-    """Yield all of the data in order: at once where they lie in memory, in batches where they are read."""
+    """Yield all of the data in order: at once if they are in memory, in batches if they are read lazily."""
     import torch
 
     if isinstance(data, Examples):
@@ -505,10 +505,10 @@ def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _tensors(value: Any, name: str = "data") -> Any:
-    """Return tensors of arrays: fractions in single precision, whole numbers as torch indexes by them, bytes as they are.
+    """Return tensors of arrays: floats in single precision, integers as int64, bytes unchanged.
 
     Raises:
-      Refusal: something in it is no array of numbers.
+      Refusal: a value is not an array of numbers.
     """
     import torch
 
@@ -523,7 +523,7 @@ def _tensors(value: Any, name: str = "data") -> Any:
     if isinstance(value, tuple | list) and value:
         return tuple(_tensors(each, name) for each in cast(Sequence[Any], value))
     what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-    raise Refusal(name, what, "it is no tensor; name the fields that are, or collate it into one")
+    raise Refusal(name, what, "it is not a tensor; name the fields that are, or collate it into one")
 
 
 # --- checks, and identity -----------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ def _tensors(value: Any, name: str = "data") -> Any:
 def check_data(data: Data, whose: str, like: Data | None = None) -> None:
     """Refuse data without valid batches, before anything is spent; a client without examples does not take part.
 
-    Tensors in memory are checked completely, and of a data set that is read the first and the last example.
+    Tensors in memory are checked completely, and a lazily read data set at its first and last example.
 
     Args:
       data: to be checked.
@@ -540,7 +540,7 @@ def check_data(data: Data, whose: str, like: Data | None = None) -> None:
       like: held-out data, whose batches have the same fields.
 
     Raises:
-      Refusal: naming whose data they are and the field.
+      Refusal: a batch is invalid; the sentence names the owner and the field.
     """
     import torch
 
@@ -566,7 +566,7 @@ def check_data(data: Data, whose: str, like: Data | None = None) -> None:
     if like is None or not len(like):
         return
     if (form := _form(inputs)) != (other := _form(like.batch(torch.tensor([0]))[0])):
-        raise Refusal(f"{whose}: inputs", form, f"held-out data have {other}; give all the same fields")
+        raise Refusal(f"{whose}: inputs", form, f"held-out data have {other}; use the same fields everywhere")
 
 
 def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callable[..., Any]) -> None:
@@ -577,12 +577,12 @@ def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callabl
 
     Args:
       data: of a client.
-      whose: as a refusal names them, such as `client 3`.
+      whose: name for a refusal, such as `client 3`.
       model: in evaluation mode.
       loss: of outputs and targets, the task's own.
 
     Raises:
-      Refusal: naming the owner of the data, without a value of theirs.
+      Refusal: they do not fit; the sentence names the owner, but no value.
     """
     import torch
 
@@ -600,7 +600,7 @@ def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callabl
             for label in labels:
                 loss(outputs[:1], label[None])
     except Exception as error:
-        remedy = f"the task's model or loss does not take them ({type(error).__name__})"
+        remedy = f"the task's model or loss does not accept them ({type(error).__name__})"
         raise Refusal(field, given, remedy) from error
 
 
@@ -617,7 +617,7 @@ def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
     if tensor.dim() == 0 or len(tensor) != count:
         found = tuple(tensor.shape)
         raise Refusal(name, found, f"inputs and targets must be equally many, and there are {count} targets")
-    # The sum alone is nine times as fast as each by itself, and Python's `isfinite` of it thrice as torch's.
+    # The sum is nine times as fast as testing each number, and Python's `isfinite` three times as fast as torch's.
     if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
         return
     if broken := int((~torch.isfinite(tensor)).sum()):
@@ -631,15 +631,15 @@ def _form(inputs: Any) -> str:
 
 
 def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
-    """Return the examples if they can be used for classification.
+    """Return the examples after checking them for classification.
 
     Args:
       examples: to be checked.
       num_classes: targets run from 0 to num_classes - 1.
-      name: how a refusal calls them.
+      name: of the examples, for a refusal.
 
     Raises:
-      Refusal: there is no example, inputs and targets differ in number, an input is NaN or infinite, or a target is
+      Refusal: there are no examples, inputs and targets differ in number, an input is NaN or infinite, or a target is
         out of range.
     """
     inputs, targets = examples.inputs, examples.targets
@@ -685,14 +685,14 @@ def content_of(data: Data) -> str | None:
     return digest.hexdigest()
 
 
-SAMPLED = 32  # items that are read twice: as many coins that all fall alike are seen once in 4 billion sets
+SAMPLED = 32  # items that are read twice: that many equal coin flips occur once in 4 billion data sets
 
 
 def stored(data: LazyExamples) -> Iterator[Any]:
-    """Yield all items as they are stored.
+    """Yield all items in stored form.
 
     Raises:
-      TypeError: they are not the same in every reading.
+      TypeError: two readings differ.
     """
     rows = list(range(len(data)))
     if hasattr(data.dataset, "with_format"):

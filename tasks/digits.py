@@ -21,7 +21,7 @@ SPLIT_SEED = 1797
 
 
 def _table() -> Path:
-    """Return scikit-learn's data file, without importing it: that takes as much time as the import of torch."""
+    """Return scikit-learn's data file without importing it, which takes as long as the import of torch."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("scikit-learn is not installed", name="sklearn")

@@ -1,4 +1,4 @@
-"""Exported model: a folder with the model in one format, its card and its preprocessing; applied without torch where the format allows."""
+"""Exported model: a folder with a model in one format, its card and preprocessing; needs no torch if possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import numpy_model
 from .table_schema import Schema, read_schema
 
 CARD, FORMAT = "card.json", "fedveil export 1"
-# What --to may be, and the file that it makes.
+# Values of --to, and their file names.
 FILES: Mapping[str, str] = {
     "safetensors": numpy_model.MODEL,
     "onnx": "model.onnx",
@@ -39,14 +39,14 @@ class Exported:
     card: Mapping[str, Any]
 
     def predict(self, data: object) -> dict[str, NDArray[Any]]:
-        """Return what the model says of each row, by column name, shape (n,) each.
+        """Return the model's outputs for each row, by column name, shape (n,) each.
 
         Args:
-          data: a table, a folder of tables or a data frame, where the export has a schema; else a file .npy, or an
-            array, of the model's inputs, shape (n, ...).
+          data: a table, a folder of tables or a data frame if the export has a schema; otherwise a .npy file or an
+            array of the model's inputs, shape (n, ...).
 
         Raises:
-          Refusal: the data do not suit the model, the model is not the one of the card, or a package is missing.
+          Refusal: the data do not fit the model, the model is not that of the card, or a package is missing.
         """
         schema = self.schema
         inputs = read_array(data) if schema is None else schema_inputs(schema, data)
@@ -64,12 +64,12 @@ class Exported:
 
     @property
     def schema(self) -> Schema | None:
-        """The schema of its tables; None where its inputs are arrays."""
+        """The schema of its tables; None if its inputs are arrays."""
         return read_schema(self.folder / SCHEMA) if (self.folder / SCHEMA).is_file() else None
 
 
 def read_export(folder: Path) -> Exported | None:
-    """Return the exported model of a folder; None where there is none.
+    """Return the exported model of a folder; None without one.
 
     Raises:
       Refusal: its card cannot be read.
@@ -90,7 +90,7 @@ def read_export(folder: Path) -> Exported | None:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse a format that there is not."""
+    """Refuse an unknown format."""
     if kind not in FILES:
         raise Refusal("--to", kind, f"choose one of {', '.join(FILES)}; {nearest(kind, FILES)}")
 
@@ -101,10 +101,10 @@ def read_model(folder: Path, kind: str, digest: str) -> Model:
     Args:
       folder: of the export.
       kind: one of `FILES`.
-      digest: SHA-256 of the file, in hexadecimal, as its card has it.
+      digest: SHA-256 of the file from its card, in hexadecimal.
 
     Raises:
-      Refusal: the file is not there, is another one, or needs a package that is not installed.
+      Refusal: the file is missing, is another one, or needs a package that is not installed.
     """
     path = folder / FILES[kind]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -153,7 +153,7 @@ def _of_torchscript(path: Path) -> Model:
 
 
 def read_array(data: object) -> NDArray[Any]:
-    """Return an array, or that of a file .npy, in float32 or int64.
+    """Return an array, or that of a .npy file, in float32 or int64.
 
     Raises:
       Refusal: it is neither.
@@ -163,7 +163,7 @@ def read_array(data: object) -> NDArray[Any]:
         kind = {"f": np.float32, "i": np.int64, "u": np.int64}[array.dtype.kind]
     except (OSError, ValueError, KeyError, EOFError):
         shown = str(data) if isinstance(data, str | Path) else type(data).__name__
-        remedy = "this run has no schema; give an array of numbers, or a file .npy"
+        remedy = "this run has no schema; give an array of numbers, or a .npy file"
         raise Refusal("data", shown, remedy) from None
     return np.ascontiguousarray(array, dtype=kind)
 
@@ -178,11 +178,11 @@ def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
 
 
 def told_by_schema(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return predictions by column name: the label's likeliest word and its probability, or a number.
+    """Return predictions by column name: the label's most likely category and its probability, or a number.
 
     Args:
       schema: of the tables.
-      outputs: of the model, shape (n, classes), or (n, 1) where the label is a number.
+      outputs: of the model, shape (n, classes), or (n, 1) for a numeric label.
     """
     target = schema.target
     if not target.categories:

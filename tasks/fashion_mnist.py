@@ -1,8 +1,8 @@
 """Fashion-MNIST: 70 000 pictures of clothes, as fixed features under a linear softmax.
 
-The files are those of Debian's package or of torchvision's download. The features are scattering coefficients, of which
-each picture's groups are normalised by themselves: under a budget they beat networks that learn theirs (Tramèr and Boneh
-2021, arXiv:2011.11660). They are computed once, in about a minute and a half, and kept in the cache.
+The files are those of Debian's package or of torchvision's download. The features are scattering coefficients,
+normalised in groups within each picture: under a budget they beat networks that learn features (Tramèr and Boneh 2021,
+arXiv:2011.11660). They are computed once, in about 1.5 minutes, and cached.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def load(
       model: student is a linear softmax over low frequencies, of an eighth of the parameters.
 
     Raises:
-      Refusal: the files are not there and cannot be downloaded, or are damaged.
+      Refusal: the files are missing and cannot be downloaded, or are damaged.
     """
     how = Partition(partition, num_clients, alpha, seed)
     folder = find_folder((DEBIAN_FOLDER, cache_folder() / "FashionMNIST" / "raw"))
@@ -77,7 +77,7 @@ def cache_folder() -> Path:
 
 
 def find_folder(folders: Sequence[Path]) -> Path:
-    """Return the first folder that holds the files; if none does, download them into the last one.
+    """Return the first folder with the files; if there is none, download them into the last one.
 
     Raises:
       Refusal: there are no files, and torchvision is missing or cannot download them.
@@ -115,7 +115,7 @@ def read_examples(folder: Path, part: str) -> Examples:
 
 
 def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Return the tensors of a file of the cache; if it is not there, make them and keep them if possible.
+    """Return the tensors of a cache file; if it is missing, compute them and store them if possible.
 
     Args:
       path: of the file.
@@ -129,7 +129,7 @@ def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, T
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(made, half)
         half.replace(path)
-    except OSError:  # a full or read-only disk costs time and nothing else
+    except OSError:  # a full or read-only disk only costs time
         half.unlink(missing_ok=True)
     return made
 
@@ -142,7 +142,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
       dimensions: of the array, 1 or 3.
 
     Raises:
-      Refusal: the file is missing, cut short, too long, or of another kind.
+      Refusal: the file is missing, truncated, too long, or of another kind.
     """
     try:
         raw = gzip.decompress(path.read_bytes())
@@ -151,7 +151,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     header = 4 * (1 + dimensions)
     magic, *shape = struct.unpack_from(f">{1 + dimensions}I", raw.ljust(header, b"\0"))
     if magic != IDX_MAGIC[dimensions] or (dimensions == 3 and shape[1:] != [SIDE, SIDE]):
-        raise Refusal("task", str(path), f"this is no IDX file of {dimensions} dimensions; install it again")
+        raise Refusal("task", str(path), f"this is not an IDX file of {dimensions} dimensions; reinstall it")
     if len(raw) - header != int(np.prod(shape)):
-        raise Refusal("task", str(path), "the file is cut short or too long; install the data set again")
+        raise Refusal("task", str(path), "the file is truncated or too long; install the data set again")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)

@@ -1,4 +1,4 @@
-"""Shares that a partitioner of flwr-datasets deals."""
+"""Shares dealt by a partitioner of flwr-datasets."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..configs.strict import nearest
 from ..privacy.refusal import Refusal
 from .partition import Indices
 
-FLWR = "flwr"  # name of such a partition
-ROW, LABEL, GROUP = "row", "label", "group"  # columns of what a partitioner sees
+FLWR = "flwr"  # name of this partition
+ROW, LABEL, GROUP = "row", "label", "group"  # columns of the partitioner's data set
 
 
 def flwr_shares(how: Mapping[str, Any], labels: Any, groups: Any = None) -> tuple[Indices, ...]:
     """Return for each client the sorted positions of its examples, as a partitioner of flwr-datasets deals them.
 
-    It sees a data set of the columns row, label and, where there are groups, group; never an example.
+    It gets a data set with the columns row, label and, with groups, group, but no examples.
 
     Args:
       how: target, the partitioner's class; args, its keyword arguments; num_clients, or None; seed.
       labels: of each example, shape (n,).
-      groups: natural owner of each example, shape (n,); None if the data do not know.
+      groups: natural owner of each example, shape (n,); None if unknown.
 
     Raises:
-      Refusal: a package is absent, or the partitioner does not take an argument or these data.
+      Refusal: a package is missing, or the partitioner rejects an argument or these data.
     """
     path, _, name = str(how["target"]).rpartition(".")
     try:
@@ -75,7 +75,7 @@ def _arguments(make: Any, how: Mapping[str, Any], owned: bool) -> dict[str, Any]
     }
     arguments = {key: value for key, value in follow.items() if key in taken} | how["args"]
     if "num_partitions" in arguments and arguments["num_partitions"] is None:
-        raise Refusal("task.num_clients", None, "say to how many clients the examples are dealt")
+        raise Refusal("task.num_clients", None, "give the number of clients to deal the examples to")
     for key, each in taken.items():
         if each.default is each.empty and key not in arguments:
             raise Refusal(f"partition.args.{key}", None, f"{make.__name__} needs it; give it a value")

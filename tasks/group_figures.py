@@ -1,4 +1,4 @@
-"""Figures of a model by group, on public held-out data: for whom it is right, and how often it says the second class."""
+"""Figures of a model by group on public held-out data: its accuracy, and its rates of the second class."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def group_figures(
     outputs: Tensor, targets: Tensor, groups: Mapping[str, Tensor], words: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Return by name the accuracy of each group and, of two classes, its rates; a group without such rows has none.
+    """Return by name each group's accuracy and, with two classes, its rates; a group without such rows has none.
 
-    A label that is a number has none either.
+    A numeric label has none either.
 
     Args:
       outputs: logits, shape (n, classes).

@@ -1,4 +1,4 @@
-"""Weights of examples by group and class from a file: of weights, or of an answer whose counts they follow from."""
+"""Weights of examples by group and class, from a file of weights or from the counts of an answer."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ NO_TABLE = (
 
 
 def weighted_schema(schema: Schema, path: str | None) -> Schema:
-    """Return the schema with the weights by group and class that a file says.
+    """Return the schema with a file's weights by group and class.
 
     Args:
       schema: of the tables.
-      path: of a YAML file of weights, or of the JSON that a question left; None leaves the schema as it is.
+      path: of a YAML file of weights, or of the JSON of an answer; None leaves the schema unchanged.
 
     Raises:
-      Refusal: the file cannot be read, leaves out a group or a class, or the schema has such weights itself.
+      Refusal: the file cannot be read, lacks a group or a class, or the schema already has such weights.
     """
     if path is None:
         return schema
     if schema.group_weights is not None:
-        raise Refusal(FIELD, path, "stands in the schema too, as group_weights; take it out of one")
+        raise Refusal(FIELD, path, "the schema also has group_weights; remove one of them")
     answers = read_answer(Path(path), FIELD)
     found = read_words(Path(path)) if answers is None else _of_answers(answers, schema, path)
     return with_group_weights(schema, found, path)
 
 
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
-    """Return the weights that follow from the first counts by groups and label."""
+    """Return the weights computed from the first counts by groups and label."""
     for each in answers:
         odds = each.asked.get("criterion") == "equalised_odds"
         keys = ("label", "of") if odds else ("of", "by")
@@ -54,7 +54,7 @@ def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> objec
             continue
         cells, half = np.array(values, np.float64), each.halves[-1]
         if half is None or cells.size != len(words[0]) * len(words[1]):
-            raise Refusal(FIELD, path, "is no answer of fedveil ask (a cross table lacks cells)")
+            raise Refusal(FIELD, path, "is not an answer of fedveil ask (a cross table lacks cells)")
         cells = cells.reshape(len(words[0]), len(words[1]))
         if plain(names[0]) == plain(schema.label):
             cells, words, names = cells.T, words[::-1], names[::-1]

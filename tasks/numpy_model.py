@@ -1,9 +1,9 @@
-"""Interpreter of an exported model, with NumPy alone: an export carries this file as `predict.py`.
+"""Interpreter of an exported model in pure NumPy: an export contains this file as `predict.py`.
 
     python predict.py inputs.npy > predictions.csv
 
-The model is a file in the safetensors format: arrays, and a program that says which operation takes which. A program is
-data: each of its operations is one of `OPERATIONS`, so a file from elsewhere can compute nothing else.
+The model is a file in the safetensors format: arrays and a program over them. A program is data: each of its operations
+is one of `OPERATIONS`, so an untrusted file cannot run other code.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 MODEL = "model.safetensors"
-SCALE = ".scale"  # of the int8 array NAME, for each of its first dimension: NAME.scale
+SCALE = ".scale"  # NAME.scale holds the scales of the int8 array NAME along its first dimension
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "<i1", "BOOL": "|b1"}
 
 
 @dataclass(frozen=True)
 class Program:
-    """Operations in their order.
+    """Operations in order.
 
     Attributes:
       inputs: name of the model's inputs.
-      arrays: for each name that a parameter has in the program, the one that it has in the file.
+      arrays: names of parameters in the file, by their names in the program.
       nodes: for each operation (name of its result, its own name, positional arguments, keyword arguments). An argument
-        `{"node": NAME}` is what stands under that name.
+        `{"node": NAME}` refers to an earlier result.
       outputs: name of the model's outputs.
     """
 
@@ -46,10 +46,10 @@ class Program:
 
 
 def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
-    """Return the program and the arrays of a file, those of int8 multiplied by their scales.
+    """Return the program and the arrays of a file; int8 arrays are multiplied by their scales.
 
     Raises:
-      ValueError: the file is damaged, or holds no program.
+      ValueError: the file is damaged or holds no program.
     """
     content = path.read_bytes()
     try:
@@ -85,13 +85,13 @@ def run(program: Program, arrays: Mapping[str, Array], inputs: Array) -> Array:
       inputs: shape (n, ...).
 
     Raises:
-      ValueError: the program has an operation that is none of `OPERATIONS`, or the inputs do not suit it.
+      ValueError: the program has an operation outside `OPERATIONS`, or the inputs do not fit it.
     """
     known: dict[str, Any] = {name: arrays[file] for name, file in program.arrays.items()}
     known[program.inputs] = inputs
     for name, operation, given, named in program.nodes:
         if operation not in OPERATIONS:
-            raise ValueError(f"the operation {operation} is not known here")
+            raise ValueError(f"the operation {operation} is not supported")
         try:
             known[name] = OPERATIONS[operation](
                 *[_value(each, known) for each in given],
@@ -113,7 +113,7 @@ def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
 
     Args:
       outputs: of a model, shape (n, ...).
-      classifies: whether they are logits of classes, where there are two dimensions, and more than one output.
+      classifies: whether they are logits of classes, given two dimensions and more than one output.
     """
     if classifies and outputs.ndim == 2 and outputs.shape[1] > 1:
         shares = softmax(outputs.astype(np.float64))
@@ -122,7 +122,7 @@ def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
     return {f"output_{place}": column.astype(np.float64) for place, column in enumerate(flat)}
 
 
-# --- operations, by the names that they have in torch's ATen ------------------------------------------------------
+# --- operations, by their names in torch's ATen ------------------------------------------------------
 
 
 def softmax(x: Array, dim: int = -1, dtype: object = None) -> Array:
@@ -191,7 +191,7 @@ def _avg_pool2d(
 
 def _adaptive_avg_pool2d(x: Array, size: Any) -> Array:
     if _pair(size) != (1, 1):
-        raise TypeError("only one window an image is known here")
+        raise TypeError("only one window per image is supported")
     return x.mean((-2, -1), keepdims=True)
 
 
@@ -200,7 +200,7 @@ def _normal(x: Array, axes: tuple[int, ...], small: float) -> Array:
 
 
 def _scaled(x: Array, weight: Array | None, bias: Array | None, around: Sequence[int] | None = None) -> Array:
-    """Return x times weight plus bias, where there are any, each in the shape `around` if it is given."""
+    """Return x times weight plus bias, if given, each in the shape `around` if given."""
     for step, by in ((np.multiply, weight), (np.add, bias)):
         if by is not None:
             x = step(x, by if around is None else by.reshape(around))
@@ -233,7 +233,7 @@ def _layer_norm(
 def _batch_norm(x: Array, *given: Any) -> Array:
     weight, bias, mean, variance, training, _, small, *_ = given  # in ATen's order
     if training:
-        raise TypeError("it mixes the examples of a batch")
+        raise TypeError("the operation mixes the examples of a batch")
     around = (-1, *[1] * (x.ndim - 2))
     return _scaled(
         (x - mean.reshape(around)) / np.sqrt(variance.reshape(around) + small), weight, bias, around
@@ -279,7 +279,7 @@ def _same(x: Array, *_: object, **__: object) -> Array:
 
 def _dropout(x: Array, share: float, training: bool) -> Array:
     if training:
-        raise TypeError("it draws anew in every call")
+        raise TypeError("the operation is random")
     return x
 
 

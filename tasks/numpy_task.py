@@ -1,4 +1,4 @@
-"""NumPy task: arrays in, arrays out, for models that are not torch's, such as scikit-learn's or JAX's."""
+"""NumPy task: arrays in, arrays out, for models of other libraries than torch, such as scikit-learn or JAX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @runtime_checkable
 class NumpyTask(Protocol):
-    """Task whose model is a dictionary of arrays. Clients are hidden as in any other; single records cannot be."""
+    """Task whose model is a dictionary of arrays. It supports client-level but not record-level privacy."""
 
     simulated: bool
     num_clients: int
@@ -32,7 +32,7 @@ class NumpyTask(Protocol):
     def fit(
         self, arrays: Arrays, inputs: NDArray[Any], targets: NDArray[Any], training: LocalTraining
     ) -> Arrays:
-        """Return the arrays after training on one client's data; keep nothing for the next client.
+        """Return the arrays after training on one client's data; store no state for the next client.
 
         Args:
           arrays: as the server sent them, copies.
@@ -79,7 +79,7 @@ class NumpyTask(Protocol):
 
 
 def as_task(given: object) -> object:
-    """Return a `NumpyTask` as the `Task` that everything else works with; anything else as it is."""
+    """Return a `NumpyTask` wrapped as a `Task`; anything else unchanged."""
     return given if hasattr(given, "model") or not isinstance(given, NumpyTask) else FromArrays(given)
 
 
@@ -121,7 +121,7 @@ class FromArrays:
         model = OfArrays()
         for name, value in own.arrays().items():
             if "." in name or hasattr(model, name):
-                raise Refusal("arrays", name, "give the array another name, without dots")
+                raise Refusal("arrays", name, "use a name without dots")
             value = tensor(np.asarray(value))
             if value.is_floating_point():
                 model.register_parameter(name, nn.Parameter(value))

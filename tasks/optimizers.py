@@ -28,20 +28,20 @@ CLASSES = {
     "sgd": "SGD",
 }
 ELEMENTWISE = frozenset(CLASSES) - {"adafactor", "muon"}
-"""Optimisers whose step of a number depends on that number's gradients alone, so that stacked models can share one."""
+"""Optimisers whose step of a coordinate depends only on its own gradients, so that stacked models can share one."""
 
 
 class AdamBC(torch.optim.Optimizer):
     """Adam on noised gradients, with the variance of the noise taken out of the second moments (DP-AdamBC).
 
-    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It reads nothing but released gradients.
+    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients.
 
     Args:
       parameters: to be trained.
       lr: learning rate, above 0.
       variance: of the noise on each coordinate of a gradient, at least 0.
       betas: decays of the first and second moments, each in [0, 1).
-      eps: least second moment that is left, above 0; the paper's gamma'.
+      eps: lower bound of the second moment, above 0; the paper's gamma'.
       weight_decay: weight of the pull towards zero, at least 0.
     """
 
@@ -81,7 +81,7 @@ class AdamBC(torch.optim.Optimizer):
 
 
 def own_optimizer(task: object) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None:
-    """Return the task's function that makes an optimiser of parameters, if it has one."""
+    """Return the task's function from parameters to an optimiser, if it has one."""
     made = getattr(task, "optimizer", None)
     return cast(Callable[[Sequence[Tensor]], torch.optim.Optimizer], made) if callable(made) else None
 
@@ -92,13 +92,13 @@ def optimizer_of(
     """Return a new optimiser of the parameters; None stands for plain SGD.
 
     Args:
-      task: may offer `optimizer(parameters)`, which `auto` takes.
+      task: may define `optimizer(parameters)`, which `auto` uses.
       parameters: to be trained.
       training: names the optimiser; its learning rate is that of the round.
-      noise: standard deviation of the noise on each coordinate of a gradient, where DP-SGD adds some.
+      noise: standard deviation of DP-SGD's noise on each coordinate of a gradient; None without it.
 
     Raises:
-      Refusal: the optimiser does not take its options or these parameters, or the task's own has others.
+      Refusal: the optimiser rejects its options or these parameters, or the task's own has other parameters.
     """
     asked, own = training.optimizer, own_optimizer(task)
     if asked.name == "auto" and own is not None:
@@ -118,17 +118,17 @@ def optimizer_of(
 
 
 def _of_these(made: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Refuse a task's optimiser that has other parameters: one kept from earlier, which remembers another client."""
+    """Refuse a task's optimiser with other parameters: a reused one holds another client's state."""
     given = {id(parameter) for parameter in parameters}
     groups: list[dict[str, Any]] = getattr(made, "param_groups", [])
     if any(id(parameter) not in given for group in groups for parameter in group["params"]):
-        remedy = "the task's optimizer(parameters) returned one of other parameters; make a new one of those that it is given"
+        remedy = "the task's optimizer(parameters) has other parameters; make a new one from those given"
         raise Refusal("optimizer", type(made).__name__, remedy)
     return made
 
 
 def follow_epochs(optimizer: object, steps: int) -> None:
-    """Let the schedules by epochs that a task's own optimiser bears count its steps.
+    """Tell the epoch schedules of a task's own optimiser the number of steps of an epoch.
 
     Args:
       optimizer: of the task; its attribute `by_epochs` holds functions that take the number of steps of an epoch.
@@ -139,16 +139,16 @@ def follow_epochs(optimizer: object, steps: int) -> None:
 
 
 def check_optimizer(task: Task, training: LocalTraining, noise: float | None = None) -> None:
-    """Refuse how a task would be trained where its model cannot be, before anything is spent.
+    """Refuse training settings that the task's model does not support, before anything is spent.
 
     Args:
-      task: gives the model, and perhaps the optimiser.
+      task: gives the model, and optionally the optimiser.
       training: names the optimiser.
       noise: as in `optimizer_of`.
 
     Raises:
-      Refusal: the optimiser does not take its options or the parameters, or asks for more than gradients; or the task
-        trains by a function of its own, and cannot as it is asked to.
+      Refusal: the optimiser rejects its options or the parameters, or needs more than gradients; or the task's own
+        training function does not support the settings.
     """
     check_own_training(task, training, records=noise is not None)
     own = training.optimizer.name == "auto" and own_optimizer(task) is not None
@@ -159,7 +159,7 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
         raise Refusal("schedule", training.schedule.name, remedy)
     parameters = [p for p in task.model().parameters() if p.requires_grad]
     optimizer: Any = optimizer_of(task, parameters, training, noise)
-    if own:  # once more, of another model: what the task kept from the first call shows
+    if own:  # again with another model, to detect state kept from the first call
         optimizer_of(task, [p.detach().clone().requires_grad_() for p in parameters], training, noise)
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         remedy = f"the task's optimizer(parameters) returned a {type(optimizer).__name__}; return one of torch.optim"
@@ -167,7 +167,7 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
     if optimizer is None:
         return
     if training.local_epochs == 1 and getattr(optimizer, "by_epochs", ()):
-        remedy = "the task's optimizer has a schedule by epochs, and a client's lives for one round; take more epochs"
+        remedy = "the task's optimizer has a schedule by epochs, but exists for one round; use more epochs"
         raise Refusal("local_epochs", 1, f"{remedy} a round, or count steps")
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -175,5 +175,5 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
     try:
         optimizer.step()
     except (TypeError, RuntimeError, ValueError) as error:
-        remedy = f"it must take its steps from gradients alone, without a closure ({error})"
+        remedy = f"it must step from gradients only, without a closure ({error})"
         raise Refusal("optimizer", name, remedy) from error

@@ -1,4 +1,4 @@
-"""Model in the place of a task's own: a class that somebody names, the same wherever it is made."""
+"""Model in place of a task's own: a class given by name, with equal values wherever it is created."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL = "model"  # the option of a task
-STUDENT = "student"  # the word for the small model that a task ships with
+STUDENT = "student"  # name of a task's shipped small model
 SEED = 0
 
 
 @dataclass(frozen=True)
 class OtherModel:
-    """Maker of a model, in the place of a task's `model`.
+    """Factory of a model, in place of a task's `model`.
 
     Attributes:
       target: `module:Class`, called without arguments.
@@ -33,14 +33,14 @@ class OtherModel:
 
 
 def model_named(target: str, field: str) -> nn.Module:
-    """Return the model that a class makes, the same on every call.
+    """Return a class's model, with the same values on every call.
 
     Args:
       target: `module:Class`, called without arguments.
-      field: that names it, for refusals.
+      field: its key, for refusals.
 
     Raises:
-      Refusal: it cannot be imported or made.
+      Refusal: it cannot be imported or created.
     """
     import torch  # takes a second
 
@@ -58,7 +58,7 @@ def model_named(target: str, field: str) -> nn.Module:
 
 
 def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
-    """Return the task with another model; None leaves it as it is.
+    """Return the task with another model; None leaves it unchanged.
 
     Args:
       task: any; it is not changed.
@@ -66,7 +66,7 @@ def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
       allow: modules that may be imported.
 
     Raises:
-      Refusal: the module is not allowed, the class makes no model, or the task is one of arrays without torch.
+      Refusal: the module is not allowed, the class makes no model, or the task has arrays instead of a torch model.
     """
     if target is None:
         return task
@@ -77,7 +77,7 @@ def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
         remedy = f"list its module among the allowed ones (now: {', '.join(allow) or 'none'}): allow_modules=[{module}]"
         raise Refusal("task.model", target, remedy)
     if getattr(task, "own", None) is not None:
-        remedy = "the task fits arrays by itself and has no model of torch; leave it out"
+        remedy = "the task trains arrays itself and has no torch model; leave it out"
         raise Refusal("task.model", target, remedy)
     maker = OtherModel(target)
     maker()

@@ -1,7 +1,7 @@
 """Partitions of one data set's examples into clients' shares.
 
-Each partition is a function of the labels and an integer seed alone. Every example goes to exactly one client, and
-every client has at least one; a client may hold a single example or a single class.
+Each partition is a function of only the labels and an integer seed. Every example goes to exactly one client, and every
+client has at least one; a client may hold a single example or a single class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHARDS_PER_CLIENT = 2
 
 @dataclass(frozen=True)
 class Partition:
-    """Named way to deal examples to clients.
+    """Named rule that deals examples to clients.
 
     Attributes:
       name: a key of `PARTITIONS`.
@@ -56,7 +56,7 @@ class Partition:
 
         Args:
           labels: classes, shape (n,).
-          groups: natural owner of each example, shape (n,); None if the data do not know.
+          groups: natural owner of each example, shape (n,); None if unknown.
 
         Raises:
           Refusal: there are fewer examples than clients, or the partition does not suit the data.
@@ -68,13 +68,13 @@ class Partition:
 
 
 def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return one share for each owner that the data name; arguments and result as of `Partition.shares`, unsorted."""
+    """Return one share for each owner in the data; arguments and result as of `Partition.shares`, unsorted."""
     if groups is None:
-        remedy = "these data do not say whose they are; choose iid, dirichlet or shards"
+        remedy = "these data do not name owners; choose iid, dirichlet or shards"
         raise Refusal("partition", how.name, remedy)
     owners = np.unique(groups)
     if len(owners) != how.num_clients:
-        remedy = f"the natural partition has {len(owners)} clients; give that number or another partition"
+        remedy = f"the natural partition has {len(owners)} clients; use that number or another partition"
         raise Refusal("num_clients", how.num_clients, remedy)
     return [np.flatnonzero(groups == owner) for owner in owners]
 
@@ -88,8 +88,8 @@ def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices
 def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
     """Return shares whose class mixes are drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
 
-    Hsu, Qi and Brown 2019, arXiv:1909.06335, section 3: a class that has run out is drawn no more. A small alpha gives
-    clients of one class, a large one approaches iid.
+    Hsu, Qi and Brown 2019, arXiv:1909.06335, section 3: an exhausted class is no longer drawn. A small alpha gives
+    clients with one class, a large one approaches iid.
     """
     generator = _generator(how)
     order = generator.permutation(len(labels))
@@ -109,7 +109,7 @@ def shards(how: Partition, labels: Indices, groups: Indices | None) -> list[Indi
     """Return shares of two pieces each of the examples sorted by class (McMahan et al. 2017, arXiv:1602.05629)."""
     pieces = SHARDS_PER_CLIENT * how.num_clients
     if len(labels) < pieces:
-        remedy = f"shards need {SHARDS_PER_CLIENT} examples a client and there are {len(labels)}"
+        remedy = f"shards need {SHARDS_PER_CLIENT} examples per client, and there are {len(labels)}"
         raise Refusal("num_clients", how.num_clients, remedy)
     generator = _generator(how)
     shuffled = generator.permutation(len(labels))
@@ -133,7 +133,7 @@ def _generator(how: Partition) -> np.random.Generator:
 def _draw_classes(
     generator: np.random.Generator, mix: NDArray[np.float64], left: Indices, size: int
 ) -> Indices:
-    """Return how many examples of each class one client takes: `size` in all, never more than are left."""
+    """Return one client's number of examples of each class: `size` in all, never more than are left."""
     taken = np.zeros_like(left)
     while (missing := size - int(taken.sum())) > 0:
         open_mix = mix * (taken < left)

@@ -23,17 +23,17 @@ from .protocol import Task
 COPIES = (1, 4, 16, 0)
 DIGITS = 4
 CANDIDATES = 10**DIGITS
-CONSONANTS = "bcdfgjkqvwxz"  # no word of English is made of these alone
+CONSONANTS = "bcdfgjkqvwxz"  # no English word consists only of these
 
 
 @dataclass(frozen=True)
 class Secret:
-    """PIN after a prefix of its own.
+    """PIN after a unique prefix.
 
     Attributes:
       prefix: text before the PIN.
       pin: 0 to CANDIDATES - 1.
-      clients: those that hold it; empty for a secret of the control.
+      clients: those that hold it; empty for a control.
     """
 
     prefix: str
@@ -57,11 +57,11 @@ class SecretTask(Task, Protocol):
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """Secrets of every kind, those of the control included."""
+        """Secrets of every kind, controls included."""
         ...
 
     def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
-        """Return the model's loss on each PIN that the secret might have been, shape (CANDIDATES,).
+        """Return the model's loss on each candidate PIN of the secret, shape (CANDIDATES,).
 
         Args:
           model: to be tested.
@@ -75,14 +75,14 @@ def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
 
     Args:
       each: number of secrets of a kind, at least 0.
-      num_clients: among which their holders are drawn.
+      num_clients: from which their holders are drawn.
       seed: of the draw.
 
     Raises:
       Refusal: there are fewer clients than copies.
     """
     if each and num_clients < max(COPIES):
-        remedy = f"a secret is planted at {max(COPIES)} clients; give that many clients, or no secrets"
+        remedy = f"a secret is planted at {max(COPIES)} clients; use that many or more, or no secrets"
         raise Refusal("task.secrets", each, remedy)
     # CANDIDATES keeps this stream apart from the one that deals examples by the same seed.
     generator = np.random.default_rng([seed, num_clients, CANDIDATES])

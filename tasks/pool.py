@@ -1,4 +1,4 @@
-"""Pool of examples that a partition deals to simulated clients, for a task of one's own that has no clients yet."""
+"""Pool of examples that a partition deals to simulated clients, for a user's task without clients."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .protocol import Task
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DEALT = "partition of a pool"  # the option that says how: the partition's keys, num_clients and seed
+DEALT = "partition of a pool"  # option with the partition's keys, num_clients and seed
 
 
 @runtime_checkable
 class PooledTask(Protocol):
-    """Task of one's own whose data are one pool; it has all members of `Task` but `num_clients` and `client_data`.
+    """User's task whose data are one pool; it has all members of `Task` except `num_clients` and `client_data`.
 
-    Where it also has `groups()`, the owner of each example, shape (n,), the natural partition deals by these.
+    If it also has `groups()`, the owner of each example, shape (n,), the natural partition uses these.
     """
 
     def pool(self) -> Any:
-        """Return all clients' data, in a form that `client_data` may have."""
+        """Return all clients' data, in any form that `client_data` supports."""
         ...
 
     def labels(self) -> Any:
@@ -38,7 +38,7 @@ class PooledTask(Protocol):
 
 @dataclass(frozen=True)
 class Dealt:
-    """Task over the shares of a pool; what it has no word for is its task's own."""
+    """Task over the shares of a pool; other attributes are those of its task."""
 
     task: Any
     data: Data
@@ -75,37 +75,35 @@ class Dealt:
 
 
 def dealt(task: object, how: Mapping[str, Any] | None) -> object:
-    """Return the task with its pool dealt to clients, or as it is where each client has its own data.
+    """Return the task with its pool dealt to clients, or unchanged if each client has its own data.
 
     Args:
-      task: of the user's own.
-      how: name, num_clients, seed and other keys of the partition; None where clients are real.
+      task: the user's.
+      how: name, num_clients, seed and other keys of the partition; None with real clients.
 
     Raises:
       Refusal: the partition does not suit the task.
     """
     if isinstance(task, Task) or not isinstance(task, PooledTask):
         if how is not None and how["name"] != "natural":
-            remedy = (
-                "this task gives each client its own data; leave it out, or give pool() and labels() instead"
-            )
+            remedy = "this task gives each client its own data; leave it out, or define pool() and labels() instead"
             raise Refusal("partition", how["name"], remedy)
         return task
     if how is None:
-        remedy = "deals one pool to simulated clients; give client_data(client)"
+        remedy = "deals one pool to simulated clients; define client_data(client) for real ones"
         raise Refusal("task", type(task).__name__, remedy)
     data, labels = as_data(task.pool()), np.asarray(task.labels())
     owners: Any = getattr(task, "groups", None)
     groups = None if owners is None else np.asarray(owners())
     for name, each in (("labels", labels), ("groups", groups)):
         if each is not None and each.shape != (len(data),):
-            raise Refusal(name, each.shape, f"give one for each of the pool's {len(data)} examples")
+            raise Refusal(name, each.shape, f"must have one for each of the pool's {len(data)} examples")
     count: Any = how["num_clients"] or getattr(task, "num_clients", None)
     if how["name"] == FLWR:
         return Dealt(task, data, flwr_shares({**how, "num_clients": count}, labels, groups))
     if count is None and groups is not None and how["name"] == "natural":
         count = len(np.unique(groups))
     if count is None:
-        raise Refusal("task.num_clients", None, "say to how many clients the pool is dealt")
+        raise Refusal("task.num_clients", None, "give the number of clients to deal the pool to")
     given: dict[str, Any] = {**how, "num_clients": count}
     return Dealt(task, data, Partition(**given).shares(labels, groups))

@@ -66,9 +66,9 @@ class Task(Protocol):
 
     @property
     def simulated(self) -> bool:
-        """Whether the data are public or made up; if so, every run starts a ledger of its own.
+        """Whether the data are public or synthetic; if so, every run starts its own ledger.
 
-        Real data need a name, the same in every run: `data_id`, an attribute of the task, or `task.data_id` of the run.
+        Real data need a fixed name: `data_id`, an attribute of the task, or the run's `task.data_id`.
         """
         ...
 
@@ -85,13 +85,13 @@ class Task(Protocol):
         """Return the mean loss over a batch, a scalar.
 
         Args:
-          outputs: what the model returned: a tensor of shape (n, ...), a tuple, or an object such as ModelOutput.
+          outputs: of the model: a tensor of shape (n, ...), a tuple, or an object such as ModelOutput.
           targets: shape (n, ...).
         """
         ...
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return means over the examples, by name; of data that are read, the means of batches are averaged.
+        """Return means over the examples, by name; with lazily read data, the means of batches are averaged.
 
         Args:
           outputs: of the model, shape (n, ...).
@@ -108,7 +108,7 @@ class Task(Protocol):
         ...
 
     def held_out(self) -> Any:
-        """Return the data on which the model is evaluated and never trained, in a form that `client_data` may have.
+        """Return the data on which the model is evaluated and never trained, in any form that `client_data` supports.
 
         Metrics on them are exact and public. On real data they count as private, and the run shows no metrics, unless
         the task has `held_out_public = True` or the run `task.held_out=public`.
@@ -118,10 +118,10 @@ class Task(Protocol):
 
 @runtime_checkable
 class ColumnTask(Task, Protocol):
-    """Task whose clients have columns that questions may be asked about (`fedveil ask`)."""
+    """Task whose clients have columns for questions (`fedveil ask`)."""
 
     def columns(self, client: int) -> Mapping[str, Any]:
-        """Return a client's columns by name, each of one value a row: numbers, NaN where missing, or words.
+        """Return a client's columns by name, one value per row: numbers, NaN where missing, or words.
 
         Args:
           client: its number, 0 <= client < num_clients.
@@ -131,7 +131,7 @@ class ColumnTask(Task, Protocol):
 
 @runtime_checkable
 class StackedTask(Task, Protocol):
-    """Task that also computes the losses of many clients at once, faster than `torch.func.vmap` of `loss` would."""
+    """Task that also computes the losses of many clients at once, faster than `torch.func.vmap` of `loss`."""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return each client's mean loss, shape (clients,).
@@ -145,10 +145,10 @@ class StackedTask(Task, Protocol):
 
 @runtime_checkable
 class SizedTask(Task, Protocol):
-    """Task that knows how many examples its clients have without making them, as plans for a large population ask of each."""
+    """Task that knows its clients' numbers of examples without creating them, for plans of large populations."""
 
     def client_size(self, client: int) -> int:
-        """Return how many examples `client_data` has.
+        """Return the number of examples in `client_data`.
 
         Args:
           client: 0 <= client < num_clients.
@@ -176,32 +176,32 @@ class TrainingTask(Task, Protocol):
 
 
 def own_training(task: object) -> Callable[[nn.Module, Any, LocalTraining], float | None] | None:
-    """Return the training function of a `TrainingTask`; None of any other task."""
+    """Return the training function of a `TrainingTask`; None for any other task."""
     made = getattr(task, "train", None)
     return cast("Callable[[nn.Module, Any, LocalTraining], float | None]", made) if callable(made) else None
 
 
 def check_own_training(task: object, training: LocalTraining, records: bool) -> None:
-    """Refuse a training function of the task's own where something was asked for that it cannot honour.
+    """Refuse a task's own training function if it cannot satisfy the settings.
 
     Args:
       task: any.
-      training: what was asked for.
+      training: its settings.
       records: whether single records are to be protected.
 
     Raises:
-      Refusal: an optimizer is named beside the function, no gradient of an example can be clipped in it, or the task's
-        own `check_training` refuses what was asked for.
+      Refusal: an optimizer is also named, examples' gradients would have to be clipped in it, or the task's own
+        `check_training` refuses the settings.
     """
     if own_training(task) is None:
         return
-    own = getattr(task, "own", None)  # of a task made of arrays
+    own = getattr(task, "own", None)  # of a task on arrays
     name = f"{type(task).__name__}.train" if own is None else f"{type(own).__name__}.fit"
     if records:
-        remedy = "hides clients alone, since no example's gradient is clipped in it; use privacy=client_central or "
+        remedy = "supports only client-level privacy, since it does not clip examples' gradients; use privacy=client_central or "
         raise Refusal("privacy", "record", f"{name} {remedy}client_distributed, or a task without train")
     if training.optimizer.name != "auto":
-        raise Refusal("optimizer", training.optimizer.name, f"{name} takes its own steps; leave it out")
+        raise Refusal("optimizer", training.optimizer.name, f"{name} has its own optimizer; leave this out")
     if callable(check := getattr(task if own is None else own, "check_training", None)):
         check(training)
 
@@ -228,7 +228,7 @@ class GroupedTask(Task, Protocol):
         ...
 
     def groups(self, client: int) -> Mapping[str, Tensor]:
-        """Return by attribute the number of each example's group, shape (n,), int64, -1 where it is unknown.
+        """Return by attribute the group of each example, shape (n,), int64, -1 where it is unknown.
 
         Args:
           client: 0 <= client < num_clients; the examples are those of `client_data`, in their order.
@@ -238,7 +238,7 @@ class GroupedTask(Task, Protocol):
 
 @runtime_checkable
 class PredictingTask(Task, Protocol):
-    """Task with preprocessing from raw data to inputs, and with a meaning of its outputs."""
+    """Task that preprocesses raw data to inputs and interprets outputs."""
 
     def beside_the_model(self) -> Mapping[str, bytes]:
         """Return the files that a run keeps with its model, by name: its preprocessing."""
@@ -256,9 +256,9 @@ class PredictingTask(Task, Protocol):
 def check_trainable(model: nn.Module) -> None:
     """Refuse a model whose gradient for one example depends on the others, which DP-SGD cannot train.
 
-    Batch normalisation is refused even where its parameters do not train: in training mode it mixes the examples of a
-    batch. One that stays in evaluation mode is not. What layers of other kinds do is measured, by `check_independence`,
-    and the engine `one_by_one` trains whatever passes.
+    Batch normalisation is refused even with frozen parameters: in training mode it mixes the examples of a batch. One
+    that stays in evaluation mode is accepted. Other layers are measured by `check_independence`, and the engine
+    `one_by_one` can train every model that passes.
 
     Raises:
       Refusal: names the layer and what to put in its place.
@@ -269,6 +269,6 @@ def check_trainable(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm) and layer.training:
             remedy = (
-                f"use torch.nn.GroupNorm(groups, {layer.num_features}), which looks at one example at a time"
+                f"use torch.nn.GroupNorm(groups, {layer.num_features}), which normalises each example alone"
             )
             raise Refusal("model", f"{name or 'model'}: {type(layer).__name__}", remedy)

@@ -16,22 +16,22 @@ from .table_schema import Column, Schema, plain, require_within
 FIELD = "task.scaling"
 ASKED = "asked"
 MEAN, DEVIATION = "mean", "standard deviation"
-# of a deviation: half the width that its interval may have in an answer that a run asked for itself
+# of a deviation: largest half-width of its interval in the answer to a run's own question
 KNOWN_TO = 0.5
 
 Moments = Mapping[str, tuple[float, float]]  # mean and standard deviation of a number, by its column
 
 
 def standardised(schema: Schema, path: str | None) -> Schema:
-    """Return the schema by which each number becomes an input of mean 0 and variance 1, as an answer says.
+    """Return the schema that scales each number to mean 0 and variance 1 by an answer.
 
     Args:
       schema: of the tables.
-      path: of the JSON that a question left, of kind variance for each number that the model sees; None leaves the schema,
-        and so does ASKED, until the run has asked.
+      path: of the JSON of an answer of kind variance for each number of the model; None leaves the schema unchanged,
+        and so does ASKED until the run has asked.
 
     Raises:
-      Refusal: the file holds no such answer for a number, or one within other bounds than the schema's.
+      Refusal: the file lacks such an answer for a number, or has one within bounds other than the schema's.
     """
     if path is None:
         return schema
@@ -40,24 +40,24 @@ def standardised(schema: Schema, path: str | None) -> Schema:
         return schema
     answers = read_answer(Path(path), FIELD)
     if answers is None:
-        raise Refusal(FIELD, path, "is no answer of fedveil ask; give the JSON that it leaves")
+        raise Refusal(FIELD, path, "is not an answer of fedveil ask; give its JSON file")
     return with_moments(schema, {each.name: _standard(each, answers, path) for each in numbers})
 
 
 def with_moments(schema: Schema, moments: Moments) -> Schema:
-    """Return the schema by which these numbers are scaled by their mean and deviation, and the others as they were.
+    """Return the schema that scales these numbers by their mean and deviation, and the others as before.
 
     Args:
       schema: of the tables.
-      moments: of columns that the model sees.
+      moments: of the model's columns.
 
     Raises:
-      Refusal: a column is no such number, or has no such mean or deviation within its bounds.
+      Refusal: a column is not a number of the model, or its mean or deviation is impossible within its bounds.
     """
     numbers = {each.name for each in schema.numbers}
     for name, (mean, deviation) in moments.items():
         if name not in numbers:
-            raise Refusal(FIELD, name, "is no number that the model sees; both sides need one schema")
+            raise Refusal(FIELD, name, "is not a number of the model; both sides need one schema")
         column = next(each for each in schema.columns if each.name == name)
         require_within(f"{FIELD}: {name}", mean, deviation, column.low, column.high)
     columns = (replace(each, standard=moments.get(each.name, each.standard)) for each in schema.columns)
@@ -68,7 +68,7 @@ def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
     """Return the questions of a run about its numbers: mean and variance of each within the bounds of the schema.
 
     Raises:
-      Refusal: there is no number that the schema does not scale already, or one answer has no room for them.
+      Refusal: the schema already scales all numbers, or there are too many for one answer.
     """
     numbers = [each for each in _numbers(schema, ASKED) if each.standard is None]
     if not 1 <= len(numbers) <= MOST_QUESTIONS:
@@ -83,9 +83,9 @@ def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
 
 
 def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float, float]]:
-    """Return mean and deviation of the columns of which an answer tells them well enough.
+    """Return mean and deviation of the columns for which an answer is precise enough.
 
-    A deviation is known to half of itself, or its column is left out and stays scaled by its bounds.
+    A column whose deviation is not known to within half of itself is left out and stays scaled by its bounds.
     """
     found: dict[str, tuple[float, float]] = {}
     for name, figures in answers.items():
@@ -100,7 +100,7 @@ def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float
 
 def _numbers(schema: Schema, path: str) -> tuple[Column, ...]:
     if not schema.numbers:
-        raise Refusal(FIELD, path, "the model sees no number that could be scaled; leave it out")
+        raise Refusal(FIELD, path, "the model has no number to scale; leave it out")
     return schema.numbers
 
 
@@ -108,7 +108,7 @@ def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[f
     """Return the mean and the standard deviation of a column."""
     where = f"{FIELD}: {column.name}"
     if column.standard is not None:
-        raise Refusal(where, path, "has a mean and a deviation in the schema too; take them out of one")
+        raise Refusal(where, path, "also has a mean and a deviation in the schema; remove one of them")
     for each in answers:
         if each.asked["kind"] != "variance" or plain(str(each.asked.get("of"))) != plain(column.name):
             continue
@@ -121,8 +121,8 @@ def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[f
         mean, deviation = said.get(MEAN), said.get(DEVIATION)
         if mean is None or deviation is None or deviation <= 0:
             remedy = "ask again with more epsilon, or write mean and deviation into the schema"
-            raise Refusal(where, path, f"cannot be said there; {remedy}")
+            raise Refusal(where, path, f"is not estimated there; {remedy}")
         require_within(where, mean, deviation, column.low, column.high)
         return mean, deviation
-    remedy = "is a number of which it holds no variance; ask a question of that kind for it too"
+    remedy = "is a number without a variance there; ask a question of that kind for it as well"
     raise Refusal(where, path, remedy)

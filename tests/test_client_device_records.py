@@ -219,7 +219,7 @@ def test_an_order_per_person_is_refused_where_nobody_says_whose_the_examples_are
     assert TrainingOrder.from_json(order.to_json()) == order
     assert device.answer(asked(device, order)).error.code == FAILED
     assert "do not say whose they are" in caplog.text and not list(device.ledgers.glob("*.ledger"))
-    with pytest.raises(Refusal, match="several examples that are exchanged"):
+    with pytest.raises(Refusal, match="several replaced examples"):
         replace(RECORD, per_person=2, adjacency=Adjacency.REPLACE_ONE)
 
 

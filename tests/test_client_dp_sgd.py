@@ -594,7 +594,7 @@ def test_a_lattice_is_never_finer_than_noise_can_be_drawn_on(noise: float) -> No
     sigma, step = dp_sgd.lattice_of(noise, 1.0, coordinates)
     assert sigma == MAX_SIGMA
     assert noise * (1 + step * coordinates**0.5) <= sigma * step * (1 + 1e-9) <= 1.03 * noise
-    with pytest.raises(Refusal, match="no lattice holds so much noise"):
+    with pytest.raises(Refusal, match="no lattice has room for this noise"):
         dp_sgd.lattice_of(1e13, 1.0, 650)
 
 

@@ -172,7 +172,7 @@ class Elsewhere(Made):
 def test_a_model_that_is_made_elsewhere_is_refused_before_anything_is_written(
     privacy: str, tmp_path: Path
 ) -> None:
-    said = "model='.*weight on meta': a task makes its model on the processor"
+    said = "model='.*weight on meta': a task must create its model on the CPU"
     with pytest.raises(Refusal, match=said):
         fv.simulate(Elsewhere(), privacy=privacy, folder=tmp_path / "run", num_rounds=1, quiet=True)
     assert not (tmp_path / "run").exists()

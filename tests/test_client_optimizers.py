@@ -245,8 +245,8 @@ def test_a_task_with_planted_examples_keeps_its_optimizer() -> None:
     [
         (WithClosure(), LocalTraining(), "closure"),
         (WithSomethingElse(), LocalTraining(), "returned a list"),
-        (WithOneForAll(), LocalTraining(), "make a new one of those that it is given"),
-        (WithOwnParameters(), LocalTraining(), "make a new one of those that it is given"),
+        (WithOneForAll(), LocalTraining(), "make a new one from those given"),
+        (WithOwnParameters(), LocalTraining(), "make a new one from those given"),
         (Made(), LocalTraining(optimizer=Optimizer("sgd", (("nesterov", True),))), "Nesterov"),
         (Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", (1.0, 0.9)),))), "Invalid beta"),
         (Made(), LocalTraining(optimizer=Optimizer("muon")), "2D"),

@@ -101,8 +101,8 @@ def test_an_unknown_partition_is_told_the_known_names() -> None:
     ("how", "reason"),
     [
         (Partition("iid", 601), "only 600 examples"),
-        (Partition("shards", 301), "2 examples a client"),
-        (Partition("natural", 30), "do not say whose"),
+        (Partition("shards", 301), "2 examples per client"),
+        (Partition("natural", 30), "do not name owners"),
     ],
 )
 def test_data_that_do_not_suffice_are_refused(how: Partition, reason: str) -> None:

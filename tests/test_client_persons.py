@@ -268,7 +268,7 @@ def test_a_bound_without_persons_is_refused(tmp_path):
 
 
 def test_exchanged_persons_with_several_examples_are_refused(tmp_path):
-    with pytest.raises(Refusal, match="no accountant covers several examples that are exchanged"):
+    with pytest.raises(Refusal, match="no accountant supports several replaced examples"):
         simulated(tmp_path, name="record", per_person=2, adjacency="replace-one")
 
 

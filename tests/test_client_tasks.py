@@ -217,7 +217,7 @@ def test_good_data_pass_unchanged() -> None:
         ("mnist", {}, "mnist5k, digits, heart, fashion_mnist"),
         ("digits", {"num_client": 3}, "num_client"),
         ("digits", {"partition": "random"}, "natural, iid, dirichlet, shards"),
-        ("digits", {"partition": "natural"}, "do not say whose"),
+        ("digits", {"partition": "natural"}, "do not name owners"),
         ("digits", {"num_clients": 1438}, "only 1437 examples"),
         ("my_module:Mine", {}, "its module is not allowed"),
         ("os:system", {}, "its module is not allowed"),
@@ -368,11 +368,11 @@ def test_a_part_of_a_set_is_transformed_as_the_whole_is() -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda raw: raw[:-1], "cut short"),
+        (lambda raw: raw[:-1], "truncated"),
         (lambda raw: raw + b"\0", "too long"),
-        (lambda raw: raw[:6], "no IDX file"),
-        (lambda raw: b"\0\0\x0d\x03" + raw[4:], "no IDX file"),
-        (lambda raw: raw[:8] + struct.pack(">I", 14) + raw[12:], "no IDX file"),
+        (lambda raw: raw[:6], "not an IDX file"),
+        (lambda raw: b"\0\0\x0d\x03" + raw[4:], "not an IDX file"),
+        (lambda raw: raw[:8] + struct.pack(">I", 14) + raw[12:], "not an IDX file"),
     ],
 )
 def test_a_damaged_file_is_refused(clothes: Path, damage: Callable[[bytes], bytes], reason: str) -> None:

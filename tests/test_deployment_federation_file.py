@@ -96,7 +96,7 @@ WRONG = [
     ("task", {"name": "heart", "target": "a:B"}, "give one of name, target and kind"),
     ("task", {"target": "a:B"}, "'a' is not among the modules you allow"),
     ("task", {"target": "os.system"}, "must name a class"),
-    ("task", {"kind": "linear"}, "each of these needs it"),
+    ("task", {"kind": "linear"}, "is required by a kind"),
     ("task.options", {"x": float("nan")}, "must be a finite number"),
     ("policy.target_epsilon", "8", "must be a number, not text"),
     ("policy.target_epsilon", float("inf"), "must be finite"),

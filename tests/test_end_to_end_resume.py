@@ -248,7 +248,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_exits_130(commands: Any, cal
     result = json.loads(command.out.splitlines()[-1])
     assert (result["status"], result["rounds_completed"]) == ("interrupted", 2)
     assert json.loads((run / "result.json").read_text())["status"] == "interrupted"
-    assert "Traceback" not in command.err and "it ends after this round; Ctrl-C once more" in command.err
+    assert "Traceback" not in command.err and "the run ends after this round; Ctrl-C again" in command.err
     code, command = commands.run("simulate", f"resume={run}")
     assert code == 0
     assert (run / "model.safetensors").read_bytes() == calm("fedavg")[0]

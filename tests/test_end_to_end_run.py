@@ -784,7 +784,7 @@ def test_records_of_real_data_are_charged_on_each_clients_own_ledger_over_runs(
     first = really(tmp_path / "1", [*own, "privacy.target_epsilon=null"]).result
     spent = first["privacy"][0]["epsilon"]
     assert len(list((tmp_path / "ledgers").glob("*.ledger"))) == 40
-    with pytest.raises(Refusal, match="not even one round fits what is left"):
+    with pytest.raises(Refusal, match="not even one round fits the rest"):
         really(tmp_path / "2", [*own, f"privacy.target_epsilon={spent * 1.05}"])
     again = really(tmp_path / "3", [*own, f"privacy.target_epsilon={spent * 2}"]).result
     assert rows_of(tmp_path / "3")[0]["epsilon_record"] == pytest.approx(

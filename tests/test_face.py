@@ -280,12 +280,12 @@ def test_a_run_of_objects_goes_on_with_the_objects_and_not_without(
     whole = quick(strategy=FedAdam(eta=0.05), folder=tmp_path / "whole", **both)
     stopped = quick(strategy=Interrupted(eta=0.05), folder=tmp_path / "half", **both)
     assert stopped.status == "interrupted" and len(stopped.history) == 2
-    with pytest.raises(fv.Refusal, match=r"given an object; go on in Python, fedveil.simulate\(task="):
+    with pytest.raises(fv.Refusal, match=r"given an object; resume it by fedveil.simulate\(task="):
         fv.simulate(resume=tmp_path / "half", quiet=True)
     with pytest.raises(fv.Refusal, match=r"fedveil.simulate\(strategy="):
         fv.simulate(Counting(), resume=tmp_path / "half", quiet=True)
     monkeypatch.setattr(sys, "argv", ["fedveil", "simulate", f"resume={tmp_path / 'half'}"])
-    assert main() == 2 and "go on in Python" in capsys.readouterr().err
+    assert main() == 2 and "resume it by fedveil" in capsys.readouterr().err
     again = fv.simulate(Counting(), strategy=FedAdam(eta=0.05), resume=tmp_path / "half", quiet=True)
     assert again.status == "completed" and torch.equal(weights(again), weights(whole))
     assert torch.equal(torch.tensor(7), again.model.state_dict()["seen"])

@@ -101,7 +101,7 @@ def test_without_an_accepted_quote_no_share_leaves(
 def test_a_server_that_gives_no_quotes_gets_no_shares(made: Path, caplog: pytest.LogCaptureFixture) -> None:
     devices = Devices(clients(made))
     assert opened(devices).survivors == 4 and exchanges(devices, 2) == [Exchange.PROPOSAL]
-    assert "the server has given no quote" in caplog.text
+    assert "the server sent no quote" in caplog.text
     assert (
         devices.devices[2].answer(in_the_clear()).has_error()
     )  # in the clear there is no exchange before the vector
@@ -131,7 +131,7 @@ def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
     assert first and second and first != second
     with pytest.raises(Refusal, match="does not accept"):  # made for the nonce before
         quotes.check(bringing(made_quote(command, first, own.certificate), own.certificate))
-    with pytest.raises(Refusal, match="has given no quote"):  # a nonce is spent by one try
+    with pytest.raises(Refusal, match="sent no quote"):  # a nonce is spent by one try
         quotes.check(bringing(made_quote(command, second, own.certificate), own.certificate))
     third = quotes.nonce(proposal.content)
     assert third

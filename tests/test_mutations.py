@@ -1161,8 +1161,8 @@ MUTATIONS = {
     ),
     "an error that nobody thought of costs the round": Mutation(
         "server/secure_sum.py",
-        "            except Exception:  # what nobody",
-        "            except OSError:  # what nobody",
+        "            except Exception:  # an unexpected",
+        "            except OSError:  # an unexpected",
         "test_server_secure_sum.py",
         "nobody_thought_of and take",
     ),
@@ -1889,7 +1889,7 @@ MUTATIONS = {
     ),
     "a device trains on arrays beside a difference": Mutation(
         "strategies/difference_wire.py",
-        'raise ValueError("other arrays than those of its model")',
+        'raise ValueError("arrays of another model")',
         "pass",
         DIFFERENCE_TESTS,
         "arrays_beside_a_difference",

@@ -564,7 +564,7 @@ HIDDEN = (
         (("cohort=all",), "declare a public number instead, population=..."),
         (("cohort=fixed", "cohort.size=5"), "replaces a client that leaves"),
         (("cohort=fixed", "cohort.size=5", "population=20"), "divides by its size"),
-        (("cohort=all", "population=20", "task.num_clients=20"), "task.num_clients tells how many there are"),
+        (("cohort=all", "population=20", "task.num_clients=20"), "task.num_clients reveals the number"),
     ],
 )
 def test_a_hidden_number_of_clients_is_not_the_divisor(

@@ -167,7 +167,7 @@ def test_a_search_above_the_owners_cap_on_questions_is_refused_before_its_first_
 
 
 def test_words_that_would_be_lost_are_refused_before_they_are_charged(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"epsilon [\d.]+ would do"):
+    with pytest.raises(Refusal, match=r"epsilon [\d.]+ would suffice"):
         ask_here(federation(), inquiry(resolution=20), Spend(epsilon=5.0), tmp_path)
     assert not (tmp_path / "ledger").exists()
 

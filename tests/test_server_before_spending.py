@@ -85,7 +85,7 @@ def test_what_is_of_no_use_is_refused_on_real_data_until_it_is_accepted(
 ) -> None:
     with pytest.raises(fv.Refusal, match=sentence) as refused:
         of_real_data(tmp_path, clients, **keys)
-    assert "go on with --accept-vacuous" in str(refused.value)
+    assert "accept it with --accept-vacuous" in str(refused.value)
     assert str(refused.value).count("use ") == 1 and not any(tmp_path.iterdir())
     assert of_real_data(tmp_path, clients, **keys, accept_vacuous=True).status == "completed"
 
@@ -125,7 +125,7 @@ def test_the_flag_of_the_command_line(
         *("privacy.target_delta=1e-3", f"ledger.dir={tmp_path / 'ledgers'}", "--json"),
     ]
     assert run([*asked, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
-    assert "use privacy=record_distributed, or go on with --accept-vacuous" in capsys.readouterr().err
+    assert "use privacy=record_distributed, or accept it with --accept-vacuous" in capsys.readouterr().err
     assert run([*asked, f"hydra.run.dir={tmp_path / 'run'}", "--accept-vacuous"]) == 0
 
 

@@ -214,5 +214,5 @@ def test_a_manifest_names_nothing_outside_its_folder(finished: Path, tmp_path: P
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     manifest = read_manifest(run)
     write_manifest(run, replace(manifest, files={**manifest.files, name: "0" * 64}))
-    with pytest.raises(Refusal, match="no name of a file in the folder"):
+    with pytest.raises(Refusal, match="not the name of a file in the folder"):
         read_manifest(run)

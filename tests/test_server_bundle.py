@@ -121,7 +121,7 @@ def test_the_same_run_makes_the_same_bundle(made: Signed, tmp_path: Path) -> Non
     for name in ("one", "two"):
         bundle(made.run, tmp_path / name, [])
     assert (tmp_path / "one" / LIST).read_bytes() == (tmp_path / "two" / LIST).read_bytes()
-    with pytest.raises(Refusal, match="holds something"):
+    with pytest.raises(Refusal, match="is not empty"):
         bundle(made.run, tmp_path / "one", [])
 
 
@@ -303,9 +303,9 @@ def test_keys_under_a_passphrase_and_of_other_programs_are_read(
         public.public_bytes_raw().hex()
     }
     monkeypatch.setenv(PASSPHRASE, "wrong")
-    with pytest.raises(Refusal, match="holds no key that can be read"):
+    with pytest.raises(Refusal, match="holds no readable private key"):
         read_key(tmp_path / "mine")
-    with pytest.raises(Refusal, match="is there"):
+    with pytest.raises(Refusal, match="exists; name another"):
         key(tmp_path / "mine", unlocked=True)
     (tmp_path / "pem").chmod(0o644)
     with pytest.raises(Refusal, match="may be read by others"):
@@ -318,7 +318,7 @@ def test_both_algorithms_sign_and_both_are_checked(copy: Path, made: Signed) -> 
     for name in first.signatures:
         bad = {**first.signatures, name: ("00" * 64 if name == "ed25519" else "00" * 3309)}
         write_signatures(copy, [replace(first, signatures=bad), second])
-        assert f"does not hold by {name}" in wrong(verify_folder(copy, Asked()))["signatures"]
+        assert f"is not valid under {name}" in wrong(verify_folder(copy, Asked()))["signatures"]
     left = {name: first.signatures[name] for name in ("ed25519",)}
     write_signatures(copy, [replace(first, signatures=left, keys={"ed25519": first.keys["ed25519"]}), second])
     assert "signature 1" in wrong(verify_folder(copy, Asked()))["signatures"]
@@ -331,7 +331,7 @@ def write_signatures(folder: Path, signatures: list[Any]) -> None:
 
 def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
     (copy / "model.safetensors").write_bytes(b"another")
-    with pytest.raises(Refusal, match=r"model\.safetensors is not the file that was bundled"):
+    with pytest.raises(Refusal, match=r"model\.safetensors differs from the bundled file"):
         sign(copy, "auditor", [made.keys / "stranger"], None)
     for role, day in (("", None), ("a\nb", None), ("auditor", "tomorrow")):
         with pytest.raises(Refusal):
@@ -682,4 +682,4 @@ def test_a_run_that_went_on_after_its_close_is_named(made: Signed, tmp_path: Pat
     name = read_manifest(run).run
     with Ledger.open(run / "ledger", budget, owner=identity["owner"], simulated=True) as ledger:
         ledger.reserve(fv.Release("client", name, 9, "sum", {"model": GaussianDpEvent(50.0)}, rng="seeded"))
-    assert "went on after it was closed" in wrong(verify_folder(run, Asked()))["close"]
+    assert "continued after it was closed" in wrong(verify_folder(run, Asked()))["close"]

@@ -312,7 +312,7 @@ def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
     terms = StepTerms(1.0, 0.3, "book_keeping", sketch=sketch)
     examples = Examples(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    with pytest.raises(Refusal, match="holds no whole gradient"):
+    with pytest.raises(Refusal, match="does not hold whole gradients"):
         step(model, Classes(), examples, np.arange(4), replace(terms), 0.5, layout)
 
 

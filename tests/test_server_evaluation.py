@@ -207,7 +207,7 @@ def test_a_coarse_evaluation_is_refused_and_told_what_would_do() -> None:
     with pytest.raises(Refusal) as refused:
         evaluation_plan(parts)
     said = str(refused.value)
-    assert "clients would do" in said and "noise_multiplier=" in said and "epsilon" in said
+    assert "clients would suffice" in said and "noise_multiplier=" in said and "epsilon" in said
     clients = int(said.partition("; ")[2].split()[0])
     assert clients == pytest.approx(CLIENTS * (1.96 * 2**0.5 * 10 / 80) / 0.02, rel=0.01)
 

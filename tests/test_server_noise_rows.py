@@ -177,11 +177,11 @@ def test_the_key_is_its_owners_alone_and_gone_when_the_run_is_done(tmp_path: Pat
     assert (len(key), noise_key.read(tmp_path), path.stat().st_mode & 0o777) == (32, key, 0o600)
     assert noise_key.make(tmp_path) != key
     path.chmod(0o640)
-    with pytest.raises(Refusal, match="read by others"):
+    with pytest.raises(Refusal, match="read by other users"):
         noise_key.read(tmp_path)
     path.chmod(0o600)
     path.write_bytes(key[:31])
-    with pytest.raises(Refusal, match="no whole key"):
+    with pytest.raises(Refusal, match="not a complete key"):
         noise_key.read(tmp_path)
     noise_key.erase(tmp_path)
     noise_key.erase(tmp_path)

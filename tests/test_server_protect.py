@@ -101,7 +101,7 @@ def test_held_out_data_are_measured_only_if_they_are_public(strategy: type[FedAv
         result = strategy().start(protected, start, num_rounds=1, evaluate_fn=measured)
     assert sorted(result.evaluate_metrics_serverapp) == [0, 1]
     with (
-        pytest.raises(Refusal, match="held_out='mine': say public or private"),
+        pytest.raises(Refusal, match="held_out='mine': must be public or private"),
         protect(grid_of(), **TERMS, held_out="mine"),
     ):
         pass
@@ -162,7 +162,7 @@ def budget(delta: float = 1e-2, **kinds: str) -> Budget:
         ({"budget": budget(0.026)}, r"target_delta=0\.026: with 40 clients"),
         (
             {"budget": budget(adjacency="add-or-remove-one"), "cohort": Poisson(0.5)},
-            r"budget\.adjacency='add-or-remove-one': population tells how many",
+            r"budget\.adjacency='add-or-remove-one': the population makes the number",
         ),
         ({"budget": budget(unit="record")}, r"budget\.unit='record': .* hides whole clients"),
         ({"population": 29, "cohort": All()}, r"population=29: this guarantee is vacuous with 29 clients"),
@@ -170,12 +170,12 @@ def budget(delta: float = 1e-2, **kinds: str) -> Budget:
         ({"cohort": Fixed(41)}, r"cohort\.size=41: there are 40 clients"),
         (
             {"cohort": MinSeparation(10, 4, 3)},
-            "cohort='no sampling .*: here each round is a release of its own",
+            "cohort='no sampling .*: here each round is its own release",
         ),
         ({"clipping_norm": -1.0}, r"clipping_norm=-1\.0: give a number above 0"),
         ({"clipping_norm": float("nan")}, "clipping_norm=nan: give a finite number"),
         ({"num_rounds": 0}, "num_rounds=0: plan at least one round"),
-        ({"population": 0, "cohort": All()}, "population=0: say how many clients there are"),
+        ({"population": 0, "cohort": All()}, "population=0: give the number of clients"),
         ({"data_id": "../shops"}, r"data_id='\.\./shops': must be a name"),
         ({"data_id": "shops\n"}, "must be a name"),
         ({"ledger_dir": "ledgers"}, "ledger_dir='ledgers': give an absolute folder"),
@@ -278,7 +278,7 @@ def test_rounds_beyond_the_budget_leave_the_model_and_say_why(caplog: pytest.Log
     result, protected = run(grid_of(), rounds=6)
     assert len(protected.grid.rounds) == 3 and len(result.train_metrics_clientapp) == 3
     assert protected.ended is not None and protected.ended.startswith("the client budget is spent")
-    assert lines(caplog)[3:] == [f"the run ends here: {protected.ended}; the model stays as it is"]
+    assert lines(caplog)[3:] == [f"the run ends here: {protected.ended}; the model stays unchanged"]
 
 
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5)])
@@ -307,7 +307,7 @@ def test_a_draw_of_nobody_does_not_end_a_run() -> None:
 def test_clients_are_not_asked_to_evaluate_and_it_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     result, _ = run(grid_of())
     assert not result.evaluate_metrics_clientapp
-    assert caplog.text.count("clients are not asked to evaluate") == 1
+    assert caplog.text.count("clients do not evaluate, since") == 1
 
 
 @pytest.mark.parametrize("error", [Refusal("target_epsilon", 8.0, "already spent"), NobodyAnswered("nobody")])
@@ -373,7 +373,7 @@ def test_evaluations_are_charged_and_the_budget_is_kept_with_them_in(home: Path)
 
 def test_an_evaluation_that_tells_too_little_is_refused_before_anything_is_written(home: Path) -> None:
     asked = ClientEvaluation("eval_acc", resolution=0.01)
-    with pytest.raises(Refusal, match=r"resolution=0\.01: is planned to .* clients would do"):
+    with pytest.raises(Refusal, match=r"resolution=0\.01: is planned to .* clients would suffice"):
         run(evaluating(lambda _: 0.5), evaluate=asked)
     assert not ledgers(home)
 

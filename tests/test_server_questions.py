@@ -157,7 +157,7 @@ def test_a_question_repeated_is_answered_from_the_record_and_another_takes_a_new
     first = ask_here(parts, inquiry(), FREE, tmp_path)
     again = ask_here(parts, inquiry(), FREE, tmp_path)
     assert again == {**first, "from_record": True} and len(reservations(tmp_path)) == 1
-    with pytest.raises(Refusal, match="take a new name"):
+    with pytest.raises(Refusal, match="use a new name"):
         ask_here(parts, inquiry(resolution=50, at_least=400), FREE, tmp_path)
     assert len(reservations(tmp_path)) == 1
 
@@ -172,7 +172,7 @@ def test_an_answer_of_other_clients_is_no_answer(tmp_path: Path) -> None:
     first = ask_here(digits(60), labels, spend, tmp_path)
     assert ask_here(digits(60), labels, spend, tmp_path) == {**first, "from_record": True}
     for others in (digits(80), digits(60, seed=1)):
-        with pytest.raises(Refusal, match="of other clients"):
+        with pytest.raises(Refusal, match="put to other clients"):
             ask_here(others, labels, spend, tmp_path)
 
 
@@ -191,14 +191,14 @@ def test_a_real_answer_whose_record_is_lost_is_not_given_again(tmp_path: Path) -
 
 def test_a_question_wider_than_its_resolution_is_refused_before_it_is_charged(tmp_path: Path) -> None:
     parts, spend = federation(), Spend(epsilon=0.2)
-    with pytest.raises(Refusal, match=r"epsilon [\d.]+ would do, or \d+ rows") as refused:
+    with pytest.raises(Refusal, match=r"epsilon [\d.]+ would suffice, or \d+ rows") as refused:
         ask_here(parts, inquiry(resolution=2, at_least=400), spend, tmp_path)
     assert not (tmp_path / "ledger").exists()
     enough = float(str(refused.value).split("epsilon ")[1].split()[0])
     record = ask_here(parts, inquiry(resolution=2, at_least=400), Spend(epsilon=enough * 1.02), tmp_path)
     mean = figure(record, "mean")
     assert (mean["high"] - mean["low"]) / 2 < 2.5
-    with pytest.raises(Refusal, match="say how many rows"):
+    with pytest.raises(Refusal, match="give the number of rows"):
         ask_here(parts, inquiry("other", resolution=2), spend, tmp_path)
 
 

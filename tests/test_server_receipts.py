@@ -61,7 +61,7 @@ def line(folder: Path, device: Path | None = None) -> CheckLine:
 
 
 def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
-    assert line(world.run("masked")).said.startswith("5 of 5 members have signed what this run left")
+    assert line(world.run("masked")).said.startswith("5 of 5 members have signed the run's files")
     bundle(world.run("masked"), tmp_path / "bundle", [])
     found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
     assert found.ok and f"the ledgers of node {world.device('boston').identity.node} hold" in found.said
@@ -180,12 +180,12 @@ def other_authority(whole: dict) -> None:
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (drop_signature, "has not signed what stands here"),
-        (repeat, "are not one a node"),
-        (drop_all, "of one node at least"),
+        (drop_signature, "did not sign this receipt"),
+        (repeat, "must be one for each node"),
+        (drop_all, "at least one"),
         (other_run, "are of another run"),
-        (other_name, "has not signed what stands here"),
-        (other_authority, "is not one of the authority's"),
+        (other_name, "did not sign this receipt"),
+        (other_authority, "is not signed by the authority"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -192,7 +192,7 @@ def test_both_trainings_and_evaluations_are_in_what_one_record_loses(tmp_path: P
 
 
 def test_a_coarse_evaluation_is_refused_and_told_how_many_records_would_do() -> None:
-    with pytest.raises(Refusal, match="held-out records would do") as refused:
+    with pytest.raises(Refusal, match="held-out records would suffice") as refused:
         evaluation_plan(federation("privacy.target_epsilon=3", "evaluate.resolution=0.02"))
     assert refused.value.field == "evaluate.resolution"
 
@@ -282,9 +282,9 @@ def test_only_an_evaluation_of_records_travels_with_more_keys_and_with_its_model
     content = evaluation_content(ASKED, model, {})
     assert question_of(content) == ASKED
     content["arrays"] = evaluation_content(replace(ASKED, figures=("clients",)), model, {})["arrays"]
-    with pytest.raises(Refusal, match="without a model"):
+    with pytest.raises(Refusal, match="needs exactly the model"):
         question_of(content)
-    with pytest.raises(Refusal, match="without a model"):
+    with pytest.raises(Refusal, match="needs exactly the model"):
         question_of(evaluation_content(of_clients, model, {}))
 
 

@@ -193,14 +193,14 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
     [
         (
             ["privacy=record", "task.scaling_epsilon=0.2"],
-            "too few records to determine the scaling.*task.scaling_epsilon=[0-9.]+ would do",
+            "too few records to determine the scaling.*task.scaling_epsilon=[0-9.]+ suffices",
         ),
         (["privacy=record", "task.scaling_epsilon=3"], "already spent"),
-        (["privacy=record", "secagg=masked"], "noised already in the clear"),
+        (["privacy=record", "secagg=masked"], "summed in the clear"),
         (["privacy=record", "task.person=age", "privacy.per_person=1"], "a person may have several"),
         (
             ["privacy=client_central", "task.scaling_epsilon=0.5"],
-            "too few clients to determine the scaling.*task.scaling_epsilon=[0-9.]+ would do",
+            "too few clients to determine the scaling.*task.scaling_epsilon=[0-9.]+ suffices",
         ),
         ([*RECORDS, "task.scaling_epsilon=0.001"], "too few records to determine|leaves no answer"),
         ([*RECORDS, "task.scaling_epsilon=3"], "already spent"),
@@ -243,7 +243,7 @@ def test_a_column_without_bounds_or_values_is_refused_before_it_is_charged(
 @pytest.mark.parametrize("mode", ["none", "record_and_client"])
 def test_what_hides_nobody_or_two_units_is_asked_nothing(wards: Path, tmp_path: Path, mode: str) -> None:
     asked = [each for each in settings_of(wards, f"privacy={mode}") if not each.startswith("privacy.")]
-    with pytest.raises(Refusal, match=f"with privacy={mode} no sum answers"):
+    with pytest.raises(Refusal, match=f"with privacy={mode} no single private sum can answer"):
         simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 

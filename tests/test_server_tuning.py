@@ -175,7 +175,7 @@ def test_a_run_past_its_arms_goes_on_whoever_is_left_in_them(
     assert simulate(asked, run, quiet=True, callbacks=[EndsAfter(4)]).result["status"] == "interrupted"
 
     def nobody(*_: object) -> None:
-        raise Refusal("tune.values", 2, "nobody is in one of so many arms")
+        raise Refusal("tune.values", 2, "an arm has no client")
 
     monkeypatch.setattr(prepare, "require_arms", nobody)
     resumed = simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).result
@@ -344,7 +344,7 @@ def test_a_winner_is_told_apart_where_it_leads_by_more_than_both_noises(other: A
 def test_an_arm_without_a_score_is_said_to_have_none() -> None:
     arms = [{"value": 0.5, "score": 0.2}, {"value": 2.0, "score": None}]
     said = tuned_line({"key": "learning_rate", "value": 0.5, "arms": arms, "apart": False})
-    assert "is best of 0.5, 2 (no score), though the noise does not tell them apart" in said
+    assert "is best of 0.5, 2 (no score), but the difference is within the noise" in said
 
 
 def test_each_arm_is_scored_by_its_own_clients_and_no_others(
@@ -436,7 +436,7 @@ def test_a_device_scores_in_its_own_arm_of_the_runs_deal(tmp_path: Path) -> None
     asked = people_call(name_of("spring@0f"))
     require_own(DEAL.arm(own), "boston", asked, tmp_path)
     other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
-    with pytest.raises(Refusal, match="has dealt its clients before"):
+    with pytest.raises(Refusal, match="already dealt its clients"):
         require_own(other.arm(other.arm_of("boston")), "boston", asked, tmp_path)
 
 
@@ -461,7 +461,7 @@ def test_a_device_answers_its_own_arm_of_the_first_deal_of_a_run(tmp_path: Path)
     with pytest.raises(Refusal, match=f"this client is in arm {own}"):
         require_own(DEAL.arm(own % 3 + 1), "boston", "spring", tmp_path)
     other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
-    with pytest.raises(Refusal, match="has dealt its clients before"):
+    with pytest.raises(Refusal, match="already dealt its clients"):
         require_own(other.arm(other.arm_of("boston")), "boston", "spring", tmp_path)
     require_own(other.arm(other.arm_of("boston")), "boston", "summer", tmp_path)  # a run of its own
     renamed = next(name for n in range(99) if DEAL.arm_of(name := f"boston-{n}") != own)

@@ -139,7 +139,7 @@ def test_in_an_encrypted_sum_the_mean_divides_by_the_real_clients(tmp_path: Path
 
 
 def test_more_canaries_than_may_collude_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"counts as colluding: at most 6 of 20"):
+    with pytest.raises(Refusal, match=r"count as colluding: use at most 6 with 20"):
         run(tmp_path / "run", *MASKED, "audit.canaries=7")
 
 

@@ -184,11 +184,11 @@ def test_the_planned_groups_err_no_more_than_either_extreme(target: float) -> No
     ("said", "remedy"),
     [
         (["cohort.groups=21"], r"cohort\.groups=21: with cohort\.rate=0\.05 give at most 20"),
-        (["privacy.bands=32"], r"privacy\.bands=32: at most 20 rounds"),
+        (["privacy.bands=32"], r"privacy\.bands=32: a client's turns are at most 20 rounds"),
         (["cohort.groups=2", "privacy.bands=4"], r"bands=4: give at most 2"),
         (
             ["privacy.target_epsilon=null", "privacy.noise_multiplier=1"],
-            r"cohort\.groups=None: .* say how many",
+            r"cohort\.groups=None: .* set it, or give a budget",
         ),
         (["audit=full"], "use light"),
     ],

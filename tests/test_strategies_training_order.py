@@ -55,7 +55,7 @@ def test_a_person_at_several_clients_is_one_unit_of_their_sum_alone():
     wide = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     assert (wide.budget.unit, wide.records_of_unit) == (Unit.PERSON_EVERYWHERE, 6)
     for change in ({"sample_rate": None}, {"per_person": None}):
-        with pytest.raises(Refusal, match="clients_per_person=2: goes with per_person and with a rate"):
+        with pytest.raises(Refusal, match="clients_per_person=2: requires per_person and a sampling rate"):
             replace(wide, **change)
 
 

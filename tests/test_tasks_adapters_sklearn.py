@@ -104,7 +104,7 @@ def test_a_pull_that_no_estimator_has_is_refused_before_anything_is_spent(
     tmp_path: Path, strategy: Any
 ) -> None:
     task = task_of(SGDClassifier())
-    with pytest.raises(fv.Refusal, match="strategy='fedprox': SGDClassifier takes its own steps"):
+    with pytest.raises(fv.Refusal, match="strategy='fedprox': SGDClassifier has its own optimizer"):
         fv.simulate(task, strategy=strategy, num_rounds=1, quiet=True, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

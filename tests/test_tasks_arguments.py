@@ -142,7 +142,7 @@ def test_a_file_of_ones_own_holds_target_and_arguments(capsys: pytest.CaptureFix
         (["task.args.hidden=3"], "task.args.folder=None: wards:Wards needs it"),
         (
             ["task.args.folder=.", "task.num_clients=100"],
-            "task.num_clients=100: wards:Wards does not take it",
+            "task.num_clients=100: wards:Wards does not accept it",
         ),
         (["task.args.folder=nowhere"], "it cannot be made: FileNotFoundError"),
         (["task.args.folder=.", "task.args.hidden={a: 1}"], "task.args.hidden"),
@@ -167,7 +167,7 @@ def test_a_task_that_takes_its_number_of_clients_has_it() -> None:
 def test_the_device_reads_them_and_refuses_them_without_a_target() -> None:
     own = {"target": "wards:Wards", "allow_modules": ["wards"], "args": {"folder": "/data", "sizes": [1, 2]}}
     assert read_section({**TASK_DEFAULTS, "client": 0, **own}, read_task, "task").args == own["args"]
-    with pytest.raises(fv.Refusal, match="are those of a target"):
+    with pytest.raises(fv.Refusal, match="belong to a target"):
         read_section({**TASK_DEFAULTS, "client": 0, "name": "heart", "args": {"a": 1}}, read_task, "task")
     with pytest.raises(fv.Refusal, match=r"task\.args\.a=\[\[\]\]"):
         read_section({**TASK_DEFAULTS, "client": 0, **own, "args": {"a": [[]]}}, read_task, "task")
@@ -258,7 +258,7 @@ def test_the_natural_partition_deals_a_pool_by_its_groups(capsys: pytest.Capture
     assert run(["simulate", *asked, "task.target=wards:Grouped", "task.num_clients=5", *other]) == 2
     assert "the natural partition has 3 clients" in capsys.readouterr().err
     assert run(["simulate", *asked, "task.target=wards:Ragged", *other]) == 2
-    assert "groups=(1,): give one for each of the pool's 200 examples" in capsys.readouterr().err
+    assert "groups=(1,): must have one for each of the pool's 200 examples" in capsys.readouterr().err
 
 
 def test_a_partition_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +267,7 @@ def test_a_partition_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str
     assert "partition='dirichlet': this task gives each client its own data" in capsys.readouterr().err
     asked = ["task=custom", "task.target=wards:Pooled", "allow_modules=[wards]", "privacy=none"]
     assert run(["simulate", *asked, "partition=iid", *RUN]) == 2
-    assert "task.num_clients=None: say to how many clients the pool is dealt" in capsys.readouterr().err
+    assert "task.num_clients=None: give the number of clients to deal the pool to" in capsys.readouterr().err
     assert run(["simulate", *asked, "task.num_clients=5", *RUN]) == 2
     assert "choose iid, dirichlet or shards" in capsys.readouterr().err
 
@@ -312,7 +312,10 @@ def test_a_partitioner_sees_labels_and_the_seed_and_deals_each_example_once() ->
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("DirichletPartitioner partition.args.alpha=0.5", "task.num_clients=None: say to how many clients"),
+        (
+            "DirichletPartitioner partition.args.alpha=0.5",
+            "task.num_clients=None: give the number of clients",
+        ),
         (
             "DirichletPartitioner task.num_clients=5",
             "partition.args.alpha=None: DirichletPartitioner needs it",

@@ -89,7 +89,7 @@ def test_a_number_is_explained_in_its_own_unit() -> None:
 def test_an_explainer_that_carries_others_rows_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(
         Refusal,
-        match=r"needs .*training data.*that is a release that no ledger has; use integrated_gradients",
+        match=r"needs .*training data.*that is a release without a ledger entry; use integrated_gradients",
     ):
         check_method(name)
 

@@ -201,7 +201,7 @@ def test_weights_follow_from_the_rows_that_equalised_odds_counts(clinics: Path) 
     [
         (answer(kind="fairness"), "holds no released counts by a column of groups and ill"),
         ({**answer(), "answers": []}, "holds no released counts"),
-        ({"question": 3}, "is no answer of fedveil ask"),
+        ({"question": 3}, "is not an answer of fedveil ask"),
         (answer(categories=["woman", "other"]), "is no word of sex"),
         (answer(of="town"), "is no column"),
     ],
@@ -252,5 +252,5 @@ def test_a_schema_that_cannot_have_them_is_refused(clinics: Path, before: str, a
 
 def test_weights_of_schema_and_file_are_refused_together(clinics: Path) -> None:
     (clinics / "schema.yaml").write_text(made(clinics).schema.text())
-    with pytest.raises(Refusal, match="stands in the schema too"):
+    with pytest.raises(Refusal, match="the schema also has group_weights"):
         made(clinics)

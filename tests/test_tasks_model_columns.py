@@ -175,7 +175,7 @@ def test_another_model_is_another_question(shops: Path, run: Path, tmp_path: Pat
     fv.simulate(task, privacy="none", cohort="all", num_rounds=1, folder=other, quiet=True)
     count = {"kind": "histogram", "of": "predicted", "categories": ["no", "yes"]}
     fv.ask(asked(run, count), task, folder=tmp_path / "q", **HIDE_LITTLE)
-    with pytest.raises(Refusal, match="take a new name"):
+    with pytest.raises(Refusal, match="use a new name"):
         fv.ask(asked(other, count), task, folder=tmp_path / "q", **HIDE_LITTLE)
 
 

@@ -131,19 +131,19 @@ def in_reverse(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("record", "options", "said"),
     [
-        (answer(of="height"), {}, "task.scaling: age=.*is a number of which it holds no variance"),
-        (answer(kind="mean"), {}, "task.scaling: age=.*is a number of which it holds no variance"),
+        (answer(of="height"), {}, "task.scaling: age=.*is a number without a variance there"),
+        (answer(kind="mean"), {}, "task.scaling: age=.*is a number without a variance there"),
         (answer(high=100), {}, "was asked within 0 and 100, and the schema declares 0 and 200"),
-        (in_reverse(answer()), {}, "12 to 8.*is an interval in reverse"),
-        (without_a_figure(answer()), {}, "task.scaling: age=.*cannot be said there"),
+        (in_reverse(answer()), {}, "12 to 8.*is a reversed interval"),
+        (without_a_figure(answer()), {}, "task.scaling: age=.*is not estimated there"),
         (saying(-1, 10), {}, "the mean lies between 0 and 200"),
         (saying(50, 201), {}, "the deviation is above 0 and at most their distance"),
-        ({**answer(), "answers": []}, {}, "holds no variance"),
-        ({"weights": 3}, {}, "is no answer of fedveil ask; give the JSON"),
+        ({**answer(), "answers": []}, {}, "without a variance"),
+        ({"weights": 3}, {}, "is not an answer of fedveil ask; give its JSON"),
         (
             {"question": {"ask": [{}]}, "answers": [{"figures": [{"value": "x"}]}]},
             {},
-            "is no answer of fedveil",
+            "is not an answer of fedveil",
         ),
         (answer(), {"model": "gam"}, "a gam sees their bins"),
         (answer(), {"scaling": "nowhere.json"}, "nowhere.json"),
@@ -160,14 +160,14 @@ def test_an_answer_that_scales_nothing_is_refused(
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ("missing: 60", "mean: 50, deviation: 10", "take them out of one"),
+        ("missing: 60", "mean: 50, deviation: 10", "remove one of them"),
         ("missing: 60", "mean: 50", "give mean and deviation together"),
         ("missing: 60", "mean: 50, deviation: 9, edges: [3]", "of a number without edges"),
         ("missing: 60", "mean: 201, deviation: 10", "the mean lies between 0 and 200"),
         ("missing: 60", "mean: 50, deviation: 0", "the deviation is above 0"),
         ("missing: 60", "mean: 50, deviation: nan", "give a finite number"),
         ('"yes"]', '"yes"], mean: 1', "mean belongs to a number"),
-        ("label: ill", "label: age", "holds no variance|which its bounds scale"),
+        ("label: ill", "label: age", "without a variance|which its bounds scale"),
     ],
 )
 def test_a_mistake_in_the_schemas_own_scaling_is_refused(

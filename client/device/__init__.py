@@ -1,1 +1,1 @@
-"""Edge device: its agent, its owner's policy, its own ledger, and when it may run."""
+"""Edge device: agent, owner's policy, own ledger, and conditions for training."""

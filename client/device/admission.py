@@ -1,4 +1,4 @@
-"""Admission of a device that enrolled: the files of its bundle, signed by the authority for the device's own keys."""
+"""Admission of an enrolled device: the files of its bundle, signed by the authority for the device's keys."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) ->
 
     Args:
       data: as `write_admission` returned it.
-      authority: its Ed25519 public key, 32 bytes; with the hash of its ML-DSA key behind it both must have signed.
+      authority: its Ed25519 public key, 32 bytes; if the hash of its ML-DSA key follows, both must have signed.
       name: of the client.
       identity: its Ed25519 public key, 32 bytes.
 
     Raises:
-      Refusal: it is not for this device, or not of the authority.
+      Refusal: it is not for this device, or not signed by the authority.
     """
     end = AUTHORITY_BYTES if len(authority) == BOTH_BYTES else SIGNATURE_BYTES
     signature, body = data[:end], data[end:]
@@ -68,8 +68,8 @@ def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) ->
         verify_authority(authority, _CONTEXT, frame(Purpose.ADMISSION, name, identity, body), signature)
         found = read_json(body)
     except (Refused, Undecodable) as error:
-        raise Refusal("admission", name, f"is not the authority's for these keys ({error})") from None
+        raise Refusal("admission", name, f"is not signed by the authority for these keys ({error})") from None
     files = cast(dict[str, object], found) if isinstance(found, dict) else {}
     if not files or not files.keys() <= FILES or not all(isinstance(each, str) for each in files.values()):
-        raise Refusal("admission", name, "holds other files than a bundle has; update this device")
+        raise Refusal("admission", name, "holds files that are not part of a bundle; update this device")
     return {file: str(text).encode() for file, text in files.items()}

@@ -1,4 +1,4 @@
-"""Agent of a device: the long-lived process that follows the server, answers it, and reports its state on disk.
+"""Agent of a device: the long-running process that follows the server, answers it, and reports its state on disk.
 
 Model and data are loaded once. On a signal it finishes the current message before it ends. After a kill at any moment
 its commitments and charges are on disk.
@@ -46,24 +46,24 @@ logger = logging.getLogger("fedveil.client")
 
 HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
-WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
+WAIT_SECONDS = 10.0  # between two checks of a wrong clock or a full disk
 
 REST_SECONDS = 120.0  # the longest wait between two attempts to connect once a run is over
-RESTING = "the run is over; looking for another every 2 minutes at most"
+RESTING = "the run is over; polling for another at least every 2 minutes"
 
 Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None], Longest], None]
 
 
 @dataclass(frozen=True)
 class Health:
-    """State of the agent, as its health file holds it; nothing in it is computed from data.
+    """State of the agent in its health file; none of it is computed from data.
 
     Attributes:
       name, federation, node: the device's identity.
       pid: of the process.
       state: its current activity, in a few words.
       run, round: of the last message that it answered.
-      outcome, at: how and when (UTC) it answered that message.
+      outcome, at: result and time (UTC) of that answer.
       answered: number of messages since the process began.
     """
 
@@ -131,7 +131,7 @@ class Agent:
             if certificate:
                 self._bundle = renew_certificate(self._bundle, certificate.encode())
         except (Refusal, OSError) as error:
-            logger.error("a certificate was not taken: %s", error)
+            logger.error("a certificate was not accepted: %s", error)
         held = self._bundle if self.device is None else self.device.bundle
         ends = certificate_ends(held.folder / CERTIFICATE, self._bundle.credentials.certificate)
         version, suites = held.identity.roster.version, held.policy.suites
@@ -144,9 +144,9 @@ class Agent:
             self.say(str(keep(self._state, over)))
             receipt = receipt_for(self._bundle, over)
         except NotTrained as said:
-            return Message(Error(said.code, "the client does not take it"), reply_to=message)
+            return Message(Error(said.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
-            logger.error("the final model cannot be kept (%s); make room in %s", error.strerror, self._state)
+            logger.error("the final model is not stored (%s); make room in %s", error.strerror, self._state)
             return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
         self._rests = True
         self._over.set()
@@ -155,9 +155,9 @@ class Agent:
     def _note(self, **changed: str | int) -> None:
         with self._lock:
             self._health = replace(self._health, **changed)
-            with suppress(OSError):  # on a full disk the file grows old, and the log still tells
+            with suppress(OSError):  # on a full disk the file becomes outdated; the log is still current
                 text = json.dumps(asdict(self._health), indent=1) + "\n"
-                # Several times a round: spares the flash.
+                # No flush: several writes a round would wear the flash.
                 replace_file(self._path, text.encode(), flush=False)
 
 
@@ -166,7 +166,7 @@ def start(folder: Path, *, once: bool = False) -> int:
 
     Args:
       folder: the device's bundle.
-      once: end as well when a run is over.
+      once: also end when a run is over.
 
     Raises:
       Refusal: the bundle cannot be used, or another process uses it.
@@ -179,7 +179,7 @@ def start(folder: Path, *, once: bool = False) -> int:
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
         agent = Agent(bundle, stop if once else None)
-        with suppress(OSError):  # a full disk, of which `_follow` tells
+        with suppress(OSError):  # a full disk, which `_follow` reports
             take_shipped(bundle)
         if _waited_for_clock(bundle, agent, stop):
             agent.device = read_device(bundle)
@@ -193,7 +193,7 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             follow(agent.handle, bundle.state / JOURNAL, stop, agent.say, agent.longest_wait)
-        except OSError as error:  # for example a full disk, which may get room again
+        except OSError as error:  # for example a full disk, which may be freed
             agent.say(f"waiting: {bundle.state} cannot be written ({error.strerror})")
             stop.wait(WAIT_SECONDS)
         except Exception as error:
@@ -203,7 +203,7 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
 
 
 def _link(bundle: ClientBundle) -> Follow:
-    """Return the function that follows the server over the bundle's link; only that link is imported."""
+    """Return the function that follows the server over the bundle's link; imports only that link."""
     own, held = bundle.settings, bundle.credentials
     if own.link == "flower":
         from ...links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
@@ -216,7 +216,7 @@ def _link(bundle: ClientBundle) -> Follow:
 
 
 def alone(state: Path) -> AbstractContextManager[None]:
-    """Return a context that makes the device's state folder and holds its lock, as a running agent does.
+    """Return a context that creates the device's state folder and holds its lock, like a running agent.
 
     Raises:
       Refusal: on entry, if another process holds it.
@@ -226,7 +226,7 @@ def alone(state: Path) -> AbstractContextManager[None]:
 
 
 def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
-    """Wait while the clock is wrong, and return whether it became right. A device without a battery wakes up in 1970."""
+    """Wait while the clock is wrong, and return whether it became right. A device without a battery boots in 1970."""
     said = ""
     while not stop.is_set():
         wrong = before_its_time(bundle)

@@ -12,22 +12,22 @@ from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back
 from ..app import Workbench
 
-# By the share that is held out, whether by each row alone, and by the scaling as `key_of` has it.
+# By the held-out share, whether each row is measured alone, and the scaling by `key_of`.
 Benches = Callable[[float | None, bool, str], Workbench]
 
 
 def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[str], str | None]]:
-    """Return the owner's own workbench, those that orders ask for, and the agreement under a scaling."""
+    """Return the owner's own workbench, those for orders, and the agreement under a scaling."""
     own = Workbench(settings)
 
-    @lru_cache(maxsize=2)  # a run has one scaling, and a question before its rounds none
+    @lru_cache(maxsize=2)  # a run has one scaling; a question before its rounds has none
     def scaled(moments: str) -> Workbench:
         if not moments:
             return own
         options = {**settings.task_options, "moments": json.loads(moments)}
         return Workbench(replace(settings, task_options=options))
 
-    @lru_cache(maxsize=2)  # a run has one share, and trains without another's
+    @lru_cache(maxsize=2)  # a run has one share
     def holding(share: float | None, alone: bool, moments: str) -> Workbench:
         bench = scaled(moments)
         return bench if share is None else Workbench(bench.settings, held_back(bench.task, share, alone))

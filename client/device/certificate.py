@@ -1,4 +1,4 @@
-"""Certificate of a device, which the authority renews for the key that the device has."""
+"""Certificate of a device, which the authority renews for the device's existing key."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
         return bundle
     path = bundle.folder / CERTIFICATE
     check_certificate(path, pem, held, own.federation, own.name)
-    pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without what the server put behind it
+    pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without trailing data from the server
     if certificate_ends(path, pem) <= certificate_ends(path, held.certificate):
         return bundle
     replace_file(path, pem, PUBLIC)

@@ -1,4 +1,4 @@
-"""Client bundle, the folder that `fedveil provision` makes for one client: its identity, task and owner's policy."""
+"""Client bundle: the folder that `fedveil provision` makes for one client, with identity, task and owner's policy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ logger = logging.getLogger("fedveil.client")
 
 DEVICE_FILE, POLICY = "client.toml", "policy.toml"
 KINDS = ("linear",)
-TABLES = "csv"  # the shipped task whose data are the device's own
+TABLES = "csv"  # the shipped task on the device's own tables
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
 LAST_NODE = 2**31 - 1
 MOST_MEBIBYTES = 2**20
@@ -67,9 +67,9 @@ class TaskChoice:
     Attributes:
       name: a shipped task.
       target: the owner's own task as "module:Class"; its module is among `allow_modules`.
-      kind: "linear" trains a linear model with NumPy alone on the file `data`.
+      kind: "linear" trains a linear model with NumPy on the file `data`.
       data: relative to the bundle: an .npz file for a kind, a table or a folder of tables for the task csv.
-      client: which of the task's clients this device is, from 0.
+      client: number of this device among the task's clients, from 0.
       allow_modules: modules that may be imported for the task.
       options: arguments of a shipped task.
       args: keyword arguments of `target`.
@@ -90,11 +90,11 @@ class Eligibility:
     """Conditions under which the device may train; the defaults set none.
 
     Attributes:
-      on_mains_power: train only while it does not run on its battery.
+      on_mains_power: do not train on battery power.
       max_temperature_celsius: limit for its hottest thermal zone; None sets none.
       min_free_mebibytes: least free memory.
-      unmetered: train only over a network that is not paid by volume.
-      hours: from the first until the second hour, local time; across midnight if the second is smaller.
+      unmetered: train only over a network that is not billed by volume.
+      hours: from the first to the second hour, local time; across midnight if the second is smaller.
     """
 
     on_mains_power: bool = False
@@ -118,7 +118,7 @@ class DeviceFile:
       server: host and port.
       link: one of `LINKS`.
       state: folder of the device's state, relative to the bundle.
-      task: what runs on the device.
+      task: of the device.
       eligibility: when it may train.
     """
 
@@ -140,7 +140,7 @@ class ClientBundle:
       folder: of its files.
       settings: the file client.toml.
       policy: the file policy.toml; `policy.cap` caps the device's ledgers.
-      identity: for secure aggregation; its policy is `policy.floors`, its roster the newest that the device has.
+      identity: for secure aggregation, with `policy.floors` and the device's newest roster.
       credentials: of the client's end of mutual TLS.
     """
 
@@ -165,7 +165,7 @@ def read_client_bundle(folder: Path) -> ClientBundle:
     """Return the bundle in `folder`.
 
     Raises:
-      Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
+      Refusal: a file is missing, invalid or inconsistent with the others, or other users may read a secret.
     """
     settings = read_device_file(folder)
     policy = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
@@ -200,7 +200,7 @@ def read_device_file(folder: Path) -> DeviceFile:
     """Return the file client.toml of the bundle in `folder`.
 
     Raises:
-      Refusal: it is missing or holds a mistake, or others may change it, the policy or the folder.
+      Refusal: it is missing or invalid, or other users may change it, the policy or the folder.
     """
     refuse_writable(folder, DEVICE_FILE, POLICY)
     return read_toml(folder / DEVICE_FILE, read_settings, DEFAULTS)
@@ -220,7 +220,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
     try:
         roster = read_roster(signed, bundle.identity.policy.authority)
     except Refused as refused:
-        remedy = f"is not one of the authority's ({refused})"
+        remedy = f"is not signed by the authority ({refused})"
         raise Refusal("roster", bundle.settings.federation, remedy) from None
     if roster.version <= bundle.identity.roster.version:
         return bundle
@@ -234,7 +234,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
 
 
 def read_settings(section: Section) -> DeviceFile:
-    """Return client.toml, every key given; after a mistake, noted in the section, some values are placeholders."""
+    """Return client.toml, which has every key; after a mistake, noted in the section, some values are placeholders."""
     return DeviceFile(
         federation=section.matching("federation", NAME, NAME_FORM),
         name=section.matching("name", NAME, NAME_FORM),
@@ -248,16 +248,16 @@ def read_settings(section: Section) -> DeviceFile:
 
 
 def read_task(section: Section) -> TaskChoice:
-    """Return the section [task], every key given."""
+    """Return the section [task], which has every key."""
     allowed = section.names("allow_modules")
     if sum(section.given(key) for key in ("name", "target", "kind")) != 1:
         section.refuse("name", "give one of name, target and kind")
     name = section.optional_text("name")
     if (section.given("kind") or name == TABLES) != section.given("data"):
-        section.refuse("data", f"belongs to a kind or to name: {TABLES}, and each of these needs it")
+        section.refuse("data", f"is required by a kind and by name: {TABLES}, and not allowed otherwise")
     arguments = section.arguments("args")
     if arguments and not section.given("target"):
-        section.refuse("args", "are those of a target; a shipped task has options")
+        section.refuse("args", "belong to a target; a shipped task has options")
     return TaskChoice(
         name=name,
         target=section.target("target", allowed) if section.given("target") else None,
@@ -271,7 +271,7 @@ def read_task(section: Section) -> TaskChoice:
 
 
 def read_eligibility(section: Section) -> Eligibility:
-    """Return the section [eligibility], every key given."""
+    """Return the section [eligibility], which has every key."""
     hours = None
     if section.given("hours"):
         window = section.matching("hours", HOURS, "two hours of the day, for instance 22-06")
@@ -302,14 +302,14 @@ def _newest_roster(shipped: Path, received: Path, policy: OwnerPolicy) -> Roster
     newest = max(rosters, key=lambda roster: roster.version)
     if newest.version < policy.minimum_roster_version:
         least = policy.minimum_roster_version
-        remedy = f"has version {newest.version}; the policy asks for {least} or newer"
+        remedy = f"has version {newest.version}; the policy requires {least} or newer"
         raise Refusal("file", str(shipped), remedy)
     return newest
 
 
 def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Roster) -> None:
     if [(m.name, m.public) for m in roster.members if m.node == node] != [(name, public_of(key))]:
-        remedy = f"is not in roster version {roster.version} with this key: it was revoked, or got new keys"
+        remedy = f"is not in roster version {roster.version} with this key: it was revoked or has new keys"
         raise Refusal("name", name, remedy)
 
 

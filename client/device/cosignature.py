@@ -1,4 +1,4 @@
-"""Co-signature of a roster by a member, a file that leaves the device: the authority collects them, other owners ask for them."""
+"""Co-signature of a roster by a member: a file for the authority, which other owners may require."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .owner_policy import NEWEST_ROSTER
 
 @dataclass(frozen=True)
 class Cosignature:
-    """Signature of a member under a roster."""
+    """Signature of a roster by a member."""
 
     name: str
     version: int
@@ -60,7 +60,7 @@ def read_cosignature(path: Path, roster: Roster) -> Cosignature:
     found = read_toml(path, _fields)
     if (found.version, found.hash) != (roster.version, roster.hash.hex()):
         remedy = (
-            f"is of another roster than version {roster.version} of this desk; ask {found.name} to sign that"
+            f"is for a roster other than this desk's version {roster.version}; ask {found.name} to sign that"
         )
         raise Refusal("cosignature", str(path), remedy)
     given = {bytes.fromhex(found.public): bytes.fromhex(found.signature)}

@@ -56,15 +56,15 @@ from .own_ledger import OwnLedger
 from .seen_log import SeenLog, told_in
 from .server_quotes import ServerQuotes
 
-if TYPE_CHECKING:  # a linear model does without torch
+if TYPE_CHECKING:  # a linear model needs no torch
     from ...tasks.protocol import Task
 
 logger = logging.getLogger("fedveil.client")
 
 Trainer = Callable[[Message, ClientSettings], Message]
-# Modes in which a sum alone is seen, with the noise of all.
+# Modes in which only the sum is visible, with the noise of all clients.
 ENCRYPTED_MODES = (Mode.CLIENT_DISTRIBUTED, Mode.RECORD_DISTRIBUTED)
-ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: where this client trains, such as cuda; else cpu
+ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
 
 
 @dataclass
@@ -74,12 +74,11 @@ class Device:
     Attributes:
       bundle: the node's identity and its owner's policy.
       settings: the owner's task, before an order is applied.
-      train: trains on the owner's data as the settings say.
-      prepare: refuses an order, or a question about a model, that this device cannot follow, before anything is
-        charged.
+      train: trains on the owner's data with the settings.
+      prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
       count: returns the number of the owner's records, with at most the given number per person; None on a device
       without record-level privacy.
-      columns: returns the owner's columns, for a question; None on a device that answers none.
+      columns: returns the owner's columns for a question; None on a device without questions.
       evaluate: measures the model of an instruction on the owner's held-out records; None on a device that does not.
       root: of the system's files.
     """
@@ -114,11 +113,11 @@ class Device:
 
     @property
     def held(self) -> HeldModel:
-        """Model of the last instruction whose server may send differences."""
+        """Last received model, from which the server may send differences."""
         return HeldModel(self.bundle.state / FILE)
 
     def answer(self, message: Message) -> Message:
-        """Return the reply to one message; of a failure only a code leaves."""
+        """Return the reply to one message; a failure sends only a code."""
         with self._one_at_a_time:
             try:
                 return self._answer(message)
@@ -128,11 +127,11 @@ class Device:
                 logger.error("%s cannot be written (%s); make room", self.bundle.state, error.strerror)
                 return Message(Error(wire.NOT_READY, "the client cannot write"), reply_to=message)
             except Exception:
-                logger.exception("a message was not answered")
+                logger.exception("a message could not be answered")
                 return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
     def why_not(self) -> str | None:
-        """Return why the device does not train now, in a few words, or None."""
+        """Return a short reason why the device does not train now, or None."""
         early = before_its_time(self.bundle)
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
@@ -196,7 +195,7 @@ class Device:
         return reply if nonce is None else Message(with_nonce(reply.content, nonce), reply_to=message)
 
     def _renew_roster(self, content: RecordDict) -> None:
-        """Adopt the roster that a proposal brings, if it is the authority's and newer than the device's."""
+        """Adopt a proposal's roster if the authority signed it and it is newer than the device's."""
         if (signed := roster_of(content)) is not None:
             with _refusing(wire.FAILED):
                 self.bundle = renew_roster(self.bundle, signed)
@@ -229,13 +228,13 @@ class Device:
                 self.prepare(order, released_of(content))
         _, number = wire.read_round(content)
         if asked is not None:
-            self._noise.clear()  # it was planned without the answer
+            self._noise.clear()  # the plan did not include the answer
         attempt, own = wire.read_attempt(content), self.own_ledger
         with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):
             yield
 
     def _changed_since(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
-        """Return whether the roster says otherwise than the terms which clients may train on a person."""
+        """Return whether roster and terms disagree on which clients may train on a person."""
         asked = order.record
         chooses = asked is not None and asked.clients_per_person is not None
         return chooses and terms.roster_hash != self.bundle.identity.roster.hash
@@ -243,7 +242,7 @@ class Device:
     def _trained(self, message: Message, context: Context) -> Message:
         del context
         order = read_order(message.content)
-        assert order is not None  # or nothing would have been charged
+        assert order is not None  # otherwise the charge would have failed
         return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)
 
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
@@ -285,7 +284,7 @@ class Device:
         if self.count is not None and not self.count(asked.per_person):
             if order.privacy is Mode.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
-            return settings  # it answers with no change
+            return settings  # it answers with a zero update
         return replace(settings, record=self._record(asked, settings, people_call(order.run)))
 
     def _record(self, asked: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
@@ -357,7 +356,7 @@ def read_device(bundle: ClientBundle) -> Device:
     choice = bundle.settings.task
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",
-        LocalTraining(),  # each order brings its own
+        LocalTraining(),  # each order has its own
         task_options={**choice.options, **choice.args},
         allow_modules=choice.allow_modules,
         device=device_name(bundle),
@@ -392,7 +391,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import kept, names_of
-    from ..app import measured_at, table_of, train_round  # torch, which a linear model does without
+    from ..app import measured_at, table_of, train_round  # torch, not needed by a linear model
     from .benches import benches_of, key_of
 
     check_device(settings.accelerator, ACCELERATOR)
@@ -420,14 +419,14 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
     def prepare(order: TrainingOrder, released: bytes | None = None) -> None:
         if order.agreement != agreement(key_of(order.told_to_task)):
-            remedy = "the server has another schema or model; both come from one fedveil provision"
+            remedy = "the server has another schema or model; take both from the same fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
         level = order.record
         if level is not None and level.per_person is not None:
             names_of(data_of(bench.task, choice.client), f"client {choice.client}")  # or refuses
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
         if released is not None:
-            from ...tasks.model_columns import read_released  # tables, which training does without
+            from ...tasks.model_columns import read_released  # tables, not needed for training
 
             read_released(bench.model, released)
 
@@ -474,7 +473,7 @@ def before_its_time(bundle: ClientBundle) -> str | None:
     return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {began:%Y-%m-%d %H:%M}"
 
 
-@lru_cache(maxsize=4)  # a device asks at every message
+@lru_cache(maxsize=4)  # called for every message
 def _began(certificate: bytes) -> datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_before_utc
 

@@ -1,4 +1,4 @@
-"""Eligibility of a device to train now: power, temperature, memory, network and hours, read from the system's files.
+"""Eligibility of a device to train: power, temperature, memory, network and hours, read from the system's files.
 
 Linux only. A missing file sets no condition: a board without a battery is on mains power.
 """
@@ -19,7 +19,7 @@ NOT_DRAINING = ("Charging", "Full", "Not charging")
 
 
 def obstacle(asked: Eligibility, now: datetime, root: Path = ROOT) -> str | None:
-    """Return why the device may not train, in a few words, or None."""
+    """Return a short reason why the device may not train, or None."""
     return next(_obstacles(asked, now, root), None)
 
 

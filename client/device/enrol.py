@@ -24,14 +24,14 @@ from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
 
 logger = logging.getLogger("fedveil.client")
 
-MAKING = "enrolling"  # folder of the keys until they are admitted
-ENROLLED = "enrolled"  # file that names the token by its lock
-ASK_SECONDS = 5.0  # between two questions whether the authority has answered
-OWNERS = (DEVICE_FILE, POLICY)  # the owner's: an enrolment of the same device leaves them
+MAKING = "enrolling"  # folder of the keys before their admission
+ENROLLED = "enrolled"  # file with the token's lock
+ASK_SECONDS = 5.0  # between two polls for the authority's answer
+OWNERS = (DEVICE_FILE, POLICY)  # the owner's files: a new enrolment of the device keeps them
 WHY = {
-    "unknown": "is not known there: it was withdrawn, or another took its place; ask for a new one",
+    "unknown": "is not known there: it was withdrawn or replaced; ask for a new one",
     "ended": "has ended; ask for a new one",
-    "used": "was used already by another device: tell the operator, and ask for a new one",
+    "used": "was used by another device: tell the operator, and ask for a new one",
 }
 
 
@@ -73,7 +73,7 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
     """Return the device's request; generate it, with its keys, if there is none."""
     making = folder / MAKING
     if not (making / REQUEST).exists():
-        shutil.rmtree(making, ignore_errors=True)  # keys that were cut off before their request
+        shutil.rmtree(making, ignore_errors=True)  # keys of an interrupted call, without a request
         with refusing("folder", folder, "cannot be written"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_request(making, token.name)
@@ -95,7 +95,7 @@ def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> 
         raise Refusal("server", token.address, remedy) from None
     except OSError as error:
         said = error.strerror or error
-        return f"nobody answers at {token.address} ({said}): fedveil server enrol FOLDER must run there"
+        return f"no server answers at {token.address} ({said}): fedveil server enrol FOLDER must run there"
     if reply.state in WHY:
         raise Refusal("token", token.name, WHY[reply.state])
     if reply.state != "admitted":
@@ -106,7 +106,7 @@ def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> 
 
 
 def _done_before(token: Token, folder: Path) -> bool:
-    """Return whether the folder was completed by this very token."""
+    """Return whether this token completed the folder."""
     path = folder / ENROLLED
     return path.exists() and path.read_bytes() == lock_of(token.door).encode()
 
@@ -114,9 +114,9 @@ def _done_before(token: Token, folder: Path) -> bool:
 def _check_folder(token: Token, folder: Path) -> None:
     if (folder / DEVICE_FILE).exists():
         if (name := read_device_file(folder).name) != token.name:
-            raise Refusal("token", token.name, f"is of another client than {folder}, which is {name}")
+            raise Refusal("token", token.name, f"is for another client than {folder}, which is of {name}")
     elif any((folder / each).exists() for each in PRIVATE):
-        raise Refusal("folder", str(folder), "holds keys already; name another folder for new ones")
+        raise Refusal("folder", str(folder), "already holds keys; name another folder for new ones")
 
 
 def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Enrolment of a client: its keys, made on the device, and the request to admit their public halves."""
+"""Enrolment of a client: its keys, made on the device, and the request to admit their public keys."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _CONTEXT = digest(Purpose.ENROLMENT)
 
 @dataclass(frozen=True)
 class Enrolment:
-    """Public halves of a client's keys, which the authority admits.
+    """Public keys of a client, which the authority admits.
 
     Attributes:
       name: of the client.
       identity: Ed25519, 32 bytes, for secure aggregation.
       tls: P-256, for the gRPC link.
       supernode: P-384 in OpenSSH's form, for Flower's link.
-      post_quantum: ML-DSA-65, for secure aggregation by suite 3; empty in requests of before there was one.
+      post_quantum: ML-DSA-65, for secure aggregation by suite 3; empty in older requests.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Keys:
     supernode: EllipticCurvePrivateKey = field(repr=False)
 
     def enrolment(self, name: str) -> Enrolment:
-        """Return their public halves."""
+        """Return the public keys."""
         supernode = self.supernode.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         second = post_quantum_public(self.identity)
         return Enrolment(name, public_of(self.identity), self.tls.public_key(), supernode.decode(), second)
 
 
 def make_keys(folder: Path) -> Keys:
-    """Return new keys from the system's generator, written to files of `folder` that only their owner may read."""
+    """Return new keys from the system's generator, written to files in `folder` that only their owner may read."""
     keys = Keys(Ed25519PrivateKey.generate(), new_tls_key(), generate_private_key(SECP384R1()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     openssh = keys.supernode.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -101,7 +101,7 @@ def make_keys(folder: Path) -> Keys:
 
 
 def new_tls_key() -> EllipticCurvePrivateKey:
-    """Return a new key for TLS, on P-256 because gRPC's library takes no Ed25519."""
+    """Return a new key for TLS, on P-256 because gRPC's library does not support Ed25519."""
     return generate_private_key(SECP256R1())
 
 
@@ -114,12 +114,12 @@ def write_request(folder: Path, name: str) -> Path:
     """Generate keys and the request to admit them; return the request's file.
 
     Raises:
-      Refusal: the name has another form, the folder holds keys already, or it cannot be written.
+      Refusal: the name is invalid, the folder already holds keys, or it cannot be written.
     """
     if not NAME.fullmatch(name):
         raise Refusal("name", name, f"must be {NAME_FORM}")
     if any((folder / each).exists() for each in PRIVATE):
-        raise Refusal("folder", str(folder), "holds keys already; name another folder for new ones")
+        raise Refusal("folder", str(folder), "already holds keys; name another folder for new ones")
     with refusing("folder", folder, "cannot be written"):
         keys = make_keys(folder)
         replace_file(folder / REQUEST, tomli_w.dumps(_request(keys, name)).encode(), PUBLIC)
@@ -136,7 +136,7 @@ def read_request(path: Path) -> Enrolment:
 
 
 def parse_request(data: bytes, where: str) -> Enrolment:
-    """Return the public keys that a request asks to admit, which came from `where`; see `read_request`."""
+    """Return the public keys in a request from `where`; see `read_request`."""
     name, identity, tls, supernode, second, signature = read_toml_text(
         data, where, _fields, {"post_quantum": None}
     )
@@ -144,7 +144,7 @@ def parse_request(data: bytes, where: str) -> Enrolment:
         asks = (name, identity, tls, supernode, *([second] if second else []))
         verify(bytes.fromhex(identity), _CONTEXT, _body(*asks), bytes.fromhex(signature))
         if len(bytes.fromhex(second)) not in (0, ML_DSA_KEY_BYTES):
-            raise ValueError("its ML-DSA key has another length")
+            raise ValueError("its ML-DSA key has the wrong length")
         asked = x509.load_pem_x509_csr(tls.encode())
         public, own_key = asked.public_key(), asked.is_signature_valid
         node = load_ssh_public_key(supernode.encode())
@@ -152,7 +152,7 @@ def parse_request(data: bytes, where: str) -> Enrolment:
         raise Refusal("request", where, f"is damaged ({error}); make another on the device") from None
     curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
     if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not own_key:
-        raise Refusal("request", where, "holds keys of other kinds, or that are not its own; make another")
+        raise Refusal("request", where, "holds keys of other kinds, or keys of another device; make another")
     keys = bytes.fromhex(identity), cast(EllipticCurvePublicKey, public), supernode, bytes.fromhex(second)
     return Enrolment(name, *keys)
 

@@ -59,7 +59,7 @@ class HeldModel:
         Args:
           message: with the whole model.
           told: as `whole` returns it.
-          reply: to the instruction; an error keeps nothing.
+          reply: to the instruction; after an error nothing is stored.
         """
         if reply.has_error():
             return reply
@@ -68,7 +68,7 @@ class HeldModel:
             kept = Message(record, 0, "train")
             replace_file(self.path, segments(kept.metadata, pack_body(kept)), flush=False)
         except (OSError, MalformedMessage) as error:
-            logger.warning("the model of this round is not kept, and the next one comes whole: %s", error)
+            logger.warning("the model is not stored, so the next one is sent whole: %s", error)
             return reply
         return Message(with_held(reply.content, told.model), reply_to=message)
 
@@ -77,5 +77,5 @@ class HeldModel:
             held = only_arrays(unpack(self.path.read_bytes()).content)
             return memory_arrays(apply(views(held), told.difference))
         except (OSError, ValueError) as error:  # no file, no message, no difference from this model
-            logger.info("a difference is from no model that this device holds: %s", error)
+            logger.info("a difference refers to a model that this device does not hold: %s", error)
             raise NotTrained(NO_BASE) from error

@@ -1,4 +1,4 @@
-"""Check of a server's order against the policy of the device's owner, and the cost of following it."""
+"""Check of a server's order against the device owner's policy, and the cost of following it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MODES_OF_QUESTIONS = {
     Unit.CLIENT: (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED),
     Unit.RECORD: (Mode.RECORD, Mode.RECORD_DISTRIBUTED),
 }
-TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees what this client alone sends
+TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees this client's single update
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Charged:
     """Cost of one vector to the client, or to each of its records.
 
     Attributes:
-      event: of the sum that the vector goes into.
+      event: of the vector's sum.
       adversaries: that see that sum.
       budget: of the records; None if the client is charged, within the owner's cap.
       inquiry: that the vector answers; None for training.
@@ -73,7 +73,7 @@ def accepted(
       can_protect_records: whether this device can train by DP-SGD.
 
     Returns:
-      The order, and the cost; the cost is None where records are protected instead of the client.
+      The order and the cost; the cost is None if records are protected instead of the client.
 
     Raises:
       NotTrained: OWNERS_POLICY. Only the device's log gives the reason.
@@ -81,7 +81,7 @@ def accepted(
     try:
         order = read_order(content)
         if order is None:
-            raise Refusal("order", None, "this server does not say how to train")
+            raise Refusal("order", None, "this server sent no training order")
         for field, value, why in _violations(order, content, terms, policy, can_protect_records):
             raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
         inquiry, own_noise = question_of(content), own_noise_of(content)
@@ -91,7 +91,7 @@ def accepted(
         raise NotTrained(OWNERS_POLICY) from error
     record = order.record
     if terms is not None and record is not None and record.sample_rate is not None:
-        from ...strategies.record_plan import PoissonBatches  # dp_accounting, which other modes do without
+        from ...strategies.record_plan import PoissonBatches  # dp_accounting, not needed by other modes
 
         sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
@@ -122,9 +122,9 @@ def _check_purposes(
     if inquiry is None:
         return
     if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
-        raise Refusal("privacy", str(order.privacy), f"does not hide a {inquiry.unit}, as the question says")
+        raise Refusal("privacy", str(order.privacy), f"does not protect a {inquiry.unit}, as asked for")
     if order.record is not None and order.record.budget.unit is not inquiry.unit:
-        remedy = "a question counts rows, and a person may have more than the order charges for"
+        remedy = "a question counts rows, and a person may have more rows than the order charges"
         raise Refusal("per_person", order.record.per_person, remedy)
     if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:
         raise Refusal("held_out", order.held_out, "is not the share of the evaluation")
@@ -133,12 +133,12 @@ def _check_purposes(
 
 
 def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise: float | None) -> bool:
-    """Return whether a sum's parameters are those of a question, and the noise on it is where its privacy says."""
+    """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires."""
     if inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and own_noise is None
     if order.privacy is Mode.RECORD:
         if isinstance(inquiry, Evaluation):
-            return False  # nobody adds noise of its own to what a model does on its records
+            return False  # no client adds its own noise to a model's outputs on its records
         return own_noise is not None and spec.clipping_norm is None and spec.unit_norm is None
     if own_noise is not None or spec.unit_norm is None or spec.clipping_norm is None:
         return False
@@ -148,7 +148,7 @@ def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise
 
 
 def noise_over_clip(claim: ClientClaim) -> float:
-    """Return the claimed noise std over the clipping norm: replacing a client moves a sum by two norms."""
+    """Return the claimed noise std over the clipping norm; replacing a client changes a sum by two norms."""
     return claim.noise_multiplier * claim.adjacency.distance
 
 
@@ -168,19 +168,17 @@ def _violations(
         yield "local_epochs", epochs, f"maximum_local_epochs = {policy.maximum_local_epochs}"
     if not _allowed(order.privacy, terms, policy):
         trusted = str(policy.trust_server).lower()
-        why = (
-            f"trust_server = {trusted}" if terms is None else "masks are for shares of noise and for records"
-        )
+        why = f"trust_server = {trusted}" if terms is None else "masks require shares of noise, or records"
         yield "privacy", str(order.privacy), why
     if order.record is not None and not can_protect_records and question_of(content) is None:
         yield "record", None, "this client's task cannot protect single records"
     if order.record is not None and order.record.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
-        # A client's sampling rate tells how many records it has.
-        yield "record.adjacency", str(order.record.adjacency), "how many records there are is public"
+        # A client's sampling rate reveals its number of records.
+        yield "record.adjacency", str(order.record.adjacency), "the number of records is public"
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
         if place != (terms.run, terms.round, terms.attempt):
-            yield "terms", place, "the cohort has signed others"
+            yield "terms", place, "the cohort signed other terms"
         if (sum_spec_of(content).unit_norm is not None) != (order.privacy in STEP_MODES):
             yield "unit_norm", sum_spec_of(content).unit_norm, f"is not of privacy={order.privacy}"
         yield from _too_long(sum_spec_of(content), policy)
@@ -197,7 +195,7 @@ def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object,
 
 
 def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
-    """Return whether the policy allows a mode; none without privacy, and shares of noise only under masks."""
+    """Return whether the policy allows a mode: never without privacy, and shares of noise only with masks."""
     if terms is not None:
         return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD, *STEP_MODES)
     return mode is Mode.RECORD or (policy.trust_server and mode in CENTRAL_MODES)

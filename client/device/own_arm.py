@@ -1,4 +1,4 @@
-"""Arm of a device in each run that tunes: its own name says which, and the first arm that it answers in holds."""
+"""Arm of a device in each tuning run: its name determines the arm, and the first arm that it answers in is final."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
 
 DEALS = "deals.json"  # in the device's state: by run the deal's key, its number of arms, and the device's
-MOST_RUNS = 1000  # that are remembered; the oldest go first
+MOST_RUNS = 1000  # stored runs; the oldest are dropped
 
 
 def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
@@ -26,7 +26,7 @@ def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
       state: the device's folder.
 
     Raises:
-      Refusal: naming the arm or the deal.
+      Refusal: the arm or the deal is another; the sentence names it.
     """
     if not arm.holds(name):
         remedy = f"this client is in arm {arm.deal.arm_of(name)} of that deal"
@@ -35,7 +35,7 @@ def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
     if known.get(run) == told:
         return
     if known.setdefault(run, told) != told:
-        raise Refusal("deal", arm.deal.key, f"run {run} has dealt its clients before, and each has one arm")
+        raise Refusal("deal", arm.deal.key, f"run {run} already dealt its clients, and each has one arm")
     kept = dict(list(known.items())[-MOST_RUNS:])
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(state / DEALS, json.dumps(kept).encode())
@@ -50,5 +50,5 @@ def _known(state: Path) -> dict[str, list[str | int]]:
     except (Undecodable, UnicodeDecodeError) as error:
         raise Refusal("file", str(path), "cannot be read; restore it, or refuse runs that tune") from error
     if not isinstance(found, dict):
-        raise Refusal("file", str(path), "is no list of deals; restore it")
+        raise Refusal("file", str(path), "is not a list of deals; restore it")
     return found

@@ -53,7 +53,7 @@ class OwnLedger:
 
     @property
     def records(self) -> Path:
-        """File of the ledger of its records, which modes that hide them share."""
+        """File of the ledger of its records, shared by all record-level modes."""
         return self.folder / f"{self.device[:NAMED]}.ledger"
 
     @contextmanager
@@ -78,7 +78,8 @@ class OwnLedger:
             try:
                 yield
             except Exception as error:
-                # What fails on records may tell of one, where they are hidden: only what looks at none is free.
+                # At the record level a failure on records may reveal one: only a failure before any record is read is
+                # free.
                 if cost.budget is None or isinstance(error, NotTrained | Refusal):
                     ledger.void(key, "no vector was made")
                 raise
@@ -99,7 +100,7 @@ class OwnLedger:
     def _reserved(self, release: Release, of_records: Budget | None, why: str | None) -> Ledger:
         path = self.path if of_records is None else self.records
         try:
-            # Counted as zero-out: an event is noise over the clipping norm, whatever adjacency a server uses.
+            # Counted as zero-out: an event is noise over the clipping norm, for any adjacency of a server.
             asked = of_records or Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
             budget = lowered(asked, [self.cap])
             ledger = Ledger.open(path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
@@ -133,12 +134,12 @@ def _named(error: BaseException) -> BaseException:
 def _commit(ledger: Ledger, key: Key) -> None:
     try:
         ledger.commit(key)
-    except Refusal as refusal:  # a commit changes no epsilon: what was reserved stays spent
+    except Refusal as refusal:  # a commit changes no epsilon: the reservation stays spent
         logger.warning("%s", refusal)
 
 
 def questions_of(path: Path) -> list[AskedQuestion]:
-    """Return the questions on a ledger, in their order, read without its lock.
+    """Return the questions on a ledger, in order, read without its lock.
 
     Raises:
       Refusal: the ledger is damaged.

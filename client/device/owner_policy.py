@@ -18,7 +18,7 @@ from ...privacy.secagg.transcript import HASH_BYTES, Profile
 MOST_EPOCHS = 10_000
 NEWEST_ROSTER = 2**53
 AUTHORITY = re.compile(f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}")
-# Of keys that a policy.toml leaves out.
+# Defaults of keys that are missing in policy.toml.
 POLICY_DEFAULTS = {
     "until": None,
     "suites": sorted(SUITES),
@@ -35,7 +35,7 @@ POLICY_DEFAULTS = {
 
 @dataclass(frozen=True)
 class OwnerPolicy:
-    """Floors and caps of the owner, as the file holds them.
+    """Floors and caps of the owner, as in the file.
 
     Attributes:
       target_epsilon, target_delta: largest budget for the device's data.
@@ -49,8 +49,8 @@ class OwnerPolicy:
       post-quantum signatures.
       peers: fingerprints of the peers that the owner trusts, by a name of the owner's choice; empty trusts all members
       that the authority admits.
-      peers_at_least: how many of `peers` a cohort must have.
-      approve_rosters: whether changed members count only once the owner has approved of them.
+      peers_at_least: least number of `peers` in a cohort.
+      approve_rosters: whether changed members count only after the owner's approval.
       cosigned_by_at_least: number of other members of the device's roster that must have signed a newer one with
         changed members; of `peers`, if there are any.
       attest: command that must accept the server's quote before shares are sent; empty requires none.
@@ -58,8 +58,8 @@ class OwnerPolicy:
         log.
       purposes: of questions that the device answers; empty answers none.
       questions_epsilon: part of the budget that questions may spend; None lets them spend all.
-      authority: Ed25519 public key that signs rosters, in hexadecimal, and behind it SHA-256 of the ML-DSA key that
-        must sign as well, where one must.
+      authority: Ed25519 public key that signs rosters, in hexadecimal, followed by the SHA-256 of the ML-DSA key if
+        that must sign as well.
     """
 
     target_epsilon: float
@@ -105,7 +105,7 @@ class OwnerPolicy:
 
     @property
     def cap(self) -> Cap:
-        """Most that all ledgers of the device may spend."""
+        """Limit for all ledgers of the device."""
         return Cap(
             ALL,
             self.target_epsilon,
@@ -124,7 +124,7 @@ def _suites(section: Section) -> tuple[int, ...]:
 
 
 def _authority(section: Section) -> str:
-    """Return the authority's key, with the hash of its ML-DSA key behind it where both sign."""
+    """Return the authority's key, followed by the hash of its ML-DSA key if both sign."""
     given = section.text("authority")
     if not AUTHORITY.fullmatch(given):
         section.refuse("authority", f"must be {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")
@@ -141,7 +141,7 @@ def _peers(section: Section) -> dict[str, str]:
 
 
 def read_policy(section: Section) -> OwnerPolicy:
-    """Return the policy of a section that holds every key; after a mistake, noted there, some values are placeholders."""
+    """Return the policy of a section with every key; after a mistake, noted in the section, some values are placeholders."""
     peers = _peers(section)
     return OwnerPolicy(
         target_epsilon=section.real("target_epsilon", above=0),

@@ -27,7 +27,7 @@ from .client_bundle import ClientBundle
 logger = logging.getLogger("fedveil.client")
 
 RECEIPTS, LEDGERS = "receipts", "ledgers"
-MOST = 1024  # openings that are kept; whatever a server says, a disk does not fill up
+MOST = 1024  # stored openings; a limit, so that a server cannot fill the disk
 
 
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:

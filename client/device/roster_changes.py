@@ -20,7 +20,7 @@ from ...privacy.secagg.roster_change import RosterChange, change_between
 logger = logging.getLogger("fedveil.client")
 
 CHANGES, PENDING, APPROVED = "rosters.jsonl", "roster.pending.json", "roster.approved"
-PENDING_ROSTER = "roster.pending.bin"  # as it came, for its owner to sign
+PENDING_ROSTER = "roster.pending.bin"  # as received, for its owner to sign
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Demands:
     """An owner's requirements on a roster with changed members.
 
     Attributes:
-      approval: the owner's own.
+      approval: whether the owner must approve.
       cosigned: smallest number of other members' signatures.
       peers: fingerprints of the signers that count; empty for all members of the previous roster.
     """
@@ -69,7 +69,7 @@ def check_change(state: Path, old: Roster, new: Roster, signed: bytes, own: byte
 
 
 def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: bytes, demands: Demands) -> str:
-    """Return in words that too few members of the older roster have signed the newer one; empty if enough have."""
+    """Return a clause if too few members of the older roster signed the newer one; empty if enough did."""
     others = {
         member.public: member.name
         for member in old.members
@@ -87,7 +87,7 @@ def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: bytes, demands
 
 
 def note(state: Path, change: RosterChange) -> None:
-    """Write a change to the log and, durably, behind those before it."""
+    """Log a change and append it durably to the earlier ones."""
     logger.warning("%s", change)
     append_line(state / CHANGES, asdict(change))
     for name in (PENDING, PENDING_ROSTER, APPROVED):
@@ -95,7 +95,7 @@ def note(state: Path, change: RosterChange) -> None:
 
 
 def changes(state: Path) -> list[RosterChange]:
-    """Return the changes that the device has seen, the oldest first; a line that was cut short is left out."""
+    """Return the changes seen by the device, oldest first; a truncated line is left out."""
     return read_lines(RosterChange, state / CHANGES)
 
 
@@ -108,16 +108,16 @@ def waiting_for(state: Path, version: int) -> RosterChange:
     """Return the change that waits for the owner's approval.
 
     Args:
-      state: folder of what the device remembers.
-      version: of the roster, as the owner read it.
+      state: the device's state folder.
+      version: of the roster that the owner read.
 
     Raises:
-      Refusal: no such version waits.
+      Refusal: this version does not wait for approval.
     """
     waiting = pending(state)
     if waiting is None or waiting.version != version:
         shown = "none waits" if waiting is None else f"version {waiting.version} waits"
-        raise Refusal("approve", version, f"{shown}; look again and name what you have seen")
+        raise Refusal("approve", version, f"{shown}; check again and give the version that is shown")
     return waiting
 
 
@@ -141,11 +141,11 @@ def _approved(state: Path) -> str:
 def _wait(state: Path, change: RosterChange, signed: bytes) -> None:
     before = pending(state)
     if before is not None and change.version <= before.version:
-        if change.hash != before.hash:  # an owner who names a version means the one that was shown
+        if change.hash != before.hash:  # the owner's version refers to the displayed roster
             logger.error(
-                "another roster of version %d or earlier waits already: ask the authority", before.version
+                "another roster of version %d or earlier already waits: ask the authority", before.version
             )
         return
-    logger.warning("not taken yet: %s", change)
+    logger.warning("not applied yet: %s", change)
     replace_file(state / PENDING_ROSTER, signed)
     replace_file(state / PENDING, (json.dumps(asdict(change)) + "\n").encode())

@@ -1,4 +1,4 @@
-"""End of a run as a device keeps it: how it ended, and the final model, in files of the state folder."""
+"""End of a run on a device: its status and the final model, in files of the state folder."""
 
 from __future__ import annotations
 
@@ -66,5 +66,5 @@ def read_ended(state: Path) -> LastRun | None:
 
 
 def begin_another(state: Path) -> None:
-    """Forget that the last run is over, since another goes on; its model stays."""
+    """Delete the record of the last run's end, since another has begun; its model stays."""
     (state / ENDED).unlink(missing_ok=True)

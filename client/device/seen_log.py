@@ -44,7 +44,7 @@ def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes 
     records = records_of(content, ConfigRecord)
     model = roster = None
     if SPEC_RECORD in records and OVER in records:
-        raise Refusal("log", "record", "an instruction is of a round, or says that the run is over")
+        raise Refusal("log", "record", "an instruction must be either of a round or of a run's end")
     if records_of(content, ArrayRecord):
         found = model_hash(content)
         if SPEC_RECORD in records:
@@ -56,7 +56,7 @@ def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes 
         try:
             roster = roster_entry(read_roster(signed, authority))
         except Refused as refused:
-            raise Refusal("roster", "of the server", f"is not one of the authority's ({refused})") from None
+            raise Refusal("roster", "of the server", f"is not signed by the authority ({refused})") from None
     return model, roster
 
 
@@ -82,9 +82,7 @@ class SeenLog:
         self.leaves = [data[at : at + HASH_BYTES] for at in range(0, head.size * HASH_BYTES, HASH_BYTES)]
         self._frontier.add(self.leaves)
         if len(data) < head.size * HASH_BYTES or self._frontier.root.hex() != head.root:
-            remedy = (
-                "does not hold what its head says; compare with other clients, then fedveil client forget"
-            )
+            remedy = "does not match its head; compare with other clients, then fedveil client forget"
             raise Refusal("log", str(self._state / LEAVES), remedy)
         self.head = head
 
@@ -107,18 +105,18 @@ class SeenLog:
         for entry, place, what in ((model, told.model, "model"), (roster, told.roster, "roster")):
             held = entry is None or (NOWHERE < place < head.size and leaves[place] == leaf_hash(entry))
             if not held:
-                remedy = f"does not hold the {what} that the server sent: others were told of another"
+                remedy = f"lacks the {what} that the server sent: others were sent another one"
                 raise Refusal("log", f"entry {place}", remedy)
         if self.head is None or head.size > len(self.leaves):
             self._keep(head, grown)
 
     def _continued(self, told: ToldLog, head: TreeHead) -> tuple[bytes, ...]:
-        """Return the leaves that are new. Refusal of a log that is not the one which the device knows, longer or not."""
+        """Return the new leaves; refuse a log that does not continue the known one."""
         known, end = len(self.leaves), told.start + len(told.leaves)
         if not 0 <= told.start <= min(known, head.size) or end != head.size:
             remedy = f"leaves out entries; this device has {known} of {head.size}"
             raise Refusal("log", f"entries {told.start} to {end}", remedy)
-        if head.size <= known:  # an instruction that was on its way while a newer one overtook it
+        if head.size <= known:  # a newer instruction overtook this one
             if root_of(self.leaves[: head.size]).hex() != head.root:
                 self._forked(told, head)
             return ()
@@ -136,9 +134,9 @@ class SeenLog:
             "leaves": [each.hex() for each in told.leaves],
         }
         path = self._state / FORK
-        if not path.exists():  # the first is what the server cannot take back
+        if not path.exists():  # the first evidence is the one to keep
             replace_file(path, (json.dumps(evidence) + "\n").encode())
-        logger.error("the server's log %s: %s holds both heads, as the server signed them", FORKED, path)
+        logger.error("the server's log %s: %s holds both heads, signed by the server", FORKED, path)
         remedy = f"{FORKED}, {len(self.leaves)} entries; compare with other clients: fedveil client log"
         raise Refusal("log", f"{head.size} entries", remedy)
 

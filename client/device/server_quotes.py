@@ -20,10 +20,10 @@ from ...strategies.secure_wire import messages_of
 
 logger = logging.getLogger("fedveil.client")
 
-VALID_SECONDS = 6 * 3600.0  # for which an accepted quote counts
-RENEW_SECONDS = 3600.0  # after which another one is asked for
+VALID_SECONDS = 6 * 3600.0  # validity of an accepted quote
+RENEW_SECONDS = 3600.0  # age at which a new one is requested
 COMMAND_SECONDS = 60.0
-SHOWN = 200  # characters of what the command said
+SHOWN = 200  # characters of the command's output
 
 
 @dataclass
@@ -54,11 +54,11 @@ class ServerQuotes:
         """
         quote = quote_of(content)
         if quote is not None and self._nonce is not None:
-            nonce, self._nonce = self._nonce, None  # each is good for one try
+            nonce, self._nonce = self._nonce, None  # each nonce is used once
             self._run(quote, nonce)
             self._accepted = time.monotonic()
         if time.monotonic() - self._accepted > VALID_SECONDS and not all(_proposals(content)):
-            remedy = "the server has given no quote; shares leave after one that the command accepts"
+            remedy = "the server sent no quote; shares leave only after the command accepts one"
             raise Refusal("attest", " ".join(self.command), remedy)
 
     def nonce(self, content: RecordDict) -> bytes | None:
@@ -87,7 +87,7 @@ class ServerQuotes:
             raise Refusal("attest", shown, f"cannot be run ({error}); nothing leaves") from None
         if done.returncode != 0:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()[-SHOWN:]
-            remedy = f"does not accept the server's quote (exit code {done.returncode}: {said or 'it says nothing'})"
+            remedy = f"does not accept the server's quote (exit code {done.returncode}: {said or 'silent'})"
             raise Refusal("attest", shown, remedy)
         logger.info("the server's quote is accepted by %s", shown)
 

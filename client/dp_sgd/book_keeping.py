@@ -1,7 +1,7 @@
 """Clipped sums from one backward pass: book-keeping (Bu et al. 2022, arXiv:2210.00038, algorithm 1).
 
-Forward hooks note the inputs of each layer; one backward pass gives the gradients of the layers' outputs, and none of
-their parameters. Both together give each example's norm and, once the norms of all layers are known, the clipped sum.
+Forward hooks record the inputs of each layer; one backward pass gives the gradients of the layers' outputs, without
+those of parameters. Both give each example's norm and, from the norms of all layers, the clipped sum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .example_gradients import RULES, Share, norms_of, plain_embedding
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
 
-# Returns the outputs for the examples in these rows, padded to so many, and the loss, a mean over all of them.
+# Returns the outputs for the examples in these rows, padded to a given number, and the loss, their mean.
 Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
 # Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
 ClippedSums = Callable[[Tensor], Tensor]
@@ -33,9 +33,9 @@ class Noted(NamedTuple):
     """Call of one layer.
 
     Attributes:
-      layer: that was called.
+      layer: the called one.
       inputs: of the call, shape (n, ...).
-      version: how often the inputs had been changed in place.
+      version: number of in-place changes of the inputs before the call.
       edge: of the outputs in torch's graph.
     """
 
@@ -52,7 +52,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def noting(model: nn.Module) -> Generator[list[Noted]]:
-    """Give a list to which each call of a trainable layer is appended."""
+    """Yield a list to which each call of a trainable layer is appended."""
     notes: list[Noted] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -123,7 +123,7 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
 
     Args:
       model: is run once.
-      batch: inputs of some examples; their values do not matter.
+      batch: inputs of some examples; their values are irrelevant.
     """
     for layer in layers_of(model):
         own = [name for name, _ in layer.named_parameters(recurse=False)]

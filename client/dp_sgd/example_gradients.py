@@ -1,8 +1,8 @@
 """Gradients of single examples in a layer, from the layer's inputs and the gradients of its outputs.
 
-Norms come from Gram matrices where these are smaller than the gradients (Goodfellow 2015, arXiv:1510.01799; Bu et al.
-2022, arXiv:2210.00038, section 3), from the gradients of a few examples at a time otherwise, and for embeddings from
-the indices.
+Norms are computed from Gram matrices if these are smaller than the gradients (Goodfellow 2015, arXiv:1510.01799; Bu et
+al. 2022, arXiv:2210.00038, section 3), otherwise from the gradients of a few examples at a time, and for embeddings
+from the indices.
 
 A norm that is computed too small lets a record exceed its clip, and the author of the model controls the numbers. So a
 norm includes a bound on the float32 rounding of its squares, and a gradient that is not held counts at least a
@@ -19,12 +19,12 @@ from torch.nn.grad import conv2d_weight
 
 
 class Share(NamedTuple):
-    """Contribution of a batch's examples to one layer.
+    """Contributions of a batch's examples to one layer.
 
     Attributes:
-      held: gradients small enough to hold for every example, shapes (B, ...), by parameter.
+      held: gradients held for every example because they are small, shapes (B, ...), by parameter.
       norms: of each example's other gradients, shapes (B,).
-      sums: returns the weighted sums of those, by parameter, for a weight of each example, shape (B,).
+      sums: returns the weighted sums of those other gradients, by parameter, for weights of the examples, shape (B,).
     """
 
     held: dict[Any, Tensor]
@@ -39,14 +39,14 @@ VECTOR = 16  # float32 numbers that a processor multiplies at a time
 HELD = 2  # single gradients are held up to this many times the size of inputs and output gradients
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
-ADDED = 1 << 16  # squares at a time, whose float32 sum is then right to 0.1 %
-LOST = 2.0**-63  # the root of the smallest normal float32: squares of what is smaller are rounded, or zero
+ADDED = 1 << 16  # squares summed at a time, so that their float32 sum is accurate to 0.1 %
+LOST = 2.0**-63  # the root of the smallest normal float32: squares of smaller numbers are rounded or zero
 
 
 def norms_of(values: Tensor) -> Tensor:
-    """Return the norm of each example, shape (B,), and not less than it is where its squares are too small for float32.
+    """Return the norm of each example, shape (B,), never too small, even if its squares underflow float32.
 
-    So many squares are added up at a time that none is lost beside their sum: of 10^8 a third could be.
+    Squares are summed in blocks so small that none is lost in rounding: of 10^8 a third could be.
     """
     flat = values.unsqueeze(-1).flatten(1)  # a scalar parameter's have one dimension alone
     parts = [torch.linalg.vector_norm(part, dim=1) for part in flat.split(ADDED, 1)]
@@ -55,7 +55,7 @@ def norms_of(values: Tensor) -> Tensor:
 
 
 def _not_below(norms: Tensor, lengths: Tensor) -> Tensor:
-    """Return norms, shape (n,), that count no less than the rounding of their parts, of these lengths, shape (n, L)."""
+    """Return norms, shape (n,), that are at least the rounding of their parts, whose lengths have shape (n, L)."""
     return torch.maximum(norms, lengths.sum(1).to(norms.dtype) / LOUDEST)
 
 
@@ -64,7 +64,7 @@ def _lengths(parts: Tensor) -> Tensor:
 
 
 def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
-    """Return the norms of a layer's gradients, shape (B,), by parameter, as Opacus' ghost clipping asks for them.
+    """Return the norms of a layer's gradients, shape (B,), by parameter, for Opacus' ghost clipping.
 
     Its own multiply squares in float32, and loses half the digits of gradients that cancel.
 
@@ -86,7 +86,7 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
     return found
 
 
-GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers of which Opacus multiplies norms
+GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers whose norms Opacus computes itself
 
 
 def _learns(layer: nn.Module, name: str) -> bool:
@@ -123,7 +123,7 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
     """Return the norms, shape (n,), of the sums over positions of outer products that are not held."""
     positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
     if 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
-        # Twice, since in float32 a Gram matrix would lose half the digits of gradients that cancel.
+        # In double precision, since in float32 a Gram matrix loses half the digits of cancelling gradients.
         wide, high = inputs.double(), gradients.double()
         grams = torch.bmm(wide, wide.mT).mul_(torch.bmm(high, high.mT))
         norms = grams.sum((1, 2)).clamp_(min=0).sqrt_().to(inputs.dtype)
@@ -133,7 +133,7 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _room(count: int, shape: tuple[int, int], kept: tuple[Tensor, Tensor]) -> Tensor | None:
-    """Return room for the gradients of `count` parts, or None where it is large beside what is kept anyway."""
+    """Return a buffer for the gradients of `count` parts, or None if it is large compared with `kept`."""
     size = count * shape[0] * shape[1]
     few = size <= HELD * (kept[0].numel() + kept[1].numel())
     return kept[1].new_empty(count, *shape) if few else None
@@ -172,7 +172,7 @@ def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tenso
     each, channel, row, column = padded.stride()
     where = ((height, row * down), (width, column * right))
     seen = ((rows, row * lower), (columns, column * further), (channels, channel))
-    # One channel is copied along the rows of the image, several along the channels.
+    # One channel is copied along the image's rows, several are copied along the channels.
     axes = (*seen, *where) if channels == 1 else (*where, *seen)
     shape, strides = zip((batch, each), (layer.groups, channel * channels), *axes, strict=True)
     view = padded.as_strided(shape, strides)
@@ -271,5 +271,5 @@ RULES: dict[type[nn.Module], Rule] = {
 
 
 def plain_embedding(layer: nn.Embedding) -> bool:
-    """Return whether an embedding's gradient is the sum over its indices, and its weights stay as they are."""
+    """Return whether an embedding's gradient is the sum over its indices, and no option changes its weights."""
     return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse

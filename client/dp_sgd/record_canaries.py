@@ -30,16 +30,16 @@ from ...tasks.data import Data, Examples, in_tensors
 from ...tasks.optimizers import own_optimizer
 from ...tasks.protocol import Task
 
-# Names in `Watched`: how those of the client's model begin, and that of the canaries' block.
+# Names in `Watched`: prefix of the client's model, and the canaries' block.
 OWN, BLOCK = "model.", "block.weight"
 TOO_LONG = 10.0  # norm of a canary's gradient over the clipping norm, which tests the clip
 
 
 class Watched(nn.Module):
-    """Model beside the block of canaries, from shape (n, 1 + inputs) to (n, outputs + 2).
+    """Model with the block of canaries, from shape (n, 1 + inputs) to (n, outputs + 2).
 
-    The first column of the inputs and the last of the outputs tell whose record it is: 0 for the client's, j for canary
-    j that is in, -j for canary j that is out.
+    The first column of the inputs and the last of the outputs identify the record: 0 for the client's, j for canary j
+    that is in, -j for canary j that is out.
 
     Args:
       model: the client's.
@@ -81,7 +81,7 @@ class WatchedLoss:
 
     @property
     def optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
-        """The task's own optimiser, if it offers one."""
+        """The task's own optimiser, if it defines one."""
         return own_optimizer(self.task)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ class WatchedLoss:
 
 @dataclass(frozen=True)
 class CanariedRound:
-    """Round of a client with canaries among its records.
+    """Round of a client with canary records.
 
     Attributes:
-      model: in place of the client's.
-      loss: in place of its task's.
+      model: replaces the client's.
+      loss: replaces its task's.
       examples: its own and the canaries.
       plan: of the round, with the canaries among the records.
       scores: log likelihood ratios so far, shape (canaries,); they grow with each step.
@@ -118,7 +118,7 @@ class CanariedRound:
     scores: Scores
 
     def after_step(self) -> None:
-        """Add to each score the log likelihood ratio of the step that was just taken."""
+        """Add the last step's log likelihood ratio to each score."""
         sampling, noised = self.plan.sampling, self.model.block.weight.grad
         assert isinstance(sampling, PoissonBatches) and noised is not None
         divisor = max(1, round(sampling.sample_rate * len(self.examples)))
@@ -129,7 +129,7 @@ class CanariedRound:
 
 
 def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], plan: Plan) -> CanariedRound:
-    """Return a client's round with canaries among its examples and the block beside its model.
+    """Return a client's round with canaries added to its examples and the block added to its model.
 
     Args:
       model: the client's; its parameters are shared.
@@ -146,7 +146,7 @@ def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], pl
 def watch(
     model: nn.Module, task: Task, data: Data, count: int, replaced: bool, norm: float
 ) -> tuple[Watched, WatchedLoss]:
-    """Return a model beside the block of its canaries, and the loss of both.
+    """Return a model with the block of its canaries, and their joint loss.
 
     Args:
       model: its parameters are shared.
@@ -154,7 +154,7 @@ def watch(
       data: some of those.
       count: number of canaries.
       replaced: whether a canary that is out has the opposite gradient instead of none.
-      norm: to which each example's gradient is clipped.
+      norm: clipping norm of each example's gradient.
     """
     inputs = _tensors(data).inputs
     with torch.no_grad():
@@ -165,7 +165,7 @@ def watch(
 
 
 def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
-    """Return a client's examples as `Watched` takes them, canaries last; none where it has no example to be like.
+    """Return a client's examples as inputs of `Watched`, canaries last; none without an example of the client.
 
     Args:
       data: the client's own.
@@ -184,11 +184,11 @@ def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
 
 
 def _tensors(data: Data) -> Examples:
-    return in_tensors(data, "audit", "full", "a canary is a row of it; use audit=light")
+    return in_tensors(data, "audit", "full", "a canary is a row of the tensor; use audit=light")
 
 
 def coins_of(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
-    """Return the client's coins, shape (count,), tossed at the first call and kept in a file from then on.
+    """Return the client's coins, shape (count,), drawn at the first call and stored in a file.
 
     Raises:
       Refusal: the file holds another number of coins.

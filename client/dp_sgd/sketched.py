@@ -1,10 +1,10 @@
-"""Clipping of examples' gradients by the norms of what compression leaves of them; see `privacy/mechanisms/compression.py`.
+"""Clipping of examples' gradients by the norms of their compressed values; see `privacy/mechanisms/compression.py`.
 
-The matrix P of a round is linear: sum_i c_i P g_i = P sum_i c_i g_i. So an engine adds up whole gradients, with weights c_i
-that make each P g_i no longer than the norm, and the sum is compressed once, like any update.
+The matrix P of a round is linear: sum_i c_i P g_i = P sum_i c_i g_i. So an engine adds whole gradients with weights c_i
+that bound each c_i P g_i by the norm, and the sum is compressed once, like any update.
 
-The sum is float32: a gradient that P takes to nothing, however long, would drown the others before they are compressed.
-So no c_i g_i is longer than `LOUDEST` norms of whole gradients either. P is public, and some records have such gradients.
+The sum is float32: a long gradient that P maps to almost zero would swamp the others before the compression. So each
+c_i g_i is also bounded by `LOUDEST` norms of whole gradients. P is public, and some records may have such gradients.
 """
 
 import math
@@ -19,18 +19,19 @@ from torch import Tensor
 from ...privacy.mechanisms.compression import Sketch
 from ...strategies.wire import Layout
 
-ENGINES = ("hooks", "one_by_one")  # that hold an example's whole gradient
-# Rounding to float32 moves such a part by less than 64 / 2^24 of the norm; random rows seldom leave less than a 64th.
+ENGINES = ("hooks", "one_by_one")  # engines that hold an example's whole gradient
+# Rounding to float32 changes such a part by less than 64 / 2^24 of the norm; random rows seldom leave less than a
+# 64th.
 LOUDEST = 64.0
-_NUMBERS = 1 << 24  # of gradients that are compressed at a time: 64 MiB
+_NUMBERS = 1 << 24  # of gradients compressed at a time: 64 MiB
 
 
 class SketchedOptimizer(DPOptimizer):
-    """Opacus' optimiser whose clipped sums go by the norms of compressed gradients.
+    """Opacus' optimiser that clips by the norms of compressed gradients.
 
     Args:
       optimizer: of the parameters.
-      places: first coordinate in an update for each of them, in its order; None for one that is not compressed.
+      places: first coordinate of each parameter in an update, in order; None for one that is not compressed.
       sketch: of the round.
       options: as of `DPOptimizer`.
     """
@@ -42,9 +43,9 @@ class SketchedOptimizer(DPOptimizer):
         self.places, self.sketch = places, sketch
 
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
-        """Return the norm of each example's compressed gradient, (examples,), float64; of one that is not finite, no number.
+        """Return the norm of each example's compressed gradient, (examples,), float64; NaN if it is not finite.
 
-        It counts as a `LOUDEST`-th of what compression leaves of such gradients on average, where it is less.
+        It is at least a `LOUDEST`-th of the average norm of such gradients after compression.
         """
         coordinates, count = self.sketch.compression.coordinates, len(samples[0])
         squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)
@@ -74,7 +75,7 @@ def places_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int 
     Args:
       names: of parameters.
       layout: shapes of the update's arrays by name, in its order.
-      sketch: compresses the first of them.
+      sketch: that compresses the first of them.
     """
     starts: dict[str, int] = {}
     place = 0

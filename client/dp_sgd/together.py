@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 _engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDictionary()
-ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
+ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
 def drawn(records: int, terms: StepTerms, stream: Stream) -> NDArray[np.intp]:
-    """Return the records of a client that take part in a round, each by a secret coin of its own.
+    """Return the records of a client that take part in a round, each drawn by its own secret coin.
 
     Args:
       records: of the client.
       terms: of the step.
-      stream: of this client and round; it serves this draw and no other.
+      stream: of this client and round; used for this draw only.
     """
     return next(PoissonBatches(terms.sample_rate, 1).draw(records, stream))
 
@@ -61,11 +61,11 @@ def step(
     An example whose gradient is not finite adds nothing.
 
     Args:
-      model: as the server sent it; its gradients are used up, and nothing else of it changes.
+      model: as the server sent it; its gradients are overwritten, its parameters do not change.
       task: gives the loss, a mean over a batch.
       data: that the rows are of.
       rows: indices of the examples that take part.
-      terms: give the clipping norm, and how gradients are computed.
+      terms: of the step; clipping norm and engine.
       learning_rate: of the step, above 0.
       layout: shapes by name, in the order of the update.
     """
@@ -84,14 +84,14 @@ def step_of(
     data: Batches,
     rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return what these rows add to a round's sum: the step, and beside it the block of an audit's canary records.
+    """Return the contribution of these rows to a round's sum: the step, and the block of an audit's canary records.
 
     Args:
-      model: as the server sent it, beside the block where there are canary records.
+      model: as the server sent it, with the block if there are canary records.
       loss: of both.
-      settings: how to take the step.
+      settings: of the step.
       content: the instruction.
-      data: that the rows are of, canary records among them.
+      data: source of the rows, canary records included.
       rows: indices of the examples that take part.
     """
     terms, layout = settings.step, layout_of(only_arrays(content))
@@ -128,7 +128,7 @@ def _clipped_sums(
     totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
     if not len(rows):
         return totals
-    engines = _engines.setdefault(model, {})  # a round takes one step, and to choose takes as long as that
+    engines = _engines.setdefault(model, {})  # choosing an engine takes as long as a round's one step
     asked = terms.gradients, terms.sketch is not None
     engine = engines[asked] = engines.get(asked) or chosen_engine(terms.gradients, model, data, asked[1])
     optimizer = _optimizer_of(named, terms, layout)

@@ -1,10 +1,10 @@
 """DP-SGD (Abadi et al. 2016, arXiv:1607.00133): local training with record-level privacy.
 
-Batches, noise and accounting are fedveil's own. Clipped sums come from one of four engines and step in Opacus'
-optimiser: Opacus' hooks hold every example's gradient, and the other engines are tested against them; its ghost clipping
-takes a second backward pass instead; `book_keeping` takes one pass, and `one_by_one` a pass for each example. All attach
-to the model as it is (``wrap_model=False``), so that parameter names stay those that the server knows. The noise comes
-from a cryptographic stream.
+Batches, noise and accounting are fedveil's own. One of four engines computes clipped sums, and Opacus' optimiser takes
+the step: Opacus' hooks hold every example's gradient, and the other engines are tested against them; its ghost clipping
+uses a second backward pass instead; `book_keeping` uses one pass, and `one_by_one` a pass for each example. All attach
+to the unwrapped model (``wrap_model=False``), so parameter names stay those of the server. The noise comes from a
+cryptographic stream.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ LEAST_STEPS = 256  # in a standard deviation, for each that rounding adds to the
 
 
 def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) -> tuple[int, float]:
-    """Return a standard deviation in steps of a lattice, and the step, for exact noise on a clipped sum.
+    """Return a standard deviation in lattice steps, and the step, for exact noise on a clipped sum.
 
-    Two sums that differ by a vector no longer than `max_grad_norm` differ, once rounded, by sqrt(coordinates) steps more
-    at most: each coordinate is rounded by half a step. The noise is `noise_multiplier` times that.
+    Rounding moves each coordinate by at most half a step, so two sums that differ by a vector of norm at most
+    `max_grad_norm` differ by at most sqrt(coordinates) steps more after rounding. The noise is `noise_multiplier` times
+    that sensitivity.
 
     Args:
       noise_multiplier: of the event that accounts for it, above 0.
@@ -63,18 +64,18 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
       coordinates: of the sum.
 
     Raises:
-      Refusal: the noise on what rounding adds takes half of the finest lattice's steps.
+      Refusal: the noise for the rounding takes half of the finest lattice's steps.
     """
     rounding = noise_multiplier * math.sqrt(coordinates)
     if not rounding <= MAX_SIGMA / 2:
-        remedy = f"no lattice holds so much noise on {coordinates} coordinates; give less"
+        remedy = f"no lattice has room for this noise on {coordinates} coordinates; use less"
         raise Refusal("noise_multiplier", noise_multiplier, remedy)
     sigma = min(MAX_SIGMA, max(STEPS_OF_NOISE, math.ceil(LEAST_STEPS * rounding)))
     return sigma, noise_multiplier * max_grad_norm / (sigma - rounding)
 
 
 class StreamNoiseOptimizer(DPOptimizer):
-    """Opacus' optimiser on clipped sums that an engine has left, with exact noise from a cryptographic stream.
+    """Opacus' optimiser on the clipped sums of an engine, with exact noise from a cryptographic stream.
 
     Args:
       optimizer: takes the steps.
@@ -94,13 +95,13 @@ class StreamNoiseOptimizer(DPOptimizer):
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Turn the clipped sums on the parameters into means with discrete Gaussian noise, on a lattice; see `lattice_of`.
 
-        The noise is that of sums of clients, whole numbers that no rounding shapes (Mironov 2012). What follows is computed
-        from them.
+        The noise consists of integers, as in sums of clients, so floating-point rounding does not distort it (Mironov
+        2012). Later values are computed from them.
 
         Raises:
-          FloatingPointError: a sum is not finite; nothing is released then.
+          FloatingPointError: a sum is not finite; nothing is released.
         """
-        parameters: list[Any] = self.params  # torch's type does not know Opacus' attributes of sums
+        parameters: list[Any] = self.params  # torch's type lacks Opacus' attributes of sums
         torch.cat([parameter.summed_grad.reshape(-1) for parameter in parameters], out=self.flat)
         for block in self.flat.split(NOISE_BLOCK):
             if not bool(block.sum().isfinite()):
@@ -121,9 +122,9 @@ class PrivateSteps:
 
     Attributes:
       plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
-      draws: stream from which the batches are drawn.
-      noise: stream from which the noise is drawn.
-      after: called after each step, when the parameters' gradients are its noised means.
+      draws: stream of the batches.
+      noise: stream of the noise.
+      after: called after each step, while the parameters' gradients are its noised means.
     """
 
     plan: Plan
@@ -148,13 +149,13 @@ def train_privately(
       model: without batch normalisation, in the state that the server sent.
       task: gives the loss, a mean over a batch.
       data: the client's own.
-      training: optimiser, which sees noised means alone, learning rate and FedProx weight; epochs and batches come
+      training: optimiser, which receives only noised means, learning rate and FedProx weight; epochs and batches come
         from the plan.
-      steps: the plan, and the streams that its steps are drawn from.
+      steps: the plan, and the streams of its steps.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
 
     Raises:
-      Refusal: some layer's batch is not the batch of examples, or ghost clipping cannot train the model.
+      Refusal: a layer's batch is not the batch of examples, or ghost clipping cannot train the model.
     """
     plan = steps.plan
     assert isinstance(plan.sampling, PoissonBatches)
@@ -184,15 +185,15 @@ def train_privately(
 def clipping(
     model: nn.Module, task: Objective, data: Batches, optimizer: DPOptimizer, gradients: str
 ) -> Generator[Callable[[NDArray[np.intp]], None]]:
-    """Give the function that leaves the clipped sum over some rows on the parameters.
+    """Yield the function that writes the clipped sum over some rows to the parameters.
 
-    Buffers that a layer writes meanwhile depend on the data and have no noise: they are put back after each call.
+    Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each call.
 
     Args:
       model: whose gradients are clipped.
       task: gives the loss, a mean over a batch.
       data: that the rows are of.
-      optimizer: whose parameters take the sum; holds the clipping norm.
+      optimizer: whose parameters receive the sum; holds the clipping norm.
       gradients: a name of `ENGINES`.
     """
     layout = _lay_out(model, gradients)
@@ -204,7 +205,7 @@ def clipping(
             inputs, targets = padded(data.batch(rows), count)
             outputs = run_on(model, laid_out(inputs, layout))
             return outputs, task.loss(outputs, targets)
-        except (Refusal, NotImplementedError):  # of the model, whatever the examples
+        except (Refusal, NotImplementedError):  # caused by the model, for any examples
             raise
         except Exception as error:
             raise TaskFailed from error
@@ -216,7 +217,7 @@ def clipping(
     model.train()
     try:
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
-            # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
+            # The warning's case is intended: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             yield clip
     finally:
@@ -229,7 +230,7 @@ class TaskFailed(Exception):
 
 
 def _forget_call(model: nn.Module) -> None:
-    """Let go of what Opacus' hooks keep of a call that failed: the next one would wait for its gradients."""
+    """Delete the state of Opacus' hooks after a failed call: the next call would wait for its gradients."""
     for layer in model.modules():
         vars(layer).pop("activations", None)
         vars(layer).pop("max_batch_len", None)
@@ -245,36 +246,36 @@ def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 
 
 def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
-    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite.
+    """Write the clipped sum over the rows to the parameters, without the examples whose gradients are not finite.
 
-    An example on which the task's code fails has none: to give up the others with it would tell of it.
+    An example on which the task's code fails is left out: failing for the whole step would reveal it.
     """
     parameters: list[Any] = optimizer.params
     while len(rows):
         for parameter in parameters:
-            parameter.summed_grad = None  # no engine may pass on the sum of the step before
+            parameter.summed_grad = None  # the sum of the previous step must not remain
         try:
             finite = clipped_sums(rows)
         except TaskFailed:
-            logger.exception("an example is left out of a step, since the task fails on it")
+            logger.exception("an example is left out of a step because the task fails on it")
             finite = torch.zeros(len(rows), dtype=torch.bool)
             for place, row in enumerate(rows.split(1)):
                 with suppress(TaskFailed):
                     clipped_sums(row)
                     finite[place] = True
-            if bool(finite.all()):  # of all together alone, such as of memory
+            if bool(finite.all()):  # the failure is of the whole batch, for example of memory
                 raise
         if bool(finite.all()):
             return
         rows = rows[finite.cpu()]
-    # A step without examples still adds noise: its absence would tell that the batch was empty.
+    # A step without examples still adds noise: its absence would reveal an empty batch.
     for parameter in parameters:
         parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)
 
 
 @contextmanager
 def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give the function that computes clipped sums by Opacus' hooks, with all examples' gradients at once.
+    """Yield the function that computes clipped sums by Opacus' hooks, with all examples' gradients at once.
 
     Args:
       model: to be trained.
@@ -306,14 +307,14 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
 
 class OwnGhost(GradSampleHooksFastGradientClipping):
-    """Opacus' ghost clipping with norms that no model makes too small."""
+    """Opacus' ghost clipping with norms that are never too small."""
 
     NORM_SAMPLERS: Mapping[Any, Any] = {**GradSampleHooksFastGradientClipping.NORM_SAMPLERS, **GHOST}
 
 
 @contextmanager
 def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give the function that computes clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679).
+    """Yield the function that computes clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679).
 
     One backward pass gives the norms, a second one the sum with weighted losses.
 
@@ -338,7 +339,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         finite = attached.get_norm_sample().isfinite()[: len(rows)]
         optimizer.zero_grad(set_to_none=True)
         attached.disable_hooks()
-        # Each example's loss depends on its own outputs only, so that weights on these weigh the losses.
+        # Each example's loss depends only on its own outputs, so weights on these weight the losses.
         outputs.backward(back * (weights * batch).view(-1, *[1] * (back.dim() - 1)))
         for parameter in parameters:
             parameter.summed_grad = parameter.grad
@@ -354,7 +355,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
 @contextmanager
 def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give the function that computes clipped sums by a backward pass for each example: slow, and right for any model.
+    """Yield the function that computes clipped sums by a backward pass for each example: slow, and correct for any model.
 
     Arguments as of `hooks`.
     """
@@ -377,7 +378,7 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
 
 
 def _norms(optimizer: DPOptimizer, samples: Sequence[Tensor]) -> Tensor:
-    """Return the norms of examples' gradients, or of what compression leaves of them, shape (B,), float64."""
+    """Return the norms of examples' gradients, compressed ones if so configured, shape (B,), float64."""
     if isinstance(optimizer, SketchedOptimizer):
         return optimizer.norms(samples)
     return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
@@ -394,25 +395,25 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
     """Return the engine to train with, which does not depend on the data.
 
-    `auto` takes book-keeping where it can, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
-    clipping where an embedding would be held for every example, hooks where they see every example in every layer, and
-    one example after the other for all other models.
+    `auto` chooses book-keeping if possible, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
+    clipping if an embedding would be held for every example, hooks if they see every example in every layer, and one
+    example at a time for all other models.
 
     Args:
       gradients: `auto`, or a name of `ENGINES`.
       model: to be trained.
-      data: give the shape of an input.
+      data: for the shape of an input.
       compressed: whether a gradient is compressed before it is clipped, so that the engine must hold each whole one.
 
     Raises:
       Refusal: an engine was asked for by name and cannot train the model, or holds no gradient that is compressed.
     """
     if compressed and gradients not in ("auto", *sketched.ENGINES):
-        remedy = "holds no whole gradient, and it is compressed; use auto"
+        remedy = "does not hold whole gradients, which compression needs; use auto"
         raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "one_by_one":
         return gradients
-    # A dimension that is not the batch may have one of the two sizes, and not both.
+    # A dimension other than the batch may have one of the two sizes, but not both.
     batches = [placeholder(data, size) for size in (2, 3)]
     reason = None
     if gradients in ("auto", "book_keeping") and not compressed:
@@ -433,7 +434,7 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
 
 
 def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether hooks would hold an embedding for each example, and no layer is used twice, as ghost clipping asks."""
+    """Return whether hooks would hold an embedding per example, and no layer is used twice (ghost clipping needs that)."""
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
     if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
         return False
@@ -474,13 +475,13 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
-    """Bring the kernels into the layout in which the engine is right and fast, and return it for images."""
+    """Convert the kernels to the layout in which the engine is correct and fast, and return it for images."""
     kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
         with_fast_kernels(model)
         return torch.channels_last if kernels else torch.contiguous_format
     for kernel in kernels:
-        # Opacus' unfold2d assumes the strides of contiguous images, and is wrong for outputs of channels-last kernels.
+        # Opacus' unfold2d assumes contiguous images, and is wrong for outputs of channels-last kernels.
         kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)
     return torch.contiguous_format
 

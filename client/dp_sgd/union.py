@@ -1,4 +1,4 @@
-"""Step of DP-SGD on the records of all clients of a simulation, in one pass however many clients there are."""
+"""Step of DP-SGD on the records of all clients of a simulation, in one pass for any number of clients."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -26,13 +26,13 @@ def union_of(bench: Workbench) -> Union:
 def sum_of_union(
     bench: Workbench, union: Union, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
-    """Return the sum of what these clients add, in one pass over what they draw.
+    """Return the sum of these clients' contributions, in one pass over their drawn records.
 
-    The records drawn are those that the clients would draw one by one. The sum is on the grid once and not once for each
-    client, so that the two differ by rounding; layers that draw for each example, such as Dropout, do so from one
+    The drawn records are those that the clients would draw one by one. The sum is rounded to the lattice once instead
+    of once for each client, so the two results differ by rounding; layers with random draws, such as Dropout, use one
     generator for all clients.
 
-    Arguments as of `sum_cohort`; `union` is of all clients' records.
+    Takes the arguments of `sum_cohort`; `union` holds all clients' records.
     """
     settings = bench.settings
     assert settings.step is not None

@@ -1,1 +1,1 @@
-"""Local training without record-level privacy: of one client, of a whole cohort, and without torch."""
+"""Local training without record-level privacy: for one client, for a whole cohort, and without torch."""

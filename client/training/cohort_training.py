@@ -1,4 +1,4 @@
-"""Training of a whole cohort of a small model at once, with the same mathematics as one client after the other.
+"""Training of a whole cohort at once for small models, with the same mathematics as one client at a time.
 
 On a small model nearly all the time of a client is Python overhead. Clients are stacked, and one vectorised step
 (`torch.func.vmap`) trains them all, with the same batches, order and seeds; a test verifies that the result equals that
@@ -39,12 +39,12 @@ from .sgd import steps_of
 
 logger = logging.getLogger("fedveil.client")
 
-MAX_PARAMETERS = 50_000  # above it, one client's matrix products fill a core and stacking gains nothing
-MAX_STACK = 128  # clients at a time, so that memory does not grow with the cohort
+MAX_PARAMETERS = 50_000  # above it, one client's matrix products saturate a core and stacking gains nothing
+MAX_STACK = 128  # clients in a stack, so that memory does not grow with the cohort
 MAX_VISITS = 1 << 20  # of examples in a stack's epochs, whose order takes 8 bytes each
-FREE_ROWS = 256  # of a step, below which it is nearly all Python and padding costs nothing
+FREE_ROWS = 256  # of a step, below which Python dominates and padding costs nothing
 
-Group = list[tuple[int, Examples]]  # clients with their examples, none with more than the one before
+Group = list[tuple[int, Examples]]  # clients with their examples, in descending order of size
 Losses = Callable[[dict[str, Tensor], Tensor, Tensor, "Tensor | None"], Tensor]
 Layers = list[tuple[str, nn.Module]]
 
@@ -70,7 +70,7 @@ def _steps_stack(bench: Workbench) -> bool:
 
 def _traces(bench: Workbench) -> bool:
     """Return whether a vectorised step of this model runs at all."""
-    bench.forget()  # what the model holds before anything has gone through it
+    bench.forget()  # the model's state before its first forward pass
     start = {name: p.detach() for name, p in bench.model.named_parameters()}
     try:
         examples = _stackable(bench, 0)
@@ -78,7 +78,7 @@ def _traces(bench: Workbench) -> bool:
             moved(each[:1].unsqueeze(0), bench.device) for each in (examples.inputs, examples.targets)
         )
         _gradients(_losses(bench), _stacked(start, 1), inputs, targets, None)
-    except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
+    except Exception:  # noqa: BLE001 (on any error of the task's code, clients are trained one by one)
         return False
     return True
 
@@ -103,7 +103,7 @@ def sum_cohort(
         try:
             update, scalars = _train_group(bench, group, start, training, key)
         except Exception:
-            if len(group) > 1:  # one of them fails, or they cannot be stacked: try each by itself
+            if len(group) > 1:  # one client fails, or they cannot be stacked: train each separately
                 for one in group:
                     add([one])
                 return
@@ -186,7 +186,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:
-    remedy = "clients that are stacked give tensors alike"
+    remedy = "stacked clients need tensors of equal shape and type"
     return in_tensors(drawn_data_of(bench.task, client), "client_data", client, remedy)
 
 
@@ -271,7 +271,7 @@ def _alone(examples: Tensor) -> Tensor:
 
 
 def _perceptron(model: nn.Module, flat: bool) -> Layers:
-    """Return a model's layers, each with its parameters' prefix, if they are linear and elementwise ones; else none.
+    """Return a model's layers with their parameters' prefixes if all are linear or elementwise; otherwise none.
 
     `flat` says whether an example is a vector; if it is not, the first layer must flatten it.
     """
@@ -291,7 +291,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs of all clients' models, as vmap does, but without its cost at every layer."""
+    """Return the outputs of all clients' models, like vmap but without its cost at every layer."""
     values = inputs.flatten(2).transpose(1, 2)  # examples last: gradients then have the layout of the weights
     for name, layer in layers:
         if isinstance(layer, nn.Linear):
@@ -319,7 +319,7 @@ def _add_rows(
 ) -> None:
     finite = np.isfinite(update).all(axis=1)
     update[~finite] = 0
-    # As in a message: where clients are hidden, one that diverges answers that nothing changed.
+    # As with messages: at the client level, a client that diverges answers with a zero update.
     told = np.full(len(update), True)
     if spec.clipping_norm is None:
         told = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])

@@ -1,7 +1,7 @@
-"""Training of a cohort client by client in the process's one model, from which each update is added to the sum.
+"""Training of a cohort client by client in the process's single model; each update is added to the sum directly.
 
-The arithmetic is that of a ClientApp behind `private_update`, bit for bit, which a test holds; a message and five
-passes over the model are saved for each client. It serves plain training only: DP-SGD has a ledger to ask.
+The arithmetic equals that of a ClientApp with `private_update`, bit for bit, which a test checks; it saves a message
+and five passes over the model for each client. It supports only plain training: DP-SGD needs a ledger.
 """
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -45,7 +45,7 @@ class InPlaceRound:
 
     Attributes:
       bench: task and model.
-      training: how to train.
+      training: its settings.
       key: of the round; examples' orders and layers' draws derive from it.
       received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
@@ -75,7 +75,7 @@ class InPlaceRound:
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
-            if not len(data):  # it answers like a client whose examples changed nothing
+            if not len(data):  # it answers with a zero update
                 return {wire.WEIGHT: 0.0, TRAIN_LOSS: 0.0}
             bench = self.bench
             seed_layers(self.key, client, data, bench.device)
@@ -87,7 +87,7 @@ class InPlaceRound:
         return {wire.WEIGHT: float(len(data))} | ({} if loss is None else {TRAIN_LOSS: loss})
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
-        """Add the update of a canary client, and return whether this client is one.
+        """Add the update of a canary client, and return whether the client is a canary.
 
         Args:
           client: number of the client.
@@ -119,7 +119,7 @@ class InPlaceRound:
         try:
             add_update(cohort_sum, update, scalars, spec)
         except NotFinite as error:  # as in a message
-            logger.warning("%s; this client answers that nothing changed", error)
+            logger.warning("%s; this client answers with a zero update", error)
             add_update(cohort_sum, np.zeros(0), scalars, spec)
 
 

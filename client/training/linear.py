@@ -1,7 +1,7 @@
-"""Multinomial logistic regression by SGD in NumPy, for devices that have no room for torch.
+"""Multinomial logistic regression by SGD in NumPy, for devices too small for torch.
 
-The arrays have the names of torch's `nn.Linear`. Batches and their order are those of `sgd.train`, and the values agree
-up to the rounding of float32.
+The arrays have the names of torch's `nn.Linear`. Batches and their order are those of `sgd.train`, and the results
+agree up to float32 rounding.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
     except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
         raise Refusal("data", str(path), f"give an .npz with inputs and targets ({error})") from error
     if inputs.ndim != 2 or inputs.dtype != np.float32 or targets.shape != inputs.shape[:1] or not len(inputs):
-        raise Refusal("data", str(path), "give inputs (n, d) float32 and as many targets (n,), at least one")
+        raise Refusal("data", str(path), "give inputs (n, d) float32 and targets (n,), n at least 1")
     if targets.dtype.kind not in "iu" or targets.min() < 0:
         raise Refusal("data", str(path), "targets must be whole numbers of at least 0")
     if not np.isfinite(inputs).all():
@@ -74,7 +74,7 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
     if len(arrays) != 2 or weight.shape != (len(bias), table.inputs.shape[1]) or bias.ndim != 1:
         raise ValueError(f"a model of shape {weight.shape} for inputs {table.inputs.shape}")
     if table.targets.max(initial=0) >= len(bias):
-        raise ValueError("a target that the model has no class for")
+        raise ValueError("a target is outside the model's classes")
     _, number = read_round(message.content)
     key = int(Randomness(settings.seed).stream("training", number).uint64(1)[0])
     loss = train(weight, bias, table, training_settings(message.content, settings), client, key)
@@ -104,7 +104,7 @@ def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans |
       Refusal: a metric other than accuracy is requested.
     """
     if asked.metric != "accuracy":
-        remedy = "a linear device without torch measures accuracy alone"
+        remedy = "a linear device without torch measures only accuracy"
         raise Refusal("evaluate.metric", asked.metric, remedy)
     if not len(held):
         return None
@@ -120,10 +120,10 @@ def check_order(order: TrainingOrder, released: bytes | None = None) -> None:
 
     Args:
       order: of the server.
-      released: file of the model that a question is about; None where there is none.
+      released: file of the model that a question is about; None without one.
     """
     if released is not None:
-        remedy = "a linear device without torch has no columns of a model; ask it for columns of its own"
+        remedy = "a linear device without torch has no columns of a model; ask for columns of its data"
         raise Refusal("model", f"{len(released)} bytes", remedy)
     if order.moments:
         remedy = "scale the columns of tables; this device has no schema"

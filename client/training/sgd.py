@@ -1,7 +1,7 @@
-"""Training without record-level privacy, in the one model of a process and with as few copies as possible."""
+"""Training without record-level privacy, in the process's single model and with as few copies as possible."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
-# torch's optimisers make the same calls; there is no public name for them.
+# torch's optimisers use the same calls, which have no public names.
 
 import copy
 import math
@@ -31,7 +31,7 @@ def train(
     key: int,
     precision: Precision = nullcontext,
 ) -> float | None:
-    """Train the model in place and return the mean loss of its steps, each before the step was taken.
+    """Train the model in place and return the mean of the losses before each step.
 
     A task with its own training function trains a copy, whose arrays are taken over: other changes to the copy cannot
     reach another client. Its return value is the loss, None if it has none.
@@ -61,10 +61,10 @@ def train(
         inputs, targets = data.batch(torch.from_numpy(batch))
         with precision():
             loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
-        with torch.no_grad():  # nothing holds the gradients while the next ones are computed
+        with torch.no_grad():  # frees the gradients before the next ones are computed
             steps.take(gradients_of(loss, parameters))
         losses.append(loss.detach())
-    # Read at the end, so that a GPU waits for no single step.
+    # Read at the end, so that a GPU is not synchronised at every step.
     return math.fsum(torch.stack(losses).cpu().tolist()) / len(losses)
 
 
@@ -87,18 +87,18 @@ def _by_itself(
 
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the gradients, zeros where the loss does not depend on a parameter."""
-    # torch's own `materialize_grads` takes as long as a small layer.
+    # torch's own `materialize_grads` costs as much as a small layer.
     found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps of one client, or of several at once, each taken in place.
+    """Steps of one client, or of several at once, in place.
 
     Attributes:
-      values: the parameters, each with a leading dimension for clients where several are trained at once.
-      start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
+      values: the parameters, with a leading dimension for clients if several are trained at once.
+      start: the parameters that the server sent, for FedProx's pull; otherwise unused.
       training: learning rate and weight of that pull.
       optimizer: of the values; None for plain SGD.
     """
@@ -144,7 +144,7 @@ def steps_of(
     Their optimiser is new, so its state reaches neither another client nor the next round.
 
     Args:
-      task: may offer an optimiser of its own.
+      task: may define its own optimiser.
       values: as in `Steps`.
       start: as in `Steps`.
       training: optimiser, learning rate and weight of FedProx's pull.
@@ -157,12 +157,13 @@ def steps_of(
 
 
 def with_fast_kernels(model: nn.Module) -> nn.Module:
-    """Return the model with its kernels in channels-last layout, in which a CPU convolves up to twice as fast.
+    """Return the model with its kernels in channels-last layout, with which a CPU convolves up to twice as fast.
 
     Results differ by float rounding only.
     """
     for kernel in model.parameters():
         if kernel.dim() == 4:
-            # `to`, since `contiguous` leaves a kernel of one input channel as it is, and the convolution follows it.
+            # `to`, since `contiguous` does not change a kernel with one input channel, whose layout the convolution
+            # uses.
             kernel.data = kernel.data.to(memory_format=torch.channels_last)
     return model

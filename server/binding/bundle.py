@@ -57,7 +57,7 @@ class Contents:
 
 
 def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list[str]:
-    """Write the bundle of a run that was checked, unsigned; return the names of its files.
+    """Write the unsigned bundle of a verified run; return the names of its files.
 
     Args:
       contents: of the bundle.
@@ -66,7 +66,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
         although they reveal the members.
 
     Raises:
-      Refusal: the folder holds something, or cannot be written.
+      Refusal: the folder is not empty or cannot be written.
     """
     run = contents.run
     held: dict[str, bytes] = {}
@@ -97,7 +97,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
 
 def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refusal("--out", str(out), "holds something; name a new folder")
+        raise Refusal("--out", str(out), "is not empty; name a new folder")
 
 
 def read_list(folder: Path) -> Listed:
@@ -125,16 +125,16 @@ def read_list(folder: Path) -> Listed:
 
 
 def add_signature(folder: Path, role: str, date: str, keys: Sequence[SigningKey]) -> Signature:
-    """Sign a bundle, over all signatures that it has; they must hold.
+    """Sign a bundle and its earlier signatures, which must be valid.
 
     Args:
       folder: of the bundle, whose files were checked.
       role: of the signer, in words.
       date: YYYY-MM-DD.
-      keys: of Ed25519, and one of ML-DSA beside it if wanted.
+      keys: one of Ed25519, and optionally one of ML-DSA.
 
     Raises:
-      Refusal: an earlier signature does not hold, or the new one cannot be written.
+      Refusal: an earlier signature is invalid, or the new one cannot be written.
     """
     bundle, before = (folder / LIST).read_bytes(), read_signatures(folder)
     check(bundle, before)

@@ -36,8 +36,8 @@ OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, AUDIT_TERMS, AUDIT_ROWS, MODEL)
 MADE_LATER = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
 BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model
 PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600
-# Key under which the audit's rows are hashed where they tell how many took part: others read the manifest, and would
-# find the few numbers that fit a bare hash. It lies beside the rows, for the operator alone.
+# Salt of the hash of the audit's rows where these reveal the number of participants: a reader of the manifest could
+# guess the few numbers behind a plain hash. The file lies beside the rows and stays with the operator.
 SALT = "audit.salt"
 
 
@@ -105,7 +105,7 @@ def tells_counts(run: Path) -> bool:
 
 
 def _secret_draw(result: Mapping[str, Any]) -> bool:
-    return result["seconds"] is None  # as is everything that tells who took part
+    return result["seconds"] is None  # like everything that reveals the cohort
 
 
 def audit_hash(folder: Path) -> str:
@@ -116,19 +116,19 @@ def audit_hash(folder: Path) -> str:
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of those of these files that a folder holds, by name."""
+    """Return the SHA-256 by name of the listed files that exist in the folder."""
     return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
 
 
 def in_the_folder(files: Mapping[str, str]) -> Mapping[str, str]:
-    """Return these hashes by name.
+    """Return the hashes unchanged.
 
     Raises:
-      ValueError: a name leads out of the folder that holds the list.
+      ValueError: a name leads out of the list's folder.
     """
     for name in files:
         if name in ("", "..") or Path(name).name != name:
-            raise ValueError(f"{name!r} is no name of a file in the folder")
+            raise ValueError(f"{name!r} is not the name of a file in the folder")
     return files
 
 
@@ -169,7 +169,7 @@ def read_manifest(folder: Path) -> Manifest:
         if manifest.text.encode() != text:
             raise ValueError("it is not in canonical form")
     except FileNotFoundError:
-        raise Refusal("manifest", str(path), "there is none; resume the run, which closes it") from None
+        raise Refusal("manifest", str(path), "is missing; resume the run, which closes it") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise Refusal("manifest", str(path), f"cannot be read ({problem}); restore it") from problem
     return manifest

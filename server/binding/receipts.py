@@ -96,14 +96,14 @@ def checked_roster(receipts: Receipts) -> Roster:
     try:
         roster = read_roster(receipts.roster, receipts.authority)
     except Refused as refused:
-        raise Refusal("receipts", "roster", f"is not one of the authority's ({refused})") from None
+        raise Refusal("receipts", "roster", f"is not signed by the authority ({refused})") from None
     keys = {member.node: member.public for member in roster.members}
     nodes = [each.node for each in receipts.given]
     if not nodes or nodes != sorted(set(nodes)):
-        raise Refusal("receipts", nodes, "are not one a node, in their order, and of one node at least")
+        raise Refusal("receipts", nodes, "must be one for each node, in ascending order, at least one")
     for each in receipts.given:
         if each.node not in keys or not holds(each, receipts.told, keys[each.node]):
-            raise Refusal("receipts", f"node {each.node}", "has not signed what stands here")
+            raise Refusal("receipts", f"node {each.node}", "did not sign this receipt")
     return roster
 
 
@@ -121,12 +121,12 @@ def require_opened(receipts: Receipts, device: Path) -> int:
     commitment = commitment_of(opening)
     node = next((each.node for each in receipts.given if each.commitment == commitment), None)
     if node is None:
-        raise Refusal("--device", str(device), "opens no receipt of this run")
+        raise Refusal("--device", str(device), "holds no receipt of this run")
     for name, head in opening.heads.items():
         if Path(name).name != name:
-            raise Refusal("--device", name, "is no name of a file")
+            raise Refusal("--device", name, "is not a file name")
         entries = read_entries(device / "ledgers" / name)
         if head.seq < 1 or head.seq > len(entries) or entries[head.seq - 1].head != head:
-            remedy = f"does not hold entry {head.seq}, whose hash node {node} signed: it was changed since"
+            remedy = f"lacks entry {head.seq}, whose hash node {node} signed: it was changed afterwards"
             raise Refusal("--device", name, remedy)
     return node

@@ -2,10 +2,9 @@
 
 usage: python recompute_ledger.py LEDGER   of a ledger, or of its export as JSON; prints {adversary: {"delta", "epsilon"}} as JSON, or raises
 
-Nothing of fedveil is used. Epsilon is the least of what dp_accounting's two accountants say; where a release
-was chosen adaptively it is RDP at the filter's order. dp_accounting does not compose a sample that is sampled
-again and composed: its mixture is worked out from the inner privacy loss distribution on this script's own
-grid.
+Nothing of fedveil is used. Epsilon is the smaller result of dp_accounting's two accountants; with adaptively chosen
+releases it is RDP at the filter's order. dp_accounting cannot compose a sample of a composition of samples: this script
+computes that mixture from the inner privacy loss distribution on its own grid.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ RELATIONS = {
 
 
 def entries_of(path):
-    """Return the entries, once every hash is that of the five fields before it and chains to the last entry."""
+    """Return the entries after checking that every hash is that of its five fields and chains to the previous entry."""
     rows = rows_of(path)
     before = "0" * 64
     for number, row in enumerate(rows, 1):
@@ -74,7 +73,7 @@ def event_of(fields):
 
 
 class Open(NamedTuple):
-    """Sample whose draw is public: with this probability the event happens, else nothing does."""
+    """Sample with a public draw: the event happens with this probability, otherwise nothing does."""
 
     sampling_probability: float
     event: dp.DpEvent
@@ -89,7 +88,7 @@ def is_nested(event):
 def seen_by_each(entries):
     """Return {adversary: Counter of event texts}, the filter's order and the last delta; voids are left out.
 
-    The arms of a deal are of different clients: of each event as many count as the arm has that has most.
+    The arms of a deal hold disjoint clients, so each event counts as often as in the arm that has most of it.
     """
     void = {key for kind, key, _ in entries if kind == "void"}
     reserved = [(key, payload) for kind, key, payload in entries if kind == "reserve"]

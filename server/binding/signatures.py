@@ -1,4 +1,4 @@
-"""Signatures under a bundle: Ed25519 and, beside it, ML-DSA-65, each of a named role over the bundle and all before it."""
+"""Signatures of a bundle: Ed25519 and optionally ML-DSA-65, each by a named role over the bundle and all earlier ones."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from ...privacy.secagg.double_signature import BOTH_BYTES
 from ...privacy.secagg.suite import KEY_BYTES
 
 FILE, FORMAT = "signatures.json", "fedveil signatures 1"
-TAG = b"fedveil report 1\0"  # no signature under a bundle is one of anything else
+TAG = b"fedveil report 1\0"  # separates these signatures from those of any other document
 ED25519, ML_DSA = "ed25519", "ml-dsa-65"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"
-FEDERATION = "federation"  # role of whoever made the bundle
+FEDERATION = "federation"  # role of the bundle's maker
 SHOWN = 16  # hexadecimal digits of a key or a hash, for people
 MOST_ROLE = 100  # characters of a role
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -106,7 +106,7 @@ def signed(
       Refusal: the role is empty or too long, or two keys are of one algorithm.
     """
     if not role.strip() or len(role) > MOST_ROLE or not role.isprintable():
-        raise Refusal("role", role, f"say who signs, in at most {MOST_ROLE} characters")
+        raise Refusal("role", role, f"name the signer's role in 1 to {MOST_ROLE} characters")
     public = {key.name: key.public for key in keys}
     if len(public) != len(keys):
         raise Refusal("key", len(keys), "give at most one of each algorithm")
@@ -116,10 +116,10 @@ def signed(
 
 
 def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
-    """Return if every signature holds, over the bundle and those before it.
+    """Verify every signature over the bundle and the signatures before it.
 
     Raises:
-      Refusal: one does not; the sentence names it.
+      Refusal: a signature is invalid; the sentence names it.
     """
     for number, each in enumerate(signatures):
         text = message(bundle, signatures[:number], each.said())
@@ -131,7 +131,7 @@ def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
                 key = _public(name, bytes.fromhex(public))
                 key.verify(bytes.fromhex(each.signatures[name]), text)
             except (InvalidSignature, ValueError) as problem:
-                remedy = f"does not hold by {name}: bundle.json or what stands here was changed"
+                remedy = f"is not valid under {name}: bundle.json or this signature was changed"
                 raise Refusal(FILE, who, f"{remedy}; ask for the bundle that was signed") from problem
 
 
@@ -153,7 +153,7 @@ def read_signatures(folder: Path) -> list[Signature]:
     """Return the signatures under a bundle, in their order, unchecked; none if there is no file.
 
     Raises:
-      Refusal: the file holds none.
+      Refusal: the file cannot be read as signatures.
     """
     path = folder / FILE
     if not path.exists():
@@ -193,7 +193,7 @@ def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
       Refusal: the file exists, or cannot be written.
     """
     if path.exists():
-        raise Refusal("key", str(path), "is there; name another file")
+        raise Refusal("key", str(path), "exists; name another file")
     key = MLDSA65PrivateKey.generate() if ml_dsa else Ed25519PrivateKey.generate()
     locked = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
     public = key.public_key().public_bytes_raw().hex()
@@ -241,10 +241,10 @@ def read_key(path: Path) -> SigningKey:
     try:
         try:
             key = load(text, None)
-        except TypeError:  # it is locked
+        except TypeError:  # it is encrypted
             key = load(text, passphrase_for(path))
     except (ValueError, UnsupportedAlgorithm) as problem:
-        raise Refusal("key", str(path), f"holds no key that can be read ({problem})") from problem
+        raise Refusal("key", str(path), f"holds no readable private key ({problem})") from problem
     if isinstance(key, Ed25519PrivateKey):
         return SigningKey(ED25519, key)
     if isinstance(key, MLDSA65PrivateKey):
@@ -260,7 +260,7 @@ def read_public(text: str) -> str:
         form.
 
     Raises:
-      Refusal: it is none.
+      Refusal: the text is not a public key.
     """
     found = text.strip().lower()
     if not re.fullmatch(r"[0-9a-f]+", found):
@@ -270,7 +270,7 @@ def read_public(text: str) -> str:
         except (ValueError, UnsupportedAlgorithm) as problem:
             raise Refusal("key", text, f"holds no public key ({problem})") from problem
     if len(found) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * 1952):
-        raise Refusal("key", text, "is no public key of Ed25519 or ML-DSA-65")
+        raise Refusal("key", text, "is not a public key of Ed25519 or ML-DSA-65")
     return found
 
 

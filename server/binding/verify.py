@@ -1,4 +1,4 @@
-"""Verification of a run folder or of a bundle: every hash, signature, entry, epsilon and number, each as one line of a list.
+"""Verification of a run folder or bundle: every hash, signature, entry, epsilon and number, with one line for each check.
 
 Every statement of a bundle is recomputed from its content. This module needs no torch, Flower or Hydra, and the bundle
 contains `recompute_ledger.py` for verifiers that do not trust this program.
@@ -34,7 +34,7 @@ from .receipts import checked_roster, read_receipts, require_opened
 from .signatures import FILE as SIGNATURES
 from .signatures import SHOWN, check, read_signatures
 
-# Two machines add in another order; what is printed has fewer digits.
+# Two machines may add in different orders; printed numbers have fewer digits.
 SAME = 1e-6
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
 GO_ON = ("interrupted", "paused")  # a run that ended so is not closed
@@ -53,11 +53,11 @@ FAULTS = (
 
 
 class Wrong(Exception):
-    """Something that was looked at and does not hold."""
+    """A check failed; the message says why."""
 
 
 class NotShown(Exception):
-    """Something that these files cannot show, and why."""
+    """These files cannot decide a check; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Held:
-    """Folder of a run or of a bundle, read as its checks need it.
+    """Folder of a run or bundle; its parts are read on first use.
 
     Attributes:
       folder: of the files.
@@ -129,7 +129,7 @@ class Held:
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
-        """The run's rounds, as its lines have them."""
+        """The run's rounds, from its metrics lines."""
         return [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
 
     @property
@@ -146,7 +146,7 @@ class Held:
     def entries(self) -> list[Entry]:
         """The entries of the run's ledger, whose chain holds."""
         if not self.charged:
-            raise NotShown("the run is charged on no ledger of its own")
+            raise NotShown("the run has no ledger of its own")
         return _entries(self.ledger)
 
     @cached_property
@@ -175,10 +175,10 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
     Raises:
       Refusal: the run has not ended.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # a line for every order of RDP that is left out
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it logs a line for each order of RDP left out
     held = Held(folder, (folder / LIST).exists() or (folder / SIGNATURES).exists())
     if not held.bundled and not (folder / RESULT).exists() and not (folder / MANIFEST).exists():
-        remedy = "has not ended, so that nothing binds it yet; fedveil verify LEDGER checks what it has spent"
+        remedy = "has not ended, so nothing binds it yet; fedveil verify LEDGER checks what it has spent"
         raise Refusal("run", str(folder), remedy)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("manifest", lambda: _manifest(held)),
@@ -249,11 +249,11 @@ def _files(held: Held) -> str:
     for name, digest in sorted(listed.items()):
         path = held.folder / name
         if path.is_symlink() or not path.is_file() or sha256_of(path) != digest:
-            raise Wrong(f"{name} is not the file that was bundled")
+            raise Wrong(f"{name} differs from the bundled file")
     own, its = Path(__file__).parent / RECOMPUTE, held.folder / RECOMPUTE
     strange = its.is_file() and sha256_of(its) != sha256_of(own)
     beware = f"; {RECOMPUTE} is not this installation's: read it before you run it" if strange else ""
-    return f"{len(listed)} files are those that were bundled{beware}"
+    return f"{len(listed)} files match the bundle's list{beware}"
 
 
 def _signatures(held: Held, keys: Sequence[str]) -> str:
@@ -268,12 +268,12 @@ def _signatures(held: Held, keys: Sequence[str]) -> str:
     said = "; ".join(
         f"{each.role}, {each.date}, key {next(iter(each.keys.values()))[:SHOWN]}" for each in found
     )
-    known = "" if keys else "; compare the keys with those that you know, or give --key"
+    known = "" if keys else "; compare the keys with those you know, or give --key"
     return f"{said}{known}"
 
 
 def _authority(held: Held) -> str:
-    """Return the key that receipts name as their authority's, which their own line checks; empty without receipts."""
+    """Return the authority's key that the receipts name, which another check verifies; empty without receipts."""
     try:
         return read_receipts(held.folder).authority.hex()
     except Refusal:
@@ -281,7 +281,7 @@ def _authority(held: Held) -> str:
 
 
 def _once_bound(held: Held, test: Callable[[Held], str]) -> str:
-    """Return what a check of a run says that has a manifest; one that may go on has none, of which another line tells."""
+    """Return the result of a check that needs a manifest; a run that may continue has none, which another line reports."""
     if _open(held):
         raise NotShown("the run may go on")
     return test(held)
@@ -293,11 +293,11 @@ def _open(held: Held) -> bool:
 
 
 def _unsigned() -> str:
-    raise Wrong("a run folder is not signed; make a bundle of it")
+    raise Wrong("a run folder has no signatures; make a bundle of it")
 
 
 def _manifest(held: Held) -> str:
-    """Check that every file that the run left is the one that its manifest names."""
+    """Check that every file of the run matches its manifest."""
     if _open(held):
         raise Wrong(f"the run was {held.result['status']} and is not bound: resume the run, which closes it")
     later: list[str] = []
@@ -308,7 +308,7 @@ def _manifest(held: Held) -> str:
         if path.is_file() and digest == (audit_hash(held.folder) if name == AUDIT_ROWS else sha256_of(path)):
             continue
         if name not in MADE_LATER:
-            raise Wrong(f"{name} is {'not the file that the run left' if path.exists() else 'missing'}")
+            raise Wrong(f"{name} is {'not the file in the manifest' if path.exists() else 'missing'}")
         later.append(name)
     missing = {RESULT, METRICS} - set(held.manifest.files)
     if missing:
@@ -316,7 +316,7 @@ def _manifest(held: Held) -> str:
     if held.manifest.status != held.result["status"]:
         raise Wrong(f"says {held.manifest.status}, and the result {held.result['status']}")
     made = f"; made again since: {', '.join(later)}" if later else ""
-    return f"{len(held.manifest.files)} files are those that the run left{made}"
+    return f"{len(held.manifest.files)} files match the manifest{made}"
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def _ledger(held: Held) -> str:
     found = verify_entries(entries, held.ledger.name)
     if not found.ok:
         raise Wrong(str(found.problem))
-    said = f"{found.entries} entries, every hash holds, what is spent was granted"
+    said = f"{found.entries} entries, every hash is correct, all spending was granted"
     spent = found.epsilon is not None and found.delta is not None
     return f"{said}: epsilon {found.epsilon:.4g} at delta {found.delta:.3g}" if spent else said
 
@@ -341,7 +341,7 @@ def _close(held: Held) -> str:
         entries = held.entries
     except NotShown as why:
         if held.bundled and held.listed.close is not None:
-            raise Wrong("the bundle names an entry that closed the run, and holds no ledger") from None
+            raise Wrong("the bundle names the closing entry, but holds no ledger") from None
         also = ", and by the receipts of devices" if (held.folder / RECEIPTS).exists() else " alone"
         raise NotShown(f"{why}: its files are bound by a signature{also}") from None
     run = held.manifest.run
@@ -349,18 +349,18 @@ def _close(held: Held) -> str:
     if entry is None:
         went_on = any(each.kind == "close" and run_of(each) == run for each in entries)
         raise Wrong(
-            "the run went on after it was closed; resume it"
+            "the run continued after it was closed; resume it"
             if went_on
             else "the run was never closed: nothing binds its files; resume it"
         )
     said = json.loads(entry.payload)
     if said["manifest"] != held.manifest.hash:
-        raise Wrong(f"entry {entry.seq} closed the run with other files than {MANIFEST} names")
+        raise Wrong(f"entry {entry.seq} closed the run with files other than those of {MANIFEST}")
     if said["status"] != held.manifest.status:
         raise Wrong(f"entry {entry.seq} says {said['status']}, and {MANIFEST} {held.manifest.status}")
     if held.bundled and (held.listed.close != entry.head or entries[-1] != entry or held.listed.run != run):
-        raise Wrong(f"the bundle was made of another close than entry {entry.seq}")
-    return f"entry {entry.seq} binds what the run left, {entry.hash[:SHOWN]}"
+        raise Wrong(f"the bundle was made from a closing entry other than {entry.seq}")
+    return f"entry {entry.seq} binds the run's files, {entry.hash[:SHOWN]}"
 
 
 def _known_heads(held: Held, head: Head | None) -> str:
@@ -387,7 +387,7 @@ def _epsilon(held: Held) -> str:
     }
     seen = _told_by(held) or set(rows) & {str(who) for who in book.spent}
     if set(rows) != seen:
-        why = f"the result tells of {', '.join(sorted(rows))}, and the ledger of {', '.join(sorted(seen))}"
+        why = f"the result names {', '.join(sorted(rows))}, and the ledger {', '.join(sorted(seen))}"
         raise Wrong(why)
     told: list[str] = []
     for name, row in sorted(rows.items()):
@@ -408,7 +408,7 @@ def _epsilon(held: Held) -> str:
         if (row["delta"], row["adjacency"]) != (granted.target_delta, str(granted.adjacency)) and (
             row["delta"] < granted.target_delta or row["adjacency"] != str(granted.adjacency)
         ):
-            raise Wrong(f"against the {name} the result counts otherwise than the budget")
+            raise Wrong(f"against the {name} the result's adjacency or delta is not the budget's")
         if claimed > granted.target_epsilon * (1 + SAME):
             why = f"against the {name} {claimed:.6g} is more than the budget, {granted.target_epsilon:.6g}"
             raise Wrong(why)
@@ -472,7 +472,7 @@ def _after_each_round(
 
 
 def _client_ledgers(held: Held) -> str:
-    """Check that the clients' ledgers are those of the run's end, and that no record has lost more than the result says."""
+    """Check that the clients' ledgers match the end of the run and that no record lost more than the result states."""
     if not held.manifest.heads:
         own = any(row["sampling"].startswith(BATCHES) for row in held.result["privacy"])
         raise NotShown("they lie with the clients" if own else "the run has none")
@@ -496,7 +496,7 @@ def _client_ledgers(held: Held) -> str:
     most = max((each.epsilon or 0.0 for each in found), default=0.0)
     for row in told:
         if not _same(most, _number(row["epsilon"])):
-            why = f"the result says {_number(row['epsilon']):.6g} of records, and the ledgers {most:.6g}"
+            why = f"the result states {_number(row['epsilon']):.6g} for records, and the ledgers give {most:.6g}"
             raise Wrong(why)
     return f"{len(held.clients)} ledgers hold, at most epsilon {most:.4g}"
 
@@ -512,13 +512,13 @@ def _receipts(held: Held, asked: Asked) -> str:
         )
     receipts = read_receipts(held.folder)
     if receipts.told.manifest != held.manifest.hash:
-        raise Wrong(f"they are of another run than {MANIFEST} tells of")
+        raise Wrong(f"they are of another run than that of {MANIFEST}")
     roster = checked_roster(receipts)
     known = {each["hash"] for each in held.result.get("rosters", ())}
     if known and roster.hash.hex() not in known:
-        raise Wrong(f"they go by roster version {roster.version}, which was not in force in the run")
+        raise Wrong(f"they use roster version {roster.version}, which was not in force in the run")
     authority = receipts.authority.hex()
-    said = f"{len(receipts.given)} of {len(roster.members)} members have signed what this run left"
+    said = f"{len(receipts.given)} of {len(roster.members)} members have signed the run's files"
     vouched = "" if authority in asked.keys else f"; compare the authority's key, {authority[:SHOWN]}"
     opened = ""
     if asked.device is not None:
@@ -537,19 +537,19 @@ def _audit(held: Held) -> str:
     if held.bundled and not (held.folder / AUDIT_ROWS).exists():
         if AUDIT_ROWS in held.listed.files:
             raise Wrong(f"{AUDIT_ROWS} is missing")
-        raise NotShown("what it kept of each round tells how many took part, and stays with the operator")
+        raise NotShown("its rows reveal the number of participants and stay with the operator")
     fields = audit_fields(held.folder)
     if "commitment" in fields and held.charged:
         _require_commitment(held, str(fields["commitment"]))
     if fields["terms"]["canaries"] and "opened" not in fields:
-        raise NotShown("its canaries are opened when the run is over, and the run may go on")
+        raise NotShown("its canaries are opened when the run ends, and the run may continue")
     if told.get("verdict") is None and "measured" not in told:
         raise NotShown(str(told["said"]))
     found = weigh(held.folder).to_json()
     for name, value in json.loads(json.dumps(found)).items():
         if not _alike(value, told.get(name)):
-            raise Wrong(f"its {name} is {value!r} as weighed again, and {told.get(name)!r} in the result")
-    return f"weighed again: {told['verdict'] or 'no verdict'}, {told['said']}"
+            raise Wrong(f"its {name} is {value!r} when recomputed, and {told.get(name)!r} in the result")
+    return f"recomputed: {told['verdict'] or 'no verdict'}, {told['said']}"
 
 
 def _require_commitment(held: Held, commitment: str) -> None:
@@ -576,7 +576,7 @@ def _page(held: Held) -> str:
     """Check that every value of the page is in the report, and that the report agrees with the result."""
     page, report = held.folder / PAGE, held.folder / REPORT
     if not report.exists() and not page.exists():
-        raise NotShown("there is none; fedveil report makes it")
+        raise NotShown("there is no page; fedveil report makes it")
     if report.exists() != page.exists():
         raise Wrong(f"{(page if report.exists() else report).name} is missing beside the other")
     whole, html = json.loads(report.read_bytes()), page.read_text(encoding="utf-8")
@@ -594,11 +594,11 @@ def _page(held: Held) -> str:
     count = len(references(html))
     if not count:
         raise Wrong("no value of the page refers to the report")
-    return f"{count} values are those of {REPORT}"
+    return f"{count} values match {REPORT}"
 
 
 def _told_twice(held: Held, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name of each value of a report that the result holds as it is, and both values."""
+    """Yield the name of each value that report and result both hold, and both values."""
     stamps, audit = report["stamps"], held.result["audit"] or {}
     yield "status", report["run"]["status"], held.result["status"]
     yield "verdict", stamps["verdict"], audit.get("verdict")

@@ -1,4 +1,4 @@
-"""Acts of people before a run goes on, written to its ledger: who accepted what, when and why, and which caps hold."""
+"""Acts of people before a run continues, written to its ledger: what was accepted, by whom, when and why, and the caps."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ...privacy.ledger.ledger import Ledger
 from ..rounds import Ending, Status
 from .federation import Run
 
-PAUSE = "pause"  # action of an alarm after which only a person lets a run go on
+PAUSE = "pause"  # action of an alarm after which only a person can resume the run
 
 
 def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
-    """Write down what people decided before the rounds that come; what is there already stays.
+    """Record people's decisions before the next rounds; earlier records stay.
 
     Args:
-      run: that is about to begin or to go on.
-      earlier: the run's name on the ledger when an earlier process left it; None where it begins.
+      run: about to begin or resume.
+      earlier: the run's name on the ledger under the previous process; None for a new run.
       ledger: that the run is charged on.
 
     Raises:
@@ -35,7 +35,7 @@ def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
 
 
 def write_refusal(run: Run, ending: Ending) -> None:
-    """Write down, at no cost, that the budget has refused the round which ended a run.
+    """Record, at no cost, that the budget refused a round and so ended the run.
 
     Raises:
       LedgerUnavailable: it could not be written.

@@ -1,7 +1,7 @@
-"""Question to a federation's clients, from settings to an answer that is kept: planned, refused or charged, asked, recorded.
+"""Question to a federation's clients, from settings to a stored answer: planned, refused or charged, asked, recorded.
 
-What was answered under a name is answered from the record and costs nothing. A new answer takes a new name: its noise is
-drawn anew, and it is charged anew.
+A question that was answered under a name is answered from its record at no cost. A new answer needs a new name, fresh
+noise and a new charge.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .prepare import open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan
 from .run_folder import make_folder
 
-# By what is hidden, where nobody says how.
+# Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
 
 
@@ -45,14 +45,14 @@ def ask(
     grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
-    """Ask a federation's clients, and return the record of what they said, which `folder` keeps.
+    """Ask a federation's clients, and return the record of the answer, which is stored in `folder`.
 
     Args:
       federation: whose clients are hidden as a whole.
-      inquiry: what is asked.
-      spend: what it may cost.
+      inquiry: of the question.
+      spend: limit of its cost.
       folder: of records; in a simulation its ledger lies there too.
-      grid: opens the grid, as long as a context lasts, and the tally of its bytes.
+      grid: context manager that opens the grid and the tally of its bytes.
       reach: how the clients answer.
 
     Raises:
@@ -81,7 +81,7 @@ def ask(
                 reach.answers,
                 population=federation.population,
             )
-            participants.some(1)  # once the clients are connected
+            participants.some(1)  # waits until clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
         source = COUNTED if federation.deployed else SIMULATED
@@ -95,22 +95,22 @@ def ask(
             append_line(folder / OPERATOR, {"question": inquiry.name, "bytes": carried})
         return record
     finally:
-        with suppress(LedgerUnavailable):  # of a note only: what was reserved stays spent
+        with suppress(LedgerUnavailable):  # only a note is lost: the reservation stays spent
             if ledger is not None:
                 ledger.close()
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
-    """Return where the answer under an inquiry's name is kept.
+    """Return the path of the answer under an inquiry's name.
 
     Raises:
-      Refusal: the name is none of a file.
+      Refusal: the name is not a valid file name.
     """
     if (
         not inquiry.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         or inquiry.name[0] == "."
     ):
-        remedy = "give letters, digits, '-', '_' and '.': the answer is kept under it"
+        remedy = "use letters, digits, '-', '_' and '.': the answer's file has this name"
         raise Refusal("name", inquiry.name, remedy)
     return folder / f"{inquiry.name}.json"
 
@@ -125,14 +125,14 @@ def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[s
     except (OSError, ValueError, LookupError, TypeError) as problem:
         raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
     if not same:
-        raise Refusal("name", inquiry.name, f"was asked something else ({path}); take a new name")
+        raise Refusal("name", inquiry.name, f"was another question ({path}); use a new name")
     if others:
-        raise Refusal("name", inquiry.name, f"was asked of other clients ({path}); take a new name or folder")
+        raise Refusal("name", inquiry.name, f"was put to other clients ({path}); use a new name or folder")
     return {**found, "from_record": True}
 
 
 def _owner(federation: Federation) -> str:
-    """Return what names the clients: as on their ledger, and of simulated ones all that their data are made from."""
+    """Return the clients' identity: their ledger's, and for simulated ones also the parameters of their data."""
     if not federation.simulated:
         return federation.owner
     task = federation.settings.task
@@ -141,13 +141,13 @@ def _owner(federation: Federation) -> str:
 
 
 def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Outcome) -> dict[str, Any]:
-    """Return the record of an answer, as its file keeps it.
+    """Return the record of an answer in the form of its file.
 
     Args:
       asking: the question.
       inquiry: what was asked.
       before: epsilon of the ledger before it; None where each client charged its own.
-      ended: what it came to.
+      ended: its outcome.
     """
     federation, plan, ledger = asking.federation, asking.plan, asking.ledger
     events = [plan.event()] * ended.rounds

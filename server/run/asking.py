@@ -1,4 +1,4 @@
-"""Asking of a question that is planned: its rounds over the grid, one, or one for each letter of the commonest words."""
+"""Rounds of a planned question over the grid: one, or one for each letter of the commonest words."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Reach:
     """How a federation's clients answer a question.
 
     Attributes:
-      answers: by how many a question goes.
+      answers: that a question needs.
       timeout: seconds for the replies of one exchange; None waits for all.
-      randomness: where draws and noise come from; seeded for a declared simulation alone.
-      released: file of the model that the question is about, which travels with it; None where there is none.
+      randomness: source of draws and noise; seeded only for a declared simulation.
+      released: file of the model that the question is about, sent with it; None without a model.
     """
 
     answers: Answers = ALL_ANSWERS
@@ -50,14 +50,15 @@ class Reach:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a question came to.
+    """Outcome of a question.
 
     Attributes:
       charge: of its last round.
-      answers: empty where nothing may be released.
-      cause: why, then.
-      rounds: that were reserved.
-      message_bytes: about those of all instructions to one client and of its replies; None where they are encrypted.
+      answers: empty if nothing may be released.
+      cause: why nothing was released.
+      rounds: number of reserved rounds.
+      message_bytes: approximate sizes of all instructions to one client and of its replies; None where they are
+        encrypted.
     """
 
     charge: QuestionAccount
@@ -69,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Asking:
-    """One question that is being asked."""
+    """One question in progress."""
 
     federation: Federation
     plan: Plan
@@ -82,7 +83,7 @@ class Asking:
 
         Args:
           inquiry: what is asked.
-          row: of the release under its name; its draws and its noise go by it.
+          row: of the release under its name; it selects the streams of draws and noise.
         """
         charge, done, sums = self._round(inquiry, row)
         if sums is None:
@@ -90,7 +91,7 @@ class Asking:
         return Outcome(charge, _answers(self.federation, inquiry, sums), message_bytes=done.message_bytes)
 
     def search(self, inquiry: Inquiry) -> Outcome:
-        """Ask for the commonest words, a round a letter, and follow the prefixes that noise alone did not make."""
+        """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise."""
         (asked,) = inquiry.questions
         told: dict[str, Figure] = {}
         level, row, clipped, sizes = inquiry, 1, unsaid(CLIPPED), (0, 0)
@@ -134,13 +135,13 @@ class Asking:
 
 
 def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
-    """Refuse a question of several rounds before the first one, where budget or owners do not afford them all.
+    """Refuse a question of several rounds before the first one if budget or owners' caps do not cover them all.
 
     Raises:
       BudgetExhausted: nothing was written.
     """
     if plan.num_rounds == 1:
-        return  # the ledger's own gate says it
+        return  # the ledger's own gate refuses it
     key, told = (inquiry.name, ROW, QUESTION), inquiry.asked
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
     ledger.require_asked(Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION))
@@ -155,13 +156,13 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
 def question_order(
     federation: Federation, asked: Asked, plan: Plan, arm: Arm | None = None
 ) -> dict[str, str]:
-    """Return what travels beside a question: an order that trains nothing, and says what the answer costs.
+    """Return the order that travels with a question: it trains nothing and states the answer's cost.
 
     Args:
       federation: whose clients are asked.
-      asked: of them.
+      asked: the question.
       plan: calibrated, of one round.
-      arm: whose clients alone are asked; None where all are.
+      arm: the only arm whose clients are asked; None asks all.
     """
     from ...tasks.arrays import agreement_of  # torch, and plans know evaluations too
 

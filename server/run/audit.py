@@ -37,9 +37,9 @@ from .plots import draw_audit
 from .record_audit import Planted, StepScores, planted, step_scores
 
 PLOT = "audit.png"
-CLEAN = "audit_clean"  # folder of the checkpoint that a rollback goes back to
-MECHANISM = "audit"  # what the ledger calls its notes
-MORE_NOISE = 2.0  # times the planned noise, from an alarm on that raises it
+CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
+MECHANISM = "audit"  # mechanism of its notes on the ledger
+MORE_NOISE = 2.0  # factor on the planned noise after an alarm that raises it
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -49,9 +49,9 @@ class RunAudit:
     """The audit of one run.
 
     Attributes:
-      run: that is audited.
-      auditor: watches what is released.
-      on_alarm: what an alarm does: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
+      run: the audited one.
+      auditor: of its releases.
+      on_alarm: action on an alarm: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
       seed: secret, of the canaries; None without any.
       scores: of the canary records of steps; None without any.
     """
@@ -64,7 +64,7 @@ class RunAudit:
 
     @property
     def memory(self) -> dict[str, NDArray[np.float64]]:
-        """What a checkpoint keeps."""
+        """State of the audit for a checkpoint."""
         memory = self.auditor.memory
         parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
         return parts if memory.before.size else {}
@@ -78,10 +78,10 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
 
     Args:
       run: before its first round, its folder made and its ledger open.
-      fresh: whether no earlier process has begun it.
+      fresh: whether the run is new and not resumed.
 
     Returns:
-      The run whose clients are told which of them are canaries, and its audit; None where it has none.
+      The run with its canaries in the clients' settings, and its audit; None without an audit.
 
     Raises:
       Refusal: the seed of the canaries can be neither made nor read.
@@ -110,9 +110,9 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         auditor.probe = found
     ledger = run.ledger
     if ledger is not None and terms.delta:
-        # On the grid of the account that it is compared with, and of the round's line.
+        # On the same grid as the account that it is compared with and the round's metrics line.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
-        # A ledger of real data holds earlier runs, which would make up for what this one leaves out.
+        # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
         earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
         if (fresh or earlier is not None) and terms.arms == 1:
             begun = earlier.state.round if earlier else 0
@@ -131,7 +131,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
 
 
 def _seed(run: Run, fresh: bool) -> bytes:
-    """Return the secret that canaries are made from: of the run's seed in a simulation, else of the system's generator."""
+    """Return the canaries' secret seed: from the run's seed in a simulation, otherwise from the system's generator."""
     if run.federation.seed is not None:
         return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
     return noise_key.make(run.folder, AUDIT_KEY) if fresh else noise_key.read(run.folder, AUDIT_KEY)
@@ -169,11 +169,11 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
 
 
 def write_terms(audit: RunAudit, opened: bool = False) -> None:
-    """Write what is fixed, with the commitment.
+    """Write the fixed terms and the commitment.
 
     Args:
       audit: of the run.
-      opened: write the seed and the coins of the canaries, too.
+      opened: also write the seed and the coins of the canaries.
     """
     auditor, seed = audit.auditor, audit.seed
     fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
@@ -196,7 +196,7 @@ def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
     """Continue after the round of a checkpoint; the noise is raised if it was.
 
     Returns:
-      How the run ends where an alarm was to end it for good, and its process was killed before it did; else None.
+      The ending, if an alarm was to end the run and its process was killed before; otherwise None.
     """
     kept = audit.run.checkpoint.audit if audit.run.checkpoint is not None else {}
     memory = Memory(**kept) if kept else NO_MEMORY
@@ -211,10 +211,10 @@ def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
 
 
 def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]:
-    """Look at the round that has just ended, and write its alarms to the ledger.
+    """Audit the round that has just ended, and write its alarms to the ledger.
 
     Returns:
-      The alarms on which something is to be done.
+      The alarms that require an action.
     """
     if audit.scores is not None and grid.released is not None:
         audit.scores.keep(grid.released)
@@ -228,7 +228,7 @@ def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]
 
 
 def shown(audit: RunAudit | None) -> AuditLine | None:
-    """Return what is seen of an audit so far; None where there is none."""
+    """Return the displayed state of an audit; None without an audit."""
     if audit is None:
         return None
     auditor = audit.auditor
@@ -255,10 +255,10 @@ def shown(audit: RunAudit | None) -> AuditLine | None:
 
 
 def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
-    """Do what is to be done on these alarms, none or more.
+    """Take the action for these alarms, which may be none.
 
     Returns:
-      How the run ends, if it does.
+      The ending, if the run ends.
     """
     if audit.on_alarm == "note":
         return None
@@ -274,7 +274,7 @@ def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -
         case "pause":
             real = audit.run.federation.deployed is not None
             again = "the same command with --despite-alarm" if real else "resume=RUN"
-            return Ending(Status.PAUSED, f"{reason}; {again} goes on all the same", state)
+            return Ending(Status.PAUSED, f"{reason}; {again} continues regardless", state)
         case "rollback":
             clean = _last_clean(audit.run, state)
             return Ending(Status.ALARMED, f"{reason}; the model is that of round {clean.round}", clean)
@@ -294,7 +294,7 @@ def _keep_clean(run: Run, state: State) -> None:
 
 
 def _moved_by_canaries(federation: Federation) -> Arrays | None:
-    """Return the first model, where canaries move it: beside real clients they are taken out of every sum."""
+    """Return the first model if canaries change the model; in a deployment they are subtracted from every sum."""
     if federation.deployed is not None:
         return None
     arrays = read_arrays(federation.task.model())
@@ -314,7 +314,7 @@ def _last_clean(run: Run, state: State) -> State:
 
 
 def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
-    """Open the commitment, unless the run may go on, draw the plot, and return what the result says of the audit.
+    """Open the commitment unless the run may continue, draw the plot, and return the audit for the result.
 
     Raises:
       OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Audit of a run so far, as those who watch see it, and the same in words."""
+"""Audit line of a run in progress: its displayed values and their text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ...privacy.audit.summary import Raised
 
 @dataclass(frozen=True)
 class AuditLine:
-    """The audit so far, as shown.
+    """Displayed state of an audit.
 
     Attributes:
       checked: whether the sums' noise is checked.
-      canaries: how many there are.
-      measured: the last look at them.
+      canaries: their number.
+      measured: the last measurement by them.
       alarms: raised so far.
-      found: what a probe of memorisation last found, as text.
+      found: the last finding of a memorisation probe, as text.
       probed: whether that was after the last round.
-      visible: how much smaller than claimed the noise would have to be to be seen, from 0 to 1.
-      records: the last look at canary records.
-      on_alarm: what an alarm does.
-      p_values: of what the checks saw in the last round, by name.
+      visible: smallest detectable shortfall of the noise, as a share of the claimed noise in [0, 1].
+      records: the last measurement by canary records.
+      on_alarm: action on an alarm.
+      p_values: of the checks in the last round, by name.
     """
 
     checked: bool
@@ -49,7 +49,7 @@ class AuditLine:
         return [*clients, *self.of_records(), *self.found, *self.said()]
 
     def of_records(self) -> list[str]:
-        """Return what canary records show, one line or none."""
+        """Return the measurement by canary records, one line or none."""
         return [f"records: {_numbers(self.records)}"] if self.records else []
 
     def said(self) -> list[str]:
@@ -61,12 +61,12 @@ class AuditLine:
 
 
 def rows_of(line: AuditLine) -> list[tuple[str, str]]:
-    """Return what there is to say, each with its style."""
+    """Return the lines of text, each with its style."""
     rows: list[tuple[str, str]] = []
     if line.measured is not None:
         rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
     elif line.canaries:
-        rows.append((f"{line.canaries} canary clients, not looked at yet", "dim"))
+        rows.append((f"{line.canaries} canary clients, not measured yet", "dim"))
     rows += [(text, "") for text in (*line.of_records(), *line.found)]
     if line.alarms:
         rows += [(text, "bold red") for text in line.said()]
@@ -77,14 +77,14 @@ def rows_of(line: AuditLine) -> list[tuple[str, str]]:
             else f"noise as claimed ({seen(line.visible)})"
         )
         rows.append((f"{size}, new each round", "green"))
-    return rows or [("nothing to check: whole clients are not hidden", "dim")]
+    return rows or [("nothing to check: there is no client-level privacy", "dim")]
 
 
 def seen(visible: float) -> str:
-    """Say which shortfall of noise the check of its size would have seen."""
+    """Return a clause with the smallest shortfall of noise that its check detects."""
     if visible == 1:
-        return "updates hide even its absence"
-    return f"{100 * visible:.1f} % less would be seen"
+        return "updates hide even missing noise"
+    return f"{100 * visible:.1f} % less would be detected"
 
 
 def _numbers(found: Measured) -> str:

@@ -1,7 +1,7 @@
-"""Number of last models that a run averages, by the noise that its plan puts on each of them.
+"""Number of last models that a run averages, by the planned noise on each of them.
 
-The average of released models is post-processing: it costs no privacy. The last model holds the noise of the last rounds
-in full; a mean of k holds less, and lags behind by k / 2 rounds. The more noise there is, the more models are worth it.
+The average of released models is post-processing: it costs no privacy. The last model contains the full noise of the
+last rounds; a mean of k models contains less and lags by k / 2 rounds. More noise justifies more models.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from .federation import Run
 
 # Shares of the rounds. Both were found on digits and mnist5k: docs/evidence/accuracy.md.
 SHARE_PER_RATIO, MOST = 1 / 8, 1 / 2
-OF_CLIENTS_NOISE = 1 / 4  # where each client adds noise of its own, of which a server knows nothing
+OF_CLIENTS_NOISE = 1 / 4  # where each client adds noise unknown to the server
 
 
 def average_after(run: Run) -> int | None:
-    """Return the round after which models are averaged; None where the last is what the run leaves."""
+    """Return the round after which models are averaged; None if the run's result is its last model."""
     federation = run.federation
     rounds = federation.settings.num_rounds
     models = 1 if federation.settings.model == "last" else round(rounds * _share(run))
     if models < 2:
         return None
     settings = federation.settings
-    arms = 0 if run.tuning is None else run.tuning.last  # their models are of a part of the clients
+    arms = 0 if run.tuning is None else run.tuning.last  # their models come from a part of the clients
     return max(arms, settings.steps - models)
 
 
@@ -35,7 +35,7 @@ def _share(run: Run) -> float:
 
 
 def noise_ratio(run: Run) -> float:
-    """Return the expected length of a round's noise over the most that its clipped sum can move the model."""
+    """Return the ratio of a round's expected noise norm to the largest norm of its clipped sum."""
     federation, privacy = run.federation, run.privacy
     assert privacy is not None
     together = federation.together

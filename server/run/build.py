@@ -34,7 +34,7 @@ from .sum_plan import best_groups
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
-OBJECT = "object"  # stands in settings for the module of what was given as an object
+OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
 SEEN_DRAW = "none: the server sees who takes part"
 USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
 SEEN_ANSWERS = "none: how a round ends tells how many took part"
@@ -42,7 +42,7 @@ SEEN_ANSWERS = "none: how a round ends tells how many took part"
 
 @dataclass(frozen=True)
 class Given:
-    """Objects that stand in the place of the names in settings; None where the name says it all."""
+    """Objects given in place of names in the settings; None where the settings give the name."""
 
     task: Task | PooledTask | None = None
     strategy: Strategy | None = None
@@ -62,10 +62,9 @@ def build(
 
     Args:
       settings: validated.
-      deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
-        are looked at.
-      given: objects in the place of the settings' names, in a simulation.
-      announced: read a shipped task's data only if they are asked for, where the settings say how many clients it has.
+      deployed: real clients, if any. Then only the task's model and held-out examples are used.
+      given: objects in place of the settings' names, in a simulation.
+      announced: load a shipped task's data only on use, if the settings give its number of clients.
 
     Raises:
       Refusal: naming the setting.
@@ -96,7 +95,7 @@ def build(
 
 
 def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float) -> None:
-    """Refuse what cannot train the task's model; plain SGD on the processor, which always can, needs no torch."""
+    """Refuse settings that cannot train the task's model; plain SGD on the CPU is always valid and needs no torch."""
     training = replace(settings.local_training, proximal_mu=proximal_mu)
     if settings.engine.device != "cpu":
         from ...tasks.hardware import check_device
@@ -120,7 +119,7 @@ def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float
 
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
-    """Return a shipped task that is not loaded yet; None where its number of clients is known by its data alone."""
+    """Return a shipped task without loading its data; None if only the data give its number of clients."""
     public = settings.task.name in TASKS and not isinstance(settings.task, CsvTask)
     if settings.task.num_clients is None or not public:
         return None
@@ -140,7 +139,7 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
         raise Refusal("engine", "ray", remedy)
     own = dealt(given, options.get(DEALT))
     if settings.task.num_clients is not None and own is given:
-        remedy = "the task was given as an object and says itself how many it has; leave it null"
+        remedy = "the task was given as an object and defines its number of clients; leave it null"
         raise Refusal("task.num_clients", settings.task.num_clients, remedy)
     assert isinstance(own, Task)
     return as_run(own, options)
@@ -158,12 +157,12 @@ def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy 
 
 def _require_named(field: str, name: str) -> None:
     if name.startswith(f"{OBJECT}:"):
-        remedy = f"the run was given an object; go on in Python, fedveil.simulate({field}=..., resume=folder)"
+        remedy = f"the run was given an object; resume it by fedveil.simulate({field}=..., resume=folder)"
         raise Refusal(field, name, remedy)
 
 
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
-    """Return a running federation with other clients. Its plan stands, since none depends on their number.
+    """Return a running federation with other clients. Its plan stays valid, since it does not depend on their number.
 
     Raises:
       Refusal: the settings do not suit the new number of clients.
@@ -177,20 +176,20 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
 
 
 def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
-    """Return the cohort as its draw counts where a round goes by its answers.
+    """Return the cohort with a public draw if the number of answers ends a round.
 
-    A secret draw amplifies because nobody can tell an absent client from one that sent nothing. A round that is
+    A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
     abandoned below a quorum, or ends once enough have answered, shows the difference.
 
     Args:
       cohort: as the settings describe it.
-      link: says whether rounds go by their answers.
+      link: sets whether answers end a round.
     """
     return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
 
 
 def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None) -> None:
-    """Refuse what would make a public number depend on how many units there are, where that is the secret."""
+    """Refuse settings in which a public number depends on the secret number of units."""
     privacy = settings.privacy
     levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
     for level in levels:
@@ -202,27 +201,27 @@ def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Dep
 def _what_tells(
     level: Record | SumLevel, settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None
 ) -> str | None:
-    """Return what public number tells how many units there are, and what to do; None where nothing does."""
+    """Return which public number reveals the number of units, with a remedy; None if none does."""
     if isinstance(level, Record | RecordDistributed):
-        return "a client's sampling rate tells how many records it has; use zero-out"
+        return "a client's sampling rate reveals its number of records; use zero-out"
     if isinstance(settings.privacy, RecordAndClient):
-        return "the noise of records goes by how many each client has; use zero-out, or client_central"
+        return "record-level noise depends on a client's number of records; use zero-out, or client_central"
     if deployed is not None:
-        return "the roster tells how many clients there are; use zero-out"
+        return "the roster reveals the number of clients; use zero-out"
     if cohort.replaces:
         return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
     if settings.task.target is not None and settings.task.num_clients is not None:
-        return "task.num_clients tells how many there are; leave it null, or use zero-out"
+        return "task.num_clients reveals the number of clients; leave it null, or use zero-out"
     if settings.population is None:
         return (
-            "the mean is divided by how many clients there are; declare a public number instead, "
-            "population=..., or use zero-out"
+            "the mean is divided by the number of clients; declare a public number instead, population=..., or use "
+            "zero-out"
         )
     return None
 
 
 def _over_selection(settings: SimulationSettings) -> float:
-    """Return how many times the planned cohort is invited: more than once where that costs no privacy."""
+    """Return the ratio of the invited to the planned cohort: above 1 where that costs no privacy."""
     usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
     return settings.cohort.over_selection or usual
 

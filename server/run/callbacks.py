@@ -1,6 +1,6 @@
-"""Callbacks of a run: the three values that they are told, how they are named, and what becomes of their errors.
+"""Callbacks of a run: the three values that they receive, their names, and the handling of their errors.
 
-A callback sees what is released and nothing else: each value is frozen and holds numbers, text and the released model.
+A callback receives only released values: each is frozen and holds numbers, text and the released model.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class RunStart:
-    """Run that is about to begin its rounds, or to go on with them.
+    """Run that is about to begin or resume its rounds.
 
     Attributes:
       name: of the run.
-      title: one line that says what runs.
+      title: description in one line.
       folder: of its files.
       num_rounds: the last round's number.
-      budgets: target epsilon by unit ("client", "record", "person", "person_everywhere"); None where there is no target.
+      budgets: target epsilon by unit ("client", "record", "person", "person_everywhere"); None without a target.
       config: the keys of its configuration, as groups of keys.
-      rows: the rounds that are finished already, each a line of metrics.jsonl.
+      rows: the finished rounds, each a line of metrics.jsonl.
       audit: so far; None where there is none.
 
     Example:
@@ -64,7 +64,7 @@ class RoundEnd:
     Attributes:
       round: its number, from 1.
       metrics: of the released model on the held-out examples.
-      epsilon: spent so far by unit ("client", "record", "person", "person_everywhere"); `math.inf` where nothing is hidden.
+      epsilon: spent so far by unit ("client", "record", "person", "person_everywhere"); `math.inf` without a guarantee.
       row: the line of metrics.jsonl.
       model: the released model's arrays by name; they cannot be written.
       audit: so far; None where there is none.
@@ -85,7 +85,7 @@ class RoundEnd:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """Run that has ended, however it did.
+    """Run that has ended, with any status.
 
     Attributes:
       status: as in result.json.
@@ -109,9 +109,9 @@ class RunEnd:
 
 @runtime_checkable
 class Callback(Protocol):
-    """What watches a run; give it to `simulate(callbacks=[...])`, or name it in `callbacks=`.
+    """Observer of a run; pass it to `simulate(callbacks=[...])`, or name it in `callbacks=`.
 
-    It is called in the process of the run. An error that it raises is shown once, and the run goes on.
+    It is called in the process of the run. An error that it raises is shown once, and the run continues.
 
     Example:
       >>> import fedveil as fv
@@ -126,20 +126,20 @@ class Callback(Protocol):
     """
 
     def start(self, run: RunStart, /) -> None:
-        """Take note of a run before its first round, or before it goes on."""
+        """Handle the start of a run, or its resumption."""
         ...
 
     def round(self, done: RoundEnd, /) -> None:
-        """Take note of a round that has ended."""
+        """Handle the end of a round."""
         ...
 
     def end(self, ending: RunEnd, /) -> None:
-        """Take note of how the run ended."""
+        """Handle the end of the run."""
         ...
 
 
 def frozen(value: Any) -> Any:
-    """Return dictionaries and lists, and all that they hold, as what cannot be changed."""
+    """Return an immutable copy of nested dictionaries and lists."""
     if isinstance(value, Mapping):
         return MappingProxyType({key: frozen(each) for key, each in value.items()})
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
@@ -155,7 +155,7 @@ def shown_model(arrays: Arrays) -> Arrays:
 
 @dataclass
 class Guarded:
-    """Callback of a user, whose errors are shown once and end no run."""
+    """Callback of a user; its errors are shown once and do not end the run."""
 
     callback: Callback
     name: str
@@ -176,7 +176,7 @@ class Guarded:
     def _call(self, told: Callable[[Any], None], value: RunStart | RoundEnd | RunEnd) -> None:
         try:
             told(value)
-        except Exception as problem:  # noqa: BLE001 (rounds that are paid for are worth more than their curve)
+        except Exception as problem:  # noqa: BLE001 (an observer's error must not cost paid rounds)
             if not self.failed:
                 last = traceback.extract_tb(problem.__traceback__)[-1]
                 where = f"{Path(last.filename).name}:{last.lineno}"
@@ -186,7 +186,7 @@ class Guarded:
 
 
 def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Guarded, ...]:
-    """Return the callbacks that a run was given, each of which cannot end it.
+    """Return the callbacks of a run, each guarded so that it cannot end the run.
 
     Args:
       objects: given in Python.
@@ -194,7 +194,7 @@ def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Gua
         settings allow.
 
     Raises:
-      Refusal: one is no callback, cannot be imported, or lacks a package.
+      Refusal: one is not a callback, cannot be imported, or lacks a package.
     """
     for each in objects:
         _require_callback(each, type(each).__name__)
@@ -211,7 +211,7 @@ def _named(name: str) -> Callback:
     try:
         made = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError) as problem:
-        raise Refusal("callbacks", name, f"it cannot be made ({problem})") from problem
+        raise Refusal("callbacks", name, f"creating it failed ({problem})") from problem
     return _require_callback(made, name)
 
 

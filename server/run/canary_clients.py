@@ -1,4 +1,4 @@
-"""Canary clients of an audit: how many stand beside the real clients, and what they are told."""
+"""Canary clients of an audit: their number and their settings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ...strategies.client_settings import CanaryClients
 from ...tasks.protocol import Task
 
 MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
-COORDINATES_FOR_ONE = 4  # fewer, and canaries are in each other's way
-SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, with the power of all
-TOO_LONG = 10.0  # clipping norms that a canary sends, so that the clip is tried
+COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
+SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, with the power of dense ones
+TOO_LONG = 10.0  # clipping norms that a canary sends, to test the clip
 
 
 def audited(settings: SimulationSettings) -> FullAudit | None:
-    """Return the audit's settings if it has canaries: a claim about whole clients is to be tested."""
+    """Return the audit's settings if it tests a client-level claim with canaries."""
     audit = settings.audit
     clients = isinstance(sum_level(settings.privacy), ClientLevel)
     return audit if isinstance(audit, FullAudit) and clients else None
@@ -26,7 +26,7 @@ def count_canaries(settings: SimulationSettings, task: Task) -> int:
     """Return the number of canaries.
 
     Raises:
-      Refusal: more than may stand beside these clients in an encrypted sum.
+      Refusal: there are more than an encrypted sum with these clients allows.
     """
     audit = audited(settings)
     if audit is None:
@@ -36,12 +36,12 @@ def count_canaries(settings: SimulationSettings, task: Task) -> int:
     bearable = min(MOST_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
     if settings.secagg is None:
         return bearable if audit.canaries is None else audit.canaries
-    # Whoever runs canaries knows their shares of the noise and of the masks, and so counts among the colluders.
+    # The party that runs canaries knows their shares of the noise and masks, so canaries count as colluders.
     most = int(settings.secagg.collusion * task.num_clients)
     if audit.canaries is None:
         return min(bearable, most // 2)
     if audit.canaries > most:
-        remedy = f"whoever runs them counts as colluding: at most {most} of {task.num_clients} clients, or raise secagg.collusion"
+        remedy = f"canaries count as colluding: use at most {most} with {task.num_clients} clients, or raise secagg.collusion"
         raise Refusal("audit.canaries", audit.canaries, remedy)
     return audit.canaries
 
@@ -54,14 +54,14 @@ def support_of(settings: AuditSettings, dimension: int) -> int:
 def canary_clients(
     audit: FullAudit, client: ClientLevel, task: Task, count: int, seed: bytes, segments: tuple[Segment, ...]
 ) -> CanaryClients:
-    """Return what canaries are told. Their metrics are the middle of each range, which adds nothing to the sum.
+    """Return the settings of canaries. Their metrics are the middle of each range, which adds nothing to the sum.
 
     Args:
       audit: its settings.
-      client: the client level, whose clip the canaries try.
+      client: the client level, whose clip the canaries test.
       task: whose model they change.
       count: of canaries.
-      seed: secret, that their coins and directions are made from.
+      seed: secret, of their coins and directions.
       segments: scalars that travel with an update.
     """
     from ...tasks.arrays import dimension_of

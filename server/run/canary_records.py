@@ -1,9 +1,9 @@
-"""Canary records of an audit: how many stand among the records of each simulated client."""
+"""Canary records of an audit: their number at each simulated client."""
 
 from ...configs.schema import ClientLevel, FederationSettings, NoPrivacy
 
-MOST = 1000  # canaries of all clients together; more cost time and say little more
-SHARE = 0.25  # of the smallest client's records, at most: what trains beside them is not to drown
+MOST = 1000  # canaries of all clients together; more cost time and add little power
+SHARE = 0.25  # of the smallest client's records, at most, so that its own records still train the model
 
 
 def records_are_audited(settings: FederationSettings) -> bool:

@@ -1,4 +1,4 @@
-"""Instructions to clients: the settings of simulated ones, with the noise of their own, and the order to real ones."""
+"""Instructions to clients: the settings of simulated clients, with their own noise, and the order to real ones."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
-MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of those among them that need most
+MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most
 
 
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
-    """Return what clients are told for a question; where records are hidden, on whose ledgers, and no noise of training.
+    """Return the clients' settings for a question; at the record level with their ledgers, but without training noise.
 
     Args:
       federation: its parts.
@@ -53,18 +53,18 @@ def question_settings(federation: Federation, folder: Path) -> ClientSettings:
 
 
 def client_settings(federation: Federation, folder: Path, rounds: int | None = None) -> ClientSettings:
-    """Return what clients are told; record-level noise is planned here, once for each size of data set.
+    """Return the clients' settings; record-level noise is planned here, once for each size of data set.
 
-    Real clients plan it themselves, and hear what else there is to know from `order_of`.
+    Real clients plan it themselves and get the other settings by `order_of`.
 
     Args:
       federation: its parts.
       folder: of the run; nothing is written there.
-      rounds: still to come, for which ledgers of real data have what earlier runs left; None plans all rounds as if they
-        were empty.
+      rounds: remaining ones, planned with the remaining budget of ledgers of real data; None plans all rounds for empty
+        ledgers.
 
     Raises:
-      Refusal: the noise affords no round, or the audit asks for loss traces of real data.
+      Refusal: the budget affords no round at this noise, or the audit asks for loss traces of real data.
     """
     settings = _plain_settings(federation, folder)
     if federation.together is not None and federation.deployed is None:
@@ -84,11 +84,11 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
 
 
 def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:
-    """Return what clients are told with the task as it is scaled by now; noise that was planned with its question stays.
+    """Return the clients' settings with the scaled task; noise that was planned with the scaling question stays.
 
     Args:
-      federation: whose clients have told by what inputs are scaled.
-      client: settings from before.
+      federation: whose clients have answered the scaling question.
+      client: settings before scaling.
     """
     told = replace(client, task_options=_plain_settings(federation, Path()).task_options)
     if client.record is None:
@@ -122,7 +122,7 @@ def _canaries_of_a_step(federation: Federation, together: RecordDistributed) -> 
 def _record_privacy(
     federation: Federation, record: Record, settings: ClientSettings, folder: Path, rounds: int | None
 ) -> RecordPrivacy:
-    """Return the record level as a client hears of it, its noise planned for the sizes that there are."""
+    """Return a client's record-level settings, with noise planned for the existing sizes of data sets."""
     sizes, told = federation.sizes, _unplanned_record(federation, record, folder)
     beside = scaling_events(federation)
     path = "privacy" if federation.summed is None else "privacy.record"
@@ -139,7 +139,7 @@ def _record_privacy(
 
 
 def _unplanned_record(federation: Federation, record: Record, folder: Path) -> RecordPrivacy:
-    """Return the record level as a client hears of it, before its noise is planned."""
+    """Return a client's record-level settings before the noise is planned."""
     s, budget = federation.settings, federation.record_budget
     assert budget is not None
     where = folder / "client_ledgers" if federation.task.simulated else ledger_home(s.ledger_dir)
@@ -167,9 +167,9 @@ def _within_what_is_left(
     rounds: int,
     beside: Sequence[DpEvent],
 ) -> RecordPrivacy:
-    """Return the record level with noise of its own for each ledger that holds something, or has a cap.
+    """Return the record-level settings with separate noise for each ledger that has entries or a cap.
 
-    Whose budget is spent keeps the noise of an empty ledger, and its ledger lets it sit out.
+    A client with a spent budget keeps the noise of an empty ledger, and its ledger makes it sit out.
 
     Raises:
       Refusal: no client has enough left.
@@ -198,7 +198,7 @@ def _within_what_is_left(
 def _with_a_round_left(
     federation: Federation, told: RecordPrivacy, settings: ClientSettings, beside: Sequence[DpEvent]
 ) -> RecordPrivacy:
-    """Return the record level as it is, once a ledger affords a round of the noise that was given.
+    """Return the record-level settings unchanged if some ledger affords a round with the given noise.
 
     Raises:
       Refusal: none does.
@@ -222,18 +222,18 @@ def _unless_all_refuse(
     if refusals and not planned:
         raise refusals[-1]
     if refusals:
-        warn(f"{len(refusals)} clients sit out, for too little of their budgets is left: {refusals[-1]}")
+        warn(f"{len(refusals)} clients sit out: too little of their budgets is left: {refusals[-1]}")
     return told
 
 
 def _ledgers(federation: Federation) -> dict[str, int]:
-    """Return how many records each client has, by the name of its ledger; clients with equal data share one."""
+    """Return each client's number of records by the name of its ledger; clients with equal data share one."""
     sizes = (len(federation.data_of(client)) for client in range(federation.num_clients))
     return {name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size}
 
 
 def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
-    """Return the record level within the caps of a ledger, and what the ledger holds or is about to."""
+    """Return the record-level settings within a ledger's caps, and the events that the ledger holds or owes."""
     path = told.ledger_path(name)
     kept = identity_of(path)
     require_unit(path, kept.get("unit"), str(told.unit))
@@ -247,7 +247,7 @@ def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPriv
 
 
 def traces_of(federation: Federation, folder: Path) -> str:
-    """Return the folder in which simulated owners keep the losses of their records; empty where they keep none.
+    """Return the folder of simulated owners' loss traces; empty if they keep none.
 
     Raises:
       Refusal: the data are real, and a run folder must not hold such losses.
@@ -262,7 +262,7 @@ def traces_of(federation: Federation, folder: Path) -> str:
 
 
 def _encryption(federation: Federation) -> Encryption | None:
-    """Return what a simulated owner asks of every attempt: what the settings promise."""
+    """Return the encryption that a simulated owner requires: that of the settings."""
     asked = federation.settings.secagg
     if asked is None or federation.deployed is not None:
         return None
@@ -282,7 +282,7 @@ def _encryption(federation: Federation) -> Encryption | None:
 def _planned_noise(
     federation: Federation, record: RecordPrivacy, settings: ClientSettings, beside: Sequence[DpEvent]
 ) -> tuple[tuple[int, float], ...]:
-    """Return (records, noise multiplier) for the sizes of data sets that the clients have, canaries among them."""
+    """Return (records, noise multiplier) for the sizes of the clients' data sets, canaries included."""
     sizes = [size + record.canaries for size in federation.sizes]
     rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
     each = -(-len(sizes) // MAX_NOISE_LEVELS)
@@ -297,9 +297,9 @@ def _planned_noise(
 
 
 def _neediest(sizes: Sequence[int], settings: ClientSettings) -> set[int]:
-    """Return the least of ascending sizes, and the least that takes a step more: the others need no more noise.
+    """Return the smallest of ascending sizes, and the smallest that takes one more step: the others need no more noise.
 
-    What they lose goes by the number of steps times the rate squared.
+    The privacy loss grows with the number of steps times the squared rate.
     """
     batch, epochs = settings.training.batch_size, settings.training.local_epochs
     steps = {n: poisson_batches(n, batch, epochs).steps for n in sizes}
@@ -307,7 +307,7 @@ def _neediest(sizes: Sequence[int], settings: ClientSettings) -> set[int]:
 
 
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, Any]:
-    """Return the options that the task is made with; a user's own gets its arguments and the seed of planted examples.
+    """Return the task's constructor options; a user's task gets its arguments and the seed of planted examples.
 
     Args:
       settings: of the federation.
@@ -336,13 +336,13 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 
 def held_out_share(settings: SimulationSettings) -> float | None:
-    """Return which share of its records a client keeps out of its training, to evaluate models on; None for none."""
+    """Return the share of its records that a client holds out for evaluation; None without one."""
     evaluated = settings.evaluate.clients != "none" or settings.scored_at_clients
     return settings.evaluate.share if evaluated else None
 
 
 def order_of(run: Run) -> dict[str, str]:
-    """Return what travels in the strategy's configuration: the same in every round of a process."""
+    """Return the order that travels in the strategy's configuration, the same in every round of a process."""
     from ...tasks.arrays import agreement_of  # torch, and plans know these instructions too
 
     s = run.federation.settings
@@ -364,7 +364,7 @@ def _claim(run: Run) -> ClientClaim | None:
         return None
     plan = run.privacy.plan
     assert plan.noise_multiplier is not None
-    # What a round adds. Where clients come by turns, the plan's own figure is that of all of a client's rounds together.
+    # Cost of one round. With clients in turns, the plan's own figure is the cost of all of a client's rounds.
     return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
 
 

@@ -1,4 +1,4 @@
-"""Close of a run: the last entry of its ledger, which binds the files that the run has left."""
+"""Close of a run: the last entry of its ledger, which binds the run's files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .. import noise_key
 from ..binding.manifest import BESIDE, manifest_of, write_manifest
 from ..rounds import Status
 
-# A run that is interrupted or paused goes on. One that failed may, and is then closed again.
+# An interrupted or paused run is resumed. A failed one may be resumed, and is then closed again.
 CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)
-ANY = 1.0  # epsilon and, halved, delta of a budget that is opened to charge nothing
+ANY = 1.0  # epsilon and, halved, delta of a budget that is opened without a charge
 
 
 def head_before_close(ledger: Ledger, run: str) -> Head:
-    """Return a ledger's head, without the close of this run: a run that is over leaves the same result again."""
+    """Return a ledger's head before the close of this run, so that repeating a finished run gives the same result."""
     entry = ledger.closed(run)
     if entry is None or entry.head != ledger.head:
         return ledger.head
@@ -32,7 +32,7 @@ def close(folder: Path, ledger: Ledger | None, heads: Mapping[str, Head]) -> Non
 
     Args:
       folder: of the run, with its result.
-      ledger: that the run is charged on, open; None where it has none of its own.
+      ledger: of the run, open; None where it has none of its own.
       heads: of the clients' own ledgers, where a simulation holds them.
 
     Raises:
@@ -46,7 +46,7 @@ def close(folder: Path, ledger: Ledger | None, heads: Mapping[str, Head]) -> Non
 
 
 def close_again(folder: Path) -> None:
-    """End a run whose process ended between its result and its close in order; leave any other as it is.
+    """Close a run whose process ended between its result and its close; do nothing for any other.
 
     Args:
       folder: of a run that has ended, by its result.

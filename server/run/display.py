@@ -1,4 +1,4 @@
-"""Display of a run and its audit while it goes on: a live table in a terminal, plain lines elsewhere."""
+"""Display of a run and its audit in progress: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .callbacks import RoundEnd, RunEnd, RunStart
 from .evaluation_figures import said_of
 
 SHOWN_ROUNDS = 8
-LINES = 10  # a plain log gets about this many lines
+LINES = 10  # approximate number of lines of a plain log
 
 
 @dataclass
@@ -33,12 +33,12 @@ class Display:
 
     _run: RunStart = field(init=False)
     _lines: deque[RoundEnd] = field(default_factory=lambda: deque[RoundEnd](maxlen=SHOWN_ROUNDS))
-    _evaluated: RoundEnd | None = None  # the last round whose clients were asked
+    _evaluated: RoundEnd | None = None  # the last round with an evaluation at the clients
     _live: Live | None = None
     _start: float = field(default_factory=time.monotonic)
 
     def start(self, run: RunStart) -> None:
-        """Show the title, and in a terminal how far the run is."""
+        """Show the title, and in a terminal the progress."""
         self._run, console = run, Console(stderr=False)
         if console.is_terminal:
             self._live = Live(self._table(), console=console, refresh_per_second=8)
@@ -57,7 +57,7 @@ class Display:
             say(self._plain(done))
 
     def end(self, ending: RunEnd) -> None:
-        """Say how the run ended, and where its results are."""
+        """Show the ending and the folder of the results."""
         self.close()
         models, metrics = ending.result["models_averaged"], ending.result["metrics"]
         names = held_out(self._lines[-1]) if self._lines and models > 1 else ()
@@ -70,7 +70,7 @@ class Display:
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         if self._live is not None:
             self._live.update(self._table())
             with suppress(OSError):
@@ -133,14 +133,14 @@ class Display:
                     left = f"{value:.2f} of {budget:g} spent, {max(0.0, budget - value):.2f} left"
                     bars.append(_bar(f"epsilon ({unit})", value, budget, left))
                 elif math.isinf(value):
-                    bars.append(Text(f"epsilon ({unit}) is infinite: nothing is promised", style="bold red"))
+                    bars.append(Text(f"epsilon ({unit}) is infinite: no guarantee", style="bold red"))
             if last.audit is not None:
                 bars.append(panel(last.audit))
         return bars
 
 
 def _clients(row: Mapping[str, Any]) -> str:
-    if row["replies"] is None:  # who took part is secret
+    if row["replies"] is None:  # the cohort is secret
         return f"{row['invited']:g} planned" + (" abandoned" if row["abandoned"] else "")
     dropped = sum(row["dropped"].values())
     counts = f"{row['replies']}/{row['invited']}" + (f" -{dropped}" if dropped else "")
@@ -157,16 +157,16 @@ def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
 
 
 def held_out(done: RoundEnd) -> dict[str, float]:
-    """Return what the server measured of a round's model, without figures by group: there may be dozens of them."""
+    """Return the held-out metrics of a round's model, without those by group, of which there may be dozens."""
     return {name: value for name, value in done.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
 
 
 def tuned_line(tuning: Mapping[str, Any] | None) -> str:
-    """Say which value won, of which; nothing where no value has won."""
+    """Return a line with the winning value and the others; empty if no value has won."""
     if tuning is None or tuning.get("value") is None:
         return ""
     others = ", ".join(f"{arm['value']:g}{' (no score)' * (arm['score'] is None)}" for arm in tuning["arms"])
-    doubt = ", though the noise does not tell them apart" if tuning.get("apart") is False else ""
+    doubt = ", but the difference is within the noise" if tuning.get("apart") is False else ""
     return f"tuned: {tuning['key']}={tuning['value']:g} is best of {others}{doubt}"
 
 
@@ -175,7 +175,7 @@ def _number(value: float) -> str:
 
 
 def panel(line: AuditLine) -> RenderableType:
-    """Return the rows that stand under the bars of the budget."""
+    """Return the rows under the bars of the budget."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=17)
     table.add_column()
@@ -187,7 +187,7 @@ def panel(line: AuditLine) -> RenderableType:
 
 
 def console_for(width: int) -> Console:
-    """Return a console as wide as the terminal, or of this many columns where the output is no terminal."""
+    """Return a console as wide as the terminal, or of `width` columns if the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
 

@@ -19,17 +19,17 @@ from ...tasks.data import BATCH, as_data
 # Long schedules on mixed inputs make students agree (Beyer et al. 2022, arXiv:2106.05237).
 STEPS, ROWS = 3000, 128
 LEARNING_RATE = 3e-3
-TEMPERATURE = 2.0  # the best of a small student's in Hinton et al., section 3, lie between 2.5 and 4; below 2 no softness is left
+TEMPERATURE = 2.0  # for small students Hinton et al., section 3, found 2.5 to 4 best; below 2 the targets are hardly soft
 SEED = 0
 
 
 def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Tensor) -> None:
-    """Refuse clients' data: what they teach a student is no post-processing of the released model.
+    """Refuse clients' data: distilling on them is not post-processing of the released model.
 
     Args:
-      task: of the run, with its clients' data where they are on this machine.
+      task: of the run, with its clients' data if they are on this machine.
       config: of the run.
-      public: where the inputs were read.
+      public: file of the inputs.
       inputs: shape (n, ...).
 
     Raises:
@@ -39,7 +39,7 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
     if folder is not None:
         private, given = Path(folder).resolve(), public.resolve()
         if given.is_relative_to(private) or private.is_relative_to(given):
-            raise Refusal("--public", str(public), f"lies with the clients' data in {folder}; {PUBLIC}")
+            raise Refusal("--public", str(public), f"is in the clients' data folder, {folder}; {PUBLIC}")
     known = set(_digests(inputs.numpy()))
     clients = range(task.num_clients)
     found = sum(bool(own := set(_client_digests(task, client))) and own <= known for client in clients)
@@ -64,11 +64,11 @@ def _digests(rows: NDArray[Any]) -> Iterator[bytes]:
 
 
 def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: bool) -> None:
-    """Train the student in place to say of public inputs, and of mixtures of two, what the teacher says.
+    """Train the student in place to reproduce the teacher's outputs on public inputs and on mixtures of two.
 
     Args:
       teacher: the released model, in evaluation mode.
-      student: its parameters are the only thing that changes.
+      student: only its parameters change.
       inputs: public, shape (n, ...); int64 ones are not mixed.
       classifies: whether outputs are logits of classes, where there is more than one a row.
 
@@ -97,7 +97,7 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
 
 
 def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> torch.Size:
-    """Return the shape of both models' outputs for two rows; refuse a student whose outputs have another one."""
+    """Return the shape of the models' outputs for two rows; refuse a student with another output shape."""
     try:
         with torch.no_grad():
             wanted, found = (model.eval()(inputs[:2]).shape for model in (teacher, student))
@@ -111,7 +111,7 @@ def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> to
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence at a temperature, times its square, which keeps the gradient's size."""
+    """Return the mean Kullback-Leibler divergence at the temperature, times its square to keep the gradients' scale."""
     soft = nn.functional.softmax(teacher / TEMPERATURE, -1)
     logs = nn.functional.log_softmax(student / TEMPERATURE, -1)
     return TEMPERATURE**2 * nn.functional.kl_div(logs, soft, reduction="batchmean")

@@ -1,6 +1,6 @@
-"""Evaluation of a run's model at its clients: one charged question that brings the model, and the record of its answer.
+"""Evaluation of a run's model at its clients: one charged question with the model, and the record of its answer.
 
-Where arms of the clients try values, each arm's clients may evaluate its model: of one charge, since a client is in one arm.
+When arms try values, each arm's clients may evaluate its model. This costs one charge, since a client is in one arm.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Arrays = dict[str, NDArray[np.generic]]
 def evaluate_at_clients(
     run: Run, participants: Participants, reach: Reach, state: State
 ) -> dict[str, Any] | None:
-    """Ask all clients about the model of a round, and return the record; None where the round has no evaluation.
+    """Evaluate a round's model at all clients, and return the record; None if the round has no evaluation.
 
     Args:
       run: with the open ledger.
       participants: of its rounds.
-      reach: by how many answers an evaluation goes, and how long it waits.
+      reach: answers that an evaluation needs, and its timeout.
       state: after the round.
     """
     federation = run.federation
@@ -52,14 +52,14 @@ def evaluate_at_clients(
 def score_at_clients(
     run: Run, participants: Participants, reach: Reach, models: Sequence[Arrays], number: int
 ) -> list[dict[str, Any]]:
-    """Ask the clients of each arm about its model, and return the records, an arm each.
+    """Evaluate each arm's model at its clients, and return one record for each arm.
 
     Args:
       run: that tunes, with the open ledger.
       participants: of its rounds.
-      reach: by how many answers an evaluation of all clients goes, of which an arm's takes its share, and how long it waits.
+      reach: answers that an evaluation of all clients needs, of which an arm needs its share, and the timeout.
       models: of the arms.
-      number: of the round after which they are compared.
+      number: of the round before the comparison.
     """
     assert run.tuning is not None
     asked = scoring_of(run.federation, name_of(run.name))
@@ -80,7 +80,7 @@ def _evaluated(
     row: int,
     arm: Arm | None = None,
 ) -> dict[str, Any] | None:
-    """Reserve an evaluation, ask, and return the record; None of a run that evaluates nothing."""
+    """Reserve an evaluation, ask, and return the record; None for a run without evaluations."""
     federation, canaries = run.federation, 0 if participants.add_canaries else participants.canaries
     everybody = replace(participants, cohort=All(), answers=reach.answers, canaries=canaries, arm=arm)
     everybody.add_canaries = None
@@ -115,7 +115,7 @@ def _told(
 ) -> dict[str, Any]:
     if mean is None:
         return {"reason": done.cause or "too few clients answered", "clients": None, "answers": []}
-    # The server of an encrypted sum sees who is in it, and so does everybody whom it tells; another keeps that to itself.
+    # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
     clients = mean.clients if federation.masking is not None else round(expected)
     asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
     assert isinstance(asked, Evaluation)

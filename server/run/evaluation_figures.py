@@ -1,4 +1,4 @@
-"""Figures of an evaluation as a round's line and people are told them."""
+"""Figures of an evaluation, for the round's metrics line and for display."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from ...configs.round_line import AT_CLIENTS
 from ...privacy.statistics.evaluation import CLIENTS, RECORDS
 
-LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
+LOW, HIGH = "/low", "/high"  # suffixes of the interval's ends
 
 
 def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the means of a record by name, with the ends of their intervals, as a round's line has them.
+    """Return the means of a record by name, with the ends of their intervals, for the round's metrics line.
 
     Args:
-      record: of an evaluation; None where the round has none.
+      record: of an evaluation; None if the round has none.
     """
     found: dict[str, float] = {}
     for answer in () if record is None else record["answers"]:

@@ -1,7 +1,7 @@
-"""Plan of a run's evaluations at its clients: after which rounds, at what noise, what they cost, how much they tell.
+"""Plan of a run's evaluations at its clients: their rounds, noise, cost and precision.
 
-Every client is asked, whoever trains. What evaluations cost is part of what a run plans for, so that the budget holds with
-them in.
+All clients evaluate, not only the training cohort. A run's plan includes the cost of its evaluations, so the budget
+covers both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .federation import Federation
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-DIFFERENCE = math.sqrt(2)  # of two scores, whose noises are independent: its interval over that of one
+DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class EvaluationPlan:
     Attributes:
       rounds: after which the model is evaluated.
       noise_multiplier: of each evaluation, over the sensitivity.
-      epsilon: that one costs by itself.
-      clients: that are asked.
-      rows: over which the mean is: as many clients or, where records are hidden, records that are held out, about.
-      half_width: half the width of the interval of the mean metric, at the widest; None where it is not asked for.
+      epsilon: of one evaluation alone.
+      clients: number of clients asked.
+      rows: denominator of the mean: the number of clients or, at the record level, about the number of held-out
+        records.
+      half_width: largest half-width of the mean metric's interval; None if the metric is not asked for.
     """
 
     rounds: tuple[int, ...]
@@ -48,7 +49,7 @@ class EvaluationPlan:
 
 
 def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
-    """Return the rounds after which clients evaluate the model, the last one among them; none where they never do."""
+    """Return the rounds after which clients evaluate the model, including the last one; empty without evaluations."""
     word, last = settings.evaluate.clients, settings.steps
     if word == "none":
         return ()
@@ -56,10 +57,10 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
 
 
 def one_evaluation(federation: Federation) -> Plan | None:
-    """Return the plan of one evaluation; None where there is none.
+    """Return the plan of one evaluation; None without evaluations.
 
     Raises:
-      Refusal: the federation hides neither whole clients alone, nor records in steps that all of them take together.
+      Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
     """
     settings, summed = federation.settings, federation.summed
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
@@ -75,26 +76,26 @@ def one_evaluation(federation: Federation) -> Plan | None:
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return what the evaluations of the rounds to come cost.
+    """Return the events of the evaluations of the remaining rounds.
 
     Args:
       federation: its parts.
-      num_rounds: still to come; None stands for all.
+      num_rounds: remaining; None stands for all.
     """
     plan, settings = one_evaluation(federation), federation.settings
     done = 0 if num_rounds is None else settings.steps - num_rounds
     many = sum(each > done for each in evaluated_rounds(settings))
-    # Arms are compared in the last of their rounds, each by its own clients: one evaluation of each client.
+    # Arms are compared in their last round, each by its own clients: one evaluation of each client.
     behind = settings.num_rounds - settings.tuning_rounds
     many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)
     return [] if plan is None else events_of(plan, many)
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the run's evaluations; None where there are none.
+    """Return the plan of the run's evaluations; None without evaluations.
 
     Raises:
-      Refusal: the interval of the mean is wider than the resolution that is asked for.
+      Refusal: the interval of the mean is wider than the requested resolution.
     """
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
     if not rounds or plan is None or plan.noise_multiplier is None or federation.summed is None:
@@ -111,10 +112,10 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the evaluations that compare arms, of one arm's; None where they are not compared by clients.
+    """Return the plan of one arm's evaluation for the comparison of arms; None if clients do not compare them.
 
     Raises:
-      Refusal: the noise leaves scores that differ by `tune.resolution` together.
+      Refusal: the noise cannot separate scores that differ by `tune.resolution`.
     """
     settings = federation.settings
     plan, tuned = one_evaluation(federation), settings.tuned
@@ -128,8 +129,8 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
         enough = plan.noise_multiplier * tuned.resolution / (half * DIFFERENCE)
         epsilon = epsilon_of(replace(plan, noise_multiplier=enough), delta)
         remedy = (
-            f"is less than two scores of arms of {clients} clients are told apart by, {half * DIFFERENCE:.3g}; "
-            f"{math.ceil(clients * half * DIFFERENCE / tuned.resolution)} clients in each would do, or "
+            f"is below the difference that arms of {clients} clients can resolve, {half * DIFFERENCE:.3g}; "
+            f"{math.ceil(clients * half * DIFFERENCE / tuned.resolution)} clients in each would suffice, or "
             f"evaluate.noise_multiplier={enough:.3g}, with which an evaluation costs epsilon {epsilon:.3g} by itself"
         )
         raise Refusal("tune.resolution", tuned.resolution, remedy)
@@ -138,7 +139,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:
-    """Return what the clients of an arm are asked about its model: the metric by which arms are compared, alone.
+    """Return the inquiry to the clients of an arm about its model: only the metric that compares arms.
 
     Args:
       federation: its parts.
@@ -155,7 +156,7 @@ def scored_metric(settings: SimulationSettings) -> str:
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
-    """Return what clients are asked."""
+    """Return the inquiry to the clients."""
     asked = federation.settings.evaluate
     why = (federation.settings.purpose or "")[:MOST_NAME]
     told = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)

@@ -1,4 +1,4 @@
-"""Export of a run's released model: one file in the format of a runtime, its card, and how its inputs are made."""
+"""Export of a run's released model: one file in a runtime's format, its card, and its preprocessing."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from .released import config_of, model_of, require_ended, task_of
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-AGREES = 1e-4  # what a format may differ from torch, in units of the largest output (at least 1)
-DRAWN, SEED = 8, 0  # rows that are drawn to compare them
-INT8 = 127  # the largest value, so that the range is symmetric about zero
-REPEATS = 50  # of one row, to time it
+AGREES = 1e-4  # largest difference from torch, in units of the largest output (at least 1)
+DRAWN, SEED = 8, 0  # random rows for the comparison, and their seed
+INT8 = 127  # the largest value; the range is symmetric about zero
+REPEATS = 50  # of one row, for its time
 SAID = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be exported.
+    """Request for an export.
 
     Attributes:
       to: one of `FILES`.
-      student: `module:Class` of a smaller model that is distilled; None exports the released one.
-      public: file of public inputs, on which a student is distilled; None where there is none.
-      out: folder to make; None: a folder `export` in that of the run.
+      student: `module:Class` of a smaller model to distil; None exports the released one.
+      public: file of public inputs for the distillation; None without one.
+      out: folder to create; None takes `export` in the run folder.
       allow_modules: modules that may be imported for the run's task.
     """
 
@@ -64,11 +64,11 @@ class Order:
 
 
 def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
-    """Make the folder of an exported model; return it, and its card.
+    """Create the folder of an exported model; return it and its card.
 
     Raises:
-      Refusal: there is no such run or format, the public data are clients', the model does not suit the format, or the
-        folder is there.
+      Refusal: the run or format does not exist, the public data are clients', the model does not suit the format, or
+        the folder exists.
     """
     folder = _checked(run, order)
     config = config_of(run)
@@ -94,7 +94,7 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What an export is made of: a run's folder, task, model and result, public inputs, and whether it classifies."""
+    """Inputs of an export: a run's folder, task, model and result, public inputs, and whether it classifies."""
 
     run: Path
     task: Task
@@ -105,18 +105,18 @@ class _Parts:
 
 
 def _checked(run: Path, order: Order) -> Path:
-    """Return the folder to make; refuse what can be refused before anything is read."""
+    """Return the folder to create; check everything that can be checked before files are read."""
     check_kind(order.to)
     if order.to == "onnx":
         require_extra("export", "--to onnx, which torch writes with onnxscript,")
     if order.student is not None and order.public is None:
-        remedy = "a student learns from what the model says of public inputs; name them with --public"
+        remedy = "a student learns from the model's outputs on public inputs; name them with --public"
         raise Refusal("--student", order.student, remedy)
     require_ended(run)
     named = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
     folder = order.out or run / "export" / named
     if folder.exists():
-        raise Refusal("--out", str(folder), "is there; remove it, or name another folder")
+        raise Refusal("--out", str(folder), "exists; remove it, or name another folder")
     return folder
 
 
@@ -154,11 +154,11 @@ def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict
     return card
 
 
-# --- what is looked at ---------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------------
 
 
 def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
-    """Return the run's task; of tables with their rows, where they are on this machine."""
+    """Return the run's task; for tables with their rows, if they are on this machine."""
     asked = config["task"]
     if asked["name"] == "custom":
         return task_of(run, allow_modules)
@@ -187,10 +187,10 @@ def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:
 
 def _public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
     if not path.exists():
-        raise Refusal("--public", str(path), "is not there; name a table, a folder of tables or a file .npy")
+        raise Refusal("--public", str(path), "does not exist; name a table, a folder of them or a .npy file")
     inputs = task.encode(path) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(path))
     if len(inputs) < 2:
-        raise Refusal("--public", str(path), f"holds {len(inputs)} rows; two at least are needed")
+        raise Refusal("--public", str(path), f"holds {len(inputs)} rows; at least two are needed")
     if not torch.isfinite(inputs).all():
         raise Refusal("--public", str(path), "holds numbers that are not finite; leave those rows out")
     check_public(task, config, path, inputs)
@@ -198,7 +198,7 @@ def _public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
 
 
 def _sample(task: Task, public: Tensor | None) -> Tensor:
-    """Return two rows of inputs; zeros where no public ones are known."""
+    """Return two rows of inputs; zeros without public ones."""
     if public is not None:
         return public[:2]
     if (schema := getattr(task, "schema", None)) is not None:
@@ -211,9 +211,9 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
 
 
 def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
-    """Return on what the two models were compared, and what was found; nothing where nothing public is there."""
+    """Return the data and the result of the comparison of the two models; empty without public data."""
     inputs, targets, where = parts.public, None, "public data"
-    if parts.result["metrics"]:  # held-out data are public then, and were measured on before
+    if parts.result["metrics"]:  # the held-out data are public then and were used before
         data = as_data(parts.task.held_out())
         if len(data):
             inputs, targets = data.batch(torch.arange(len(data)))
@@ -253,7 +253,7 @@ def _milliseconds(runs: Model, row: NDArray[Any]) -> float:
 
 
 def written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
-    """Write the model in a format, and return what its runtime makes of the file.
+    """Write the model in a format, and return it as loaded by the format's runtime.
 
     Args:
       folder: to write into.
@@ -295,19 +295,19 @@ def _check_same(model: nn.Module, runs: Model, sample: Tensor, to: str) -> None:
 
 
 def _compared(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
-    """Yield one row, two and three; and single rows that are drawn, since a trace keeps the branch that its sample took."""
+    """Yield one, two and three rows, and random single rows, since a trace keeps only the branch of its sample."""
     yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
     if sample.is_floating_point():
         draw = torch.Generator().manual_seed(SEED)
         rows = torch.randn(DRAWN, *sample.shape[1:], generator=draw, dtype=sample.dtype)
         with torch.no_grad():
-            known = model(rows).reshape(DRAWN, -1).isfinite().all(1)  # others are beyond what the model takes
+            known = model(rows).reshape(DRAWN, -1).isfinite().all(1)  # others are outside its domain
         yield from (row[None] for row in rows[known])
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keep what exporters say of themselves from the terminal."""
+    """Suppress the output of exporters."""
     import logging
 
     torch_log = logging.getLogger("torch.onnx")
@@ -378,9 +378,9 @@ _WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
 
 
 def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
-    """Return the operations of a model as the program of `numpy_model`, in JSON, and the arrays that it takes.
+    """Return the operations of a model as a program of `numpy_model`, in JSON, and its arrays.
 
-    Arguments as of `written`.
+    Takes the arguments of `written`.
 
     Raises:
       Refusal: the model has an operation that NumPy's interpreter does not know.

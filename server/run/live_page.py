@@ -1,4 +1,4 @@
-"""Callback that lets the page of a run be seen on this machine while the run goes on."""
+"""Callback that serves the page of a run on this machine while the run is in progress."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ END_SECONDS = 5.0
 
 @dataclass
 class LivePage:
-    """Callback that starts the process that serves the page, once there is a folder to read."""
+    """Callback that starts the serving process once the run folder exists."""
 
     listens: socket
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self, run: RunStart) -> None:
-        """Start it, and say where the page is."""
+        """Start the process, and print the page's address."""
         url = f"http://{LOOPBACK}:{self.listens.getsockname()[1]}/"
         print(f"page: {url} for the duration of the run", file=sys.stderr, flush=True)
         self._process = serving(self.listens, run.folder, os.getpid())
-        self.listens.close()  # what the run forks later must not hold it
+        self.listens.close()  # later forks of the run must not inherit it
 
     def round(self, done: RoundEnd) -> None:
-        """Do nothing: who looks reads the folder."""
+        """Do nothing: the serving process reads the folder."""
 
     def end(self, ending: RunEnd) -> None:
         """Do nothing: the page stays until `close`."""
@@ -51,12 +51,12 @@ class LivePage:
 
 
 def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes]:
-    """Return a new process that serves the page of a folder, with the package that this process has.
+    """Start a process that serves the page of a folder, with this process's package.
 
     Args:
       listens: on the loopback address.
       folder: of a run.
-      owner: process id of the run's process, with which it ends.
+      owner: process id of the run; the server ends with it.
     """
     number = listens.fileno()
     # Without what may be a passphrase of keys.
@@ -73,7 +73,7 @@ def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes
 
 @contextmanager
 def live_page(port: int | None) -> Generator[tuple[Callback, ...]]:
-    """Yield the callback that serves a page, as long as the context lasts.
+    """Yield the callback that serves a page within the context.
 
     Args:
       port: to listen on; 0 lets the system choose one, and None serves nothing.

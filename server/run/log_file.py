@@ -1,4 +1,4 @@
-"""File of a log, which loses lines on a full disk and disturbs nobody: what ends the run says so itself."""
+"""File of a log, which drops lines on a full disk without an error: other code reports what ends the run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from logging.handlers import RotatingFileHandler
 
 
 class LogFile(RotatingFileHandler):
-    """Handler that writes lines into a file while the disk has room; logging's own prints a traceback for each lost line."""
+    """Handler that drops lines when the disk is full; logging's own prints a traceback for each lost line."""
 
     def handleError(self, record: LogRecord) -> None:
         """Lose the line."""
 
     def close(self) -> None:
-        """Close the file; lines that have no room are lost."""
+        """Close the file; lines that do not fit on the disk are lost."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
 def written_by(logger: Logger, handler: Handler) -> Generator[None]:
-    """Let a logger write to this handler alone, which is closed after the block."""
+    """Make this handler the logger's only one for the block, and close it afterwards."""
     before, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""Time and energy that a process of a run has taken of its machine."""
+"""Time and energy that a run's process used on its machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 # Linux's counters of energy (RAPL): one of each processor, and parts of it.
 POWERCAP = Path("/sys/class/powercap")
-PACKAGE = re.compile(r"intel-rapl:\d+")  # AMD's processors have it under the same name
-MOST_WATTS = 1000.0  # of one processor: a counter that such a one might have turned over is not believed
+PACKAGE = re.compile(r"intel-rapl:\d+")  # AMD's processors use the same name
+MOST_WATTS = 1000.0  # of one processor: a counter that could have wrapped at this power is ignored
 MICRO = 1e-6
 
 
 @dataclass(frozen=True)
 class Counter:
-    """Counter of a processor's energy, in joules: what it shows, and at what it begins again."""
+    """Counter of a processor's energy, in joules: its value, and where it wraps."""
 
     shown: float
     turns: float
@@ -29,8 +29,8 @@ class MachineTime:
 
     Attributes:
       wall: by the clock.
-      cpu: of all cores together, in the process and in the workers that it has waited for.
-      joules: of the machine's processors, with all else that ran on them; None where it cannot be read.
+      cpu: of all cores, in the process and its finished workers.
+      joules: of the machine's processors, including other programs; None where it cannot be read.
     """
 
     wall: float
@@ -40,7 +40,7 @@ class MachineTime:
 
 @dataclass(frozen=True)
 class Moment:
-    """What clocks and counters of the machine show."""
+    """Readings of the machine's clocks and counters."""
 
     wall: float
     cpu: float
@@ -48,7 +48,7 @@ class Moment:
 
 
 def machine_time(powercap: Path = POWERCAP) -> Moment:
-    """Return what the machine's clocks and counters show now."""
+    """Return the current readings of the machine's clocks and counters."""
     now = os.times()
     cpu = now.user + now.system + now.children_user + now.children_system
     return Moment(now.elapsed, cpu, _counters(powercap))
@@ -58,8 +58,8 @@ def since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
     """Return the time and the energy since an earlier moment of this process.
 
     Args:
-      begin: what `machine_time` returned then.
-      powercap: where the system shows its counters of energy.
+      begin: the earlier result of `machine_time`.
+      powercap: folder of the system's energy counters.
     """
     now = machine_time(powercap)
     wall = now.wall - begin.wall
@@ -67,7 +67,7 @@ def since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
 
 
 def _counters(powercap: Path) -> dict[str, Counter]:
-    """Return the counters of all processors; none where one cannot be read, as is usual for whoever is not root."""
+    """Return the counters of all processors; empty if one cannot be read, as is usual without root."""
     found: dict[str, Counter] = {}
     try:
         for each in sorted(powercap.iterdir()):

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy and epsilon against rounds, and what its audit measured beside what was claimed."""
+"""Pictures of a run: accuracy and epsilon against rounds, and the audit's measured and claimed epsilon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ACCURACY = "#1b6ca8"
 EPSILON = "#c1440e"
 CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
-HEADROOM = 1.6  # above the largest number that matters; a ceiling may be out of sight
+HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
 
 
 def draw_run(
@@ -35,7 +35,7 @@ def draw_run(
 
 
 def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Return held-out accuracy and epsilon against rounds; beside them, where units are hidden, epsilon against delta.
+    """Return a figure of held-out accuracy and epsilon against rounds and, with a guarantee, epsilon against delta.
 
     Args:
       history: lines of metrics.jsonl, one a round, at least one.
@@ -69,7 +69,7 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
 
 
 def _of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return what each unit has lost to whoever gets the model, where that has a curve."""
+    """Return each unit's privacy loss against the model's adversary, if it has a curve."""
     return {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
 
 
@@ -105,7 +105,7 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
 
 
 def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
-    """Write guarantees as a picture: epsilon against delta, and the least errors of a test for one unit.
+    """Write guarantees as a picture: epsilon against delta, and the smallest error rates of a test for one unit.
 
     Args:
       curves: at least one, by the unit's name.
@@ -128,7 +128,7 @@ def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
 
 
 def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
-    """Write an audit's looks as a PNG: claimed epsilon, measured with its interval, and what could have been shown.
+    """Write an audit's measurements as a PNG: claimed epsilon, measured with its interval, and the ceiling.
 
     Args:
       looks: at least one, in the order of their rounds.

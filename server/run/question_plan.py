@@ -1,4 +1,4 @@
-"""Plan of a question: its noise for what it may cost, the intervals that this gives, and what would be enough."""
+"""Plan of a question: its noise for a given cost, the resulting intervals, and the cost that would suffice."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .federation import EVERYBODY, Federation
 if TYPE_CHECKING:
     from ...strategies.question_wire import Asked  # flwr, and plans know questions too
 
-MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
+MOST_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
 
 
 @dataclass(frozen=True)
 class Spend:
-    """What one inquiry may cost: an epsilon of its own, or the noise that makes it; exactly one is given.
+    """Cost of one inquiry: an epsilon or a noise multiplier; exactly one is given.
 
     Attributes:
-      epsilon: that the inquiry alone costs, at the delta of the federation's budget.
+      epsilon: of the inquiry alone, at the delta of the federation's budget.
       noise_multiplier: standard deviation of the noise over the sensitivity.
     """
 
@@ -35,17 +35,17 @@ class Spend:
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) == (self.noise_multiplier is None):
-            remedy = "say what the question may cost: epsilon or noise_multiplier"
+            remedy = "give the question's cost: either epsilon or noise_multiplier"
             raise Refusal("epsilon", self.epsilon, remedy)
 
 
 def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Plan:
-    """Return the plan of a question: one round of the cohort, with the noise that is paid for.
+    """Return the plan of a question: one round of the cohort, with the noise for its cost.
 
     Args:
-      federation: whose clients, or records, are hidden.
+      federation: whose clients or records are protected.
       inquiry: says which.
-      spend: what it may cost.
+      spend: its cost.
 
     Raises:
       Refusal: the federation hides something else, or its cohort is not one that a question has.
@@ -65,19 +65,19 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
         plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
     assert plan.noise_multiplier is not None
     if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
-        raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves no answer; give more epsilon")
+        raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves only noise; give more epsilon")
     return plan
 
 
 def carried_by(federation: Federation, inquiry: Inquiry) -> Budget:
-    """Return the budget of whoever a question is charged to, if the federation can be asked it.
+    """Return the budget that a question is charged to, if the federation supports the question.
 
     Raises:
       Refusal: the federation hides something else, or its cohort is not one that a question has.
     """
     budget = budget_of(federation, inquiry)
     if not isinstance(federation.cohort, All if inquiry.unit is Unit.RECORD else All | Poisson):
-        remedy = "questions go to all clients, or, where clients are hidden, to a Poisson draw of them"
+        remedy = "questions go to all clients or, at the client level, to a Poisson draw of them"
         raise Refusal("cohort", federation.cohort.name, remedy)
     return budget
 
@@ -86,7 +86,7 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
     """Return the budget of whoever a question is charged to.
 
     Raises:
-      Refusal: the federation does not hide what the question says that it hides.
+      Refusal: the federation's privacy unit is not the question's.
     """
     settings = federation.settings
     both = federation.summed is not None and federation.record is not None
@@ -99,26 +99,26 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
         if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
             remedy = "a question counts rows, and a person may have several; leave it out"
             raise Refusal("privacy.per_person", federation.per_person, remedy)
-        remedy = f"privacy={settings.privacy.name} hides a {found.unit}: ask with unit={found.unit}, or choose another"
+        remedy = f"privacy={settings.privacy.name} protects a {found.unit}: ask with unit={found.unit}, or choose another"
         raise Refusal("unit", str(inquiry.unit), remedy)
     if federation.record is not None and federation.settings.secagg is not None:
-        remedy = "sums answers that are noised already in the clear; leave it out, or take record_distributed"
+        remedy = "already noises each answer, and they are summed in the clear; leave it out, or use record_distributed"
         raise Refusal("secagg", "on", f"privacy=record {remedy}")
     return found
 
 
 def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
-    """Refuse a question whose planned interval is wider than the resolution that it asks for.
+    """Refuse a question whose planned interval is wider than its resolution.
 
     Raises:
-      Refusal: naming the epsilon or the rows that would do.
+      Refusal: it is; the sentence names the epsilon or the rows that suffice.
     """
     for each in inquiry.questions:
         if each.resolution is None:
             continue
         planned = planned_half_width(federation, inquiry, each, plan)
         if planned is None:
-            remedy = f"say how many rows there are, so that {each.name} can be planned"
+            remedy = f"give the number of rows, so that {each.name} can be planned"
             raise Refusal("at_least", None, remedy)
         if planned > each.resolution:
             raise Refusal(
@@ -129,7 +129,7 @@ def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> No
 def planned_half_width(
     federation: Federation, inquiry: Inquiry, question: Question, plan: Plan
 ) -> float | None:
-    """Return half the width of the interval that is planned; None where it goes by rows that nobody has told of."""
+    """Return the planned half-width of the interval; None if it depends on an unknown number of rows."""
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
     rows = question.at_least
     if rows is None:
@@ -141,7 +141,7 @@ def planned_half_width(
 def _what_would_do(
     federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
 ) -> str:
-    """Return a clause: the epsilon at which the interval would be as wide as it may be, and the rows."""
+    """Return a clause with the epsilon and the rows at which the interval meets the resolution."""
     wanted, said = question.resolution, f"{question.name} is planned to +-{planned:.3g}"
     assert wanted is not None
 
@@ -151,8 +151,8 @@ def _what_would_do(
 
     enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
     if enough is None:
-        return f"{said}, and no epsilon would do; ask for less, or of more clients"
-    said = f"{said}; epsilon {enough:.3g} would do"
+        return f"{said}, and no epsilon suffices; ask for less, or ask more clients"
+    said = f"{said}; epsilon {enough:.3g} would suffice"
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
     rows = () if question.at_least is None else (question.at_least * 1.05**step for step in range(500))
     many = next((each for each in rows if question.statistic.planned(sigma, each) <= wanted), None)
@@ -160,12 +160,12 @@ def _what_would_do(
 
 
 def least_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
-    """Return the least epsilon at which a plan would do that does not; None where none would.
+    """Return the least epsilon at which an insufficient plan becomes sufficient; None if there is none.
 
     Args:
       plan: with too much noise.
       delta: in (0, 1).
-      fits: whether a plan would do.
+      fits: whether a plan is sufficient.
     """
     low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
     if not fits(replace(plan, noise_multiplier=low)):
@@ -177,10 +177,10 @@ def least_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> flo
 
 
 def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise_over_clip: float) -> float:
-    """Return the standard deviation of a cell, in rows, of an answer that stands for all clients.
+    """Return the standard deviation of a cell, in rows, of an answer for all clients.
 
-    Of a Poisson draw the cells are divided by its rate, and who was not drawn adds an error: no more than every client's
-    longest part would.
+    With a Poisson draw the cells are divided by its rate, and the undrawn clients add an error, bounded by every
+    client's longest part.
     """
     sigma, rate = inquiry.sigma(question, noise_over_clip), rate_of(federation)
     if inquiry.unit is Unit.RECORD:
@@ -191,7 +191,7 @@ def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise
 
 
 def noise_of_sum(federation: Federation, plan: Plan) -> float:
-    """Return the noise on a sum over the norm of one unit: with `privacy=record` every client adds the whole of it."""
+    """Return a sum's noise over the norm of one unit: with `privacy=record` every client adds the full noise."""
     return plan.noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
 
 

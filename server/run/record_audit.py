@@ -1,4 +1,4 @@
-"""Audit of record-level privacy in a simulation: what is planted at the clients, and who weighs it against the claim."""
+"""Audit of record-level privacy in a simulation: the planted data, and the probes that test the claim with them."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from ...tasks.mislabelled import Mislabelled
 
 ODD = "odd_examples"
-ALPHA = 0.05  # of the bound and of the interval that are shown
+ALPHA = 0.05  # of the displayed bound and interval
 
 
 def plants_examples(settings: SimulationSettings) -> bool:
-    """Return whether odd examples are planted: where records are audited, or nothing is hidden."""
+    """Return whether odd examples are planted: if records are audited, or without any guarantee."""
     audit = settings.audit
     return audit is not None and audit.full and not isinstance(settings.privacy, SumLevel)
 
 
 @dataclass(frozen=True)
 class RecordProbe:
-    """Reads what clients keep of their canary records beside their ledgers in `folder`, against their budget.
+    """Probe of the canary records' scores, which clients store beside their ledgers in `folder`, against their budget.
 
-    In a simulation alone: on real data these files stay with the clients.
+    Used only in a simulation: on real data these files stay with the clients.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class RecordProbe:
 
 @dataclass(frozen=True)
 class OddProbe:
-    """A `MemorisationProbe` of odd examples, by how far their loss fell; against a budget, or against no leak at all."""
+    """A `MemorisationProbe` of odd examples by the fall of their loss; against a budget, or against no leakage."""
 
     task: Mislabelled
     budget: Budget | None
@@ -71,7 +71,7 @@ class OddProbe:
         return losses_of(self.task, self.task.model(), self.task.odd)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
-        """Return one test: how rare such guesses are under the budget, for any mechanism and any attack."""
+        """Return one test: the p-value of the guesses under the budget, valid for any mechanism and attack."""
         from ...tasks.arrays import load_arrays
         from ...tasks.mislabelled import losses_of
 
@@ -89,7 +89,7 @@ class OddProbe:
 
 @dataclass(frozen=True)
 class Planted:
-    """All that was planted in a run, as one `MemorisationProbe`, and who reads the canary records.
+    """All data planted in a run, as one `MemorisationProbe`, and the probe of the canary records.
 
     ``own``: the task's probe; ``odd``: that of odd examples; ``records``: of canary records.
     """
@@ -100,55 +100,55 @@ class Planted:
 
     @property
     def budget(self) -> Budget | None:
-        """What clients claim of their records."""
+        """Budget that clients claim for their records."""
         return self.records.budget if self.records else self.odd.budget if self.odd else None
 
     @property
     def losses(self) -> bool:
-        """Whether odd examples are weighed against a claim."""
+        """Whether odd examples are tested against a claim."""
         return self.odd is not None and self.odd.budget is not None
 
     @property
     def probed(self) -> bool:
-        """Whether anything is looked for that only memory can know."""
+        """Whether a probe looks for data that only memorisation reveals."""
         return self.own is not None or (self.odd is not None and not self.losses)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
-        """Return what each of the probes found in a model's arrays after round `number`."""
+        """Return each probe's findings in a model's arrays after round `number`."""
         return [found for probe in (self.own, self.odd) if probe for found in probe.look(arrays, number)]
 
 
 @dataclass(frozen=True)
 class StepScores:
-    """Scores of the canary records of a step on all clients' records, which a released sum tells.
+    """Scores of the canary records of a step on all clients' records, computed from released sums.
 
     Attributes:
       path: of their file, as `kept_rows.gathered` reads it.
-      canaries: what clients were told of them.
+      canaries: their settings at the clients.
     """
 
     path: Path
     canaries: CanaryRecords
 
     def begin(self) -> None:
-        """Write the file anew, with the coins."""
+        """Rewrite the file with the coins."""
         self.path.unlink(missing_ok=True)
         kept_rows.begin(self.path, self.canaries.coins)
 
     def keep(self, released: Released) -> None:
-        """Add to each score the log likelihood ratio of a round; what a client sends is against its gradient."""
+        """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""
         ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
         kept_rows.append(self.path, released.number, ratio)
 
 
 def step_scores(run: Run) -> StepScores | None:
-    """Return who scores the canary records of this run's steps; None where there are none."""
+    """Return the scores of the canary records of this run's steps; None without them."""
     asked = run.client.canaries_of_step
     return StepScores(run.folder / f"records{kept_rows.SUFFIX}", asked) if asked.count else None
 
 
 def planted(run: Run) -> Planted:
-    """Return whatever looks for what was planted in this run; in real data nothing is."""
+    """Return the probes of this run's planted data; real data have none."""
     federation, client = run.federation, run.client
     audit, task = federation.settings.audit, federation.task
     if audit is None or not audit.full or federation.deployed is not None:
@@ -166,7 +166,7 @@ def planted(run: Run) -> Planted:
 
 
 def _claim(run: Run) -> Budget:
-    """Return what the plan claims of the records in all of a run's sums, its target where it has one."""
+    """Return the plan's claim for the records in all of a run's sums; its target if it has one."""
     budget, privacy = run.federation.sum_budget, run.privacy
     assert budget is not None and privacy is not None
     return replace(budget, target_epsilon=privacy.plan.epsilon(budget.target_delta))

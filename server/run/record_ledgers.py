@@ -1,4 +1,4 @@
-"""Clients' own ledgers as one machine that has them all sees them: their heads, and what records have lost."""
+"""Clients' own ledgers on a machine that holds all of them: their heads, and the privacy loss of records."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from ...strategies.record_plan import record_plan
 from ...tasks.data import MOST_LOOKED_AT
 from .federation import Federation
 
-OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
-MOST_COMPOSED = 20  # choices of clients at which a person may be
-TWO_UNITS = "a person at m clients is m units: what is lost at each adds up"
+OUTSIDE = "a record that occurs at two clients: its losses at both add up"
+MOST_COMPOSED = 20  # combinations of clients of one person
+TWO_UNITS = "a person at m clients is m units: the losses at all of them add up"
 
 
 def spending(
     federation: Federation, client: ClientSettings, took_part: Collection[int]
 ) -> dict[str, Any] | None:
-    """Return what each client's records have lost, in the clients' order, and how many clients cannot go on.
+    """Return the loss of each client's records, in the clients' order, and the number of exhausted clients.
 
     A client counts as exhausted when its budget affords it no further round.
 
@@ -51,7 +51,7 @@ def spending(
     budget = client.record.budget()
     paths = client_ledgers(federation, Path(client.record.ledger_dir))
 
-    @cache  # most clients have taken part as often as another one of their size
+    @cache  # most clients share size and number of rounds with another
     def cost(events: tuple[DpEvent, ...]) -> float:
         return counted(events, budget.target_delta, budget.adjacency, None)
 
@@ -72,7 +72,7 @@ def spending(
     outside, found = OUTSIDE if client.record.per_person is None else TWO_UNITS, federation.clients_per_person
     across: dict[str, Any] = {}
     if found is not None:
-        outside = f"nobody: at most {found} clients train on one person, who loses at all of them what `person` says"
+        outside = f"nobody: at most {found} clients train on one person; `person` is the loss at all of them"
         across = {"person": _across(paths, found, budget)}
     return {
         **across,
@@ -86,17 +86,17 @@ def spending(
 def _named(
     federation: Federation, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
 ) -> Iterable[tuple[int, str]]:
-    """Return numbers of clients with the names of their ledgers: of all that may hold something, in the clients' order.
+    """Return numbers and ledger names of the clients whose ledgers may have entries, in the clients' order.
 
-    Of a large population on made-up data these are those that took part, as long as every ledger is one of theirs: to
-    name a ledger takes a client's data.
+    In a large population on synthetic data these are the participants, if every ledger is one of theirs: naming a
+    ledger requires loading a client's data.
     """
     if federation.simulated and federation.task.num_clients > MOST_LOOKED_AT:
         names = dict[int, str]()
         for number in sorted(took_part):
             with suppress(
                 Exception
-            ):  # of who was dropped because its data cannot be made, and who has no ledger
+            ):  # of a client that was dropped because its data cannot be generated, and that has no ledger
                 names[number] = federation.fingerprint_of(number)
         if set(paths) <= set(map(record.ledger_path, names.values())):
             return names.items()
@@ -104,11 +104,11 @@ def _named(
 
 
 def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
-    """Return what a person at so many clients has lost at most, whichever they are; each client's noise is its own.
+    """Return the largest loss of a person at this many clients, for any choice of clients; their noise is independent.
 
     Args:
       paths: of the clients' ledgers.
-      clients: that train on one person at most.
+      clients: largest number that train on one person.
       budget: gives delta and adjacency.
 
     Returns:
@@ -126,14 +126,14 @@ def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | No
 
 @dataclass
 class KnownHeads:
-    """The heads of the clients' ledgers, read again where a file has changed since."""
+    """The heads of the clients' ledgers; a changed file is read again."""
 
     federation: Federation
     client: ClientSettings
     _read: dict[str, tuple[int, Head]] = field(default_factory=dict[str, tuple[int, Head]])
 
     def now(self) -> dict[str, Head]:
-        """Return the head of every ledger that one of this federation's clients has, by the ledger's name."""
+        """Return the head of every ledger of this federation's clients, by the ledger's name."""
         if self.client.record is None:
             return {}
         folder = Path(self.client.record.ledger_dir)
@@ -143,7 +143,7 @@ class KnownHeads:
         return {name: head for name, (_, head) in self._read.items()}
 
     def _changed(self, folder: Path) -> Iterable[tuple[str, int]]:
-        """Yield names of ledgers that are new or have changed, and when; a simulation's folder has no others beside them."""
+        """Yield names and times of new or changed ledgers; a simulation's folder holds only its clients' ledgers."""
         if self.federation.simulated and folder.exists():
             with os.scandir(folder) as files:  # a quarter of the time that paths take: 0.4 s of 100 000
                 found = [
@@ -156,11 +156,11 @@ class KnownHeads:
 
 
 def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse to go on from a checkpoint that knows a client's ledger which is gone, cut or another one.
+    """Refuse to resume from a checkpoint if a client's ledger that it names is missing, truncated or another one.
 
     Args:
       folder: of the ledgers.
-      heads: that the checkpoint knows, by the names of the ledgers' files.
+      heads: of the checkpoint, by the names of the ledgers' files.
 
     Raises:
       Refusal: naming the ledger.
@@ -175,17 +175,17 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
 
 @dataclass
 class RecordMeter:
-    """Counts who took part, to say while a run goes on what the client that took part most often has revealed.
+    """Meter of record-level loss in a running run: the loss at the client with the most rounds so far.
 
-    It says so for a client with the fewest records, whose every round costs most. Where who takes part is secret it says
-    what a client reveals that takes part in every round.
+    It assumes a client with the fewest records, whose rounds cost most. If cohorts are secret, it assumes a client that
+    takes part in every round.
 
     Attributes:
       plan: of one round at that client.
       budget: of its ledger, which refuses what the budget does not afford.
-      limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
-      prior: what the ledger that is spent most held before this run.
-      secret: whether who takes part is.
+      limited: whether the budget has a target; without one, counting the affordable rounds takes long.
+      prior: events on the most spent ledger before this run.
+      secret: whether cohorts are secret.
       took_part: numbers of all clients that were drawn.
     """
 
@@ -206,7 +206,7 @@ class RecordMeter:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 
     def epsilon(self) -> float:
-        """Return the epsilon of whoever took part most often, with the gate's discretisation."""
+        """Return the epsilon at the client with the most rounds, with the gate's discretisation."""
         most = self._most()
         if most not in self._known:
             delta, adjacency = self.budget.target_delta, self.budget.adjacency
@@ -214,7 +214,7 @@ class RecordMeter:
         return self._known[most]
 
     def events(self) -> list[DpEvent]:
-        """Return what whoever took part most often has lost."""
+        """Return the events at the client with the most rounds."""
         return [*self.prior, *[self.plan.event()] * self._most()]
 
     def _most(self) -> int:
@@ -226,7 +226,7 @@ class RecordMeter:
 
 
 def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
-    """Return the meter of a run that is about to begin; None where records are not protected."""
+    """Return the meter of a new run; None where records are not protected."""
     if federation.record is None or client.record is None:
         return None
     budget = client.record.budget()
@@ -235,7 +235,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     if federation.simulated:
         return RecordMeter(plan, budget, limited, federation.asked, federation.keeps_counts)
     sizes = [(len(federation.data_of(each)), name) for each, name in enumerate(federation.client_ledgers)]
-    # Of those that have spent the same the one with the fewest records comes last, and stays.
+    # Among clients that spent equally, the one with the fewest records comes last and is taken.
     held = {
         tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): (records, name)
         for records, name in sorted(sizes, reverse=True)
@@ -252,7 +252,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
 
 
 def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
-    """Return the ledgers of this federation's clients; beside real data others live in the same folder.
+    """Return the ledgers of this federation's clients; with real data the folder holds others as well.
 
     Args:
       federation: its parts.

@@ -1,4 +1,4 @@
-"""Released model of a run, read from its folder with the task that it belongs to, and applied to data."""
+"""Released model of a run, read from its folder with its task, and applied to data."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from ...tasks import Task
 
-TABLES = ("csv", "census", "star")  # tasks whose runs keep the schema that makes their inputs
+TABLES = ("csv", "census", "star")  # tasks whose runs store the schema of their inputs
 
 
 def require_ended(folder: Path) -> None:
-    """Refuse a folder that holds no run, or one that has not ended."""
+    """Refuse a folder without a run, or with an unfinished one."""
     if not (folder / CONFIG).is_file():
         raise Refusal("folder", str(folder), "holds no run; name a folder that fedveil simulate has made")
     if not (folder / RESULT).is_file():
-        raise Refusal("folder", str(folder), "its run has not ended; go on with simulate(resume=...)")
+        raise Refusal("folder", str(folder), "its run has not ended; resume it with simulate(resume=...)")
 
 
 def named_model(plain: dict[str, Any]) -> Path | None:
-    """Return the run whose model a question is about, and put the model's hash in its place; None where it names none.
+    """Return the run whose model a question names, and replace it by the model's hash; None if it names none.
 
     Args:
-      plain: the keys of the question, changed in place.
+      plain: keys of the question, modified in place.
 
     Raises:
       Refusal: there is no such run, or it has no model.
@@ -40,21 +40,21 @@ def named_model(plain: dict[str, Any]) -> Path | None:
         return None
     run = Path(str(plain["model"]))
     if not (run / MODEL).is_file():
-        raise Refusal("model", str(run), "is no folder of a run with a model; name one")
+        raise Refusal("model", str(run), "is not the folder of a run with a model; name one")
     plain["model"] = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
     return run
 
 
 def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | None:
-    """Return the file of the model that a question is about; None where it is about none.
+    """Return the file of the model that a question is about; None without one.
 
     Args:
       run: as `named_model` returns it.
       digest: of the file, as the question has it.
-      task: of the clients who are asked.
+      task: of the clients that are asked.
 
     Raises:
-      Refusal: the question names another model, the run has not ended, or it is of another task.
+      Refusal: the question names another model, the run has not ended, or it has another task.
     """
     if (run is None) != (digest is None):
         raise Refusal("model", digest, "name the run by its folder")
@@ -74,7 +74,7 @@ def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | N
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the configuration that ran in this folder."""
+    """Return the configuration of the run in this folder."""
     import yaml
 
     from ...configs.yaml_guard import check_file
@@ -84,11 +84,11 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
-    """Return the task of the run in `folder`; no module is imported because a folder says so.
+    """Return the task of the run in `folder`; only allowed modules are imported.
 
     Args:
       folder: of the run.
-      allow_modules: modules that may be imported for a task of one's own.
+      allow_modules: modules that may be imported for a user's task.
 
     Raises:
       Refusal: the task cannot be loaded.
@@ -132,7 +132,7 @@ def model_of(folder: Path, task: Task) -> nn.Module:
 def predictions(
     model: Callable[..., Tensor], task: Task, data: object, classifies: bool
 ) -> dict[str, NDArray[Any]]:
-    """Return what a model says of each row of the data, by column name, shape (n,) each.
+    """Return a model's outputs for each row of the data, by column name, shape (n,) each.
 
     Args:
       model: in evaluation mode.

@@ -1,4 +1,4 @@
-"""Report of what a run promised and spent: the ``privacy`` list of its result, and the versions that it ran on."""
+"""Report of a run's guarantees and losses: the ``privacy`` list of its result, and the versions of its software."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ TAKEN_PART = "poisson batches, in the rounds taken part in"
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 OF_ALL = "poisson, by a coin for each record of all clients"
-MOST_KINDS = 8  # of clients, for which it is told what several records lose
+MOST_KINDS = 8  # of clients, for which the loss of several records is computed
 Known = tuple[float, PrivacyCurve | None]
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What one unit has revealed to one adversary so far; epsilon may be infinite, and then there is no curve.
+    """Loss of one unit against one adversary so far; an infinite epsilon has no curve.
 
-    `groups` says what several records of one person have revealed together, as (records, epsilon).
+    `groups` holds the joint loss of several records of one person, as (records, epsilon).
     """
 
     unit: Unit
@@ -89,14 +89,14 @@ def spent(
     draws: Sequence[DpEvent] = (),
     most: Sequence[DpEvent] | None = None,
 ) -> list[Spent]:
-    """Return what every unit has revealed to every adversary, at the accountant's finest setting.
+    """Return the loss of every unit against every adversary, at the accountant's finest setting.
 
     Args:
       federation: its parts.
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
       draws: `open_draws` of the rounds so far.
-      most: what a record may have lost at most, where who took part is secret.
+      most: largest possible loss of a record, if cohorts are secret.
     """
     rows: list[Spent] = []
     if federation.record is not None:
@@ -105,20 +105,20 @@ def spent(
         assert ledger is not None
         rows += _sum_rows(federation, ledger)
     if rows:
-        forget_distributions()  # the finest ones, which nothing asks for again
+        forget_distributions()  # the finest ones are not needed again
         return rows
     why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
     return [_unprotected(adversary, 0.0, why) for adversary in EVERYBODY]
 
 
 def encryption(federation: Federation) -> dict[str, Any] | None:
-    """Return in words what encrypted sums promise beside the epsilons; None where vectors travel in the clear."""
+    """Return the guarantee of encrypted sums in words; None where vectors travel in the clear."""
     masking = federation.masking
     if masking is None:
         return None
     expected = round(invited_size(federation.cohort, federation.num_clients))
     attendance = masking.attendance(expected)
-    alone = "; the sum itself is exact, and alone it promises no epsilon: it can tell much of one client"
+    alone = "; the sum itself is exact and has no epsilon: it can reveal much about one client"
     return {
         "promise": "the server sees a cohort's sum and no single vector"
         + ("" if federation.distributed else alone),
@@ -126,7 +126,7 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
         "cohort": expected,
         "minimum_survivors": attendance.least,
         "colluders_assumed": attendance.colluders,
-        "identities": "simulated: whoever runs this machine holds every key"
+        "identities": "simulated: this machine holds every key"
         if federation.deployed is None
         else f"of the roster that the authority signed, version {masking.roster.version}",
     }
@@ -156,14 +156,14 @@ def _of_sums(
 ) -> Known:
     if order is None:
         return _lost([events], delta, adjacency, PUBLISH_INTERVAL)
-    budget = federation.sum_budget  # what a filter promises is all of its budget
+    budget = federation.sum_budget  # a filter guarantees exactly its whole budget
     if budget is None or federation.summed is None or not federation.summed.target_epsilon:
         return math.inf, None
     return budget.target_epsilon, filter_curve(budget, order)
 
 
 def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Known:
-    """Return epsilon and curve above what several units have lost, each by itself."""
+    """Return epsilon and curve that bound the separate losses of several units."""
     found = [dict(each) for each in largest(units)] or [{}]
     cost = max(epsilon(each, delta, adjacency, interval) for each in found)
     if math.isinf(cost):
@@ -174,9 +174,9 @@ def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacen
 def _groups(
     unit: Unit, units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency
 ) -> Sequence[tuple[int, float]]:
-    """Return (records, epsilon) above what several records of one person have lost; empty where the unit is no record.
+    """Return bounds (records, epsilon) of the loss of several records of one person; empty if the unit is not a record.
 
-    It is empty, too, where there are too many kinds of clients to compose again.
+    It is also empty if there are too many kinds of clients to compose again.
     """
     kinds = largest(units) if unit is Unit.RECORD else []
     if not kinds or len(kinds) > MOST_KINDS:
@@ -191,10 +191,10 @@ def _record_rows(
     draws: Sequence[DpEvent],
     most: Sequence[DpEvent] | None,
 ) -> list[Spent]:
-    """Return the maximum over the clients: clients hold different records, so their losses compose in parallel.
+    """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
 
-    What real clients' records have lost stands on their own ledgers, and what a ledger has lost tells how often its
-    client took part. Where that is secret, and where clients are real, here stands what they may lose.
+    The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
+    part. If that is secret, or clients are real, the rows hold the largest possible loss.
     """
     record = federation.record
     assert record is not None
@@ -224,11 +224,11 @@ def _record_rows(
 
 
 def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> list[DpEvent]:
-    """Return what the run costs a record before it is known for which rounds its client is drawn.
+    """Return a record's cost of the run before its client's draws are known.
 
-    One event for each kind of client. A draw of clients does not hide a record: a model that changed tells that a
-    client took part, with this record or without it. So the draw counts as seen, but as a draw, and whoever was drawn
-    more often than is likely loses no more than all others.
+    One event for each kind of client. A draw of clients does not hide a record: a changed model reveals that a client
+    took part, with or without this record. So the draw counts as public, but still as random, and a client that was
+    drawn unusually often loses no more than the others.
 
     Returns:
       The events; none where the ledgers also hold other runs, as those of real data may, or where clients are not drawn
@@ -257,5 +257,5 @@ def _unprotected(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the software versions that a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

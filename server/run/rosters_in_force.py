@@ -1,4 +1,4 @@
-"""Rosters that were in force in a run: the file ROSTERS of its folder has a line for each, from which round on."""
+"""Rosters of a run: the file ROSTERS of its folder has a line for each, with the first round that it applied to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InForce:
 
 
 def note_roster(folder: Path, roster: Roster, number: int) -> None:
-    """Write down the roster from which cohorts are drawn, unless it is the one of before.
+    """Record the roster from which cohorts are drawn, unless it is unchanged.
 
     Raises:
       OSError: the folder cannot be written.
@@ -38,16 +38,16 @@ def note_roster(folder: Path, roster: Roster, number: int) -> None:
 
 
 def rosters_in(folder: Path) -> list[InForce]:
-    """Return the rosters of a run in their order, none in a simulation; a line that was cut short is left out."""
+    """Return the rosters of a run in order, none in a simulation; a truncated line is left out."""
     return read_lines(InForce, folder / ROSTERS)
 
 
 def told_rosters(folder: Path, names: bool) -> list[dict[str, Any]]:
-    """Return the rosters of a run as its result tells them.
+    """Return the rosters of a run in the form of its result.
 
     Args:
       folder: of the run.
-      names: whether who was a member may be told.
+      names: whether to include the members' names.
     """
     rows = [{"round": each.round, **asdict(each.change)} for each in rosters_in(folder)]
     secret = {} if names else dict.fromkeys(("members", "added", "removed"))

@@ -1,4 +1,4 @@
-"""Run of a federation, simulated or real: its rounds on any grid, from the parts to the results in a folder."""
+"""Run of a federation, simulated or real: its rounds on any grid, from its parts to a folder of results."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ EXIT_CODES = {
     Status.PAUSED: 5,
     Status.INTERRUPTED: 130,
 }
-_UNCONFIRMED = 4  # too weak to tell, as fedveil audit has it
+_UNCONFIRMED = 4  # exit code for a test that is too weak, as in fedveil audit
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
       exit_code: of the command that ran it.
       result: the content of its result.json.
       folder: of its files.
-      carried: bytes to and from its clients, by this process, when the result was made.
+      carried: bytes exchanged with its clients by this process until the result was made.
     """
 
     exit_code: int
@@ -88,23 +88,23 @@ class RunResult:
 
 
 def order_here(run: Run) -> Mapping[str, str]:
-    """Return what every round tells simulated clients, who know the settings: an order where rounds differ by it."""
+    """Return the order of every round to simulated clients, which have the settings: empty unless rounds differ."""
     return {} if run.tuning is None else order_of(run)
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run's rounds meet with.
+    """Surroundings of a run's rounds.
 
     Attributes:
-      grid: opens the grid that reaches the clients, as long as a context lasts.
-      order: what every round tells the clients beside the model; one machine's clients know it all.
+      grid: context manager that opens the grid to the clients.
+      order: the training order of every round; simulated clients need none.
       pace: of the rounds.
-      callbacks: watch the run beside those of its settings; an error of one of these ends it.
-      objects: the user's own callbacks; their errors end nothing.
-      renew: called before each round; returns the federation with the clients that it has by now, or a Refusal ends the
-        run there.
-      tally: of the bytes that go to the clients and come back.
+      callbacks: in addition to those of the settings; an error of one of these ends the run.
+      objects: the user's own callbacks; their errors do not end the run.
+      renew: called before each round; returns the federation with its current clients, or raises a Refusal, which ends
+        the run.
+      tally: of the bytes exchanged with the clients.
     """
 
     grid: Callable[[Run], AbstractContextManager[Grid]]
@@ -119,12 +119,12 @@ class Environment:
 def run_federation(
     federation: Federation, folder: Path, around: Environment, quiet: bool = False
 ) -> RunResult:
-    """Run the federation's rounds, simulated or real, and leave the results in its folder.
+    """Run the federation's rounds, simulated or real, and write the results into its folder.
 
     Args:
       federation: its parts.
-      folder: the run folder; where the settings name a run to resume, that run's folder is used instead.
-      around: what the rounds meet with.
+      folder: the run folder; ignored if the settings name a run to resume.
+      around: surroundings of the rounds.
       quiet: show nothing.
 
     Raises:
@@ -151,7 +151,7 @@ def run_federation(
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
         meter = record_meter(run.federation, run.client)
         progress = run_folder.begun(run, strategies, audit, meter, around.tally)
-        give_back()  # of planning
+        give_back()  # memory of planning
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
         stop_keeping()
@@ -168,7 +168,7 @@ def run_federation(
 
 
 def _scaled(around: Environment, run: Run) -> Run:
-    """Return the run whose inputs are scaled as its clients say, once they are connected, if it asks them."""
+    """Return the run with inputs scaled by its clients' answer, if it asks them; waits until they are connected."""
     if not asks_scaling(run.federation.settings):
         return run
     why = around.pace.ready(threading.Event())
@@ -178,12 +178,12 @@ def _scaled(around: Environment, run: Run) -> Run:
 
 
 def _reach_of_all(federation: Federation, timeout: float) -> Reach:
-    """Return how all clients answer, whoever trains."""
+    """Return the terms on which all clients answer, independent of the cohort."""
     return Reach(answers_of(everybody(federation)), timeout, federation.randomness)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
-    """Return the exit code of a run that left this result; not 0 where an alarm of its audit stands unconfirmed."""
+    """Return the exit code for a result; not 0 if an alarm of its audit is unconfirmed."""
     audit = result.get("audit")
     levels = set[str]()
     if audit is not None and audit["on_alarm"] != "note":
@@ -194,7 +194,7 @@ def exit_code_of(result: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _client_log(folder: Path) -> Generator[None]:
-    """Let simulated clients write what failed, which a real client keeps to itself, into the run folder."""
+    """Write simulated clients' errors into the run folder; real clients keep theirs to themselves."""
     path = folder / "clients.log"
     open_for_owner(path).close()
     try:
@@ -249,12 +249,12 @@ def _run_on(
         else None,
         difference_bits=down if isinstance(down, int) else None,
     )
-    del state  # the first model is not kept beside the last one
+    del state  # frees the first model
     started = _start_of(progress)
     for each in watching:
         each.start(started)
     ending = ended or _rounds(progress, private, loop)
-    if progress.meter is not None:  # who was drawn for a round that did not end may be charged, too
+    if progress.meter is not None:  # the cohort of an unfinished round may be charged as well
         progress.meter.took_part.update(private.participants.numbers(private.drawn))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
@@ -276,7 +276,7 @@ def _start_of(progress: Progress) -> RunStart:
 
 
 def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop) -> Ending:
-    """Run the rounds; what the disk or the ledger refuses ends the run after the last round that was recorded."""
+    """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
     try:
         return run_rounds(grid, loop, progress.state)
     except LedgerUnavailable as problem:
@@ -301,7 +301,7 @@ def _participants(run: Run, grid: Grid) -> Participants:
 
 
 def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str | None:
-    """Let the next round be of the clients that there are by now; return why there can be none."""
+    """Use the current clients for the next round; return why that is impossible, or None."""
     before = progress.run.federation
     try:
         federation = around.renew(before)
@@ -320,10 +320,10 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
 def _scored(
     progress: Progress, grid: PrivateGrid, deadline: float, models: Sequence[Arrays], number: int
 ) -> tuple[float, ...]:
-    """Return what the clients of each arm score its model; minus infinity where it cannot be said.
+    """Return each arm's score by its clients; minus infinity if it cannot be estimated.
 
     Raises:
-      Unscored: it can be said of no arm.
+      Unscored: no arm's score can be estimated.
     """
     run = progress.run
     assert run.tuning is not None
@@ -359,14 +359,14 @@ def _after_round(
     told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
     lines, *others = watching
     lines.round(told)
-    run_folder.keep(progress, state)  # before those who may be slow: a round that is paid for is not lost
+    run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
     for each in others:
         each.round(told)
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 
 def answers_of(federation: Federation) -> Answers:
-    """Return by how many answers a round goes: on one machine by all there are."""
+    """Return the answers that a round needs: in a simulation all of them."""
     if federation.deployed is None:
         return ALL_ANSWERS
     link, planned = federation.deployed.link, federation.cohort.expected_size(federation.num_clients)
@@ -375,7 +375,7 @@ def answers_of(federation: Federation) -> Answers:
 
 
 def title_of(federation: Federation) -> str:
-    """Return one line that says what runs."""
+    """Return a description of the run in one line."""
     s = federation.settings
     kind = "simulation" if federation.simulated else "real data"
     clients = f"{federation.population} clients"
@@ -395,12 +395,12 @@ def budgets_of(federation: Federation) -> dict[str, float | None]:
 
 
 def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
-    """Return the function that measures arrays on the held-out examples, and none on private ones: that is a release."""
+    """Return the function that evaluates arrays on public held-out examples; private ones would need a release."""
     if not federation.held_out_public:
         return lambda arrays, number: {}
     task = federation.task
     engine = federation.settings.engine
-    # A process that has touched a GPU cannot be forked for workers that use it: theirs evaluates on the processor.
+    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
     alone = getattr(engine, "workers", 1) == 1
     device = device_of(engine.device if alone else "cpu")
     model, public = emptied(task.model().to(device)), held_out_of(task)
@@ -408,7 +408,7 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
 
     def evaluate(arrays: Arrays, _: int) -> dict[str, float]:
-        if not len(held_out):  # of real clients no row is, since what is measured on it would be a release
+        if not len(held_out):  # real clients' rows are not held out: a metric on them would be a release
             return {}
         model.eval()
         with holding(model, arrays), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Question by which a run scales its inputs: asked of all clients before its first round, charged, and kept in its folder."""
+"""Question that gives the scaling of a run's inputs: put to all clients before its first round, charged, and stored."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from .scaling_plan import asks_scaling, everybody, one_scaling
 
 
 def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
-    """Ask a run's clients by what its inputs are scaled, and return the run whose inputs are; any other run as it is.
+    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs; others unchanged.
 
-    A number of which the answer tells too little stays scaled by its bounds.
+    A column whose answer is too noisy stays scaled by its bounds.
 
     Args:
       run: with the open ledger, before its first round.
-      grid: opens what reaches the run's clients.
-      reach: by how many answers the question goes, and how long they may take.
+      grid: opens the grid to the run's clients.
+      reach: answers that the question needs, and its timeout.
 
     Raises:
-      Refusal: nobody is connected, or the ledger does not afford the question.
+      Refusal: no client is connected, or the ledger does not afford the question.
     """
     federation, ledger = run.federation, run.ledger
     found = one_scaling(federation, run.name)
@@ -64,7 +64,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
             ledger.purpose = inquiry.why
         asking = Asking(asked, plan, ledger, participants, reach)
         try:
-            # Of the run's own draws, beyond the rounds'.
+            # A stream of the run, beyond those of its rounds.
             ended = asking.once(inquiry, FIRST_ROW)
         except BudgetExhausted as spent:
             raise Refusal(FIELD, ASKED, str(spent)) from spent
@@ -79,18 +79,18 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     for each in inquiry.questions:
         if each.name not in moments:
             warn(
-                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'its deviation drowns in the noise'}"
+                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'its deviation is below the noise'}"
             )
     scaled = _scaled(federation, moments, plan)
     return replace(run, federation=scaled, client=with_task_of(scaled, run.client))
 
 
 def as_answered(federation: Federation, folder: Path) -> Federation:
-    """Return the federation of a run whose clients have told by what its inputs are scaled, from what its folder keeps.
+    """Return the federation scaled by its clients' answer, which the run folder stores.
 
     Args:
       federation: as its settings describe it.
-      folder: of the run; where it has not begun yet, the federation stays.
+      folder: of the run; if the run has not begun, the federation is returned unchanged.
     """
     if not asks_scaling(federation.settings) or not (folder / SCHEMA).is_file():
         return federation
@@ -121,5 +121,5 @@ def _keep(folder: Path, text: str) -> None:
     try:
         replace_file(path, text.encode(), mode=None)
     except OSError as problem:
-        remedy = f"the answer cannot be kept there ({problem.strerror}), and what was reserved stays spent; make room"
+        remedy = f"the answer, which is charged, cannot be stored there ({problem.strerror}); make room"
         raise Refusal("hydra.run.dir", str(path), remedy) from problem

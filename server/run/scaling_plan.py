@@ -1,7 +1,7 @@
-"""Plan of the question by which a run scales its inputs: what is asked, what it costs, and whether it can be answered.
+"""Plan of the question that gives the scaling of a run's inputs: its inquiry, its cost, and its precision.
 
-Every client is asked, whoever trains. What the question costs is part of what the run plans for, so that the budget holds
-with it in.
+All clients are asked, not only the training cohort. The run's plan includes the question's cost, so the budget covers
+both.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, questi
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-PURPOSE = "scaling"  # which owners allow; behind the run's name it names the question on ledgers
+PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
 WHY = "Mean and deviation by which the inputs of this run's model are scaled."
-PART, MOST = 0.25, 1.0  # of the target epsilon, and of epsilon: what the question costs by itself
+PART, MOST = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
 EVENLY = (
     1.0,
     0.0,
     1 / 3 - 0.5,
-)  # what a row of a column that is spread evenly over its bounds adds on average
+)  # average contribution of a row of a column that is uniform over its bounds
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class ScalingPlan:
     """Plan of a run's question about the scaling of its inputs.
 
     Attributes:
-      columns: that are asked about.
+      columns: of the question.
       noise_multiplier: of the answer, over the sensitivity.
-      epsilon: that it costs by itself.
+      epsilon: of the question alone.
     """
 
     columns: tuple[str, ...]
@@ -52,7 +52,7 @@ class ScalingPlan:
 
 
 def asks_scaling(settings: SimulationSettings) -> bool:
-    """Return whether a run of these settings has yet to ask by what its inputs are scaled."""
+    """Return whether a run with these settings still has to ask for the scaling of its inputs."""
     return isinstance(settings.task, CsvTask) and settings.task.scaling == ASKED
 
 
@@ -62,20 +62,21 @@ def everybody(federation: Federation) -> Federation:
 
 
 def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
-    """Return what the clients are asked: mean and deviation of each number, in one answer.
+    """Return the inquiry to the clients: mean and deviation of each numeric column, in one answer.
 
-    Where clients are hidden, one row of each counts in full, so that all weigh nearly the same, and the noise is least. Where
-    each client adds the noise to its own answer, all of its rows do, however many are declared.
+    At the client level one row of each client counts in full, so that all weigh nearly the same and the noise is least.
+    If each client adds noise to its own answer, all of its rows count, whatever number is declared.
 
     Raises:
-      Refusal: its name is too long, or the model sees no number, or too many.
+      Refusal: its name is too long, or the model has no numeric column, or too many.
     """
     from ...tasks.tables import tables_of  # torch, and plans know this question too
 
     name = f"{run} {PURPOSE}"
     if len(name) > MOST_NAME:
         remedy = (
-            f"a run that asks has a name of at most {MOST_NAME - len(name) + len(run)} characters on ledgers"
+            f"the run's name on ledgers may have at most {MOST_NAME - len(name) + len(run)} characters with this "
+            "question"
         )
         raise Refusal("run", run, f"{remedy}; shorten it")
     of_records = federation.together is not None or federation.record is not None
@@ -91,10 +92,10 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
 
 
 def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan] | None:
-    """Return the run's question and its plan; None where it asks none, or has been answered.
+    """Return the run's question and its plan; None without a question, or if it was answered.
 
     Raises:
-      Refusal: neither clients nor records are hidden, or both are, or the answer would say nothing.
+      Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
     """
     settings, summed, record = federation.settings, federation.summed, federation.record
     if not asks_scaling(settings):
@@ -102,8 +103,8 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
     level = summed or record
     if level is None or None not in (summed, record):
         remedy = (
-            f"with privacy={settings.privacy.name} no sum answers for the clients or records that are hidden: use record, "
-            "record_distributed, client_central or client_distributed, or ask first (fedveil ask) and give the JSON that it leaves"
+            f"with privacy={settings.privacy.name} no single private sum can answer: use record, record_distributed, "
+            "client_central or client_distributed, or ask first (fedveil ask) and give the JSON of its answer"
         )
         raise Refusal(FIELD, ASKED, remedy)
     if summed is not None and summed.noise_schedule == "adaptive":
@@ -122,23 +123,23 @@ def _price(settings: SimulationSettings, target: float | None) -> Spend:
 
 
 def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
-    """Refuse noise under which not even a number that is spread evenly over its bounds could be scaled.
+    """Refuse noise with which even a column that is uniform over its bounds could not be scaled.
 
     Raises:
-      Refusal: naming the epsilon that would do.
+      Refusal: the noise is too large; the sentence names the epsilon that suffices.
     """
     if (federation.deployed and federation.record) or _tells(federation, inquiry, plan):
-        return  # nobody but its owner knows how many records a device has
+        return  # only its owner knows the number of records of a device
     delta = budget_of(federation, inquiry).target_delta
     enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
-    would = "no epsilon would do" if enough is None else f"task.scaling_epsilon={enough:.3g} would do"
+    would = "no epsilon suffices" if enough is None else f"task.scaling_epsilon={enough:.3g} suffices"
     whom = "records" if inquiry.unit is Unit.RECORD else "clients"
     remedy = f"too few {whom} to determine the scaling under this noise; {would}, or leave it out"
     raise Refusal(FIELD, ASKED, remedy)
 
 
 def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
-    """Return whether the noise lets a number be scaled that is spread evenly over its bounds at every client."""
+    """Return whether a column that is uniform over its bounds at every client can be scaled under this noise."""
     rows = float(federation.records if inquiry.unit is Unit.RECORD else federation.population)
     first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
     sigma = sigma_of(everybody(federation), inquiry, first, noise)
@@ -147,7 +148,7 @@ def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
 
 
 def scaling_events(federation: Federation) -> list[DpEvent]:
-    """Return what the run's question costs; nothing where it asks none, or it is on a ledger that plans go on from."""
+    """Return the events of the run's question; empty without one, or if the plan's ledger already holds it."""
     if federation.asked:
         return list(federation.asked)
     found = one_scaling(federation)
@@ -155,7 +156,7 @@ def scaling_events(federation: Federation) -> list[DpEvent]:
 
 
 def scaling_plan(federation: Federation) -> ScalingPlan | None:
-    """Return the plan of the run's question; None where it asks none.
+    """Return the plan of the run's question; None without one.
 
     Raises:
       Refusal: as `one_scaling`.

@@ -1,4 +1,4 @@
-"""Plan of the client level: its noise, what adapts in it, and what clients pay for their metrics."""
+"""Plan of the client level: its noise, its adaptation, and the metrics' share of the norm."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def sum_plan(
     Args:
       federation: its parts.
       prior: events that the ledger already holds.
-      num_rounds: still to come; None stands for all rounds of the settings.
-      filter_order: of a ledger that goes by an RDP filter already.
+      num_rounds: remaining; None stands for all rounds of the settings.
+      filter_order: of a ledger that already uses an RDP filter.
 
     Raises:
-      Refusal: no noise makes these rounds fit what is left of the budget.
+      Refusal: with no noise do these rounds fit the remaining budget.
     """
     if federation.summed is None:
         return None
@@ -70,20 +70,20 @@ def sum_plan(
 
 
 def best_groups(settings: SimulationSettings, rate: float) -> int:
-    """Return the groups of clients, and so the rounds between a client's turns, that make the models' error least.
+    """Return the number of client groups, and so of rounds between a client's turns, with the least model error.
 
-    More groups let later rounds take back more of the noise, and hide a client less well in each of its turns.
+    With more groups later rounds subtract more of the noise, but each turn of a client is protected less.
 
     Args:
-      settings: with whole clients to hide from a budget.
-      rate: share of all clients that a round expects, in (0, 1].
+      settings: with client-level privacy planned from a budget.
+      rate: expected share of all clients in a round, in (0, 1].
 
     Raises:
-      Refusal: noise is given in the place of a budget, or no number serves.
+      Refusal: noise is given instead of a budget, or no number is possible.
     """
     client, num_rounds = sum_level(settings.privacy), settings.num_rounds
     if client is None or client.target_epsilon is None:
-        remedy = "is planned from a target_epsilon; say how many, or give a budget"
+        remedy = "is planned from a target_epsilon; set it, or give a budget"
         raise Refusal("cohort.groups", None, remedy)
     budget = Budget(client.unit, client.target_epsilon, client.target_delta, client.adjacency)
 
@@ -99,19 +99,19 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
         {most, *(1 << power for power in range(most.bit_length()))} - set(range(client.bands or 1))
     )
     if not choices:
-        raise Refusal("privacy.bands", client.bands, f"at most {most} rounds lie between a client's turns")
+        raise Refusal("privacy.bands", client.bands, f"a client's turns are at most {most} rounds apart")
     return min(choices, key=error)
 
 
 def sum_plan_with(
     federation: Federation, noise_multiplier: float, filter_order: float | None = None
 ) -> Plan | None:
-    """Return the client level's plan with the noise that an earlier process of this run settled on.
+    """Return the client level's plan with the noise chosen by an earlier process of this run.
 
     Args:
       federation: its parts.
       noise_multiplier: noise standard deviation over the sensitivity.
-      filter_order: of the RDP filter that the run goes by; None where there is none.
+      filter_order: of the run's RDP filter; None without one.
     """
     if federation.summed is None:
         return None
@@ -126,13 +126,13 @@ def sum_plan_with(
 def adaptation_of(
     federation: Federation, plan: Plan, prior: tuple[DpEvent, ...] = (), begun: int = 0
 ) -> Adaptation:
-    """Return what the client level chooses as the run goes.
+    """Return the client level's adaptation during the run.
 
     Args:
       federation: with a client level.
-      plan: of the rounds to come.
+      plan: of the remaining rounds.
       prior: events that the ledger already holds.
-      begun: the round after which `plan` holds.
+      begun: the round after which `plan` applies.
     """
     client, budget = federation.summed, federation.sum_budget
     assert client is not None and budget is not None
@@ -144,7 +144,7 @@ def adaptation_of(
 
 
 def metrics_share_of(federation: Federation, plan: Plan) -> float:
-    """Return what clients pay for their metrics: a share of the client level's squared norm, in [0, 1)."""
+    """Return the metrics' share of the client level's squared norm, in [0, 1)."""
     given = federation.summed.metrics_share if federation.summed else 0.0
     if given is not None:
         return given
@@ -153,7 +153,7 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
 
 
 def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
-    """Refuse noise so small that the budget does not afford a single round.
+    """Refuse noise so small that the budget does not cover a single round.
 
     Args:
       plan: of one round at a time.
@@ -161,10 +161,8 @@ def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ())
       prior: events that the ledger already holds.
 
     Raises:
-      Refusal: naming the noise multiplier.
+      Refusal: it does not; the sentence names the noise multiplier.
     """
     if not admits([*prior, plan.event()], budget, plan.filter_order):
-        remedy = (
-            f"not even one round fits what is left of epsilon {budget.target_epsilon:g}; raise one of them"
-        )
+        remedy = f"not even one round fits the rest of epsilon {budget.target_epsilon:g}; raise one of them"
         raise Refusal("noise_multiplier", plan.noise_multiplier, remedy)

@@ -13,7 +13,7 @@ from typing import Any
 from ...configs.strict import leaves
 from .callbacks import RoundEnd, RunEnd, RunStart
 
-ONE_RUN = "fedveil.run"  # MLflow's tag of a run that goes on in another process
+ONE_RUN = "fedveil.run"  # MLflow's tag that identifies a resumed run
 
 
 def numbers_of(row: Mapping[str, Any], above: str = "") -> dict[str, float]:
@@ -21,7 +21,7 @@ def numbers_of(row: Mapping[str, Any], above: str = "") -> dict[str, float]:
 
     Args:
       row: a line of metrics.jsonl.
-      above: what stands before each name.
+      above: prefix of each name.
     """
     found: dict[str, float] = {}
     for name, value in row.items():
@@ -33,14 +33,14 @@ def numbers_of(row: Mapping[str, Any], above: str = "") -> dict[str, float]:
 
 
 def texts_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the keys of a configuration, as the command line spells them, and their values as text."""
+    """Yield the keys of a configuration, in the command line's spelling, and their values as text."""
     for name, value in leaves(config):
         if value is not None:
             yield name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _id_of(run: RunStart) -> str:
-    """Return the same name whenever a run of this folder goes on."""
+    """Return a name that stays the same when the run of this folder resumes."""
     return hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
 
 
@@ -48,14 +48,14 @@ class MetricsCsv:
     """Writes metrics.csv into the run folder: a row for each round, a column for each number of the first round."""
 
     def start(self, run: RunStart) -> None:
-        """Write the rounds that are finished already."""
+        """Write the finished rounds."""
         self._path, self._columns = run.folder / "metrics.csv", list[str]()
         self._path.unlink(missing_ok=True)
         for row in run.rows:
             self._write(row)
 
     def round(self, done: RoundEnd) -> None:
-        """Write one more row."""
+        """Write the round's row."""
         self._write(done.row)
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -99,11 +99,11 @@ class TensorBoard:
 class MLflow:
     """Logs to MLflow's tracking server, where MLFLOW_TRACKING_URI says, in the experiment MLFLOW_EXPERIMENT_NAME.
 
-    A run that goes on in another process is the same run of MLflow.
+    A resumed run continues the same run of MLflow.
     """
 
     def start(self, run: RunStart) -> None:
-        """Begin MLflow's run, with the configuration as its parameters, or go on with it."""
+        """Begin or continue MLflow's run, with the configuration as its parameters."""
         self._mlflow: Any = import_module("mlflow")
         self._client = self._mlflow.MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedveil")
@@ -137,11 +137,11 @@ class MLflow:
 class WandB:
     """Logs to Weights & Biases, by its own settings: WANDB_PROJECT, WANDB_MODE=offline and the others.
 
-    A run that goes on in another process is the same run there.
+    A resumed run continues the same run there.
     """
 
     def start(self, run: RunStart) -> None:
-        """Begin the run, or go on with it."""
+        """Begin or continue the run."""
         wandb: Any = import_module("wandb")
         config, folder = dict(texts_of(run.config)), str(run.folder)
         self._run: Any = wandb.init(

@@ -1,4 +1,4 @@
-"""Tuning of a federation's run: its arms, what each round's order says of them, and what the result tells of the choice."""
+"""Tuning of a federation's run: its arms, their values in each round's order, and the choice in the result."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .evaluation_plan import scored_metric
 from .federation import Federation, Run
 
 KEY_BYTES = 16
-CHARGED = ("epsilon", "noise_multiplier", "confidence")  # of an evaluation, as a result tells it
+CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result
 
 
 def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
-    """Return the tuning that the settings ask for; None where they ask for none.
+    """Return the tuning in the settings; None without one.
 
     Args:
       federation: its parts.
-      deal: key of the arms, as an earlier process of the run dealt the clients; None deals anew.
+      deal: key of the deal of clients into arms by an earlier process; None makes a new deal.
 
     Raises:
-      Refusal: there is nothing public by which values could be compared.
+      Refusal: there are no public data to compare values on.
     """
     settings = federation.settings
     asked = settings.tuned
@@ -43,7 +43,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
     if not settings.scored_at_clients and not (
         federation.held_out_public and len(held_out_of(federation.task))
     ):
-        remedy = "values are compared on public held-out data, and there are none, or they count as private: task.held_out=public if they are not, or tune.score=clients"
+        remedy = "values are compared on public held-out data, and there are none, or they count as private: set task.held_out=public if they are public, or tune.score=clients"
         raise Refusal("tune", asked.name, remedy)
     tuning = Tuning(
         asked.name,
@@ -60,7 +60,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
 
 
 def _reported(task: Task) -> dict[str, float]:
-    """Return what is measured of a model, of the first one on a batch of held-out examples."""
+    """Return the metrics of the first model on a batch of held-out examples."""
     for inputs, targets in batches_of(held_out_of(task)):
         with torch.no_grad():
             outputs = run_on(task.model().eval(), inputs)
@@ -69,10 +69,10 @@ def _reported(task: Task) -> dict[str, float]:
 
 
 def require_arms(federation: Federation, tuning: Tuning) -> None:
-    """Refuse arms of which one has no client, or too few for an encrypted sum to hide one behind the others.
+    """Refuse arms without clients, or with too few for an encrypted sum to hide each.
 
     Raises:
-      Refusal: naming the arm.
+      Refusal: an arm is too small; the sentence names it.
     """
     names = names_of(federation)
     every = map(str, range(federation.num_clients)) if names is None else names.values()
@@ -82,7 +82,7 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
         invited = round(invited_size(cohort, sizes[number])) if sizes[number] else 0
         try:
             if not sizes[number]:
-                raise Refusal("tune.values", list(tuning.values), "nobody is in one of so many arms")
+                raise Refusal("tune.values", list(tuning.values), "an arm has no client; try fewer values")
             if federation.masking is not None:
                 federation.masking.shape(invited)
             if federation.masking is not None and federation.settings.scored_at_clients:
@@ -93,18 +93,18 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
 
 
 def names_of(federation: Federation) -> dict[int, str] | None:
-    """Return the clients' names by node, as the roster has them; a simulation's clients go by their places."""
+    """Return the clients' names by node from the roster; None in a simulation, whose clients are named by position."""
     if federation.deployed is None:
         return None
     return {member.node: member.name for member in federation.deployed.roster.members}
 
 
 def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
-    """Return what travels to the clients in the round after a state.
+    """Return the training order of the round after a state.
 
     Args:
       run: its tuning and training.
-      order: as it is in every round of a run that tunes nothing.
+      order: of every round without tuning.
       state: after the round before.
     """
     tuning, asked = run.tuning, run.federation.settings.tuned
@@ -112,14 +112,14 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
         return order
     number = state.round + 1
     trained = asked.in_training(run.federation.settings.local_training, tuning.value_in(number, state.winner))
-    # The schedule goes by the rounds that a client has, and a sum's number by those of all arms.
+    # The schedule counts a client's rounds, and a sum's number those of all arms.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
     told = replace(TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number))
     return {**order, ORDER_KEY: told.to_json()}
 
 
 def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return what was tried and which value went on; None where nothing is tuned."""
+    """Return the tried values and the winner; None without tuning."""
     tuning = run.tuning
     if tuning is None:
         return None
@@ -142,11 +142,11 @@ def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> dict[str, Any]:
-    """Return what evaluations of arms cost a client, and whether the winner leads all others, scored too, by more than noise.
+    """Return a client's cost of the arms' evaluations, and whether the winner's lead over the others exceeds the noise.
 
     Args:
-      records: of each arm, what its clients said.
-      winner: number of the arm that has won; None before.
+      records: of each arm's evaluation.
+      winner: number of the winning arm; None before.
     """
     figures = {each["arm"]: each["answers"][0]["figures"][0] for each in records if each["answers"]}
     best = figures.pop(winner, {"value": None})
@@ -156,7 +156,7 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
 
 
 def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether a figure is above another, which can be said, by more than the 95 % interval of their difference."""
+    """Return whether a figure exceeds another estimated one by more than the 95 % interval of their difference."""
     if other["value"] is None:
         return False
     halves = [max(each["value"] - each["low"], each["high"] - each["value"]) for each in (best, other)]
@@ -164,6 +164,6 @@ def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _interval(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ends of the interval of an arm's score, None where it cannot be said, and how many clients said it."""
+    """Return the ends of the interval of an arm's score, None without an estimate, and the number of its clients."""
     figure = record["answers"][0]["figures"][0] if record["answers"] else {}
     return {"low": figure.get("low"), "high": figure.get("high"), "clients": record.get("clients")}

@@ -1,4 +1,4 @@
-"""Plan of a federation: for each unit that is hidden, the noise, what the rounds cost, and what to be warned of."""
+"""Plan of a federation: the noise, the cost of the rounds and the warnings for each privacy unit."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
-OUTSIDE = "A person whose records are at two clients is outside this promise."
-TWO_UNITS = "A person at two clients is two units: what both reveal adds up."
+OUTSIDE = "This guarantee does not cover a person whose records are at two clients."
+TWO_UNITS = "A person at two clients is two units: the losses at both add up."
 WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
 
 
 @dataclass(frozen=True)
 class UnitPlan:
-    """Plan of one unit: what hiding it takes and costs.
+    """Plan of one privacy unit: its noise and cost.
 
     Attributes:
       unit: `client` or `record`.
       noise_multiplier: noise standard deviation over the sensitivity of a clipped contribution.
-      epsilon: (round, epsilon) after every tenth of the rounds that one unit takes part in.
-      affordable_rounds: that the budget pays for at this noise.
-      runs: that the budget is for, this one among them.
-      runs_epsilon: what they cost together.
-      tries: values that arms of the clients try, for what one run costs; 1 where nothing is tuned.
-      tries_epsilon: what as many whole runs of this noise would cost together.
-      accountant: how epsilon is computed.
-      warnings: sentences on what the numbers do not say by themselves.
+      epsilon: (round, epsilon) after every tenth of one unit's rounds.
+      affordable_rounds: number of rounds that the budget covers at this noise.
+      runs: number of runs that the budget is for, this one included.
+      runs_epsilon: their joint cost.
+      tries: number of values that the arms try, for the cost of one run; 1 without tuning.
+      tries_epsilon: joint cost of as many whole runs with this noise.
+      accountant: that computes epsilon.
+      warnings: sentences on limits that the numbers do not show.
       curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
       groups: (records, epsilon) of several records of one person together, where the unit is a record.
-      scaling: the question by which the run scales its inputs, counted as evaluations are; None where it asks none.
-      evaluation: at the clients, which is in `affordable_rounds`, `runs_epsilon` and the curve, and not in `epsilon`; None
-        where there is none.
-      scoring: evaluation of each arm's model at its clients, counted like `evaluation`; None where there is none.
+      scaling: the question for the scaling of the run's inputs, counted like evaluations; None without one.
+      evaluation: at the clients, included in `affordable_rounds`, `runs_epsilon` and the curve, but not in `epsilon`;
+        None without one.
+      scoring: evaluation of each arm's model at its clients, counted like `evaluation`; None without one.
 
     Example:
       >>> import fedveil as fv
@@ -78,7 +78,7 @@ class UnitPlan:
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
-    """Return the plan of each unit that is hidden."""
+    """Return the plan of each privacy unit."""
     return [_unit_plan(federation, *each) for each in plans_of(federation)]
 
 
@@ -103,25 +103,25 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
 
 
 def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
-    """Return what a run asks beside its rounds, evaluations and by what to scale; nothing of a unit that pays for none."""
+    """Return the events of a run's evaluations and scaling question; empty for a unit that is not charged for them."""
     if not is_asked(federation, plan):
         return []
     return [*scaling_events(federation), *evaluation_events(federation)]
 
 
 def is_asked(federation: Federation, plan: Plan) -> bool:
-    """Return whether a plan is of the unit that a run's questions are charged to: the one that the sum hides, or the only one."""
+    """Return whether a run's questions are charged to the plan's unit: the unit of the sum, or the only one."""
     return federation.summed is None or plan.unit is federation.summed.unit
 
 
 def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
-    """Return how many values arms try, and what as many whole runs would cost a unit together."""
+    """Return the number of values that arms try, and the joint cost for a unit of as many whole runs."""
     tries = max(1, len(federation.settings.tried))
     return tries, plan.epsilon(budget.target_delta, rounds * tries)
 
 
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
-    """Yield each unit's calibrated plan, its budget, and how many rounds of the run one unit pays for."""
+    """Yield each unit's calibrated plan, its budget, and the number of rounds of the run charged to one unit."""
     num_rounds = federation.settings.num_rounds
     client = sum_plan(federation)
     if client is not None:
@@ -145,7 +145,7 @@ def groups_of(
       plan: calibrated.
       budget: gives delta.
       rounds: that a record takes part in.
-      beside: what a record loses beside the rounds.
+      beside: a record's events outside the rounds.
     """
     if plan.unit is not Unit.RECORD:
         return []
@@ -160,7 +160,7 @@ def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
 
 
 def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
-    """Return in words what the numbers do not say by themselves."""
+    """Return sentences on limits that the numbers do not show."""
     sentences: list[str] = []
     clients = federation.population
     if plan.unit == "client":
@@ -168,10 +168,10 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         if (noise := drowning_noise(plan, federation.cohort.expected_size(clients), clients)) is not None:
             sentences.append(
                 f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
-                "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record_distributed."
+                "clipping norms, which hides whatever could be learned. Use privacy=record_distributed."
             )
     elif federation.together is not None:
-        simulated = "Here the sum is formed in one pass; real clients mask their vectors, so that the server sees it alone."
+        simulated = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
         sentences.append(simulated if federation.masking is None else _trust(federation, clients))
     else:
         sentences.append("Client sampling hides no record: messages and models reveal who took part.")
@@ -201,19 +201,19 @@ def _at_clients(federation: Federation) -> str:
     if most is None:
         return TWO_UNITS
     if federation.together is None:
-        return f"At most {most} clients train on one person: what {most} of them reveal adds up."
+        return f"At most {most} clients train on one person: the losses at {most} of them add up."
     return f"At most {most} clients train on one person, and all of that is one unit."
 
 
 def require_use(federation: Federation, plan: Plan | None) -> None:
-    """Refuse to spend real people's budget on what cannot be of use; on simulated data only warn.
+    """Refuse to spend real people's budget on a useless run; on simulated data only warn.
 
     Args:
       federation: its parts.
-      plan: calibrated, of the sum; None where a sum hides nobody.
+      plan: calibrated, of the sum; None where the sum has no guarantee.
 
     Raises:
-      Refusal: the plan is vacuous, or most cohorts would be empty, and nobody has accepted that.
+      Refusal: the plan is vacuous, or most cohorts would be empty, and this was not accepted.
     """
     asked, clients = federation.settings, federation.population
     if asked.accept_vacuous:
@@ -229,7 +229,7 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     if federation.simulated:
         warn(str(refusal))
     else:
-        raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or go on with --accept-vacuous")
+        raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or accept it with --accept-vacuous")
 
 
 def _trust(federation: Federation, clients: int) -> str:
@@ -241,6 +241,6 @@ def _trust(federation: Federation, clients: int) -> str:
     expected = round(federation.cohort.expected_size(clients))
     attendance = masking.attendance(expected)
     return (
-        f"The server sees sums alone: of {expected} clients at least {attendance.least} must answer, or nothing is "
-        f"released. The noise of {attendance.colluders} of them is not counted: they may work for the server."
+        f"The server sees only sums: of {expected} clients at least {attendance.least} must answer, or nothing is "
+        f"released. The noise of {attendance.colluders} of them is not counted: they may collude with the server."
     )

@@ -1,6 +1,6 @@
-"""Lightning task: a LightningModule whose own `training_step`, `validation_step` and `configure_optimizers` are called.
+"""Lightning task: a LightningModule, trained by its own `training_step`, `validation_step` and `configure_optimizers`.
 
-Nothing of Lightning is imported: the module brings it along, under either of its two package names.
+This file does not import Lightning: the module does, under either of its two package names.
 """
 
 import copy
@@ -32,20 +32,20 @@ STEPS = (
 
 
 class LightningTask:
-    """Task made of a LightningModule.
+    """Task from a LightningModule.
 
-    `training_step` gives the loss, of a batch as a `DataLoader` yields it. `configure_optimizers` gives the optimiser, new
-    for every client and round; at record level it takes noised means. What `validation_step` logs on the held-out data are
-    the metrics. What `training_step` logs goes nowhere.
+    `training_step` gives the loss of a batch in a `DataLoader`'s form. `configure_optimizers` gives the optimiser, new
+    for every client and round; at the record level it gets noised means. Values that `validation_step` logs on the
+    held-out data are the metrics. Values that `training_step` logs are dropped.
 
     Args:
-      module: returns a new LightningModule; its class, where that takes no arguments.
+      module: returns a new LightningModule, for example its class if it takes no arguments.
       clients: the data of each client, in any form that `Task.client_data` may return.
       held_out: data on which the model is evaluated.
       simulated: whether the data are public or made up.
 
     Raises:
-      Refusal: the module relies on what only a `Trainer` does.
+      Refusal: the module relies on a `Trainer`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LightningTask:
         return Stepping(copy.deepcopy(self._module))
 
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Return what `configure_optimizers` returns, for these parameters."""
+        """Return the optimiser of `configure_optimizers` for these parameters."""
         made = _optimizer_of(self._module)
         own = dict(zip((p for p in self._module.parameters() if p.requires_grad), parameters, strict=True))
         for group in made.param_groups:
@@ -89,7 +89,7 @@ class LightningTask:
         return outputs["loss"]
 
     def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
-        """Return what `validation_step` logged.
+        """Return the values that `validation_step` logged.
 
         Args:
           outputs: of the model, in evaluation mode.
@@ -108,9 +108,9 @@ class LightningTask:
 
 
 class Stepping(nn.Module):
-    """Model whose output for a batch is the loss of a LightningModule, and what it logs of it while it is evaluated.
+    """Model whose output for a batch is the loss of a LightningModule, and its logged values in evaluation mode.
 
-    Given inputs alone it returns what the module returns for them.
+    For inputs without targets it returns the module's outputs.
     """
 
     def __init__(self, module: Any) -> None:
@@ -125,7 +125,7 @@ class Stepping(nn.Module):
         if isinstance(loss, Mapping):
             loss = cast(Mapping[str, Any], loss)["loss"]
         if not isinstance(loss, Tensor):
-            remedy = "return the loss of every batch; none can be skipped"
+            remedy = "must return the loss of every batch; none can be skipped"
             raise Refusal("training_step", f"returned {type(loss).__name__}", remedy)
         if not self.training and _is_own(self.module, "validation_step"):
             self._step("validation_step", batch, logged)
@@ -137,7 +137,7 @@ class Stepping(nn.Module):
             if logged is None:
                 return
             if not isinstance(value, Tensor | int | float):
-                remedy = "log a number of each batch; metrics that collect over batches are not called"
+                remedy = "log a number for each batch; metrics that accumulate over batches are not supported"
                 raise Refusal("self.log", f"{name}: {type(value).__name__}", remedy)
             logged[name] = torch.as_tensor(value).detach()
 
@@ -147,7 +147,7 @@ class Stepping(nn.Module):
             return step(batch, *_zeros(step))
         except RuntimeError as error:
             if "Trainer" in str(error):
-                remedy = "there is no Trainer here: use nothing in a step that belongs to it"
+                remedy = "there is no Trainer: do not use it in a step"
                 raise Refusal(f"{type(self.module).__name__}.{name}", "self.trainer", remedy) from error
             raise
         finally:
@@ -161,36 +161,36 @@ class Stepping(nn.Module):
 
 
 def _zeros(step: Callable[..., Any]) -> list[int]:
-    """Return numbers for what a step needs beside the batch: its place among the batches, which it may not use."""
+    """Return zeros for a step's parameters other than the batch, such as its index, which it must not use."""
     needed = list(inspect.signature(step).parameters.values())[1:]
     return [0 for each in needed if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
 
 def _is_own(module: object, name: str) -> bool:
-    """Return whether the user's class has a method of that name, and not only Lightning's."""
+    """Return whether the user's class, and not only Lightning's, defines a method of that name."""
     owner = next((each for each in type(module).__mro__ if name in vars(each)), object)
     return owner.__module__.partition(".")[0] not in (*LIGHTNING, "builtins")
 
 
 def _check_hooks(module: Any) -> None:
-    """Refuse what a `Trainer` would call in training, and nobody calls here."""
+    """Refuse hooks that only a `Trainer` would call."""
     name = type(module).__name__
     if not hasattr(module, "configure_optimizers"):
-        raise Refusal("module", name, "give a LightningModule's class, or a function that returns one")
+        raise Refusal("module", name, "must be a LightningModule's class, or a function that returns one")
     if not module.automatic_optimization:
-        remedy = "its steps are taken by fedveil, which clips and adds noise; return the loss instead"
+        remedy = "fedveil takes the steps, clips and adds noise; return the loss instead"
         raise Refusal(f"{name}.automatic_optimization", False, remedy)
     for hook in dir(type(module)):
         if (hook in STEPS or hook.startswith(HOOKS)) and _is_own(module, hook):
-            remedy = "no Trainer calls it here; move what it does into training_step or validation_step"
+            remedy = "there is no Trainer to call it; move its code into training_step or validation_step"
             raise Refusal(name, hook, remedy)
 
 
 def _optimizer_of(module: Any) -> torch.optim.Optimizer:
-    """Return the optimiser of `configure_optimizers`, which steps the learning rate too.
+    """Return the optimiser of `configure_optimizers`, which also steps the learning-rate schedule.
 
     Raises:
-      Refusal: there are several, or there is none, or a schedule counts neither steps nor epochs.
+      Refusal: there are several or none, or a schedule counts neither steps nor epochs.
     """
     field = f"{type(module).__name__}.configure_optimizers"
     try:
@@ -198,7 +198,7 @@ def _optimizer_of(module: Any) -> torch.optim.Optimizer:
     except RuntimeError as error:
         if "Trainer" not in str(error):
             raise
-        raise Refusal(field, "self.trainer", "there is no Trainer here; give numbers of your own") from error
+        raise Refusal(field, "self.trainer", "there is no Trainer; use numbers of your own") from error
     if len(optimizers) != 1 or not isinstance(optimizers[0], torch.optim.Optimizer):
         found = [type(each).__name__ for each in optimizers]
         raise Refusal(field, found, "return one optimizer of torch.optim, with groups if need be")
@@ -208,7 +208,7 @@ def _optimizer_of(module: Any) -> torch.optim.Optimizer:
 
 
 def _parted(given: Any) -> tuple[list[Any], list[Any]]:
-    """Return optimisers and schedules, in whichever of Lightning's forms they come."""
+    """Return optimisers and schedules from any of Lightning's forms."""
     if isinstance(given, dict):
         schedule = cast(dict[str, Any], given).get("lr_scheduler")
         return [given["optimizer"]], [] if schedule is None else [schedule]
@@ -222,15 +222,15 @@ def _parted(given: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: str) -> None:
-    """Let a schedule follow the optimiser's steps, or its epochs once the length of these is known.
+    """Advance a schedule with the optimiser's steps, or with its epochs once their length is known.
 
     Raises:
-      Refusal: it watches a number, or counts neither.
+      Refusal: it monitors a metric, or counts neither.
     """
     scheduler, frequency = schedule["scheduler"], schedule.get("frequency", 1)
     name, interval = type(scheduler).__name__, schedule.get("interval", "epoch")
     if name == "ReduceLROnPlateau":
-        raise Refusal(field, name, "no number is watched in a client; use a schedule of steps or epochs")
+        raise Refusal(field, name, "a client monitors no metric; use a schedule of steps or epochs")
     if interval not in ("step", "epoch"):
         raise Refusal(field, f"{name} by {interval}", 'give "interval": "step" or "epoch"')
 
@@ -239,7 +239,7 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
 
         def count(*_: object) -> None:
             taken[0] += 1
-            # A schedule that has come to its end, as OneCycleLR does, leaves its last rate.
+            # A finished schedule, such as OneCycleLR's, keeps its last rate.
             if taken[0] % every == 0 and (last is None or taken[0] // every < last):
                 scheduler.step()
 

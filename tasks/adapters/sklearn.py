@@ -14,9 +14,9 @@ COEFFICIENTS = ("coef_", "intercept_")
 
 
 class SklearnTask:
-    """NumPy task made of a linear estimator of scikit-learn, such as SGDClassifier, SGDRegressor or Perceptron.
+    """NumPy task from a linear estimator of scikit-learn, such as SGDClassifier, SGDRegressor or Perceptron.
 
-    A client's estimator is new in every round and begins with the model's coefficients. Its rates are its own.
+    A client's estimator is new in every round and starts from the model's coefficients. It uses its own learning rates.
 
     Args:
       estimator: not fitted; it is never changed.
@@ -44,7 +44,7 @@ class SklearnTask:
         self.name = type(estimator).__name__
         self._estimator, self._clients, self._held_out = estimator, clients, held_out
         if not hasattr(estimator, "partial_fit"):
-            remedy = "it has no partial_fit; take one that has, such as SGDClassifier or SGDRegressor"
+            remedy = "it has no partial_fit; use one that has, such as SGDClassifier or SGDRegressor"
             raise Refusal("estimator", self.name, remedy)
         if getattr(estimator, "average", False):
             remedy = "its average over steps cannot be averaged over clients; leave it out"
@@ -59,7 +59,7 @@ class SklearnTask:
                 raise Refusal("classes", self._classes.tolist(), remedy)
             self._all_classes = self._classes
         self._begun = {name: np.zeros_like(value) for name, value in self._shapes(inputs).items()}
-        self._pass(self._with(self._begun, inputs), inputs[:2], targets[:2])  # an error here costs nothing
+        self._pass(self._with(self._begun, inputs), inputs[:2], targets[:2])  # before anything is spent
 
     def _shapes(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         try:
@@ -68,7 +68,7 @@ class SklearnTask:
             raise Refusal("estimator", self.name, " ".join(str(error).split())) from error
         found = {name: getattr(estimator, name, None) for name in COEFFICIENTS}
         if not all(isinstance(value, np.ndarray) for value in found.values()):
-            remedy = "it has no coef_ and intercept_ that could be averaged; take a linear one"
+            remedy = "it has no coef_ and intercept_ to average; use a linear one"
             raise Refusal("estimator", self.name, remedy)
         return cast(dict[str, NDArray[Any]], found)
 
@@ -102,7 +102,7 @@ class SklearnTask:
     def check_training(self, training: LocalTraining) -> None:
         """Refuse FedProx, before anything is spent: its pull cannot enter an estimator's own steps."""
         if training.proximal_mu:
-            raise Refusal("strategy", "fedprox", f"{self.name} takes its own steps; use another strategy")
+            raise Refusal("strategy", "fedprox", f"{self.name} has its own optimizer; use another strategy")
 
     def fit(
         self, arrays: Arrays, inputs: NDArray[Any], targets: NDArray[Any], training: LocalTraining
@@ -126,7 +126,7 @@ class SklearnTask:
         return {name: getattr(estimator, name) for name in COEFFICIENTS}
 
     def predict(self, arrays: Arrays, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Return a number for each example, shape (n,), or of a classifier for each class too, shape (n, classes).
+        """Return a number for each example, shape (n,), or for a classifier with several classes, shape (n, classes).
 
         Args:
           arrays: the coefficients.
@@ -166,7 +166,7 @@ class SklearnTask:
         """Return a client's arrays.
 
         Raises:
-          Refusal: a target is no known class.
+          Refusal: a target is not a known class.
         """
         inputs, targets = _arrays(self._clients[client])
         if self._classes is not None and not (known := np.isin(targets, self._classes)).all():

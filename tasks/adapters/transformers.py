@@ -1,4 +1,4 @@
-"""Transformers task: a model of Hugging Face whose own loss is trained, with PEFT adapters or without."""
+"""Transformers task: a Hugging Face model trained by its own loss, with or without PEFT adapters."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ IGNORED = -100  # label of a token that has no loss
 
 
 class TransformersTask:
-    """Task made of a model of Hugging Face.
+    """Task from a Hugging Face model.
 
     The labels are in the batch, and the loss is the model's own. For token labels it is the mean over examples of the
     mean over each example's tokens, so that an example's weight does not depend on the length of others. Frozen
@@ -32,7 +32,7 @@ class TransformersTask:
       simulated: whether the data are public or made up.
 
     Raises:
-      Refusal: the model has no loss of its own, or nothing in it trains.
+      Refusal: the model has no loss, or no trainable parameter.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TransformersTask:
         if hasattr(self._model.config, "use_cache"):
             self._model.config.use_cache = False
         if not any(p.requires_grad for p in self._model.parameters()):
-            raise Refusal("model", self.name, "every parameter is frozen; let an adapter or a head train")
+            raise Refusal("model", self.name, "every parameter is frozen; add a trainable adapter or head")
         self._check_loss()
 
     def _check_loss(self) -> None:
@@ -63,7 +63,7 @@ class TransformersTask:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             outputs = run_on(self._model, inputs)
         if getattr(outputs, "loss", None) is None or getattr(outputs, "logits", None) is None:
-            remedy = "it returns no loss and logits for inputs with labels; take a model with a head"
+            remedy = "it returns no loss and logits for inputs with labels; use a model with a head"
             raise Refusal("model", self.name, remedy)
 
     def model(self) -> nn.Module:
@@ -97,7 +97,7 @@ class TransformersTask:
         return self._metrics(outputs.logits, targets)
 
     def _aligned(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and the labels that they predict, which may be those of the tokens after theirs."""
+        """Return logits and the labels that they predict, which may be those of the next tokens."""
         return (outputs.logits[:, :-1], labels[:, 1:]) if self._shift else (outputs.logits, labels)
 
     @staticmethod
@@ -117,12 +117,12 @@ class TransformersTask:
 
 
 def _base_of(model: Any) -> Any:
-    """Return the model inside PEFT's wrapping, or the model itself."""
+    """Return the model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _predicts_next(model: Any) -> bool:
-    """Return whether the model's logits at a token are of the next one."""
+    """Return whether the model's logits at a token predict the next one."""
     kinds = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     name = type(_base_of(model)).__name__
     of_two_kinds = name.endswith(("ForMaskedLM", "ForConditionalGeneration"))
