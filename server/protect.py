@@ -255,6 +255,7 @@ def _check_start(
     if grid is not protected:
         return
     check_averages(strategy)
+    protected.begun = len(protected.grid.rounds)
     if evaluate_fn is not None and held_out == "private":
         remedy = 'the held-out data count as private; if they are public, say held_out="public" to protect, else leave it out'
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
@@ -289,6 +290,7 @@ class ProtectedGrid(PassingGrid):
       budget: of the ledger, within its owner's caps.
       evaluating: terms of the evaluations; None without evaluations.
       ended: why the run has ended; None while it continues.
+      begun: rounds before the strategy that runs.
     """
 
     grid: PrivateGrid
@@ -296,6 +298,7 @@ class ProtectedGrid(PassingGrid):
     budget: Budget
     evaluating: EvaluationTerms | None = None
     ended: str | None = None
+    begun: int = 0
     _told_of_evaluation: bool = False
 
     def __post_init__(self) -> None:
@@ -328,7 +331,7 @@ class ProtectedGrid(PassingGrid):
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
             return self._evaluate(messages, timeout)
         if self.ended is not None:
-            return []
+            return [] if before > self.begun else self._end(self.ended)
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))
         if self.grid.exhausted is not None:
             return self._end(str(self.grid.exhausted))
@@ -353,20 +356,18 @@ class ProtectedGrid(PassingGrid):
 
     def _end(self, why: str) -> list[Message]:
         self.ended = why
+        if len(self.grid.rounds) == self.begun:  # Flower would return an empty model
+            raise Refusal("num_rounds", "none is left for this strategy", why)
         logger.error("the run ends here: %s; the model stays unchanged", why)
         return []
 
     def _tell(self, done: Round) -> None:
         """Log a round's result: exact counts only for the operator, if the epsilon relies on a secret draw."""
         ledger, participants = self.privacy.ledger, self.grid.participants
-        counts = {
-            "round": done.number,
-            "invited": done.invited,
-            "replies": done.replies,
-            "dropped": done.dropped,
-        }
+        to_tell = (done.number, done.invited, done.replies, done.dropped)
+        told = dict(zip(("round", "invited", "replies", "dropped"), to_tell, strict=True))
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
-            file.write((json.dumps(counts) + "\n").encode())
+            file.write((json.dumps(told) + "\n").encode())
         took_part = f"{done.invited} clients invited, {done.replies} replied"
         if done.dropped:
             took_part += f", {', '.join(f'{number} {why}' for why, number in sorted(done.dropped.items()))}"
@@ -392,9 +393,8 @@ class ProtectedGrid(PassingGrid):
         if len(last) < self._patience() or any(done.replies for done in last):
             return None
         reasons = sorted({reason for done in last for reason in done.dropped})
-        rounds = (
-            f"round {last[-1].number}" if len(last) == 1 else f"rounds {last[0].number} to {last[-1].number}"
-        )
+        first, end = last[0].number, last[-1].number
+        rounds = f"round {end}" if first == end else f"rounds {first} to {end}"
         return (
             f"no client answered in {rounds} ({', '.join(reasons) or 'nobody was drawn'}): read a client's log for "
             "an exception, and check that its training has the mod private_update; these rounds' cost is spent"

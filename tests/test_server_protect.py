@@ -281,6 +281,15 @@ def test_rounds_beyond_the_budget_leave_the_model_and_say_why(caplog: pytest.Log
     assert lines(caplog)[3:] == [f"the run ends here: {protected.ended}; the model stays unchanged"]
 
 
+def test_a_strategy_that_finds_no_round_left_returns_no_empty_model() -> None:
+    with protect(grid_of(), **TERMS) as protected:
+        first = FedAvg().start(protected, ArrayRecord({"w": Array(np.zeros(2, np.float32))}), num_rounds=3)
+        for _ in range(2):
+            with pytest.raises(Refusal, match="none is left for this strategy': the client budget is spent"):
+                FedAdam().start(protected, first.arrays, num_rounds=1)
+    assert len(protected.grid.rounds) == 3
+
+
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5)])
 def test_a_run_that_nobody_ever_answers_is_no_run(cohort: Cohort) -> None:
     with pytest.raises(NobodyAnswered, match=r"no client answered in round 1 \(failed\)"):
