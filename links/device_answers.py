@@ -1,8 +1,7 @@
 """Answers of a device to a server's instructions, each handled at most once, on any link.
 
 Work on an instruction is recorded on disk before it begins. After a power cut the device therefore answers an
-instruction
-that it had begun with an error: its cost stays spent, and it is neither executed nor charged a second time.
+instruction that it had begun with an error: its cost stays spent, and it is neither executed nor charged a second time.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 A node reports its held model in the reply to the instruction that brought it. This report is not trusted: a device
 whose result does not match the instruction's hash reports this, and gets the whole model once the others have answered.
 The server's memory is lost when it restarts. Each node then gets the whole model once, as does a node that has not
-answered in
-time: it may hold the model of that round or of the one before.
+answered in time: it may hold the model of that round or of the one before.
 """
 
 from __future__ import annotations

@@ -141,9 +141,9 @@ class Release:
       mechanism: that computed it; with run and round the release's key.
       events: its cost against every adversary that sees it, at least one.
       rng: `system` if noise and draws come from the system's generator, `seeded` if a declared simulation derives them
-      from its seed.
+        from its seed.
       filter_order: None if the events were fixed in advance; the order above 1 of the ledger's RDP filter (module
-      `accounting.renyi_filter`) if they were chosen from earlier releases.
+        `accounting.renyi_filter`) if they were chosen from earlier releases.
       cohort: the drawn clients, if later draws need them; public, and kept with the reservation.
       segments: names of the parts of the vector that leaves, each with its purpose; kept with the reservation.
       kind: None for a round of training; `question` for a sum that has no update.

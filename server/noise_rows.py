@@ -3,9 +3,8 @@
 If each round is a release of its own, row and round are the same. If several rounds form one release, the ledger
 records every row before anything is sent, with its cohort unless the accounting relies on a secret draw. A declared
 simulation repeats a row bit for bit, so that row and round are the same there too. On real data a client never trains
-the same update
-twice: a row that was reserved before a crash may have been released and is not used again; its clients count as having
-taken part, and the round continues with the next row.
+the same update twice: a row that was reserved before a crash may have been released and is not used again; its clients
+count as having taken part, and the round continues with the next row.
 """
 
 from __future__ import annotations

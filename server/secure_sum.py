@@ -1,10 +1,9 @@
 """Driver of secure aggregation over any Flower grid: exchanges until the cohort's sum is opened, or abandoned.
 
 A round may take several attempts, each with fresh keys. Nodes are asked for the shares that open a sum in at most one
-of
-them, so that one reservation covers the round: an attempt abandoned before that has revealed nothing to the server, one
-abandoned later may have been opened, and is not retried. Nor is an attempt that too many refused permanently: a retry
-would charge the others.
+of them, so that one reservation covers the round: an attempt abandoned before that has revealed nothing to the server,
+one abandoned later may have been opened, and is not retried. Nor is an attempt that too many refused permanently: a
+retry would charge the others.
 
 The next round's keys and shares are sent with this round's messages. They reveal nothing about data, so they may
 precede its reservation; its vectors are requested only in its own round. A steady round takes three exchanges; the

@@ -2,9 +2,8 @@
 
 Only for simulations: the attack reads the clients' data, which on real data only the client may do. Half of the
 clients' examples and half of the held-out ones are attacked; the rest train reference models, or are RMIA's population.
-An attack is
-no bound: a failed one proves nothing, and if held-out data differ from the clients', a successful one may only detect
-this difference.
+An attack is no bound: a failed one proves nothing, and if held-out data differ from the clients', a successful one may
+only detect this difference.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Device:
       train: trains on the owner's data with the settings.
       prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
       count: returns the number of the owner's records, with at most the given number per person; None on a device
-      without record-level privacy.
+        without record-level privacy.
       columns: returns the owner's columns for a question; None on a device without questions.
       evaluate: measures the model of an instruction on the owner's held-out records; None on a device that does not.
       root: of the system's files.

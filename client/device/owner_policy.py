@@ -46,9 +46,9 @@ class OwnerPolicy:
         minimum_roster_version: as in `privacy.secagg.policy.Policy`.
       maximum_local_epochs: of one round.
       suites: numbers of the suites of primitives that an attempt may use; [2, 3] requires post-quantum keys, [3] also
-      post-quantum signatures.
+        post-quantum signatures.
       peers: fingerprints of the peers that the owner trusts, by a name of the owner's choice; empty trusts all members
-      that the authority admits.
+        that the authority admits.
       peers_at_least: least number of `peers` in a cohort.
       approve_rosters: whether changed members count only after the owner's approval.
       cosigned_by_at_least: number of other members of the device's roster that must have signed a newer one with

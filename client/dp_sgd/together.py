@@ -1,9 +1,8 @@
 """Step of DP-SGD on the records of all clients together: each client sums the clipped gradients of its sampled records.
 
 The noise is added to the sum (`privacy/mechanisms`), so that no client adds all of it. A client sends minus the
-learning
-rate times its sum of clipped gradients: the strategy takes the mean as one client's update, so that FedAvg is SGD,
-FedAvgM adds momentum and FedAdam is Adam. A step starts only from the released model. A second step within a round
+learning rate times its sum of clipped gradients: the strategy takes the mean as one client's update, so that FedAvg is
+SGD, FedAvgM adds momentum and FedAdam is Adam. A step starts only from the released model. A second step within a round
 would start from a state with only a client's own share of the noise, which is too little.
 """
 

@@ -50,7 +50,7 @@ class InPlaceRound:
       received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
       update: trained minus received of each averaged array, flat, in the layout's order; on a CPU they overwrite the
-      trained arrays.
+        trained arrays.
       moves: for each of those, its update, the model's tensor and the received array.
       hides: whether whole clients are hidden, so that a client must not reveal that it has no examples.
       sketch: compression of updates; None leaves them whole.

@@ -66,7 +66,7 @@ class Body:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
       asked: the same without parts that may differ when a question is repeated: the server's own statements, and the
-      encoding of a model. None if there are none.
+        encoding of a model. None if there are none.
     """
 
     header: bytes

@@ -44,7 +44,7 @@ class PrivacyCurve:
       rho: zCDP, where every release is Gaussian; else None.
       mu: mu-GDP, where every release is Gaussian; else None.
       trade_off: (false positive rate, false negative rate) at each of `FALSE_POSITIVES`. The second is a lower bound
-      for every test of the unit's participation.
+        for every test of the unit's participation.
     """
 
     epsilon: Pairs

@@ -302,7 +302,7 @@ def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) 
     Args:
       counts: how often each kind happened.
       rounding: maps a kind to one that costs no less, with a number of levels per octave; the finest that suffices is
-      used.
+        used.
     """
     coarse = counts
     for levels in LEVELS:

@@ -45,7 +45,7 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
     Args:
       released: sum of a round, (size,).
       before: any function of earlier rounds, here their sum, (size,); with shape (0,), or for a single number, all
-      energy counts.
+        energy counts.
     """
     energy, old = float(np.vdot(released, released)), float(np.vdot(before, before))
     if not old or released.size == 1:

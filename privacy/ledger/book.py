@@ -102,7 +102,7 @@ class Book:
       identity: the payload of the first entry.
       releases: by key, as the ledger writes keys.
       spent: count of each event, as canonical JSON, charged against each adversary: events that were seen and not
-      voided; for the arms of a deal, the maximum over the arms.
+        voided; for the arms of a deal, the maximum over the arms.
       granted: the budget of the latest reservation against each adversary.
       filter_order: order of the RDP filter; None before the first adaptive release.
       notes: by key, as JSON.

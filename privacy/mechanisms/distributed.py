@@ -212,7 +212,7 @@ def decode_sum(
       spec: the round's public parameters.
       survivors: how many vectors were added.
       denominator: of the mean: the survivors if they are public, else the expected cohort. A weighted sum is divided by
-      the summed examples instead.
+        the summed examples instead.
       seed: of the round's rotation.
     """
     vector = _opened(total, spec, seed)

@@ -14,8 +14,7 @@ So |s + N|^2 <= (n L)^2 + 2 n L sqrt(2 V t) + V (d + 2 sqrt(d t) + 2 t), except 
 V counts the noise in the sum: the shares, the layers that stay closed, those that their owners did not open, and the
 noise that owners with pinned peers claim to have added (`add_grid_noise`). A claim counts up to the amount of an owner
 that trusts no other member, so a false claim extends the bound by at most that much, once. If V is so large that one
-coordinate
-in fifty overflows, the norm carries no information, and the sum is useless: `is_too_noisy`.
+coordinate in fifty overflows, the norm carries no information, and the sum is useless: `is_too_noisy`.
 """
 
 import math

@@ -69,7 +69,7 @@ class SumSpec:
       metrics_share: share of the squared norm that the segments without a share of their own use, in [0, 1).
       cells: grid units per clipping norm.
       unit_norm: L2 norm of one record's part of a vector, at the record level, where a vector is the sum of several
-      records; the clipping norm then only limits the range. None if a vector is that of one unit.
+        records; the clipping norm then only limits the range. None if a vector is that of one unit.
       compression: of the update, before it is clipped; None sums whole updates.
     """
 

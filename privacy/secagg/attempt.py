@@ -49,7 +49,7 @@ class Work:
       vector: called once, when the masks are ready; hands over words of the terms' width, shape (d,), to be
         overwritten, and what the node is to open beside its shares.
       further: parameter of the node's own noise in that vector, in whole grid units; a public number, sent to the
-      server under the vector's seal.
+        server under the vector's seal.
     """
 
     model_hash: bytes

@@ -95,7 +95,7 @@ class ServerAttempt:
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
           colluders: largest number of colluding nodes; for shares that are combined at once, and for a hybrid suite,
-          where a complaint cannot be proved.
+            where a complaint cannot be proved.
         """
         self._colluders = colluders
         self._terms, self._roster, self._now = terms, roster, now

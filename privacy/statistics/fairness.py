@@ -2,8 +2,7 @@
 
 A criterion compares shares, such as the share of positive predictions among rows with the label (equal opportunity,
 Hardt, Price and Srebro 2016). Only rows that satisfy its condition are counted, one cell each. A vector of all rows of
-a client
-would spend its norm on cells that no figure needs: on census data its error is ten times as large.
+a client would spend its norm on cells that no figure needs: on census data its error is ten times as large.
 """
 
 import math

@@ -1,11 +1,9 @@
 """Rows that a client holds out of training, to evaluate models on: selected by a keyed hash of each.
 
 The key is public and the same everywhere. So the same data hold the same rows out in every run, and a row of two
-clients is
-held out at both: neither trains on a row that the other evaluates on. This releases nothing about a row. A client with
-at least two different rows holds out at least one, and trains on at least one. At the record level each row is selected
-only by
-its own hash: otherwise a missing row would change the selection of another one.
+clients is held out at both: neither trains on a row that the other evaluates on. This releases nothing about a row. A
+client with at least two different rows holds out at least one, and trains on at least one. At the record level each row
+is selected only by its own hash: otherwise a missing row would change the selection of another one.
 """
 
 import hashlib
