@@ -53,6 +53,13 @@ RECORD_QUESTION_TESTS = "test_server_record_questions.py"
 EVALUATION_TESTS = "test_server_evaluation.py"
 RECORD_EVALUATION_TESTS = "test_server_record_evaluation.py"
 MUTATIONS = {
+    "an export measures on private held-out data": Mutation(
+        "server/run/export.py",
+        'if LOSS in parts.result["metrics"]:',
+        'if parts.result["metrics"]:',
+        "test_server_export.py",
+        "private_held_out",
+    ),
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
         "and own <= known for client in clients",

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.__main__ import run as fedveil
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.distil import distil
 from fedveil.server.run.export import Order, export, rounded, traced, written
+from fedveil.simulations.simulate import simulate
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
@@ -345,6 +347,15 @@ def test_a_student_of_an_eighth_loses_a_point_at_most_and_int8_a_fifth_of_one(tm
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_private_held_out_data_are_measured_on_by_no_export(tmp_path: Path) -> None:
+    """Accuracy on them is a release that no ledger has; the clients' mean loss is told all the same."""
+    asked = ["task=digits", "task.held_out=private", "num_rounds=1"]
+    told = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result["metrics"]
+    assert told and "accuracy" not in told
+    _, card = export(tmp_path / "run", Order("int8"))
+    assert [card[key] for key in ("measured_on", "agreement", "metrics")] == [None] * 3
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Path, tmp_path: Path) -> None:

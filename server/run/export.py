@@ -31,6 +31,7 @@ from ...tasks.protocol import PredictingTask
 from ...tasks.shapes import SHAPES, shapes
 from ...tasks.tables import additive
 from ..binding.manifest import sha256_of
+from ..tuning import LOSS
 from .distil import check_public, distil
 from .released import config_of, model_of, require_ended, task_of
 
@@ -213,7 +214,7 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
 def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
     """Return the data and the result of the comparison of the two models; empty without public data."""
     inputs, targets, where = parts.public, None, "public data"
-    if parts.result["metrics"]:  # the held-out data are public then and were used before
+    if LOSS in parts.result["metrics"]:  # the held-out data are public then and were used before
         data = as_data(parts.task.held_out())
         if len(data):
             inputs, targets = data.batch(torch.arange(len(data)))

@@ -146,6 +146,7 @@ BEYOND: dict[str, str] = {
     "scores that noise leaves together are asked": ARMS,
     "one mask for two rounds' sums": WORSE,
     "a student learns of clients' data": "what is made of a model after the run, which an audit of the run does not see",
+    "an export measures on private held-out data": "what is made of a model after the run, which an audit of the run does not see",
     "a report takes a string for markup": TOLD,
     "a promised epsilon is rounded down": TOLD,
     "a report of files that were changed does not say so": TOLD,
