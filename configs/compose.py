@@ -6,6 +6,7 @@ own parser, sweeper and loader from ``hydra._internal``; the version is pinned b
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -296,4 +297,6 @@ def _sentence(name: str, error: Exception) -> Refusal:
         return Refusal("file", file, yaml_sentence(error))
     if isinstance(error, RecursionError):
         return Refusal("config", name, "refers to itself")
+    if group := re.search(r"Could not override '([\w/@]+)'", str(error)):
+        return Refusal("override", group[1], "is no group of this verb; its --help lists those that are")
     return Refusal("config", name, " ".join(str(error).split()) or type(error).__name__)

@@ -127,6 +127,7 @@ def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], t
             ["simulate", "task.folder=médecins"],
             "put its value in quotes, for the shell too: \"task.folder='médecins'\"",
         ),
+        (["simulate", "link=flower"], "override='link': is no group of this verb"),
         (["audit", "x", "--membership", "guess"], "choose one of loss, rmia, lira, art"),
         (["nothing"], "verb='nothing': there is no such verb; fedveil --help lists them"),
     ],

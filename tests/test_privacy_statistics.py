@@ -208,6 +208,7 @@ def test_columns_are_read_in_one_order_on_both_sides_whatever_order_they_were_gi
         ({"ask": [{"kind": "histogram", "of": "a", "edges": list(range(5000))}]}, "histogram a"),
         ({"ask": [{"kind": "count"}, {"kind": "count"}]}, "ask"),
         ({"records": 0}, "records"),
+        ({"records": None}, "records"),
         ({"name": ""}, "name"),
         ({"why": "a\nb"}, "why"),
         ({"wy": "a"}, "question"),
@@ -217,6 +218,8 @@ def test_a_mistake_is_refused_by_name(changed: dict[str, Any], named: str) -> No
     with pytest.raises(Refusal) as refused:
         read_inquiry({"name": "intake", "records": 4, "ask": [{"kind": "count"}], **changed})
     assert refused.value.field == named
+    if None in changed.values():
+        assert "say how many rows of a client count in full" in refused.value.remedy
 
 
 def test_what_no_client_wrote_as_json_is_refused() -> None:

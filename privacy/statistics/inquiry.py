@@ -278,7 +278,9 @@ def read_inquiry(plain: object) -> Inquiry:
         raise Refusal("ask", names, "two questions have one name; give each its own")
     if len(questions) > 1 and any(isinstance(each.statistic, Prefixes) for each in questions):
         raise Refusal("ask", names, "a search for the top words goes by its own answers; ask it alone")
-    records = positive("records", found.get("records"))
+    if found.get("records") is None:
+        raise Refusal("records", None, "say how many rows of a client count in full, such as 30")
+    records = positive("records", found["records"])
     purpose = _name("purpose", found.get("purpose", STATISTICS))
     if purpose in (TRAINING, EVALUATION):
         raise Refusal("purpose", purpose, "is what owners allow for models; give a question another")
