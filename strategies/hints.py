@@ -55,9 +55,7 @@ MEANT = {
 
 def hinted(refusal: Refusal) -> Refusal:
     """Return a refusal that says what was meant in the place of the nearest name, where the table knows it."""
-    if isinstance(refusal, Mistakes):
-        return Mistakes([_hinted(mistake) for mistake in refusal.each])
-    return _hinted(refusal)
+    return Mistakes([*map(_hinted, refusal.each)]) if isinstance(refusal, Mistakes) else _hinted(refusal)
 
 
 def option_hint(option: str) -> str:
