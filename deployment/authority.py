@@ -68,7 +68,7 @@ class Authority:
     ca: x509.Certificate
 
     def public(self, doubly: bool) -> bytes:
-        """Return what names the roster's signer: its Ed25519 key, and behind it the hash of its ML-DSA key where both sign."""
+        """Return the roster's signer: its Ed25519 key, followed by the hash of its ML-DSA key if both sign."""
         return both_of(self.signer) if doubly else public_of(self.signer)
 
     @property
@@ -78,7 +78,7 @@ class Authority:
 
 
 def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
-    """Return the authority in a folder, made there if the folder holds none.
+    """Return the authority in a folder, created there if there is none.
 
     Raises:
       Refusal: it is another federation's, not whole, or its keys are not kept so.
@@ -106,7 +106,7 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
 def issue(
     authority: Authority, name: str, public: EllipticCurvePublicKey, *, addresses: Sequence[str], days: int
 ) -> bytes:
-    """Return a certificate for TLS in PEM, valid from a day ago on.
+    """Return a certificate for TLS in PEM, valid from one day ago.
 
     Args:
       authority: signs it.
@@ -155,7 +155,7 @@ def _certificate(ca_key: EllipticCurvePrivateKey, federation: str) -> bytes:
 
 
 def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
-    """Return the keys of the roster's signer and of the authority for TLS, by one passphrase where they have one."""
+    """Return the keys of the roster's signer and of the authority for TLS, decrypted by one passphrase if encrypted."""
     pems = {folder / name: read_secret(folder / name) for name in (SIGNER, CA_KEY)}
     for path, pem in pems.items():
         if care.passphrase and ENCRYPTED not in pem:
@@ -177,7 +177,7 @@ def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
 
 
 def _given() -> bytes | None:
-    """Return the passphrase from the environment, or from the file that it names; None if there is neither."""
+    """Return the passphrase from the environment, or from the file named there; None without either."""
     if given := os.environ.get(PASSPHRASE):
         return given.encode()
     if named := os.environ.get(PASSPHRASE_FILE):
@@ -200,7 +200,7 @@ def _asked(folder: Path, prompt: str) -> bytes:
 
 
 def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | None) -> bytes:
-    """Return a new key in PEM, under a passphrase where there is one."""
+    """Return a new key in PEM, encrypted if there is a passphrase."""
     if secret is None:
         return pem_of(key)
     if len(secret) < SHORTEST:

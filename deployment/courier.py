@@ -59,7 +59,7 @@ class Courier:
         return answered
 
     def follow(self, stop: threading.Event) -> None:
-        """Carry whatever there is until `stop` is set."""
+        """Deliver certificates until `stop` is set."""
         while not stop.wait(LOOK_SECONDS):
             try:
                 self.carry()
@@ -71,7 +71,7 @@ class Courier:
 def carrying(
     bundle: ServerBundle, grid: Grid, since: Callable[[], Mapping[int, float]]
 ) -> Generator[Courier]:
-    """Carry as long as the context lasts."""
+    """Deliver certificates within the context."""
     courier, stop = Courier(grid, since, followed_certificates(bundle)), threading.Event()
     threading.Thread(target=courier.follow, args=(stop,), name="courier", daemon=True).start()
     try:
@@ -81,7 +81,7 @@ def carrying(
 
 
 def followed_certificates(bundle: ServerBundle) -> Certificates:
-    """Return a function that returns the newest certificates of the bundle, none where an older desk made it."""
+    """Return a function that returns the newest certificates of the bundle, none for a bundle by an older desk."""
     path = bundle.folder / CERTIFICATES
     followed = Followed[dict[str, str]]((path,), lambda _: _read(path), {})
     return lambda: followed() if path.exists() else {}

@@ -66,7 +66,7 @@ class Approved:
 
 
 def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
-    """Return one token for each name, in the place of an earlier one of that name.
+    """Return one token for each name, replacing an earlier one of that name.
 
     Args:
       folder: that `provision` made.
@@ -150,7 +150,7 @@ def _check_name(desk: Desk, name: str) -> None:
 
 
 def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None:
-    """Return the keys that were asked for under a token; None where nobody has asked.
+    """Return the keys in the request under a token; None without a request.
 
     Raises:
       Refusal: the token has expired, or its holder did not request these keys.
@@ -184,7 +184,7 @@ def _answer(desk: Desk, name: str, token: GivenToken, enrolment: Enrolment) -> N
 
 
 def _keep(folder: Path, given: Mapping[str, GivenToken]) -> None:
-    """Write which tokens there are, for the desk and for the server, and remove what was asked under others."""
+    """Write the list of tokens for the desk and for the server, and remove requests under other tokens."""
     plain = {name: asdict(each) for name, each in given.items()}
     replace_file(folder / AUTHORITY / GIVEN, (json.dumps(plain, indent=1) + "\n").encode())
     shown = {name: asdict(OpenToken(each.lock, each.end)) for name, each in given.items()}

@@ -1,4 +1,4 @@
-"""File of the operator that describes a federation, federation.yaml: read strictly, and refused with any mistake in it."""
+"""Operator's file federation.yaml, which describes a federation: read strictly, and refused with any mistake."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ClientEntry:
-    """One client as the operator wants it.
+    """Operator's description of one client.
 
     Attributes:
       name: unique, and never "server"; with * or ? in it, of all clients that enrol under such a name.
@@ -133,7 +133,7 @@ class FederationFile:
     source: bytes = field(default=b"", repr=False)
 
     def entry(self, name: str) -> ClientEntry | None:
-        """Return what is wanted of the client of this name; None where the file has no place for it."""
+        """Return the description of the client of this name; None if the file has none."""
         for each in self.clients:
             if each.name == name:
                 return each
@@ -142,7 +142,7 @@ class FederationFile:
 
 
 def read_federation(path: Path) -> FederationFile:
-    """Return the description that the file holds.
+    """Return the description in the file.
 
     Raises:
       Refusal: it cannot be read, or a part of it holds mistakes; all mistakes of the first such part are told.
@@ -169,18 +169,18 @@ def read_federation(path: Path) -> FederationFile:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether it stands for many names."""
+    """Whether it is a pattern for several names."""
     return "*" in name or "?" in name
 
 
 def _of_each(clients: Sequence[Values]) -> Values:
-    """Return the data of one client where each names its own, in the place of the federation's, which may name none."""
+    """Return one client's data if each client names its own instead of the federation."""
     own = [task.get("data") for each in clients if isinstance(task := each.get("task"), dict)]
     return {"data": own[0]} if len(own) == len(clients) and all(own) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
-    """Return the one schema of all tables; the desk has a copy beside its copy of the file."""
+    """Return the common schema of all tables; the desk has a copy next to its copy of the file."""
     asked = {
         tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries
@@ -200,7 +200,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
 
 
 def _top(section: Section) -> FederationFile:
-    """Return what the file says of the federation, without its clients."""
+    """Return the file's description of the federation, without its clients."""
     for group in GROUPS:
         section.section(group)
     section.groups("clients")
@@ -249,7 +249,7 @@ def _care(section: Section) -> KeyCare:
 
 
 def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> tuple[str, str]:
-    """Return where to listen for devices that enrol, and what they dial."""
+    """Return the address to listen on for enrolling devices, and the address that they connect to."""
     address = server.matching("enrolment", ADDRESS, ADDRESS_FORM)
     host, _, port = address.rpartition(":")
     if address and host.strip("[]") not in hosts:
@@ -296,7 +296,7 @@ def _entry(section: Section) -> tuple[str, str | None]:
 
 
 def _check(group: str, values: Values, path: str) -> None:
-    """Refuse what the client's own reader would."""
+    """Refuse values that the client's own reader would refuse."""
     match group:
         case "task":
             client = 0 if values["client"] is None else values["client"]
@@ -325,7 +325,7 @@ def _load(path: Path, source: bytes) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, of keys that are text and stand once; 1e-5 is a number as in YAML 1.2."""
+    """YAML loader for plain values with unique text keys; 1e-5 is a number as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))

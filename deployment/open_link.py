@@ -19,7 +19,7 @@ from .courier import carrying
 
 @dataclass(frozen=True)
 class Presence:
-    """State of a link's connections, without content; of messages it has only the number of bytes.
+    """State of a link's connections, without message contents; only byte counts.
 
     Attributes:
       since: of each node that is here, the Unix second since when.
@@ -38,7 +38,7 @@ class Presence:
 
 @dataclass(frozen=True)
 class Link:
-    """A grid that reaches the clients, the function that says who is there, and the tally of what is carried."""
+    """A grid to the clients, the function that returns the connected ones, and the tally of bytes."""
 
     grid: Grid
     presence: Callable[[], Presence]
@@ -47,7 +47,7 @@ class Link:
 
 @contextmanager
 def open_link(settings: LinkSettings, bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
-    """Open the link that the bundles were made for, as long as the context lasts.
+    """Open the link that the bundles were made for within the context.
 
     Raises:
       Refusal: it is another one, or it cannot be opened.

@@ -1,4 +1,4 @@
-"""Pace of a server's rounds: each begins once enough clients are connected that its charge is not wasted."""
+"""Pace of a server's rounds: each begins when enough clients are connected to make its charge worthwhile."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fewest(federation: Federation, clients: int, valid: int) -> int:
 
 
 def ending_of(bundle: ServerBundle) -> Callable[[], int]:
-    """Return what returns the Unix second in which the server's newest certificate ends."""
+    """Return a function that returns the Unix second at which the server's newest certificate ends."""
     own, path = followed_credentials(bundle), bundle.folder / CERTIFICATE
     return lambda: certificate_ends(path, own().certificate)
 
@@ -57,7 +57,7 @@ def pace_of(
     least_of: Callable[[int, int], int],
     ends: Callable[[], int],
 ) -> Pace:
-    """Return how rounds follow each other: each begins when enough clients are connected whose certificates have not ended.
+    """Return the pace of rounds: each begins when enough clients with valid certificates are connected.
 
     Args:
       rosters: returns the newest roster.

@@ -1,4 +1,4 @@
-"""Status of a server as numbers in Prometheus' text format, on the loopback address alone."""
+"""Status of a server as numbers in Prometheus' text format, on the loopback address only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTED = (
 
 
 def text_of(status: Mapping[str, Any]) -> str:
-    """Return the status as Prometheus reads it."""
+    """Return the status in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(Families(tuple(_families(status))))
     return generate_latest(registry).decode()
@@ -84,7 +84,7 @@ def _family(
     samples: Mapping[tuple[str, ...], float | str | None],
     labels: tuple[str, ...] = (),
 ) -> Metric:
-    """Return a family without what is not known; an epsilon may be the word "infinity"."""
+    """Return a family without unknown values; an epsilon may be the word "infinity"."""
     family = kind(f"fedveil_{name}", text, labels=labels)
     for values, sample in sorted(samples.items()):
         if sample is not None:
@@ -106,7 +106,7 @@ def _carried(by_purpose: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...
 
 @contextmanager
 def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Generator[None]:
-    """Answer `GET /metrics` on 127.0.0.1 as long as the context lasts.
+    """Answer `GET /metrics` on 127.0.0.1 within the context.
 
     Args:
       port: to listen on; nothing is served where it is None.
@@ -137,7 +137,7 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: who asks for numbers is no event."""
+            """Log nothing: requests for numbers are not events."""
 
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), Answer)

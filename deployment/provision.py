@@ -49,7 +49,7 @@ class Desk:
 
 
 def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Path | None = None) -> Desk:
-    """Make or complete the federation that a file describes.
+    """Create or complete the federation that a file describes.
 
     Clients that are new are admitted; the others keep their keys and certificates.
 
@@ -114,7 +114,7 @@ def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> De
 
 
 def _asked_anew(desk: Desk, issued: Issued, request: Path) -> Enrolment:
-    """Return the new keys that the request of an admitted client asks for."""
+    """Return the new keys in an admitted client's request."""
     enrolment = read_request(request)
     check_request(issued.name, enrolment, desk.federation.post_quantum)
     if enrolment.identity.hex() == issued.identity:
@@ -166,7 +166,7 @@ def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
 
 
 def chosen(register: Register, names: Sequence[str]) -> list[Issued]:
-    """Return the admitted clients that these names and patterns stand for, each once, by node.
+    """Return the admitted clients that match these names and patterns, each once, by node.
 
     Raises:
       Refusal: a name is nobody's, or a pattern fits nobody.
@@ -181,7 +181,7 @@ def chosen(register: Register, names: Sequence[str]) -> list[Issued]:
 
 
 def cosign(folder: Path, files: Sequence[Path]) -> Desk:
-    """Put signatures of members under the newest roster, and publish it with them.
+    """Add signatures of members to the newest roster, and publish it.
 
     Args:
       folder: that `provision` made.
@@ -206,7 +206,7 @@ def cosign(folder: Path, files: Sequence[Path]) -> Desk:
 def _wanted_requirements(
     path: Path, federation: FederationFile, wheels: Path | None, lock: Path | None
 ) -> str:
-    """Return what the bundles' requirements shall hold; empty: they have none. Refuse names without a hash."""
+    """Return the new content of the bundles' requirements; empty for none. Refuse names without a hash."""
     if wheels is not None:
         return wheel_requirements(wheels, lock)
     if lock is not None:
@@ -224,7 +224,7 @@ def _wanted_requirements(
 
 
 def requirements_of(desk: Desk) -> str:
-    """Return what the bundles' requirements hold now; empty: they have none."""
+    """Return the current content of the bundles' requirements; empty for none."""
     kept = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
     if desk.federation.requirements == HASHED and unverified(kept) is not None:
         return ""  # an older desk's; a bundle without any names nothing that a stranger could own
@@ -236,7 +236,7 @@ def _kept_requirements(path: Path) -> str:
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
-    """Refuse what contradicts what was issued."""
+    """Refuse a description that contradicts the register."""
     _require_places(federation, before.admitted)
     _require_second_keys(federation.post_quantum, before.admitted)
     for name, enrolment in requests.items():
@@ -256,7 +256,7 @@ def _require_places(federation: FederationFile, admitted: Sequence[Issued]) -> N
 
 
 def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
-    """Refuse members without an ML-DSA key where all must have one."""
+    """Refuse members without an ML-DSA key if all must have one."""
     for name in [each.name for each in admitted if not each.post_quantum] if post_quantum else ():
         remedy = (
             f"has no ML-DSA key, which post_quantum asks of all; without it rotate {name}, then give it again"
@@ -265,7 +265,7 @@ def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None
 
 
 def check_request(name: str, enrolment: Enrolment, doubly: bool) -> None:
-    """Refuse the request of another client, or one without an ML-DSA key where members sign doubly."""
+    """Refuse the request of another client, or one without an ML-DSA key if members sign doubly."""
     if enrolment.name != name:
         raise Refusal("request", enrolment.name, f"was made for another client than {name}")
     if doubly and not enrolment.post_quantum:
@@ -285,7 +285,7 @@ def _find(register: Register, name: str) -> Issued:
 
 
 def _with_server(desk: Desk) -> Desk:
-    """Make a key for the server where it has none, and a certificate where its hosts have changed."""
+    """Make a key for the server if it has none, and a certificate if its hosts have changed."""
     register, hosts = desk.register, desk.federation.hosts
     if register.server and register.hosts == hosts:
         return desk
@@ -334,7 +334,7 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 
 
 def publish(desk: Desk) -> Desk:
-    """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
+    """Store the register, with a new version for a changed roster, and write all public files."""
     register = replace(desk.register, post_quantum=desk.federation.post_quantum)
     _require_places(desk.federation, register.admitted)
     _require_second_keys(register.post_quantum, register.admitted)
@@ -360,7 +360,7 @@ def opened(folder: Path) -> Generator[Desk]:
 
 @contextmanager
 def _writing(folder: Path) -> Generator[None]:
-    """Hold the folder for this process alone; what the system refuses is a refusal."""
+    """Lock the folder for this process; errors of the system become refusals."""
     without_core_dumps()
     folders = (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER)
     fresh = [each for each in folders if not each.exists()]
@@ -383,7 +383,7 @@ def _writing(folder: Path) -> Generator[None]:
 
 @contextmanager
 def _none_left_empty(fresh: Sequence[Path]) -> Generator[None]:
-    """Take away the new folders that a refusal leaves empty."""
+    """Remove new folders that are empty after a refusal."""
     try:
         yield
     except BaseException:

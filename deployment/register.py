@@ -1,4 +1,4 @@
-"""Register of what an authority has issued: to whom, at which node, with which keys.
+"""Register of issued identities of an authority: clients, nodes and keys.
 
 The roster and the lists of who is admitted follow from it.
 """
@@ -30,7 +30,7 @@ UNCHAINED = 1  # format of before a register knew the rosters of earlier version
 
 @dataclass(frozen=True)
 class Issued:
-    """One client that was admitted once.
+    """One client that was ever admitted.
 
     Attributes:
       name, node: never given to another.
@@ -58,13 +58,13 @@ class Issued:
 
     @cached_property
     def not_after(self) -> int:
-        """The Unix second in which its certificate ends."""
+        """The Unix second at which its certificate ends."""
         certificate = x509.load_pem_x509_certificate(self.certificate.encode())
         return int(certificate.not_valid_after_utc.timestamp())
 
     @property
     def keys(self) -> tuple[str, str, str]:
-        """What tells its public keys from all others."""
+        """Identifiers of its public keys."""
         return self.identity, self.fingerprint, self.supernode_fingerprint
 
 
@@ -94,20 +94,20 @@ class Register:
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
-        """The clients that were not revoked."""
+        """The clients that are not revoked."""
         return tuple(each for each in self.clients if not each.revoked)
 
     @property
     def next_node(self) -> int:
-        """The node of the next client; no node is given twice."""
+        """The node of the next client; no node is assigned twice."""
         return max((each.node for each in self.clients), default=FIRST_NODE - 1) + 1
 
     def find(self, name: str) -> Issued | None:
-        """Return the client of this name, revoked or not; None where there is none."""
+        """Return the client of this name, revoked or not; None without one."""
         return next((each for each in self.clients if each.name == name), None)
 
     def roster(self) -> Roster:
-        """Return the roster of who may take part."""
+        """Return the roster of admitted clients."""
         members = tuple(
             Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after, self._second_of(i))
             for i in self.admitted
@@ -123,20 +123,20 @@ class Register:
         return tuple(each.name for each in self.cosignatures)
 
     def signed_roster(self, authority: Ed25519PrivateKey) -> bytes:
-        """Return the roster as the authority and its members have signed it."""
+        """Return the roster with the signatures of the authority and of members."""
         given = {bytes.fromhex(each.public): bytes.fromhex(each.signature) for each in self.cosignatures}
         return write_roster(self.roster(), authority, given, doubly=self.post_quantum)
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """Hashes of the rosters up to this version, in hexadecimal, for the next one to hold."""
+        """Hashes of the rosters up to this version, in hexadecimal, to include in the next one."""
         if not self.version:
             return ()
         before = self.version - 1 - len(self.rosters)
         return (*self.rosters, *[UNKNOWN.hex()] * before, self.roster().hash.hex())
 
     def having(self, issued: Issued) -> Register:
-        """Return the register with this client, in the place of the one of its name."""
+        """Return the register with this client, replacing one of the same name."""
         others = [each for each in self.clients if each.name != issued.name]
         known = self.find(issued.name)
         gone = [] if known is None else [key for key in known.keys if key not in issued.keys]
@@ -144,7 +144,7 @@ class Register:
         return replace(self, clients=clients, replaced=(*self.replaced, *gone))
 
     def refuse_shared(self, enrolments: Iterable[Enrolment]) -> None:
-        """Refuse enrolments that ask for a key which is, or was, another client's, or was replaced."""
+        """Refuse enrolments with a key that belongs or belonged to another client, or was replaced."""
         holders = {key: each.name for each in self.clients for key in each.keys}
         for each in enrolments:
             for key in (each.identity.hex(), each.fingerprint, each.supernode_fingerprint):
@@ -157,7 +157,7 @@ class Register:
 
 
 def read_register(path: Path) -> Register:
-    """Return the register in the file, empty where there is none.
+    """Return the register in the file, empty without a file.
 
     Raises:
       Refusal: it cannot be read.
@@ -175,5 +175,5 @@ def read_register(path: Path) -> Register:
 
 
 def write_register(path: Path, register: Register) -> None:
-    """Keep the register in the file at `path`; it is on disk when this returns."""
+    """Write the register to the file at `path`; it is on disk when this returns."""
     replace_file(path, (json.dumps({"format": FORMAT, **asdict(register)}, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Requirements of a device: what a folder of wheels and a lock name, each with its hash; or, unverified, the versions here.
+"""Requirements of a device: a folder of wheels and a lock, with hashes; or, unverified, the local versions.
 
 Whoever owns a name on a package index runs code wherever it is installed by that name. A hash binds the name to bytes. The
 project owns no name on an index: fedveil itself is always a file that the operator built.
@@ -37,7 +37,7 @@ TORCH = (
 
 
 def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
-    """Pins of all that these extras of fedveil need, as installed here, without hashes; fedveil itself is not named."""
+    """Pins of the packages that these extras of fedveil need, as installed here, without hashes or fedveil."""
     pins: dict[str, str] = {}
     _pin(OWN, pins, extras)
     torch = pins.pop("torch")
@@ -51,7 +51,7 @@ def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
 
 
 def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
-    """Return requirements with hashes: all wheels in `folder`, fedveil's by its file, and what else a lock names.
+    """Return requirements with hashes: all wheels in `folder`, fedveil's by its file, and the others of a lock.
 
     Args:
       folder: of wheels. Without a lock it holds all that a device installs, offline.
@@ -80,12 +80,12 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
 
 
 def unverified(requirements: str) -> str | None:
-    """Return the first line that is bound to no bytes, so that whoever owns its name decides what is installed; or None."""
+    """Return the first line without a hash, whose content the owner of the package name could change; or None."""
     return next((line for line in _logical(requirements) if not HASHES.search(line)), None)
 
 
 def _locked(lock: Path) -> list[str]:
-    """Return the lines of a lock; refuse a name without a hash, and fedveil's own, which is on no index."""
+    """Return the lines of a lock; refuse a name without a hash, and fedveil's own, which is not on an index."""
     try:
         text = read_file(lock).decode()
         names = {line: _named(line) for line in _logical(text)}
@@ -99,7 +99,7 @@ def _locked(lock: Path) -> list[str]:
 
 
 def _logical(text: str) -> list[str]:
-    """Return the requirements of a text, each in one line."""
+    """Return the requirements in a text, one per line."""
     joined = (line.partition(" #")[0].strip() for line in text.replace("\\\n", " ").splitlines())
     return [" ".join(line.split()) for line in joined if line and not line.startswith("#")]
 
@@ -109,7 +109,7 @@ def _named(line: str) -> str:
 
 
 def _device_wheel(path: Path) -> tuple[str, str]:
-    """Return name and public version of a wheel that brings no CUDA along."""
+    """Return name and public version of a wheel that does not require CUDA."""
     try:
         name, version, _, tags = parse_wheel_filename(path.name)
     except (InvalidWheelFilename, InvalidVersion):
@@ -123,7 +123,7 @@ def _device_wheel(path: Path) -> tuple[str, str]:
 
 
 def _refuse_cuda(wheel: Path) -> None:
-    """Refuse a wheel that, installed on Linux on aarch64, would bring CUDA along."""
+    """Refuse a wheel that requires CUDA on Linux on aarch64."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
@@ -136,7 +136,7 @@ def _refuse_cuda(wheel: Path) -> None:
 
 
 def cuda_on_device(requires: Iterable[str]) -> list[str]:
-    """Those of a distribution's requirements that are of CUDA and hold for Linux on aarch64."""
+    """Return a distribution's requirements of CUDA that apply to Linux on aarch64."""
     asked = [Requirement(each) for each in requires]
     return [
         each.name
@@ -146,7 +146,7 @@ def cuda_on_device(requires: Iterable[str]) -> list[str]:
 
 
 def _pin(name: str, pins: dict[str, str], extras: Iterable[str] = ()) -> None:
-    """Add the installed version of `name`, and of what it needs with these extras."""
+    """Add the installed versions of `name` and of its requirements with these extras."""
     name = canonicalize_name(name)
     if CUDA.match(name) or (name in pins and not extras):
         return

@@ -1,4 +1,4 @@
-"""Server of one run of a real federation, from its beginning or from where it was left."""
+"""Server of one run of a real federation, new or resumed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def serve(
     callbacks: Sequence[Callback] = (),
     reach: Open = open_link,
 ) -> int:
-    """Serve the run that the command line names, or the one that was left unfinished; return the exit code.
+    """Serve the run of the command line, or the unfinished one; return the exit code.
 
     Args:
       folder: the server's bundle.
@@ -114,7 +114,7 @@ def serve(
 
 
 def refuse_roster(bundle: ServerBundle) -> None:
-    """Refuse a roster of nobody, and to admit again whom a roster that was served has left out."""
+    """Refuse an empty roster, and the readmission of members that a served roster excluded."""
     if not bundle.roster.members:
         remedy = "has no members: admit clients, or let devices enrol first (fedveil server enrol)"
         raise Refusal("roster", f"version {bundle.roster.version}", remedy)
@@ -148,13 +148,13 @@ def _nothing(config: DictConfig) -> None:
 
 
 def _needs_schema(bundle: ServerBundle, given: Sequence[str]) -> bool:
-    """Whether tables are learned from by the schema that provisioning has put into the bundle."""
+    """Whether the task uses tables with the schema that provisioning put into the bundle."""
     named = any(each.startswith("task.schema=") for each in given)
     return "task=csv" in given and not named and (bundle.folder / SCHEMA).is_file()
 
 
 def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
-    """Return the settings of the run that is asked for; where it had begun, `resume` names its folder.
+    """Return the settings of the requested run; if it has begun, `resume` names its folder.
 
     The link is the bundles' own unless another is named, which then is refused.
 
@@ -180,7 +180,7 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
 
 
 def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run keeps to its end: all but the reason of an act, where it is watched and how long rounds wait."""
+    """Return the settings that are fixed for a run: all except the reason of an act, watching and waiting times."""
     link = {key: value for key, value in config["link"].items() if key not in WAITS}
     return {**config, "reason": None, "metrics_port": None, "link": link}
 
@@ -194,14 +194,14 @@ def _close_finished(folder: Path) -> None:
 
 
 def completed(bundle: ServerBundle, given: Sequence[str]) -> list[str]:
-    """Return overrides with what the bundle says: its link, and the schema that provisioning has put there."""
+    """Return overrides with the bundle's link and schema."""
     link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
     schema = [f"task.schema={bundle.folder / SCHEMA}"] if _needs_schema(bundle, given) else []
     return [*given, *link, *schema]
 
 
 def _unfinished(folder: Path) -> Path | None:
-    """Return the folder of the run that was begun last and has not finished."""
+    """Return the folder of the last begun run that has not finished."""
     configs = sorted((folder / RUNS).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     open_runs = [
         path.parent for path in configs if (_result(path.parent) or {}).get("status") not in FINISHED
@@ -270,12 +270,12 @@ def _run(
 
 
 def with_differences(link: Link, federation: Federation) -> Link:
-    """Return the link as it is, or with models told as differences where the run's settings ask for that."""
+    """Return the link, with models sent as differences if the run's settings enable that."""
     return replace(link, grid=DifferenceGrid(link.grid)) if federation.sends_differences else link
 
 
 def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
-    """Return the link with a log of all that is told over it, and with quotes where the server has a command for them."""
+    """Return the link with the transparency log, and with quotes if the server has a command for them."""
     try:
         log = ServerLog(bundle.folder / LOG)
     except OSError as error:
@@ -289,7 +289,7 @@ def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 @dataclass
 class Farewell:
-    """Callback that tells the connected clients that the run is over, gives them its final model, and takes their receipts."""
+    """Callback that sends the end of the run and its final model to connected clients, and collects their receipts."""
 
     link: Link
     federation: Federation
@@ -302,10 +302,10 @@ class Farewell:
         self.run = run.name
 
     def round(self, done: RoundEnd) -> None:
-        """Do nothing: the run goes on."""
+        """Do nothing: the run continues."""
 
     def end(self, ending: RunEnd) -> None:
-        """Tell them, unless the same command goes on with the run.
+        """Send the end of the run, unless the same command can resume it.
 
         A run that an alarm has ended, or whose rounds were all abandoned, leaves no model.
         """
@@ -327,7 +327,7 @@ class Farewell:
             self._keep(ending.folder, Told(self.bundle.federation, self.run, manifest), given)
 
     def _keep(self, folder: Path, told: Told, given: Mapping[int, Receipt]) -> None:
-        """Write down the receipts that hold; one that does not is worth nothing."""
+        """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         keys = {member.node: member.public for member in roster.members}
         true = [
@@ -340,7 +340,7 @@ class Farewell:
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
-    """Return what the server of this bundle and these settings has in the place of data."""
+    """Return the values that this bundle and these settings give a server in place of data."""
     ledgers = settings.ledger_dir
     return Deployed(
         run=settings.run,

@@ -1,4 +1,4 @@
-"""Status of a server: what it said last, and whether it still runs."""
+"""Status of a server: its last written status, and whether it is running."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def show(folder: Path, *, as_json: bool) -> int:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return what a server on this folder said last. Refusal where none ever said anything that can be read."""
+    """Return the last status of a server on this folder; refuse if there is none that is readable."""
     path = folder / STATUS
     try:
         return json.loads(path.read_bytes())
@@ -49,7 +49,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def served_roster(folder: Path) -> int:
-    """Return the version of the roster that a server on this folder had last; 0 where none ever said."""
+    """Return the last roster version of a server on this folder; 0 if unknown."""
     try:
         return int(read_status(folder)["roster"])
     except (Refusal, KeyError, TypeError, ValueError):
@@ -57,7 +57,7 @@ def served_roster(folder: Path) -> int:
 
 
 def clients_before(folder: Path) -> dict[int, Mapping[str, Any]]:
-    """Return what an earlier server said of each node; nothing where none ever said anything that can be read."""
+    """Return an earlier server's facts of each node; empty if there are none that are readable."""
     try:
         return {int(each["node"]): each for each in read_status(folder)["clients"]}
     except (Refusal, KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Units of systemd for a device and for the server, with no right that they do not need."""
+"""Units of systemd for a device and for the server, with only the rights that they need."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ WantedBy=multi-user.target
 
 
 def client_unit(federation: str, name: str) -> str:
-    """Return the unit of one client; its bundle lies in /var/lib/fedveil-client, the package in /opt/fedveil."""
+    """Return the unit of one client; its bundle is in /var/lib/fedveil-client, the package in /opt/fedveil."""
     return _UNIT.format(what=f"client {name}", federation=federation, folder="fedveil-client", own=_CLIENT)
 
 

@@ -1,4 +1,4 @@
-"""Keys of an authority on a token (PKCS#11): they are made there, sign there and never leave it.
+"""Keys of an authority on a token (PKCS#11): they are created there, sign there and never leave it.
 
 The package is `python-pkcs11`. A key stands for cryptography's own, so that whatever signs with the one signs with the other.
 """
@@ -34,7 +34,7 @@ POINT_BYTES = {ED25519: 32, P256: 65}
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """Token on which an authority's keys are.
+    """Token with an authority's keys.
 
     Attributes:
       module: path of the token's PKCS#11 library.
@@ -109,7 +109,7 @@ class TokenP256(EllipticCurvePrivateKey):
 
 
 def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[TokenEd25519, TokenP256]:
-    """Return the authority's keys on a token: the one that signs rosters, and the one that signs certificates.
+    """Return the authority's keys on a token: one signs rosters, the other certificates.
 
     Args:
       choice: of the token.

@@ -79,13 +79,13 @@ class Watch:
     # --- what happens -------------------------------------------------------------------------------------------
 
     def start(self, run: RunStart) -> None:
-        """Take note of a run that is about to begin its rounds, or to go on with them."""
+        """Handle the start of a run, or its resumption."""
         self._rows = [*run.rows]
         self._look(run.audit)
         log("begins", run=run.name, after_round=len(run.rows))
 
     def round(self, done: RoundEnd) -> None:
-        """Take note of one more round."""
+        """Handle the end of a round."""
         self._rows.append(done.row)
         self._look(done.audit)
         log("round", run=self.settings.run, **{key: done.row[key] for key in LOGGED if key in done.row})
@@ -97,7 +97,7 @@ class Watch:
             log("alarm", run=self.settings.run, round=each.round, what=in_words(each.alarm))
 
     def wait_for(self, clients: int) -> None:
-        """Take note that no round begins before so many clients are connected; 0: that it may begin."""
+        """Record that the next round waits for this many connected clients; 0: that it may begin."""
         waiting = f"for {clients} of {len(self._rosters()[0].members)} clients" if clients else ""
         if waiting and self._state != "waiting":
             log("waits", run=self.settings.run, clients=clients)
@@ -121,7 +121,7 @@ class Watch:
     # --- what is said -------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return all that is known now, as plain data."""
+        """Return the current status, as plain data."""
         presence, federation, roster = self._presence(), self._federation, self._rosters()[0]
         rounds = rounds_of(self._rows)
         return {
@@ -142,7 +142,7 @@ class Watch:
         }
 
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
-        """Return what is known of one client, by an earlier process too where it has not come yet."""
+        """Return the facts of one client, from an earlier process if it has not connected yet."""
         node, since = member.node, presence.since.get(member.node)
         seen, facts = presence.seen.get(node), presence.devices.get(node)
         before = self._before.get(node, {})
@@ -158,20 +158,20 @@ class Watch:
         }
 
     def follow(self) -> None:
-        """Write the status whenever it has changed, until `stop`."""
+        """Write the status after each change, until `stop`."""
         written = self._write({})
         while not self._stop.wait(LOOK_SECONDS):
             written = self._write(written)
         self._write(written)
 
     def stop(self) -> None:
-        """End `follow`, with what there is to say last."""
+        """End `follow` after a last write."""
         if self._state in ("starting", "waiting", "training"):
             self._say("stopped", "")
         self._stop.set()
 
     def _write(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Return what is written; whatever goes wrong here, a full disk or a link that fails, is not the run's matter."""
+        """Return the written status; an error here, such as a full disk or a failing link, does not affect the run."""
         try:
             return self._written(before)
         except OSError as error:
@@ -238,7 +238,7 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each unit's budget and what is spent of it, as far as a server knows; epsilon may be "infinity"."""
+    """Return each unit's budget and its spent part, as far as a server knows; epsilon may be "infinity"."""
     rows: list[dict[str, Any]] = []
     if (client := federation.summed) is not None:
         spent, target = rounds["epsilon_client"], client.target_epsilon
@@ -274,14 +274,14 @@ class JsonLines(logging.Formatter):
     """A record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return time, level, event and whatever fields the event has."""
+        """Return time, level, event and the event's fields."""
         told = {"time": _utc(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
         return json.dumps({**told, **getattr(record, "fields", {})}, allow_nan=False, default=dict)
 
 
 @contextmanager
 def watching(watch: Watch) -> Generator[Watch]:
-    """Watch a run as long as the context lasts.
+    """Watch a run within the context.
 
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.

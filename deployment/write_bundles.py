@@ -1,4 +1,4 @@
-"""Bundles that provisioning hands out: a folder for the server, one for each client. Private keys are made elsewhere."""
+"""Bundles made by provisioning: a folder for the server, one for each client. Private keys are made elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """Write all of the server's bundle but its private key; the list of who is admitted comes first."""
+    """Write the server's bundle except its private key; the admission list comes first."""
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
     if federation.enrolment is not None:
         settings["enrolment"] = federation.enrolment[0]
@@ -52,7 +52,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """Write the bundles of all clients that are admitted, but for their private keys.
+    """Write the bundles of all admitted clients, except their private keys.
 
     Args:
       folder: of all bundles.
@@ -78,7 +78,7 @@ def write_clients(
 def client_files(
     federation: FederationFile, authority: Authority, register: Register, issued: Issued, requirements: str
 ) -> dict[str, bytes]:
-    """Return the files of one client's bundle by name, but for its private keys and the roster."""
+    """Return the files of one client's bundle by name, except its private keys and the roster."""
     entry = federation.entry(issued.name)
     assert entry is not None  # whoever is admitted and not in the file is refused before
     named = authority.public(register.post_quantum).hex()
@@ -95,7 +95,7 @@ def client_files(
 
 
 def _tables(federation: FederationFile) -> dict[str, bytes]:
-    """Return the file of the schema, where there is one."""
+    """Return the file of the schema, if there is one."""
     return {} if federation.schema is None else {SCHEMA: federation.schema.encode()}
 
 

@@ -28,7 +28,7 @@ Longest = Callable[[], float]
 
 
 def usual_wait() -> float:
-    """Return the longest wait between two attempts to connect while a run goes on, in seconds."""
+    """Return the longest wait between two connection attempts during a run, in seconds."""
     return LONGEST_WAIT_SECONDS
 
 
@@ -53,7 +53,7 @@ class Journal:
         return name in self._ids
 
     def note(self, name: str) -> None:
-        """Write down, durably, that this instruction is begun."""
+        """Record durably that this instruction is begun."""
         self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")
         self._file.flush()

@@ -81,7 +81,7 @@ class HeldModels:
         )
 
     def _named(self, named: tuple[str, ArrayRecord]) -> ToldModel:
-        """Return a model by its hash, and keep it."""
+        """Return a model by its hash, and store it."""
         name, record = named
         if self._last is None or self._last[0] is not record:
             arrays = views(record)

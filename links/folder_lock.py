@@ -14,7 +14,7 @@ ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
 
 @contextmanager
 def alone(path: Path, field: str) -> Generator[None]:
-    """Hold the lock as long as the context lasts.
+    """Hold the lock within the context.
 
     Args:
       path: of the lock, without its suffix.

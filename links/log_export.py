@@ -116,7 +116,7 @@ def _holds(told: Told) -> bool:
 
 
 def fork_between(mine: LogExport, other: Told) -> str:
-    """Return in words how another's log contradicts mine; empty where it does not, as far as both go.
+    """Return a sentence on how another log contradicts this one; empty if their common part agrees.
 
     Args:
       mine: as I have it.

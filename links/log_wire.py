@@ -34,7 +34,7 @@ class ToldLog:
 
 
 def log_record(told: ToldLog) -> ConfigRecord:
-    """Return the record that lies beside an instruction."""
+    """Return the record that is added to an instruction."""
     return ConfigRecord({**vars(told), "leaves": b"".join(told.leaves)})
 
 

@@ -67,7 +67,7 @@ class LoggedGrid(PassingGrid):
             yield reply
 
     def _places(self, message: Message, hashes: dict[tuple[int, ...], bytes]) -> tuple[int, int] | None:
-        """Return where the model and the roster of a message stand; None for one that belongs to no run."""
+        """Return the log's places of a message's model and roster; None for a message outside a run."""
         content = message.content
         records = records_of(content, ConfigRecord)
         named = records.get(SPEC_RECORD) or records.get(OVER)

@@ -25,13 +25,13 @@ def raise_limit() -> None:
 
 
 def for_connections() -> int:
-    """Return how many of the files that may be open are there for connections; the others stay the process's own."""
+    """Return the number of open files available for connections; the others are reserved for the process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft - min(KEPT, soft // 2)
 
 
 class Listener(socket.socket):
-    """Listening socket that closes a connection at once where it takes a file that is not there for connections."""
+    """Listening socket that immediately closes a connection beyond the number of files for connections."""
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection.
@@ -47,7 +47,7 @@ class Listener(socket.socket):
 
 
 def listener(field: str, address: str) -> Listener:
-    """Return a socket that listens at the address and port that a field names, for devices.
+    """Return a socket that listens for devices at the address and port of a field.
 
     Raises:
       Refusal: it cannot be listened on, with the system's reason.

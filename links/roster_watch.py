@@ -47,7 +47,7 @@ class Followed(Generic[T]):
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self) -> T:
-        """Return the present value, from any thread."""
+        """Return the current value, from any thread."""
         with self._one_at_a_time:
             try:
                 if (stamp := [_stamp_of(path) for path in self.paths]) != self._stamp:
@@ -90,7 +90,7 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
 
 
 def followed_credentials(bundle: ServerBundle) -> Followed[Credentials]:
-    """Return the credentials of a running server; a new certificate counts once its key is there too."""
+    """Return the credentials of a running server; a new certificate is used once its key is present."""
     paths = (bundle.folder / "tls.pem", bundle.folder / "tls.key")
     return Followed(
         paths, lambda _: read_credentials(bundle.folder, bundle.federation, SERVER), bundle.credentials

@@ -1,4 +1,4 @@
-"""Certificate of a federation's server, told from those of its clients, which the same authority has signed."""
+"""Certificate of a federation's server, distinguished from its clients' certificates by the same authority."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .server_bundle import SERVER
 
 
 def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
-    """Return the certificate if it is that of the federation's server; whether it is valid now is not looked at.
+    """Return the certificate if it is that of the federation's server; its validity period is not checked.
 
     Raises:
       ValueError: it is none, or another's.

@@ -54,7 +54,7 @@ def fields_of(entry: str) -> dict[str, str]:
 
 
 def told_again(entries: Iterable[str]) -> frozenset[int]:
-    """Return the places of entries that contradict one before: another model of one round, final model of one run, or roster.
+    """Return the places of entries that contradict an earlier one: a second model of a round or a run, or roster.
 
     Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a
     new name whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two

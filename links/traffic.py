@@ -77,7 +77,7 @@ class Carried:
         )
 
     def to_json(self) -> dict[str, dict[str, int]]:
-        """Return it as plain data."""
+        """Return the counts as plain data."""
         return {"down": dict(self.down), "up": dict(self.up)}
 
 
@@ -106,7 +106,7 @@ class Tally:
                 found[purpose] += size * part / whole
 
     def total(self) -> Carried:
-        """Return all that was added so far."""
+        """Return the total so far."""
         with self._lock:
             down, up = (
                 {str(each): round(found[each]) for each in TrafficPurpose if round(found[each])}
@@ -130,7 +130,7 @@ class Cargo:
     vector: int | None = None
 
     def up(self, size: float) -> Shares:
-        """Return the purposes of a reply of so many bytes."""
+        """Return the purposes of the bytes of a reply."""
         if self.vector is None or size <= self.vector:
             return {self.purpose: 1.0}
         return {self.purpose: float(self.vector), TrafficPurpose.KEYS: size - self.vector}

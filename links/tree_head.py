@@ -63,7 +63,7 @@ class TreeHead:
 
 
 def sign_head(federation: str, size: int, root: bytes, own: Credentials) -> TreeHead:
-    """Return a head that the server signs now."""
+    """Return a new head signed by the server."""
     key = load_pem_private_key(own.key, None)
     assert isinstance(key, EllipticCurvePrivateKey)
     head = TreeHead(federation, size, root.hex(), int(time.time()), own.certificate.decode(), "")
@@ -90,7 +90,7 @@ def read_head(text: str) -> TreeHead:
 
 @lru_cache(maxsize=64)  # the messages of a round carry one
 def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
-    """Return if the federation's server signed a head, with a key that the authority had certified for that time.
+    """Verify that the federation's server signed a head with a key that the authority had certified for that time.
 
     Raises:
       Refusal: another signed it, or nobody.

@@ -1,4 +1,4 @@
-"""Question to the clients that this machine has: simulated ones, or owners' real data that lie here."""
+"""Question to the clients on this machine: simulated ones, or owners' real data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ask_here(
 
 
 def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> None:
-    """Refuse a question of a column that the first client does not have; of what is in columns nothing is looked at.
+    """Refuse a question about a column that the first client lacks; the columns' contents are not read.
 
     Raises:
       Refusal: it names the column.
@@ -87,7 +87,7 @@ def _engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Gri
 
 
 def seed_of(seed: int, name: str) -> int:
-    """Return the seed of a question's draws: those of two names, or of a run beside it, have nothing in common.
+    """Return the seed of a question's draws, independent of those of other names and of runs.
 
     Args:
       seed: of the simulation.

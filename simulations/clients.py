@@ -24,7 +24,7 @@ PAYS = 400_000  # parameters of all clients that are trained at once, below whic
 
 @dataclass(frozen=True)
 class Clients:
-    """See the module's text.
+    """Recipe of a federation's simulated clients.
 
     Attributes:
       told: to the clients.
@@ -84,7 +84,7 @@ class Clients:
         )
 
     def workers(self, together: int) -> int:
-        """Return how many processes train a cohort: one for each core or GPU, as long as each has enough to do.
+        """Return the number of processes that train a cohort: one per core or GPU, if each has enough work.
 
         Args:
           together: as in `InProcessGrid`.

@@ -1,4 +1,4 @@
-"""Grid of simulated clients that counts what a link would carry, by the sizes that its encoders give."""
+"""Grid of simulated clients that counts the bytes of a link, by the sizes of its encoders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..strategies.wire import SummingGrid
 
 
 class CountedGrid(PassingGrid):
-    """Grid that counts each message that it passes on.
+    """Grid that counts each message that it forwards.
 
     Args:
       grid: reaches the clients.
@@ -51,7 +51,7 @@ class CountedGrid(PassingGrid):
             yield reply
 
     def _told(self, asked: Sequence[Message]) -> Sequence[Message]:
-        """Return messages as a link would carry them, to nodes each of which then holds the model that it was sent."""
+        """Return the messages in a link's form, for nodes that then hold the model that they were sent."""
         if self._models is None:
             return asked
         sent = self._models.told(asked)
@@ -62,7 +62,7 @@ class CountedGrid(PassingGrid):
 
 
 class CountedSums(CountedGrid):
-    """The same for a grid that adds its clients' replies itself."""
+    """Counting grid for a grid that adds its clients' replies itself."""
 
     def __init__(self, grid: SummingGrid, tally: Tally, models: HeldModels | None = None) -> None:
         assert isinstance(grid, Grid)
@@ -70,7 +70,7 @@ class CountedSums(CountedGrid):
         self._adds = grid
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Count an instruction to every node, and the vectors that come back; arguments as of `SummingGrid`."""
+        """Count an instruction to every node and the returned vectors; arguments as of `SummingGrid`."""
         cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
         for message, count in self._sent(order, nodes):
             self._tally.add("down", cargo.down, count * carried_bytes(message))
@@ -78,7 +78,7 @@ class CountedSums(CountedGrid):
         return added
 
     def _sent(self, order: Message, nodes: Sequence[int]) -> Iterable[tuple[Message, int]]:
-        """Return the messages to the nodes that differ in more than their node, and how many there are of each."""
+        """Return the distinct messages apart from the node, with the number of each."""
         if self._models is None:
             return [(order, len(nodes))]
         sent = self._told([Message(order.content, node, order.metadata.message_type) for node in nodes])
@@ -87,7 +87,7 @@ class CountedSums(CountedGrid):
 
 
 def counted(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
-    """Return a grid that counts what another passes on.
+    """Return a grid that counts the messages of another.
 
     Args:
       grid: reaches the clients.

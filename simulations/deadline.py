@@ -15,12 +15,12 @@ from ..strategies.wire import LATE
 
 
 class PastDeadline(BaseException):
-    """A client took longer than its deadline. No `Exception`, so that no client code swallows it."""
+    """A client exceeded its deadline. Not an `Exception`, so that no client code swallows it."""
 
 
 @contextmanager
 def limited_to(seconds: float) -> Generator[None]:
-    """Raise `PastDeadline` in the block once the time is up; where no alarm can come, in other threads, never."""
+    """Raise `PastDeadline` in the block when the time is up; never in other threads, where alarms cannot arrive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

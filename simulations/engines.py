@@ -1,4 +1,4 @@
-"""Engine that a simulation's clients run on: in this process and its workers, or in Ray's actors."""
+"""Engine of a simulation's clients: this process and its workers, or Ray's actors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .faults import inject
 
 @contextmanager
 def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generator[Grid]:
-    """Open what reaches the clients, as `on_engine` does, and count what a link would carry.
+    """Open the grid to the clients, as `on_engine` does, and count the bytes of a link.
 
     Args:
       run: about to begin its rounds.
@@ -34,7 +34,7 @@ def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generato
 
 
 def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:
-    """Open what reaches the clients: the grid that is given, or the engine that the settings name.
+    """Open the grid to the clients: the given one, or the engine of the settings.
 
     Arguments as of `counted_engine`.
     """
@@ -47,14 +47,14 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
 
 @contextmanager
 def asking_engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    """Open the engine that the settings name, and the tally of what a link would carry, for a question: none trains."""
+    """Open the engine of the settings and the tally of a link's bytes, for a question without training."""
     clients = clients_of(federation, told, federation.num_clients, at_once=False)
     with _opened(federation, clients, federation.settings.engine.workers or 1) as opened:
         yield counted(opened, tally := Tally()), tally
 
 
 def require_one_machine(federation: Federation) -> None:
-    """Refuse real records on a cluster: a client's ledger lies where it trains, which is another machine each time.
+    """Refuse real records on a cluster: a client's ledger is on the machine where it trains, which changes.
 
     Raises:
       Refusal: each machine would keep a budget of its own for the same records.
@@ -90,7 +90,7 @@ def _opened(federation: Federation, clients: Clients, workers: int | None) -> Ab
 
 
 def client_mods(federation: Federation) -> tuple[Mod, ...]:
-    """Return what surrounds a client where Flower's runtime calls it: its deadline, and the faults to inject."""
+    """Return the mods of a client in Flower's runtime: its deadline, and the faults to inject."""
     s = federation.settings
     faults = (inject(s.faults, federation.randomness, s.engine.deadline),) if s.faults.any else ()
     return (within(s.engine.deadline), *faults)

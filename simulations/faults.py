@@ -49,7 +49,7 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
 
 
 def picked(faults: FaultSettings, chance: float) -> str | None:
-    """Return the fault that a random number stands for; None for none.
+    """Return the fault that a random number selects, or None.
 
     Args:
       faults: their probabilities.

@@ -33,12 +33,12 @@ RUNS = Path.home() / ".local" / "share" / "fedveil" / "runs"
 
 
 def settings_of(context: Context) -> SimulationSettings:
-    """Return the settings that ``-c "overrides='...'"`` gives."""
+    """Return the settings in ``-c "overrides='...'"``."""
     return settings_from_overrides(shlex.split(str(context.run_config["overrides"])))
 
 
 def folder_of(context: Context) -> Path:
-    """Return the run folder; the runtime's own working directory is nobody's place to look for results."""
+    """Return the run folder, outside the runtime's own working directory, where nobody would look for results."""
     folder = Path(str(context.run_config["folder"]) or RUNS / str(context.run_id))
     if not folder.is_absolute():
         remedy = "give an absolute path: the runtime works in a folder of its own"
@@ -68,7 +68,7 @@ def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
 
 
 def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Surround a client as the settings say, which are known only once the run's context is: a mod."""
+    """Apply the settings' mods to a client, once the run's context gives the settings."""
     for mod in reversed(client_mods(_federation(str(context.run_config["overrides"])))):
         call_next = _around(mod, call_next)
     return call_next(message, context)

@@ -24,7 +24,7 @@ SETTLE_SECONDS = 0.5  # no more nodes for so long: registration is over
 
 
 class FlowerGrid(PassingGrid):
-    """See the module's text.
+    """Grid of Flower's simulation runtime.
 
     Args:
       grid: of Flower's simulation runtime.
@@ -50,18 +50,18 @@ class FlowerGrid(PassingGrid):
         return range(FIRST_NODE, FIRST_NODE + len(self._nodes))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to the runtime and return their ids."""
+        """Pass messages to the runtime and return their ids."""
         self.get_node_ids()
         return self._grid.push_messages([self._addressed(message) for message in messages])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
+        """Return the available replies."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Hand the messages to the runtime and yield its replies as they come.
+        """Pass the messages to the runtime and yield its replies as they arrive.
 
         Args:
           messages: at most one to each client.

@@ -50,7 +50,7 @@ CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
 @dataclass
 class InProcessGrid(AskingGrid):
-    """See the module's text.
+    """Grid of calls to one ClientApp, in this process or in forked workers.
 
     Attributes:
       client_app: called once for every message.
@@ -127,7 +127,7 @@ class InProcessGrid(AskingGrid):
         return self._sum_in_workers(orders, size)
 
     def add(self, order: CohortOrder, cohort_sum: CohortSum) -> CohortSum:
-        """Add in this process what an order's nodes reply, and return the sum.
+        """Add the replies of an order's nodes in this process, and return the sum.
 
         Args:
           order: the instruction, and to whom.
@@ -209,7 +209,7 @@ class InProcessGrid(AskingGrid):
 
     @property
     def stateful(self) -> list[int]:
-        """The nodes whose clients keep state in this process, in their order."""
+        """The nodes whose clients keep state in this process, in order."""
         return sorted(self._contexts)
 
     # --- workers --------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class InProcessGrid(AskingGrid):
         return total
 
     def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
-        """Let each node answer in the worker that keeps its state; no two messages to one node."""
+        """Answer each node in the worker that keeps its state; at most one message per node."""
         waiting = {message.metadata.dst_node_id: message for message in messages}
         for _, share, done in self._in_workers(
             list(waiting), lambda nodes: [waiting[node] for node in nodes], 0
@@ -241,7 +241,7 @@ class InProcessGrid(AskingGrid):
     def _in_workers(
         self, nodes: Sequence[int], order_to: Callable[[list[int]], CohortOrder | list[Message]], size: int
     ) -> Iterator[tuple[_Worker, list[int], list[Any] | None]]:
-        """Yield each worker with its share of the nodes and what it answers; None if it died or is too late, and is replaced.
+        """Yield each worker with its share of the nodes and its answer; None if it died or timed out, and was replaced.
 
         A node that keeps state goes to the worker that holds it.
         """
@@ -275,7 +275,7 @@ class InProcessGrid(AskingGrid):
         return _Worker(process, ours, shared, size)
 
     def _work(self, orders: Connection, total: np.ndarray) -> None:
-        """Serve orders until the parent goes away; never return. Signals to the group are the parent's to answer."""
+        """Serve orders until the parent exits; never return. The parent handles signals to the group."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         keep_memory()
@@ -300,7 +300,7 @@ class InProcessGrid(AskingGrid):
 
 @dataclass(frozen=True)
 class CohortOrder:
-    """One instruction and who is to follow it.
+    """One instruction and its nodes.
 
     Attributes:
       content: records of the instruction.
@@ -317,7 +317,7 @@ class CohortOrder:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A forked process and the memory in which it leaves its share of the sum."""
+    """A forked process and the shared memory for its share of the sum."""
 
     process: int
     pipe: Connection
@@ -329,7 +329,7 @@ class _Worker:
             self.pipe.send(order)
 
     def receive(self, seconds: float) -> Any:
-        """Return what the worker answers; None if it died or is too late."""
+        """Return the worker's answer; None if it died or timed out."""
         try:
             return self.pipe.recv() if self.pipe.poll(seconds) else None
         except (EOFError, ConnectionError):
@@ -344,7 +344,7 @@ class _Worker:
 
 
 def dealt(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[list[int]]:
-    """Return the nodes dealt out evenly; one that keeps state goes to the worker that holds it.
+    """Return the nodes dealt evenly; a node with state goes to the worker that holds it.
 
     Args:
       nodes: of clients.
@@ -358,7 +358,7 @@ def dealt(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[
 
 
 def _isolated(content: RecordDict) -> RecordDict:
-    """Return a record that a client may change: its own dictionaries over arrays that are copied when read."""
+    """Return a record that a client may modify: new dictionaries over arrays that are copied when read."""
     out = RecordDict()
     for name, record in content.items():
         out[name] = record.copy() if isinstance(record, ArrayRecord | ConfigRecord) else record

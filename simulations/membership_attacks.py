@@ -42,7 +42,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Attacked:
-    """A model, records that trained it and others, and what reference models may be made of.
+    """A model, its training records and others, and the data for reference models.
 
     Attributes:
       task: gives the model.
@@ -62,7 +62,7 @@ class Attacked:
     population: Examples
 
     def reference(self, examples: Examples, number: int) -> torch.nn.Module:
-        """Return a model of these examples alone, trained in the clear; `number` gives its seed."""
+        """Return a model trained on only these examples without privacy; `number` gives its seed."""
         model = self.task.model()
         torch.default_generator.manual_seed(SEED + number)
         train(model, self.task, examples, self.training, number, key=SEED)
@@ -80,7 +80,7 @@ def by_loss(attacked: Attacked, shadows: int) -> Scores:
 
 
 def by_rmia(attacked: Attacked, shadows: int) -> Scores:
-    """Score by RMIA with one reference model, which saw none of those attacked and none of the population."""
+    """Score by RMIA with one reference model, trained on neither the attacked records nor the population."""
     del shadows
     models = attacked.model, attacked.reference(attacked.spare, 0)
     target, reference = (attacked.likelihoods(model, attacked.records) for model in models)
@@ -89,7 +89,7 @@ def by_rmia(attacked: Attacked, shadows: int) -> Scores:
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:
-    """Score by LiRA: each shadow model trains on half of those attacked, and the next one on the other half."""
+    """Score by LiRA: each shadow model trains on half of the attacked records, and the next one on the other half."""
     generator = np.random.default_rng(SEED)
     count = len(attacked.records)
     inside: list[NDArray[np.bool_]] = []
@@ -155,7 +155,7 @@ ATTACKS: Mapping[str, Callable[[Attacked, int], Scores]] = {
 
 
 def membership(folder: Path, attack: str, shadows: int, epochs: int, *, as_json: bool = False) -> int:
-    """Attack the final model of a run and print what that found; return the exit code: 0, whatever it was.
+    """Attack the final model of a run and print the results; return the exit code, which is always 0.
 
     Args:
       folder: of a finished run.
@@ -191,7 +191,7 @@ def measured(members: Scores, others: Scores) -> dict[str, Interval]:
 
 
 def attack_on(folder: Path, epochs: int) -> Attacked:
-    """Part the data of a finished run into those attacked and the rest, and load its model.
+    """Split the data of a finished run into attacked records and the rest, and load its model.
 
     Args:
       folder: of the run.

@@ -93,7 +93,7 @@ def predict(federation: Federation, seeds: Sequence[int] = SEEDS, clients: float
 
 
 def _shrunk(federation: Federation, clients: float) -> Federation:
-    """Return the federation with smaller draws and as much less noise."""
+    """Return the federation with smaller draws and proportionally less noise."""
     privacy = federation.settings.privacy
     expected = federation.cohort.expected_size(federation.num_clients)
     shrinking = min(MOST_SHRINKING, max(1.0, expected / LEAST_CLIENTS))
@@ -136,7 +136,7 @@ def _clients_noise(federation: Federation) -> float:
 
 
 def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
-    """Return the federation with another level of privacy and draw, and with nothing that costs time beside training."""
+    """Return the federation with another level of privacy and draw, and without anything slow except training."""
     changed = {
         "privacy": privacy,
         "cohort": AllCohort() if rate == 1 else PoissonCohort(rate=rate),
@@ -157,7 +157,7 @@ def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
 
 
 def _played(federation: Federation, small: Federation) -> dict[str, float]:
-    """Return the metrics of the model that the small federation's run leaves."""
+    """Return the metrics of the small federation's final model."""
     with tempfile.TemporaryDirectory() as folder:
         outcome = run_simulation(small, Path(folder) / "run", quiet=True)
         arrays = load_file(outcome.folder / "model.safetensors")

@@ -92,11 +92,11 @@ class Trainer:
         return self._clients.grid()
 
     def ready(self) -> int:
-        """Return, once this actor is there, how many clients it should train at once; 0 where one after the other."""
+        """Return, once this actor has started, how many clients it should train at once; 0 for one at a time."""
         return self._grid.together
 
     def add(self, nodes: Sequence[int], begun: Begun | None, last: bool) -> Added:
-        """Add what these nodes reply.
+        """Add the replies of these nodes.
 
         Args:
           nodes: of clients.
@@ -110,7 +110,7 @@ class Trainer:
         return self.fetch() if last else (None, self._grid.stateful)
 
     def fetch(self) -> Added:
-        """Return the sum since it began."""
+        """Return the sum since the round began."""
         return self._sum, self._grid.stateful
 
     def answers(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
@@ -120,7 +120,7 @@ class Trainer:
 
 @dataclass
 class RayGrid(AskingGrid):
-    """Grid whose nodes are called by Ray's actors; see the module's text.
+    """Grid whose nodes are called by Ray's actors.
 
     Attributes:
       clients: of the simulation.
@@ -159,7 +159,7 @@ class RayGrid(AskingGrid):
         return total
 
     def _train(self, here: list[int], begun: Any, shares: _Shares, total: CohortSum) -> None:
-        """Deal shares to these actors until none is left, or no actor; each then gives its sum."""
+        """Deal shares to these actors until no share or no actor is left; each then returns its sum."""
         import ray
 
         calls: dict[Any, int] = {}
@@ -189,7 +189,7 @@ class RayGrid(AskingGrid):
                     calls = {other: at for other, at in calls.items() if at != index}
 
     def _take(self, added: Added | None, index: int, shares: _Shares, total: CohortSum) -> bool:
-        """Merge what an actor returned, and return whether it is there; if it is lost, so are the clients it was given."""
+        """Merge an actor's sum, and return whether the actor is alive; if it is lost, its clients are dropped."""
         if added is None:
             self._replace(index)
             total.drop(DIED, len(shares.given[index]))
@@ -205,7 +205,7 @@ class RayGrid(AskingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Call the clients and yield their replies, as the actors are done.
+        """Call the clients and yield their replies as the actors finish.
 
         Arguments as of `InProcessGrid.send_and_receive`.
         """
@@ -240,7 +240,7 @@ class RayGrid(AskingGrid):
         return self.clients.deadline * clients + GRACE_SECONDS
 
     def _here(self, wanted: int = 1) -> list[int]:
-        """Return the actors that are there; if they are fewer than wanted, those that start are waited for."""
+        """Return the live actors; if they are fewer than wanted, wait for those that are starting."""
         import ray
 
         if self._starting:
@@ -294,7 +294,7 @@ class _Shares:
 
     @property
     def left(self) -> int:
-        """How many clients are not dealt yet."""
+        """Number of clients that are not dealt yet."""
         return len(self._rest) + sum(map(len, self._own))
 
     def next(self, index: int) -> list[int]:
@@ -311,7 +311,7 @@ class _Shares:
 
 
 def _travelling(instruction: Begun) -> Any:
-    """Return what actors are given of an instruction: itself where it is small, else a reference to the object store."""
+    """Return an instruction for actors: itself if it is small, otherwise a reference to the object store."""
     import ray
 
     arrays = instruction[0].content.array_records.values()
@@ -323,7 +323,7 @@ def _travelling(instruction: Begun) -> Any:
 
 
 def _result(call: Any) -> Any:
-    """Return what a call returned; None if its actor died."""
+    """Return the result of a call; None if its actor died."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 

@@ -36,7 +36,7 @@ def simulate(
     grid: Grid | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
-    """Run the federation that the settings describe and leave its results in `folder`.
+    """Run the federation that the settings describe and write its results to `folder`.
 
     Args:
       settings: validated.
@@ -58,7 +58,7 @@ def run_simulation(
     grid: Grid | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
-    """Run a federation that is built already, as `simulate` does; this process's own state stays as it was.
+    """Run an already built federation, as `simulate` does; this process's own state is restored.
 
     Arguments as of `simulate`; the federation is one whose clients this machine has.
 
@@ -77,7 +77,7 @@ def run_simulation(
 
 
 def _check_clients_apart(federation: Federation) -> None:
-    """Refuse real clients of which one reaches another in this process, where each is hidden as a whole."""
+    """Refuse real clients that can affect each other in this process, at the client level."""
     settings = federation.settings
     if federation.simulated or not isinstance(federation.summed, ClientLevel):
         return
@@ -90,7 +90,7 @@ def _check_clients_apart(federation: Federation) -> None:
 
 @contextmanager
 def state_kept() -> Generator[None]:
-    """Put back, after the block, what a simulation changes in its process: threads, random states, logs, memory."""
+    """Restore after the block the process state that a simulation changes: threads, random states, logs, memory."""
     threads, frozen = torch.get_num_threads(), gc.get_freeze_count()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     levels = {name: logging.getLogger(name).level for name in QUIET}

@@ -85,7 +85,7 @@ def read_export(folder: Path) -> Exported | None:
     except (OSError, ValueError, KeyError, TypeError):
         known, card = None, {}
     if not known:
-        raise Refusal("card", str(path), f"is no card of {FORMAT!r}; make the export again")
+        raise Refusal("card", str(path), f"is not a card of {FORMAT!r}; make the export again")
     return Exported(folder, card)
 
 

@@ -1,1 +1,1 @@
-"""Port on which devices that hold a token enrol: TLS without a client's certificate, one question a connection."""
+"""Port on which devices with a token enrol: TLS without a client certificate, one question per connection."""

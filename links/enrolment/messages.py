@@ -1,4 +1,4 @@
-"""Messages of an enrolment, each with its length before it: one question, and one answer to it."""
+"""Messages of an enrolment, each prefixed by its length: one question and one answer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def send(stream: socket.socket, message: Ask | Reply, end: float) -> None:
 
 
 def receive(stream: socket.socket, kind: type[T], most: int, end: float) -> T:
-    """Return the message that comes.
+    """Return the next message.
 
     Args:
       stream: over TLS.
@@ -83,7 +83,7 @@ def receive(stream: socket.socket, kind: type[T], most: int, end: float) -> T:
 
 
 def decoded(kind: type[T], data: bytes) -> T:
-    """Return the message that the bytes hold. Undecodable when they hold none."""
+    """Return the message in the bytes. Raise Undecodable if there is none."""
     values = unpack(data, _BOUNDS)
     kinds = list(get_type_hints(kind).values())
     if type(values) is not list or [type(each) for each in cast(list[Any], values)] != kinds:

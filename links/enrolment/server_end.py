@@ -1,4 +1,4 @@
-"""Server's end of enrolments: a port that is open while tokens are, and a queue that the authority answers.
+"""Server's end of enrolments: a port that is open while tokens are valid, and a queue that the authority answers.
 
 Without a token a caller can only get the authority's public certificate and key. A connection occupies one of a few
 slots for a few seconds. The port signs nothing and parses no request: it stores the bytes for the authority.
@@ -37,14 +37,14 @@ LOOK_SECONDS = 1.0  # between two looks at which tokens are open
 
 @dataclass(frozen=True)
 class OpenToken:
-    """Token as the server knows it: a hash of its door's key, in hexadecimal, and the Unix second of its end."""
+    """Server's data of a token: a hash of its port's key, in hexadecimal, and the Unix second of its expiry."""
 
     lock: str
     end: int
 
 
 def open_tokens(folder: Path, now: float) -> dict[str, OpenToken]:
-    """Return the tokens of a server's bundle that have not ended, by the names of their clients.
+    """Return the unexpired tokens of a server's bundle, by the names of their clients.
 
     Raises:
       Refusal: the list cannot be read; it then opens nothing.
@@ -84,7 +84,7 @@ class EnrolmentPort:
         self._one_at_a_time = threading.Lock()
 
     def answer(self, ask: Ask) -> Reply:
-        """Return the answer to a question; a request that is taken is on disk then.
+        """Return the answer to a question; an accepted request is on disk by then.
 
         Raises:
           Refusal: a file of the bundle cannot be read, or the request not be written.
@@ -141,7 +141,7 @@ class EnrolmentPort:
             return before
 
     def _accept(self, listening: socket.socket) -> None:
-        """Give the next connection a place, once one is free."""
+        """Accept the next connection when a place is free."""
         if not self._places.acquire(timeout=LOOK_SECONDS):
             return
         try:

@@ -51,7 +51,7 @@ class Token:
 
     @property
     def door(self) -> bytes:
-        """The key that the server is shown, 32 bytes."""
+        """The key that is shown to the server, 32 bytes."""
         return derive(self.secret, frame(Purpose.TOKEN, "door"))
 
     @property
@@ -61,7 +61,7 @@ class Token:
 
 
 def read_token(text: str) -> Token:
-    """Return the token that a line holds.
+    """Return the token in a line.
 
     Raises:
       Refusal: it is not a token. The sentence does not repeat the line.

@@ -101,7 +101,7 @@ def admit(address: str, keys: Collection[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Announced:
-    """Reply that a node has begun to hand over.
+    """Reply that a node has begun to deliver.
 
     Attributes:
       question: id of the message that it replies to.
@@ -132,7 +132,7 @@ class ServedRun:
         return {node_fingerprint(info.public_key): info.node_id for info in self._grid.get_nodes()}
 
     def push(self, messages: list[Message]) -> list[str]:
-        """Hand messages over and return their ids; an id is empty where the node is no longer known."""
+        """Deliver messages and return their ids; an id is empty if the node is no longer known."""
         return list(self._grid.push_messages(messages))
 
     def replies(self, questions: Collection[str]) -> list[Announced]:

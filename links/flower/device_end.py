@@ -70,7 +70,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """Memory of the last reply, for an instruction that comes again, and of a reply that is still owed."""
+    """Memory of the last reply, for a repeated instruction, and of a reply not yet delivered."""
 
     node: int
     handle: Handle
@@ -79,7 +79,7 @@ class ReplyMemory:
     _last: tuple[str, Message] | None = None
 
     def to(self, message: Message) -> Message:
-        """Return the reply to an instruction; one that comes again is answered from memory."""
+        """Return the reply to an instruction; a repeated one is answered from memory."""
         try:
             name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
             if self._last is None or self._last[0] != name:
@@ -94,7 +94,7 @@ class ReplyMemory:
         return Message(Error(FAILED, "the client failed"), reply_to=message)
 
     def settle(self, connection: FleetNode) -> None:
-        """Hand over the reply that is owed, unless the server has no use for it any more."""
+        """Deliver the pending reply, unless the server no longer needs it."""
         if self.owed is None:
             return
         try:
@@ -114,7 +114,7 @@ def follow_fleet(
     said: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
-    """Do what `follow` of the link over gRPC does, at a SuperLink.
+    """Follow a SuperLink, like `follow` of the gRPC link.
 
     Arguments as of `grpc.device_end.follow`, with the door of a SuperLink in the place of the endpoint.
 

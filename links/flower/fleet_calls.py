@@ -165,7 +165,7 @@ def load_node_key(key: bytes) -> EllipticCurvePrivateKey:
 
 @contextmanager
 def beating(beat: Callable[[], object], seconds: float) -> Generator[None]:
-    """Call `beat` every so many seconds from another thread as long as the context lasts, whether or not it fails."""
+    """Call `beat` at a fixed interval from another thread within the context, whether or not it fails."""
     over = threading.Event()
 
     def keep() -> None:
@@ -207,7 +207,7 @@ class FleetNode:
         )
 
     def come(self) -> None:
-        """Go on line, or continue after an interruption: Flower refuses a node that it still counts as present."""
+        """Go online, or continue after an interruption: Flower refuses a node that it still counts as present."""
         if self._node.node_id:
             try:
                 return self.beat()
@@ -218,20 +218,20 @@ class FleetNode:
         self._node = Node(node_id=self._client.ActivateNode(asked).node_id)
 
     def beat(self) -> None:
-        """Stay on line for two more heartbeat intervals."""
+        """Stay online for two more heartbeat intervals."""
         if self._node.node_id:
             asked = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
             self._client.SendNodeHeartbeat(asked)
 
     def go(self) -> None:
-        """Go off line, and tell the server if it can be reached."""
+        """Go offline, and tell the server if it is reachable."""
         with suppress(*FLEET_FAILURES):
             if self._node.node_id:
                 self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         self._client.close()
 
     def receive(self) -> Message | None:
-        """Return the next message, if there is one; it is not delivered a second time."""
+        """Return the next message, if any; it is delivered only once."""
         given = self._client.PullMessages(PullMessagesRequest(node=self._node))
         if not given.messages_list:
             return None
@@ -244,7 +244,7 @@ class FleetNode:
             return None
 
     def send(self, reply: Message) -> None:
-        """Hand over the reply to a message that was received."""
+        """Deliver the reply to a received message."""
         run = reply.metadata.run_id
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():

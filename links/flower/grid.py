@@ -34,7 +34,7 @@ OpenRun = Callable[[], AbstractContextManager[ServedRun]]
 def open_supernodes(
     open_run: OpenRun, nodes: Nodes, admitted: Admitted, traffic: NodeTraffic | None = None
 ) -> Generator[SuperNodeGrid]:
-    """Give a grid on a run of a SuperLink as long as the context lasts.
+    """Yield a grid on a run of a SuperLink.
 
     Args:
       open_run: starts a run of the SuperLink and ends it with its context.
@@ -69,7 +69,7 @@ class SuperNodeGrid(RosterGrid):
 
     @property
     def connected(self) -> dict[int, float]:
-        """Nodes that were connected within the last second, and the Unix second since which this process knows it."""
+        """Nodes connected within the last second, with the Unix second since which this process knows it."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             try:
@@ -119,7 +119,7 @@ class SuperNodeGrid(RosterGrid):
                 self._asked.pop(node, None)
 
     def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
-        """Hand over messages to connected nodes and note them in `waiting`; return those to nodes that may still come."""
+        """Deliver messages to connected nodes and record them in `waiting`; return those to absent nodes."""
         ids = self._on_line()
         lasts = None if math.isinf(left) else left + CLOCK_SECONDS
         there = [message for message in messages if message.metadata.dst_node_id in ids]

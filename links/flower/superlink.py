@@ -82,7 +82,7 @@ class SuperLink:
 
     @property
     def secret(self) -> bytes:
-        """Secret by which it knows the executor of its tasks: this process, and whoever may read the file."""
+        """Secret that identifies the executor of its tasks: this process, and any reader of the file."""
         path = self.folder / SECRET
         if not path.exists():
             replace_file(path, secrets.token_bytes(SECRET_BYTES))
@@ -165,7 +165,7 @@ def open_flower_link(bundle: ServerBundle, nodes: Nodes) -> AbstractContextManag
 
 @contextmanager
 def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNodeGrid]:
-    """Run a SuperLink and its front as long as the context lasts, and give the grid on them.
+    """Run a SuperLink and its front within the context, and yield the grid on them.
 
     Args:
       folder: holds tls.pem, tls.key, supernodes.json and the keys in supernodes/; the SuperLink keeps its state there.

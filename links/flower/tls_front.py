@@ -52,7 +52,7 @@ STATUS_LINE = len("HTTP/1.1 200 OK" + LINE_END + "date: Thu, 01 Jan 1970 00:00:0
 
 
 class _TooLarge(Exception):
-    """Body that has more bytes than may be passed on."""
+    """Body that exceeds the limit of forwarded bytes."""
 
 
 class Front:
@@ -104,7 +104,7 @@ class Front:
         self.traffic.tally.add("down", CONTROL, OPENING_DOWN)
 
     def _count(self, call: _CountedCall, scope: Scope, node: int | None) -> None:
-        """Count a call's bytes for what they are; the answer to a push, and what asks for a part, are overhead."""
+        """Count a call's bytes by purpose; the answer to a push and a request for a part are overhead."""
         up = down = CONTROL
         taken = call.taken
         if node is not None:
@@ -119,7 +119,7 @@ class Front:
         tally.add("down", down, _in_records(call.head) + _in_records(call.given))
 
     def _caller(self, request: Request) -> int | Response:
-        """Return the node that calls, by the headers alone, or the response that refuses it."""
+        """Return the calling node by its headers, or the response that refuses it."""
         if request.method != "POST" or request.scope["raw_path"].decode("latin-1") not in FLEET_PATHS:
             return refused(404)
         length = request.headers.get("content-length", "0")
@@ -152,7 +152,7 @@ class Front:
         )
 
     async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
-        """Yield the body as it comes, and count the bytes of one message of a node."""
+        """Yield the body as it arrives, and count the bytes of a node's message."""
         taken = 0
         async for chunk in request.stream():
             taken += len(chunk)
@@ -168,25 +168,25 @@ class Front:
 
 
 def _passed(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return those of the headers that are passed on."""
+    """Return the forwarded headers."""
     return {name: value for name, value in headers.items() if name in PASSED or name.startswith(FLOWER)}
 
 
 class _CountedCall:
-    """Both ways of a call, with the bytes that go there: `taken` of its body, `head` and `given` of the answer."""
+    """Both directions of a call, with their bytes: `taken` of its body, `head` and `given` of the answer."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self.taken = self.head = self.given = 0
 
     async def receive(self) -> Message:
-        """Return what comes next."""
+        """Return the next event."""
         event = await self._receive()
         self.taken += len(event.get("body", b""))
         return event
 
     async def send(self, event: Message) -> None:
-        """Send what the answer has next."""
+        """Send the answer's next event."""
         if event["type"] == "http.response.start":
             self.head = STATUS_LINE + _headers_bytes(event["headers"])
         self.given += len(event.get("body", b""))
@@ -194,18 +194,18 @@ class _CountedCall:
 
 
 def _request_bytes(scope: Scope) -> int:
-    """Return about how many bytes of a connection carry a call without its body."""
+    """Return the approximate bytes on a connection of a call without its body."""
     line = len(scope["method"]) + len(scope["raw_path"]) + len(" " + " HTTP/1.1" + LINE_END)
     return _in_records(line + _headers_bytes(scope["headers"]))
 
 
 def _headers_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return how many bytes headers take, with the empty line behind them."""
+    """Return the bytes of headers, with the empty line after them."""
     return sum(len(name) + len(value) + len(": " + LINE_END) for name, value in headers) + len(LINE_END)
 
 
 def _in_records(size: int) -> int:
-    """Return how many bytes of a connection carry so many bytes that are written at once."""
+    """Return the bytes on a connection of a single write of this many bytes."""
     return size + -(-size // MOST_RECORD) * TLS_RECORD
 
 
@@ -220,7 +220,7 @@ class _Punctual(H11Protocol):
     _due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection, if there is room for it."""
+        """Accept a connection, if there is room for it."""
         super().connection_made(transport)
         if isinstance(self.app, Front):
             self.app.connected()
@@ -253,7 +253,7 @@ class _Punctual(H11Protocol):
 
 @contextmanager
 def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Generator[int]:
-    """Serve the front in a thread of its own as long as the context lasts, and give its port.
+    """Serve the front in a separate thread within the context, and yield its port.
 
     Connections that begin after certificate and key were replaced get the new ones.
 
@@ -305,7 +305,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
 
 
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
-    """Return the callback that gives each connection the certificate that is in the files when it begins."""
+    """Return the callback that gives each new connection the current certificate of the files."""
 
     def read(_: ssl.SSLContext) -> ssl.SSLContext:
         fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -188,7 +188,7 @@ class DeviceStream:
     # --- from other threads -----------------------------------------------------------------------------------------
 
     def answer(self, name: str, parts: Parts) -> None:
-        """Send the reply to an instruction, now or once the server is back.
+        """Send the reply to an instruction, now or after the server reconnects.
 
         Args:
           name: the instruction's id.
@@ -224,7 +224,7 @@ class DeviceStream:
             await asyncio.sleep(seconds)
 
     async def _session(self) -> str:
-        """Hold one stream as long as it lasts and return why it ended."""
+        """Serve one stream until it ends and return the reason."""
         to, own = self._endpoint, self._endpoint.credentials()
         credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.certificate)
         async with grpc.aio.secure_channel(to.server, credentials, OPTIONS) as channel:

@@ -1,4 +1,4 @@
-"""Event loop of a process's streams. There is one, because gRPC's asyncio loses events where there are several."""
+"""Event loop of a process's streams. There is only one, because gRPC's asyncio loses events with several."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MOST_PAYLOAD = 1 << 14  # of a DATA frame, and of a record
 
 
 class BadFrame(ValueError):
-    """Bytes that are no frame, or a frame in the wrong place."""
+    """Bytes that are not a frame, or a frame in the wrong place."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Ack:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Next bytes of the message that was announced."""
+    """Next bytes of the announced message."""
 
     data: Buffer
 
@@ -118,7 +118,7 @@ def _checked(value: Any, kind: Any) -> Any:
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
-    """Yield the frames that carry a message, each made when it is asked for.
+    """Yield the frames of a message, each created on demand.
 
     Args:
       name: the instruction's id.
@@ -139,13 +139,13 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
 
 
 def wire_bytes(frame: int) -> int:
-    """Return about how many bytes of a connection carry a frame of so many bytes."""
+    """Return the approximate bytes on a connection of a frame of this size."""
     message = GRPC_PREFIX + frame
     return message + -(-message // MOST_PAYLOAD) * (DATA_HEADER + TLS_RECORD)
 
 
 def message_bytes(name: str, size: int) -> int:
-    """Return about how many bytes of a connection carry a message.
+    """Return the approximate bytes on a connection of a message.
 
     Args:
       name: the instruction's id.

@@ -60,7 +60,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Door:
-    """Address on which a server listens, its credentials, and who is let in.
+    """Address on which a server listens, its credentials, and the admitted nodes.
 
     Attributes:
       listen: address and port; port 0 takes a free one.
@@ -152,12 +152,12 @@ class LinkGrid(RosterGrid):
 
     @property
     def connected(self) -> dict[int, float]:
-        """Nodes that are connected, and the Unix second since which each is."""
+        """Connected nodes, with the Unix second at which each connected."""
         return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of streams and replies that were turned away, by reason."""
+        """Number of rejected streams and replies, by reason."""
         return {**self._board.counts(), "unreadable": self._unreadable}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
@@ -206,7 +206,7 @@ class LinkGrid(RosterGrid):
         return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
 
     def _read(self, request: Message, data: bytearray) -> Message:
-        """Return the reply as one of the node that was asked, whatever sender it names."""
+        """Return the reply with the asked node as its sender, whatever sender it names."""
         node = request.metadata.dst_node_id
         try:
             reply = unpack(data)

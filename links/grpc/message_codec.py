@@ -172,7 +172,7 @@ def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
 
 
 def question_id(message: Message, body: Body, node: int) -> str | None:
-    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of what is asked.
+    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of its content.
 
     Two messages have the same id if and only if they ask the same of the same node, on any link.
 
@@ -264,7 +264,7 @@ def _value(value: Any, blobs: _Blobs) -> Any:
 
 
 class _Blobs:
-    """Bytes behind the header, taken from front to back."""
+    """Reader of the bytes after the header, in order."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data, self.at = data, at

@@ -111,7 +111,7 @@ class _Peer:
 
 
 def _der_bytes(pem: bytes) -> int:
-    """Return about how many bytes a certificate in PEM takes as TLS sends it."""
+    """Return the approximate bytes of a PEM certificate in TLS."""
     return sum(3 * len(line) // 4 for line in pem.splitlines() if not line.startswith(b"-"))
 
 
@@ -140,7 +140,7 @@ class Switchboard:
         return {node: replace(passed) for node, passed in self._traffic.copy().items()}
 
     def counts(self) -> dict[str, int]:
-        """Return the number of streams and replies that were turned away, by reason."""
+        """Return the number of rejected streams and replies, by reason."""
         return dict(self._counts)
 
     def post(self, letters: Iterable[Letter]) -> None:
@@ -226,7 +226,7 @@ class Switchboard:
         return frame
 
     async def _exchange(self, peer: _Peer) -> tuple[Any, str] | None:
-        """Send and receive until either ends or the node is revoked; return the error to end with, if there is one."""
+        """Send and receive until a side ends or the node is revoked; return the error that ends the stream, if any."""
         done = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
         if peer.revoked.is_set():
             return Code.PERMISSION_DENIED, f"the key {peer.key} was revoked"
@@ -251,14 +251,14 @@ class Switchboard:
                 self.tally.add("up", CONTROL, WINDOW_UPDATES)
 
     def _sent(self, peer: _Peer, shares: Shares, frame: int) -> None:
-        """Count a frame of so many bytes."""
+        """Count a frame's bytes."""
         size = wire_bytes(frame)
         peer.traffic.bytes_out += size
         peer.traffic.quiet_since = time.monotonic()
         self.tally.add("down", shares, size)
 
     def _received(self, peer: _Peer, frame: Frame) -> int:
-        """Count a frame's bytes for its node, and return them: what they are for is known once all have come."""
+        """Count a frame's bytes for its node, and return them: their purpose is known after the last frame."""
         size = wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
         peer.traffic.bytes_in += size
         peer.traffic.quiet_since = time.monotonic()

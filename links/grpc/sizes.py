@@ -21,7 +21,7 @@ NAME = 64  # characters of an instruction's id, about: run, round, attempt, exch
 
 
 def carried_bytes(message: Message) -> int:
-    """Return about how many bytes of a connection carry a message that has no id yet."""
+    """Return the approximate bytes on a connection of a message without an id."""
     try:
         size = sum(len(part) for part in segments(message.metadata, pack_body(message)))
     except MalformedMessage:  # of arrays that this link does not carry, and others do
@@ -30,7 +30,7 @@ def carried_bytes(message: Message) -> int:
 
 
 def update_bytes(spec: SumSpec, size: int) -> int:
-    """Return about how many bytes carry a client's reply to an instruction in the clear.
+    """Return the approximate bytes of a client's reply to an instruction in the clear.
 
     Args:
       spec: of the sum.
