@@ -175,8 +175,12 @@ def _clock() -> Diagnosis:
 
 def _ledgers() -> Iterator[Diagnosis]:
     folder = default_folder()
-    if not folder.exists():
-        yield Diagnosis("ledgers", None, f"{folder}: none yet; it is made when real data are first used")
+    if not os.path.exists(folder):  # of a home that may not be entered nothing exists; Path.exists raises
+        above = next(each for each in folder.parents if os.path.exists(each))
+        told = "none yet; it is made when real data are first used"
+        mine = os.access(above, os.W_OK)
+        refused = f"cannot be made, for {above} may not be written: set HOME, or give ledger.dir"
+        yield Diagnosis("ledgers", None if mine else False, f"{folder}: {told if mine else refused}")
         return
     count = len(list(folder.glob("*.ledger")))
     readable = [

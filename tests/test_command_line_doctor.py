@@ -67,6 +67,14 @@ def test_ledgers_that_others_may_read_are_wrong(capsys: pytest.CaptureFixture[st
     assert code == 1 and f"chmod -R go= {folder}" in found["ledgers"][1]
 
 
+def test_a_home_that_may_not_be_written_is_wrong(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedveil.cli.doctor.os.access", lambda *_: False)
+    assert run(["doctor"]) == 1
+    assert f"ledgers: cannot be made, for {home} may not be written" in capsys.readouterr().out
+
+
 def test_a_clock_that_is_behind_the_installation_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
