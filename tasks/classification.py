@@ -1,7 +1,5 @@
 """Classification task: labelled examples in memory, dealt to clients by a partition. Most shipped tasks use it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Columns of a client's rows, for questions: those of its task, or only the targets as the column `label`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Digits of 8 x 8 pixels, the 1797 that come with scikit-learn, under a linear softmax."""
 
-from __future__ import annotations
-
 import gzip
 from functools import partial
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Exported model: a folder with a model in one format, its card and preprocessing; needs no torch if possible."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

@@ -5,8 +5,6 @@ normalised in groups within each picture: under a budget they beat networks that
 arXiv:2011.11660). They are computed once, in about 1.5 minutes, and cached.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import importlib

@@ -1,7 +1,5 @@
 """Shares dealt by a partitioner of flwr-datasets."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from importlib import import_module

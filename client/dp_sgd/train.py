@@ -428,16 +428,22 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
     if reason is not None:
         remedy = f"{reason} in this model; use auto or {'hooks' if seen else 'one_by_one'}"
         raise Refusal("privacy.gradients", gradients, remedy)
-    if gradients == "ghost" and len(outputs_of(model, batches[0])) != 1:
-        raise Refusal("privacy.gradients", gradients, "the model returns several tensors; use auto")
+    if gradients == "ghost" and not _ghost_can(model, batches[0]):
+        raise Refusal(
+            "privacy.gradients", gradients, "the model has several outputs or tied weights; use auto"
+        )
     return gradients
 
 
 def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether hooks would hold an embedding per example, and no layer is used twice (ghost clipping needs that)."""
+    """Return whether hooks would hold an embedding for each example, and ghost clipping can train the model."""
+    words = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
+    return words and _ghost_can(model, batch)
+
+
+def _ghost_can(model: nn.Module, batch: Inputs) -> bool:
+    """Return whether the model gives one tensor, and uses each weight once of which ghost clipping has the norms alone."""
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
-    if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
-        return False
     used = uses(outputs := outputs_of(model, batch))
     once = all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
     return once and len(outputs) == 1
