@@ -1,4 +1,4 @@
-"""``fedveil plan --accuracy``: what a run is predicted to reach, over epsilon, rounds and clients."""
+"""``fedveil plan --accuracy``: the predicted accuracy of a run, over epsilon, rounds and clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Point:
 
 
 def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
-    """Print what runs of these settings are predicted to reach, and return the exit code."""
+    """Print the predicted accuracy of runs with these settings, and return the exit code."""
     if not isinstance(settings.privacy, PrivacyLevel):
         raise Refusal("privacy", settings.privacy.name, "has no epsilon to look along; choose another mode")
     rows: list[Point] = []

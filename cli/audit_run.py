@@ -1,4 +1,4 @@
-"""``fedveil audit RUN``: a finished run weighed again from what its auditor kept, claimed beside measured."""
+"""``fedveil audit RUN``: a finished run audited again from its auditor's files, with claimed and measured epsilon."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def request(folder: Path, name: str, *, as_json: bool = False) -> int:
 
 
 def status(folder: Path, as_json: bool) -> int:
-    """Print how the device is; return 1 if its agent does not run."""
+    """Print the device's state; return 1 if its agent does not run."""
     state = state_of(folder)
     pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
     waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
@@ -104,7 +104,7 @@ def roster(
     *,
     as_json: bool = False,
 ) -> int:
-    """Print with whom the device may be summed, and how that has changed; or approve of a change, or sign it.
+    """Print the members that the device may be summed with, and their changes; or approve or sign a change.
 
     Arguments as of `fedveil client roster`.
 
@@ -158,7 +158,7 @@ def roster(
 
 
 def _question(asked: AskedQuestion) -> str:
-    """Return one line: what was asked, why, and what it cost."""
+    """Return one line with a question, its purpose and its cost."""
     why = f" ({asked.why})" if asked.why else ""
     what = ", ".join(each for each in asked.asked if not each.endswith(f": {CLIPPED}"))
     cost = (
@@ -200,7 +200,7 @@ def _line(
 
 
 def forget(folder: Path, ledgers: bool) -> int:
-    """Remove what the device remembers, but for its ledgers unless they are named."""
+    """Remove the device's state, except its ledgers unless they are named."""
     state = state_of(folder)
     with agent.alone(state):
         rosters = {ROSTER, roster_changes.CHANGES}  # who was revoked stays so
@@ -211,7 +211,7 @@ def forget(folder: Path, ledgers: bool) -> int:
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
-    """Stop the agent and remove its unit, its bundle and its state, but for its ledgers unless they are named."""
+    """Stop the agent and remove its unit, bundle and state, except its ledgers unless they are named."""
     state = state_of(folder)
     if not yes:
         print(

@@ -28,7 +28,7 @@ NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
 
 @dataclass(frozen=True)
 class Row:
-    """What one run was told and came to.
+    """Settings and results of one run.
 
     Attributes:
         run: its folder, relative to that of its sweep where it has one.
@@ -62,7 +62,7 @@ class MeanInterval:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """Runs that differ in nothing but their seed."""
+    """Runs that differ only in their seed."""
 
     overrides: Mapping[str, str]
     runs: int
@@ -178,7 +178,7 @@ def _overrides(job: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    """Return a value as text, so that 3 and 3.0 are one."""
+    """Return a value as text, equal for 3 and 3.0."""
     number = _real(str(value))
     if value is None:
         return "null"
@@ -196,7 +196,7 @@ def _flat(folder: Path) -> dict[str, str]:
 
 
 def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
-    """Return the mean of each metric over the runs that completed and differ in their seed alone."""
+    """Return the mean of each metric over completed runs that differ only in their seed."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
         if row.metrics:
@@ -286,7 +286,7 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Return the metrics of the held-out data that a table has room for."""
+    """Return the held-out metrics that fit into a table."""
     found = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
     return sorted(found, key=lambda name: name != "accuracy")[:2]
 
@@ -350,7 +350,7 @@ def _carried(sizes: Mapping[str, int] | None) -> tuple[str, str]:
 
 
 def _plain(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the rows as JSON has it: null for NaN, the word for infinity."""
+    """Return the rows for JSON: null for NaN, a word for infinity."""
     return {
         "runs": _spelled([asdict(row) for row in rows]),
         "over_seeds": _spelled([asdict(g) for g in over_seeds(rows)]),

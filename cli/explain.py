@@ -12,7 +12,7 @@ LEAST = 5e-5  # of an addition that is shown, in the unit of the score
 
 
 def explain_row(folder: Path, data: Path, row: int, method: str, *, as_json: bool) -> int:
-    """Print what the model that a device keeps says of one row, and what each input adds to it, the largest first.
+    """Print the prediction of a device's model for one row, and each input's contribution, the largest first.
 
     Arguments as of `fedveil client explain`.
 

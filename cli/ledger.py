@@ -31,7 +31,7 @@ BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that l
 
 
 def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
-    """Tell what stands on a ledger, or on all of a folder, the newest run first; return the exit code.
+    """Print the content of a ledger, or of all in a folder, the newest run first; return the exit code.
 
     Args:
       path: of a ledger, or of a folder of ledgers.
@@ -63,7 +63,7 @@ def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
 
 
 def ledgers_in(path: Path) -> list[Path]:
-    """Return the ledgers that a path names; locks and journals beside them are none.
+    """Return the ledgers at a path, without locks and journals.
 
     Raises:
       Refusal: it is a folder without one.
@@ -246,7 +246,7 @@ def _as_json(found: Verification) -> dict[str, Any]:
 
 
 def known_head(seq: str, digest: str) -> Head:
-    """Return an entry's number and hash from what was typed.
+    """Return an entry's number and hash from typed text.
 
     Raises:
       Refusal: the number is none.

@@ -19,7 +19,7 @@ from ..tasks.exported import read_export
 def predict(
     run: Path, data: Path, out: Path | None, allow_modules: tuple[str, ...], explain: str | None = None
 ) -> int:
-    """Write what the model of a run says of each row of the data, in their order.
+    """Write the outputs of a run's model for each row of the data, in order.
 
     Arguments as of `fedveil predict`.
 

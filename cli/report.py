@@ -68,7 +68,7 @@ def report(
 
 
 def _shapes(folder: Path) -> dict[str, Any] | None:
-    """Return the shapes of a run's model, where it is a sum of one a column."""
+    """Return the shapes of a run's additive model; None for any other."""
     if not (folder / SCHEMA).is_file():  # of no table
         return None
     from ..tasks.shapes import read_shapes

@@ -1,4 +1,4 @@
-"""``fedveil report compare A B``: what two runs were asked for otherwise, and what came of it."""
+"""``fedveil report compare A B``: the different settings and results of two runs."""
 
 from __future__ import annotations
 

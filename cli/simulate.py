@@ -125,7 +125,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
 
 
 def _shows(checked: CheckedJobs) -> bool:
-    """Print what Hydra's flags ask for and Hydra itself does not know: keys and their meaning, a sweep's jobs."""
+    """Print the output of Hydra's flags that Hydra lacks: keys and their meaning, a sweep's jobs."""
     args = checked.arguments
     if args.help:
         from ..configs.reference import help_text
@@ -283,7 +283,7 @@ def _read(folder: Path) -> Ended:
 
 
 def _order(folder: Path) -> tuple[int, str]:
-    """Return what sorts folders as their jobs are numbered, and others by name."""
+    """Return the sort key of a folder: the number of its job, otherwise its name."""
     return (int(folder.name), "") if folder.name.isdigit() else (0, str(folder))
 
 

@@ -71,7 +71,7 @@ def _mark(ok: bool | None) -> str:
 
 
 def _answers(folder: Path) -> Iterator[CheckLine]:
-    """Yield whether the page of a folder of answers, where one was made, says what the answers do."""
+    """Yield whether the page of a folder of answers, if any, matches the answers."""
     page, report = (folder / OF_ANSWERS / name for name in (PAGE, REPORT))
     if not page.exists() and not report.exists():
         return

@@ -40,7 +40,7 @@ COPIED = (
 
 
 def read_answers(folder: Path, charged: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the answers that a folder of records holds, as a report tells them.
+    """Return the answers in a folder of records, in a report's form.
 
     Args:
       folder: of the records; where there is none, nothing was answered.
@@ -55,7 +55,7 @@ def read_answers(folder: Path, charged: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def told_answers(answers: Iterable[Fields], asked: Sequence[Fields] = ()) -> list[dict[str, Any]]:
-    """Return answers as a report tells them, each with the scale on which its figures are drawn.
+    """Return answers in a report's form, each with the scale of its charts.
 
     Args:
       answers: of a record.
@@ -101,7 +101,7 @@ def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
 
 
 def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
-    """Return what clients said of models on records of their own, as a report tells it, a row for each round."""
+    """Return clients' evaluations on their own records in a report's form, a row for each round."""
     return [
         {**{name: each.get(name) for name in EVALUATED}, "answers": told_answers(each["answers"])}
         for each in evaluations
@@ -124,7 +124,7 @@ def _told(record: Fields, known: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _record(path: Path) -> list[Fields]:
-    """Return the record in a file; none where the file is something else that was put there."""
+    """Return the record in a file; None for any other file."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or "question" not in found:
@@ -137,7 +137,7 @@ def _record(path: Path) -> list[Fields]:
 
 
 def _columns(question: Fields) -> str | None:
-    """Return the columns that a question is of."""
+    """Return the columns of a question."""
     of = question.get("of")
     columns = list(cast("Mapping[str, Any]", of)) if isinstance(of, Mapping) else [of]
     named = [*columns, question.get("by"), question.get("label"), question.get("said")]

@@ -37,7 +37,7 @@ def report_of_answers(folder: Path) -> dict[str, Any]:
 
 
 def ledgers_of(folder: Path) -> list[Path]:
-    """Return the ledgers in a folder of answers: of questions that hide clients, and of those that hide records."""
+    """Return the ledgers in a folder of answers: of questions at the client level, and at the record level."""
     return [path for path in (folder / LEDGER, folder / OF_RECORDS / LEDGER) if path.is_file()]
 
 

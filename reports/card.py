@@ -1,4 +1,4 @@
-"""Model card of a run, as Hugging Face reads it: front matter in YAML, and the promise in Markdown."""
+"""Model card of a run for Hugging Face: front matter in YAML, and the guarantee in Markdown."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ def _measured(stamps: Fields) -> str:
 
 
 def plain(text: object) -> str:
-    """Return a text as Markdown that shows it as it stands, in one line."""
+    """Return a text escaped for Markdown, in one line."""
     return MARKDOWN.sub(r"\\\1", ODD.sub(" ", shown(text)))

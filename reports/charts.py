@@ -210,7 +210,7 @@ def _line(line: Line, frame: _Frame) -> str:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:
-    """Return at most so many of the points, evenly, the first and the last among them."""
+    """Return a bounded number of the points, evenly spaced, including the first and the last."""
     if len(points) <= most:
         return points
     return [points[round(at * (len(points) - 1) / (most - 1))] for at in range(most)]

@@ -1,4 +1,4 @@
-"""Commands that make a run again and check it, as its report names them."""
+"""Commands that reproduce and check a run, for its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change
 
 
 def commands_of(run: RunFiles) -> list[str]:
-    """Return the commands that make a run again and check it."""
+    """Return the commands that reproduce and check a run."""
     groups = [
         f"{name}={value['name']}"
         for name, value in run.config.items()
@@ -32,7 +32,7 @@ def commands_of(run: RunFiles) -> list[str]:
 
 
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
-    """Return the overrides without which these groups would make another configuration; none where they make none."""
+    """Return the overrides that these groups need to give the configuration; none if they give none."""
     from ..configs.compose import compose_overrides
 
     try:

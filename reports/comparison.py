@@ -1,4 +1,4 @@
-"""Comparison of two reports: what was asked for otherwise, and what came of it, a row for each value that differs."""
+"""Comparison of two reports: different settings and results, a row for each value that differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Content of a report: everything that `report.json` says of a run, made from its folder alone.
+"""Content of a report: all values of `report.json` for a run, computed only from its folder.
 
 The same run gives the same bytes: no time of making, no path of this machine and no draw is in it.
 """
@@ -93,7 +93,7 @@ def _answers(run: RunFiles, ledger: Fields | None) -> list[dict[str, Any]]:
 
 
 def _evaluations(run: RunFiles) -> Sequence[Fields]:
-    """Return what clients said of the run's models, of one that goes on too."""
+    """Return clients' evaluations of the run's models, also for an unfinished run."""
     so_far = [row["evaluation"] for row in run.rounds if row.get("evaluation")]
     return run.result.get("evaluations") or so_far
 
@@ -130,7 +130,7 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
 
 
 def _planned(run: RunFiles) -> int | None:
-    """Return how many rounds the run was to have: those of every arm, and those of all clients."""
+    """Return the planned number of rounds: those of every arm, and those of all clients."""
     planned, tuning = run.said("num_rounds"), run.result.get("tuning")
     if not isinstance(planned, int) or not tuning:
         return planned
@@ -138,13 +138,13 @@ def _planned(run: RunFiles) -> int | None:
 
 
 def _clients(run: RunFiles) -> int | None:
-    """Return how many clients there were; a server's configuration does not tell, and older results do not."""
+    """Return the number of clients, which a server's configuration and older results lack."""
     configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
     return run.result.get("population") or run.saved.get("population") or configured
 
 
 def _tuning(result: Fields) -> dict[str, Any] | None:
-    """Return which values arms of the clients tried, and which one went on; None where nothing was tuned."""
+    """Return the values that arms tried, and the winner; None without tuning."""
     found = result.get("tuning")
     if not found:
         return None
@@ -153,7 +153,7 @@ def _tuning(result: Fields) -> dict[str, Any] | None:
 
 
 def _rosters(result: Fields) -> list[dict[str, Any]]:
-    """Return who could take part, a row for each roster that was in force; none in a simulation."""
+    """Return the members, a row for each roster in force; none in a simulation."""
     return [
         {name: each.get(name) for name in ("version", "hash", "round", "at", "members", "added", "removed")}
         for each in result.get("rosters", ())
@@ -183,7 +183,7 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
-    """Return what the audit of a run that goes on has measured by its last look; empty where it has not looked."""
+    """Return the last measurement of an unfinished run's audit; empty before the first."""
     looks = [] if run.result else _looks(run, rows)
     if not looks:
         return {}
@@ -203,7 +203,7 @@ def _unmeasured(run: RunFiles) -> str:
 
 
 def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
-    """Return the looks of the audit at the unit of the promise that comes first."""
+    """Return the audit's measurements of the first guarantee's unit."""
     place = main_row(rows)
     before = AUDIT if place is None or rows[place]["unit"] == "client" else f"{AUDIT}records/"
     return [
@@ -265,7 +265,7 @@ def _final(run: RunFiles) -> Mapping[str, float]:
 
 
 def _groups(run: RunFiles) -> dict[str, Any] | None:
-    """Return the figures of each group on public held-out data, a row for each group; None where there are none."""
+    """Return the figures of each group on public held-out data, a row for each group; None without groups."""
     found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
     named = [name.removeprefix(GROUPS).rpartition("/") for name in found if name.startswith(GROUPS)]
     if not named:
@@ -284,7 +284,7 @@ def _main_metric(rounds: Sequence[Fields]) -> str | None:
 
 
 def _tail(rounds: Sequence[Fields]) -> dict[str, Any] | None:
-    """Return mean and spread of the main metric over the last rounds, which one lucky round does not move."""
+    """Return mean and spread of the main metric over the last rounds, which a single round hardly affects."""
     name = _main_metric(rounds)
     values = [row["metrics"][name] for row in rounds if name in row["metrics"]]
     last = values[-max(LEAST_TAIL, round(TAIL * len(values))) :]
@@ -357,7 +357,7 @@ def _bibtex(report: Fields) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return a text without the characters that BibTeX reads."""
+    """Return a text without BibTeX's special characters."""
     return "".join(each for each in str(text) if each not in '{}\\"@#%' and each.isprintable())
 
 

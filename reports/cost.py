@@ -42,7 +42,7 @@ class Priced:
     sources: Mapping[str, str]
 
     def said(self, name: str) -> str:
-        """Return a key in words, with where it stands."""
+        """Return a key in words, with its origin."""
         return f"{name} of {self.sources[name]}" if name in self.sources else f"cost.{name}, which is not set"
 
 
@@ -55,7 +55,7 @@ def priced(run: RunFiles) -> Priced:
 
 
 def cost(run: RunFiles) -> dict[str, Any]:
-    """Return what a run costs in bytes and time, each with its source, and who answered in counts that may be told."""
+    """Return a run's cost in bytes and time, each with its source, and its public counts of answers."""
     parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
     found, told = sizes(run, parameters), traffic(run)
     parts = [each["value"] for each in found[2:4]]
@@ -74,7 +74,7 @@ def cost(run: RunFiles) -> dict[str, Any]:
 
 
 def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[str, Any]]:
-    """Return time, energy, carbon and money; what no price is known for is not known."""
+    """Return time, energy, carbon and money; values without a known price are unknown."""
     prices, public = priced(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     whose = "the server" if run.deployed else "the server and all simulated clients"
@@ -91,7 +91,7 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
 
 
 def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
-    """Return a client's work as public numbers bound it: what it took itself depends on its records."""
+    """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
     one = FLOPS * parameters or None
     found = [figure("a client's training, for each example", one, SIX, "FLOP")]
     examples, speed = (run.said("cost", key) for key in ("examples_of_client", "flops_of_client"))
@@ -144,7 +144,7 @@ def _product(*factors: float | None) -> float | None:
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:
-    """Return sums over the rounds; None where they may not be told, or an older release did not write them."""
+    """Return sums over the rounds; None if they are not public, or missing in an older release."""
     found: dict[str, Any] = {}
     for name in ("invited", "replies", "clipped_again"):
         values = [row.get(name) for row in run.rounds]

@@ -1,4 +1,4 @@
-"""Limits of a run's promise: what it does not cover, filled by what the run did."""
+"""Limits of a run's guarantee, with the run's values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACCEPTED, NOT, NO_STAKE, DONE = STATES = "accepted", "not covered", "not at stak
 
 
 def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) -> list[dict[str, str]]:
-    """Return the limits of the promise, each with what this run did about it.
+    """Return the limits of the guarantee, each with this run's measure against it.
 
     Args:
       run: its files.

@@ -134,7 +134,7 @@ def _price(name: str, value: object) -> float:
 
 
 def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the forms, each with its items: what the run knows, and what the organisation has answered.
+    """Return the forms, each with its items: facts of the run, and answers of the organisation.
 
     Args:
       answers: of the organisation, by field.
@@ -160,7 +160,7 @@ def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str
 
 
 def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
-    """Return how many items there are, how many the run has filled, how many the organisation has, and how many it has not."""
+    """Return the number of items, and how many are filled by the run, by the organisation, and not at all."""
     items = [item for form in filled for item in form["items"]]
     answered = sum(item["organisation"] is not None for item in items)
     return {
@@ -172,7 +172,7 @@ def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
 
 
 def known_to_the_run(report: Fields) -> dict[str, str]:
-    """Return what a run knows of the forms' items, a few sentences each, by field."""
+    """Return a run's facts for the forms' items, a few sentences each, by field."""
     run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     clients = "clients" if run["clients"] is None else f"{run['clients']} clients"
@@ -261,7 +261,7 @@ def _checked(ledger: Fields | None) -> str:
 
 
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
-    """Return the blocks of NIST SP 800-226's pyramid, from its top down, and what this run says to each."""
+    """Return the blocks of NIST SP 800-226's pyramid, from its top down, with this run's facts on each."""
     first: dict[str, Fields] = {}  # row of each unit that is hidden
     for row in report["privacy"]:
         if row["epsilon"] != "infinity":

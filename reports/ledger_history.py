@@ -1,4 +1,4 @@
-"""History of a ledger as a report tells it: its runs, what they cost together, its refusals and its questions."""
+"""History of a ledger for a report: its runs, their joint cost, its refusals and its questions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARKS = 12  # points of a plan's curve
 
 
 def ledger_history(run: RunFiles) -> dict[str, Any] | None:
-    """Return what the ledger of all clients tells; None where the folder shows none."""
+    """Return the history of the ledger of all clients; None if the folder has none."""
     if run.ledger is None or not run.entries:
         return None
     identity = json.loads(run.entries[0].payload)
@@ -97,14 +97,14 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
 
 
 def rounded_up(value: float | None) -> float | str | None:
-    """Return an epsilon to `DECIMALS`, never a smaller one; JSON has no infinity, so it is spelled."""
+    """Return an epsilon rounded up to `DECIMALS`; infinity becomes a word, which JSON lacks."""
     if value is None or math.isinf(value):
         return None if value is None else "infinity"
     return math.ceil(round(value * 10**DECIMALS, 3)) / 10**DECIMALS
 
 
 def _known_head(run: RunFiles) -> dict[str, Any] | None:
-    """Return the head that the result keeps, and whether the ledger holds it."""
+    """Return the head in the result, and whether the ledger holds it."""
     head = run.result.get("ledger_head")
     if not head:
         return None
@@ -129,7 +129,7 @@ def _close(run: RunFiles) -> dict[str, Any] | None:
 
 
 def verified(found: Verification) -> dict[str, Any]:
-    """Return what was found of a ledger, as a report tells it."""
+    """Return the findings on a ledger, for a report."""
     return {
         "ok": found.ok,
         "problem": found.problem,
@@ -182,12 +182,12 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
 
 
 def _whose(entry: Entry) -> str:
-    """Return the run, or the question, that a release is of; an evaluation is its run's."""
+    """Return the run or question of a release; an evaluation belongs to its run."""
     return run_of(entry).removesuffix(EVALUATION)
 
 
 def _refusals(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the releases that were refused: entries of the ledger, and the one that ended this run."""
+    """Return the refused releases: entries of the ledger, and the one that ended this run."""
     found = [
         {
             "run": run_of(each),
@@ -230,7 +230,7 @@ def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return what people did, as the ledger names it: who, when and why."""
+    """Return the acts of people on the ledger: who, when and why."""
     usual = (OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE)
     found: list[dict[str, Any]] = []
     for each in entries:

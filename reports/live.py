@@ -121,7 +121,7 @@ class PageServer(ThreadingHTTPServer):
             raise SystemExit
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a browser that has gone is no event."""
+        """Log nothing: a closed browser is not an event."""
 
 
 class PageAnswer(BaseHTTPRequestHandler):
@@ -167,7 +167,7 @@ class PageAnswer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: who looks is no event."""
+        """Log nothing: requests are not events."""
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def _leak(report: Fields) -> dict[str, str]:
 
 
 def _properties(report: Fields) -> list[dict[str, str]]:
-    """Return the promise by the names of the registry, and what was measured of it."""
+    """Return the guarantee under the registry's names, and its measurement."""
     names = ("epsilon", "delta", "adjacency", "mechanism", "accountant")
     found = [
         {"name": f"fedveil:{row['unit']}:{row['adversary']}:{name}", "value": str(row[name])}

@@ -75,7 +75,7 @@ def _bar(figure: Fields, ends: Sequence[float]) -> Markup:
 
 
 def _references(report: Fields) -> Any:
-    """Return the function by which the template shows a value: an element with its pointer, form and text."""
+    """Return the template's function for a value: an element with its pointer, form and text."""
     from markupsafe import Markup
 
     whole = Markup('<{tag}{look} data-ref="{pointer}"{form}>{text}</{tag}>')
@@ -93,12 +93,12 @@ def _references(report: Fields) -> Any:
 
 
 def _rows(count: int) -> list[int]:
-    """Return the places of the rounds that the page's table has."""
+    """Return the places of the rounds in the page's table."""
     return [round(at) for at, _ in thinned([(float(at), 0.0) for at in range(count)], MOST_ROWS)]
 
 
 def _strip(stamps: Fields) -> Mapping[str, float] | None:
-    """Return places on the strip under the stamps, in percent; None where there is nothing to compare."""
+    """Return places on the strip under the stamps, in percent; None if there is nothing to compare."""
     measured: Fields = stamps["measured"] or {}
     claimed: Fields = stamps["claimed"] or {}
     numbers = {

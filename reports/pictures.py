@@ -1,4 +1,4 @@
-"""Pictures of a report: which of its numbers stand in which chart."""
+"""Pictures of a report: the numbers of each chart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOM = 1.1  # above and below shapes
 
 
 def pictures(report: Fields) -> dict[str, str]:
-    """Return the charts of a report as SVG, by name; a chart that would be empty is left out."""
+    """Return the charts of a report as SVG, by name, without empty charts."""
     drawn = {
         "rounds": _rounds(report),
         "runs": _runs(report),
@@ -204,7 +204,7 @@ def _evaluations(report: Fields) -> Chart | None:
 
 
 def _shapes(report: Fields) -> dict[str, str]:
-    """Return what each column adds to the score, all of them on one scale, by name."""
+    """Return each column's contribution to the score by name, all on one scale."""
     shown = report["shapes"]["shapes"][:MOST_SHAPES] if report["shapes"] else []
     ends = (
         min((each["lowest"] for each in shown), default=0.0),
@@ -216,7 +216,7 @@ def _shapes(report: Fields) -> dict[str, str]:
 
 
 def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
-    """Return what a column adds: by a number's bins, or by words."""
+    """Return a column's contributions, by a number's bins or by words."""
     title = f"What {shape['column']} adds to the score of {shape['score']}"
     values = shape["values"]
     if shape["words"] is not None:

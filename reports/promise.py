@@ -111,7 +111,7 @@ def recognised(row: Fields) -> float:
 
 
 def main_row(rows: Sequence[Fields]) -> int | None:
-    """Return the place of the promise that comes first: the largest unit's, to whoever gets the model; None without any."""
+    """Return the place of the first guarantee: the largest unit's, against the model's adversary; None without any."""
     for unit in UNITS:
         for adversary in WHOM:
             for place, row in enumerate(rows):

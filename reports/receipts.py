@@ -1,4 +1,4 @@
-"""Receipts of real clients as a report counts them; `fedveil verify` checks the signature of each."""
+"""Receipts of real clients, counted for a report; `fedveil verify` checks each signature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .run_files import RunFiles
 
 
 def receipts_of(run: RunFiles) -> dict[str, Any] | None:
-    """Return how many devices have signed what the run left, as far as everybody may know it; None of a simulation."""
+    """Return how many devices signed the run's files, as far as the number is public; None for a simulation."""
     if not run.deployed:
         return None
     # With a trusted server that draws in secret it is the operator's who is a member, as are seconds.
@@ -27,7 +27,7 @@ def receipts_of(run: RunFiles) -> dict[str, Any] | None:
 
 
 def _given(run: RunFiles) -> tuple[int, bool | None]:
-    """Return how many receipts lie in the folder, and whether they are of the manifest that does."""
+    """Return the number of receipts in the folder, and whether they match its manifest."""
     try:
         found: Any = json.loads((run.folder / RECEIPTS).read_bytes())
         return len(found["receipts"]), found["manifest"] == run.manifest

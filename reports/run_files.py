@@ -81,7 +81,7 @@ class RunFiles:
 
     @property
     def name(self) -> str | None:
-        """Name of the run on its ledgers; None where the folder does not say."""
+        """Name of the run on its ledgers; None if the folder does not give it."""
         return self.saved.get("run")
 
     @property
@@ -90,7 +90,7 @@ class RunFiles:
         return "link" in self.config
 
     def said(self, *path: str) -> Any:
-        """Return a value of the configuration; None where it has none."""
+        """Return a value of the configuration, or None."""
         value: Any = self.config
         for step in path:
             value = cast("Fields", value).get(step) if isinstance(value, Mapping) else None
@@ -136,7 +136,7 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
 
 @contextmanager
 def as_a_run_wrote(folder: Path) -> Generator[None]:
-    """Refuse files of a run where they are used and hold what no run has written.
+    """Refuse files of a run whose content no run could have written.
 
     Args:
       folder: of the run.
@@ -157,13 +157,13 @@ def _hash(path: Path) -> str | None:
 
 
 def _changed(folder: Path) -> list[str]:
-    """Return which files are not those that the manifest names; a run without one has none."""
+    """Return the files that differ from the manifest; none for a run without one."""
     named = _json(folder / MANIFEST).get("files", {})
     return [name for name in READ if name in named and _hash(folder / name) != named[name]]
 
 
 def read_config(path: Path) -> Fields:
-    """Return a configuration that was kept, with its references resolved; refuse a file that holds none."""
+    """Return a stored configuration, with its references resolved; refuse a file without one."""
     from omegaconf import OmegaConf
 
     from ..configs.yaml_guard import check_file
@@ -213,7 +213,7 @@ def _json(path: Path) -> Fields:
 
 
 def rows_of(path: Path) -> list[Fields]:
-    """Return the rounds that a file has a line for, up to the first line that a crash cut; none where there is no file."""
+    """Return the rounds in a file, up to the first line truncated by a crash; none without a file."""
     found: list[Fields] = []
     if not path.is_file():
         return found
@@ -229,7 +229,7 @@ def rows_of(path: Path) -> list[Fields]:
 
 
 def _ledger(folder: Path, said: str | None) -> Path | None:
-    """Return the ledger of all clients together: in the folder, or where the run says that it lies."""
+    """Return the ledger of all clients: in the folder, or at the path that the run gives."""
     found = [folder / LEDGER]
     if said:
         named = Path(said)
@@ -238,7 +238,7 @@ def _ledger(folder: Path, said: str | None) -> Path | None:
 
 
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
-    """Return the shapes that a safetensors file's header tells; no array is read."""
+    """Return the shapes in a safetensors file's header, without reading arrays."""
     if not path.is_file():
         return {}
     with open(path, "rb") as file:

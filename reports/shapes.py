@@ -1,4 +1,4 @@
-"""Shapes of an additive model as a report tells them: what each bin of a number, and each word of a category, adds."""
+"""Shapes of an additive model for a report: the contributions of bins of numbers and words of categories."""
 
 from __future__ import annotations
 

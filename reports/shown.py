@@ -128,7 +128,7 @@ class Reference:
 
 
 def references(html: str) -> list[Reference]:
-    """Return every text of a page that refers to its report, in the page's order."""
+    """Return every text of a page that refers to its report, in order."""
     reader = _Reader()
     reader.feed(html)
     reader.close()
@@ -136,7 +136,7 @@ def references(html: str) -> list[Reference]:
 
 
 def differences(html: str, report: Any) -> list[str]:
-    """Return the places at which a page does not show what its report holds, a sentence each.
+    """Return a sentence for each place where a page differs from its report.
 
     Args:
       html: of the page.
@@ -163,7 +163,7 @@ class _Open:
 
 
 class _Reader(HTMLParser):
-    """Reader of a page; an element that refers holds text alone."""
+    """Reader of a page; an element with a reference contains only text."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

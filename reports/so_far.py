@@ -17,7 +17,7 @@ TRUSTED = "trusted: it sees single updates"
 
 
 def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
-    """Return what every unit has revealed to every adversary until now; empty where nothing was released."""
+    """Return the loss of every unit against every adversary so far; empty before the first release."""
     mode = run.said("privacy", "name")
     if mode == "none":
         return [_row("client", who, Adjacency.ZERO_OUT, 0.0, None) for who in Adversary]
@@ -26,7 +26,7 @@ def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _of_records(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the bound that clients' ledgers keep, whatever the run has done so far."""
+    """Return the bound that clients' ledgers enforce, independent of the run so far."""
     level: Fields = run.said("privacy", "record") or run.said("privacy") or {}
     unit = "person" if level.get("per_person") else "record"
     target = level.get("target_epsilon")
@@ -36,7 +36,7 @@ def _of_records(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
-    """Return what the ledger holds, of all its runs, once this one has released something."""
+    """Return the ledger's loss over all its runs, after this run's first release."""
     reserved = [each for each in run.entries if each.kind == RESERVE]
     mine = [each for each in reserved if run_of(each) == run.name]
     if not mine and run.rounds:  # resumed, under a name that the ledger does not know yet

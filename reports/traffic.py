@@ -1,4 +1,4 @@
-"""Bytes of a run: counted by its links by direction and purpose, where that may be told, else what public settings give."""
+"""Bytes of a run: counted by its links if public, otherwise estimated from public settings; by direction and purpose."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_COUNTED = "not counted by the release that made this run"
 
 
 def traffic(run: RunFiles) -> dict[str, Any]:
-    """Return the bytes of a run by purpose, down to clients and up from them, in all and in a round; null where untold."""
+    """Return the bytes of a run by purpose, to and from clients, in all and per round; null where not public."""
     sums = {way: _summed(run, way) for way in ("down", "up")}
     rounds = len(run.rounds)
     if not rounds or not sums["down"]:
@@ -48,7 +48,7 @@ def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds
 
 
 def _summed(run: RunFiles, way: str) -> dict[str, int]:
-    """Return all bytes of one direction by purpose: to the result, or of the rounds so far, and after the close."""
+    """Return all bytes of one direction by purpose: until the result or the last round, and after the close."""
     total: Counter[str] = Counter()
     so_far = [row.get("bytes") or {} for row in run.rounds]
     for part in ([run.result["bytes"]] if run.result.get("bytes") else so_far) + [run.farewell]:
@@ -111,7 +111,7 @@ def _last_message(run: RunFiles) -> Fields | None:
 
 
 def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tuple[int, str]:
-    """Return the bytes of an update in the clear, as it is compressed and packed, and how they are estimated.
+    """Return the bytes of an update in the clear after compression and packing, and the method of the estimate.
 
     Args:
       run: its files.
@@ -130,7 +130,7 @@ def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tup
 
 
 def masked(run: RunFiles) -> bool:
-    """Return whether sums are encrypted: as the result says, or for a run that goes on its configuration."""
+    """Return whether sums are encrypted, by the result, or by the configuration of an unfinished run."""
     if run.result:
         return run.result.get("secagg") is not None
     return run.said("privacy", "name") in DISTRIBUTED or run.said("secagg", "name") == "masked"
