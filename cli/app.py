@@ -189,9 +189,7 @@ def ask(
 
 @verb(app, "compare", "Show the results of runs in one table.", needs="simulation")
 def compare(
-    runs: Annotated[
-        list[Path], Argument(metavar="RUN", help="Folders of runs or of sweeps.", file_okay=False)
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Folders of runs or of sweeps.")],
     csv: Annotated[Path | None, Option(metavar="FILE", help="Write a row a run.")] = None,
     plot: Annotated[Path | None, Option(metavar="FILE", help="Draw the first metric, .png or .pdf.")] = None,
     as_json: Json = False,

@@ -79,7 +79,8 @@ def compare(
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
-    folders = [folder for each in runs for folder in _folders(each)]
+    named = [each for each in runs if not each.is_file()] or runs  # sweep/* names its summaries too
+    folders = [folder for each in named for folder in _folders(each)]
     rows = rows_of(folders)
     try:
         if csv is not None:

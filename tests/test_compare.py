@@ -154,6 +154,8 @@ def test_a_sweep_leaves_its_table_and_is_not_swept_over(commands: Any, tmp_path:
             "strategy": "fedavg",
             "partition": "iid",
         }
+    code, compared = commands.run("compare", *map(str, sorted((tmp_path / "sweep").iterdir())))
+    assert code == 0 and "mean over seeds, 95 % interval" in compared.out, compared.err
     code, again = sweep(commands, "privacy=none", "seed=0,1")
     assert code == 2 and "already holds a sweep" in again.err
 
