@@ -1,4 +1,4 @@
-"""Federation and its run: task, cohort, levels of privacy, masking, ledger, and what a run fixes before round 1."""
+"""Federation and its run: task, cohort, levels of privacy, masking, ledger, and the values fixed before round 1."""
 
 from __future__ import annotations
 
@@ -67,21 +67,21 @@ LOSS_BOUND = 5.0
 # a client that has more examples than this many batches is counted as having so many
 COUNT_BOUND_BATCHES = 10
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
-CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
 
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a server has in the place of its clients' data: who they are, and how rounds go on their network.
+    """Values that a server has in place of its clients' data: the roster, and the rules of the link.
 
     Attributes:
-      run: what people call the run; owners may allow it by this name.
+      run: display name of the run; owners may allow it by this name.
       owner: names the federation on its ledger, in hexadecimal.
       roster, signed_roster: of the clients, read and as the authority signed it.
       ledgers: folder of the population's ledger.
-      link: how rounds go.
+      link: rules of rounds over the link.
     """
 
     run: str
@@ -97,17 +97,17 @@ class Federation:
     """The parts of a federation.
 
     Attributes:
-      settings: what the user asked for.
+      settings: of the user.
       task: loaded.
       cohort: draws the clients.
       seed: of a declared simulation; None on real data.
-      deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
-      strategy: that was given as an object; None makes one of the settings.
-      reported: whether a run leaves a picture of its rounds, and tells in its result what was spent.
-      moments: mean and deviation of columns by which the run's inputs are scaled, as its clients have told; None where they
-        were not asked.
-      asked: what that question has cost in a simulation; empty where it is on ledgers that a plan goes on from.
-      named: fingerprints of the clients' data before they were scaled, which name their ledgers; empty where they were not.
+      deployed: replaces the clients' data for real clients; None if this machine has all data.
+      strategy: given as an object; None makes one from the settings.
+      reported: whether a run draws its rounds, and states the spending in its result.
+      moments: mean and deviation of the columns that scale the run's inputs, from its clients' answer; None without the
+        question.
+      asked: cost of that question in a simulation; empty if the plan's ledgers hold it.
+      named: fingerprints of the clients' data before scaling, which name their ledgers; empty without scaling.
     """
 
     settings: SimulationSettings
@@ -123,7 +123,7 @@ class Federation:
 
     @property
     def simulated(self) -> bool:
-        """Whether nobody's data are at stake."""
+        """Whether the data are public or synthetic."""
         return self.deployed is None and self.task.simulated
 
     @cached_property
@@ -131,7 +131,7 @@ class Federation:
         """The name of real data on this machine: the settings say it, else the task's attribute.
 
         Raises:
-          Refusal: nobody has named them.
+          Refusal: they have no name.
         """
         found = self.settings.task.data_id or getattr(self.task, "data_id", None)
         if found is None:
@@ -149,12 +149,12 @@ class Federation:
 
     @property
     def num_clients(self) -> int:
-        """How many clients there are."""
+        """Number of clients."""
         return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
 
     @property
     def task_name(self) -> str:
-        """What people call the task: a shipped one's name, the label of their own, its attribute `name`, or its class."""
+        """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
         asked = self.settings.task
         if not isinstance(asked, CustomTask):
             return asked.name
@@ -163,29 +163,29 @@ class Federation:
 
     @property
     def population(self) -> int:
-        """How many are said to be there: what the mean divides by, and all that is printed of their number."""
+        """Declared number of clients: the denominator of the mean, and the only number that is printed."""
         return self.settings.population or self.num_clients
 
     @cached_property
     def num_canaries(self) -> int:
-        """How many canary clients stand behind the real ones."""
+        """Number of canary clients."""
         return count_canaries(self.settings, self.task)
 
     @cached_property
     def canary_records(self) -> int:
-        """How many canary records each client has among its own; on real data none: the client alone may look."""
+        """Number of canary records at each client; 0 on real data, which only the client may read."""
         if not self.simulated or not records_are_audited(self.settings):
             return 0
         return canary_records_of_each(self.task.num_clients, self.sizes[0])
 
     @property
     def num_nodes(self) -> int:
-        """All who answer in a simulation: the real clients and the canaries."""
+        """Number of nodes of a simulation: real clients and canaries."""
         return self.num_clients + self.num_canaries
 
     @cached_property
     def randomness(self) -> Randomness:
-        """Where draws and noise come from."""
+        """Source of draws and noise."""
         return Randomness(self.seed)
 
     @property
@@ -200,17 +200,17 @@ class Federation:
 
     @property
     def distributed(self) -> bool:
-        """Whether clients add the noise, each a share, so that the server need not be trusted."""
+        """Whether each client adds a share of the noise, so that the server need not be trusted."""
         return isinstance(self.summed, ClientDistributed | RecordDistributed)
 
     @property
     def together(self) -> RecordDistributed | None:
-        """The part of the privacy settings that hides the records of all clients in one sum."""
+        """The part of the privacy settings for joint record-level privacy in one sum."""
         return _as(RecordDistributed, self.settings.privacy)
 
     @property
     def unit_norm(self) -> float:
-        """How far one unit moves a sum, in the units of the model: a client's update, or a step on one record."""
+        """Largest change of a sum by one unit, in the units of the model: a client's update, or a step on one record."""
         if self.together is not None:
             return self.together.max_grad_norm * self.settings.training.learning_rate
         assert isinstance(self.summed, ClientLevel)
@@ -225,7 +225,7 @@ class Federation:
 
     @property
     def tuned_norm(self) -> float | None:
-        """The value of what is tuned that gives the unit its norm; None where nothing is, or it does not go by it."""
+        """The tuned value that gives the unit its norm; None without tuning, or if the norm does not depend on it."""
         asked = self.settings.tuned
         if asked is not None and asked.name == "clipping_norm":
             return self.unit_norm
@@ -236,7 +236,7 @@ class Federation:
 
     @cached_property
     def units(self) -> UnitsOfClient:
-        """How many of the units that are hidden a client's vector holds."""
+        """Number of privacy units in a client's vector."""
         if self.together is None:
             return UnitsOfClient()
         rate, most = self.together.sample_rate, self.most_records + self.canary_records
@@ -245,12 +245,12 @@ class Federation:
 
     @property
     def hidden(self) -> int:
-        """How many units there are that the sum hides one among."""
+        """Number of privacy units in the population."""
         return (self.settings.population or self.num_clients) if self.together is None else self.records
 
     @cached_property
     def records(self) -> int:
-        """Records of all clients together, as is declared or, in a simulation, counted."""
+        """Number of all clients' records, declared or, in a simulation, counted."""
         declared = None if self.together is None else self.together.records
         return declared or sum(size * clients for size, clients in self._clients_of_size.items())
 
@@ -265,22 +265,22 @@ class Federation:
 
     @property
     def most_records(self) -> int:
-        """Bound on the records of one client, as is declared or, in a simulation, counted."""
+        """Bound on the records of one client, declared or, in a simulation, counted."""
         declared = None if self.together is None else self.together.most_records
         return declared or self.sizes[-1]
 
     @property
     def keeps_counts(self) -> bool:
-        """Whether who takes part, and what becomes of it, is for the operator of a trusted server alone.
+        """Whether only the operator of a trusted server may see cohorts and dropouts.
 
-        The clients' level hides both from `clients` and `model`. Where the server is not trusted it sees them anyway, and
-        its promise is as strong as theirs.
+        The client level hides both from `clients` and `model`. An untrusted server sees them anyway, and has the same
+        guarantee.
         """
         return self.summed is not None and not self.distributed
 
     @property
     def adversaries(self) -> tuple[Adversary, ...]:
-        """Against whom the client level holds."""
+        """Adversaries of the client level."""
         return EVERYBODY if self.distributed else CLIENT_ADVERSARIES
 
     @cached_property
@@ -290,7 +290,7 @@ class Federation:
 
     @cached_property
     def masking(self) -> Masking | None:
-        """How sums are encrypted, if they are.
+        """Encryption of the sums, if any.
 
         Raises:
           Refusal: a cohort of the expected size cannot stand the stated dropout beside the stated collusion.
@@ -338,7 +338,7 @@ class Federation:
 
     @property
     def compression(self) -> CompressionPlan | None:
-        """How updates are compressed before they are clipped, if they are."""
+        """Compression of updates before clipping, if any."""
         asked = self.settings.compress
         if isinstance(asked, NoCompression):
             return None
@@ -346,7 +346,7 @@ class Federation:
 
     @property
     def sends_differences(self) -> bool:
-        """Whether a client that holds an earlier model is sent what changed."""
+        """Whether a client that holds an earlier model gets only the difference."""
         return self.settings.compress.down is not None
 
     @property
@@ -357,38 +357,38 @@ class Federation:
 
     @property
     def per_person(self) -> int | None:
-        """How many examples of one person a client trains on at most; None where that is not bounded."""
+        """Largest number of one person's examples that a client trains on; None without a bound."""
         level = self.record or self.together
         return None if level is None else level.per_person
 
     @property
     def records_of_unit(self) -> int:
-        """How many records one unit has at most, each drawn by a coin of its own."""
+        """Largest number of records of one unit, each drawn by its own coin."""
         return (self.per_person or 1) * (1 if self.together is None else self.clients_per_person or 1)
 
     @property
     def clients_per_person(self) -> int | None:
-        """How many clients train on one person at most; None where that is not bounded."""
+        """Largest number of clients that train on one person; None without a bound."""
         level = self.record or self.together
         most = None if level is None else level.clients_per_person
         # A roster may grow while a run goes on, and what one sum may hold of a person is charged before it does.
         return most if most is None or self.deployed is not None else min(most, self.num_clients)
 
     def data_of(self, client: int) -> Data:
-        """Return what a client trains on: its data, without the examples that a person has too many of."""
+        """Return a client's training data, without a person's examples beyond the limit."""
         most = self.clients_per_person
         owners = None if most is None else Owners(client, range(self.num_clients), most)
         return kept(data_of(self.task, client), self.per_person, owners)
 
     @property
     def gradients(self) -> str:
-        """The engine of DP-SGD that was asked for; `auto` where clients choose it, or train without."""
+        """The requested engine of DP-SGD; `auto` if clients choose it, or train without."""
         level = self.record or self.together
         return "auto" if level is None else level.gradients
 
     @property
     def sum_budget(self) -> Budget | None:
-        """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
+        """The budget of the population's ledger, if any, within the data owner's caps."""
         budget = None if self.summed is None else _budget(self.summed.unit, self.summed)
         if budget is None or self.simulated:
             return budget
@@ -422,7 +422,7 @@ class Federation:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The different numbers of examples that clients have, ascending; who has none sits out."""
+        """The distinct sizes of clients' data, ascending; a client without examples sits out."""
         sizes = self._clients_of_size.keys() - {0}
         if not sizes:
             raise Refusal("task", self.task_name, "no client has an example; give it data")
@@ -438,7 +438,7 @@ class Federation:
 
     @cached_property
     def owner(self) -> str:
-        """What names the population on its ledger: its data's name, or the federation that the clients are in."""
+        """Identity of the population on its ledger: its data's name, or its federation."""
         if self.deployed is not None:
             return self.deployed.owner
         if self.task.simulated:
@@ -454,7 +454,7 @@ class Federation:
 
     @property
     def owed(self) -> Owed | None:
-        """What the clients' ledgers are to be charged of their people's earlier losses before a run; None in a simulation."""
+        """Earlier losses of their people to charge to the clients' ledgers before a run; None in a simulation."""
         if self.simulated or self.deployed is not None:
             return None
         folder = ledger_home(self.settings.ledger_dir)
@@ -487,10 +487,10 @@ class Run:
       federation: its parts; where clients are real, with those of the newest roster.
       folder: of its files.
       name: on the ledgers.
-      client: what clients are told.
-      checkpoint: that it goes on from; None where it begins.
-      privacy: of whole clients, with the open ledger; None where they are not protected.
-      tuning: of the clients' arms; None where nothing is tuned.
+      client: settings of the clients.
+      checkpoint: to resume from; None for a new run.
+      privacy: of the client level, with the open ledger; None without it.
+      tuning: of the clients' arms; None without tuning.
     """
 
     federation: Federation

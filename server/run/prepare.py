@@ -75,15 +75,15 @@ NOTHING_HELD_OUT = (
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
-    """Return the run that is about to begin, or to go on; nothing is written.
+    """Return the run before it begins or resumes; nothing is written.
 
     Args:
       federation: its parts.
       folder: of the run.
-      saved: what an earlier process of the run left; None where it begins.
+      saved: state of an earlier process of the run; None for a new run.
 
     Raises:
-      Refusal: of settings, a model, a strategy, or a checkpoint that cannot be taken.
+      Refusal: the settings, the model, the strategy or the checkpoint are invalid.
     """
     if saved is None:
         run_folder.require_free(folder)
@@ -113,8 +113,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
     named = federation.simulated or federation.deployed is not None
     tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
-    _ = federation.masking  # refuses a cohort that no sum can hide
-    coordinates = dimension_of(federation.task)  # refuses numbers that cannot travel
+    _ = federation.masking  # refuses a cohort that is too small for an encrypted sum
+    coordinates = dimension_of(federation.task)  # refuses numbers that cannot be sent
     if federation.compression is not None:
         federation.compression.of(coordinates)  # refuses a grid that is too coarse
     _check_evaluation(federation)
@@ -133,7 +133,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
 
 
 def settle_records(federation: Federation, client: ClientSettings) -> None:
-    """Charge the clients' ledgers what their people have lost before, where that is not on them yet."""
+    """Charge the clients' ledgers with earlier losses of their people that are not on them yet."""
     owed = None if client.record is None else federation.owed
     if client.record is None or owed is None:
         return
@@ -147,12 +147,12 @@ def settle_records(federation: Federation, client: ClientSettings) -> None:
 
 @contextmanager
 def alone_on_records(federation: Federation) -> Generator[None]:
-    """Let no other run or question charge the clients' own ledgers of real data meanwhile.
+    """Prevent other runs and questions from charging the clients' own ledgers of real data meanwhile.
 
-    Of two whose clients' data differ, neither would carry over what the other one is still to charge.
+    Of two with different clients' data, neither would carry over the other's pending charges.
 
     Raises:
-      Refusal: another one goes on.
+      Refusal: another one is in progress.
     """
     if federation.record is None or not _charges_records(federation):
         yield
@@ -164,7 +164,7 @@ def alone_on_records(federation: Federation) -> Generator[None]:
 
 
 def _check_named(federation: Federation) -> None:
-    """Refuse to spend on real data that nobody has named; a deployed federation's ledgers go by its own name."""
+    """Refuse to spend on unnamed real data; a deployed federation's ledgers have its own name."""
     told = federation.settings.task.data_id
     if federation.deployed is not None and told is not None:
         raise Refusal("task.data_id", told, "the federation's name names a server's ledger; leave it out")
@@ -174,7 +174,7 @@ def _check_named(federation: Federation) -> None:
 
 
 def _check_other_mode(federation: Federation) -> None:
-    """Refuse real records that are charged by the other mode that hides them, whose ledgers this one does not charge.
+    """Refuse real records that the other record-level mode charges, on ledgers that this mode does not use.
 
     On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
     same people would be spent one after the other. A device has one ledger of records for both.
@@ -192,12 +192,12 @@ def _charges_records(federation: Federation) -> bool:
 
 
 def _charging(federation: Federation) -> str:
-    """Return the mode that charges records: where clients are hidden as well, each client's ledger is the same."""
+    """Return the mode that charges records; with client-level privacy in addition, each client's ledger is the same."""
     return str(Mode.RECORD_DISTRIBUTED if federation.together is not None else Mode.RECORD)
 
 
 def claim_records(federation: Federation) -> None:
-    """Note which mode charges real records on this machine; of two that begin at the same time one is refused."""
+    """Record which mode charges real records on this machine; of two that begin at the same time one is refused."""
     if _charges_records(federation):
         home = ledger_home(federation.settings.ledger_dir)
         run_folder.make_folder("ledger.dir", home)
@@ -205,11 +205,11 @@ def claim_records(federation: Federation) -> None:
 
 
 def _check_every(federation: Federation, canaries: bool) -> None:
-    """Refuse data of which no batch can be made, where they can be looked at: held-out ones and simulated clients'."""
+    """Refuse data without valid batches, if they are accessible: held-out data and those of simulated clients."""
     task, held_out = federation.task, held_out_of(federation.task)
     check_made_here(task.model())
     if not len(held_out) and (federation.simulated or federation.deployed is not None):
-        # A server has nothing else to look at: its clients keep their data.
+        # A server has no other data: its clients keep theirs.
         raise Refusal(
             "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
         )
@@ -232,13 +232,13 @@ def _check_every(federation: Federation, canaries: bool) -> None:
             if model is not None:
                 check_taken(data, whose, model, task.loss)
             if federation.per_person is not None:
-                names_of(data, whose)  # refuses an example without a person
+                names_of(data, whose)  # refuses examples without a person
         if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
             _ = federation.sizes  # refuses a federation without examples
 
 
 def _check_measured(task: Task) -> None:
-    """Refuse metrics of somebody's own that fail on the first held-out examples, before a round is spent to see it."""
+    """Refuse a user's metrics that fail on the first held-out examples, before a round is spent."""
     import torch
 
     inputs, targets = next(batches_of(held_out_of(task)))
@@ -251,18 +251,18 @@ def _check_measured(task: Task) -> None:
 
 
 def _check_evaluation(federation: Federation) -> None:
-    """Refuse an evaluation that is too coarse, of a metric that the task has not, or of too many for an encrypted sum."""
+    """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
     evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
     if evaluated is None and scored is None:
         return
-    import torch  # takes a second, and a plan does without
+    import torch  # takes a second, and a plan does not need it
 
     for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
     if federation.masking is not None and evaluated is not None:
         federation.masking.shape(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
-    # Where records are hidden, each is measured by itself; a metric of several, such as an area, needs more than two.
+    # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
     some = SEVERAL if federation.together is None else 1
     looked_at = held_out if len(held_out) else some_examples(federation)
     inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
@@ -280,7 +280,7 @@ def _check_evaluation(federation: Federation) -> None:
 
 
 def _check_scaling(federation: Federation) -> None:
-    """Refuse a run's question about scaling that may not be asked, or whose columns no client has."""
+    """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
     if one_scaling(federation) is None:
         return
     for path in _ledgers_here(federation):
@@ -296,7 +296,7 @@ def _check_scaling(federation: Federation) -> None:
 
 
 def _ledgers_here(federation: Federation) -> list[Path]:
-    """Return where this machine charges a run's question: the ledger of all clients, or that of each client's records."""
+    """Return the ledgers that this machine charges for a run's question: that of all clients, or each client's."""
     if federation.simulated:  # whose ledgers nobody caps
         return []
     if federation.summed is not None:
@@ -307,10 +307,10 @@ def _ledgers_here(federation: Federation) -> list[Path]:
 
 
 def _looked_at(federation: Federation) -> range:
-    """Return the clients whose data are looked at before anything is spent.
+    """Return the clients whose data are checked before anything is spent.
 
-    Of a large population on made-up data these are spread evenly, and the others are looked at when they are drawn: who is
-    refused then drops out of the round. All take part in a step on all clients' records, so that all are looked at for one.
+    In a large population on synthetic data these are spread evenly, and the others are checked when drawn: a refused
+    client drops out of the round. A step on all clients' records uses all of them, so all are checked.
     """
     clients = federation.task.num_clients
     spread = federation.simulated and federation.settings.secagg is None and federation.together is None
@@ -318,14 +318,14 @@ def _looked_at(federation: Federation) -> range:
 
 
 def _to_measure(federation: Federation) -> Iterable[Data]:
-    """Return examples to measure independence on: of each client, or of one where nobody's data are at stake."""
+    """Return examples to measure independence on: of each client, or of one with simulated data."""
     if federation.simulated or federation.deployed is not None:
         return [some_examples(federation)]
     return batches_of_all(data_of(federation.task, client) for client in range(federation.num_clients))
 
 
 def some_examples(federation: Federation) -> Data:
-    """Return examples of the shape that clients have: a client's, or the public ones where clients keep theirs."""
+    """Return examples with the clients' shapes: a client's, or public ones if clients keep theirs."""
     task = federation.task
     if federation.deployed is not None:
         return held_out_of(task)
@@ -342,7 +342,7 @@ def _require_own(checkpoint: Checkpoint, run: str, folder: Path) -> None:
 
 
 def _new_name(federation: Federation) -> str:
-    """Return a name that no ledger has seen, and people can tell theirs by where they gave the run one."""
+    """Return a name that is new to every ledger and begins with the user's name of the run, if given."""
     fresh = uuid.uuid4().hex
     return fresh if federation.deployed is None else f"{federation.deployed.run}{NEW}{fresh}"
 
@@ -363,14 +363,14 @@ def opened(
 
     Args:
       run: as `prepare` returned it.
-      saved: what an earlier process of the run left; None where it begins.
-      ask: asks the clients what a run must know before its first round.
+      saved: state of an earlier process of the run; None for a new run.
+      ask: asks the clients the questions that precede the first round.
 
     Yields:
-      The run with what protects its clients, and its audit.
+      The run with its clients' privacy, and its audit.
 
     Raises:
-      Refusal: a folder or the ledger cannot be opened, or what is left of the budget affords no round.
+      Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
     """
     federation = run.federation
     if run.client.record is not None:
@@ -406,12 +406,12 @@ def opened(
             run = replace(asked, privacy=privacy, client=asking_for(asked.client, _asked_plans(run)))
         yield _started(run, saved)
     finally:
-        with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
+        with suppress(LedgerUnavailable):  # only notes are lost: the reservation stays spent
             ledger.close()
 
 
 def _asked_plans(run: Run) -> list[Plan]:
-    """Return the plans of all that is asked of a run's clients: rounds, evaluations, and by what inputs are scaled."""
+    """Return the plans of a run's requests to clients: rounds, evaluations, and the scaling question."""
     assert run.privacy is not None
     scaling = one_scaling(run.federation, run.name)
     found = (run.privacy.plan, one_evaluation(run.federation), None if scaling is None else scaling[1])
@@ -419,16 +419,16 @@ def _asked_plans(run: Run) -> list[Plan]:
 
 
 def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:
-    """Return the population's ledger, open for writing; what its people lost elsewhere is charged first.
+    """Return the population's ledger, open for writing; its people's losses elsewhere are charged first.
 
     Args:
       federation: whose clients are protected in sums.
       folder: of the run, in which a simulation has its ledger.
-      budget: that it may spend.
-      expect: an entry that it must hold.
+      budget: of the ledger.
+      expect: an entry that it must contain.
 
     Raises:
-      Refusal: its folder cannot be made, or it cannot be opened.
+      Refusal: its folder cannot be created, or it cannot be opened.
     """
     path, simulated = federation.ledger_path(folder), federation.simulated
     run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
@@ -443,13 +443,13 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
     run, audit = begin(run, fresh=saved is None)
     settle_records(run.federation, run.client)
-    claim_records(run.federation)  # last, since nobody takes back the claim of a run that is refused
+    claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     run_folder.write_start(run)
     return run, audit
 
 
 def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
-    """Return the client level's plan: the noise this run began with, or the least that what is left affords."""
+    """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget."""
     federation = run.federation
     left = federation.settings.rounds_left(run.checkpoint.state.round if run.checkpoint else 0)
     if (
@@ -468,7 +468,7 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
 
 
 def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
-    """Return the clients' settings with what simulated owners ask for: the least noise that was planned.
+    """Return the clients' settings with simulated owners' demand of the planned noise.
 
     Args:
       client: the settings.

@@ -1,4 +1,4 @@
-"""Folder of a run: a line for each round, checkpoints, and in the end model, result and curve."""
+"""Folder of a run: a line for each round, checkpoints, and finally model, result and curve."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", AUDIT)  # of the n
 
 @dataclass(frozen=True)
 class Saved:
-    """What a later process of the same run must know beside its configuration.
+    """State that a later process of the run needs in addition to its configuration.
 
     Attributes:
       name: the run's name on the ledgers.
-      noise: the noise multiplier that the run settled on; None without client-level privacy.
-      filter_order: of the RDP filter that its plan goes by; None where there is none.
-      turns: the cohort's name, which says how far a client's turns lie apart; None where it has none.
-      deal: key of the clients' arms; None where nothing is tuned.
+      noise: the run's noise multiplier; None without client-level privacy.
+      filter_order: of its plan's RDP filter; None without one.
+      turns: the cohort's name, which gives the distance of a client's turns; None without turns.
+      deal: key of the clients' arms; None without tuning.
       places: of clients that take turns, as `Federation.places_under` gives them under the noise's key.
     """
 
@@ -89,18 +89,18 @@ class Saved:
 
 @dataclass
 class Progress:
-    """What a run has done so far: all of a run that changes.
+    """Progress of a run: its mutable state.
 
     Attributes:
-      run: as fixed; its federation is replaced when clients join or leave.
+      run: the fixed part; its federation is replaced when clients join or leave.
       state: after the last finished round.
-      audit: of the run; None where there is none.
-      meter: counts who took part, where records are protected.
+      audit: of the run; None without one.
+      meter: of record-level loss; None without it.
       history: the finished rounds, as in the file METRICS.
       heads: of the clients' own ledgers.
-      tally: of the bytes to and from the clients, by this process.
-      told: what of them the recorded rounds have.
-      before: what rounds of earlier processes have carried.
+      tally: of this process's bytes to and from the clients.
+      told: the part of them in recorded rounds.
+      before: traffic of earlier processes' rounds.
       remembered: by the audit of the rounds up to `state`; its own memory may be a round ahead.
       scores: records of what the clients of each arm said of its model, for the line of the round that compares them.
     """
@@ -119,10 +119,10 @@ class Progress:
 
 
 def read_saved(folder: Path) -> Saved:
-    """Return what an earlier process left in this run folder.
+    """Return the state that an earlier process left in this run folder.
 
     Raises:
-      Refusal: it left nothing that can be read, or an audit has ended the run.
+      Refusal: it left no readable state, or an audit has ended the run.
     """
     _require_no_alarm(folder)
     try:
@@ -147,7 +147,7 @@ def _require_no_alarm(folder: Path) -> None:
 
 
 def require_free(folder: Path) -> None:
-    """Refuse a folder in which a run lives."""
+    """Refuse a folder that already holds a run."""
     if (folder / CONFIG).exists():
         raise Refusal("hydra.run.dir", str(folder), "a run lives there; choose another or use resume=")
 
@@ -168,7 +168,7 @@ def make_folder(key: str, folder: Path) -> None:
 
 
 def write_start(run: Run) -> None:
-    """Write what a resumed run needs to know before its first round."""
+    """Write the state that a resumed run needs, before the first round."""
     noise = run.privacy.plan.noise_multiplier if run.privacy else None
     order = run.privacy.plan.filter_order if run.privacy else None
     cohort = run.federation.cohort
@@ -198,7 +198,7 @@ def write_start(run: Run) -> None:
 
 
 def _told_while_it_goes_on(run: Run) -> dict[str, Any]:
-    """Return what a report says of a run that has no result yet."""
+    """Return the report's content for a run without a result."""
     arrays = read_arrays(run.federation.task.model())
     return {
         "ledger": None if run.ledger is None else str(run.ledger.path),
@@ -208,7 +208,7 @@ def _told_while_it_goes_on(run: Run) -> dict[str, Any]:
 
 
 def _beside(run: Run) -> Mapping[str, bytes]:
-    """Return what the task keeps with its model, by the file's name."""
+    """Return the files that the task stores with its model, by name."""
     task = run.federation.task
     task = task.task if isinstance(task, Mislabelled) else task
     beside = task.beside_the_model() if isinstance(task, PredictingTask) else {}
@@ -217,7 +217,7 @@ def _beside(run: Run) -> Mapping[str, bytes]:
 
 
 def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
-    """Write what the task keeps with its model; a run goes on with what it began with."""
+    """Write the files that the task stores with its model; a resumed run must have the same."""
     for name, content in beside.items():
         path = run.folder / name
         if path.exists() and path.read_bytes() != content:
@@ -229,13 +229,13 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
 def begun(
     run: Run, strategies: Sequence[Strategy], audit: RunAudit | None, meter: RecordMeter | None, tally: Tally
 ) -> Progress:
-    """Return what an earlier process left of the run, or its beginning.
+    """Return the run's progress from an earlier process, or at its start.
 
     Args:
       run: about to begin its rounds.
-      strategies: of each arm, or the one of all clients; each takes over its own arrays of the checkpoint.
+      strategies: of each arm, or the one of all clients; each restores its own state from the checkpoint.
       audit: of the run.
-      meter: that has counted nothing yet.
+      meter: without counted rounds.
       tally: of the bytes to and from the clients.
 
     Raises:
@@ -270,7 +270,7 @@ def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
 
 
 def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
-    """Return what the checkpoint's round led to; under another name the run has planned its noise anew."""
+    """Return the choices after the checkpoint's round; under another name the run planned new noise."""
     choices = checkpoint.state.choices
     if choices is None or run.privacy is None or checkpoint.run == run.name:
         return choices
@@ -287,11 +287,11 @@ class Lines:
     folder: Path
 
     def start(self, run: RunStart) -> None:
-        """Cut what a crash left behind the last checkpoint."""
+        """Delete lines after the last checkpoint, left by a crash."""
         replace_file(self.folder / METRICS, "".join(map(_line, run.rows)).encode(), mode=None)
 
     def round(self, done: RoundEnd) -> None:
-        """Write one more line."""
+        """Write the round's line."""
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(_line(done.row))
 
@@ -307,15 +307,15 @@ def record_round(
     drawn: list[int],
     evaluated: Mapping[str, Any] | None = None,
 ) -> RoundEnd:
-    """Add the round to the history, and return what those who watch are told of it.
+    """Add the round to the history, and return the value for callbacks.
 
     Args:
       progress: before the round.
       state: after the round.
-      done: what the round did.
+      done: record of the round.
       metrics: of the new model on the held-out examples.
       drawn: numbers of the real clients that were drawn, where records are protected.
-      evaluated: record of what clients said of the new model; None where they were not asked.
+      evaluated: record of the clients' evaluation of the new model; None without one.
     """
     metrics = metrics | shown_metrics(evaluated)
     audit, epsilons, sizes = progress.audit, _epsilons(progress, drawn), done.message_bytes
@@ -350,7 +350,7 @@ def record_round(
 
 
 def keep(progress: Progress, state: State) -> None:
-    """Take the round as finished, and write a checkpoint when one is due.
+    """Mark the round as finished, and write a checkpoint when one is due.
 
     Raises:
       OSError: the folder cannot be written.
@@ -363,12 +363,12 @@ def keep(progress: Progress, state: State) -> None:
 
 
 def _counts(progress: Progress, done: Round) -> dict[str, Any]:
-    """Return how many took part, as others may read it; what only a trusted server may know goes to its operator's file."""
+    """Return the public counts of a round; counts for a trusted server only go to its operator's file."""
     federation = progress.run.federation
     counts = {
         "invited": done.invited,
         "replies": done.replies,
-        "dropped": dict(sorted(done.dropped.items())),  # whoever's reply came first
+        "dropped": dict(sorted(done.dropped.items())),  # independent of the order of replies
         "clipped_again": done.clipped_again,
         "bytes": _carried_since(progress).to_json(),
     }
@@ -381,7 +381,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
 
 
 def _carried_since(progress: Progress) -> Carried:
-    """Return what was carried since the last round that was recorded."""
+    """Return the traffic since the last recorded round."""
     before, progress.told = progress.told, progress.tally.total()
     return progress.told.since(before)
 
@@ -392,12 +392,12 @@ def _tell_operator(folder: Path, row: dict[str, Any]) -> None:
 
 
 def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:
-    """Write down what was carried after a run was closed: its final model, and receipts.
+    """Record the traffic after a run was closed: its final model, and receipts.
 
     Args:
       folder: of the run.
       carried: since the close.
-      secret: whether counts are for the operator alone.
+      secret: whether only the operator may read counts.
 
     Raises:
       OSError: the folder cannot be written.
@@ -419,7 +419,7 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
 
 
 def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
-    """Return what was revealed so far by unit, infinite where nothing is hidden; of real records only owners know."""
+    """Return the loss so far by unit, infinite without a guarantee; that of real records is known only to owners."""
     federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
     found: dict[str, float] = {}
     client = federation.summed
@@ -439,13 +439,13 @@ def _spelled(value: float | None) -> float | str | None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """Return the row as JSON, which has no word for what a model that diverged measures: null stands for it."""
+    """Return the row as JSON, with null for the NaN and infinite metrics of a diverged model."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(finite, allow_nan=False, default=dict) + "\n"  # what is frozen is no dictionary
+    return json.dumps(finite, allow_nan=False, default=dict) + "\n"  # frozen mappings are not dictionaries
 
 
 def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
-    """Return the recorded rounds, without what a crash left behind the last one."""
+    """Return the recorded rounds, without a line truncated by a crash."""
     if (folder / OPERATOR).exists():
         replace_file(folder / OPERATOR, "".join(map(_line, _rows_until(folder / OPERATOR, last))).encode())
     return _rows_until(folder / METRICS, last)
@@ -461,12 +461,12 @@ def _rows_until(path: Path, last: int) -> list[dict[str, Any]]:
 def finish(
     progress: Progress, ending: Ending, used: MachineTime, title: str, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Write model, result and curve, and return the result; a disk that is full makes it a failed run.
+    """Write model, result and curve, and return the result; a full disk makes the run failed.
 
     Args:
       progress: after the last round.
       ending: how the run ended, and with which state.
-      used: what this process of the run has taken.
+      used: time and energy of this process.
       title: one line above the pictures.
       metrics: of the released model where it is an average; empty where it is that of the last round.
     """
@@ -497,7 +497,7 @@ def finish(
 
 
 def _close(progress: Progress) -> None:
-    """Close the run; a ledger that the disk has failed takes no entry more, and whoever checks the run is told so."""
+    """Close the run; after a disk error the ledger takes no entry, which a verification reports."""
     run = progress.run
     if run.ledger is None or run.ledger.is_open:
         close(run.folder, run.ledger, progress.heads.now() if run.federation.simulated else {})
@@ -508,7 +508,7 @@ def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> st
 
     Args:
       progress: of the run.
-      problem: what the system, or the ledger, said.
+      problem: error of the system or the ledger.
     """
     said, done = problem.strerror if isinstance(problem, OSError) else None, progress.state.round
     what = said or str(problem)
@@ -516,12 +516,12 @@ def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> st
 
 
 def again(run: Run) -> str:
-    """Return what makes the run go on."""
+    """Return the command that resumes the run."""
     return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
 
 
 def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
-    """Return what of a result depends on who took part."""
+    """Return the parts of a result that depend on the cohorts."""
     progress.told, source = progress.tally.total(), COUNTED if progress.run.federation.deployed else SIMULATED
     return {
         "records": spending(
@@ -536,7 +536,7 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
 
 
 def carried_in(rows: Sequence[Mapping[str, Any]]) -> Carried:
-    """Return what rounds have carried, of those rows that say it."""
+    """Return the traffic of rounds, from the rows that state it."""
     told = (Carried(**row["bytes"]) for row in rows if row.get("bytes"))
     return sum(told, start=NOTHING)
 
@@ -587,7 +587,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
 
 
 def _scaling(run: Run) -> dict[str, Any]:
-    """Return by what inputs are scaled as the clients told, and what it cost to ask; nothing where they were not asked."""
+    """Return the clients' answer on scaling and its cost; empty without the question."""
     moments = run.federation.moments
     if moments is None:
         return {}
@@ -600,7 +600,7 @@ def _scaling(run: Run) -> dict[str, Any]:
 
 
 def _configured(federation: Federation) -> dict[str, Any]:
-    """Return what was trained: the names of the configuration's groups, and how many clients there were."""
+    """Return the names of the configuration's groups, and the number of clients."""
     s = federation.settings
     own = {"target": s.task.target, "args": s.task.args} if isinstance(s.task, CustomTask) else {}
     return {
@@ -642,7 +642,7 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
 
 
 def _of_winner(history: list[dict[str, Any]], state: State) -> list[dict[str, Any]]:
-    """Return the rounds that led to the model: of arms those of the one that has won, or of the last one."""
+    """Return the rounds that led to the model; with arms, those of the winner, or of the last arm."""
     arm = state.winner or history[-1].get("arm")
     return [row for row in history if row.get("arm") in (None, arm)]
 
@@ -655,11 +655,11 @@ def _finite(result: dict[str, Any]) -> dict[str, Any]:
 def named_in(
     history: Sequence[Mapping[str, Any]], column: Literal["blamed", "suspected"]
 ) -> dict[str, list[str]]:
-    """Return by name what is said of members, a round each.
+    """Return the statements about members by name, one per round.
 
     Args:
       history: rows of rounds.
-      column: what no client does which follows the protocol, or why somebody is suspected of spoiling sums.
+      column: of protocol violations, or of reasons for suspicion of spoiling sums.
     """
     found: dict[str, list[str]] = {}
     for told in (told for row in history for told in (row, row.get("evaluation") or {})):
