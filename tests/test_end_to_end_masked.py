@@ -156,7 +156,7 @@ def test_encryption_alone_sums_as_in_the_clear(tmp_path: Path, privacy: tuple[st
     masked, clear = (load_file(tmp_path / name / "model.safetensors") for name in ("masked", "clear"))
     for name, value in clear.items():
         assert masked[name] == pytest.approx(value, abs=1e-3)
-    assert "promises no epsilon" in result["secagg"]["promise"]
+    assert "has no epsilon" in result["secagg"]["promise"]
 
 
 @pytest.mark.parametrize("how", ["secagg.suite=2", "secagg.suite=3", "secagg.suite=4", "engine.workers=2"])

@@ -81,7 +81,7 @@ def test_shares_leave_once_the_owners_command_accepts_the_quote(
         (
             None,
             {"attest": ("/bin/false",)},
-            "does not accept the server's quote (exit code 1: it says nothing)",
+            "does not accept the server's quote (exit code 1: silent)",
         ),
         ("printf other", {}, "does not accept the server's quote (exit code 3: measured: other)"),
         ("/bin/false", {}, "does not accept the server's quote (exit code 3: measured:)"),

@@ -650,7 +650,7 @@ def test_a_second_run_on_records_plans_from_what_the_first_left(tmp_path: Path, 
     code, command, folder = record_run(
         commands, tmp_path, "fourth", "privacy.target_epsilon=1.2", "privacy.noise_multiplier=2"
     )
-    assert code == 2 and "not even one round fits what is left" in command.err
+    assert code == 2 and "not even one round fits the rest" in command.err
     other = ("privacy.target_epsilon=9", "privacy.adjacency=replace-one")
     code, command, folder = record_run(commands, tmp_path, "fifth", *other)
     assert code == 2 and "are kept for zero-out" in command.err
@@ -761,4 +761,4 @@ def test_nobody_reads_whose_task_failed_in_an_encrypted_sum_with_noise(tmp_path:
     code, command = commands.run("simulate", *given, *hidden, f"hydra.run.dir={tmp_path / 'run'}")
     assert code == 0, command.err
     assert [line["replies"] for line in rounds_of(tmp_path / "run")] == [12] and "12 of 12" in command.out
-    assert "nothing changed" in (tmp_path / "run" / "clients.log").read_text()
+    assert "a zero update" in (tmp_path / "run" / "clients.log").read_text()

@@ -202,7 +202,7 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
             ["privacy=client_central", "task.scaling_epsilon=0.5"],
             "too few clients to determine the scaling.*task.scaling_epsilon=[0-9.]+ suffices",
         ),
-        ([*RECORDS, "task.scaling_epsilon=0.001"], "too few records to determine|leaves no answer"),
+        ([*RECORDS, "task.scaling_epsilon=0.001"], "too few records to determine|leaves only noise"),
         ([*RECORDS, "task.scaling_epsilon=3"], "already spent"),
         ([*RECORDS, "partition=iid"], "deals rows anew"),
         ([*RECORDS, "task.model=gam"], "a gam sees their bins"),

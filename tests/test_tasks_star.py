@@ -25,7 +25,7 @@ def test_no_file_is_read_but_the_one_that_is_known(tmp_path: Path, monkeypatch: 
         load_task("star")
     for options, said in (
         ({"model": "tree"}, "choose one of"),
-        ({"partition": "iid"}, "would mix pupils of schools"),
+        ({"partition": "iid"}, "would mix pupils of different schools"),
     ):
         with pytest.raises(Refusal, match=said):
             load_task("star", options)
