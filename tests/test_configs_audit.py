@@ -27,7 +27,7 @@ def test_light_is_the_default_and_off_is_nothing() -> None:
             "rounds are one release together",
         ),
         (["audit=full", "audit.canaries=10", "privacy=record"], "test the claim of client-level privacy"),
-        (["audit=full", "privacy.clipping=adaptive"], "would pull one that adapts"),
+        (["audit=full", "privacy.clipping=adaptive"], "would raise an adaptive one"),
         (["audit.canaries=10"], "canaries"),
         (["audit=full", "audit.alpha=0"], "must be above 0"),
         (["audit.on_alarm=shout"], "must be one of"),

@@ -214,8 +214,8 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
 @pytest.mark.parametrize("broken, said", [
     (["cohort=min_separation"], "needs rounds that are a release each"),
     (["audit=full"], "its canaries are in no arm"),
-    (["audit.on_alarm=rollback"], "none to go back to"),
-    (["privacy.clipping=adaptive"], "adapts goes by what all clients released"),
+    (["audit.on_alarm=rollback"], "none can be rolled back"),
+    (["privacy.clipping=adaptive"], "depends on the releases of all clients"),
     (["tune.values=[1,1]"], "try each value once"),
     (["tune.values=[1]"], "must be a list of 2 to 32 values"),
     (["tune.rounds=100"], "leaves none of num_rounds=100"),

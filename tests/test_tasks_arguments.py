@@ -349,7 +349,7 @@ def test_only_partitioners_are_named_and_only_where_examples_are_dealt(
     assert run(["simulate", *task, "partition=flwr", "partition.target=os.system"]) == 2
     assert "partition.target='os.system': must be one of flwr_datasets" in capsys.readouterr().err
     assert run(["simulate", "task=digits", *f"{FLWR}IidPartitioner".split(), *RUN]) == 2
-    assert "deals your own task's pool or simulated tables" in capsys.readouterr().err
+    assert "partitions your own task's pool or simulated tables" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     assert run(["simulate", *task, *f"{FLWR}IidPartitioner".split()]) == 2
