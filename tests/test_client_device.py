@@ -160,7 +160,7 @@ def test_a_sum_in_the_clear_is_charged_by_the_claim_and_not_against_the_server(c
     device = device_of(clients / "c0")
     reply = device.answer(in_the_clear())
     packed, width = reply.content[VECTOR_RECORD][VECTOR].numpy(), packing.width_of(SPEC)
-    vector = packing.unpack(packed, packed.size * 8 // width, width)
+    vector = packing.Packed(packed, packed.size * 8 // width, width).numbers()
     assert 0 < np.linalg.norm(vector.astype(float)) <= SPEC.cells
     (entry,) = [e for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
     assert json.loads(entry.payload)["events"] == {

@@ -20,8 +20,8 @@ import fedveil.server.run.run  # noqa: F401 # pyright: ignore[reportUnusedImport
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.accounts import Protected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
-from fedveil.server.open_sum import OpenSums
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
@@ -134,8 +134,8 @@ MOMENTS = {
     "before the first reservation": dying(Ledger, "reserve", 1),
     "before a reservation": dying(Ledger, "reserve", 3),
     "after a reservation": dying(Ledger, "reserve", 3, after=True),
-    "in the middle of a round": dying(OpenSums, "_noised", 2),
-    "after the noise": dying(OpenSums, "_noised", 2, after=True),
+    "in the middle of a round": dying(Protected, "noised", 2),
+    "after the noise": dying(Protected, "noised", 2, after=True),
     "before a commit": dying(Ledger, "commit", 2),
     "after a commit": dying(Ledger, "commit", 4, after=True),
 }
@@ -189,7 +189,7 @@ def test_killed_again_and_again_it_still_arrives(commands: Any, calm: Calm) -> N
     argv = ["simulate", *started("fedavg"), f"hydra.run.dir={run}"]
     code = 1
     for _ in range(ROUNDS + 1):
-        code, command = commands.run(*argv, first=dying(OpenSums, "_noised", 2, after=True))
+        code, command = commands.run(*argv, first=dying(Protected, "noised", 2, after=True))
         if code == 0:
             break
         assert code == -signal.SIGKILL, command.err
@@ -233,14 +233,14 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_exits_130(commands: Any, cal
     run = commands.folder / "run"
 
     def interrupt_in_round_2() -> None:
-        true = OpenSums._noised  # pyright: ignore[reportPrivateUsage]
+        true = Protected.noised
 
         def interrupting(self: Any, total: Any, number_of_round: int, spec: Any) -> Any:
             if number_of_round == 2:
                 os.kill(os.getpid(), number)
             return true(self, total, number_of_round, spec)
 
-        OpenSums._noised = interrupting  # type: ignore[method-assign]
+        Protected.noised = interrupting  # type: ignore[method-assign]
 
     argv = ("simulate", "--json", *started("fedavg"), f"hydra.run.dir={run}")
     code, command = commands.run(*argv, first=interrupt_in_round_2)
@@ -414,14 +414,14 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
     run, ballast = small_disk / "run", small_disk / "ballast"
 
     def fill_in_round_3() -> None:
-        true = OpenSums._noised  # pyright: ignore[reportPrivateUsage]
+        true = Protected.noised
 
         def filling(self: Any, total: Any, number: int, spec: Any) -> Any:
             if number == 3:
                 fill(ballast, 0 if fullest == "nothing left" else 6000)
             return true(self, total, number, spec)
 
-        OpenSums._noised = filling  # type: ignore[method-assign]
+        Protected.noised = filling  # type: ignore[method-assign]
 
     argv = ("simulate", *started("fedavg"), f"hydra.run.dir={run}")
     code, command = commands.run(*argv, first=fill_in_round_3)

@@ -581,22 +581,22 @@ def test_two_runs_on_real_data_share_no_noise(tmp_path: Path, hospitals: list[st
 def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
     commands: Any, hospitals: list[str]
 ) -> None:
-    from fedveil.server.open_sum import OpenSums
+    from fedveil.server.accounts import Protected
 
     run_folder = commands.folder / "run"
 
     def kill_after_the_noise_of_round_2() -> None:
-        true = OpenSums._noised
+        true = Protected.noised
 
-        def deadly(self: Any, cohort_sum: Any, number: int, spec: Any) -> Any:
-            before = cohort_sum.total.copy()
-            noised = true(self, cohort_sum, number, spec)
+        def deadly(self: Any, total: Any, number: int, spec: Any) -> Any:
+            before = total.copy()
+            noised = true(self, total, number, spec)
             if number == 2:
                 np.save(commands.folder / "released.npy", noised - before)
                 os.kill(os.getpid(), signal.SIGKILL)
             return noised
 
-        OpenSums._noised = deadly  # type: ignore[method-assign]
+        Protected.noised = deadly  # type: ignore[method-assign]
 
     argv = ("simulate", *hospitals, "privacy.target_epsilon=2", f"hydra.run.dir={run_folder}")
     code, command = commands.run(*argv, first=kill_after_the_noise_of_round_2)
@@ -605,16 +605,16 @@ def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
     assert len(reserved(ledger)) == 2
 
     noises: list[Any] = []
-    true = OpenSums._noised
+    true = Protected.noised
 
-    def watching(self: Any, cohort_sum: Any, number: int, spec: Any) -> Any:
-        before = cohort_sum.total.copy()
-        noised = true(self, cohort_sum, number, spec)
+    def watching(self: Any, total: Any, number: int, spec: Any) -> Any:
+        before = total.copy()
+        noised = true(self, total, number, spec)
         noises.append(noised - before)
         return noised
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OpenSums, "_noised", watching)
+        patch.setattr(Protected, "noised", watching)
         result = really(run_folder, [f"resume={run_folder}"]).result
     assert result["status"] == "completed"
     assert len(reserved(ledger)) == 1 + 1 + 2, "round 2 is charged twice, since it left twice"
@@ -723,22 +723,22 @@ def test_a_plan_draws_and_lists_its_whole_curve(tmp_path: Path, capsys: pytest.C
 def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twice(
     commands: Any, hospitals: list[str]
 ) -> None:
-    from fedveil.server.open_sum import OpenSums
+    from fedveil.server.accounts import Protected
 
     run_folder, key = commands.folder / "run", commands.folder / "run" / "noise.key"
     own = [each for each in hospitals if not each.startswith("cohort.")]
     own += ["cohort=min_separation", "cohort.size=10", "privacy.noise=correlated", "privacy.target_epsilon=2"]
 
     def kill_after_the_noise_of_round_2() -> None:
-        true = OpenSums._noised
+        true = Protected.noised
 
-        def deadly(self: Any, cohort_sum: Any, row: int, spec: Any) -> Any:
-            noised = true(self, cohort_sum, row, spec)
+        def deadly(self: Any, total: Any, row: int, spec: Any) -> Any:
+            noised = true(self, total, row, spec)
             if row == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             return noised
 
-        OpenSums._noised = deadly  # type: ignore[method-assign]
+        Protected.noised = deadly  # type: ignore[method-assign]
 
     argv = ("simulate", *own, f"hydra.run.dir={run_folder}")
     code, command = commands.run(*argv, first=kill_after_the_noise_of_round_2)

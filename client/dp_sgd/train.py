@@ -473,7 +473,7 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
         for layer in words:
             if layer.padding_idx is not None and layer.weight.requires_grad:
                 layer.weight.grad_sample[:, layer.padding_idx] = 0  # for which autograd has none
-        pairs = [(p.grad.norm(), (p.grad_sample.mean(0) - p.grad).norm()) for p in parameters]
+        pairs = [(float(p.grad.norm()), float((p.grad_sample.mean(0) - p.grad).norm())) for p in parameters]
         whole, apart = torch.tensor(pairs).T
         every = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
         return every and bool((apart <= DIFFERENCE * (whole + DIFFERENCE * whole.norm())).all())
