@@ -41,19 +41,19 @@ app = typer.Typer(
     help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
 )
 for name, group, text in (
-    ("ledger", ledger, "Read a ledger, check every entry, hand it to an auditor."),
-    ("budget", budget, "Cap what may be spent on your data; see what is spent."),
+    ("ledger", ledger, "Read a ledger, check its entries, export it for an auditor."),
+    ("budget", budget, "Cap the epsilon spent on your data; show what is spent."),
     ("audit", audit, "Test the claim of a run, or any privacy claim, by measurements."),
     ("report", report, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
-    ("provision", provision, "Make the bundles of a federation on real machines, and change its members."),
+    ("provision", provision, "Make the bundles of a deployed federation, and change its members."),
     ("server", server, "Serve a federation of real clients."),
-    ("client", client, "Follow a server from a device, under its owner's policy."),
+    ("client", client, "Run a client on a device, under its owner's policy."),
 ):
     app.add_typer(group, name=name, help=text)
-Plot = Annotated[Path | None, Option("--plot", metavar="PNG", help="Draw the guarantees into this file.")]
+Plot = Annotated[Path | None, Option("--plot", metavar="PNG", help="Plot the guarantees to this file.")]
 Accuracy = Annotated[
     bool,
-    Option("--accuracy", help="Predict what runs reach over epsilon, rounds and clients; public data alone."),
+    Option("--accuracy", help="Predict accuracy over epsilon, rounds and clients, from public data alone."),
 ]
 
 
@@ -86,7 +86,7 @@ def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
     return Option(name, is_eager=True, callback=callback, help=text)
 
 
-INSTALLS, SHOWS = "Install completion for this shell: bash, zsh or fish.", "Print the script of completion."
+INSTALLS, SHOWS = "Install completion for this shell: bash, zsh or fish.", "Print the completion script."
 
 
 @app.callback()
@@ -101,7 +101,7 @@ def root(
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-@verb(app, "simulate", "Train, under a privacy budget.", HydraVerb, needs="simulation")
+@verb(app, "simulate", "Train under a privacy budget.", HydraVerb, needs="simulation")
 def simulate(
     ctx: typer.Context,
     as_json: Json = False,
@@ -111,7 +111,7 @@ def simulate(
     page: Page = False,
     page_port: PagePort = None,
 ) -> int:
-    """Train a federation on this machine, under a privacy budget.
+    """Train a federation on this machine under a privacy budget.
 
     Example:
       fedveil simulate
@@ -132,7 +132,7 @@ def simulate(
 
 @verb(app, "plan", "Show what a budget affords.", HydraVerb, needs="simulation")
 def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy: Accuracy = False) -> int:
-    """Show what a budget affords: the noise it takes and epsilon after each tenth of the rounds. Nothing is trained.
+    """Show the noise that a budget needs, and epsilon after each tenth of the rounds. Nothing is trained.
 
     Example:
       fedveil plan
@@ -147,38 +147,38 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
     return body(ctx.args, as_json, plot, accuracy)
 
 
-@verb(app, "ask", "Ask the clients, under a privacy budget.")
+@verb(app, "ask", "Ask the clients under a privacy budget.")
 @options_of(inquiry=InquiryOptions, question=QuestionOptions)
 def ask(
     what: Annotated[
         str,
         Argument(
             metavar="FILE|KIND",
-            help="A YAML file of questions; or count, mean, variance, histogram or quantiles, and a column.",
+            help="YAML file of questions; or count, mean, variance, histogram or quantiles, and a column.",
         ),
     ],
     inquiry: InquiryOptions,
     question: QuestionOptions,
     given: Annotated[
         list[str] | None,
-        Argument(metavar="KEY=VALUE", help="The column of a kind; and keys of the run, such as task=csv."),
+        Argument(metavar="KEY=VALUE", help="Column to ask about; keys of the run, such as task=csv."),
     ] = None,
     into: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where answers are kept; questions by default.")
+        Path | None, Option(metavar="FOLDER", help="Folder for the answers; questions by default.")
     ] = None,
     server: Annotated[
-        Path | None, Option(metavar="FOLDER", help="A server's bundle, to ask its clients.", file_okay=False)
+        Path | None, Option(metavar="FOLDER", help="Bundle of a server, to ask its clients.", file_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Ask the clients about their data; each figure has an interval, and each answer is one charge.
+    """Ask the clients about their data. Each figure has an interval, and each answer is one charge.
 
     Example:
       fedveil ask count --name rows --records 20 --epsilon 0.5 task=digits
       fedveil ask intake.yaml task=csv task.folder=clinics task.data_id=wards
       fedveil ask intake.yaml --server made/server task=csv
 
-    Exit codes: 0 answered, 1 too few clients answered, 2 refused and not charged, 3 the budget is spent.
+    Exit codes: 0 answered, 1 too few answers, 2 refused and not charged, 3 budget spent.
     """
     require_extra("simulation" if server is None else "server", "fedveil ask")
     from .ask import ask as body
@@ -189,9 +189,9 @@ def ask(
 
 @verb(app, "compare", "Show the results of runs in one table.", needs="simulation")
 def compare(
-    runs: Annotated[list[Path], Argument(metavar="RUN", help="Folders of runs or of sweeps.")],
-    csv: Annotated[Path | None, Option(metavar="FILE", help="Write a row a run.")] = None,
-    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw the first metric, .png or .pdf.")] = None,
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Folders of runs or sweeps.")],
+    csv: Annotated[Path | None, Option(metavar="FILE", help="Write one row per run as CSV.")] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Plot the first metric, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> int:
     """Show the results of runs in one table, with means and intervals over seeds.
@@ -210,22 +210,20 @@ def predict(
     run: Annotated[
         Path,
         Argument(
-            metavar="RUN",
-            help="The folder of a run that has ended, of an export, or of a client's bundle.",
-            file_okay=False,
+            metavar="RUN", help="Folder of an ended run, an export or a client's bundle.", file_okay=False
         ),
     ],
-    data: Annotated[Path, Argument(metavar="DATA", help="A table, a folder of tables, or .npy of inputs.")],
-    out: Annotated[Path | None, Option(metavar="FILE", help="Write CSV there; without it, print it.")] = None,
+    data: Annotated[Path, Argument(metavar="DATA", help="A table, a folder of tables, or a .npy file.")],
+    out: Annotated[Path | None, Option(metavar="FILE", help="CSV file to write; printed by default.")] = None,
     allow_module: Annotated[
-        list[str] | None, Option(metavar="MODULE", help="That the run's own task stands in.")
+        list[str] | None, Option(metavar="MODULE", help="Module of the run's own task.")
     ] = None,
     explain: Annotated[
         str | None,
-        Option(metavar="METHOD", help="With what each input adds to the score: integrated_gradients."),
+        Option(metavar="METHOD", help="Add each input's contribution to the score: integrated_gradients."),
     ] = None,
 ) -> int:
-    """Write what the released model of a run says of each row: the likeliest word and its probability, or a number.
+    """Write the prediction of a run's model for each row: the likeliest class and its probability, or a number.
 
     Example:
       fedveil predict runs/first patients.csv --out predictions.csv
@@ -237,29 +235,28 @@ def predict(
     return body(run, data, out, tuple(allow_module or ()), explain)
 
 
-@verb(app, "export", "Make a run's model fit a device.", needs="client")
+@verb(app, "export", "Convert a run's model for a device.", needs="client")
 def export(
-    run: Annotated[
-        Path, Argument(metavar="RUN", help="The folder of a run that has ended.", file_okay=False)
-    ],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of an ended run.", file_okay=False)],
     to: Annotated[str, Option(metavar="FORMAT", help="safetensors, onnx, torchscript or int8.")],
     student: Annotated[
         str | None,
-        Option(metavar="MODULE:CLASS", help="A smaller model that learns to say the same; see --public."),
+        Option(metavar="MODULE:CLASS", help="Smaller model to distil the model into; needs --public."),
     ] = None,
     public: Annotated[
         Path | None,
-        Option(metavar="DATA", help="Public inputs for a student: a table, tables, or .npy."),
+        Option(metavar="DATA", help="Public inputs for a student: a table, tables, or a .npy file."),
     ] = None,
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where to; RUN/export/FORMAT by default.", file_okay=False)
+        Path | None,
+        Option(metavar="FOLDER", help="Output folder; RUN/export/FORMAT by default.", file_okay=False),
     ] = None,
     allow_module: Annotated[
-        list[str] | None, Option(metavar="MODULE", help="That the run's own task stands in.")
+        list[str] | None, Option(metavar="MODULE", help="Module of the run's own task.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Write a run's released model in the format of a runtime, or a smaller one that says the same. Epsilon does not change.
+    """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
 
     Example:
       fedveil export runs/first --to int8
@@ -281,26 +278,26 @@ def verify(
         Option(
             "--key",
             metavar="PUB",
-            help="A public key that must have signed, or the authority's: a file, or hex.",
+            help="Public key of a required signer or of the authority: a file, or hex.",
         ),
     ] = None,
     head: Annotated[
         tuple[str, str] | None,
-        Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as you noted it."),
+        Option(metavar="SEQ HASH", help="Number and hash of an entry that the ledger must hold."),
     ] = None,
     device: Annotated[
         Path | None,
-        Option(metavar="FOLDER", help="A device's state folder, whose ledgers are held against its receipt."),
+        Option(metavar="FOLDER", help="State folder of a device, to compare its ledgers with its receipt."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check what others rely on: signatures, hashes, every ledger entry, every epsilon, the audit's verdict, every number of the page.
+    """Check signatures, hashes, every ledger entry, every epsilon, the audit's verdict and every number of the page.
 
     Example:
       fedveil verify bundle --key federation.key.pub
       fedveil verify runs/2026-01-31/12-00-00
 
-    Exit codes: 0 it holds, 2 something does not, which is named, or it was refused.
+    Exit codes: 0 every check passed, 2 a check failed, which is named, or refused.
     """
     from .verify import verify as body
 
@@ -310,19 +307,19 @@ def verify(
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
-@verb(app, "new", "Make a project of your own that runs.")
+@verb(app, "new", "Create a project from a template.")
 def new(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="The folder to make.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder to create.")],
     data: Annotated[
         list[Path] | None,
-        Argument(metavar="DATA", help="Your tables, for --from csv: a folder, or files of one folder."),
+        Argument(metavar="DATA", help="Your tables, with --from csv: a folder, or files of one folder."),
     ] = None,
     source: Annotated[str, Option("--from", metavar="KIND", help="csv, torch, sklearn or flower.")] = "csv",
     label: Annotated[
-        str | None, Option(metavar="COLUMN", help="Of your tables: what is predicted; else the last column.")
+        str | None, Option(metavar="COLUMN", help="Column of your tables to predict; the last by default.")
     ] = None,
 ) -> int:
-    """Make a small project of your own that runs and whose test passes; of your tables, a first schema.
+    """Create a small project that runs and has a passing test. With your tables, draft their schema.
 
     Example:
       fedveil new shops --from csv
@@ -333,15 +330,15 @@ def new(
     return body(folder, source, data or [], label)
 
 
-@verb(app, "doctor", "Look at what this machine has.")
+@verb(app, "doctor", "Check this machine's installation.")
 def doctor(
     asked: Annotated[
         list[str] | None,
-        Argument(metavar="GROUP=OPTION", help="What shall run here: task=, engine= or link=. Each is tried."),
+        Argument(metavar="GROUP=OPTION", help="What to try on this machine: task=, engine= or link=."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Look at this machine: versions, extras, processor, clock, and where ledgers lie. Exit code 1 if something is wrong.
+    """Check this machine: versions, extras, processor, clock and ledger folder. Exit code 1 if something is wrong.
 
     Example:
       fedveil doctor

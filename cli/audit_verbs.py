@@ -14,18 +14,19 @@ from .grammar import GROUP, Json, verb
 audit = typer.Typer(**GROUP)
 
 
-@verb(audit, "RUN", "Weigh a run: claimed beside measured.", hidden=True, needs="simulation")
+@verb(audit, "RUN", "Compare a run's claims and measurements.", hidden=True, needs="simulation")
 def audit_run(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
-    records: Annotated[bool, Option("--records", help="What it learnt by heart, by owner.")] = False,
+    records: Annotated[bool, Option("--records", help="Show memorised records, by client.")] = False,
     membership: Annotated[
-        str | None, Option(metavar="ATTACK", help="Attack its final model: loss, rmia, lira or art.")
+        str | None,
+        Option(metavar="ATTACK", help="Membership attack on the final model: loss, rmia, lira or art."),
     ] = None,
-    shadows: Annotated[int, Option(metavar="N", help="Models that lira trains.")] = 8,
-    epochs: Annotated[int, Option(metavar="N", help="Of a reference model of an attack.")] = 20,
+    shadows: Annotated[int, Option(metavar="N", help="Number of shadow models of lira.")] = 8,
+    epochs: Annotated[int, Option(metavar="N", help="Epochs of each reference model.")] = 20,
     as_json: Json = False,
 ) -> int:
-    """Weigh a run again from its folder: what was claimed beside what was measured.
+    """Compare the claimed with the measured epsilon of a run, from its folder.
 
     Example:
       fedveil audit runs/2026-01-31/12-00-00
@@ -48,14 +49,14 @@ def audit_run(
     return body(run, as_text=not as_json)
 
 
-@verb(audit, "claim", "Weigh a claim against evidence.")
+@verb(audit, "claim", "Test a privacy claim against evidence.")
 def audit_claim(
-    epsilon: Annotated[str, Option(metavar="E", help="What is claimed, in nats.")],
-    delta: Annotated[str, Option(metavar="D", help="What is claimed; 0 for pure differential privacy.")],
-    guesses: Annotated[str | None, Option(metavar="N", help="Of one run: number of guesses.")] = None,
-    correct: Annotated[str | None, Option(metavar="R", help="How many of them were right.")] = None,
+    epsilon: Annotated[str, Option(metavar="E", help="Claimed epsilon, in nats.")],
+    delta: Annotated[str, Option(metavar="D", help="Claimed delta; 0 for pure differential privacy.")],
+    guesses: Annotated[str | None, Option(metavar="N", help="Number of guesses in one run.")] = None,
+    correct: Annotated[str | None, Option(metavar="R", help="Number of correct guesses.")] = None,
     canaries: Annotated[
-        str | None, Option(metavar="M", help="Of how many canaries; as many as guesses by default.")
+        str | None, Option(metavar="M", help="Number of canaries; as many as guesses by default.")
     ] = None,
     scores: Annotated[
         Path | None,
@@ -65,25 +66,24 @@ def audit_claim(
         ),
     ] = None,
     in_scores: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Scores of canaries that were in: .npy, or one number a line."),
+        Path | None, Option(metavar="FILE", help="Scores of included canaries: .npy, or one number per line.")
     ] = None,
-    out_scores: Annotated[
-        Path | None, Option(metavar="FILE", help="Scores of canaries that were out.")
-    ] = None,
-    confidence: Annotated[str, Option(metavar="C", help="Of the bounds and of the verdict.")] = "0.99",
+    out_scores: Annotated[Path | None, Option(metavar="FILE", help="Scores of excluded canaries.")] = None,
+    confidence: Annotated[
+        str, Option(metavar="C", help="Confidence of the bounds and the verdict.")
+    ] = "0.99",
     gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
-    many_runs: Annotated[bool, Option("--many-runs", help="Each score is of a run of its own.")] = False,
+    many_runs: Annotated[bool, Option("--many-runs", help="Each score comes from a separate run.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Weigh any claim of differential privacy against evidence: guesses, or scores.
+    """Test any claim of differential privacy against evidence: guesses or scores.
 
     Example:
       fedveil audit claim --epsilon 3 --delta 1e-5 --guesses 400 --correct 330
       fedveil audit claim --epsilon 4 --delta 1e-5 --scores scores.npz
 
-    Evidence is one of: --guesses with --correct; --scores; --in-scores with --out-scores. Higher scores say in.
-    Scores are of one run, each canary in or out by a fair coin of its own, unless --many-runs says otherwise.
+    Evidence is one of: --guesses with --correct; --scores; --in-scores with --out-scores. Higher scores mean included.
+    Scores come from one run that included each canary by an independent fair coin, unless --many-runs is given.
 
     Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
     """

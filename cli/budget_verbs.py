@@ -13,31 +13,30 @@ from .grammar import GROUP, Json, verb
 budget = typer.Typer(**GROUP)
 LedgerDir = Annotated[
     Path | None,
-    Option(metavar="FOLDER", help="Where the ledgers lie; ~/.local/share/fedveil/ledgers by default."),
+    Option(metavar="FOLDER", help="Folder of the ledgers; ~/.local/share/fedveil/ledgers by default."),
 ]
 
 
-@verb(budget, "set", "Cap what may be spent on your data.")
+@verb(budget, "set", "Cap the epsilon spent on your data.")
 def budget_set(
-    epsilon: Annotated[str, Option(metavar="E", help="The most that a ledger may spend.")],
-    delta: Annotated[str, Option(metavar="D", help="The largest delta at which epsilon may be counted.")],
+    epsilon: Annotated[str, Option(metavar="E", help="Largest epsilon that a ledger may spend.")],
+    delta: Annotated[str, Option(metavar="D", help="Largest delta at which epsilon may be computed.")],
     data: Annotated[
-        str, Option(metavar="LEDGER", help="One ledger, by its name in `budget show`'s column data.")
+        str, Option(metavar="LEDGER", help="One ledger, by its name in column data of budget show.")
     ] = "all",
-    until: Annotated[
-        str | None, Option(metavar="YYYY-MM-DD", help="The last day, UTC, on which anything may be released.")
-    ] = None,
+    until: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="Last day, UTC, of releases.")] = None,
     questions: Annotated[
-        str | None, Option(metavar="E", help="The most that questions may spend of it.")
+        str | None, Option(metavar="E", help="Largest epsilon that questions may spend of it.")
     ] = None,
     purposes: Annotated[
-        str | None, Option(metavar="WORDS", help="What questions may be for, with commas; none allows any.")
+        str | None,
+        Option(metavar="WORDS", help="Permitted purposes of questions, separated by commas; any by default."),
     ] = None,
-    reason: Annotated[str | None, Option(metavar="TEXT", help="Why; kept with the decision.")] = None,
+    reason: Annotated[str | None, Option(metavar="TEXT", help="Reason, recorded with the decision.")] = None,
     ledger_dir: LedgerDir = None,
     as_json: Json = False,
 ) -> int:
-    """Cap what may be spent, from the next release on.
+    """Cap the epsilon that may be spent, from the next release on.
 
     Example:
       fedveil budget set --epsilon 3 --delta 1e-5 --until 2099-12-31
@@ -49,9 +48,9 @@ def budget_set(
     return set_budget(ledger_dir, asked, reason=reason, as_json=as_json)
 
 
-@verb(budget, "show", "Show the caps, and what is spent.")
+@verb(budget, "show", "Show the caps and the spent epsilon.")
 def budget_show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
-    """Show the caps, and what the ledgers beside them have spent.
+    """Show the caps of a folder, and the epsilon that its ledgers have spent.
 
     Example:
       fedveil budget show
@@ -61,13 +60,13 @@ def budget_show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
     return show(ledger_dir, as_json=as_json)
 
 
-@verb(budget, "adopt", "Let a named data set answer for an older ledger.")
+@verb(budget, "adopt", "Charge an older ledger to a named data set.")
 def budget_adopt(
     old: Annotated[str, Argument(metavar="LEDGER", help="Name of the ledger's file, without .ledger.")],
-    data_id: Annotated[str, Argument(metavar="DATA_ID", help="As task.data_id names the data set.")],
+    data_id: Annotated[str, Argument(metavar="DATA_ID", help="Name of the data set, as in task.data_id.")],
     ledger_dir: LedgerDir = None,
 ) -> int:
-    """Let a data set that has a name answer for what an older ledger holds; the next run charges it first.
+    """Charge the entries of an older ledger to a named data set, at the start of its next run.
 
     Example:
       fedveil budget adopt 9f86d081884c7d659a2feaa0c55ad015 clinics-2026

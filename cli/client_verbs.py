@@ -12,20 +12,21 @@ from .grammar import GROUP, Bundle, Json, Reason, own_modules, verb
 
 client = typer.Typer(**GROUP)
 Ledgers = Annotated[
-    bool,
-    Option("--ledgers", help="Remove the ledgers too: the spent budget is then forgotten for good."),
+    bool, Option("--ledgers", help="Remove the ledgers too: the record of the spent budget is then lost.")
 ]
 
 
-@verb(client, "enrol", "Enrol this device by a token.", needs="client")
+@verb(client, "enrol", "Enrol this device by token.", needs="client")
 def client_enrol(
-    token: Annotated[str, Argument(metavar="TOKEN", help="Of the operator; - reads it from the terminal.")],
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Of the bundle.", file_okay=False)],
+    token: Annotated[
+        str, Argument(metavar="TOKEN", help="Token of the operator; - reads it from standard input.")
+    ],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of the new bundle.", file_okay=False)],
     wait: Annotated[
-        float | None, Option(metavar="SECONDS", help="For the authority's answer; without end by default.")
+        float | None, Option(metavar="SECONDS", help="Time to wait for the authority; no limit by default.")
     ] = None,
 ) -> int:
-    """Make this device's keys, have them admitted, and complete its bundle. Exit code 1 if nobody has answered yet.
+    """Make this device's keys, get them admitted, and complete its bundle. Exit code 1 if no answer has come yet.
 
     Example:
       fedveil client enrol TOKEN hearts-cleveland
@@ -37,11 +38,11 @@ def client_enrol(
 
 @verb(client, "request", "Make a device's keys.", needs="client")
 def client_request(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the keys shall be.", file_okay=False)],
-    name: Annotated[str, Option(metavar="NAME", help="Of the client, as federation.yaml has it.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder for the keys.", file_okay=False)],
+    name: Annotated[str, Option(metavar="NAME", help="Name of the client in federation.yaml.")],
     as_json: Json = False,
 ) -> int:
-    """Make a device's keys there; only a request to admit them leaves it.
+    """Make a device's keys on the device, and a request to admit them.
 
     Example:
       fedveil client request harbour --name harbour
@@ -51,11 +52,11 @@ def client_request(
     return request(folder, name, as_json=as_json)
 
 
-@verb(client, "start", "Follow the server until SIGTERM.", needs="client")
+@verb(client, "start", "Run the client until SIGTERM.", needs="client")
 def client_start(
-    folder: Bundle, once: Annotated[bool, Option("--once", help="End when a run is over.")] = False
+    folder: Bundle, once: Annotated[bool, Option("--once", help="Exit when a run ends.")] = False
 ) -> int:
-    """Follow the server until SIGTERM; after a run its final model is in the bundle's state folder.
+    """Run the client until SIGTERM. The final model of a run is saved in the bundle's state folder.
 
     Example:
       fedveil client start hearts/clients/cleveland
@@ -65,9 +66,9 @@ def client_start(
     return agent.start(folder, once=once)
 
 
-@verb(client, "status", "Say how the device is.", needs="client")
+@verb(client, "status", "Show the state of the device.", needs="client")
 def client_status(folder: Bundle, as_json: Json = False) -> int:
-    """Say how the device is, and how its roster has changed. Exit code 1 if its agent does not run.
+    """Show the state of the device and the changes of its roster. Exit code 1 if its agent does not run.
 
     Example:
       fedveil client status hearts/clients/cleveland
@@ -77,22 +78,20 @@ def client_status(folder: Bundle, as_json: Json = False) -> int:
     return status(folder, as_json)
 
 
-@verb(client, "roster", "Show the members of its sums.", needs="client")
+@verb(client, "roster", "Show the roster of the device.", needs="client")
 def client_roster(
     folder: Bundle,
     approve: Annotated[
-        int | None, Option(metavar="VERSION", help="Approve of the change that waits, by its version.")
+        int | None, Option(metavar="VERSION", help="Approve the pending roster of this version.")
     ] = None,
     sign: Annotated[
         Path | None,
-        Option(
-            metavar="FILE", help="Sign the roster in this file, for owners who ask for others' signatures."
-        ),
+        Option(metavar="FILE", help="Sign the roster in this file, for owners who require cosignatures."),
     ] = None,
     reason: Reason = None,
     as_json: Json = False,
 ) -> int:
-    """Say with whom the device may be summed, by fingerprints of keys, and how that has changed.
+    """Show the members of the device's roster with their key fingerprints, and its changes.
 
     Example:
       fedveil client roster hearts/clients/cleveland
@@ -108,15 +107,13 @@ def client_log(
     folder: Bundle,
     against: Annotated[
         Path | None,
-        Option(
-            metavar="FILE", help="Compare with this export of another client or of the server, or a proof."
-        ),
+        Option(metavar="FILE", help="Export or proof of another client or of the server, to compare with."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Say what the device has seen of its server's log, or compare it with another's, offline. --json exports it.
+    """Show what the device has seen of the server's log, or compare it offline with another's. --json exports it.
 
-    Exit code 1 if the server has told two stories.
+    Exit code 1 if the server has forked its log.
 
     Example:
       fedveil client log hearts/clients/cleveland --json > cleveland.json
@@ -127,17 +124,17 @@ def client_log(
     return of_client(folder, against, as_json=as_json)
 
 
-@verb(client, "explain", "Say why the model says it.", needs="client")
+@verb(client, "explain", "Explain one prediction.", needs="client")
 def client_explain(
     folder: Bundle,
-    data: Annotated[Path, Argument(metavar="DATA", help="A table, or .npy of inputs, of the owner.")],
-    row: Annotated[int, Option(metavar="N", help="Which row is explained, from 1.")] = 1,
+    data: Annotated[Path, Argument(metavar="DATA", help="A table or a .npy file of inputs, of the owner.")],
+    row: Annotated[int, Option(metavar="N", help="Row to explain, counted from 1.")] = 1,
     explain: Annotated[
-        str, Option("--method", metavar="METHOD", help="How: integrated_gradients.")
+        str, Option("--method", metavar="METHOD", help="Method of attribution: integrated_gradients.")
     ] = "integrated_gradients",
     as_json: Json = False,
 ) -> int:
-    """Say on the device what each column adds to one prediction of the model that it keeps. Nothing leaves; it costs nothing.
+    """Show, on the device, what each column adds to one prediction of its model. Nothing is sent or charged.
 
     Example:
       fedveil client explain hearts/clients/cleveland patients.csv --row 2
@@ -148,9 +145,9 @@ def client_explain(
     return explain_row(folder, data, row, explain, as_json=as_json)
 
 
-@verb(client, "forget", "Remove the device's memory.", needs="client")
+@verb(client, "forget", "Remove the device's state.", needs="client")
 def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
-    """Remove the device's memory.
+    """Remove the device's state, except its ledgers and rosters.
 
     Example:
       fedveil client forget hearts/clients/cleveland
@@ -160,13 +157,13 @@ def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
     return forget(folder, ledgers)
 
 
-@verb(client, "uninstall", "Remove all of it.", needs="client")
+@verb(client, "uninstall", "Remove the client from the device.", needs="client")
 def client_uninstall(
     folder: Bundle,
-    yes: Annotated[bool, Option("--yes", help="Really; without it nothing is removed.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Confirm; without it nothing is removed.")] = False,
     ledgers: Ledgers = False,
 ) -> int:
-    """Stop the agent; remove its unit, its bundle and what it remembers.
+    """Stop the agent; remove its unit, its bundle and its state.
 
     Example:
       fedveil client uninstall hearts/clients/cleveland --yes

@@ -26,28 +26,25 @@ GROUP: dict[str, Any] = {
 }
 HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_options": True}
 AcceptVacuous = Annotated[
-    bool, Option("--accept-vacuous", help="Train on real data although the plan calls the promise vacuous.")
+    bool, Option("--accept-vacuous", help="Train on real data although the plan calls the guarantee vacuous.")
 ]
 AcceptSweep = Annotated[
-    bool,
-    Option("--accept-sweep", help="Run several private runs on real data, each charged to the same people."),
+    bool, Option("--accept-sweep", help="Run a sweep on real data; every run is charged to the same ledger.")
 ]
 Reason = Annotated[
     str | None,
-    Option(
-        "--reason",
-        metavar="TEXT",
-        help="Why a promise is accepted or an alarm overridden; kept on the ledger.",
-    ),
+    Option("--reason", metavar="TEXT", help="Reason for accepting or overriding; recorded on the ledger."),
 ]
-Page = Annotated[bool, Option("--page", help="Serve the run's page on this machine alone, while it goes on.")]
+Page = Annotated[bool, Option("--page", help="Serve a live page of the run, on this machine only.")]
 PagePort = Annotated[
     int | None,
-    Option("--page-port", metavar="PORT", min=1024, max=65535, help="Its port; one that is free by default."),
+    Option(
+        "--page-port", metavar="PORT", min=1024, max=65535, help="Port of the page; a free port by default."
+    ),
 ]
-Json = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON only.")]
 Bundle = Annotated[
-    Path, Argument(metavar="FOLDER", help="The bundle that provisioning made.", file_okay=False)
+    Path, Argument(metavar="FOLDER", help="Bundle made by fedveil provision.", file_okay=False)
 ]
 
 

@@ -12,23 +12,25 @@ from typer import Argument, Option
 from .grammar import GROUP, Json, verb
 
 ledger = typer.Typer(**GROUP)
-Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
+Ledger = Annotated[Path, Argument(metavar="PATH", help="File of a ledger.")]
 
 
-@verb(ledger, "show", "Show its entries.")
+@verb(ledger, "show", "Show the entries of a ledger.")
 def ledger_show(
     path: Annotated[Path, Argument(metavar="PATH", help="A ledger, or a folder of ledgers.")],
-    run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name begins so.")] = None,
+    run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name has this prefix.")] = None,
     unit: Annotated[
         str | None,
-        Option(metavar="UNIT", help="Only ledgers of client, record, person or person_everywhere."),
+        Option(
+            metavar="UNIT", help="Only ledgers of this unit: client, record, person or person_everywhere."
+        ),
     ] = None,
     purpose: Annotated[
-        str | None, Option(metavar="TEXT", help="Only releases whose purpose holds this.")
+        str | None, Option(metavar="TEXT", help="Only releases whose purpose contains this.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Tell what stands on a ledger, in sentences, the newest run first: releases, refusals, what people decided, closes.
+    """Show the entries of a ledger in sentences, the newest run first: releases, refusals, decisions, closes.
 
     Example:
       fedveil ledger show first/ledger
@@ -41,11 +43,14 @@ def ledger_show(
 @verb(ledger, "verify", "Check every hash; recompute epsilon.")
 def ledger_verify(
     paths: Annotated[
-        list[Path], Argument(metavar="PATH", help="Ledgers; files beside them are passed over.")
+        list[Path], Argument(metavar="PATH", help="Ledgers; lock and journal files are skipped.")
     ],
     head: Annotated[
         tuple[str, str] | None,
-        Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as a result's ledger_head."),
+        Option(
+            metavar="SEQ HASH",
+            help="Number and hash of an entry that the ledger must hold, as in ledger_head of a result.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -59,13 +64,13 @@ def ledger_verify(
     return verify_all(paths, head or (), as_json=as_json)
 
 
-@verb(ledger, "export", "Write it for an auditor.")
+@verb(ledger, "export", "Export a ledger for an auditor.")
 def ledger_export(
     path: Ledger,
-    as_json: Annotated[bool, Option("--json", help="As JSON; what happens anyhow.")] = False,
-    as_csv: Annotated[bool, Option("--csv", help="As CSV.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Write JSON; the default.")] = False,
+    as_csv: Annotated[bool, Option("--csv", help="Write CSV.")] = False,
 ) -> int:
-    """Write a ledger, and epsilon recomputed from it, for an auditor.
+    """Write a ledger, and the epsilon recomputed from it, for an auditor.
 
     Example:
       fedveil ledger export first/ledger --csv

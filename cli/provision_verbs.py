@@ -11,20 +11,21 @@ from typer import Argument, Option
 from .grammar import GROUP, Json, verb
 
 provision = typer.Typer(**GROUP)
-Desk = Annotated[Path, Argument(metavar="FOLDER", help="The folder that provisioning made.", file_okay=False)]
+Desk = Annotated[Path, Argument(metavar="FOLDER", help="Folder made by fedveil provision.", file_okay=False)]
 
 
 @verb(provision, "FILE", "Make the bundles of a federation.", hidden=True, needs="server")
 def provision_file(
-    file: Annotated[Path, Argument(metavar="FILE", help="federation.yaml: who is in the federation.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="federation.yaml, which lists the clients.")],
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where to; a folder of the federation's name by default.")
+        Path | None, Option(metavar="FOLDER", help="Output folder; named after the federation by default.")
     ] = None,
     wheels: Annotated[
-        Path | None, Option(metavar="FOLDER", help="What a device installs, for requirements with hashes.")
+        Path | None,
+        Option(metavar="FOLDER", help="Folder of a device's wheels, for requirements with hashes."),
     ] = None,
     lock: Annotated[
-        Path | None, Option(metavar="FILE", help="Hashes of what a device installs and --wheels lacks.")
+        Path | None, Option(metavar="FILE", help="Lock file with the hashes of packages that --wheels lacks.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -42,15 +43,13 @@ def provision_file(
 @verb(provision, "rotate", "Give a client new keys.", needs="server")
 def provision_rotate(
     folder: Desk,
-    names: Annotated[
-        list[str], Argument(metavar="NAME", help="Of clients, 'hospital-*' for many, or server.")
-    ],
+    names: Annotated[list[str], Argument(metavar="NAME", help="Clients (or 'hospital-*'), or server.")],
     request: Annotated[
-        Path | None, Option(metavar="FILE", help="Of the device, which made its new keys itself.")
+        Path | None, Option(metavar="FILE", help="Request of a device that made its own new keys.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Give a client, or the server, new keys; the old ones are admitted no longer.
+    """Give clients or the server new keys. The old keys are no longer admitted.
 
     Example:
       fedveil provision rotate hearts cleveland
@@ -62,18 +61,18 @@ def provision_rotate(
     return show(rotate(folder, names, request), as_json=as_json)
 
 
-@verb(provision, "renew", "Give clients later certificates.", needs="server")
+@verb(provision, "renew", "Renew clients' certificates.", needs="server")
 def provision_renew(
     folder: Desk,
     names: Annotated[
-        list[str] | None, Argument(metavar="NAME", help="Of clients, 'hospital-*' for many; all by default.")
+        list[str] | None, Argument(metavar="NAME", help="Clients (or 'hospital-*'); all by default.")
     ] = None,
     within: Annotated[
-        float, Option(metavar="DAYS", help="Leave alone what ends later than in so many days.")
+        float, Option(metavar="DAYS", help="Renew only certificates that expire within this many days.")
     ] = 30.0,
     as_json: Json = False,
 ) -> int:
-    """Give clients later certificates for the keys that they have. The server hands them over.
+    """Renew the certificates of clients' present keys. The server delivers them.
 
     Example:
       fedveil provision renew hearts
@@ -85,15 +84,15 @@ def provision_renew(
     return show(renew(folder, names or [], within), as_json=as_json)
 
 
-@verb(provision, "token", "Let a device enrol once.", needs="server")
+@verb(provision, "token", "Print a token to enrol a device.", needs="server")
 def provision_token(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME", help="Of clients, each of one device.")],
-    hours: Annotated[float, Option(metavar="N", help="Until they end.")] = 24.0,
-    qr: Annotated[bool, Option("--qr", help="As QR codes too.")] = False,
+    names: Annotated[list[str], Argument(metavar="NAME", help="Clients, one device each.")],
+    hours: Annotated[float, Option(metavar="N", help="Hours until the tokens expire.")] = 24.0,
+    qr: Annotated[bool, Option("--qr", help="Print the tokens as QR codes too.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Print a token for each name, by which one device enrols once: fedveil client enrol TOKEN FOLDER.
+    """Print a token for each name. A token enrols one device once: fedveil client enrol TOKEN FOLDER.
 
     Example:
       fedveil provision token hearts cleveland hungary --hours 2
@@ -103,15 +102,15 @@ def provision_token(
     return tokens(folder, names, hours, qr=qr, as_json=as_json)
 
 
-@verb(provision, "approve", "Admit requests under tokens.", needs="server")
+@verb(provision, "approve", "Admit devices enrolled by token.", needs="server")
 def provision_approve(
     folder: Desk,
     names: Annotated[
-        list[str] | None, Argument(metavar="NAME", help="Of clients; all who have asked by default.")
+        list[str] | None, Argument(metavar="NAME", help="Clients; all with a request by default.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Admit the devices that have asked by a token, and sign what they get. Exit code 1 if one was refused.
+    """Admit the devices that requested enrolment by token, and sign their bundles. Exit code 1 if one was refused.
 
     Example:
       fedveil provision approve hearts
@@ -121,13 +120,13 @@ def provision_approve(
     return admit_asked(folder, names or [], as_json=as_json)
 
 
-@verb(provision, "revoke", "Leave a client out.", needs="server")
+@verb(provision, "revoke", "Revoke a client.", needs="server")
 def provision_revoke(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME", help="Of clients, 'hospital-*' for many.")],
+    names: Annotated[list[str], Argument(metavar="NAME", help="Clients, or a pattern such as 'hospital-*'.")],
     as_json: Json = False,
 ) -> int:
-    """Leave clients out, from the next roster on.
+    """Remove clients from the next roster on.
 
     Example:
       fedveil provision revoke hearts cleveland
@@ -142,11 +141,11 @@ def provision_revoke(
 def provision_cosign(
     folder: Desk,
     files: Annotated[
-        list[Path], Argument(metavar="FILE", help="Of members: what fedveil client roster --sign wrote.")
+        list[Path], Argument(metavar="FILE", help="Signatures written by fedveil client roster --sign.")
     ],
     as_json: Json = False,
 ) -> int:
-    """Collect signatures of members under the newest roster, for owners who ask for them.
+    """Collect members' signatures under the newest roster, for owners who require them.
 
     Example:
       fedveil provision cosign hearts cosignature-2.toml

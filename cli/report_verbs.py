@@ -13,29 +13,30 @@ from .grammar import GROUP, Json, verb
 report = typer.Typer(**GROUP)
 
 
-@verb(report, "RUN", "Make the page of a run, and its JSON.", hidden=True, needs="server")
+@verb(report, "RUN", "Write the page of a run and its JSON.", hidden=True, needs="server")
 def report_run(
-    run: Annotated[Path, Argument(metavar="RUN", help="A run folder, or one of answers.", file_okay=False)],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a run or of answers.", file_okay=False)],
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where to; the run's folder by default.", file_okay=False)
+        Path | None,
+        Option(metavar="FOLDER", help="Output folder; the run's folder by default.", file_okay=False),
     ] = None,
     assessment: Annotated[
         Path | None,
-        Option(metavar="FILE", help="Answers of the organisation; RUN/assessment.yaml by default."),
+        Option(metavar="FILE", help="The organisation's answers; RUN/assessment.yaml by default."),
     ] = None,
     answers: Annotated[
         Path | None,
         Option(
             metavar="FOLDER",
-            help="What clients answered; of a server's run the server's by default.",
+            help="Folder of answers to fedveil ask; with a server's run, the server's by default.",
             file_okay=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Make report.html, report.json, CARD.md and bom.cdx.json of a run, from its folder alone.
+    """Write report.html, report.json, CARD.md and bom.cdx.json of a run, from its folder alone.
 
-    Of a folder in which fedveil ask keeps answers it makes report/report.html and report/report.json.
+    With a folder of answers to fedveil ask, write report/report.html and report/report.json.
 
     Example:
       fedveil report runs/2026-01-31/12-00-00
@@ -50,11 +51,11 @@ def report_run(
 @verb(report, "compare", "Show how two runs differ.", needs="server")
 def report_compare(
     first: Annotated[Path, Argument(metavar="A", help="A run folder.", file_okay=False)],
-    second: Annotated[Path, Argument(metavar="B", help="Another.", file_okay=False)],
-    everything: Annotated[bool, Option("--all", help="What is the same in both, too.")] = False,
+    second: Annotated[Path, Argument(metavar="B", help="Another run folder.", file_okay=False)],
+    everything: Annotated[bool, Option("--all", help="Show equal values too.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Say in what the reports of two runs differ: what was asked for, promised, measured, reached and paid.
+    """Show how the reports of two runs differ: settings, guarantees, measurements, results and costs.
 
     Example:
       fedveil report compare runs/2026-01-31/12-00-00 runs/2026-01-31/12-05-00
@@ -65,7 +66,7 @@ def report_compare(
 
 
 Signers = Annotated[
-    list[Path] | None, Option("--key", metavar="F", help="A private key that signs; once for each algorithm.")
+    list[Path] | None, Option("--key", metavar="F", help="Private key to sign with; once for each algorithm.")
 ]
 
 
@@ -73,18 +74,19 @@ Signers = Annotated[
 def report_bundle(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where to; RUN/bundle by default.", file_okay=False)
+        Path | None, Option(metavar="FOLDER", help="Output folder; RUN/bundle by default.", file_okay=False)
     ] = None,
     keys: Signers = None,
     with_audit_rows: Annotated[
         bool,
         Option(
-            "--with-audit-rows", help="With what the audit kept of real rounds: it tells how many took part."
+            "--with-audit-rows",
+            help="Include the audit's rows, which reveal the number of clients per round.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Make the bundle of a run: its files, its ledger, a list of hashes that roles sign, and a check that needs no fedveil.
+    """Make the bundle of a run: its files, its ledger, a signed list of hashes, and a check that needs no fedveil.
 
     Example:
       fedveil report bundle runs/2026-01-31/12-00-00 --key federation.key
@@ -97,13 +99,15 @@ def report_bundle(
 @verb(report, "sign", "Sign a bundle in a role.")
 def report_sign(
     folder: Annotated[Path, Argument(metavar="BUNDLE", help="A bundle.", file_okay=False)],
-    role: Annotated[str, Option(metavar="ROLE", help="Who signs, such as 'data protection officer'.")],
+    role: Annotated[str, Option(metavar="ROLE", help="Signer's role, such as 'data protection officer'.")],
     keys: Annotated[
-        list[Path], Option("--key", metavar="F", help="A private key that signs; once for each algorithm.")
+        list[Path], Option("--key", metavar="F", help="Private key to sign with; once for each algorithm.")
     ],
-    day: Annotated[str | None, Option("--date", metavar="YYYY-MM-DD", help="Today, UTC, by default.")] = None,
+    day: Annotated[
+        str | None, Option("--date", metavar="YYYY-MM-DD", help="Date; today, UTC, by default.")
+    ] = None,
 ) -> int:
-    """Check a bundle and sign it in a role, over all who signed before.
+    """Check a bundle and sign it in a role, together with the earlier signatures.
 
     Example:
       fedveil report sign bundle --role "data protection officer" --key officer.key
@@ -113,13 +117,15 @@ def report_sign(
     return sign(folder, role, keys, day)
 
 
-@verb(report, "key", "Make a key that signs.")
+@verb(report, "key", "Make a signing key.")
 def report_key(
-    path: Annotated[Path, Argument(metavar="FILE", help="Of the private key; FILE.pub is the public one.")],
-    ml_dsa: Annotated[bool, Option("--ml-dsa", help="Of ML-DSA-65, to stand beside one of Ed25519.")] = False,
-    unlocked: Annotated[bool, Option("--unlocked", help="Without a passphrase.")] = False,
+    path: Annotated[Path, Argument(metavar="FILE", help="Private key to write; FILE.pub is the public key.")],
+    ml_dsa: Annotated[
+        bool, Option("--ml-dsa", help="Make an ML-DSA-65 key; the default is Ed25519.")
+    ] = False,
+    unlocked: Annotated[bool, Option("--unlocked", help="Do not encrypt the key with a passphrase.")] = False,
 ) -> int:
-    """Make a key that signs bundles, locked by a passphrase that is asked for, or stands in FEDVEIL_PASSPHRASE.
+    """Make a key that signs bundles. The passphrase is read from FEDVEIL_PASSPHRASE or the terminal.
 
     Example:
       fedveil report key officer.key

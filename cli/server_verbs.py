@@ -32,7 +32,7 @@ def serve(
     as_json: Json = False,
     accept_vacuous: AcceptVacuous = False,
     despite_alarm: Annotated[
-        bool, Option("--despite-alarm", help="Go on with a run that an alarm of its audit has paused.")
+        bool, Option("--despite-alarm", help="Resume a run that an alarm of its audit has paused.")
     ] = False,
     reason: Reason = None,
     page: Page = False,
@@ -40,7 +40,7 @@ def serve(
 ) -> int:
     """Serve the federation of this folder until the run is over.
 
-    The same command again goes on with a run that was stopped or killed, and leaves one that is finished alone.
+    The same command resumes a run that was stopped or killed. It does nothing if the run is finished.
 
     Example:
       fedveil server hearts/server task=heart
@@ -55,9 +55,9 @@ def serve(
         return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
-@verb(server, "status", "Show connections and spending.", needs="server")
+@verb(server, "status", "Show connections and spent epsilon.", needs="server")
 def server_status(folder: Bundle, as_json: Json = False) -> int:
-    """Say who is here, which round it is and what is spent. Exit code 1 if no server runs.
+    """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs.
 
     Example:
       fedveil server status hearts/server
@@ -67,19 +67,19 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
     return show(folder, as_json=as_json)
 
 
-@verb(server, "log", "Show its log.", needs="server")
+@verb(server, "log", "Show the transparency log.", needs="server")
 def server_log(
     folder: Bundle,
     inclusion: Annotated[
-        int | None, Option(metavar="ENTRY", help="Prove that this entry stands in the log; print JSON.")
+        int | None, Option(metavar="ENTRY", help="Print a proof, as JSON, that the log holds this entry.")
     ] = None,
     consistency: Annotated[
         int | None,
-        Option(metavar="SIZE", help="Prove that the log begins with its first SIZE entries; print JSON."),
+        Option(metavar="SIZE", help="Print a proof, as JSON, that the log extends its first SIZE entries."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Say what the server has told its clients: rosters, each round's model, final models. --json exports all of it.
+    """Show the server's log: rosters, the model of each round, final models. --json exports it.
 
     Example:
       fedveil server log hearts/server
@@ -90,9 +90,9 @@ def server_log(
     return of_server(folder, inclusion, consistency, as_json=as_json)
 
 
-@verb(server, "enrol", "Let devices enrol by tokens.", needs="client")
+@verb(server, "enrol", "Accept enrolments by token.", needs="client")
 def server_enrol(folder: Bundle) -> int:
-    """Open the port for enrolments as long as tokens are open. It may run beside the server, and needs no run.
+    """Accept enrolments until no token is open. It may run beside the server, and needs no run.
 
     Example:
       fedveil server enrol hearts/server

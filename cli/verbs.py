@@ -24,15 +24,15 @@ from ..strategies.hints import option_hint
 HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("-m", "--multirun"), "", "Run every combination of comma-separated values."),
     (("-c", "--cfg"), "job|hydra|all", "Show the configuration; run nothing."),
-    (("-p", "--package"), "KEY", "With --cfg: show this part only."),
-    (("--resolve",), "", "With --cfg: resolve what refers to other keys."),
+    (("-p", "--package"), "KEY", "With --cfg: show only this part."),
+    (("--resolve",), "", "With --cfg: resolve interpolations."),
     (("-cd", "--config-dir"), "DIR", "Add options of your own, such as DIR/task/mine.yaml."),
-    (("-cn", "--config-name"), "NAME", "Begin with this file instead of the shipped one."),
-    (("-cp", "--config-path"), "DIR", "Look for that file in DIR."),
+    (("-cn", "--config-name"), "NAME", "Use this file instead of the shipped one."),
+    (("-cp", "--config-path"), "DIR", "Search DIR for that file."),
     (("-i", "--info"), "[WHAT]", "Show what Hydra found: defaults, searchpath, plugins."),
     (("--hydra-help",), "", "Show Hydra's own help."),
     (("-r", "--run"), "", "Run one job, as without a flag."),
-    (("-sc", "--shell-completion"), "", "Hydra's own completion; --install-completion is better."),
+    (("-sc", "--shell-completion"), "", "Hydra's own completion; prefer --install-completion."),
     (("--experimental-rerun",), "FILE", "Refused: it reads a pickle."),
 )
 SHOWN_FLAGS = 9
@@ -107,7 +107,7 @@ class HydraVerb(Verb):
         if asks_help:
             click.echo(ctx.get_help())
             if find_spec("hydra") is None:
-                click.echo("\nIts keys are shown once Hydra is installed: pip install 'fedveil[simulation]'")
+                click.echo("\nThe keys are shown if Hydra is installed: pip install 'fedveil[simulation]'")
                 ctx.exit()
             ctx.args.insert(0, "--help")
         return ctx.args
@@ -182,7 +182,7 @@ class Verbs(TyperGroup):
                 formatter, "Options", [r for p in self.get_params(ctx) if (r := p.get_help_record(ctx))]
             )
         _write_text(
-            formatter, f"{_path(ctx)} {'VERB' if ctx.parent is None else '...'} --help says more of each."
+            formatter, f"{_path(ctx)} {'VERB' if ctx.parent is None else '...'} --help shows the details."
         )
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -236,7 +236,7 @@ def told(error: click.UsageError) -> str:
     if error.ctx is None:
         return f"fedveil: {message}"
     path = _path(error.ctx)
-    return f"{path}: {message}\nusage: {usage(error.ctx)}\n{path} --help says more"
+    return f"{path}: {message}\nusage: {usage(error.ctx)}\n{path} --help shows the details"
 
 
 def _no_such_verb(ctx: click.Context, word: str, near: Sequence[str]) -> Refusal:

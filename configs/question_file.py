@@ -21,13 +21,13 @@ def _said(metavar: str, text: str) -> Any:
 class InquiryOptions:
     """What is said of an inquiry beside its questions, in the place of its file's keys; None where nothing is."""
 
-    name: str | None = _said("NAME", "Under which the answer is kept.")
-    purpose: str | None = _said("WORD", "That owners allow or refuse.")
-    why: str | None = _said("TEXT", "What it is for; owners read it.")
-    unit: str | None = _said("client|record", "What is hidden: a whole client, or one row.")
-    records: float | None = _said("N", "Rows of a client that count in full.")
-    epsilon: float | None = _said("E", "What the answer may cost.")
-    noise_multiplier: float | None = _said("Z", "The noise, in the place of an epsilon.")
+    name: str | None = _said("NAME", "Name of the answer.")
+    purpose: str | None = _said("WORD", "Purpose, which owners permit or refuse.")
+    why: str | None = _said("TEXT", "Explanation of the purpose for the owners.")
+    unit: str | None = _said("client|record", "Unit of privacy: a whole client, or one row.")
+    records: float | None = _said("N", "Bound on the rows of a client that count in full.")
+    epsilon: float | None = _said("E", "Epsilon that the answer may cost.")
+    noise_multiplier: float | None = _said("Z", "Noise multiplier, instead of an epsilon.")
 
     def over(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """Return an inquiry's keys with these in the place of theirs.
@@ -45,9 +45,9 @@ class QuestionOptions:
     low: float | None = _said("X", "Lower bound of a number.")
     high: float | None = _said("X", "Upper bound of a number.")
     edges: str | None = _said("X,X,..", "Edges of a histogram's bins.")
-    categories: str | None = _said("A,B,..", "Words of a histogram.")
-    resolution: float | None = _said("X", "Half the width that an interval may have.")
-    at_least: float | None = _said("N", "Rows that there are, to plan an interval by.")
+    categories: str | None = _said("A,B,..", "Categories of a histogram.")
+    resolution: float | None = _said("X", "Largest half-width of an interval.")
+    at_least: float | None = _said("N", "Lower bound on the number of rows, to plan an interval.")
 
 
 def said_in(options: InquiryOptions | QuestionOptions) -> dict[str, Any]:
