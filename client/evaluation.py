@@ -1,7 +1,6 @@
 """Evaluation of a model at one client, on its held-out records: their means, or each record separately."""
 
-from __future__ import annotations
-
+import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRows
-from ..tasks.data import Data, batches_of, padded, padded_size, rows_of, run_on
+from ..tasks.data import BATCH, Data, batches_of, padded, padded_size, rows_of, run_on
 from ..tasks.protocol import Task
+
+logger = logging.getLogger("fedveil.client")
 
 
 @torch.no_grad()
@@ -59,17 +60,24 @@ def rows_measured(
 ) -> HeldOutRows:
     """Return a model's metric and loss for each held-out record alone; arguments as of `means_over`.
 
-    The model does not mix examples, so a record's outputs depend only on it. A metric that is undefined for one record
-    is NaN.
+    The model does not mix examples, so a record's outputs depend only on it. What is undefined for one record is NaN, and
+    so is all of a record on which the task's code fails: without an answer of the client, all its records would be missing.
     """
+
+    def measured(rows: torch.Tensor) -> list[tuple[float, float]]:
+        try:
+            inputs, targets = held.batch(rows)
+            with precision():
+                outputs = run_on(model, padded(inputs, padded_size(len(targets))))
+            alone = [(rows_of(outputs, slice(at, at + 1)), targets[at : at + 1]) for at in range(len(rows))]
+            metrics = [float(task.metrics(*each).get(asked.metric, math.nan)) for each in alone]
+            return list(zip(metrics, [float(task.loss(*each)) for each in alone], strict=True))
+        except Exception:
+            if len(rows) > 1:
+                return [each for row in rows.split(1) for each in measured(row)]
+            logger.exception("a held-out record has no value because the task fails on it")
+            return [(math.nan, math.nan)]
+
     model.eval()
-    metrics: list[float] = []
-    losses: list[float] = []
-    for inputs, targets in batches_of(held):
-        with precision():
-            outputs = run_on(model, padded(inputs, padded_size(len(targets))))
-        for row in (slice(at, at + 1) for at in range(len(targets))):
-            said, truth = rows_of(outputs, row), targets[row]
-            metrics.append(float(task.metrics(said, truth).get(asked.metric, math.nan)))
-            losses.append(float(task.loss(said, truth)))
-    return HeldOutRows(np.array(metrics), np.array(losses))
+    found = [each for rows in torch.arange(len(held)).split(BATCH) for each in measured(rows)]
+    return HeldOutRows(*np.array(found).reshape(-1, 2).T)

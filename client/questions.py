@@ -1,7 +1,5 @@
 """Answer of a client to a question: counts or measurements of its own rows, as segments or as its records' sum."""
 
-from __future__ import annotations
-
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray

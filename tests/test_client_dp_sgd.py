@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,30 @@ def test_what_is_not_finite_adds_nothing(engine: str, bad: float | str) -> None:
         assert float((moved * RECORDS - rest * len(others)).norm()) <= 2 * 0.3 * 0.5 * 1.0001
     else:
         torch.testing.assert_close(moved * RECORDS, rest * len(others), rtol=1e-4, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Shaped(Examples):
+    """Examples, two of which have a shape of their own: they fit in no batch with others, or are refused."""
+
+    fits: bool = True
+
+    def batch(self, index: Tensor) -> tuple[Any, Tensor]:
+        if bool(torch.isin(index, torch.tensor([1, 7])).any()) and not (self.fits and len(index) == 1):
+            raise Refusal("collate", "another shape", "must return one row for each example")
+        return super().batch(index)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("engine", NAMES)
+def test_a_record_of_another_shape_takes_no_other_along(engine: str, fits: bool) -> None:
+    examples, sampling = examples_for(perceptron), PoissonBatches(1.0, 1)
+    shaped = Shaped(examples.inputs, examples.targets, fits=fits)
+    moved = trained(perceptron, engine, shaped, sampling, 1e-9)
+    kept = [n for n in range(RECORDS) if fits or n not in (1, 7)]
+    alike = Examples(examples.inputs[kept], examples.targets[kept])
+    rest = trained(perceptron, engine, alike, sampling, 1e-9)
+    torch.testing.assert_close(moved * RECORDS, rest * len(kept), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", NAMES)

@@ -126,6 +126,15 @@ def test_no_record_makes_an_evaluation_fail_whose_metric_it_does_not_have(target
     assert np.isnan(of_each.metrics).all() and np.isfinite(of_each.losses).all()
 
 
+def test_a_held_out_record_on_which_the_task_fails_takes_no_other_along() -> None:
+    """One record moves a sum of records by its own part, whatever it holds."""
+    held = Examples(torch.arange(9.0)[:, None], torch.tensor([0, 1, 0, 1, 7, 0, 1, 0, 1]))
+    task, line, asked = Classes(), torch.nn.Linear(1, 2), Evaluation("spring evaluation", 0.3)
+    told = rows_measured(held, task, line, nullcontext, asked)
+    assert np.flatnonzero(np.isnan(told.metrics) & np.isnan(told.losses)).tolist() == [4]
+    assert np.isfinite(told.losses).sum() == np.isfinite(told.metrics).sum() == 8
+
+
 class Classes:
     """Loss and metrics of a classification."""
 

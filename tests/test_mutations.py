@@ -412,8 +412,8 @@ MUTATIONS = {
     ),
     "a record on which the task fails takes the others along": Mutation(
         "client/dp_sgd/train.py",
-        "        except TaskFailed:\n            logger.exception(",
-        "        except ZeroDivisionError:\n            logger.exception(",
+        "        except TaskFailed:\n            if len(rows)",
+        "        except ZeroDivisionError:\n            if len(rows)",
         "test_client_dp_sgd.py",
         "not_finite",
     ),
@@ -444,6 +444,20 @@ MUTATIONS = {
         "        if found[asked.metric] is not None:\n",
         "test_client_evaluation.py",
         "it_does_not_have",
+    ),
+    "a held-out record on which the task fails takes the others along": Mutation(
+        "client/evaluation.py",
+        "            if len(rows) > 1:\n                return",
+        "            if len(rows) > 1:\n                raise\n                return",
+        "test_client_evaluation.py",
+        "takes_no_other",
+    ),
+    "a record that is refused takes the others along": Mutation(
+        "client/dp_sgd/train.py",
+        "        except Exception as error:  # a refusal too",
+        "        except ValueError as error:  # a refusal too",
+        "test_client_dp_sgd.py",
+        "takes_no_other",
     ),
     "a client fails whose cell is no number": Mutation(
         "privacy/statistics/columns.py",

@@ -203,6 +203,9 @@ def clipping(
         _forget_call(model)
         try:
             inputs, targets = padded(data.batch(rows), count)
+        except Exception as error:  # a refusal too: it may be of one record's form
+            raise TaskFailed from error
+        try:
             outputs = run_on(model, laid_out(inputs, layout))
             return outputs, task.loss(outputs, targets)
         except (Refusal, NotImplementedError):  # caused by the model, for any examples
@@ -248,7 +251,8 @@ def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
     """Write the clipped sum over the rows to the parameters, without the examples whose gradients are not finite.
 
-    An example on which the task's code fails is left out: failing for the whole step would reveal it.
+    If the task's code fails on a batch, each example is taken alone, and one on which it fails is left out: failing for
+    the whole step would reveal it, and so would an example that fits in no batch with others.
     """
     parameters: list[Any] = optimizer.params
     while len(rows):
@@ -257,14 +261,17 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
         try:
             finite = clipped_sums(rows)
         except TaskFailed:
-            logger.exception("an example is left out of a step because the task fails on it")
-            finite = torch.zeros(len(rows), dtype=torch.bool)
-            for place, row in enumerate(rows.split(1)):
-                with suppress(TaskFailed):
-                    clipped_sums(row)
-                    finite[place] = True
-            if bool(finite.all()):  # the failure is of the whole batch, for example of memory
-                raise
+            if len(rows) == 1:
+                logger.exception("an example is left out of a step because the task fails on it")
+                break
+            totals = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+            for row in rows.split(1):
+                _clip(row, clipped_sums, optimizer)
+                for total, parameter in zip(totals, parameters, strict=True):
+                    total.add_(parameter.summed_grad)
+            for total, parameter in zip(totals, parameters, strict=True):
+                parameter.summed_grad = total
+            return
         if bool(finite.all()):
             return
         rows = rows[finite.cpu()]

@@ -185,6 +185,8 @@ BEYOND: dict[str, str] = {
     "a model that mixes rows is asked about rows that are hidden": ASKED,
     "ghost clipping takes Opacus' norms": SERVER,
     "a client fails whose records lack a metric": EVALUATED,
+    "a held-out record on which the task fails takes the others along": EVALUATED,
+    "a record that is refused takes the others along": SERVER,
     "a client fails whose cell is no number": ASKED,
     "a row changes the words of the others": ASKED,
     "an evaluation coarser than its resolution is asked": EVALUATED,
