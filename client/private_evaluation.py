@@ -1,7 +1,5 @@
 """Mod that makes a Flower app's evaluation part of a private sum: its metric is bounded, clipped and noised."""
 
-from __future__ import annotations
-
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 

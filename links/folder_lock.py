@@ -1,7 +1,5 @@
 """Lock of a bundle's folder, which one server or one agent holds as long as it runs."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path

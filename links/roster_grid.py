@@ -1,7 +1,5 @@
 """Grid of the nodes of a roster, common to both links: nodes that leave the roster are no longer waited for."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator

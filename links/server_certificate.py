@@ -1,7 +1,5 @@
 """Certificate of a federation's server, distinguished from its clients' certificates by the same authority."""
 
-from __future__ import annotations
-
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID

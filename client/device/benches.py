@@ -1,7 +1,5 @@
 """Workbenches of one owner's data: from the bundle, scaled by an order, and without a run's held-out records."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Certificate of a device, which the authority renews for the device's existing key."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

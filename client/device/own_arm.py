@@ -1,7 +1,5 @@
 """Arm of a device in each tuning run: its name determines the arm, and the first arm that it answers in is final."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

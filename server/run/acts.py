@@ -1,7 +1,5 @@
 """Acts of people before a run continues, written to its ledger: what was accepted, by whom, when and why, and the caps."""
 
-from __future__ import annotations
-
 from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
 from ...privacy.ledger.caps import cap_acts
 from ...privacy.ledger.ledger import Ledger

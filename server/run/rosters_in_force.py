@@ -1,7 +1,5 @@
 """Rosters of a run: the file ROSTERS of its folder has a line for each, with the first round that it applied to."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
