@@ -38,7 +38,7 @@ class Point:
 def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
     """Print the predicted accuracy of runs with these settings, and return the exit code."""
     if not isinstance(settings.privacy, PrivacyLevel):
-        raise Refusal("privacy", settings.privacy.name, "has no epsilon to look along; choose another mode")
+        raise Refusal("privacy", settings.privacy.name, "has no epsilon to vary; choose another mode")
     rows: list[Point] = []
     mode, beside = settings.privacy.name, _beside(job, settings)
     for row in _rows(settings):
@@ -53,8 +53,8 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
     console = console_for(100)
     task = settings.task.name
     console.print(
-        f"Predicted on the public data of {task}, by {len(SEEDS)} simulations of each point with smaller draws and as "
-        "much less noise. Nothing is charged, and data of your own were not looked at."
+        f"Predicted on the public data of {task} by {len(SEEDS)} simulations of each point, with smaller cohorts and "
+        "proportionally less noise. Nothing is charged, and your own data are not read."
     )
     for axis in ("epsilon", "rounds", "clients"):
         console.print(_table([row for row in rows if row.axis == axis]))
@@ -97,7 +97,7 @@ def _table(rows: Sequence[Point]) -> Table:
         table.add_column(column, justify="right" if column else "left", min_width=9)
     for row in rows:
         spread = f"{min(row.found.values):.3f} to {max(row.found.values):.3f}"
-        more = "knee: more gains less than a point" if row is knee and row is not rows[-1] else ""
+        more = "knee: more gains less than one point" if row is knee and row is not rows[-1] else ""
         table.add_row(f"{row.value:g}", f"{row.found.mean:.3f}", spread, more)
     return table
 

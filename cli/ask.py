@@ -94,7 +94,9 @@ def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> di
         remedy = "a file of questions names its columns itself; write keys as key=value"
         raise Refusal("FILE", columns[0], remedy)
     if not path.is_file():
-        raise Refusal("FILE", str(path), f"is no file, and no kind of question ({', '.join(KINDS)})")
+        raise Refusal(
+            "FILE", str(path), f"is neither a file nor a kind of question; name one of {', '.join(KINDS)}"
+        )
     found = read_question_file(path)
     for key, value in asked.items():
         raise Refusal(f"--{key}", value, "belongs to one question; write it into the file")
@@ -109,7 +111,9 @@ def _of_kind(kind: str, columns: Sequence[str], asked: Mapping[str, Any]) -> dic
             words = str(told[key]).split(",")
             told[key] = words if key == "categories" else [_number(key, each) for each in words]
     if len(columns) != (kind != "count"):
-        raise Refusal("COLUMN", " ".join(columns), "name one column; questions of more stand in a file")
+        raise Refusal(
+            "COLUMN", " ".join(columns), "name one column; write questions about several into a file"
+        )
     of = {"of": columns[0]} if columns else {}
     return {"ask": [{"kind": kind, **of, **told}]}
 
@@ -118,17 +122,17 @@ def _number(key: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise Refusal(key, text, "give numbers, with commas between them") from None
+        raise Refusal(key, text, "give numbers separated by commas") from None
 
 
 def table_of(record: Mapping[str, Any]) -> str:
     """Return an answer in lines of at most 80 characters: each figure with its interval, and what it cost."""
     cost = f"epsilon {record['epsilon']:.3g} at delta {record['delta']:g}"
     if record["from_record"]:
-        cost = "from the record, at no cost"
+        cost = "from the stored answer, at no cost"
     lines = [f"{record['name']}, for {record['purpose']}: {cost}"]
     if not record["released"]:
-        return "\n".join([*lines, f"no answer: {record['reason']}; what was reserved stays spent"])
+        return "\n".join([*lines, f"no answer: {record['reason']}; the reservation stays spent"])
     told = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
     wide = min(max(len(each["name"]) for figures in told for each in figures), 30)
     for answer, figures in zip(record["answers"], told, strict=True):
@@ -150,7 +154,7 @@ def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
     parts = [f"{shown(one['down'], 'bytes')} to a client, {shown(one['up'], 'bytes')} back"] if one else []
     if told:
         down, up = (shown(sum(told[way].values()), "bytes") for way in ("down", "up"))
-        parts.append(f"{down} down, {up} up in all")
+        parts.append(f"{down} down, {up} up in total")
     if parts:
         yield f"bytes: {'; '.join(parts)}"
 
@@ -158,7 +162,7 @@ def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
 def _line(figure: Mapping[str, Any], wide: int) -> str:
     name = f"  {_cut(figure['name'], wide):{wide}}"
     if figure["value"] is None:
-        return f"{name}  cannot be said: the noise is as large as it"
+        return f"{name}  cannot be said: the noise is as large as the value"
     value, low, high = (_digits(figure[key]) for key in ("value", "low", "high"))
     return f"{name}  {value:>12}   {low:>12} to {high}"
 

@@ -58,7 +58,7 @@ def claim(asked: AuditClaim, *, as_json: bool = False) -> int:
     epsilon = _within("epsilon", asked.epsilon, 0, math.inf)
     delta = _within("delta", asked.delta, 0, 1, or_at=0)
     if asked.gaussian and delta == 0:
-        raise Refusal("delta", delta, "no Gaussian mechanism has it; give a number above 0")
+        raise Refusal("delta", delta, "a Gaussian mechanism has a delta above 0; give such a number")
     alpha = 1 - _within("confidence", asked.confidence, 0.5, 1)
     judgement = judge(_methods(asked, delta), epsilon, alpha)
     print(_as_json(judgement) if as_json else _in_words(judgement, epsilon, delta, alpha))

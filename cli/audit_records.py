@@ -66,7 +66,7 @@ def owned_in(folder: Path) -> list[Owned]:
         own = losses.shape[1] - task.planted_at(client) if isinstance(task, Mislabelled) else losses.shape[1]
         found.append(Owned(client, late_fall(losses), np.arange(losses.shape[1]) >= own))
     if not found:
-        raise Refusal("audit", str(folder), f"no client took part in {FEWEST} rounds; run more of them")
+        raise Refusal("audit", str(folder), f"no client took part in {FEWEST} rounds; run more rounds")
     return found
 
 
@@ -88,9 +88,7 @@ def plain(owned: Sequence[Owned]) -> Mapping[str, object]:
 
 
 def _in_words(owned: Sequence[Owned]) -> list[str]:
-    lines = [
-        f"{'client':>6}  {'records':>7}  {'half above':>10}  {'5 % above':>9}  most exposed (record: score)"
-    ]
+    lines = [f"{'client':>6}  {'records':>7}  {'median':>10}  {'q 0.95':>9}  most exposed (record: score)"]
     for each in owned:
         middle, high = np.quantile(each.scores, (0.5, 0.95))
         most = ", ".join(
@@ -101,9 +99,9 @@ def _in_words(owned: Sequence[Owned]) -> list[str]:
     if area is not None:
         span = f"({area['low']:.3f} to {area['high']:.3f})"
         lines.append(
-            f"* planted with a random label; AUC of these above the others {area['value']:.3f} {span}"
+            f"* planted with a random label; AUC against the other records {area['value']:.3f} {span}"
         )
     return [
         *lines,
-        "a score is how far a record's last loss lies below its mean over the rounds; 0 or less: not by heart",
+        "a score is a record's mean loss over the rounds minus its last loss; 0 or less: not memorised",
     ]

@@ -60,7 +60,7 @@ def adopt(folder: Path | None, old: str, data_id: str) -> int:
       Refusal: there is no such ledger.
     """
     data_sets.adopt(folder or default_folder(), old, data_id)
-    print(f"{data_id}: the next run is charged what {old} holds, before anything else")
+    print(f"{data_id}: the next run is charged the entries of {old} first")
     return 0
 
 
@@ -99,7 +99,7 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
     if rows:
         console.print(table)
     elif not decisions:
-        print(f"{folder}: neither a cap nor a ledger")
+        print(f"{folder}: no cap and no ledger")
     return 0
 
 

@@ -41,15 +41,15 @@ UNIT_FOLDER = Path("/etc/systemd/system")
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
 WHAT_LEDGERS_ARE = (
-    "the ledgers are what knows how much this device's data has lost: without them it starts at zero, "
-    "although what has left cannot be taken back"
+    "the ledgers record the epsilon that this device's data have spent: without them the record starts at zero, "
+    "although past releases cannot be undone"
 )
 
 
 def request(folder: Path, name: str, *, as_json: bool = False) -> int:
     """Make a device's keys in `folder`, and the request to admit them; return the exit code."""
     written = write_request(folder, name)
-    told = f"send {written} to the operator; the keys stay where they are"
+    told = f"send {written} to the operator; the keys stay on the device"
     print(json.dumps({"request": str(written)}) if as_json else told)
     return 0
 
@@ -175,7 +175,7 @@ def _line(
     folder: Path, health: agent.Health | None, runs: bool, spent: dict[str, tuple[float, float] | None]
 ) -> str:
     if health is None:
-        forgot = "it remembers no run" if spent else "never started"
+        forgot = "no run is recorded" if spent else "never started"
         parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
     else:
         state = health.state if runs else "not running"
@@ -194,7 +194,7 @@ def _line(
         allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
         until = "" if allowed.until is None else f" until {allowed.until}"
         parts.append(
-            f"its owner allows: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
+            f"owner's budget: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
         )
     return "\n  ".join(parts)
 
@@ -215,8 +215,8 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
     state = state_of(folder)
     if not yes:
         print(
-            f"would stop the agent and remove {folder}, its keys and {state}; say --yes. The device can then take "
-            f"part only with new keys{_of_ledgers(state, ledgers)}",
+            f"would stop the agent and remove {folder}, its keys and {state}; confirm with --yes. The device then needs "
+            f"new keys to take part{_of_ledgers(state, ledgers)}",
             file=sys.stderr,
         )
         return REFUSED

@@ -122,11 +122,11 @@ def _torch() -> Iterator[Diagnosis]:
     cuda = values.get("cuda")
     if cuda and not _has_gpu():
         remedy = (
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu takes 1.2 GB in place of 5.7"
+            "pip install torch --index-url https://download.pytorch.org/whl/cpu needs 1.2 GB instead of 5.7"
         )
-        yield Diagnosis("torch's build", None, f"of CUDA {cuda}, and there is no GPU: {remedy}")
+        yield Diagnosis("torch's build", None, f"with CUDA {cuda}, but there is no GPU: {remedy}")
     else:
-        yield Diagnosis("torch's build", True, f"of CUDA {cuda}" if cuda else "for processors")
+        yield Diagnosis("torch's build", True, f"with CUDA {cuda}" if cuda else "CPU only")
 
 
 def _has_gpu() -> bool:
@@ -139,15 +139,15 @@ def _machine() -> Iterator[Diagnosis]:
     flags = _flags()
     faster = {"avx512bw", "avx512vl", "vaes"} <= flags
     remedy = "; pip install ./compiled in a checkout: twice as fast" if faster else ""
-    made = "are fedveil-compiled's" if masks.compiled() else "are cryptography's" + remedy
+    made = "from fedveil-compiled" if masks.compiled() else "from cryptography" + remedy
     yield Diagnosis("masks", None, made)
-    drawn = "is fedveil-compiled's" if discrete_gaussian.compiled() else "is NumPy's" + remedy
+    drawn = "from fedveil-compiled" if discrete_gaussian.compiled() else "from NumPy" + remedy
     yield Diagnosis("noise", None, drawn)
     if not flags:
         return
     found = [name for name, names in FEATURES.items() if flags.intersection(names)]
     yield Diagnosis("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
-    remedy = "none: secure aggregation is slow with AES; take secagg.suite=4"
+    remedy = "no AES instructions: secure aggregation is slow; use secagg.suite=4"
     yield Diagnosis("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
 
 
@@ -167,7 +167,7 @@ def _clock() -> Diagnosis:
     shown = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if now < newest - FUTURE_SECONDS:
         return Diagnosis(
-            "clock", False, f"{shown} is before fedveil was installed; set it: certificates go by it"
+            "clock", False, f"{shown} is before fedveil was installed; set the clock, which certificates need"
         )
     synchronized = Path("/run/systemd/timesync/synchronized").exists()
     return Diagnosis("clock", True, f"{shown}{', synchronized' if synchronized else ''}")
@@ -177,9 +177,9 @@ def _ledgers() -> Iterator[Diagnosis]:
     folder = default_folder()
     if not os.path.exists(folder):  # of a home that may not be entered nothing exists; Path.exists raises
         above = next(each for each in folder.parents if os.path.exists(each))
-        told = "none yet; it is made when real data are first used"
+        told = "does not exist yet; the first run on real data creates it"
         mine = os.access(above, os.W_OK)
-        refused = f"cannot be made, for {above} may not be written: set HOME, or give ledger.dir"
+        refused = f"cannot be created because {above} is not writable: set HOME or ledger.dir"
         yield Diagnosis("ledgers", None if mine else False, f"{folder}: {told if mine else refused}")
         return
     count = len(list(folder.glob("*.ledger")))
@@ -187,14 +187,14 @@ def _ledgers() -> Iterator[Diagnosis]:
         path for path in (folder, *folder.iterdir()) if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     ]
     if readable and folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
-        told = f"others than their owner may read them: chmod -R go= {folder}"
+        told = f"other users may read them: chmod -R go= {folder}"
         yield Diagnosis("ledgers", False, f"{count} in {folder}; {told}")
     else:
-        yield Diagnosis("ledgers", True, f"{count} in {folder}; nobody but their owner may read them")
+        yield Diagnosis("ledgers", True, f"{count} in {folder}; only their owner may read them")
     kind = _file_system(folder)
     if kind.startswith(NETWORK_FILE_SYSTEMS):
         yield Diagnosis(
-            "their disk", False, f"is {kind}, which may lose locks; name a local one with ledger.dir="
+            "ledger disk", False, f"is {kind}, which may lose locks; set ledger.dir to a local disk"
         )
 
 
@@ -224,7 +224,7 @@ def _try_task(option: str) -> Diagnosis:
     subject = f"task={option}"
     if option == "custom":
         return Diagnosis(
-            subject, None, "is your own: fedveil plan task=custom task.target=module:Class tries it"
+            subject, None, "is your own task: try it with fedveil plan task=custom task.target=module:Class"
         )
     try:
         from ..tasks import load_task

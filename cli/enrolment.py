@@ -47,7 +47,7 @@ def enrol_device(text: str, folder: Path, wait: float | None) -> int:
     if enrol(token, folder, wait=float("inf") if wait is None else wait, said=_say):
         print(f"enrolled; start it with: fedveil client start {folder}")
         return 0
-    _say("not admitted yet; the same command goes on")
+    _say("not admitted yet; repeat the command to continue")
     return NOT_YET
 
 

@@ -23,7 +23,7 @@ def explain_row(folder: Path, data: Path, row: int, method: str, *, as_json: boo
       Refusal: the device keeps no model, or there is no such row.
     """
     if not data.exists():
-        raise Refusal("DATA", str(data), "is not there; name a table or a file .npy")
+        raise Refusal("DATA", str(data), "does not exist; name a table or a .npy file")
     columns = explanation(folder, data, (), method)
     count = len(columns["score"])
     if not 1 <= row <= count:
@@ -35,13 +35,11 @@ def explain_row(folder: Path, data: Path, row: int, method: str, *, as_json: boo
     names = [*found]
     said, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
     print(f"row {row}: {', '.join(f'{name} {_shown(found[name])}' for name in said)}")
-    print(
-        f"  {found['at_baseline']:+8.4f}  baseline: the middle of each number, no bin, no word of a category"
-    )
+    print(f"  {found['at_baseline']:+8.4f}  baseline: midpoint of each number, no bin, no category")
     for name in sorted(parts, key=lambda each: -abs(found[each])):
         if abs(found[name]) >= LEAST:
             print(f"  {found[name]:+8.4f}  {name}")
-    print(f"  {found['score']:+8.4f}  score. Nothing has left this device, and nothing was spent.")
+    print(f"  {found['score']:+8.4f}  score. Nothing was sent from this device, and nothing was charged.")
     return 0
 
 

@@ -39,9 +39,9 @@ def told(card: Mapping[str, Any]) -> list[str]:
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     share = card["bytes"] / card["released_bytes"]
     yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's"
-    yield "latency", f"{card['milliseconds_a_row']:.3g} ms a row, on one thread here"
+    yield "latency", f"{card['milliseconds_a_row']:.3g} ms per row, on one thread here"
     if card["measured_on"] is None:
-        yield "agreement", "not measured: no public data are here; name some with --public"
+        yield "agreement", "not measured: there are no public data; name some with --public"
     else:
         same = "" if card["agreement"] is None else f"{card['agreement']:.2%}, "
         where = f"on {card['rows']} rows of {card['measured_on']}"

@@ -75,7 +75,7 @@ def ledgers_in(path: Path) -> list[Path]:
     for own in (path / "ledgers", path / "state" / "ledgers"):  # of a server, or of a device
         found += sorted(own.glob("*.ledger"))
     if not found:
-        raise Refusal("path", str(path), "holds neither a bundle, nor a run, nor a ledger")
+        raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
     return found
 
 
@@ -109,7 +109,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
     _, number, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
     if entry.kind == OPEN:
-        return "The ledger was begun."
+        return "The ledger was created."
     if entry.kind == RESERVE:
         return f"Round {number}, {mechanism}: {_charged(payload)}; {_outcome(settled.get(entry.key))}."
     if entry.kind == CLOSE:
@@ -117,7 +117,7 @@ def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry
     if entry.kind == REFUSAL:
         return f"Round {number} was refused at no cost: {payload['reason']}."
     if entry.kind in ACTS:
-        return f"{entry.kind.capitalize()} by {payload['who'] or 'somebody'}{_detail(payload)}: {payload['reason'] or 'no reason given'}."
+        return f"{entry.kind.capitalize()} by {payload['who'] or 'an unknown person'}{_detail(payload)}: {payload['reason'] or 'no reason given'}."
     told = ", ".join(f"{name} {value}" for name, value in payload.items() if name != "time")
     return f"Noted in round {number}, {mechanism}: {told}."
 
@@ -137,7 +137,7 @@ def _charged(payload: dict[str, Any]) -> str:
 
 def _outcome(settled: Entry | None) -> str:
     if settled is None:
-        return "reserved, and spent whatever became of it"
+        return "reserved, and spent whether or not it was released"
     return "released" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
 
 
@@ -174,9 +174,11 @@ def verify_all(paths: Sequence[Path], head: Sequence[str] = (), *, as_json: bool
     """
     ledgers = [path for path in paths if not path.name.endswith(BESIDE)]
     if not ledgers:
-        raise Refusal("ledger", str(paths[0]), "lies beside a ledger and is none; give the ledger's own path")
+        raise Refusal(
+            "ledger", str(paths[0]), "is a lock or journal of a ledger; give the path of the ledger"
+        )
     if head and len(ledgers) > 1:
-        raise Refusal("head", " ".join(head), "is an entry of one ledger; give that one alone")
+        raise Refusal("head", " ".join(head), "belongs to one ledger; give only that ledger")
     return max(verify(str(path), head, as_json=as_json) for path in ledgers)
 
 
@@ -203,7 +205,7 @@ def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int
         console.print(f"{path}: DAMAGED: {visible(str(found.problem))}", style="bold red", markup=False)
         return DAMAGED
     head = f"head {found.head.seq} {found.head.hash[:16]}"
-    console.print(f"{path}: {found.entries} entries, every hash holds; {head}", markup=False)
+    console.print(f"{path}: {found.entries} entries, every hash is correct; {head}", markup=False)
     if found.delta is None:
         console.print("nothing was released")
         return 0
@@ -278,7 +280,7 @@ def verified(path: Path, head: Head | None = None) -> Verification:
       Refusal: there is none.
     """
     if not path.exists():
-        raise Refusal("ledger", str(path), "there is none; give the path of a ledger")
+        raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
     # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
     logging.getLogger("absl").setLevel(logging.ERROR)
     found = verify_ledger(path)

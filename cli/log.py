@@ -65,7 +65,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     federation, ca = bundle.settings.federation, bundle.credentials.ca
     seen = SeenLog(bundle.state, federation, ca)
     if seen.head is None:
-        remedy = "this device has seen none yet; it comes with the first instruction"
+        remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
     mine = LogExport(seen.head, tuple(each.hex() for each in seen.leaves))
     fork = bundle.state / FORK
@@ -76,7 +76,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     else:
         print(_in_words(seen.head))
         if fork.exists():
-            print(f"FORKED: the server has contradicted this since; it signed both heads: {fork}")
+            print(f"FORKED: the server later signed a head that contradicts this one: {fork}")
     return FORKED if fork.exists() else 0
 
 
@@ -89,9 +89,9 @@ def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int
     for line in _listed(texts):
         print(line)
     known = min(mine.head.size, other.head.size)
-    print(f"the same, as far as both go: {known} entries")
+    print(f"the logs agree on their first {known} entries")
     if again := told_again(texts):
-        print(f"TWO STORIES in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
+        print(f"CONFLICT in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
         return FORKED
     return 0
 
@@ -116,5 +116,5 @@ def _listed(texts: Sequence[str]) -> Iterator[str]:
             case "final":
                 said = f"final model of {run}  {digits}"
             case _:
-                said = "an entry that is not known here"
-        yield visible(f"{place:6}  {said}{'  ANOTHER ONE' if place in again else ''}")
+                said = "an entry of an unknown kind"
+        yield visible(f"{place:6}  {said}{'  CONFLICT' if place in again else ''}")

@@ -17,17 +17,17 @@ from ..privacy.refusal import Refusal, refusing
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA, PROJECT = "schema.yaml", "project.yaml"
 DRAFT_HEAD = """\
-# Schema of the tables in {}: a draft, made from their rows. Whoever reads it learns of them.
+# Draft schema of the tables in {}, derived from their rows. It reveals their content.
 # Before you share it:
-# - low and high are the rows' own, rounded out: give the range that is plausible, from a form or a textbook.
-# - categories are the words that were found: take out what names a person, and add words that may come. Where
-#   owners write one word in several ways, list them: categories: {{female: [f, w, "0"], male: [m, "1"]}}
-# - take out columns that the model must not see, such as numbers of patients; columns of a table that stand here
-#   under no name are not read.
-# - missing: ["-9", unknown] are the words of a missing value beside NA, none and the like; those found here are guesses.
+# - low and high are rounded from the rows: replace them by a plausible range, from a form or a textbook.
+# - categories are the words in the rows: remove names of persons, and add words that may occur. If owners
+#   spell a word in several ways, list them: categories: {{female: [f, w, "0"], male: [m, "1"]}}
+# - remove columns that the model must not see, such as patient numbers; columns of a table that are not listed
+#   here are not read.
+# - missing: ["-9", unknown] are words for a missing value besides NA, none and the like; those found here are guesses.
 #   A missing number is the middle of low and high, or what `missing: {{words: ["-9"], value: 120}}` says; required: true
 #   refuses it.
-# - classes of the label may weigh differently: weights: {{healthy: 1, ill: 4}}. Take numbers that are public; do not count.
+# - classes of the label may have weights: weights: {{healthy: 1, ill: 4}}. Use public numbers; do not count rows.
 """
 OWNERS, ROWS, COLUMNS = 8, 120, 6
 HELD_OUT_ROWS = 400
@@ -54,7 +54,7 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
     draft = _draft(data, label) if data else None
     with refusing("folder", folder, "cannot be made"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise Refusal("folder", str(folder), "holds something already; name a new one")
+            raise Refusal("folder", str(folder), "is not empty; name a new folder")
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
         _name_data(folder)
@@ -64,8 +64,10 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
             _write_tables(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if draft is not None:
-        print(f"Check each line of {folder / SCHEMA}: it was made from these tables, and tells of them.")
-        print("A first run on real tables spends their whole budget; task.simulated=true tries one. Then:")
+        print(
+            f"Check each line of {folder / SCHEMA}: it was derived from these tables and reveals their content."
+        )
+        print("A first run on real tables spends their whole budget; try one with task.simulated=true. Then:")
     where = shlex.quote(str(folder))
     print(f"  cd {where} && {COMMANDS[source]}")
     if draft is None:
@@ -88,7 +90,7 @@ def _draft(data: Sequence[Path], label: str | None) -> str:
     from ..tasks.table_files import draft_schema
 
     if len({each.parent.resolve() for each in data}) > 1:
-        remedy = "must lie in one folder; name that, or put them there"
+        remedy = "are in several folders; put them into one"
         raise Refusal("DATA", ", ".join(map(str, data)), remedy)
     schema, left_out = draft_schema(data, label)
     notes = {schema.label: "is predicted"}

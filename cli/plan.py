@@ -48,7 +48,7 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
     console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
-        console.print("privacy=none: nothing is hidden from anybody; epsilon is infinite.", style="red")
+        console.print("privacy=none: no guarantee; epsilon is infinite.", style="red")
     for number, (plan, budget, rounds) in enumerate(plans):
         if number:
             console.print()
@@ -61,7 +61,7 @@ def _draw(federation: Federation, plot: Path) -> None:
 
     curves = {str(plan.unit): plan.curve(budget, rounds) for plan, budget, rounds in plans_of(federation)}
     if not curves:
-        raise Refusal("--plot", str(plot), "privacy=none promises nothing that could be drawn")
+        raise Refusal("--plot", str(plot), "privacy=none gives no guarantee to plot; choose another mode")
     try:
         draw_guarantees(curves, plot)
     except (OSError, ValueError) as problem:
@@ -91,7 +91,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     console.print(table)
     if plan.unit != "client" and federation.together is None:
         console.print(
-            f"Rounds are those that one client takes part in, likely at most {rounds} of the run's "
+            f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
             f"{federation.settings.num_rounds}."
         )
     if not unlimited:
@@ -103,14 +103,14 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         once, all_of_them = (
             plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
         )
-        console.print(f"One of {runs} runs: it costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
+        console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
     if (asked := federation.settings.tuned) is not None:
         tries, whole = tries_of(federation, plan, budget, rounds)
         once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
         each = "round" if arms == 1 else f"{arms} rounds"
         console.print(
             f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best goes on with all. One client is "
-            f"in one arm: epsilon {once:.3f}. As many whole runs would come to {whole:.3f}."
+            f"in one arm: epsilon {once:.3f}. As many whole runs would cost {whole:.3f}."
         )
     if (scaling := scaling_plan(federation)) is not None:
         console.print(_scaling(federation, plan, budget, scaling))
@@ -131,9 +131,9 @@ def _over(federation: Federation) -> str:
 def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:
     accountant = plan.accountant(budget.target_delta)
     if plan.filter_order is not None:
-        return f"Noise is chosen as rounds are released: {accountant}. It promises the whole budget."
+        return f"Noise is chosen adaptively: {accountant}. The guarantee is the whole budget."
     client = federation.summed if plan.unit == "client" else None
-    clip = "; the clip moves, and the noise with it" if client and client.clipping == "adaptive" else ""
+    clip = "; the clip adapts, and the noise with it" if client and client.clipping == "adaptive" else ""
     return f"Fixed in advance{clip}: {accountant}."
 
 
@@ -142,14 +142,14 @@ def _metrics(federation: Federation, plan: Plan) -> str:
     if share == 0:
         return "No metrics leave a client."
     cost = 1 - math.sqrt(1 - share)
-    return f"Loss and count travel in the sum, under the same noise: they cost the update {cost:.1%} of its norm."
+    return f"Loss and count are part of the sum, under the same noise: they cost the update {cost:.1%} of its norm."
 
 
 def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
     whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
     metric, half = scored_metric(federation.settings), asked.half_width or 0.0
     return (
-        f"The clients of each arm, some {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
+        f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
         f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations come to {whole:.3f}. A score in {metric} will be known to "
         f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
     )
@@ -176,7 +176,7 @@ def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: Evalu
     )
     if asked.half_width is None:
         return said
-    of = "" if plan.unit == "client" else f" over some {asked.rows} held-out records"
+    of = "" if plan.unit == "client" else f" over about {asked.rows} held-out records"
     return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
 
 

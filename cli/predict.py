@@ -51,7 +51,7 @@ def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
     parts = names[names.index("at_baseline") + 1 :]
     means = {name: float(abs(columns[name]).mean()) for name in parts}
     lines = [f"  {means[name]:8.4f}  {name}" for name in sorted(means, key=lambda each: -means[each])]
-    said = "what each input adds or takes on average; these rows stay here, and nothing was charged"
+    said = "mean contribution of each input, without sign; the rows were not sent, and nothing was charged"
     return "\n".join([said, *lines])
 
 
@@ -88,7 +88,7 @@ def explanation(
 
     check_method(method)
     if read_export(run) is not None:
-        remedy = "is an export, which has no gradients; name the run that it is of"
+        remedy = "is an export, which has no gradients; name the run that it came from"
         raise Refusal("--explain", str(run), remedy)
     model, task, classifies = model_and_task(run, allow_modules)
     schema = getattr(task, "schema", None)

@@ -59,7 +59,7 @@ def admit_asked(folder: Path, names: list[str], *, as_json: bool = False) -> int
     for name, why in done.refused.items():
         print(f"  {name}  refused: {why}")
     if done.silent:
-        print(f"  not asked yet: {', '.join(done.silent)}")
+        print(f"  no request yet: {', '.join(done.silent)}")
     print(f"roster version {done.desk.register.version}: copy {done.desk.folder / SERVER} to the server")
     return 1 if done.refused else 0
 
@@ -100,13 +100,13 @@ def _in_words(desk: Desk) -> Iterator[str]:
             where = "by its token" if each.enrolled else desk.folder / CLIENTS / each.name
             yield f"  node {each.node:<{digits}}  {each.name:{width}}  {outcome:8}  {where}{remark}"
     if kept := list(outcomes.values()).count("kept"):
-        yield f"  kept as they were: {kept}"
+        yield f"  unchanged: {kept}"
     certificate = " (a new certificate)" if register.server != desk.before.server else ""
     copy = ": copy it to the server" if register != desk.before else ""
     yield f"  server  {desk.folder / SERVER}{certificate}{copy}"
     if "rotated" in outcomes.values():
         yield (
-            "  copy *.key, tls.pem and roster.bin of who was rotated to the device, and start its client again"
+            "  copy *.key, tls.pem and roster.bin of each rotated client to its device, and restart the client"
         )
     yield f"  keep {desk.folder / AUTHORITY} here: its holder can admit any client"
 

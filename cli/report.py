@@ -44,10 +44,10 @@ def report(
         return _of_answers(folder, out, as_json=as_json)
     answers = folder / ASSESSMENT if assessment is None else assessment
     if assessment is not None and not assessment.is_file():
-        remedy = f"is not there; begin with the {ASSESSMENT} of a report"
+        remedy = f"does not exist; start from the {ASSESSMENT} of a report"
         raise Refusal("--assessment", str(assessment), remedy)
     if questions is not None and not questions.is_dir():
-        raise Refusal("--answers", str(questions), "is not there; name the folder in which answers are kept")
+        raise Refusal("--answers", str(questions), "does not exist; name the folder of the answers")
     with as_a_run_wrote(folder):
         run = read_run(folder, read_assessment(answers), questions)
         made = report_of(run, commands_of(run), _shapes(folder))

@@ -53,7 +53,7 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
     dated = _day(day)
     for line in verify_folder(folder, Asked()):
         if line.ok is False:
-            remedy = f"does not hold: {line.name}: {line.said}; sign no such thing"
+            remedy = f"check {line.name} failed: {line.said}; do not sign it"
             raise Refusal("bundle", str(folder), remedy)
     made = add_signature(folder, role, dated, [read_key(each) for each in keys])
     print(f"{folder}: {_in_words(made)}")

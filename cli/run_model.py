@@ -63,7 +63,7 @@ def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module,
     settings = _settings(bundle)
     state, choice = bundle / settings.state, settings.task
     if not (state / MODEL).is_file():
-        raise Refusal("folder", str(bundle), "keeps no model; a run that is completed leaves one")
+        raise Refusal("folder", str(bundle), "holds no model; a completed run saves one")
     with safe_open(state / MODEL, "numpy") as file:
         told: dict[str, str] = file.metadata() or {}
         if choice.kind is not None:
@@ -77,7 +77,7 @@ def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module,
         options |= {"moments": read_json(told["moments"])} if told.get("moments") else {}
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
     if told.get("agreement") and told["agreement"] != agreement_of(task):
-        remedy = f"is not the schema or model of run {told.get('run')}, whose model is kept; put that back"
+        remedy = f"is not the schema or model of run {told.get('run')}, whose model is saved; restore it"
         raise Refusal("schema", str(options.get("schema")), remedy)
     classifies = (
         choice.name != TABLES

@@ -264,7 +264,7 @@ def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_js
     if code == INTERRUPTED or any(each.status == "interrupted" for each in ended):
         return INTERRUPTED
     if checked.every and len(ended) < len(checked.jobs):
-        print(f"fedveil: only {len(ended)} of {len(checked.jobs)} jobs told how they ended", file=sys.stderr)
+        print(f"fedveil: only {len(ended)} of {len(checked.jobs)} jobs reported a result", file=sys.stderr)
         return FAILED
     return worst or code
 

@@ -57,7 +57,7 @@ def verify(
     for line in lines:
         print(hanging(f"{_mark(line.ok)} ", f"{line.name}: {line.said}"))
     wrong = [line.name for line in lines if line.ok is False]
-    print(f"{path}: {'does not hold: ' + ', '.join(wrong) if wrong else 'holds'}")
+    print(f"{path}: {'failed: ' + ', '.join(wrong) if wrong else 'every check passed'}")
     return 0 if ok else WRONG
 
 
@@ -79,10 +79,10 @@ def _answers(folder: Path) -> Iterator[CheckLine]:
         html, whole = page.read_text(encoding="utf-8"), json.loads(report.read_bytes())
         wrong, count = differences(html, whole), len(references(html))
         if not wrong and whole != report_of_answers(folder):
-            wrong = [f"{REPORT} does not say what the answers and their ledger do; make it again"]
+            wrong = [f"{REPORT} differs from the answers and their ledger; make it again"]
         if not wrong and not count:
             wrong = ["no value of the page refers to the report"]
-        said = wrong[0] if wrong else f"{count} values are those of the answers"
+        said = wrong[0] if wrong else f"{count} values match the answers"
     except (Refusal, OSError, ValueError) as problem:
         wrong, said = [str(problem)], str(problem)
     yield CheckLine("page", not wrong, said)
@@ -95,4 +95,4 @@ def _ledger(path: Path, among: Path, head: Head | None) -> CheckLine:
     spent = "nothing was released"
     if found.delta is not None and found.epsilon is not None:
         spent = f"epsilon {found.epsilon:.4g} at delta {found.delta:.3g}"
-    return CheckLine(name, True, f"{found.entries} entries, every hash holds; {spent}")
+    return CheckLine(name, True, f"{found.entries} entries, every hash is correct; {spent}")

@@ -116,7 +116,7 @@ def test_scores_of_many_runs(claim: Claim) -> None:
         ("nan", 1e-5, (), "epsilon='nan': give a number above 0"),
         ("-1", 1e-5, (), "epsilon='-1': give a number above 0"),
         ("1", "1", (), "delta='1': give a number from 0 and below 1"),
-        ("1", 0, ("--gaussian",), "delta=0.0: no Gaussian mechanism has it; give a number above 0"),
+        ("1", 0, ("--gaussian",), "delta=0.0: a Gaussian mechanism has a delta above 0; give such a number"),
         ("1", 0, ("--confidence", "1"), "confidence='1': give a number above 0.5 and below 1"),
         ("1", 0, (), "evidence='none': give it in one of the forms that fedveil audit claim --help lists"),
         ("1", 0, ("--guesses", "9"), "evidence='--guesses': give it in one of the forms"),

@@ -131,7 +131,7 @@ def test_whoever_surrounds_a_device_is_on_its_log_in_its_status_and_in_its_file(
         assert name in caplog.text
     assert run(["client", "status", str(kept)]) == 1
     assert "last change" in (said := capsys.readouterr().out) and "eve3" in said and "removed c1" in said
-    assert "its owner allows: epsilon " in said
+    assert "owner's budget: epsilon " in said
     assert run(["client", "roster", "--json", str(kept)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in told["members"]] == ["c0", "eve1", "eve2", "eve3", "eve4"]

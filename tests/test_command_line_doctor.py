@@ -72,7 +72,7 @@ def test_a_home_that_may_not_be_written_is_wrong(
 ) -> None:
     monkeypatch.setattr("fedveil.cli.doctor.os.access", lambda *_: False)
     assert run(["doctor"]) == 1
-    assert f"ledgers: cannot be made, for {home} may not be written" in capsys.readouterr().out
+    assert f"ledgers: cannot be created because {home} is not writable" in capsys.readouterr().out
 
 
 def test_a_clock_that_is_behind_the_installation_is_wrong(
@@ -97,9 +97,9 @@ def test_cuda_without_a_gpu_is_said_and_nothing_is_wrong(
     monkeypatch.setattr(doctor, "find_spec", lambda name: Spec if name == "torch" else here(name))
     monkeypatch.setattr(doctor, "_has_gpu", lambda: False)
     code, found = findings(capsys)
-    assert code == 0 and "of CUDA 12.8, and there is no GPU" in found["torch's build"][1]
+    assert code == 0 and "with CUDA 12.8, but there is no GPU" in found["torch's build"][1]
     monkeypatch.setattr(doctor, "_has_gpu", lambda: True)
-    assert findings(capsys)[1]["torch's build"] == (True, "of CUDA 12.8")
+    assert findings(capsys)[1]["torch's build"] == (True, "with CUDA 12.8")
 
 
 @pytest.mark.parametrize(

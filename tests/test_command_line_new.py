@@ -59,7 +59,7 @@ def test_a_folder_that_holds_something_is_left_alone(
 ) -> None:
     (tmp_path / "thesis.tex").touch()
     assert run(["new", str(tmp_path)]) == 2
-    assert "holds something already; name a new one" in capsys.readouterr().err
+    assert "is not empty; name a new folder" in capsys.readouterr().err
     assert run(["new", str(tmp_path / "x"), "--from", "excel"]) == 2
     assert capsys.readouterr().err == "--from='excel': choose one of csv, torch, sklearn, flower\n"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

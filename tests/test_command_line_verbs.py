@@ -216,7 +216,7 @@ def test_json_is_one_value_and_quiet_is_nothing(say: Any, finished: Path) -> Non
 def test_a_refusal_is_told_though_quiet_and_traced_if_verbose(say: Any) -> None:
     assert (
         say("ledger", "verify", "none", "-q")[2]
-        == "ledger='none': there is none; give the path of a ledger\n"
+        == "ledger='none': does not exist; give the path of a ledger\n"
     )
     code, _, err = say("ledger", "verify", "none", "-v")
     assert code == 2 and "Traceback" in err and err.endswith("give the path of a ledger\n")
@@ -265,9 +265,9 @@ def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_o
     (tmp_path / "caps.json").write_text("{}")
     assert run(["ledger", "verify", *map(str, sorted(tmp_path.iterdir()))]) == 0
     said = capsys.readouterr().out
-    assert said.count("every hash holds") == 2 and "DAMAGED" not in said
+    assert said.count("every hash is correct") == 2 and "DAMAGED" not in said
     assert run(["ledger", "verify", str(tmp_path / "a.ledger.lock")]) == 2
-    assert "lies beside a ledger" in capsys.readouterr().err
+    assert "is a lock or journal" in capsys.readouterr().err
     (tmp_path / "b.ledger").write_bytes(b"nothing")
     assert run(["ledger", "verify", "--json", *map(str, sorted(tmp_path.glob("*")))]) == 1
     assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True, False]

@@ -253,7 +253,7 @@ def test_a_client_more_leaves_the_others_keys_and_makes_a_newer_roster(desk: Pat
     (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
     done = fedveil("provision", "federation.yaml", folder=desk)
     assert done.returncode == 0, done.stderr
-    assert "node 5  long-beach   admitted" in done.stdout and "kept as they were: 3" in done.stdout
+    assert "node 5  long-beach   admitted" in done.stdout and "unchanged: 3" in done.stdout
     after = contents(desk)
     changed = {Path(name).name for name in before if after[name] != before[name]}
     assert changed == {

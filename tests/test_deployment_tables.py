@@ -213,7 +213,7 @@ def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_wa
     task = load(schema=str(desk / "server" / "schema.yaml"))
     (tmp_path / "new.csv").write_text("x\n0\n4\n\n")
     asked = ["predict", str(client), str(tmp_path / "new.csv")]
-    assert run(asked) == 2 and "keeps no model" in capsys.readouterr().err
+    assert run(asked) == 2 and "holds no model" in capsys.readouterr().err
     model = {"weight": np.float32([[-1], [1]]), "bias": np.zeros(2, np.float32)}
     (client / "state").mkdir()
     keep(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))

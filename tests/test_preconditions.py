@@ -722,7 +722,7 @@ def test_a_client_that_lost_less_is_charged_what_the_others_lost_once_the_data_c
         charge(tmp_path / f"{name[:32]}.ledger", name, event, times, budget)
     charge(tmp_path / f"{OLD}.ledger", "bytes", GaussianDpEvent(9.0), 1, budget)
     code, command = commands.run("budget", "adopt", OLD, "clinics", f"--ledger-dir={tmp_path}")
-    assert code == 0 and "clinics: the next run is charged what" in command.out, command.err
+    assert code == 0 and "clinics: the next run is charged the entries" in command.out, command.err
     assert commands.run("budget", "adopt", "none", "clinics", f"--ledger-dir={tmp_path}")[0] == 2
     for _ in range(2):  # a second time nothing is owed
         owed = data_sets.owed_by_clients(tmp_path, "clinics", ["c", "a", "b"])

@@ -454,7 +454,7 @@ def test_a_report_is_not_believed_against_the_answers_themselves(
     text = (asked / "treated-alike.json").read_text()
     (asked / "treated-alike.json").write_text(text.replace("0.59", "0.69"))
     assert verify(asked, ()) == 2
-    assert "does not say what the answers" in capsys.readouterr().out
+    assert "differs from the answers" in capsys.readouterr().out
     (asked / "treated-alike.json").unlink()
     assert make_report(asked) == 0
     assert "1 answer\n" in capsys.readouterr().out
@@ -465,7 +465,7 @@ def test_what_belongs_to_a_run_is_refused_for_answers(asked: Path, kept: Path, c
         code, said = commands.run("report", str(asked), option, str(asked))
         assert code == 2 and option in said.err
     code, said = commands.run("report", str(kept), "--answers", str(kept / "nowhere"))
-    assert code == 2 and "is not there" in said.err
+    assert code == 2 and "does not exist" in said.err
     code, said = commands.run("report", str(kept), "--answers", str(asked), "--json")
     assert code == 0 and len(json.loads(said.out)["answers"]) == 2
 

@@ -342,7 +342,7 @@ def test_the_command_prints_each_figure_with_its_interval_in_80_columns(
     )
     assert re.search(r"^bytes: [\d.]+ kB to a client, \d+ B back$", said, re.MULTILINE)
     assert command("histogram", "label", into=tmp_path, **asked) == 0
-    assert "from the record, at no cost" in capsys.readouterr().out
+    assert "from the stored answer, at no cost" in capsys.readouterr().out
     assert command("histogram", "label", into=tmp_path, as_json=True, **asked) == 0
     assert json.loads(capsys.readouterr().out)["from_record"]
     more: dict[str, Any] = {**asked, "name": "dear", "epsilon": 50.0}

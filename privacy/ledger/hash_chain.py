@@ -311,7 +311,7 @@ class Chain:
           Refusal: there is none, or it is not a ledger.
         """
         if regular(path) is None:
-            raise Refusal("ledger", str(path), "there is none; give the path of a ledger")
+            raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
         chain = cls(path, "mode=ro" if _beside(path, "-wal").exists() else "immutable=1")
         try:
             with refusing_ledger(path, "cannot be read as a ledger"):

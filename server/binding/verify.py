@@ -209,7 +209,7 @@ def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
     lines = verify_folder(run, Asked())
     wrong = next((line for line in lines if line.ok is False), None)
     if wrong is not None:
-        raise Refusal("run", str(run), f"does not hold: {wrong.name}: {wrong.said}")
+        raise Refusal("run", str(run), f"check {wrong.name} failed: {wrong.said}")
     held = Held(run, bundled=False)
     entries = held.entries[: held.book.closes[held.manifest.run].seq] if held.charged else []
     return Contents(run, held.manifest, entries, held.clients), lines
