@@ -364,10 +364,14 @@ class ProtectedGrid(PassingGrid):
     def _tell(self, done: Round) -> None:
         """Log a round's result: exact counts only for the operator, if the epsilon relies on a secret draw."""
         ledger, participants = self.privacy.ledger, self.grid.participants
-        to_tell = (done.number, done.invited, done.replies, done.dropped)
-        told = dict(zip(("round", "invited", "replies", "dropped"), to_tell, strict=True))
+        counts = {
+            "round": done.number,
+            "invited": done.invited,
+            "replies": done.replies,
+            "dropped": done.dropped,
+        }
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
-            file.write((json.dumps(told) + "\n").encode())
+            file.write((json.dumps(counts) + "\n").encode())
         took_part = f"{done.invited} clients invited, {done.replies} replied"
         if done.dropped:
             took_part += f", {', '.join(f'{number} {why}' for why, number in sorted(done.dropped.items()))}"
