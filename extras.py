@@ -1,7 +1,5 @@
 """Extras of the installation: the packages of each part of fedveil besides `fedveil.privacy`, and their extra."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 from .privacy.refusal import Refusal

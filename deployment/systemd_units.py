@@ -1,7 +1,5 @@
 """Units of systemd for a device and for the server, with only the rights that they need."""
 
-from __future__ import annotations
-
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 
 # Training a small convolutional network under DP-SGD peaks at 530 MiB; a server keeps a few models.

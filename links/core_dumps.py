@@ -1,7 +1,5 @@
 """Core dumps, disabled for processes that hold keys, seeds or data."""
 
-from __future__ import annotations
-
 import ctypes
 import resource
 import sys

@@ -1,7 +1,5 @@
 """Log in instructions: a signed head, the leaves that the node may lack, and the places of the instruction's entries."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict

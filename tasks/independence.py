@@ -26,7 +26,7 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -123,17 +123,18 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
     Raises:
       Refusal: naming the layer, the loss or the attribute, and what to do.
     """
-    if len(data) == 0:
-        return
-    with _quiet_generators():
-        probe = _prepared(model, objective, data)
-        for check in (_check_rows, _check_parts, _check_loss, _check_gradients, _check_state):
-            check(probe)
-        if isinstance(data, Examples):
-            inputs, targets = _as_in(probe, data.batch(_chosen(data)[-BATCH:]))
-            _check_loss(replace(probe, inputs=inputs, targets=targets))
-        elif data.collate is not None:
-            _check_collate(probe, data)
+    _on_what_fits(_check_trained, model, objective, data)
+
+
+def _check_trained(model: nn.Module, objective: Objective, data: Data) -> None:
+    probe = _prepared(model, objective, data)
+    for check in (_check_rows, _check_parts, _check_loss, _check_gradients, _check_state):
+        check(probe)
+    if isinstance(data, Examples):
+        inputs, targets = _as_in(probe, data.batch(_chosen(data)[-BATCH:]))
+        _check_loss(replace(probe, inputs=inputs, targets=targets))
+    elif data.collate is not None:
+        _check_collate(probe, data)
 
 
 def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
@@ -141,14 +142,42 @@ def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
 
     Arguments as of `check_independence`, which has passed.
     """
+    with torch.no_grad():
+        _on_what_fits(_check_evaluated, model, task, data)
+
+
+def _check_evaluated(model: nn.Module, task: Any, data: Data) -> None:
+    probe = _prepared(model, task, data)
+    probe.model.eval()
+    _check_rows(probe)
+    _check_parts(probe)
+    check_measured_apart(task, probe.outputs(), probe.targets)
+
+
+def _on_what_fits(
+    check: Callable[[nn.Module, Objective, Data], None], model: nn.Module, objective: Objective, data: Data
+) -> None:
+    """Check on the data or, if that fails, without those of the examples looked at that training leaves out.
+
+    These cannot be read, fail by themselves, or fit in no batch with others. Without an answer of the client, all its
+    records would be missing because of them.
+    """
     if len(data) == 0:
         return
-    with _quiet_generators(), torch.no_grad():
-        probe = _prepared(model, task, data)
-        probe.model.eval()
-        _check_rows(probe)
-        _check_parts(probe)
-        check_measured_apart(task, probe.outputs(), probe.targets)
+    with _quiet_generators():
+        try:
+            return check(model, objective, data)
+        except Exception:
+            seen = (_chosen(data) if isinstance(data, Examples) else _spread(len(data))).unique().tolist()
+            made, fit = _copied(model), list[int]()
+            for row in seen:
+                with suppress(Exception), torch.no_grad():
+                    inputs, targets = data.batch(torch.tensor([*fit, row]))
+                    objective.loss(run_on(made, inputs), targets)
+                    fit.append(row)
+            if len(fit) in (0, len(seen)):
+                raise
+        check(model, objective, only(data, np.array(fit)))
 
 
 def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 1) -> None:

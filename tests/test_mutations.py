@@ -489,7 +489,7 @@ MUTATIONS = {
     ),
     "records are measured apart in training mode alone": Mutation(
         "tasks/independence.py",
-        "        probe.model.eval()\n",
+        "    probe.model.eval()\n",
         "",
         RECORD_EVALUATION_TESTS,
         "only_where_they_are_measured",
@@ -1571,6 +1571,13 @@ MUTATIONS = {
         "_HALVES = (0.5,)",
         "test_tasks_independence.py",
         "rare",
+    ),
+    "an odd example decides whether independence is measured": Mutation(
+        "tasks/independence.py",
+        "            if len(fit) in (0, len(seen)):",
+        "            if fit is not None:",
+        "test_tasks_independence.py",
+        "leaves_out_is_not_looked_at",
     ),
     "a collate function that mixes examples passes": Mutation(
         "tasks/independence.py",

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedveil.privacy.refusal import Refusal
-from fedveil.tasks.data import Examples
+from fedveil.tasks.data import Examples, LazyExamples
 from fedveil.tasks.independence import batches_of_all, check_independence
 
 FEATURES, WIDTH, CLASSES = 5, 8, 3
@@ -241,6 +242,20 @@ def test_what_mixes_examples_is_refused_by_name(name: str) -> None:
     with pytest.raises(Refusal) as refused:
         check_independence(model, objective, examples())
     assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize(
+    "odd", [(torch.zeros(3), 0), (torch.zeros(5), 99), (None, 0), (torch.zeros(5), 0, 1)]
+)
+def test_an_example_that_training_leaves_out_is_not_looked_at(odd: Any, mixes: bool) -> None:
+    """One record decides neither whether a client answers nor what is measured of the others."""
+    few = examples()
+    items: list[Any] = list(zip(few.inputs, few.targets.tolist(), strict=True))
+    items[6] = odd  # of the six that are spread over all
+    model = around(lambda h: h - h.mean(0)) if mixes else around()
+    with pytest.raises(Refusal, match="Does") if mixes else nullcontext():
+        check_independence(model, Objective(), LazyExamples(items))
 
 
 def test_class_weights_are_refused_with_the_way_to_write_them() -> None:

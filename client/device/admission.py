@@ -1,7 +1,5 @@
 """Admission of an enrolled device: the files of its bundle, signed by the authority for the device's keys."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import cast

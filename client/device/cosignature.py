@@ -1,7 +1,5 @@
 """Co-signature of a roster by a member: a file for the authority, which other owners may require."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Linux only. A missing file sets no condition: a board without a battery is on mains power.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path

@@ -4,8 +4,6 @@ The file is not flushed to disk: after a power cut a truncated file has another 
 model.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

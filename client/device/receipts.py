@@ -1,7 +1,5 @@
 """Receipts of a device: for each finished run the opening of its commitment, in the state folder."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 from pathlib import Path

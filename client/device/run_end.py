@@ -1,7 +1,5 @@
 """End of a run on a device: its status and the final model, in files of the state folder."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime

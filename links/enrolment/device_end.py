@@ -1,7 +1,5 @@
 """Device's end of an enrolment: it checks the server against the token's fingerprint before it reveals the token's key."""
 
-from __future__ import annotations
-
 import hmac
 import socket
 import ssl

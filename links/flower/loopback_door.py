@@ -4,8 +4,6 @@ Flower's SuperLink has no password for its operator: access to it allows running
 in a folder that only this user may enter. Flower's own commands, which need a port, connect through this proxy.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """Event loop of a process's streams. There is only one, because gRPC's asyncio loses events with several."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Coroutine

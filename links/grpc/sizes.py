@@ -3,8 +3,6 @@
 Names and specs are public, and honest vectors of a round have equal length, so a size reveals nothing about a client.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np
