@@ -99,7 +99,7 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
         raise Refusal("federation", federation, remedy)
     sound = isinstance(signer, Ed25519PrivateKey) and isinstance(ca_key, EllipticCurvePrivateKey)
     if not sound or ca_key.public_key() != ca.public_key():
-        raise Refusal("file", str(folder), "its keys are not an authority's; restore them from a backup")
+        raise Refusal("file", str(folder), "holds no keys of an authority; restore them from a backup")
     return Authority(signer, ca_key, ca)
 
 
@@ -159,7 +159,7 @@ def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
     pems = {folder / name: read_secret(folder / name) for name in (SIGNER, CA_KEY)}
     for path, pem in pems.items():
         if care.passphrase and ENCRYPTED not in pem:
-            remedy = "is under no passphrase, and federation.yaml asks for one; openssl pkcs8 -topk8 -v2 aes256 puts it under one"
+            remedy = "is not encrypted, and federation.yaml requires a passphrase; encrypt it with openssl pkcs8 -topk8 -v2 aes256"
             raise Refusal("authority.passphrase", str(path), remedy)
     secret = None
     if any(ENCRYPTED in pem for pem in pems.values()):
@@ -172,7 +172,7 @@ def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
     try:
         return load_pem_private_key(pem, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        fault = "is not a private key in PEM" if secret is None else "does not open under this passphrase"
+        fault = "is not a private key in PEM" if secret is None else "does not match this passphrase"
         raise Refusal("file", str(path), fault) from None
 
 
@@ -188,13 +188,13 @@ def _given() -> bytes | None:
 def _asked_twice(folder: Path) -> bytes:
     first = _asked(folder, f"new passphrase of {folder}: ")
     if _asked(folder, "again: ") != first:
-        raise Refusal("passphrase", str(folder), "the two differ; give the command again")
+        raise Refusal("passphrase", str(folder), "the two passphrases differ; repeat the command")
     return first
 
 
 def _asked(folder: Path, prompt: str) -> bytes:
     if not sys.stdin.isatty():
-        remedy = f"its keys are under a passphrase; set {PASSPHRASE} or {PASSPHRASE_FILE}, or give it at a terminal"
+        remedy = f"its keys are encrypted; set {PASSPHRASE} or {PASSPHRASE_FILE}, or type the passphrase at a terminal"
         raise Refusal("folder", str(folder), remedy)
     return getpass(prompt).encode()
 
@@ -204,7 +204,7 @@ def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | No
     if secret is None:
         return pem_of(key)
     if len(secret) < SHORTEST:
-        remedy = f"give at least {SHORTEST}: who has the files may try"
+        remedy = f"use at least {SHORTEST}: an attacker with the files can guess a short one"
         raise Refusal("passphrase", f"{len(secret)} characters", remedy)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
 

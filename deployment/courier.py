@@ -64,7 +64,7 @@ class Courier:
             try:
                 self.carry()
             except Exception:  # no round waits for a courier
-                logger.exception("certificates could not be carried")
+                logger.exception("certificates could not be delivered")
 
 
 @contextmanager
@@ -93,5 +93,5 @@ def _read(path: Path) -> dict[str, str]:
     except Undecodable:
         found = None
     if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
-        raise Refusal("file", str(path), "is no mapping of nodes to certificates; copy it from the desk")
+        raise Refusal("file", str(path), "does not map nodes to certificates; copy it from the desk")
     return cast(dict[str, str], found)

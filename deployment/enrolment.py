@@ -111,7 +111,7 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
         given = _read_given(folder)
         for name in names:
             if name not in given:
-                raise Refusal("name", name, "has no token; give one: fedveil provision token")
+                raise Refusal("name", name, "has no token; create one with fedveil provision token")
         asked: dict[str, Enrolment] = {}
         refused: dict[str, str] = {}
         silent: list[str] = []
@@ -140,9 +140,9 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
 
 def _check_name(desk: Desk, name: str) -> None:
     if not NAME.fullmatch(name) or name == SERVER:
-        raise Refusal("name", name, f"must be that of one client, {NAME_FORM}")
+        raise Refusal("name", name, f"must name one client, {NAME_FORM}")
     if desk.federation.entry(name) is None:
-        remedy = "has no place in federation.yaml; give it an entry, or one for many such as name: 'sensor-*'"
+        remedy = "is not in federation.yaml; add an entry, or a pattern such as name: 'sensor-*'"
         raise Refusal("name", name, f"{remedy}, and provision again")
     known = desk.register.find(name)
     if known is not None and known.revoked:
@@ -160,12 +160,12 @@ def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None
     if not path.exists():
         return None
     if time.time() > token.end:
-        raise Refusal("token", name, "has ended; give another")
+        raise Refusal("token", name, "has expired; create another")
     _check_name(desk, name)
     found = read_file(path)
     seal, request = found[:SEAL_BYTES], found[SEAL_BYTES:]
     if not hmac.compare_digest(seal, seal_of(bytes.fromhex(token.seal), request)):
-        remedy = "was not sealed by the holder of the token; give another and find out why"
+        remedy = "was not sealed with the token; investigate, and create another token"
         raise Refusal("request", name, remedy)
     enrolment = parse_request(request, str(path))
     check_request(name, enrolment, desk.federation.post_quantum)

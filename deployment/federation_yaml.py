@@ -161,7 +161,7 @@ def read_federation(path: Path) -> FederationFile:
     ]
     for name, times in Counter(entry.name for entry in entries).items():
         if name == SERVER or times > 1:
-            raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
+            raise Refusal("name", name, "belongs to the server" if name == SERVER else "names two clients")
     many = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in many)
     schema = _schema(entries, path.parent)
@@ -188,7 +188,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     }
     if len(asked) > 1:
         shown = ", ".join(sorted(str(name or SCHEMA) for name, *_ in asked))
-        remedy = "must be one, with one label, for all clients, and so must group_weights and scaling"
+        remedy = "must be the same, with the same label, for all clients; so must group_weights and scaling"
         raise Refusal("task.options.schema", shown, remedy)
     for name, label, *files in asked:
         found = folder / str(name or SCHEMA)

@@ -53,9 +53,7 @@ def open_link(settings: LinkSettings, bundle: ServerBundle, nodes: Nodes) -> Gen
       Refusal: it is another one, or it cannot be opened.
     """
     if settings.name != bundle.link:
-        remedy = (
-            f"the bundles of this federation were made for link={bundle.link}; provision it anew, or use that"
-        )
+        remedy = f"the bundles of this federation were made for link={bundle.link}; use that link, or provision again"
         raise Refusal("link", settings.name, remedy)
     match settings.name:
         case "grpc":

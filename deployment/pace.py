@@ -77,7 +77,7 @@ def pace_of(
         served = ends() >= now
         for each in [*whose, *(() if served else (SERVERS_OWN,))]:
             if each not in told:
-                logger.warning("%s has ended; give it another: fedveil provision renew, or rotate", each)
+                logger.warning("%s has expired; renew it with fedveil provision renew or rotate", each)
                 told.add(each)
         least, here = least_of(clients, clients - len(ended)), link.presence().since
         needed = max(math.ceil(settings.clients * clients), least)
@@ -86,9 +86,9 @@ def pace_of(
             return None
         wait_for(needed)
         if not served:
-            return f"{SERVERS_OWN} had ended and was not renewed after {settings.wait:g} s"
+            return f"{SERVERS_OWN} had expired and was not renewed after {settings.wait:g} s"
         count = len(here.keys() - ended)
-        return f"{count} of {needed} clients that a round takes were connected after {settings.wait:g} s"
+        return f"{count} of {needed} clients that a round needs were connected after {settings.wait:g} s"
 
     def ready(stop: threading.Event) -> str | None:
         end = time.monotonic() + settings.wait

@@ -142,7 +142,7 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), Answer)
     except OSError as error:
-        remedy = f"cannot be listened on ({error.strerror}); give another"
+        remedy = f"cannot be listened on ({error.strerror}); choose another port"
         raise Refusal("metrics_port", port, remedy) from error
     server.socket = Listener(fileno=server.socket.detach())
     server.daemon_threads = True

@@ -97,15 +97,15 @@ def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> De
     with opened(folder) as desk:
         asked = [names] if isinstance(names, str) else names
         if request is not None and (len(asked) > 1 or is_pattern(asked[0]) or SERVER in asked):
-            raise Refusal("request", str(request), "is of one device; give its name alone")
+            raise Refusal("request", str(request), "belongs to one device; name only that client")
         if SERVER in asked:
             desk = _with_server(replace(desk, register=replace(desk.register, server="")))
         found = chosen(desk.register, [name for name in asked if name != SERVER])
         for issued in found if request is None else ():
             if issued.on_device:
                 remedy = (
-                    f"has its keys on the device; give it a token (fedveil provision token FOLDER {issued.name}), "
-                    f"or run fedveil client request NEW --name {issued.name} there, and give --request"
+                    f"has its keys on the device; create a token (fedveil provision token FOLDER {issued.name}), "
+                    f"or run fedveil client request NEW --name {issued.name} there, and pass --request"
                 )
                 raise Refusal("name", issued.name, remedy)
         for issued in found:
@@ -118,7 +118,9 @@ def _asked_anew(desk: Desk, issued: Issued, request: Path) -> Enrolment:
     enrolment = read_request(request)
     check_request(issued.name, enrolment, desk.federation.post_quantum)
     if enrolment.identity.hex() == issued.identity:
-        raise Refusal("request", str(request), "asks for the keys that are to be replaced")
+        raise Refusal(
+            "request", str(request), "holds the keys that are to be replaced; make new keys on the device"
+        )
     desk.register.refuse_shared([enrolment])
     return enrolment
 
@@ -158,7 +160,7 @@ def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
     asked = [names] if isinstance(names, str) else names
     with opened(folder) as desk:
         if SERVER in asked:
-            raise Refusal("name", SERVER, "the server can be rotated only")
+            raise Refusal("name", SERVER, "the server can only be rotated")
         register = desk.register
         for issued in chosen(register, asked):
             register = register.having(replace(issued, revoked=True))
@@ -175,7 +177,7 @@ def chosen(register: Register, names: Sequence[str]) -> list[Issued]:
     for name in names:
         fitting = [each for each in register.admitted if fnmatch.fnmatchcase(each.name, name)]
         if is_pattern(name) and not fitting:
-            raise Refusal("name", name, "fits no client that is admitted")
+            raise Refusal("name", name, "matches no admitted client")
         found |= {each.node: each for each in (fitting if is_pattern(name) else [_find(register, name)])}
     return [found[node] for node in sorted(found)]
 
@@ -196,7 +198,7 @@ def cosign(folder: Path, files: Sequence[Path]) -> Desk:
         for path in files:
             found = read_cosignature(path, register.roster())
             if keys.get(found.public) != found.name:
-                remedy = f"is not by the key that was admitted as {found.name}"
+                remedy = f"was not signed with the key admitted as {found.name}"
                 raise Refusal("cosignature", str(path), remedy)
             given[found.name] = found
         collected = tuple(given[name] for name in sorted(given))
@@ -210,14 +212,14 @@ def _wanted_requirements(
     if wheels is not None:
         return wheel_requirements(wheels, lock)
     if lock is not None:
-        raise Refusal("lock", str(lock), "comes beside --wheels, a folder with fedveil's own wheel")
+        raise Refusal("lock", str(lock), "needs --wheels, a folder with fedveil's own wheel")
     if federation.requirements == UNVERIFIED:
         return installed_requirements(("client",) if federation.schema is None else ("client", "tables"))
     kept = _kept_requirements(path)
     if (line := unverified(kept)) is not None:
         remedy = (
-            f"{line!r} has no hash, so that the owner of that name can run code on every device; give --wheels, "
-            f"remove the file, or say requirements: {UNVERIFIED} in federation.yaml"
+            f"{line!r} has no hash, so the owner of that package can run code on every device; give --wheels, "
+            f"remove the file, or set requirements: {UNVERIFIED} in federation.yaml"
         )
         raise Refusal("requirements", str(path), remedy)
     return kept
@@ -243,7 +245,7 @@ def _check(federation: FederationFile, before: Register, requests: Mapping[str, 
         check_request(name, enrolment, federation.post_quantum)
         issued = before.find(name)
         if issued is not None and issued.identity != enrolment.identity.hex():
-            remedy = "asks for other keys than were admitted; use fedveil provision rotate"
+            remedy = "holds keys other than the admitted ones; use fedveil provision rotate"
             raise Refusal("request", name, remedy)
     before.refuse_shared(requests.values())
 
@@ -258,18 +260,16 @@ def _require_places(federation: FederationFile, admitted: Sequence[Issued]) -> N
 def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
     """Refuse members without an ML-DSA key if all must have one."""
     for name in [each.name for each in admitted if not each.post_quantum] if post_quantum else ():
-        remedy = (
-            f"has no ML-DSA key, which post_quantum asks of all; without it rotate {name}, then give it again"
-        )
+        remedy = f"has no ML-DSA key, which post_quantum requires; rotate {name} without post_quantum, then set it again"
         raise Refusal("post_quantum", name, remedy)
 
 
 def check_request(name: str, enrolment: Enrolment, doubly: bool) -> None:
     """Refuse the request of another client, or one without an ML-DSA key if members sign doubly."""
     if enrolment.name != name:
-        raise Refusal("request", enrolment.name, f"was made for another client than {name}")
+        raise Refusal("request", enrolment.name, f"was made for a client other than {name}")
     if doubly and not enrolment.post_quantum:
-        remedy = "has no ML-DSA key, which post_quantum asks of all; update fedveil on the device, and ask anew there"
+        remedy = "has no ML-DSA key, which post_quantum requires; update fedveil on the device, and repeat the request"
         raise Refusal("request", name, remedy)
 
 
@@ -350,7 +350,7 @@ def publish(desk: Desk) -> Desk:
 @contextmanager
 def opened(folder: Path) -> Generator[Desk]:
     if not (folder / AUTHORITY / REGISTER).exists():
-        raise Refusal("folder", str(folder), "holds no federation; fedveil provision FILE makes one")
+        raise Refusal("folder", str(folder), "holds no federation; create one with fedveil provision FILE")
     with _writing(folder):
         federation = read_federation(folder / AUTHORITY / FILE)
         register = read_register(folder / AUTHORITY / REGISTER)

@@ -149,10 +149,10 @@ class Register:
         for each in enrolments:
             for key in (each.identity.hex(), each.fingerprint, each.supernode_fingerprint):
                 if key in self.replaced:
-                    remedy = "asks for a key that was replaced; make new ones on the device"
+                    remedy = "holds a key that was replaced; make new keys on the device"
                     raise Refusal("request", each.name, remedy)
                 if holders.setdefault(key, each.name) != each.name:
-                    remedy = f"asks for a key that is {holders[key]}'s; make new ones on the device"
+                    remedy = f"holds a key of {holders[key]}; make new keys on the device"
                     raise Refusal("request", each.name, remedy)
 
 

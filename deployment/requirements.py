@@ -90,7 +90,7 @@ def _locked(lock: Path) -> list[str]:
         text = read_file(lock).decode()
         names = {line: _named(line) for line in _logical(text)}
     except (UnicodeDecodeError, InvalidRequirement):
-        raise Refusal("lock", str(lock), "is no list of requirements; make it with: bash .ci/lock") from None
+        raise Refusal("lock", str(lock), "lists no requirements; make it with: bash .ci/lock") from None
     if (line := unverified(text)) is not None:
         raise Refusal("lock", str(lock), f"has no hash for {line[:60]!r}; make it with: bash .ci/lock")
     if OWN in names.values():
@@ -113,9 +113,9 @@ def _device_wheel(path: Path) -> tuple[str, str]:
     try:
         name, version, _, tags = parse_wheel_filename(path.name)
     except (InvalidWheelFilename, InvalidVersion):
-        raise Refusal("wheels", str(path), "is not named as a wheel is") from None
+        raise Refusal("wheels", str(path), "does not have the name of a wheel") from None
     if CUDA.match(name):
-        remedy = f"is of CUDA, which no device needs; take torch{CPU_TORCH} or a CPU build"
+        remedy = f"is built for CUDA, which devices do not need; use torch{CPU_TORCH} or a CPU build"
         raise Refusal("wheels", str(path), remedy)
     if any("aarch64" in tag.platform for tag in tags):
         _refuse_cuda(path)
@@ -130,9 +130,9 @@ def _refuse_cuda(wheel: Path) -> None:
             text = archive.read(name).decode()
         bringing = cuda_on_device(message_from_string(text).get_all("Requires-Dist", []))
     except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError, InvalidRequirement):
-        raise Refusal("wheels", str(wheel), "is no wheel that can be read; fetch it again") from None
+        raise Refusal("wheels", str(wheel), "is not a readable wheel; download it again") from None
     if bringing:
-        raise Refusal("wheels", str(wheel), f"requires {bringing[0]} on aarch64; take torch{CPU_TORCH}")
+        raise Refusal("wheels", str(wheel), f"requires {bringing[0]} on aarch64; use torch{CPU_TORCH}")
 
 
 def cuda_on_device(requires: Iterable[str]) -> list[str]:

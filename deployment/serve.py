@@ -174,7 +174,7 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     begun: dict[str, Any] = yaml.safe_load((where / CONFIG).read_text())
     changed = differing(_lasting(begun), _lasting(now))
     if changed is not None:
-        remedy = f"was begun with another {changed}; repeat its command, or name a new run with run="
+        remedy = f"was started with another {changed}; repeat its command, or name a new run with run="
         raise Refusal("run", settings.run, remedy)
     return settings.model_copy(update={"resume": str(where)})
 

@@ -99,7 +99,7 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
 def _budget(row: Mapping[str, Any], refused: int) -> str:
     target = "no target" if row["target"] is None else f"{row['target']:g}"
     if row["unit"] != Unit.CLIENT:
-        told = f"; in the last round {refused} said theirs is spent" if refused else ""
+        told = f"; in the last round {refused} reported theirs as spent" if refused else ""
         return f"{row['unit']}s: each client spends at most epsilon {target} by its own ledger{told}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
     left = "" if row["left"] is None else f", {row['left']:.3f} left"

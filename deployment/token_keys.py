@@ -130,7 +130,7 @@ def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[Tok
         ]
     except pkcs11.PKCS11Error as error:
         why = str(error) or type(error).__name__
-        remedy = f"cannot be used ({why}); see token, PIN and module"
+        remedy = f"cannot be used ({why}); check token, PIN and module"
         raise Refusal("authority.token", choice.label, remedy) from None
     except (OSError, RuntimeError) as error:
         raise Refusal("authority.pkcs11", choice.module, f"cannot be loaded ({error})") from None
@@ -181,5 +181,5 @@ def _pin(choice: TokenChoice) -> str:
     if given := os.environ.get(PIN):
         return given
     if not sys.stdin.isatty():
-        raise Refusal("authority.token", choice.label, f"asks for a PIN; set {PIN}, or give it at a terminal")
+        raise Refusal("authority.token", choice.label, f"requires a PIN; set {PIN}, or type it at a terminal")
     return getpass(f"PIN of the token {choice.label}: ")

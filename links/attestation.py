@@ -79,9 +79,9 @@ def quote_of(content: RecordDict) -> Quote | None:
         return None
     quote, certificate = record.get("quote"), record.get("certificate")
     if not isinstance(quote, bytes) or not isinstance(certificate, bytes):
-        raise Refusal("attest", "record", "is no quote of a server")
+        raise Refusal("attest", "record", "is not a quote of a server")
     if len(quote) > MOST_QUOTE or len(certificate) > MOST_CERTIFICATE:
-        raise Refusal("attest", f"{len(quote)} bytes", f"is longer than any quote, {MOST_QUOTE}")
+        raise Refusal("attest", f"{len(quote)} bytes", f"is longer than the longest quote, {MOST_QUOTE}")
     return Quote(quote, certificate)
 
 

@@ -94,9 +94,9 @@ def read_told(path: Path, ca: bytes, federation: str) -> Told:
             raise Undecodable(f"format {told.format!r}")
         check_head(told.head, ca, federation)
         if not _holds(told):
-            raise Refusal("log", str(path), "does not match its head")
+            raise Refusal("log", str(path), "does not match its head; ask for a true copy")
     except ValueError as error:
-        raise Refusal("log", str(path), f"is no export or proof of a log ({error})") from None
+        raise Refusal("log", str(path), f"is not an export or proof of a log ({error})") from None
     return told
 
 

@@ -42,7 +42,7 @@ class Listener(socket.socket):
         connection, address = super().accept()
         if connection.fileno() >= min(for_connections(), MOST_TLS):  # the lowest number that was free
             connection.close()
-            raise ConnectionAbortedError("no file is left for it")
+            raise ConnectionAbortedError("no file descriptor is left for it")
         return connection, address
 
 

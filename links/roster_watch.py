@@ -79,10 +79,10 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
         if (roster.version, roster.hash) == (held[0].version, held[0].hash):
             return held[0], signed  # members may have signed it since
         if roster.version <= held[0].version:
-            remedy = f"is not newer than version {held[0].version}, which the server has; copy the newest"
+            remedy = f"is not newer than the server's version {held[0].version}; copy the newest roster"
             raise Refusal("roster", f"version {roster.version}", remedy)
         if not roster.follows(held[0]):
-            remedy = f"does not follow from version {held[0].version}, which the server has: the authority signed two"
+            remedy = f"does not follow from the server's version {held[0].version}: the authority signed two histories"
             raise Refusal("roster", f"version {roster.version}", remedy)
         return roster, signed
 

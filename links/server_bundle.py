@@ -69,7 +69,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
     """
     if (folder / SERVER / "server.toml").is_file():
         raise Refusal(
-            "FOLDER", str(folder), f"is what provisioning made; the server's own is {folder / SERVER}"
+            "FOLDER", str(folder), f"is the provisioned folder; name the server's, {folder / SERVER}"
         )
     refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
     defaults = {"link": "grpc", "enrolment": None}

@@ -21,5 +21,5 @@ def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certifica
     kinds = (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
     named = [[each.value for each in own.subject.get_attributes_for_oid(kind)] for kind in kinds]
     if named != [[federation], [SERVER]]:
-        raise ValueError("it is another's")
+        raise ValueError("it belongs to another server")
     return own

@@ -84,7 +84,7 @@ def read_head(text: str) -> TreeHead:
         if head.size < 0 or not _ROOT.fullmatch(head.root):
             raise Undecodable("no size or no root")
     except Undecodable as error:
-        raise Refusal("log", "head", f"is no head of a log ({error})") from None
+        raise Refusal("log", "head", f"is not a head of a log ({error})") from None
     return head
 
 
@@ -98,7 +98,7 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
     try:
         own = server_certificate(head.certificate.encode(), ca, federation)
         if head.federation != federation:
-            raise ValueError("it is of another's log")
+            raise ValueError("it belongs to the log of another federation")
         if not own.not_valid_before_utc.timestamp() <= head.at <= own.not_valid_after_utc.timestamp():
             raise ValueError("its certificate was not valid then")
         key = own.public_key()

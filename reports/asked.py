@@ -26,7 +26,7 @@ def report_of_answers(folder: Path) -> dict[str, Any]:
     ledgers = [_ledger(path) for path in ledgers_of(folder)]
     answers = read_answers(folder, [each["name"] for ledger in ledgers for each in ledger["questions"]])
     if not answers:
-        raise Refusal("RUN", str(folder), "holds neither a run nor an answer to a question")
+        raise Refusal("RUN", str(folder), "holds no run and no answer; name the folder of one")
     return {
         "format": FORMAT,
         "answers": answers,

@@ -108,7 +108,7 @@ def read_assessment(path: Path) -> Assessment:
     check_file(path)
     found: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     if not isinstance(found, dict):
-        remedy = "holds no fields; begin with the file that fedveil report writes"
+        remedy = "holds no fields; start from the file that fedveil report writes"
         raise Refusal(ASSESSMENT, str(path), remedy)
     given = {name: value for name, value in found.items() if value is not None}
     answers = {name: _answer(name, value) for name, value in given.items() if name not in PRICES}
@@ -118,7 +118,7 @@ def read_assessment(path: Path) -> Assessment:
 
 def _answer(name: str, value: object) -> str:
     if name not in FIELDS:
-        raise Refusal(ASSESSMENT, name, f"is no field; use {', '.join((*FIELDS, *PRICES))}")
+        raise Refusal(ASSESSMENT, name, f"is not a field; use {', '.join((*FIELDS, *PRICES))}")
     if not isinstance(value, str):
         raise Refusal(f"{ASSESSMENT} {name}", value, "give text, in quotes")
     if len(value) > MOST_ANSWER:

@@ -64,7 +64,7 @@ def listener(port: int) -> socket.socket:
     try:
         return socket.create_server((LOOPBACK, port))
     except OSError as error:
-        remedy = f"cannot be listened on ({error.strerror}); give another, or none"
+        remedy = f"cannot be listened on ({error.strerror}); choose another port, or none"
         raise Refusal("--page-port", port, remedy) from error
 
 

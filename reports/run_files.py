@@ -148,7 +148,7 @@ def as_a_run_wrote(folder: Path) -> Generator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as problem:
         what = f"holds what no run has written ({type(problem).__name__}: {problem})"
-        remedy = "`fedveil verify` says which file was changed; if none was, report a fault of fedveil"
+        remedy = "`fedveil verify` names a changed file; if there is none, report a bug of fedveil"
         raise Refusal("RUN", str(folder), f"{what}; {remedy}") from problem
 
 
@@ -247,4 +247,4 @@ def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
             header: Any = json.loads(file.read(size)) if size <= MOST_HEADER else None
             return {name: each["shape"] for name, each in header.items() if name != "__metadata__"}
         except (ValueError, AttributeError, TypeError, KeyError):
-            raise Refusal("file", str(path), "is no safetensors file; restore it") from None
+            raise Refusal("file", str(path), "is not a safetensors file; restore it") from None

@@ -198,7 +198,7 @@ def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 
     if first != again:
         name = f"{type(task).__name__}.metrics"
         remedy = "return the metrics of one batch, and keep nothing of earlier ones"
-        raise Refusal(name, "the same examples give other figures after others were measured", remedy)
+        raise Refusal(name, "the same examples give other metrics after another batch was measured", remedy)
 
 
 def _found(task: Task, outputs: Any, targets: Tensor) -> str:
@@ -472,7 +472,9 @@ def _check_gradients(probe: Probe) -> None:
     trained = (name for name, p in probe.model.named_parameters() if p.requires_grad)
     for name, ours, theirs in zip(trained, together, alone, strict=True):
         if probe.differ(ours, theirs):
-            remedy = "an example's gradient depends on the rest of its batch; let each example's be its own"
+            remedy = (
+                "an example's gradient depends on the rest of its batch; make it depend on that example alone"
+            )
             raise Refusal("model", f"gradient of {name}", remedy)
 
 
@@ -521,7 +523,7 @@ def _check_collate(probe: Probe, data: LazyExamples) -> None:
         with _ConstantRandomness():
             among, alone = (_first_loss(probe, data, [own, *rest]) for rest in (others, [own] * len(others)))
         if probe.differ(among, alone):
-            remedy = "transform each by itself, and let the model see no padding"
+            remedy = "transform each example separately, and hide padding from the model"
             raise Refusal("collate", "one example's loss changes when another example does", remedy)
 
 
@@ -637,7 +639,7 @@ def _refuse_layer(probe: Probe, name: str | None, what: str) -> None:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
         remedy = f"use torch.nn.GroupNorm(groups, {layer.num_features}), which normalises each example alone"
     else:
-        remedy = "let each example's output follow from that example alone (GroupNorm and LayerNorm do)"
+        remedy = "make each example's output depend on that example alone (as GroupNorm and LayerNorm do)"
     raise Refusal("model", where, f"{what}; {remedy}")
 
 
@@ -727,9 +729,7 @@ class _Precision(_Mode):
         del types
         made = func(*args, **(kwargs or {}))
         if func.overloadpacket is torch.ops.aten.embedding_renorm_:
-            remedy = (
-                "shortens the rows of the examples' words, which tells them without noise; leave max_norm out"
-            )
+            remedy = "rescales the rows of the examples' words, which reveals them without noise; leave max_norm out"
             raise Refusal("model", "an embedding with max_norm", remedy)
         for each in made if isinstance(made, tuple | list) else (made,):
             if isinstance(each, Tensor) and each.is_floating_point():

@@ -67,7 +67,7 @@ def table_files(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.glob("*") if _is_table(each)) if path.is_dir() else []
     if not found:
-        fault = "holds no table" if path.exists() else "is not there"
+        fault = "holds no table" if path.exists() else "does not exist"
         raise Refusal(
             "task.folder", str(path), f"{fault}; name a file ({', '.join(SUFFIXES)}) or a folder of them"
         )
@@ -213,7 +213,7 @@ def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
     try:
         table = pa.table(frame)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        remedy = f"is no data frame ({str(error).splitlines()[0]})"
+        remedy = f"is not a data frame ({str(error).splitlines()[0]})"
         raise Refusal("data", type(frame).__name__, remedy) from None
     batches = (batch.columns for batch in table.to_batches(max_chunksize=BLOCK_ROWS))
 
@@ -244,7 +244,7 @@ def _read_table(table: OpenTable, schema: Schema, wanted: Sequence[Column], labe
             targets[here] = read(block[schema.target.name], schema.target, True)
         done = here.stop
     if not done:
-        raise Refusal("table", str(table.file), "has no rows; leave the client out, or give it data")
+        raise Refusal("table", str(table.file), "has no rows; remove the client, or add data")
     return Rows(inputs[:done], targets[:done] if labelled else None)
 
 
@@ -273,7 +273,7 @@ def _unchanged(file: Path) -> Generator[None]:
     except OSError as error:
         raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
     if before != after:
-        raise Refusal("table", str(file), "changed while it was read; start again once nobody writes to it")
+        raise Refusal("table", str(file), "changed while it was read; repeat when no process writes to it")
 
 
 # --- the cells of one block ---------------------------------------------------------------------------------------
@@ -358,9 +358,9 @@ class CellReader:
             row = int((~fits).argmax())
             word = written[row].as_py()
             remedy = DECIMAL_COMMA if "," in str(word) else "correct it, or add it to missing:"
-            return self.refuse(column, row, word, f"is no number; {remedy}")
+            return self.refuse(column, row, word, f"is not a number; {remedy}")
         except (pa.ArrowNotImplementedError, NotImplementedError):
-            return self.refuse(column, 0, str(values.type), "is a type that is neither numbers nor words")
+            return self.refuse(column, 0, str(values.type), "has a type that is neither number nor text")
         if codes := [float(each) for each in (*self.missing, *column.absent) if CODE.fullmatch(each)]:
             numbers[np.isin(numbers, codes)] = math.nan
         infinite = np.isinf(numbers)
@@ -391,7 +391,7 @@ class CellReader:
         if (codes == -2).any():
             row = int((codes == -2).argmax())
             shown = ", ".join(column.words[:6]) + (", ..." if column.width > 6 else "")
-            remedy = f"is none of its categories ({shown}); correct it, or add it to the schema"
+            remedy = f"is not one of its categories ({shown}); correct it, or add it to the schema"
             self.refuse(column, row, words[places[row]], remedy)
         self._present_all(codes < 0, column, is_label)
         return codes
@@ -473,7 +473,7 @@ class OpenTable:
             times = header.count(plain(column.name))
             if times != 1:
                 remedy = (
-                    "stands twice; rename one"
+                    "occurs twice; rename one"
                     if times
                     else f"is missing; {nearest(column.name, self.header)}"
                 )
@@ -492,9 +492,9 @@ def _table(file: Path) -> Generator[OpenTable]:
     require_extra("tables", f"the table {file.name}")
     pa = import_module("pyarrow")
     if not file.is_file():
-        raise Refusal("table", str(file), "is not there; name a file, or a folder of them")
+        raise Refusal("table", str(file), "does not exist; name a file, or a folder of them")
     if file.suffix.lower() not in SUFFIXES:
-        raise Refusal("table", str(file), f"is no table by its name; known: {', '.join(SUFFIXES)}")
+        raise Refusal("table", str(file), f"is not a table by its suffix; use one of {', '.join(SUFFIXES)}")
     try:
         yield _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:

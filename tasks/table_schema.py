@@ -170,7 +170,7 @@ class Schema:
         """
         found = {plain(each.name): each for each in (*self.inputs, *self.groups)}
         if plain(name) not in found:
-            remedy = f"is no column; {nearest(name, (each.name for each in found.values()))}"
+            remedy = f"is not a column; {nearest(name, (each.name for each in found.values()))}"
             raise Refusal("task.groups", name, remedy)
         column = found[plain(name)]
         if not column.categories:
@@ -218,11 +218,11 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     values = _group(where, found, KEYS)
     columns = values.get("columns")
     if not isinstance(columns, dict) or not columns:
-        raise Refusal(where, columns, "columns must be a group: the name of each, and what it holds")
+        raise Refusal(where, columns, "columns must be a mapping of column names to their definitions")
     read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in columns.items())
     for name, times in Counter(plain(each.name) for each in read).items():
         if times > 1:
-            raise Refusal(where, name, "names two columns; case and spaces do not tell them apart")
+            raise Refusal(where, name, "names two columns; case and spaces are ignored")
     missing = values.get("missing")
     named = {plain(each.name) for each in read}
     words = MISSING if missing is None else tuple(plain(each) for each in _list(where, "missing", missing))
@@ -253,14 +253,14 @@ def read_words(path: Path) -> object:
 def _groups(where: str, found: object, named: set[str]) -> tuple[Column, ...]:
     """Return the columns that name groups and are no inputs."""
     if not isinstance(found, dict):
-        raise Refusal(where, found, "groups must be a group: the name of each column, and its categories")
+        raise Refusal(where, found, "groups must be a mapping of column names to their categories")
     read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in found.items())
     for each in read:
         if not each.categories:
             remedy = "must have categories: their words are the groups"
             raise Refusal(f"{where}: {each.name}", "groups", remedy)
         if plain(each.name) in named:
-            raise Refusal(f"{where}: {each.name}", "groups", "stands in columns too; take it out of one")
+            raise Refusal(f"{where}: {each.name}", "groups", "is in columns too; remove it from one")
     return read
 
 
@@ -282,13 +282,13 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
         raise Refusal("task.label", label, f"{where} has no other column to predict it from")
     for column in schema.columns:
         if column.edges and plain(column.name) == plain(label):
-            remedy = "are of inputs, and this is the label; take them out"
+            remedy = "belong to inputs, and this is the label; remove them"
             raise Refusal(f"{where}: {column.name}", "edges", remedy)
         if column.standard and plain(column.name) == plain(label):
-            remedy = "are of inputs, and this is the label, which its bounds scale; take them out"
+            remedy = "belong to inputs, and the label is scaled by its bounds; remove them"
             raise Refusal(f"{where}: {column.name}", "mean and deviation", remedy)
         if column.weights and plain(column.name) != plain(label):
-            remedy = f"are of the label's classes, and that is {label}"
+            remedy = f"belong to the label, which is {label}"
             raise Refusal(f"{where}: {column.name}", "weights", remedy)
     return replace(schema, label=named[plain(label)])
 
@@ -311,9 +311,9 @@ def with_group_weights(schema: Schema, found: object, where: str) -> Schema:
         raise Refusal(where, found, remedy)
     target = schema.target
     if not target.categories:
-        raise Refusal(where, schema.label, "is a number, and weights by group are of classes")
+        raise Refusal(where, schema.label, "is a number, and weights by group need classes")
     if target.weights:
-        remedy = "has weights of its own; an example has one: take these out, or those"
+        remedy = "has weights too; remove them, or the weights by group"
         raise Refusal(where, schema.label, remedy)
     ((name, rows),) = found.items()
     column = schema.group(str(name))
@@ -331,7 +331,7 @@ def with_group_weights(schema: Schema, found: object, where: str) -> Schema:
 def _for_each_word(where: str, found: object, column: Column) -> list[object]:
     """Return what stands under each of a column's words, in their order."""
     if not isinstance(found, dict):
-        raise Refusal(where, found, f"must be a group: {', '.join(column.words)}")
+        raise Refusal(where, found, f"must be a mapping with the keys {', '.join(column.words)}")
     under: dict[int, object] = {}
     for word, given in found.items():
         code = column.codes.get(plain(str(word)))
@@ -362,15 +362,15 @@ def _column(where: str, name: str, found: object) -> Column:
     if "categories" in values:
         for key in ("low", "high", "mean", "deviation", "edges"):
             if key in values:
-                raise Refusal(where, values[key], f"{key} belongs to a number; words have none")
+                raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
         if missing is not None:
-            remedy = "missing must be a list of words; a number stands in for numbers"
+            remedy = "missing must be a list of words, since this column has categories"
             raise Refusal(where, f"{missing:g}", remedy)
         column = Column(
             name, required=required, categories=_categories(where, values["categories"]), absent=absent
         )
         if both := [each for each in absent if each in column.codes]:
-            raise Refusal(where, both[0], "stands in missing and in categories; take it out of one")
+            raise Refusal(where, both[0], "is in missing and in categories; remove it from one")
         return replace(
             column, weights=_weights(where, values["weights"], column) if "weights" in values else ()
         )
@@ -408,7 +408,7 @@ def require_within(where: str, mean: float, deviation: float, low: float, high: 
 def _edges(where: str, found: object, low: float, high: float) -> tuple[float, ...]:
     """Return the edges of a number's bins."""
     if not isinstance(found, list) or not found:
-        raise Refusal(where, found, "edges must be a list of numbers: where one bin ends and the next begins")
+        raise Refusal(where, found, "edges must be a list of numbers, the bounds between bins")
     edges = tuple(_number(where, "edges", each) for each in found)
     if list(edges) != sorted({low, *edges, high})[1:-1]:
         raise Refusal(where, list(edges), f"edges must ascend, between {low:g} and {high:g}")
@@ -430,12 +430,12 @@ def _missing(where: str, found: object) -> tuple[tuple[str, ...], float | None]:
 def _weights(where: str, found: object, column: Column) -> tuple[float, ...]:
     """Return the weight of each category, scaled so that the largest is 1; one that is not named weighs as 1 did."""
     if not isinstance(found, dict) or not found:
-        raise Refusal(where, found, "weights must be a group: a word of categories, and its weight")
+        raise Refusal(where, found, "weights must be a mapping of categories to their weights")
     weights = dict.fromkeys(range(column.width), 1.0)
     for word, given in found.items():
         code = column.codes.get(plain(str(word)))
         if code is None:
-            raise Refusal(where, word, f"weights names no category; {nearest(str(word), column.words)}")
+            raise Refusal(where, word, f"is no category for weights; {nearest(str(word), column.words)}")
         weights[code] = _number(where, "weights", given)
         if weights[code] <= 0:
             raise Refusal(where, given, "weights must be above 0")
@@ -451,17 +451,17 @@ def _categories(where: str, found: object) -> tuple[tuple[str, ...], ...]:
     owners: dict[str, int] = {}
     for code, each in enumerate(spelling for spellings in read for spelling in {plain(s) for s in spellings}):
         if each in owners:
-            raise Refusal(where, each, "stands twice in categories; case and spaces tell no two words apart")
+            raise Refusal(where, each, "occurs twice in categories; case and spaces are ignored")
         owners[each] = code
     if len(read) < 2:
-        remedy = "categories must hold two words at least, or the column tells nothing"
+        remedy = "categories must hold at least two words"
         raise Refusal(where, len(read), remedy)
     return read
 
 
 def _group(where: str, found: object, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise Refusal(where, found, f"must be a group of {', '.join(keys)}")
+        raise Refusal(where, found, f"must be a mapping with the keys {', '.join(keys)}")
     for key in found:
         if key not in keys:
             raise Refusal(where, key, f"there is no such key; {nearest(str(key), keys)}")

@@ -320,7 +320,7 @@ class TableKeys:
         """Return the schema that all clients have, without the column of persons, in the form that the model sees."""
         found = _without(self.person, _schema(self, paths), self.simulated)
         if self.model == "gam" and self.scaling is not None:
-            raise Refusal(FIELD, self.scaling, "scales numbers, and a gam sees their bins; leave it out")
+            raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
         found = standardised(found.binned(self.bins) if self.model == "gam" else found, self.scaling)
         found = found if self.moments is None else with_moments(found, self.moments)
         return weighted_schema(found, self.group_weights)
@@ -341,7 +341,7 @@ def load(*given: Any, **keys: Any) -> Tables:
     if how.partition != "natural":
         clients, paths = _dealt(clients, schema, how), []
     elif how.num_clients not in (None, len(clients)) and how.folder is not None:
-        remedy = f"{how.folder} holds {len(clients)}, a file or folder each; leave it out"
+        remedy = f"{how.folder} gives {len(clients)}, one per file or folder; leave it out"
         raise Refusal("task.num_clients", how.num_clients, remedy)
     if how.held_out_file is not None:
         test = _examples(Path(how.held_out_file), schema)
@@ -368,14 +368,14 @@ def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
     if not how.simulated:
         remedy = (
             f"these tables are real, and a schema inferred from them would reveal their rows; declare one: "
-            f"{DRAFT_COMMAND.format(how.folder)}. Say task.simulated=true if they are public or made up"
+            f"{DRAFT_COMMAND.format(how.folder)}. Set task.simulated=true if they are public or synthetic"
         )
         raise Refusal("task.schema", None, remedy)
     if how.scaling == ASKED:
-        remedy = "asks within bounds that a schema declares, and one that is made from the rows has theirs"
-        raise Refusal(FIELD, ASKED, f"{remedy}; write it: {DRAFT_COMMAND.format(how.folder)}")
+        remedy = "needs the bounds of a declared schema, since bounds made from the rows would reveal them"
+        raise Refusal(FIELD, ASKED, f"{remedy}; write one: {DRAFT_COMMAND.format(how.folder)}")
     if how.label is None:
-        raise Refusal("task.label", None, "name the column that is to be predicted")
+        raise Refusal("task.label", None, "name the column to predict")
     return draft_schema(paths, how.label)[0]
 
 
@@ -385,7 +385,7 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
         return schema
     others = tuple(each for each in schema.columns if plain(each.name) != plain(person))
     if len(others) < len(schema.columns) and not (simulated and plain(person) != plain(schema.label)):
-        remedy = "is a column of the schema, so that the model would see it; take it out"
+        remedy = "is a column of the schema, so the model would see it; remove it there"
         raise Refusal("task.person", person, remedy)
     if len(others) < 2:
         raise Refusal("task.person", person, "leaves no column to predict the label from")
@@ -412,10 +412,10 @@ def _dealt(clients: Sequence[Examples], schema: Schema, how: TableKeys) -> tuple
     """Return the rows of all clients, dealt anew."""
     name, pool = how.partition, joined(clients)
     if not how.simulated:
-        remedy = "real rows stay with their owners; leave it natural, or say task.simulated=true"
+        remedy = "real rows stay with their owners; use natural, or set task.simulated=true"
         raise Refusal("partition", name, remedy)
     if not schema.target.categories and name not in ("iid", FLWR):
-        raise Refusal("partition", name, "goes by classes, and the label is a number; use iid or natural")
+        raise Refusal("partition", name, "needs classes, and the label is a number; use iid or natural")
     labels, many = pool.targets.numpy(), how.num_clients
     if name == FLWR:
         dealer = {
@@ -459,7 +459,7 @@ def _split(
         tests.append(only(each, np.flatnonzero(held)))
     test = joined(tests)
     if not len(test):
-        raise Refusal(field, share, "holds out no row; give more, or task.held_out_file")
+        raise Refusal(field, share, "holds out no row; increase it, or set task.held_out_file")
     return tuple(kept), test
 
 

@@ -305,7 +305,7 @@ def test_a_desk_takes_no_signature_of_a_stranger_or_under_another_roster(desk: P
     file = desk / "devices" / "c1" / "cosignature-1.toml"
     text = file.read_text()
     for wrong, said in (
-        (text.replace('name = "c1"', 'name = "c2"'), "is not by the key that was admitted as c2"),
+        (text.replace('name = "c1"', 'name = "c2"'), "was not signed with the key admitted as c2"),
         (
             text.replace('signature = "', 'signature = "00')[:-4] + '"\n',
             "was not made by the key that it names",

@@ -137,7 +137,7 @@ def test_certificates_that_end_under_running_streams_cost_nobody_a_charge(tmp_pa
         before, paid = len(world.rows()), RULES["entries_of"](world.hearts)
         time.sleep(SECONDS_OF_ROUNDS)
         assert len(world.rows()) == before and RULES["entries_of"](world.hearts) == paid
-        assert "the server's own certificate has ended" in (world.hearts / "server/server.log").read_text()
+        assert "the server's own certificate has expired" in (world.hearts / "server/server.log").read_text()
         world.jump(0, *devices, server)
         assert rounds_on(world, server)[-1] == CLIENTS
 
@@ -151,7 +151,7 @@ def test_certificates_that_end_under_running_streams_cost_nobody_a_charge(tmp_pa
         rounds_on(world, server, 1)
         assert rounds_on(world, server, 3) == [CLIENTS - 1] * 3
         assert world.rows()[-1]["dropped"] == {"expired": 1}
-        assert f"the certificate of {VICTIM} has ended" in (world.hearts / "server/server.log").read_text()
+        assert f"the certificate of {VICTIM} has expired" in (world.hearts / "server/server.log").read_text()
 
         # Its device does not start by its own clock, and is not let in by the server's.
         world.clients[VICTIM].kill(signal.SIGTERM)

@@ -320,7 +320,7 @@ def test_what_is_refused_by_its_data_leaves_nothing(commands: Any, argv: tuple[s
     """The settings alone do not tell that the folder holds no table; Hydra has made its folders by then."""
     (commands.folder / "old").mkdir()
     code, command = commands.run("simulate", *argv, "task=csv", "task.folder=no", "task.label=x")
-    assert code == 2 and "task.folder='no': is not there" in command.err
+    assert code == 2 and "task.folder='no': does not exist" in command.err
     left = {command.out_file, command.err_file, commands.folder / "old"}
     assert {*commands.folder.rglob("*")} == left
 

@@ -50,7 +50,7 @@ def test_its_json_stands_alone(kept: Path, commands: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--assessment", "nowhere.yaml"], "is not there"),
+        (["--assessment", "nowhere.yaml"], "does not exist"),
         (["--out", "config.yaml/below"], "cannot be written"),
     ],
 )

@@ -117,10 +117,10 @@ def test_a_lock_gives_what_the_folder_lacks_and_the_folder_wins(tmp_path: Path) 
     ("line", "said"),
     [
         ("numpy==2.4.6\n", "has no hash for 'numpy==2.4.6'"),
-        (f"numpy==2.4.6 --hash=md5:{'a' * 32}\n", "is no list of requirements"),
+        (f"numpy==2.4.6 --hash=md5:{'a' * 32}\n", "lists no requirements"),
         (f"fedveil==0.1.0 --hash=sha256:{'a' * 64}\n", "names fedveil, which is on no index"),
-        ("--index-url https://example.org\n", "is no list of requirements"),
-        ("\xff", "is no list of requirements"),
+        ("--index-url https://example.org\n", "lists no requirements"),
+        ("\xff", "lists no requirements"),
     ],
 )
 def test_a_lock_that_binds_no_bytes_is_refused(line: str, said: str, tmp_path: Path) -> None:
@@ -135,15 +135,15 @@ def test_a_lock_that_binds_no_bytes_is_refused(line: str, said: str, tmp_path: P
     [
         ([], [], "holds no wheel of fedveil"),
         (["numpy-2.4.6-cp311-cp311-linux_aarch64.whl"], [], "holds no wheel of fedveil"),
-        (["nvidia_cudnn_cu13-9.20-py3-none-manylinux_2_27_aarch64.whl"], [], "is of CUDA"),
-        (["triton-3.7-cp311-cp311-manylinux_2_27_aarch64.whl"], [], "is of CUDA"),
+        (["nvidia_cudnn_cu13-9.20-py3-none-manylinux_2_27_aarch64.whl"], [], "is built for CUDA"),
+        (["triton-3.7-cp311-cp311-manylinux_2_27_aarch64.whl"], [], "is built for CUDA"),
         (
             ["torch-2.13.0-cp311-cp311-manylinux_2_28_aarch64.whl"],
             TORCH_2_13,
             "requires nvidia-cudnn-cu13 on aarch64",
         ),
         (["a-1-py3-none-any.whl", "a-2-py3-none-any.whl"], [], "holds a 1 and 2; keep one of them"),
-        (["a.whl"], [], "is not named as a wheel is"),
+        (["a.whl"], [], "does not have the name of a wheel"),
     ],
 )
 def test_a_folder_that_no_small_device_can_use_is_refused(
@@ -161,7 +161,7 @@ def test_a_folder_that_no_small_device_can_use_is_refused(
 def test_a_wheel_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     path = wheel(tmp_path / "wheels", "torch-2.10.0-cp311-cp311-manylinux_2_28_aarch64.whl")
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(Refusal, match="is no wheel that can be read"):
+    with pytest.raises(Refusal, match="is not a readable wheel"):
         wheel_requirements(tmp_path / "wheels")
 
 

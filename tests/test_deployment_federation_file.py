@@ -115,7 +115,7 @@ WRONG = [
     ("clients", ["cleveland"], "must be a list of groups of keys"),
     ("clients", {"cleveland": {}}, "must be a list of groups of keys"),
     ("clients.1.name", "cleveland", "names two clients"),
-    ("clients.1.name", "server", "is the server's"),
+    ("clients.1.name", "server", "belongs to the server"),
     ("clients.1.name", "../../etc", "must be at most 48 of a-z"),
     ("clients.1.name", "a/b", "must be at most 48 of a-z"),
     ("clients.1.name", ".", "must be at most 48 of a-z"),

@@ -322,7 +322,10 @@ def test_keys_on_a_device_are_rotated_by_another_request(desk: Path) -> None:
     again = fedveil(
         "provision", "rotate", "hearts", "switzerland", "--request", "device/request.toml", folder=desk
     )
-    assert again.returncode == 2 and "asks for the keys that are to be replaced" in again.stderr
+    assert (
+        again.returncode == 2
+        and "holds the keys that are to be replaced; make new keys on the device" in again.stderr
+    )
     assert fedveil("client", "request", "new", "--name", "switzerland", folder=desk).returncode == 0
     moved = fedveil(
         "provision", "rotate", "hearts", "switzerland", "--request", "new/request.toml", folder=desk
@@ -469,7 +472,7 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
         assert b"ENCRYPTED" not in (tmp_path / "hearts" / name).read_bytes()  # machines start by themselves
     assert revoke(tmp_path / "hearts", "cleveland").register.version == 2
     monkeypatch.setenv("FEDVEIL_PASSPHRASE", "correct horse battery stable")
-    with pytest.raises(Refusal, match="does not open under this passphrase"):
+    with pytest.raises(Refusal, match="does not match this passphrase"):
         revoke(tmp_path / "hearts", "hungary")
     monkeypatch.delenv("FEDVEIL_PASSPHRASE")
     with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE"):
@@ -491,14 +494,14 @@ def test_an_authority_that_must_have_a_passphrase_asks_for_one(
     file.write_text(text)
     provision(file, tmp_path / "plain", None)
     file.write_text(f"{text}authority: {{passphrase: true}}\n")
-    with pytest.raises(Refusal, match=r"is under no passphrase, and federation\.yaml asks for one"):
+    with pytest.raises(Refusal, match=r"is not encrypted, and federation\.yaml requires a passphrase"):
         provision(file, tmp_path / "plain", None)
     with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE or FEDVEIL_PASSPHRASE_FILE"):
         provision(file, tmp_path / "hearts", None)
     assert not (tmp_path / "hearts").exists()
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("fedveil.deployment.authority.getpass", lambda _: next(typed))
-    with pytest.raises(Refusal, match="the two differ"):
+    with pytest.raises(Refusal, match="the two passphrases differ"):
         provision(file, tmp_path / "hearts", None)
     monkeypatch.setattr("fedveil.deployment.authority.getpass", lambda _: "correct horse battery")
     assert provision(file, tmp_path / "hearts", None).register.version == 1
@@ -511,7 +514,7 @@ def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path)
     for name in ("one", "other"):
         provision(file, tmp_path / name, None)
     shutil.copy(tmp_path / "other" / "authority" / "ca.key", tmp_path / "one" / "authority" / "ca.key")
-    with pytest.raises(Refusal, match="are not an authority's"):
+    with pytest.raises(Refusal, match="holds no keys of an authority"):
         revoke(tmp_path / "one", "hungary")
 
 
@@ -557,7 +560,7 @@ def test_no_bundle_names_a_package_that_is_bound_to_no_bytes(tmp_path: Path) -> 
     assert named is not None and named.startswith("./wheels/fedveil-0.1.0-py3-none-any.whl --hash=sha256:")
     provision(file, out)
     assert requirements(out) == named  # a desk keeps what it has
-    with pytest.raises(Refusal, match="comes beside --wheels"):
+    with pytest.raises(Refusal, match="needs --wheels"):
         provision(file, out, None, tmp_path / "any.lock")
 
 
@@ -572,7 +575,7 @@ def test_unverified_code_needs_a_word_that_says_so(tmp_path: Path) -> None:
     # The word is taken back: what stands there without hashes is not handed out again.
     file.write_text(SMALL)
     with pytest.raises(
-        Refusal, match=r"has no hash, so that the owner of that name can run code .* give --wheels"
+        Refusal, match=r"has no hash, so the owner of that package can run code .* give --wheels"
     ):
         provision(file, out)
     (out / "authority" / "federation.yaml").write_text(SMALL)

@@ -258,9 +258,9 @@ def test_a_folder_alone_goes_on_with_what_was_left(hearts: Path) -> None:
 def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
     with pytest.raises(Killed):
         served(hearts, *NOTED, fault=killing(7))
-    with pytest.raises(Refusal, match=r"run='run-1': was begun with another privacy\.target_epsilon"):
+    with pytest.raises(Refusal, match=r"run='run-1': was started with another privacy\.target_epsilon"):
         served(hearts, *NOTED, "privacy.target_epsilon=9")
-    with pytest.raises(Refusal, match=r"run='run-1': was begun with another link\.enough"):
+    with pytest.raises(Refusal, match=r"run='run-1': was started with another link\.enough"):
         served(hearts, *NOTED, "link.enough=0.6")  # who sees the model sees how a round ends
     with pytest.raises(Killed):
         served(hearts, *NOTED, "privacy.target_epsilon=9", "run=second", fault=killing(0))
@@ -299,7 +299,7 @@ def test_no_round_is_paid_for_before_enough_clients_are_there(
 ) -> None:
     code, _ = served(hearts, *NOTED, here=2)
     assert (code, result_of(hearts)["status"]) == (1, "failed")
-    assert result_of(hearts)["reason"] == "2 of 3 clients that a round takes were connected after 0.3 s"
+    assert result_of(hearts)["reason"] == "2 of 3 clients that a round needs were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
     capsys.readouterr()
     patient = ("link.deadline=20", "link.clients=0.4", "link.patience=3", "link.wait=5")  # as it may go on
@@ -310,7 +310,7 @@ def test_no_round_is_paid_for_before_enough_clients_are_there(
 def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_needs(hearts: Path) -> None:
     code, _ = served(hearts, *MASKED, here=3)
     assert (code, result_of(hearts)["status"]) == (1, "failed")
-    assert result_of(hearts)["reason"] == "3 of 4 clients that a round takes were connected after 0.3 s"
+    assert result_of(hearts)["reason"] == "3 of 4 clients that a round needs were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
 
 
@@ -629,7 +629,7 @@ def test_a_server_that_was_killed_is_said_to_be(
     text = capsys.readouterr().out
     assert "run spring: killed" in text
     assert (
-        "each client spends at most epsilon 3 by its own ledger; in the last round 2 said theirs is" in text
+        "each client spends at most epsilon 3 by its own ledger; in the last round 2 reported theirs" in text
     )
 
 
@@ -749,12 +749,12 @@ def test_rounds_wait_for_certificates_that_have_not_ended() -> None:
     pace = pace_of(lambda: rosters, settings, link, waited.append, lambda _, valid: valid, lambda: ends[0])
     stop = threading.Event()
     why = pace.ready(stop)
-    assert why == "3 of 4 clients that a round takes were connected after 0.2 s" and set(waited) == {4}
+    assert why == "3 of 4 clients that a round needs were connected after 0.2 s" and set(waited) == {4}
     here[5] = 0.0
     assert pace.ready(stop) is None and waited[-1] == 0
     ends[0] = now - 1
     why = pace.ready(stop)
-    assert why == "the server's own certificate had ended and was not renewed after 0.2 s"
+    assert why == "the server's own certificate had expired and was not renewed after 0.2 s"
     ends[0] = now + 1000
     assert pace.ready(stop) is None
 

@@ -97,5 +97,5 @@ def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
 
 def test_a_pin_that_nobody_gives_is_asked_for_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDVEIL_PIN", raising=False)
-    with pytest.raises(Refusal, match="asks for a PIN; set FEDVEIL_PIN"):
+    with pytest.raises(Refusal, match="requires a PIN; set FEDVEIL_PIN"):
         _pin(TokenChoice("libsofthsm2.so", "hearts"))

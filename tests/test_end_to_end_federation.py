@@ -137,7 +137,7 @@ def test_sigterm_ends_a_run_in_order_and_the_folder_alone_goes_on_with_it(world:
     assert again.wait() == 0, again.said
     assert [row["round"] for row in world.rows("central")] == list(range(1, ROUNDS + 1))
     third = world.start("server", world.folder, *COMMON, "privacy=client_central", *CENTRAL, "run=central")
-    assert third.wait() == 2 and "was begun with another num_rounds" in third.said
+    assert third.wait() == 2 and "was started with another num_rounds" in third.said
 
 
 def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> None:

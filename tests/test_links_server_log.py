@@ -385,7 +385,7 @@ def test_a_proof_stands_for_the_log(
     key = proof[0].removeprefix("--")
     for wrong in ({key: ["0" * 64, *fields[key]]}, {"place": 2} if key == "inclusion" else {"size": 3}):
         file.write_text(json.dumps({**fields, **wrong}))
-        with pytest.raises(Refusal, match="does not match its head"):
+        with pytest.raises(Refusal, match="does not match its head; ask for a true copy"):
             read_told(file, ca, "made")
     assert run(["server", "log", str(made / "server"), proof[0], "9"]) == 2
 
@@ -393,5 +393,5 @@ def test_a_proof_stands_for_the_log(
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "fedveil log 1"}', "[" * 2000, '{"inclusion": 1}'])
 def test_what_is_no_export_is_refused(made: Path, text: str) -> None:
     (made / "other.json").write_text(text)
-    with pytest.raises(Refusal, match="is no export or proof of a log"):
+    with pytest.raises(Refusal, match="is not an export or proof of a log"):
         read_told(made / "other.json", read_server_bundle(made / "server").credentials.ca, "made")

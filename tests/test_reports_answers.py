@@ -198,7 +198,7 @@ def test_a_record_that_cannot_be_read_is_refused(asked: Path, text: str) -> None
 
 def test_a_folder_without_answers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(Refusal, match="holds neither a run nor an answer"):
+    with pytest.raises(Refusal, match="holds no run and no answer"):
         report_of_answers(tmp_path)
 
 

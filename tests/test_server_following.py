@@ -41,7 +41,7 @@ def test_a_newer_roster_is_taken_at_once_and_an_older_one_never(
     with caplog.at_level(logging.ERROR, "fedveil.server"):
         (made / "server" / ROSTER).write_bytes(first)
         assert [rosters()[0].version for _ in range(3)] == [2, 2, 2]
-    assert len(caplog.records) == 1 and "is not newer than version 2" in caplog.text
+    assert len(caplog.records) == 1 and "is not newer than the server's version 2" in caplog.text
     (made / "server" / ROSTER).write_bytes(second)
     rotate(made, "boston", None)
     assert rosters()[0].version == 3

@@ -205,7 +205,7 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
         ([*RECORDS, "task.scaling_epsilon=0.001"], "too few records to determine|leaves only noise"),
         ([*RECORDS, "task.scaling_epsilon=3"], "already spent"),
         ([*RECORDS, "partition=iid"], "deals rows anew"),
-        ([*RECORDS, "task.model=gam"], "a gam sees their bins"),
+        ([*RECORDS, "task.model=gam"], "a gam uses their bins"),
     ],
 )
 def test_what_cannot_be_told_well_enough_is_refused_before_anything_is_written(
@@ -219,7 +219,7 @@ def test_what_cannot_be_told_well_enough_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        (None, "asks within bounds that a schema declares"),
+        (None, "needs the bounds of a declared schema"),
         (SCHEMA.replace("low: 0, high: 100", "high: 100"), "low is missing; give low and high"),
         (SCHEMA.replace("age", "weight"), "no column 'weight'|weight.*missing|has no column"),
         (SCHEMA.replace("high: 100", "high: 100, required: true"), "row 2"),

@@ -86,10 +86,10 @@ def test_edges_that_make_no_bins_are_refused(column: object, said: str, tmp_path
 
 def test_a_label_has_no_bins_and_groups_have_words_of_their_own(tmp_path: Path) -> None:
     for changed, said in (
-        ({"label": "age"}, "are of inputs, and this is the label"),
-        ({"groups": {"kind": COLUMNS["kind"]}}, "stands in columns too"),
+        ({"label": "age"}, "belong to inputs, and this is the label"),
+        ({"groups": {"kind": COLUMNS["kind"]}}, "is in columns too"),
         ({"groups": {"weight": {"low": 0, "high": 1}}}, "must have categories"),
-        ({"groups": ["sex"]}, "groups must be a group"),
+        ({"groups": ["sex"]}, "groups must be a mapping"),
     ):
         (tmp_path / "s.yaml").write_text(yaml.safe_dump({"label": "y", "columns": COLUMNS, **changed}))
         with pytest.raises(Refusal, match=said):
@@ -121,7 +121,7 @@ def test_a_task_says_the_groups_of_its_clients_examples(tmp_path: Path) -> None:
     assert sum(len(dealt.groups(client)["sex"]) for client in range(5)) == sum(
         len(task.client_data(c)) for c in range(3)
     )
-    for name, said in (("age", "holds numbers"), ("colour", "is no column")):
+    for name, said in (("age", "holds numbers"), ("colour", "is not a column")):
         with pytest.raises(Refusal, match=said):
             load(str(tmp_path / "tables"), **{**how, "groups": [name]})
 

@@ -203,7 +203,7 @@ def test_weights_follow_from_the_rows_that_equalised_odds_counts(clinics: Path) 
         ({**answer(), "answers": []}, "holds no released counts"),
         ({"question": 3}, "is not an answer of fedveil ask"),
         (answer(categories=["woman", "other"]), "is no word of sex"),
-        (answer(of="town"), "is no column"),
+        (answer(of="town"), "is not a column"),
     ],
 )
 def test_an_answer_that_tells_no_weights_is_refused(clinics: Path, record: object, said: str) -> None:
@@ -218,7 +218,7 @@ def test_an_answer_that_tells_no_weights_is_refused(clinics: Path, record: objec
         ('"yes": 2, ', "", "weights.yaml: man=.yes.: has no weight; give one for each word of ill"),
         ("  M:", "  boy:", "=.boy.: is no word of sex"),
         ("  M:", "  F:", "=.woman.: stands twice"),
-        ("sex:", "town:", "is no column"),
+        ("sex:", "town:", "is not a column"),
         ('"yes": 2', '"yes": 0', "weights must be above 0"),
         ('"yes": 2', '"yes": much', "a weight must be a number"),
         ('"yes": 2', '"yes": [1]', "give a finite number"),
@@ -238,8 +238,8 @@ def test_weights_that_leave_out_a_group_or_a_class_are_refused(
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ('"yes"]}', '"yes"], weights: {"no": 2}}', "has weights of its own"),
-        ("label: ill", "label: age", "is a number, and weights by group are of classes"),
+        ('"yes"]}', '"yes"], weights: {"no": 2}}', "has weights too"),
+        ("label: ill", "label: age", "is a number, and weights by group need classes"),
         ("groups:", f"group_weights: {{{WEIGHTS[:4]} {{m: {{}}}}}}\ngroups:", "has no weight"),
     ],
 )

@@ -145,7 +145,7 @@ def in_reverse(record: dict[str, Any]) -> dict[str, Any]:
             {},
             "is not an answer of fedveil",
         ),
-        (answer(), {"model": "gam"}, "a gam sees their bins"),
+        (answer(), {"model": "gam"}, "a gam uses their bins"),
         (answer(), {"scaling": "nowhere.json"}, "nowhere.json"),
     ],
 )
@@ -167,7 +167,7 @@ def test_an_answer_that_scales_nothing_is_refused(
         ("missing: 60", "mean: 50, deviation: 0", "the deviation is above 0"),
         ("missing: 60", "mean: 50, deviation: nan", "give a finite number"),
         ('"yes"]', '"yes"], mean: 1', "mean belongs to a number"),
-        ("label: ill", "label: age", "without a variance|which its bounds scale"),
+        ("label: ill", "label: age", "without a variance|is scaled by its bounds"),
     ],
 )
 def test_a_mistake_in_the_schemas_own_scaling_is_refused(

@@ -101,32 +101,35 @@ def test_parquet_words_may_be_numbers_or_switches(hospitals: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("age,sex,diagnosis\n20,f,healthy\nold,f,healthy\n", "column 'age', row 3='old': is no number"),
+        ("age,sex,diagnosis\n20,f,healthy\nold,f,healthy\n", "column 'age', row 3='old': is not a number"),
         ("age,sex,diagnosis\n20,f,healthy\ninf,f,healthy\n", "column 'age', row 3='inf': is not finite"),
         (
             "age,sex,diagnosis\n20,x,healthy\n",
-            "column 'sex', row 2='x': is none of its categories (female, male)",
+            "column 'sex', row 2='x': is not one of its categories (female, male)",
         ),
-        ("age,sex,diagnosis\n20,f,cured\n", "column 'diagnosis', row 2='cured': is none of its categories"),
+        (
+            "age,sex,diagnosis\n20,f,cured\n",
+            "column 'diagnosis', row 2='cured': is not one of its categories",
+        ),
         (
             "age,sex,diagnosis\n20,f,\n",
             "column 'diagnosis', row 2=None: is the label and missing; remove the row",
         ),
         ("age,sex\n20,f\n", "column='diagnosis': is missing; known: age, sex"),
         ("age,sex,diagnosos\n20,f,ill\n", "column='diagnosis': is missing; did you mean 'diagnosos'?"),
-        ("age,Age ,sex,diagnosis\n1,20,f,healthy\n", "column='age': stands twice; rename one"),
+        ("age,Age ,sex,diagnosis\n1,20,f,healthy\n", "column='age': occurs twice; rename one"),
         ("age,sex,diagnosis\n20,f,healthy\n20,f\n", "Row #3: Expected 3 columns, got 2: 20,f"),
-        ("age,sex,diagnosis\n", "has no rows; leave the client out, or give it data"),
+        ("age,sex,diagnosis\n", "has no rows; remove the client, or add data"),
         ("", "is empty; its first line must name the columns"),
         ("age,sex,diagnosis\n20,f\xe9,healthy\n", "it is not UTF-8; save it as UTF-8"),
-        ("age,sex,diagnosis\n1.234.5,f,healthy\n", "row 2='1.234.5': is no number"),
+        ("age,sex,diagnosis\n1.234.5,f,healthy\n", "row 2='1.234.5': is not a number"),
         (
             "age;sex;diagnosis\n1.234,5;f;healthy\n",
-            "row 2='1.234,5': is no number; a decimal comma goes with semi",
+            "row 2='1.234,5': is not a number; a decimal comma goes with semi",
         ),
         (
             'age,sex,diagnosis\n"68,0",f,healthy\n',
-            "row 2='68,0': is no number; a decimal comma goes with semi",
+            "row 2='68,0': is not a number; a decimal comma goes with semi",
         ),
     ],
 )
@@ -188,22 +191,22 @@ def test_a_class_that_a_client_lacks_is_still_a_class(hospitals: Path) -> None:
         ("low: 20", "low: .inf", "low must be a number"),
         ("low: 20", "low: inf", "give a finite number"),
         ("low: 20", "lowest: 20", "there is no such key; did you mean 'low'?"),
-        ('[m, "1"]', "[m, F]", "stands twice in categories"),
-        ("[healthy, Very Ill]", "[healthy]", "categories must hold two words at least"),
+        ('[m, "1"]', "[m, F]", "occurs twice in categories"),
+        ("[healthy, Very Ill]", "[healthy]", "categories must hold at least two words"),
         ("[healthy, Very Ill]", "healthy", "categories must be a list of words"),
         ("  sex:", "  Age:", "names two columns"),
         ("  sex:", "  age:", "the key 'age' stands twice"),
         ("label: diagnosis", "label: diagnosos", "name a column of"),
         ("columns:", "colums:", "there is no such key; did you mean 'columns'?"),
         ("label:", "label: [", "schema.yaml': line"),
-        ("Very Ill]", "Very Ill], weights: {ill: 2}", "='ill': weights names no category"),
+        ("Very Ill]", "Very Ill], weights: {ill: 2}", "='ill': is no category for weights"),
         ("Very Ill]", "Very Ill], weights: {very ill: 0}", "weights must be above 0"),
         ("Very Ill]", "Very Ill], weights: {very ill: inf}", "diagnosis=inf: give a finite number"),
-        ("Very Ill]", "Very Ill], weights: [1, 2]", "weights must be a group"),
-        ('"1"]}}', '"1"]}, weights: {male: 2}}', "are of the label's classes, and that is diagnosis"),
+        ("Very Ill]", "Very Ill], weights: [1, 2]", "weights must be a mapping"),
+        ('"1"]}}', '"1"]}, weights: {male: 2}}', "belong to the label, which is diagnosis"),
         ("missing: 40", "weights: {a: 1}", "belong to categories"),
-        ('"1"]}}', '"1"]}, missing: 3}', "a number stands in for numbers"),
-        ('"1"]}}', '"1"]}, missing: [F]}', "='f': stands in missing and in categories"),
+        ('"1"]}}', '"1"]}, missing: 3}', "since this column has categories"),
+        ('"1"]}}', '"1"]}, missing: [F]}', "='f': is in missing and in categories"),
         ("missing: 40", "missing: {word: [a]}", "did you mean 'words'?"),
     ],
 )
@@ -304,7 +307,7 @@ def test_rows_of_simulated_tables_are_dealt_anew_and_real_ones_never(hospitals: 
     )
     assert task.num_clients == 3
     assert "real rows stay with their owners" in refused(hospitals, partition="iid", num_clients=3)
-    assert "holds 1, a file or folder each; leave it out" in refused(hospitals, num_clients=3)
+    assert "gives 1, one per file or folder; leave it out" in refused(hospitals, num_clients=3)
 
 
 def test_a_multilayer_model_is_the_same_at_every_call(hospitals: Path) -> None:

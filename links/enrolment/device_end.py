@@ -25,7 +25,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reply = _asked(token, Ask("", b"", b"", b""), context)
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):
-        remedy = "is not of the authority that the token names: the connection is intercepted, or the authority was replaced"
+        remedy = "is not of the authority that the token names: the connection is intercepted, or the authority was replaced; ask the operator"
         raise Refusal("server", token.address, remedy)
     return reply.ca, reply.authority
 

@@ -87,7 +87,7 @@ def decoded(kind: type[T], data: bytes) -> T:
     values = unpack(data, _BOUNDS)
     kinds = list(get_type_hints(kind).values())
     if type(values) is not list or [type(each) for each in cast(list[Any], values)] != kinds:
-        raise Undecodable("a message with other fields than its kind has")
+        raise Undecodable("the fields of the message do not match its kind")
     return kind(*cast(list[Any], values))
 
 

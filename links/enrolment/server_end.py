@@ -59,10 +59,10 @@ def _listed(folder: Path) -> dict[str, OpenToken]:
     try:
         found = read_json(read_file(path))
         if not isinstance(found, dict) or not all(NAME.fullmatch(name) for name in found):
-            raise Undecodable("no mapping of names to tokens")
+            raise Undecodable("it does not map names to tokens")
         return {name: build(OpenToken, each) for name, each in found.items()}
     except Undecodable as error:
-        raise Refusal("file", str(path), f"is no list of tokens ({error}); copy it from the desk") from None
+        raise Refusal("file", str(path), f"lists no tokens ({error}); copy it from the desk") from None
 
 
 def place_of(folder: Path, name: str, lock: str) -> Path:

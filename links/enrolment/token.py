@@ -68,7 +68,7 @@ def read_token(text: str) -> Token:
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
-        remedy = f"must be {SCHEME}:HOST:PORT/NAME/..., one line, as the operator has it"
+        remedy = f"must be {SCHEME}:HOST:PORT/NAME/..., one line; copy it from the operator"
         raise Refusal("token", "what was given", remedy)
     keys = (base64.urlsafe_b64decode(f"{found[part]}=") for part in ("fingerprint", "secret"))
     return Token(found["address"], found["name"], int(found["end"]), *keys)

@@ -202,7 +202,7 @@ def _claimed(address: str, secret: bytes, run_id: int) -> str:
                 return given.token
             if not given.token:
                 time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"the task of run {run_id} was not given out")
+    raise TimeoutError(f"no task was assigned for run {run_id}")
 
 
 def _runtime(

@@ -65,7 +65,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
     try:
         return load_node_key(read_secret(path))
     except ValueError:
-        raise Refusal("file", str(path), "is not a key that Flower's SuperNodes have") from None
+        raise Refusal("file", str(path), "is not a key of a Flower SuperNode; provision again") from None
 
 
 @dataclass

@@ -159,7 +159,7 @@ def load_node_key(key: bytes) -> EllipticCurvePrivateKey:
     """
     private = load_ssh_private_key(key, None)
     if not isinstance(private, EllipticCurvePrivateKey):
-        raise ValueError("a SuperNode's key is one of an elliptic curve")  # noqa: TRY004 (as for no key at all)
+        raise ValueError("a SuperNode's key must be of an elliptic curve")  # noqa: TRY004 (as for no key at all)
     return private
 
 

@@ -288,7 +288,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
         config.load()
     except OSError as error:
         door.close()
-        raise Refusal("file", str(certificate), "is no certificate, or not of the key beside it") from error
+        raise Refusal("file", str(certificate), "is not a certificate of the key beside it") from error
     assert config.ssl is not None
     config.ssl.sni_callback = _newest(config.ssl, certificate, key)
     server = uvicorn.Server(config)

@@ -272,7 +272,7 @@ class DeviceStream:
                     self._take(gathering)
                     gathering = None
             else:
-                raise BadFrame("a frame out of its order")
+                raise BadFrame("a frame is out of order")
 
     def _begin(self, begin: Begin) -> Gathering | None:
         if begin.size == 0:
@@ -290,7 +290,7 @@ class DeviceStream:
             return self._remind(name)
         if name not in self._pending:
             if len(self._pending) == MAX_KNOWN:
-                raise BadFrame("more instructions than one device has to do")
+                raise BadFrame("too many instructions for one device")
             self._pending.add(name)
             self._inbox.put((self, name, gathering.data))
 

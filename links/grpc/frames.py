@@ -89,19 +89,19 @@ def read(data: bytes) -> Frame:
       BadFrame: they encode none.
     """
     if not data or len(data) > MAX_FRAME_BYTES:
-        raise BadFrame("no frame, or one that is too long")
+        raise BadFrame("the frame is missing or too long")
     if data[0] == _CHUNK:
         return Chunk(memoryview(data)[1:])
     kind = _KINDS.get(data[0])
     if kind is None or len(data) > MAX_HEAD_BYTES:
-        raise BadFrame("a frame of no kind")
+        raise BadFrame("the frame is of an unknown kind")
     try:
         values = unpack(data[1:], HEAD)
     except Undecodable as error:
-        raise BadFrame(f"no fields: {error}") from error
+        raise BadFrame(f"the frame has no readable fields: {error}") from error
     kinds = list(get_type_hints(kind).values())
     if type(values) is not list or len(cast(list[Any], values)) != len(kinds):
-        raise BadFrame("a frame with other fields than its kind has")
+        raise BadFrame("the fields of the frame do not match its kind")
     return kind(*(_checked(value, kind) for value, kind in zip(cast(list[Any], values), kinds, strict=True)))
 
 
@@ -109,11 +109,11 @@ def _checked(value: Any, kind: Any) -> Any:
     if kind == list[str]:
         return [_checked(each, str) for each in _checked(value, list)]
     if type(value) is not kind:
-        raise BadFrame("a frame with other fields than its kind has")
+        raise BadFrame("the fields of the frame do not match its kind")
     if isinstance(value, str) and not (0 < len(value) <= MAX_ID_LENGTH and value.isprintable()):
-        raise BadFrame("an id that is empty, too long or not printable")
+        raise BadFrame("an id is empty, too long or not printable")
     if isinstance(value, int) and value < 0:
-        raise BadFrame("a field out of its range")
+        raise BadFrame("a field is out of range")
     return value
 
 
@@ -177,7 +177,7 @@ class Gathering:
     def add(self, chunk: Chunk) -> bool:
         """Add a chunk and return whether the message is complete."""
         if not 0 < len(chunk.data) <= self._missing:
-            raise BadFrame("a chunk that is empty, or beyond the message's end")
+            raise BadFrame("a chunk is empty, or exceeds the message")
         self._missing -= len(chunk.data)
         if self._wanted:
             self.data += chunk.data

@@ -211,7 +211,7 @@ class LinkGrid(RosterGrid):
         try:
             reply = unpack(data)
             if reply.metadata.reply_to_message_id != request.metadata.message_id:
-                raise MalformedMessage("a reply to another message")
+                raise MalformedMessage("a reply belongs to another message")
         except Exception as error:  # noqa: BLE001 (whatever one reply is, it costs that reply)
             logger.warning("a reply of node %s cannot be read: %s", node, type(error).__name__)
             self._unreadable += 1

@@ -157,7 +157,7 @@ def _packed_records(content: RecordDict, blobs: list[Buffer]) -> list[Any]:
 def _packed_array(array: NDArray[Any], blobs: list[Buffer]) -> list[Any]:
     little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     if little.dtype.str not in DTYPES:
-        raise MalformedMessage(f"arrays of {array.dtype} do not travel")
+        raise MalformedMessage(f"arrays of {array.dtype} cannot be encoded")
     blobs.append(little.reshape(-1).view(np.uint8).data)
     return [little.dtype.str, list(little.shape)]
 
@@ -202,17 +202,17 @@ def unpack(data: Buffer) -> Message:
     except MalformedMessage:
         raise
     except Exception as error:  # of Flower's records and numpy's arrays, which document no closed set
-        raise MalformedMessage(f"no message: {type(error).__name__}") from error
+        raise MalformedMessage(f"not a message: {type(error).__name__}") from error
 
 
 def _unpacked(data: memoryview) -> Message:
     length = int.from_bytes(data[:PREFIX_BYTES], "little")
     end = PREFIX_BYTES + length
     if length > MAX_HEADER_BYTES or end > len(data):
-        raise MalformedMessage("the header is longer than the message, or than any")
+        raise MalformedMessage("the header is longer than the message or the limit")
     number, named, body = bounded_decoding.unpack(data[PREFIX_BYTES:end], HEADER)
     if number != FORMAT:
-        raise MalformedMessage(f"format {number!r} is not known; this side reads {FORMAT}")
+        raise MalformedMessage(f"format {number!r} is unknown; this side reads {FORMAT}")
     blobs = _Blobs(data, end + -end % ALIGNMENT)
     payload = Error(body) if type(body) is int else _records(body, blobs)
     if blobs.at != len(data):
@@ -223,9 +223,9 @@ def _unpacked(data: memoryview) -> Message:
 def _metadata(run: Any, message: Any, reply_to: Any, source: Any, destination: Any, *labels: Any) -> Metadata:
     group, message_type = labels
     if {type(text) for text in (message, reply_to, group, message_type)} != {str}:
-        raise MalformedMessage("an id is no text")
+        raise MalformedMessage("an id is not text")
     if {type(number) for number in (run, source, destination)} != {int}:
-        raise MalformedMessage("a node is no number")
+        raise MalformedMessage("a node is not a number")
     return Metadata(
         run, message, source, destination, reply_to, group, time.time(), DEFAULT_TTL, message_type
     )
@@ -244,14 +244,14 @@ def _record(kind: str, entries: list[Any], blobs: _Blobs) -> Record:
 
 def _text(key: Any) -> str:
     if type(key) is not str:
-        raise MalformedMessage("a name is no text")
+        raise MalformedMessage("a name is not text")
     return key
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     named = dict(pairs)
     if len(named) != len(pairs):
-        raise MalformedMessage("a name stands twice")
+        raise MalformedMessage("a name occurs twice")
     return named
 
 
@@ -280,11 +280,11 @@ class _Blobs:
     def array(self, dtype: Any, shape: Any) -> NDArray[Any]:
         """Return the next array, in place."""
         if dtype not in DTYPES:
-            raise MalformedMessage("an array of a dtype that does not travel")
+            raise MalformedMessage("an array has an unsupported dtype")
         if type(shape) is not list or len(cast(list[Any], shape)) > MAX_DIMENSIONS:
-            raise MalformedMessage("a shape of too many dimensions")
+            raise MalformedMessage("a shape has too many dimensions")
         sides = cast(list[Any], shape)
         if any(type(side) is not int or side < 0 for side in sides):
-            raise MalformedMessage("a shape that is none")
+            raise MalformedMessage("a shape is invalid")
         kind = np.dtype(dtype)
         return np.frombuffer(self.take(math.prod(sides) * kind.itemsize), kind).reshape(sides)

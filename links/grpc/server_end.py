@@ -278,7 +278,7 @@ class Switchboard:
                         self._finish(peer, gathering, arrived)
                         gathering, arrived = None, 0
                 else:
-                    raise BadFrame("a frame out of its order")
+                    raise BadFrame("a frame is out of order")
         finally:
             self.tally.add("up", LOST, arrived)
 
@@ -299,5 +299,5 @@ class Switchboard:
         elif gathering.data:  # it was wanted when it began, and nobody waits for it any more
             self._counts["late"] += 1
         if peer.outbox.qsize() > MOST_UNREAD:
-            raise BadFrame("more replies than acknowledgements are read")
+            raise BadFrame("too many replies while acknowledgements are unread")
         peer.outbox.put_nowait(Ack(gathering.id))
