@@ -170,11 +170,14 @@ def test_a_record_of_another_shape_takes_no_other_along(engine: str, fits: bool)
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_a_batch_of_broken_records_moves_by_noise_alone(engine: str) -> None:
+def test_a_batch_of_broken_records_moves_by_noise_alone(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one whose loss is constant, as of records without a label."""
     examples, sampling = examples_for(perceptron), PoissonBatches(1.0, 1)
     broken = Examples(torch.full_like(examples.inputs, torch.nan), examples.targets)
     moved = trained(perceptron, engine, broken, sampling)
     assert bool(moved.isfinite().all()) and bool((moved != 0).all())
+    monkeypatch.setattr(Made, "loss", lambda *_: torch.zeros(()))
+    assert torch.equal(trained(perceptron, engine, examples, sampling), moved)
 
 
 class Alternating(nn.Module):

@@ -207,7 +207,10 @@ def clipping(
             raise TaskFailed from error
         try:
             outputs = run_on(model, laid_out(inputs, layout))
-            return outputs, task.loss(outputs, targets)
+            loss = task.loss(outputs, targets)
+            if not loss.requires_grad:
+                raise ValueError("the loss of these examples is constant")
+            return outputs, loss
         except (Refusal, NotImplementedError):  # caused by the model, for any examples
             raise
         except Exception as error:
