@@ -362,26 +362,18 @@ class ProtectedGrid(PassingGrid):
         return []
 
     def _tell(self, done: Round) -> None:
-        """Log a round's result: exact counts only for the operator, if the epsilon relies on a secret draw."""
-        ledger, participants = self.privacy.ledger, self.grid.participants
-        counts = {
-            "round": done.number,
-            "invited": done.invited,
-            "replies": done.replies,
-            "dropped": done.dropped,
-        }
+        """Log a round's result; exact counts, which may depend on a client's data, go to the operator's file."""
+        ledger = self.privacy.ledger
+        to_tell = (done.number, done.invited, done.replies, done.dropped)
+        told = dict(zip(("round", "invited", "replies", "dropped"), to_tell, strict=True))
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
-            file.write((json.dumps(counts) + "\n").encode())
-        took_part = f"{done.invited} clients invited, {done.replies} replied"
-        if done.dropped:
-            took_part += f", {', '.join(f'{number} {why}' for why, number in sorted(done.dropped.items()))}"
-        if tossed_rate(participants.cohort) < 1:
-            took_part = f"{participants.expected:g} clients planned"
+            file.write((json.dumps(told) + "\n").encode())
         delta, adjacency = self.budget.target_delta, self.budget.adjacency
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
         spent = counted(events, delta, adjacency, order, GATE_INTERVAL)
+        planned = f"{self.grid.participants.expected:g} clients planned"
         promised = f"{self.budget.target_epsilon:g} at delta {delta:g}"
-        logger.info("round %d: %s; epsilon %.4g of %s", done.number, took_part, spent, promised)
+        logger.info("round %d: %s; epsilon %.4g of %s", done.number, planned, spent, promised)
 
     def _tell_of_evaluation(self) -> None:
         if not self._told_of_evaluation:

@@ -1693,10 +1693,10 @@ MUTATIONS = {
     ),
     "protect tells how many were drawn in secret": Mutation(
         "server/protect.py",
-        "        if tossed_rate(participants.cohort) < 1:\n            took_part",
-        "        if False:\n            took_part",
+        'planned = f"{self.grid.participants.expected:g} clients planned"',
+        'planned = f"{done.replies} clients planned"',
         "test_server_protect.py",
-        "secret_draw",
+        "for_the_operator_alone",
     ),
     "protect pays for rounds that nobody answers": Mutation(
         "server/protect.py",
