@@ -30,7 +30,7 @@ from .round_terms import Round
 from .tuning import Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
-SPENT = "the budget of every client that was invited is spent, or its owner has ended it"
+SPENT = "the budget of every invited client is spent or was ended by its owner"
 
 
 class Unscored(Exception):

@@ -332,14 +332,14 @@ def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
         (
             ["compress=mask", "cohort=min_separation", "privacy.noise=correlated"],
             "compress.name",
-            "drawn anew",
+            "compression draws new ones",
         ),
         (
             ["compress=mask", "privacy=record_distributed", "cohort=all", "privacy.gradients=ghost"],
             "privacy.gradients",
             "before it is clipped",
         ),
-        (["compress=mask", "compress.cells=256"], "compress.cells", "rounded to nothing"),
+        (["compress=mask", "compress.cells=256"], "compress.cells", "rounded to zero"),
         (["compress=project", "compress.cells=255"], "compress.cells", "256"),
         (
             ["compress=project", "compress.cells=256", "privacy=client_distributed"],

@@ -95,7 +95,7 @@ def test_what_cannot_be_averaged_is_refused_by_name(estimator: Any, said: str) -
 
 
 def test_single_records_of_an_estimator_cannot_be_hidden() -> None:
-    with pytest.raises(fv.Refusal, match=r"SklearnTask\.fit hides clients alone"):
+    with pytest.raises(fv.Refusal, match=r"SklearnTask\.fit supports only client-level privacy"):
         fv.simulate(task_of(SGDClassifier()), privacy=fv.Record(target_delta=1e-2), quiet=True)
 
 
