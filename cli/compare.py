@@ -37,7 +37,7 @@ class Row:
         status: word of result.json.
         reason: sentence of result.json.
         metrics: of the last evaluation.
-        epsilon: by unit, against whoever gets the model; infinity where nothing is promised.
+        epsilon: by unit, against recipients of the model; infinity where nothing is promised.
         bytes: down to all clients and up from them; None where that may not be told, or was not counted.
     """
 

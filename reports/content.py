@@ -198,8 +198,8 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 def _unmeasured(run: RunFiles) -> str:
     if not run.result and (run.audit or run.said("audit", "name") not in (None, "off")):
-        return "the run has not ended, and its audit has not spoken"
-    return "this run had no audit, so that what leaks was not measured"
+        return "the run has not ended, and its audit has no result yet"
+    return "this run had no audit, so leakage was not measured"
 
 
 def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
@@ -308,36 +308,34 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     result = run.result
     if not result:
         found.append(
-            "The run has not ended: it has no result, and what stands here is what its rounds have told so far."
+            "The run has not ended: it has no result, and the values shown are those of its rounds so far."
         )
     elif any(row["epsilon"] != "infinity" and "curve" not in row for row in result.get("privacy", ())):
         found.append(
-            "The release of fedveil that made this run kept one point of its guarantee, and not the curve."
+            "The release of fedveil that made this run stored one point of its guarantee, and not the curve."
         )
     if ledger is None and run.said("privacy", "name") != "none":
         where = (
-            f"{run.client_ledgers} ledgers of single clients do"
-            if run.client_ledgers
-            else "the owners' ledgers do"
+            f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
         )
-        found.append(f"No ledger of all clients together belongs to this run; {where} the counting.")
+        found.append(f"This run has no ledger of all clients; its epsilon is charged on {where}.")
     elif ledger is not None and ledger["known_head"] is not None and not ledger["known_head"]["held"]:
         found.append(
-            "The ledger does not hold the entry that the result knows: it was cut, or is another one."
+            "The ledger does not hold the entry in the result: it was truncated, or is another ledger."
         )
     if ledger is not None and ledger["close"] is None and result:
         found.append("No entry of the ledger binds the files of this folder: the run was not closed.")
     elif ledger is not None and ledger["close"] is not None and not ledger["close"]["held"]:
         names = ", ".join(ledger["close"]["changed"])
         found.append(
-            f"CHANGED since the run was closed: {names}. What stands here is not what the ledger binds."
+            f"CHANGED since the run was closed: {names}. The files are not those that the ledger binds."
         )
     if run.said("audit", "name") in (None, "none") and result:
         found.append("The run was not audited.")
     if not run.rounds:
-        found.append("No round has left a line.")
+        found.append("No round has been recorded.")
     if not run.shapes and not run.saved.get("parameters"):
-        found.append("No model lies in the folder, so that bytes cannot be computed.")
+        found.append("The folder holds no model, so bytes cannot be computed.")
     return found
 
 

@@ -21,11 +21,11 @@ FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 ba
 SIX = "estimate: 6 a parameter"
 # of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
 USUAL_WATTS = 4.0
-USUAL = "4 W, what CodeCarbon takes for a thread of a processor that it does not know"
-COUNTED = "counted by the processors (RAPL), with all else that ran on the machine"
+USUAL = "4 W, CodeCarbon's value for a thread of an unknown processor"
+COUNTED = "counted by the processors (RAPL), including other processes of the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
 NOT_YET = "not known before the run has ended"
-NOT_TOLD = "not public: with a trusted server it would tell how many took part"
+NOT_TOLD = "not public: with a trusted server it would reveal the number of participants"
 CONFIGURATION = "the configuration"
 
 

@@ -20,7 +20,7 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
     """
     real = run.result.get("data") == "real" or run.deployed
     if rows and all(row["epsilon"] == "infinity" for row in rows):
-        said = "Nothing is promised, so that nothing is covered."
+        said = "There is no guarantee, so nothing is covered."
         return [{"limit": "Everything", "state": NOT, "said": said}]
     found = [
         _tuning(run, ledger, real),
@@ -39,7 +39,7 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
         ),
     ]
     if run.said("accept_vacuous"):
-        said = "The plan found the promise vacuous in practice, and the run was accepted anyway (accept_vacuous)."
+        said = "The plan found the guarantee vacuous in practice, and the run was accepted nevertheless (accept_vacuous)."
         found.insert(0, ("A vacuous promise", ACCEPTED, said))
     found.sort(key=lambda each: STATES.index(each[1]))
     return [{"limit": limit, "state": state, "said": said} for limit, state, said in found]
@@ -53,14 +53,14 @@ def _tuning(run: RunFiles, ledger: Fields | None, real: bool) -> Limit:
     others = 0 if ledger is None else sum(not each["question"] for each in ledger["runs"]) - 1
     asked = run.result.get("budget_runs") or 1
     if not real:
-        said = "The data are declared simulated or public: each run has a ledger of its own, and tuning is not added up."
+        said = "The data are declared simulated or public: each run has its own ledger, and runs are not composed."
         return title, NO_STAKE, said
     if ledger is None:
-        said = "The ledgers of the owners are not in this folder. What else they hold is known to the owners alone."
+        said = "The ledgers of the owners are not in this folder. Only the owners know their other entries."
         return title, NOT, said
     said = "It is the only run on its ledger."
     if others:
-        said = f"Its ledger holds {others + 1} runs, this one among them, and all of them are added up."
+        said = f"Its ledger holds {others + 1} runs, including this one, and all of them are composed."
     if asked > 1:
         said += f" It was planned as one of {asked}."
     return title, NOT, f"{said} Choices made outside of runs are not charged."
@@ -76,7 +76,7 @@ def _held_out(run: RunFiles) -> Limit:
         who = "the operator, whose they are"
     elif run.result.get("data") != "real" and declared is None:
         who = "the task, whose data are simulated or public"
-    said = f"Metrics on them are exact, everybody sees them and nothing is charged. They were declared public by {who}."
+    said = f"Metrics on them are exact and public, and not charged. They were declared public by {who}."
     return title, NOT, said
 
 
@@ -88,7 +88,7 @@ def _two_places(run: RunFiles, rows: Sequence[Fields]) -> Limit:
     if several > 1:
         said = f"A person may have examples at {several} clients, which count as one unit."
         return "One person at two clients", DONE, said
-    said = "A person with records at two clients loses up to the epsilon of both: clients cannot tell that they share one."
+    said = "A person with records at two clients loses up to the sum of both epsilons: clients cannot detect that they share a person."
     return "One person at two clients", NOT, said
 
 
@@ -97,7 +97,7 @@ def _several_records(run: RunFiles, rows: Sequence[Fields]) -> Limit:
     per_person = run.said("privacy", "per_person") or run.said("privacy", "record", "per_person")
     if per_person:
         said = f"Each client trains on at most {per_person} of one person's examples, and the unit is the person."
-        return title, DONE, said + " That the owner names persons rightly is relied on."
+        return title, DONE, said + " The guarantee relies on the owner to name persons correctly."
     if not any(row["unit"] == "record" and row["epsilon"] != "infinity" for row in rows):
         return title, DONE, "The unit is the whole client, so all records of one person there count together."
     groups = next((row["groups"] for row in rows if row["unit"] == "record" and row["groups"]), [])
@@ -136,15 +136,15 @@ def _asked(question: Fields) -> str:
 def _server(run: RunFiles) -> Limit:
     title, mode = "The server", run.said("privacy", "name")
     if mode in ("client_central", "record_and_client"):
-        said = "It sees single updates of clients. Nothing hides a client from it but its own word."
+        said = "It sees single updates of clients. Clients must trust it not to disclose them."
         return title, NOT, said
     if mode in ("client_distributed", "record_distributed"):
-        return title, DONE, "It sees sums that hold the clients' noise, and no single update."
+        return title, DONE, "It sees sums with the clients' noise, and no single update."
     if mode == "record":
         return (
             title,
             DONE,
-            "Each client adds its noise before anything leaves. The server learns who takes part.",
+            "Each client adds its noise before it sends. The server learns the participants.",
         )
     return title, NOT, "Nothing is hidden from it."
 
@@ -152,18 +152,18 @@ def _server(run: RunFiles) -> Limit:
 def _draws(run: RunFiles) -> Limit:
     title = "Noise that can be repeated"
     if run.result.get("rng") == "seeded":
-        said = "This is a declared simulation: noise derives from the seed, and whoever knows it can subtract the noise."
+        said = "This is a declared simulation: noise derives from the seed, and anyone who knows the seed can subtract it."
         return title, NOT, said
     if not run.result and not run.deployed:
-        return title, NOT, "The run has not ended, and does not say where its noise came from."
+        return title, NOT, "The run has not ended, and has not recorded the source of its noise."
     return title, DONE, "Noise came from the system's generator and cannot be drawn again."
 
 
 def _names(real: bool) -> Limit:
     title = "The same people under another name"
     if not real:
-        return title, NO_STAKE, "Ledgers of simulations know no people."
-    said = "A ledger belongs to the name that its data were given. The same people under two names have two budgets."
+        return title, NO_STAKE, "Ledgers of simulations belong to no people."
+    said = "A ledger belongs to the name of its data. The same people under two names have two budgets."
     return title, NOT, said
 
 

@@ -177,13 +177,13 @@ def known_to_the_run(report: Fields) -> dict[str, str]:
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     clients = "clients" if run["clients"] is None else f"{run['clients']} clients"
     stayed = (
-        "Their records stayed with them"
+        "Their records stayed at the clients"
         if run["deployed"]
         else "This is a simulation: one machine held all records"
     )
     what = (
-        f"A model for the task {run['task']} was trained by federated learning over {clients}. {stayed}; what others may "
-        "learn from their updates is in the table of promises."
+        f"A model for the task {run['task']} was trained by federated learning over {clients}. {stayed}; the table of "
+        "guarantees bounds what others may learn from their updates."
     )
     measured = _measured(stamps)
     limits = "; ".join(
@@ -202,7 +202,7 @@ def known_to_the_run(report: Fields) -> dict[str, str]:
         + (", ".join(each["name"] for each in report["metrics"]) or "none")
         + ".",
         "ai_annex_iv_6": _changes(report),
-        "ai_27_1_d": f"Of leaking what one unit contributed: {promise} {measured}",
+        "ai_27_1_d": f"Leakage of one unit's contribution: {promise} {measured}",
     }
 
 
@@ -221,7 +221,7 @@ def _text(size: float | str) -> str:
 def _mechanism(report: Fields) -> str:
     kinds = dict.fromkeys(row["mechanism"] for row in report["privacy"] if row["mechanism"] != "none")
     if not report["privacy"]:
-        return "No release has left yet."
+        return "Nothing has been released yet."
     if not kinds:
         return "No noise was added."
     return "Differential privacy: " + "; ".join(kinds) + "."
@@ -237,7 +237,7 @@ def _bounded(report: Fields) -> str:
 def _changes(report: Fields) -> str:
     ledger = report["ledger"]
     if ledger is None:
-        return "Earlier runs on the same data stand on ledgers that are not in this folder."
+        return "Earlier runs on the same data are on ledgers that are not in this folder."
     runs = sum(not each["question"] for each in ledger["runs"])
     told, questions = f"{runs} run{'' if runs == 1 else 's'}", len(ledger["runs"]) - runs
     told += f" and {questions} question{'' if questions == 1 else 's'}" if questions else ""
@@ -256,8 +256,8 @@ def _checked(ledger: Fields | None) -> str:
     if ledger is None:
         return "There is no ledger of all clients in this folder."
     if ledger["verified"]["ok"]:
-        return "The ledger adds up when it is composed again."
-    return f"The ledger does not add up: {ledger['verified']['problem']}."
+        return "The ledger's hashes and recomputed epsilon are correct."
+    return f"The ledger is not correct: {ledger['verified']['problem']}."
 
 
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
@@ -266,7 +266,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     for row in report["privacy"]:
         if row["epsilon"] != "infinity":
             first.setdefault(row["unit"], row)
-    nothing = "Nothing is promised." if report["privacy"] else "Known after the first round."
+    nothing = "There is no guarantee." if report["privacy"] else "Known after the first round."
     sizes = [f"{shown(row['epsilon'], 'epsilon')} at delta {shown(row['delta'])}" for row in first.values()]
     if len(first) > 1:
         sizes = [f"{size} for one {unit}" for size, unit in zip(sizes, first, strict=True)]
@@ -276,9 +276,9 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     trust = (
         "Relies on " + "; on ".join(relies) + "."
         if relies
-        else f"Nothing is relied on yet. {nothing}"
+        else f"There are no assumptions yet. {nothing}"
         if not report["privacy"]
-        else "Nothing is relied on, because nothing is promised."
+        else "There are no assumptions, because there is no guarantee."
     )
     metrics = (
         ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"]) or "none computed"
@@ -300,13 +300,13 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
             ("Trust model", trust, mine, "promise"),
             (
                 "Security and access control",
-                "Which files everybody may read is known. Who may enter the machines is not fedveil's to say.",
+                "The files with public read access are known. fedveil does not know who has access to the machines.",
                 yours,
                 "forms",
             ),
             (
                 "Data collection exposure",
-                "How records were collected is not fedveil's to say.",
+                "fedveil does not know how the records were collected.",
                 yours,
                 "forms",
             ),

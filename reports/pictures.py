@@ -75,7 +75,7 @@ def _runs(report: Fields) -> Chart | None:
     budgets = [row["target_epsilon"] for row in rows if finite(row["target_epsilon"])]
     if budgets and budgets[-1] <= 2 * sizes[-1][1]:
         lines.append(Line([(0, budgets[-1]), (sizes[-1][0], budgets[-1])], "budget"))
-    title = "Epsilon after each run on this ledger, all runs together"
+    title = "Cumulative epsilon after each run on this ledger"
     return Chart("chart-runs", title, "run on this ledger", "epsilon", lines, (), marks, values, whole=True)
 
 
@@ -111,8 +111,8 @@ def _tests(report: Fields) -> Chart | None:
     mark = Mark(report["false_positive"], row["recognised"], "epsilon", told, "percent", place="beside")
     values: dict[str, Any] = {told: row["recognised"]}
     lines = [Line(GUESSING, "plan"), Line(points, "epsilon")]
-    title = "The most that a test finds of those who took part, by how many of the others it wrongly suspects"
-    across, up = "wrongly suspected", "found, at most"
+    title = "Largest true positive rate of a membership test, by false positive rate"
+    across, up = "false positive rate", "true positive rate, at most"
     return Chart("chart-tests", title, across, up, lines, (), [mark], values, top=1.0, shares=True)
 
 
@@ -167,9 +167,7 @@ def _looks(report: Fields) -> Chart | None:
     ]
     marks = [Mark(each["round"], each["epsilon"], "measured") for each in looks]
     lines = [Line(ceiling, "ceiling"), Line(claimed, "epsilon")]
-    title = (
-        "Claimed epsilon, what canaries measured with its interval, and what they could have shown, by round"
-    )
+    title = "Claimed epsilon, epsilon measured by canaries with interval, and largest measurable epsilon, by round"
     return Chart(
         "chart-looks", title, "round", "epsilon", lines, intervals, marks, {}, top=1.3 * highest, whole=True
     )

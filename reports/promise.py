@@ -13,9 +13,9 @@ FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
 # share of those who took part that such a test may find, above which nobody calls it almost the same
 WEAK = 0.5
 WHOM = {
-    "model": "whoever gets the model",
+    "model": "recipients of the model",
     "clients": "the other clients",
-    "server": "whoever runs the server",
+    "server": "the server's operator",
 }
 HIDES = {
     "client": "everything that one client contributes",
@@ -29,7 +29,7 @@ OF_RECORDS = ("record", "person", "person_everywhere")
 UNITS = ("client", *reversed(OF_RECORDS))
 OWN_SOFTWARE = "the clients' own software"
 FEW_COLLUDE = "the clients' own software, and that few clients work for the server"
-CENTRAL = "a server that adds the noise and keeps single updates to itself"
+CENTRAL = "a server that adds the noise and does not disclose single updates"
 Words = Mapping[str, Mapping[str, str]]
 RELIES_ON: Words = {
     "client_central": {"client": CENTRAL},
@@ -131,12 +131,12 @@ def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> 
     if not rows and not ended:
         return [
             "This run has not ended and has released nothing yet.",
-            "What it promises stands here after its first round.",
+            "Its guarantee is shown here after the first round.",
         ]
     place = main_row(rows)
     if place is None:
         return [
-            "This run promises nothing.",
+            "This run gives no guarantee.",
             "Every recipient of its model may learn any client's contribution.",
         ]
     row = rows[place]
@@ -151,7 +151,7 @@ def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> 
     first = f"{subject} can learn almost the same whether or not {row['hides']} was in the training."
     if row["recognised"] > WEAK:
         kept = f"{whom} from finding out whether {row['hides']} was in the training"
-        first = f"What is promised does not keep {kept}."
+        first = f"The guarantee does not prevent {kept}."
     units = {"client": "clients", "record": "records"}.get(row["unit"], "persons")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "

@@ -12,7 +12,7 @@ from ..privacy.ledger.book import RESERVE, Book, run_of
 from .run_files import Fields, RunFiles
 
 OF_RECORDS = ("record", "record_and_client")
-OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
+OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"
 TRUSTED = "trusted: it sees single updates"
 
 

@@ -17,15 +17,13 @@ COORDINATE = 4  # bytes of a model's value (float32)
 WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no grid (float64)
 DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
 ENCODED = "size of the message, as link=grpc encodes it"
-AT_MOST = "of the whole model: at most, since a client that holds an earlier one is sent what changed"
+AT_MOST = "of the whole model: an upper bound, since a client with an earlier model gets the difference"
 PLANNED = "estimate: that of one client, times planned clients, times rounds"
 ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
 ON_AVERAGE = "of clients that were asked, on average"
-NOT_TOLD = (
-    "not public: with a trusted server the bytes of a round, over those of a message, are how many took part"
-)
-NOT_COUNTED = "not counted by the release that made this run"
+NOT_TOLD = "not public: with a trusted server the bytes of a round would reveal the number of participants"
+NOT_COUNTED = "not counted by the release of fedveil that made this run"
 
 
 def traffic(run: RunFiles) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_a_folder_may_hold_a_ledger_of_clients_and_one_of_records(asked: Path) -
     assert len(report["ledgers"]) == 2 and differences(page, report) == []
     assert told(page)["/ledgers/1/verified/epsilon"] == "1.49"
     edited(asked / "treated-alike.json", epsilon_after=None, unit="record")
-    assert "each client's own ledger has it" in page_of(report_of_answers(asked))
+    assert "on each client's own ledger" in page_of(report_of_answers(asked))
 
 
 def test_a_question_without_an_answer_says_what_it_has_spent(asked: Path) -> None:
@@ -210,9 +210,7 @@ def test_a_long_answer_is_cut_on_the_page_and_whole_in_the_json(asked: Path) -> 
     report = report_of_answers(asked)
     page = page_of(report)
     assert f"word {MOST_FIGURES - 1}<" in page and f"word {MOST_FIGURES}<" not in page
-    assert (
-        "More figures are left out here" in page and len(report["answers"][0]["answers"][0]["figures"]) == 200
-    )
+    assert "More figures are omitted" in page and len(report["answers"][0]["answers"][0]["figures"]) == 200
 
 
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.sampled_from([[0.0, 1.0], [-1.0, 1.0]]))
@@ -234,13 +232,13 @@ def test_the_report_of_a_run_shows_answers_and_whether_its_ledger_charged_them(
     report = validated(report_of(read_run(kept, questions=asked)))
     assert [each["on_this_ledger"] for each in report["answers"]] == [False, False]
     page = page_of(report)
-    assert "It is not charged on this run" in page and "no answer about groups" not in page
+    assert "It is charged on another ledger" in page and "this run has no answers about groups" not in page
     assert (
         "Groups were measured by questions to the clients." in page
         and "not measured." not in page.split("NIST")[1]
     )
     assert differences(page, report) == []
-    assert "no answer about groups lies with this run" in page_of(report_of(read_run(kept)))
+    assert "this run has no answers about groups" in page_of(report_of(read_run(kept)))
 
 
 def test_the_officer_reads_which_questions_the_ledger_charged(kept: Path, asked: Path) -> None:
@@ -415,10 +413,10 @@ def test_receipts_of_a_secret_draw_are_their_operators(tmp_path: Path) -> None:
     unknown = {"given": None, "members": None, "of_this_run": None}
     assert receipts_of(read_run(run)) == {"public": False, "ended": True, **unknown}
     page = page_of({**report_of(read_run(run)), "rosters": []})
-    assert "who is a member is its operator" in page and "/receipts/given" not in told(page)
+    assert "only the operator knows the members" in page and "/receipts/given" not in told(page)
     (run / "result.json").unlink()
     assert receipts_of(read_run(run)) == {"public": False, "ended": False, **unknown}
-    assert "Devices are asked for one when the run is over." in page_of(report_of(read_run(run)))
+    assert "Devices give receipts when the run ends." in page_of(report_of(read_run(run)))
 
 
 def test_a_simulation_has_no_receipts() -> None:

@@ -34,7 +34,7 @@ def test_the_card_says_the_promise(report: dict[str, Any]) -> None:
     card = re.sub(r"\\(.)", r"\1", card_of(report))
     for sentence in report["promise"]:
         assert sentence in card
-    assert "| whoever gets the model | everything that one client contributes | 3.00 | 0.0001 |" in card
+    assert "| recipients of the model | everything that one client contributes | 3.00 | 0.0001 |" in card
     assert all(each["said"] in card for each in report["not_covered"] if each["state"] == "not covered")
 
 

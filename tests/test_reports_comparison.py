@@ -41,7 +41,7 @@ def test_what_differs_is_what_was_changed(other: Path) -> None:
     told = {(each.part, each.name): (each.first, each.second) for each in rows}
     assert told["how", "privacy.target_epsilon"] == ("3.0", "8.0")
     assert told["quality", "accuracy"] == ("0.6444", "0.9")
-    assert told["promise", "epsilon of one client, against whoever gets the model"] == ("3.00", "7.13")
+    assert told["promise", "epsilon of one client, against recipients of the model"] == ("3.00", "7.13")
     assert {part for part, _ in told} == {"how", "quality", "promise"}
     assert [each.part for each in rows] == sorted(
         (each.part for each in rows), key=["promise", "quality", "how"].index

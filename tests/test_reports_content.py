@@ -68,7 +68,7 @@ def test_the_golden_report_is_of_the_schema(golden: dict[str, Any]) -> None:
 @pytest.mark.parametrize("folder", OLD_RUNS, ids=lambda path: path.name)
 def test_an_older_run_says_what_it_cannot_show(folder: Path) -> None:
     report = validated(json.loads(to_json(report_of(read_run(folder)))))
-    assert any("kept one point of its guarantee" in each for each in report["missing"])
+    assert any("stored one point of its guarantee" in each for each in report["missing"])
     page = page_of(report)
     assert differences(page, report) == []
     assert "What this folder cannot show" in page
@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_is_not_called_final(kept: Path) -> None:
     assert 0 < report["run"]["rounds_completed"] < 6
     assert report["forms_counted"]["run"] == 0
     page = page_of(report)
-    assert "nothing here is final" in page
+    assert "no value is final" in page
     assert differences(page, report) == []
 
 
@@ -104,7 +104,7 @@ def test_a_run_that_goes_on_tells_what_its_ledger_holds(kept: Path, golden: dict
         assert size == ended if isinstance(ended, str) else math.isclose(size, ended, rel_tol=1e-2)
     assert report["promise"][2] == "The run has not ended: each further round adds to this, up to its budget."
     assert report["stamps"]["measured"]["epsilon"] == golden["looks"][-1]["epsilon"]
-    assert ", so far: at most" in page_of(report)
+    assert ", so far: bound on what" in page_of(report)
 
 
 def test_a_trusted_server_sees_all_whatever_another_run_hid_from_it(kept: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_run_that_has_released_nothing_promises_nothing_yet(kept: Path) -> Non
     assert report["privacy"] == [] and report["stamps"]["claimed"] is None
     assert report["promise"][0] == "This run has not ended and has released nothing yet."
     page = page_of(report)
-    assert "No noise was added" not in page and "no release has left" in page
+    assert "No noise was added" not in page and "nothing was released" in page
     assert differences(page, report) == []
 
 
@@ -133,10 +133,10 @@ def test_an_audit_that_has_not_looked_yet_is_not_called_missing(kept: Path) -> N
     for name in ("result.json", "metrics.jsonl"):
         (kept / name).unlink()
     page = page_of(report_of(read_run(kept)))
-    assert "its audit has not spoken" in page and "no attack with canaries has looked yet" in page
-    assert "was not part of this run" not in page and "would not have been seen" not in page
+    assert "its audit has no result yet" in page and "no attack with canaries has run yet" in page
+    assert "this run had no attack" not in page and "not detected without canaries" not in page
     (kept / "audit.json").unlink()  # which is written when there is something to keep
-    assert "its audit has not spoken" in report_of(read_run(kept))["stamps"]["said"]
+    assert "its audit has no result yet" in report_of(read_run(kept))["stamps"]["said"]
     config = kept / "config.yaml"
     config.write_text(config.read_text().replace("name: full", "name: 'off'"))
     assert "this run had no audit" in report_of(read_run(kept))["stamps"]["said"]
@@ -211,7 +211,7 @@ def test_without_privacy_nothing_is_promised(kept: Path) -> None:
     edited(kept, "result.json", unprotected)
     report = validated(report_of(read_run(kept)))
     assert report["stamps"]["claimed"] is None
-    assert report["promise"][0] == "This run promises nothing."
+    assert report["promise"][0] == "This run gives no guarantee."
     assert {row["recognised"] for row in report["privacy"]} == {1.0}
     assert {row["mechanism"] for row in report["privacy"]} == {"none"}
     assert [each["limit"] for each in report["not_covered"]] == ["Everything"]
@@ -303,7 +303,7 @@ def test_a_promise_is_two_sentences_without_symbols(golden: dict[str, Any]) -> N
 def test_a_weak_promise_is_not_called_almost_nothing(golden: dict[str, Any]) -> None:
     rows = [{**row, "recognised": 0.97} for row in golden["privacy"]]
     first, second = in_words(rows, True)
-    assert "does not keep" in first and "97 of 100" in second
+    assert "does not prevent" in first and "97 of 100" in second
 
 
 def test_one_point_bounds_a_test_no_better_than_the_curve() -> None:

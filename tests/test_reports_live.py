@@ -90,7 +90,7 @@ def test_it_is_what_a_report_of_the_folder_would_be(folder: Path, port: int) -> 
     report = report_of(run, commands_of(run))
     status, headers, page = asked(port)
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert page == page_of(report) and "nothing here is final" in page
+    assert page == page_of(report) and "no value is final" in page
     status, headers, text = asked(port, "/report.json")
     assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
     assert text == to_json(report) and differences(page, json.loads(text)) == []
@@ -287,7 +287,7 @@ def test_a_server_of_real_devices_shows_its_page_and_what_they_have_signed(tmp_p
         port = port_said(server.said)
         assert port is not None, server.said
         page = asked(port)[2]
-        assert "real clients" in page and "Devices are asked for one when the run is over." in page
+        assert "real clients" in page and "Devices give receipts when the run ends." in page
         told = json.loads(asked(port, "/report.json")[2])
         assert [each["name"] for each in told["answers"]] == ["rows"] and told["answers"][0]["on_this_ledger"]
         world.client("boston")
