@@ -1,7 +1,5 @@
 """Question to the clients of a real federation, from its server's folder; a run of training and a question exclude each other."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence

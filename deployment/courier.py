@@ -1,7 +1,5 @@
 """Delivery of later certificates: each connected device gets its own over its open stream, and reports its facts."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping

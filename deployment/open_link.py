@@ -1,7 +1,5 @@
 """Link to a federation's clients: a grid, and the connected clients. A kind of link is one function that yields both."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Pace of a server's rounds: each begins when enough clients are connected to make its charge worthwhile."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

@@ -1,7 +1,5 @@
 """Status of a server as numbers in Prometheus' text format, on the loopback address only."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping

@@ -7,8 +7,6 @@ On aarch64 torch must be 2.10: later wheels for Linux on aarch64 require NVIDIA'
 device can use.
 """
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterable, Sequence

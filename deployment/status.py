@@ -1,7 +1,5 @@
 """Status of a server: its last written status, and whether it is running."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

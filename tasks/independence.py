@@ -45,6 +45,9 @@ from .protocol import Objective, Task
 MOST_CLASSES = 500  # batches of targets, of one example and some classes each
 BATCH = 6  # examples of the probe; each pair of them is tried
 MANY = 24  # in a batch that fills what small ones leave room in, such as the capacity of an expert
+READINGS = (
+    5  # of two examples after each of two others: equal coins would be a memory once in 100 000 data sets
+)
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
 LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
@@ -133,8 +136,11 @@ def _check_trained(model: nn.Module, objective: Objective, data: Data) -> None:
     if isinstance(data, Examples):
         inputs, targets = _as_in(probe, data.batch(_chosen(data)[-BATCH:]))
         _check_loss(replace(probe, inputs=inputs, targets=targets))
-    elif data.collate is not None:
-        _check_collate(probe, data)
+    else:
+        own, one, other = (partial(data.batch, rows) for rows in _spread(len(data))[:4].tensor_split((2, 3)))
+        check_reading(own, one, other)
+        if data.collate is not None:
+            _check_collate(probe, data)
 
 
 def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
@@ -178,6 +184,33 @@ def _on_what_fits(
             if len(fit) in (0, len(seen)):
                 raise
         check(model, objective, only(data, np.array(fit)))
+
+
+def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
+    """Refuse data of which a reading depends on what was read before it.
+
+    Each is read several times: what is random by a generator of its own differs also after the same examples, and passes.
+
+    Args:
+      read: returns some examples.
+      one: reads others before.
+      other: reads again others before.
+    """
+
+    def after(before: Callable[[], Any]) -> list[Tensor]:
+        before()
+        _seed()
+        return [each.clone() for each in leaves(read())]
+
+    def alike(found: Sequence[list[Tensor]]) -> bool:
+        return all(_same(a, b) for later in found for a, b in zip(found[0], later, strict=False))
+
+    with _quiet_generators():
+        after(one)  # what is made once, at the first reading, is no memory of examples
+        found = [after(before) for before in (one, other) * READINGS]
+    if alike(found[::2]) and alike(found[1::2]) and not alike(found):
+        remedy = "let the data set and its transform keep nothing of what they read"
+        raise Refusal("data", "an example is read otherwise after another one", remedy)
 
 
 def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 1) -> None:

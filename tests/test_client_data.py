@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fedveil as fv
+from fedveil.client.app import Workbench
+from fedveil.client.training.in_place import check_apart
+from fedveil.configs.local_training import LocalTraining
 from fedveil.server.run.federation import Federation
+from fedveil.strategies.client_settings import ClientSettings
 from fedveil.tasks.data import as_data, check_data, data_of, fingerprint, held_out_of
-from fedveil.tasks.independence import check_independence
+from fedveil.tasks.independence import check_independence, check_reading
 
 FEATURES, CLIENTS, EACH = 4, 6, 24
 
@@ -319,6 +324,34 @@ def test_a_collate_that_mixes_examples_is_refused_and_one_that_pads_is_not() -> 
         rows = fv.LazyExamples(ragged_rows[first:] + ragged_rows[:first], collate=padded)
         with pytest.raises(fv.Refusal, match="hide padding"):
             check_independence(Summed(mean=True), Made(pairs), rows)
+
+
+class Blending:
+    """Mixes an item with the one that was read before it."""
+
+    before: Any = 0.0
+
+    def __call__(self, item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        blended = (item[0] + self.before) / 2
+        self.before = item[0]
+        return blended, item[1]
+
+
+BLENDING = Blending()
+
+
+def test_a_reading_that_goes_by_earlier_ones_is_refused_and_a_random_one_is_not() -> None:
+    own, given = np.random.default_rng(1), Made(lambda seed: fv.LazyExamples(Rows(seed), transform=BLENDING))
+    bench = Workbench(ClientSettings("made", LocalTraining()), given)
+    records = partial(check_independence, given.model(), given, given.client_data(0))
+    for check in (records, partial(check_apart, bench)):
+        with pytest.raises(fv.Refusal, match="data='an example is read otherwise after another one'"):
+            check()
+    for random_one in (flip, lambda item: (item[0] * own.choice([-1.0, 1.0]), item[1])):
+        rows = [
+            partial(fv.LazyExamples(Rows(n), transform=random_one).batch, torch.arange(2)) for n in (0, 1)
+        ]
+        check_reading(rows[0], *rows)
 
 
 def test_what_cannot_be_planted_is_refused_by_name() -> None:

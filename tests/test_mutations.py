@@ -1572,6 +1572,13 @@ MUTATIONS = {
         "test_tasks_independence.py",
         "rare",
     ),
+    "data that remember what was read pass": Mutation(
+        "tasks/independence.py",
+        "alike(found[1::2]) and not alike(found)",
+        "alike(found[1::2]) and not found",
+        "test_client_data.py",
+        "goes_by_earlier",
+    ),
     "an odd example decides whether independence is measured": Mutation(
         "tasks/independence.py",
         "            if len(fit) in (0, len(seen)):",
@@ -1581,8 +1588,8 @@ MUTATIONS = {
     ),
     "a collate function that mixes examples passes": Mutation(
         "tasks/independence.py",
-        "elif data.collate is not None:",
-        "elif False:",
+        "if data.collate is not None:",
+        "if False:",
         "test_client_data.py",
         "a_collate_that_mixes",
     ),

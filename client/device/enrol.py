@@ -4,8 +4,6 @@ An interrupted device continues with the same keys. A device with a bundle gets 
 its settings and its ledgers.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import ssl

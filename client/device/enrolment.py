@@ -1,7 +1,5 @@
 """Enrolment of a client: its keys, made on the device, and the request to admit their public keys."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ amplification, because the device knows that it took part. The device has one le
 is named by the device's identity, because a client's data may change without resetting its budget.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Generator
 from contextlib import closing, contextmanager

@@ -1,7 +1,5 @@
 """Policy of a device's owner: the file policy.toml beside the keys, which no message can change."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The roster's signer controls the cohorts of this device. An unnoticed change cou
 party.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ never merge the two, or write both values into one log, whose entries reveal thi
 the server.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import asdict

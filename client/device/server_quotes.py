@@ -1,7 +1,5 @@
 """Attestation quotes of the server: a command of the device's owner must accept one before shares are sent."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

@@ -9,7 +9,7 @@ and five passes over the model for each client. It supports only plain training:
 
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from ...strategies.canaries import add_canary
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
+from ...tasks.independence import check_reading
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .sgd import train
 
@@ -136,15 +137,18 @@ def check_apart(bench: Workbench) -> None:
     """
     start = read_arrays(bench.model)
     training = replace(bench.settings.training, local_epochs=1)
-    few: list[Data] = []
+    some: list[Data] = []
     for client in range(bench.task.num_clients):
         if len(data := data_of(bench.task, client)):
-            # Of a task's own batches, so that nothing random is read twice.
-            few.append(Examples(*data.batch(torch.arange(min(2 * training.batch_size, len(data))))))
-        if len(few) == 2:
+            some.append(data)
+        if len(some) == 2:
             break
     else:
         return  # nobody stands beside another
+    own, other = (partial(each.batch, torch.arange(min(2, len(each)))) for each in some)
+    check_reading(own, own, other)
+    # Of a task's own batches, so that nothing random is read twice.
+    few = [Examples(*each.batch(torch.arange(min(2 * training.batch_size, len(each))))) for each in some]
 
     def trained(which: int) -> NDArray[Any]:
         bench.forget()

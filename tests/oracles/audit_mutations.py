@@ -127,6 +127,7 @@ BEYOND: dict[str, str] = {
     "a record that is compressed to nothing is as long as it likes": DROWNED,
     "a packed vector that is too long stays in the sum": LIAR,
     "independence is measured on what a server sent": PRECONDITION,
+    "data that remember what was read pass": PRECONDITION,
     "an odd example decides whether independence is measured": PRECONDITION,
     "gain forgotten": WORSE,
     "what rounding leaves out of a model is lost": WORSE,
