@@ -279,7 +279,7 @@ def simulate(
         raise Refusal("folder", str(folder), "a resumed run goes on in its own; drop folder, or resume")
     settings, given = _settings(task, strategy, named, allow_modules, resume, args)
     if folder is not None and (Path(folder) / CONFIG).exists():
-        remedy = "a run lives there: fedveil.load(folder) reads it, resume=folder goes on, or choose another"
+        remedy = "holds a run: fedveil.load(folder) reads it, resume=folder resumes it, or choose another"
         raise Refusal("folder", str(folder), remedy)
     federation = build(settings, given=given)
     chosen = folder if resume is None else resume

@@ -91,9 +91,7 @@ def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArra
     seed = bytes.fromhex(fields["opened"]["seed"])
     coins = coins_of(seed, terms.canaries)
     if commitment(seed, coins) != fields["commitment"]:
-        remedy = (
-            "its coins are not those that were committed to before the first round; nothing follows from it"
-        )
+        remedy = "its coins do not match the commitment from before the first round; the audit is invalid"
         raise Refusal("audit", str(folder), remedy)
     return coins
 

@@ -257,7 +257,7 @@ def _check_start(
     check_averages(strategy)
     protected.begun = len(protected.grid.rounds)
     if evaluate_fn is not None and held_out == "private":
-        remedy = 'the held-out data count as private; if they are public, say held_out="public" to protect, else leave it out'
+        remedy = 'the held-out data count as private; if they are public, pass held_out="public" to protect, otherwise leave it out'
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
 
 

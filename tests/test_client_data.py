@@ -361,7 +361,7 @@ def test_what_cannot_be_planted_is_refused_by_name() -> None:
 
 
 def test_canaries_beside_several_outputs_are_refused_by_name() -> None:
-    with pytest.raises(fv.Refusal, match="audit='full': its canaries stand beside outputs"):
+    with pytest.raises(fv.Refusal, match="audit='full': canaries need outputs"):
         fv.simulate(Made(pairs, "tuple"), privacy="record", audit="full", num_rounds=2, quiet=True)
 
 

@@ -457,7 +457,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(commands: Any) 
 
 
 def test_a_folder_in_which_a_run_lives_is_refused(stopped: Path) -> None:
-    with pytest.raises(Refusal, match="a run lives there"):
+    with pytest.raises(Refusal, match="holds a run; choose"):
         begin(stopped)
 
 

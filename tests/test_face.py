@@ -267,7 +267,7 @@ def test_a_folder_that_holds_a_run_says_what_to_do(tmp_path: Path) -> None:
     quick(folder=tmp_path / "shops")
     with pytest.raises(fv.Refusal, match="a resumed run goes on in its own"):
         quick(folder=tmp_path / "other", resume=tmp_path / "shops")
-    with pytest.raises(fv.Refusal, match=r"a run lives there: fedveil.load\(folder\) reads it, resume="):
+    with pytest.raises(fv.Refusal, match=r"holds a run: fedveil.load\(folder\) reads it, resume="):
         quick(folder=tmp_path / "shops")
     with pytest.raises(fv.Refusal, match="holds no run"):
         fv.load(tmp_path)
@@ -300,7 +300,7 @@ def test_the_model_of_an_own_class_needs_the_class(tmp_path: Path) -> None:
     with pytest.raises(fv.Refusal, match="is of another task"):
         _ = FinishedRun(run.folder, lambda: load_task("digits", {})).model
     assert len(again.predict(np.zeros((3, 4)))["class"]) == 3
-    with pytest.raises(fv.Refusal, match="is no list of rows"):
+    with pytest.raises(fv.Refusal, match="must be a list of rows"):
         again.predict(np.zeros(4))
 
 

@@ -237,7 +237,7 @@ MUTATIONS = {
     ),
     "verify does not look for a known head": Mutation(
         "server/binding/verify.py",
-        '+ ([("you", head)] if head else [])',
+        '+ ([("--head", head)] if head else [])',
         "",
         BUNDLED_TESTS,
         "known_head",

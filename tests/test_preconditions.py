@@ -152,7 +152,7 @@ def test_real_data_without_a_name_are_refused_and_nothing_is_written(
     ]
     code, command = commands.run("simulate", *own, *named)
     assert code == 2 and command.err == (
-        "task.data_id=None: name these real data, the same in every run: their budget goes by the name, as in "
+        "task.data_id=None: name these real data, the same in every run, since it identifies their budget, as in "
         "task.data_id=wards-2026\n"
     )
     assert not (tmp_path / "ledgers").exists() and not (tmp_path / "run").exists()

@@ -286,7 +286,7 @@ def test_clients_that_are_in_other_places_when_a_run_goes_on(tuned: bool, tmp_pa
     began = json.loads((tmp_path / "run" / "run.json").read_text())
     again: dict[str, Any] = {"strategy": FedAvg(), "resume": tmp_path / "run", "quiet": True}
     if not tuned:
-        with pytest.raises(fv.Refusal, match="began with other tables, or in another order"):
+        with pytest.raises(fv.Refusal, match="started with other tables or another order"):
             fv.simulate(Moved(200), **again)
         assert fv.simulate(Clinics(200), **again).status == "completed"
         return

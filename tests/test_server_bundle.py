@@ -239,7 +239,7 @@ def test_records_of_a_simulation_are_recomputed_from_the_clients_ledgers(tmp_pat
     name = next(iter(whole))
     whole[name]["entries"].pop()
     (run / "bundle" / "client_ledgers.json").write_text(json.dumps(whole))
-    assert "does not hold entry" in wrong(verify_folder(run / "bundle", Asked()))["client ledgers"]
+    assert "lacks entry" in wrong(verify_folder(run / "bundle", Asked()))["client ledgers"]
 
 
 def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, made: Signed) -> None:

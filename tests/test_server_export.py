@@ -382,7 +382,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Pa
 
 def test_a_model_that_numpy_does_not_know_is_refused_with_a_format_that_does() -> None:
     with pytest.raises(
-        Refusal, match="has the operation zeros, which an interpreter in NumPy does not know; take --to onnx"
+        Refusal,
+        match="has the operation zeros, which the interpreter in NumPy does not support; use --to onnx",
     ):
         traced(_Last(), torch.zeros(2, 5, 4))
 
@@ -399,7 +400,7 @@ DIFFERENT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
         lambda: Forward(lambda x: x if x.sum() > 0 else -x), ("torchscript",), "gives other outputs than torch"
     ),
     "dropout at all times": (lambda: Forward(F.dropout), ("int8",), "dropout: the operation is random"),
-    "two outputs": (lambda: Forward(lambda x: (x, -x)), ("int8", "torchscript"), "has several outputs"),
+    "two outputs": (lambda: Forward(lambda x: (x, -x)), ("int8", "torchscript"), "has several or named outputs"),
     "no number": (_with_nan, ("int8", "safetensors"), "gives other outputs than torch"),
     "padding in words": (
         lambda: nn.Sequential(Forward(lambda x: x.view(-1, 1, 4, 4)), nn.Conv2d(1, 1, 3, padding="same")), ("int8",),

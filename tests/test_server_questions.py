@@ -172,7 +172,7 @@ def test_an_answer_of_other_clients_is_no_answer(tmp_path: Path) -> None:
     first = ask_here(digits(60), labels, spend, tmp_path)
     assert ask_here(digits(60), labels, spend, tmp_path) == {**first, "from_record": True}
     for others in (digits(80), digits(60, seed=1)):
-        with pytest.raises(Refusal, match="put to other clients"):
+        with pytest.raises(Refusal, match="asked of other clients"):
             ask_here(others, labels, spend, tmp_path)
 
 

@@ -64,7 +64,7 @@ def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_pa
     assert line(world.run("masked")).said.startswith("5 of 5 members have signed the run's files")
     bundle(world.run("masked"), tmp_path / "bundle", [])
     found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
-    assert found.ok and f"the ledgers of node {world.device('boston').identity.node} hold" in found.said
+    assert found.ok and f"the ledgers of node {world.device('boston').identity.node} match" in found.said
     policy = (world.hearts / "clients" / "boston" / "policy.toml").read_text()
     authority = policy.partition('authority = "')[2].partition('"')[0]
     for folder in (world.run("masked"), tmp_path / "bundle"):
@@ -183,7 +183,7 @@ def other_authority(whole: dict) -> None:
         (drop_signature, "did not sign this receipt"),
         (repeat, "must be one for each node"),
         (drop_all, "at least one"),
-        (other_run, "are of another run"),
+        (other_run, "belong to another run"),
         (other_name, "did not sign this receipt"),
         (other_authority, "is not signed by the authority"),
     ],

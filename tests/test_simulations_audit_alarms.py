@@ -179,5 +179,5 @@ def test_coins_that_were_not_committed_to_prove_nothing(tmp_path: Path) -> None:
     fields = json.loads(terms.read_text())
     fields["opened"]["seed"] = "00" * 32
     terms.write_text(json.dumps(fields))
-    with pytest.raises(Refusal, match="not those that were committed to"):
+    with pytest.raises(Refusal, match="do not match the commitment"):
         audit_run(tmp_path / "run")

@@ -283,7 +283,7 @@ def _authority(held: Held) -> str:
 def _once_bound(held: Held, test: Callable[[Held], str]) -> str:
     """Return the result of a check that needs a manifest; a run that may continue has none, which another line reports."""
     if _open(held):
-        raise NotShown("the run may go on")
+        raise NotShown("the run can still be resumed")
     return test(held)
 
 
@@ -312,9 +312,11 @@ def _manifest(held: Held) -> str:
         later.append(name)
     missing = {RESULT, METRICS} - set(held.manifest.files)
     if missing:
-        raise Wrong(f"does not name {', '.join(sorted(missing))}")
+        raise Wrong(f"the manifest lacks {', '.join(sorted(missing))}")
     if held.manifest.status != held.result["status"]:
-        raise Wrong(f"says {held.manifest.status}, and the result {held.result['status']}")
+        raise Wrong(
+            f"the status is {held.manifest.status} in the manifest and {held.result['status']} in the result"
+        )
     made = f"; made again since: {', '.join(later)}" if later else ""
     return f"{len(held.manifest.files)} files match the manifest{made}"
 
@@ -336,7 +338,7 @@ def _ledger(held: Held) -> str:
 def _close(held: Held) -> str:
     """Check that the run's last entry binds this manifest."""
     if _open(held):
-        raise NotShown("the run may go on")
+        raise NotShown("the run can still be resumed")
     try:
         entries = held.entries
     except NotShown as why:
@@ -357,7 +359,9 @@ def _close(held: Held) -> str:
     if said["manifest"] != held.manifest.hash:
         raise Wrong(f"entry {entry.seq} closed the run with files other than those of {MANIFEST}")
     if said["status"] != held.manifest.status:
-        raise Wrong(f"entry {entry.seq} says {said['status']}, and {MANIFEST} {held.manifest.status}")
+        raise Wrong(
+            f"the status is {said['status']} in entry {entry.seq} and {held.manifest.status} in {MANIFEST}"
+        )
     if held.bundled and (held.listed.close != entry.head or entries[-1] != entry or held.listed.run != run):
         raise Wrong(f"the bundle was made from a closing entry other than {entry.seq}")
     return f"entry {entry.seq} binds the run's files, {entry.hash[:SHOWN]}"
@@ -366,11 +370,11 @@ def _close(held: Held) -> str:
 def _known_heads(held: Held, head: Head | None) -> str:
     """Check that the ledger contains the entries known to the result and to the verifier."""
     entries = held.entries
-    known = [("the result", Head(*held.result["ledger_head"]))] + ([("you", head)] if head else [])
+    known = [("the result", Head(*held.result["ledger_head"]))] + ([("--head", head)] if head else [])
     for who, each in known:
         if each.seq > len(entries) or each.seq < 1 or entries[each.seq - 1].hash != each.hash:
-            raise Wrong(f"the ledger does not hold entry {each.seq} that {who} know{'s' * (who != 'you')}")
-    return " and ".join(f"entry {each.seq}, which {who} know{'s' * (who != 'you')}" for who, each in known)
+            raise Wrong(f"the ledger lacks entry {each.seq} of {who}")
+    return "the ledger holds " + " and ".join(f"entry {each.seq} of {who}" for who, each in known)
 
 
 # --- epsilon ------------------------------------------------------------------------------------------------------
@@ -387,7 +391,7 @@ def _epsilon(held: Held) -> str:
     }
     seen = _told_by(held) or set(rows) & {str(who) for who in book.spent}
     if set(rows) != seen:
-        why = f"the result names {', '.join(sorted(rows))}, and the ledger {', '.join(sorted(seen))}"
+        why = f"the adversaries are {', '.join(sorted(rows))} in the result and {', '.join(sorted(seen))} on the ledger"
         raise Wrong(why)
     told: list[str] = []
     for name, row in sorted(rows.items()):
@@ -401,16 +405,18 @@ def _epsilon(held: Held) -> str:
             PUBLISH_INTERVAL,
         )
         if book.filter_order is None and not _same(found, claimed):
-            raise Wrong(f"against the {name} the result says {claimed:.6g}, and the ledger {found:.6g}")
+            raise Wrong(
+                f"epsilon against the {name} is {claimed:.6g} in the result and {found:.6g} by the ledger"
+            )
         if found > claimed * (1 + SAME):
-            why = f"against the {name} {found:.6g} is spent, more than the {claimed:.6g} that is claimed"
+            why = f"epsilon {found:.6g} is spent against the {name}, and {claimed:.6g} is claimed"
             raise Wrong(why)
         if (row["delta"], row["adjacency"]) != (granted.target_delta, str(granted.adjacency)) and (
             row["delta"] < granted.target_delta or row["adjacency"] != str(granted.adjacency)
         ):
-            raise Wrong(f"against the {name} the result's adjacency or delta is not the budget's")
+            raise Wrong(f"adjacency or delta against the {name} differs between the result and the budget")
         if claimed > granted.target_epsilon * (1 + SAME):
-            why = f"against the {name} {claimed:.6g} is more than the budget, {granted.target_epsilon:.6g}"
+            why = f"epsilon {claimed:.6g} against the {name} exceeds the budget {granted.target_epsilon:.6g}"
             raise Wrong(why)
         limited, most = granted.target_epsilon < 1e6, f"{granted.target_epsilon:.4g}"
         told.append(f"{claimed:.4g} of {most if limited else 'an unlimited budget'} against the {name}")
@@ -448,11 +454,11 @@ def _epsilon_of_rounds(held: Held) -> str:
             events = [repeated(event_of(text), count) for text, count in counts.items()]
             known[key] = counted(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
         if not _same(known[key], _number(row[column])):
-            why = f"round {row['round']} says {_number(row[column]):.6g}, and the ledger {known[key]:.6g}"
+            why = f"round {row['round']} has epsilon {_number(row[column]):.6g}, and the ledger {known[key]:.6g}"
             raise Wrong(why)
         checked += 1
     if not checked:
-        raise NotShown("no round of this run has entries of its own under the run's last name")
+        raise NotShown("no round has entries under the last name of the run")
     return f"{checked} of {len(held.rounds)} rounds recomputed"
 
 
@@ -475,12 +481,12 @@ def _client_ledgers(held: Held) -> str:
     """Check that the clients' ledgers match the end of the run and that no record lost more than the result states."""
     if not held.manifest.heads:
         own = any(row["sampling"].startswith(BATCHES) for row in held.result["privacy"])
-        raise NotShown("they lie with the clients" if own else "the run has none")
+        raise NotShown("the ledgers stay at the clients" if own else "the run has none")
     seen: dict[tuple[str, ...], list[Entry]] = {}
     for name, entries in held.clients.items():
         head = held.manifest.heads[name]
         if head.seq > len(entries) or entries[head.seq - 1].head != head:
-            raise Wrong(f"{name} does not hold entry {head.seq}, which the run knew")
+            raise Wrong(f"{name} lacks entry {head.seq} of the manifest")
         until = entries[: head.seq]
         reserved = (each.payload.partition(',"time"')[0] for each in until if each.kind == "reserve")
         seen[tuple(sorted(reserved))] = until
@@ -498,7 +504,7 @@ def _client_ledgers(held: Held) -> str:
         if not _same(most, _number(row["epsilon"])):
             why = f"the result states {_number(row['epsilon']):.6g} for records, and the ledgers give {most:.6g}"
             raise Wrong(why)
-    return f"{len(held.clients)} ledgers hold, at most epsilon {most:.4g}"
+    return f"{len(held.clients)} ledgers are correct, epsilon at most {most:.4g}"
 
 
 def _receipts(held: Held, asked: Asked) -> str:
@@ -512,7 +518,7 @@ def _receipts(held: Held, asked: Asked) -> str:
         )
     receipts = read_receipts(held.folder)
     if receipts.told.manifest != held.manifest.hash:
-        raise Wrong(f"they are of another run than that of {MANIFEST}")
+        raise Wrong(f"they belong to another run than {MANIFEST}")
     roster = checked_roster(receipts)
     known = {each["hash"] for each in held.result.get("rosters", ())}
     if known and roster.hash.hex() not in known:
@@ -522,7 +528,7 @@ def _receipts(held: Held, asked: Asked) -> str:
     vouched = "" if authority in asked.keys else f"; compare the authority's key, {authority[:SHOWN]}"
     opened = ""
     if asked.device is not None:
-        opened = f"; the ledgers of node {require_opened(receipts, asked.device)} hold what it signed"
+        opened = f"; the ledgers of node {require_opened(receipts, asked.device)} match its receipt"
     return f"{said}{opened}{vouched}"
 
 
@@ -586,11 +592,11 @@ def _page(held: Held) -> str:
     claims = {(row["unit"], row["adversary"]): row["epsilon"] for row in held.result["privacy"]}
     for row in whole["privacy"]:
         if claims.get((row["unit"], row["adversary"])) != row["epsilon"]:
-            why = f"the report says {row['epsilon']} against the {row['adversary']}, and the result does not"
+            why = f"epsilon {row['epsilon']} against the {row['adversary']} is in the report and not in the result"
             raise Wrong(why)
     for name, told, true in _told_twice(held, whole):
         if told != true:
-            raise Wrong(f"the report says {told!r} as its {name}, and the result {true!r}")
+            raise Wrong(f"{name} is {told!r} in the report and {true!r} in the result")
     count = len(references(html))
     if not count:
         raise Wrong("no value of the page refers to the report")

@@ -125,9 +125,9 @@ def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[s
     except (OSError, ValueError, LookupError, TypeError) as problem:
         raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
     if not same:
-        raise Refusal("name", inquiry.name, f"was another question ({path}); use a new name")
+        raise Refusal("name", inquiry.name, f"belongs to another question ({path}); use a new name")
     if others:
-        raise Refusal("name", inquiry.name, f"was put to other clients ({path}); use a new name or folder")
+        raise Refusal("name", inquiry.name, f"was asked of other clients ({path}); use a new name or folder")
     return {**found, "from_record": True}
 
 

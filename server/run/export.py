@@ -206,7 +206,7 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
         return torch.zeros(2, schema.width)
     found = placeholder(as_data(task.held_out()), 2)
     if not isinstance(found, Tensor):
-        remedy = "takes several inputs, or names them; an export takes one tensor"
+        remedy = "has several or named inputs; an export needs one tensor"
         raise Refusal("model", type(task).__name__, remedy)
     return found
 
@@ -286,12 +286,12 @@ def _check_same(model: nn.Module, runs: Model, sample: Tensor, to: str) -> None:
         with torch.no_grad():
             said = model(rows)
         if not isinstance(said, Tensor):
-            remedy = "has several outputs, or names them; an export gives one tensor"
+            remedy = "has several or named outputs; an export needs one tensor"
             raise Refusal("model", type(model).__name__, remedy)
         wanted, found = said.numpy(), np.asarray(runs(rows.numpy()))
         away = AGREES * max(1.0, float(np.abs(wanted).max()))
         if wanted.shape != found.shape or not np.abs(wanted - found).max() <= away:
-            remedy = f"gives other outputs than torch for {len(rows)} rows; take another format"
+            remedy = f"gives other outputs than torch for {len(rows)} rows; use another format"
             raise Refusal("--to", to, remedy)
 
 
@@ -398,9 +398,7 @@ def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any
         if node.op == "call_function":
             name = str(node.target).removeprefix("aten.").split(".")[0]
             if name not in numpy_model.OPERATIONS:
-                remedy = (
-                    f"has the operation {name}, which an interpreter in NumPy does not know; take --to onnx"
-                )
+                remedy = f"has the operation {name}, which the interpreter in NumPy does not support; use --to onnx"
                 raise Refusal("model", type(model).__name__, remedy)
             named = {key: _told(each) for key, each in node.kwargs.items()}
             nodes.append([node.name, name, [_told(each) for each in node.args], named])

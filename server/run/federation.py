@@ -135,7 +135,7 @@ class Federation:
         """
         found = self.settings.task.data_id or getattr(self.task, "data_id", None)
         if found is None:
-            remedy = "name these real data, the same in every run: their budget goes by the name, as in task.data_id=wards-2026"
+            remedy = "name these real data, the same in every run, since it identifies their budget, as in task.data_id=wards-2026"
             raise Refusal("task.data_id", None, remedy)
         if not re.fullmatch(DATA_ID, str(found)):
             raise Refusal("task.data_id", found, NO_DATA_ID)

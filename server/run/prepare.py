@@ -88,7 +88,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if saved is None:
         run_folder.require_free(folder)
     elif saved.turns is not None and saved.turns != federation.cohort.name:
-        remedy = f"began with the cohort {saved.turns!r}, and now it is {federation.cohort.name!r}; start a new run"
+        remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
         raise Refusal("resume", str(folder), remedy)
     _check_named(federation)
     checkpoint = read(folder) if saved else None
@@ -216,10 +216,12 @@ def _check_every(federation: Federation, canaries: bool) -> None:
     check_data(held_out, "held-out data")
     audit, together = federation.settings.audit, federation.together is not None
     if audit is not None and audit.full and together and not federation.simulated:
-        remedy = "canary records are not added to real ones; use audit=light, and audit=full on made-up data"
+        remedy = (
+            "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
+        )
         raise Refusal("audit.name", "full", remedy)
     if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
-        remedy = "its canaries stand beside outputs that are one tensor; use audit=light"
+        remedy = "canaries need outputs that are one tensor; use audit=light"
         raise Refusal("audit", "full", remedy)
     if federation.deployed is None:
         shipped = federation.simulated and federation.settings.task.target is None
@@ -495,6 +497,6 @@ def _noise_key(run: Run, saved: Saved | None) -> bytes | None:
     finished = run.checkpoint is not None and run.checkpoint.state.round >= federation.settings.steps
     key = b"" if finished else noise_key.read(run.folder)
     if key and saved.places not in (None, federation.places_under(key)):
-        remedy = "began with other tables, or in another order, and clients take turns by it; put them back, or start a new run"
+        remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(run.folder), remedy)
     return key

@@ -158,5 +158,5 @@ def predictions(
         shape = f"shape {tuple(inputs.shape)}"
         raise Refusal("data", shape, f"does not suit the model: {str(error).splitlines()[0]}") from None
     if outputs.shape[:1] != inputs.shape[:1]:
-        raise Refusal("data", f"shape {tuple(inputs.shape)}", "is no list of rows, shape (n, ...)")
+        raise Refusal("data", f"shape {tuple(inputs.shape)}", "must be a list of rows, shape (n, ...)")
     return task.decode(outputs) if isinstance(task, PredictingTask) else columns(outputs.numpy(), classifies)

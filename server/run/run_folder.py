@@ -149,7 +149,7 @@ def _require_no_alarm(folder: Path) -> None:
 def require_free(folder: Path) -> None:
     """Refuse a folder that already holds a run."""
     if (folder / CONFIG).exists():
-        raise Refusal("hydra.run.dir", str(folder), "a run lives there; choose another or use resume=")
+        raise Refusal("hydra.run.dir", str(folder), "holds a run; choose another folder, or use resume=")
 
 
 def folder_setting(federation: Federation) -> str:
@@ -221,7 +221,7 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
     for name, content in beside.items():
         path = run.folder / name
         if path.exists() and path.read_bytes() != content:
-            remedy = f"began with another {name}; put it back, or start a new run"
+            remedy = f"started with another {name}; restore it, or start a new run"
             raise Refusal("resume", str(run.folder), remedy)
         replace_file(path, content, mode=None)
 
