@@ -1,7 +1,5 @@
 """Client's half of the private sum, as a Flower mod: add it to any ClientApp that trains."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext

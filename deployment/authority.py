@@ -4,8 +4,6 @@ There are two keys, since gRPC's TLS does not support Ed25519. Their holder can 
 operator's desk.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The server transports both and can forge neither. A request is sealed under a ke
 sees, and the desk's answer is signed by the authority for the keys of that device.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
 import os

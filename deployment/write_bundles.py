@@ -1,7 +1,5 @@
 """Bundles made by provisioning: a folder for the server, one for each client. Private keys are made elsewhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ A quote consists of the bytes that the server's own command prints for a hash of
 fedveil does not interpret it: a command of the device's owner does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shlex

@@ -4,8 +4,6 @@ Work on an instruction is recorded on disk before it begins. After a power cut t
 instruction that it had begun with an error: its cost stays spent, and it is neither executed nor charged a second time.
 """
 
-from __future__ import annotations
-
 import os
 import random
 from collections import OrderedDict

@@ -6,8 +6,6 @@ The server's memory is lost when it restarts. Each node then gets the whole mode
 answered in time: it may hold the model of that round or of the one before.
 """
 
-from __future__ import annotations
-
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -6,6 +6,7 @@ They never leave the client; a question counts them like any column (`fedveil as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -64,10 +65,24 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
       Refusal: the rows are not tensors.
     """
     own, given, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
-    inputs = padded(given, padded_size(len(given)))
+    inputs = _answered(model, padded(given, padded_size(len(given))))
     words = schema.target.words if schema is not None and schema.target.categories else ()
     said = model_columns(model, inputs, words) | (_attributions(model, inputs, schema) if attributed else {})
     return {**own, **{name: values[: len(given)] for name, values in said.items()}}
+
+
+def _answered(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the inputs with zeros in rows on which the model fails: with one of them all rows would be missing."""
+    with torch.no_grad(), suppress(Exception):
+        model(inputs)
+        return inputs
+    inputs = inputs.clone()
+    for row in inputs.split(1):
+        try:
+            model_columns(model, row, ())
+        except Exception:  # noqa: BLE001 (of the model's code)
+            row.zero_()
+    return inputs
 
 
 def _inputs(task: Task, client: int) -> Tensor:

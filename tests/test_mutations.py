@@ -452,6 +452,13 @@ MUTATIONS = {
         "test_client_evaluation.py",
         "takes_no_other",
     ),
+    "a row on which a released model fails takes the others along": Mutation(
+        "tasks/model_columns.py",
+        "        except Exception:  # noqa: BLE001 (of the model's code)",
+        "        except ValueError:  # noqa: BLE001 (of the model's code)",
+        "test_tasks_model_columns.py",
+        "takes_no_other",
+    ),
     "a record that is refused takes the others along": Mutation(
         "client/dp_sgd/train.py",
         "        except Exception as error:  # a refusal too",

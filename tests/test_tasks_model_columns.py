@@ -6,6 +6,7 @@ import hashlib
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,19 @@ def test_few_rows_go_through_a_model_with_so_many_that_none_changes_anothers_rou
     found = columns_with(task, 0, model, attributed=True)
     assert {len(each) for each in found.values()} == {3}
     assert sorted(set(seen)) == [1, FEW * torch.get_num_threads()]  # and the baseline of attributions
+
+
+def test_a_row_on_which_the_model_fails_takes_no_other_along() -> None:
+    """It counts as a row of zeros: an answer is missing for no row, whatever one of them holds."""
+    words, model = (
+        torch.tensor([[1], [99], [2]]),
+        torch.nn.Sequential(torch.nn.Embedding(5, 2), torch.nn.Flatten()),
+    )
+    task: Any = SimpleNamespace(client_data=lambda _: (words, torch.tensor([0, 1, 0])))
+    found = columns_with(task, 0, model.eval(), attributed=False)
+    truth = model_columns(model, torch.tensor([[1], [0], [2]]), ())
+    np.testing.assert_array_equal(found["score"], truth["score"])
+    assert words[1, 0] == 99
 
 
 def test_attributions_are_captums(shops: Path, run: Path) -> None:

@@ -188,6 +188,7 @@ BEYOND: dict[str, str] = {
     "ghost clipping takes Opacus' norms": SERVER,
     "a client fails whose records lack a metric": EVALUATED,
     "a held-out record on which the task fails takes the others along": EVALUATED,
+    "a row on which a released model fails takes the others along": EVALUATED,
     "a record that is refused takes the others along": SERVER,
     "a client fails whose cell is no number": ASKED,
     "a row changes the words of the others": ASKED,
