@@ -231,7 +231,7 @@ def test_the_plan_says_what_it_costs_and_over_how_many_records_it_is(
     said = " ".join(capsys.readouterr().out.split())
     assert "100 clients evaluate the model in the end" in said and "this adds epsilon 0." in said
     assert re.search(
-        r"Their mean accuracy over some [0-9]+ held-out records will be known to \+-0\.[0-9]+", said
+        r"Their mean accuracy over about [0-9]+ held-out records will be known to \+-0\.[0-9]+", said
     )
 
 
