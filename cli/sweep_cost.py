@@ -43,8 +43,8 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
             f"epsilon {together:.3g} for one {budget.unit.replace('_', ' ')} at delta {budget.target_delta:g}"
         )
     remedy = (
-        f"on real data each run is charged to the same people: as planned they come to {' and '.join(told)}, and the ledger "
-        f"ends them at its budget; tune=learning_rate tune.values=[...] tries values on arms of the clients for what one run "
-        f"costs; budget.runs={len(real)} plans all of them within one budget; {ACCEPTED} goes on"
+        f"on real data each run is charged to the same people: as planned they cost {' and '.join(told)}, and the ledger "
+        f"stops them at its budget; tune=learning_rate tune.values=[...] tries values on arms of the clients at the cost "
+        f"of one run; budget.runs={len(real)} plans all of them within one budget; {ACCEPTED} runs them"
     )
     raise Refusal("-m", f"{len(real)} runs", remedy)

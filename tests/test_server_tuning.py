@@ -284,10 +284,10 @@ def test_a_sweep_on_real_data_says_what_it_comes_to_and_stops(
     jobs = [settings_from_overrides([*asked, f"learning_rate={rate}"]) for rate in (1, 5, 20, 80)]
     plan = sum_plan(build(jobs[0]))
     assert plan is not None
-    with pytest.raises(Refusal, match=r"tune=learning_rate .* --accept-sweep goes on") as refused:
+    with pytest.raises(Refusal, match=r"tune=learning_rate .* --accept-sweep runs them") as refused:
         require_accepted(jobs)
     together = plan.epsilon(1e-3, 4 * plan.num_rounds)
-    assert f"they come to epsilon {together:.3g} for one client" in str(refused.value) and together > 5
+    assert f"they cost epsilon {together:.3g} for one client" in str(refused.value) and together > 5
     require_accepted(jobs[:1])
     require_accepted([settings_from_overrides([f"seed={seed}"]) for seed in (0, 1)])
     require_accepted([settings_from_overrides([*asked[:3], "privacy=none"]) for _ in "ab"])
