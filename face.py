@@ -276,7 +276,7 @@ def simulate(
     named = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
     named |= {"callbacks": names} if names else {}
     if resume is not None and folder is not None:
-        raise Refusal("folder", str(folder), "a resumed run goes on in its own; drop folder, or resume")
+        raise Refusal("folder", str(folder), "a resumed run uses its own folder; omit folder or resume")
     settings, given = _settings(task, strategy, named, allow_modules, resume, args)
     if folder is not None and (Path(folder) / CONFIG).exists():
         remedy = "holds a run: fedveil.load(folder) reads it, resume=folder resumes it, or choose another"

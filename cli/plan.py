@@ -109,7 +109,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
         each = "round" if arms == 1 else f"{arms} rounds"
         console.print(
-            f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best goes on with all. One client is "
+            f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best continues with all. One client is "
             f"in one arm: epsilon {once:.3f}. As many whole runs would cost {whole:.3f}."
         )
     if (scaling := scaling_plan(federation)) is not None:
@@ -150,7 +150,7 @@ def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: Evaluati
     metric, half = scored_metric(federation.settings), asked.half_width or 0.0
     return (
         f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
-        f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations come to {whole:.3f}. A score in {metric} will be known to "
+        f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
         f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
     )
 

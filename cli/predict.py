@@ -56,7 +56,7 @@ def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    require_extra("client", "fedveil predict, of what is no export,")
+    require_extra("client", "fedveil predict of a run")
     from ..server.run.released import predictions
     from .run_model import model_and_task
 

@@ -338,7 +338,7 @@ class _Loader(yaml.SafeLoader):
         for key in made:
             if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} is no text; put it in quotes", problem_mark=node.start_mark
+                    problem=f"the key {key!r} is not text; put it in quotes", problem_mark=node.start_mark
                 )
         return made
 

@@ -91,7 +91,7 @@ class FolderPage:
             return self._make()
         except Exception as problem:  # noqa: BLE001 (files that change while they are read fail in any way)
             said = str(problem) if isinstance(problem, Refusal) else type(problem).__name__
-            return f"there is no page just now: {said}"
+            return f"the page is not available: {said}"
 
     def _make(self) -> dict[str, bytes]:
         from .commands import commands_of

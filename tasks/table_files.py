@@ -155,7 +155,7 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
         names = ["" if word is None else plain(word) for word in words]
         absent = np.array([name in schema.missing for name in names])[places]
         if absent.any():
-            why = "is missing, and says whose the row is; give each unknown person a name of its own"
+            why = "is missing, but identifies the person of the row; give each unknown person its own name"
             cells.refuse(wanted, int(absent.argmax()), None, why)
         return np.array(names, dtype=object)[places]
 

@@ -336,7 +336,7 @@ def _for_each_word(where: str, found: object, column: Column) -> list[object]:
     for word, given in found.items():
         code = column.codes.get(plain(str(word)))
         if code is None or code in under:
-            said = "stands twice" if code in under else f"is no word of {column.name}"
+            said = "occurs twice" if code in under else f"is not a category of {column.name}"
             raise Refusal(where, word, f"{said}; {nearest(str(word), column.words)}")
         under[code] = given
     for code, word in enumerate(column.words):

@@ -525,8 +525,8 @@ def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path)
         ("{rows: 10}", "authority: {pkcs11: /usr/lib/a.so}", "goes with pkcs11"),
         ("{rows: 10}", "authority: {pkcs11: /a.so, token: hearts, passphrase: true}", "a token has a PIN"),
         ("{rows: 10}", "authority: {password: abc}", "authority"),
-        ("{1: 2}", "", "the key 1 is no text; put it in quotes"),
-        ("{yes: 2}", "", "the key True is no text; put it in quotes"),
+        ("{1: 2}", "", "the key 1 is not text; put it in quotes"),
+        ("{yes: 2}", "", "the key True is not text; put it in quotes"),
         ('{x: "\\ud800"}', "", "half of a character is no text"),
     ],
 )

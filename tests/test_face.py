@@ -265,7 +265,7 @@ def test_a_plan_trains_nothing() -> None:
 
 def test_a_folder_that_holds_a_run_says_what_to_do(tmp_path: Path) -> None:
     quick(folder=tmp_path / "shops")
-    with pytest.raises(fv.Refusal, match="a resumed run goes on in its own"):
+    with pytest.raises(fv.Refusal, match="a resumed run uses its own folder"):
         quick(folder=tmp_path / "other", resume=tmp_path / "shops")
     with pytest.raises(fv.Refusal, match=r"holds a run: fedveil.load\(folder\) reads it, resume="):
         quick(folder=tmp_path / "shops")

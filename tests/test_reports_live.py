@@ -176,7 +176,7 @@ def test_a_run_that_has_not_begun_has_no_page_yet(tmp_path: Path) -> None:
     process, port = served(tmp_path, os.getpid())
     try:
         status, headers, said = asked(port)
-        assert status == 503 and "no page just now" in said and "refresh" in headers
+        assert status == 503 and "the page is not available" in said and "refresh" in headers
     finally:
         process.terminate()
         process.wait(SECONDS)

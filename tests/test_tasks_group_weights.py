@@ -202,7 +202,7 @@ def test_weights_follow_from_the_rows_that_equalised_odds_counts(clinics: Path) 
         (answer(kind="fairness"), "holds no released counts by a column of groups and ill"),
         ({**answer(), "answers": []}, "holds no released counts"),
         ({"question": 3}, "is not an answer of fedveil ask"),
-        (answer(categories=["woman", "other"]), "is no word of sex"),
+        (answer(categories=["woman", "other"]), "is not a category of sex"),
         (answer(of="town"), "is not a column"),
     ],
 )
@@ -216,8 +216,8 @@ def test_an_answer_that_tells_no_weights_is_refused(clinics: Path, record: objec
     [
         ('  M: {"yes": 2, "no": 1}\n', "", "=.man.: has no weight; give one for each word of sex"),
         ('"yes": 2, ', "", "weights.yaml: man=.yes.: has no weight; give one for each word of ill"),
-        ("  M:", "  boy:", "=.boy.: is no word of sex"),
-        ("  M:", "  F:", "=.woman.: stands twice"),
+        ("  M:", "  boy:", "=.boy.: is not a category of sex"),
+        ("  M:", "  F:", "=.woman.: occurs twice"),
         ("sex:", "town:", "is not a column"),
         ('"yes": 2', '"yes": 0', "weights must be above 0"),
         ('"yes": 2', '"yes": much', "a weight must be a number"),

@@ -439,8 +439,8 @@ def test_no_person_stands_among_trained_and_held_out_rows(tmp_path):
         ("age", ("40,yes,7",), "is a column of the schema"),
         ("ill", ("40,yes,7",), "is a column of the schema"),
         ("patiant", ("40,yes,7",), "is missing; did you mean .patient"),
-        ("patient", ("40,yes,7", "41,no,"), "row 3.*says whose the row is"),
-        ("patient", ("40,yes,7", "41,no,NA"), "row 3.*says whose the row is"),
+        ("patient", ("40,yes,7", "41,no,"), "row 3.*identifies the person of the row"),
+        ("patient", ("40,yes,7", "41,no,NA"), "row 3.*identifies the person of the row"),
     ],
 )
 def test_a_column_that_does_not_say_whose_a_row_is_is_refused(tmp_path, person, rows, said):

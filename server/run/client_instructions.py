@@ -238,7 +238,7 @@ def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPriv
     kept = identity_of(path)
     require_unit(path, kept.get("unit"), str(told.unit))
     if kept.get("adjacency", told.adjacency) != told.adjacency:
-        remedy = f"ledgers of these records are kept for {kept['adjacency']}; go on with that"
+        remedy = f"ledgers of these records are kept for {kept['adjacency']}; use that adjacency"
         raise Refusal("privacy.adjacency", told.adjacency, remedy)
     budget = capped(path, told.budget())
     within = replace(told, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
