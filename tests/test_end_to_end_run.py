@@ -714,7 +714,7 @@ def test_a_plan_draws_and_lists_its_whole_curve(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(Refusal, match="cannot be written"):
         show_plan(settings, plot=tmp_path / "missing" / "curve.png")
-    with pytest.raises(Refusal, match="promises nothing"):
+    with pytest.raises(Refusal, match="gives no guarantee"):
         show_plan(settings_from_overrides(given("privacy=none")), plot=tmp_path / "curve.png")
     with pytest.raises(Refusal, match="one picture"):
         plan_of(["-m", "num_rounds=1,2"], plot=tmp_path / "curve.png")

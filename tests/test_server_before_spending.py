@@ -172,7 +172,7 @@ def test_a_record_run_is_one_of_several_too(tmp_path: Path) -> None:
 def test_the_plan_shows_what_one_run_and_all_cost(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["task=digits", "num_rounds=10", "budget.runs=12"]
     assert plan(asked) == 0
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("One of")]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Each of")]
     once, together = (
         float(word.strip(".,")) for word in said.split() if word[0].isdigit() and "." in word[:-1]
     )

@@ -148,7 +148,7 @@ def test_the_owner_reads_why_a_row_is_predicted_as_it_is(
     assert unknown == [unknown[0], unknown[0], 0, 0]
     assert fedveil(["client", "explain", *asked, "--row", "2"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("row 2: y no, probability") and "nothing was spent" in told
+    assert told.startswith("row 2: y no, probability") and "nothing was charged" in told
     assert fedveil(["client", "explain", *asked, "--row", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["y"] == "no"
     assert fedveil(["client", "explain", *asked, "--row", "3"]) == 2
