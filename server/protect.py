@@ -364,10 +364,10 @@ class ProtectedGrid(PassingGrid):
     def _tell(self, done: Round) -> None:
         """Log a round's result; exact counts, which may depend on a client's data, go to the operator's file."""
         ledger = self.privacy.ledger
-        to_tell = (done.number, done.invited, done.replies, done.dropped)
-        told = dict(zip(("round", "invited", "replies", "dropped"), to_tell, strict=True))
+        counts: dict[str, object] = {"round": done.number, "invited": done.invited}
+        counts |= {"replies": done.replies, "dropped": done.dropped}
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
-            file.write((json.dumps(told) + "\n").encode())
+            file.write((json.dumps(counts) + "\n").encode())
         delta, adjacency = self.budget.target_delta, self.budget.adjacency
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
         spent = counted(events, delta, adjacency, order, GATE_INTERVAL)
