@@ -31,7 +31,7 @@ def main() -> int:
         return code
     except KeyboardInterrupt:  # before a run began; a run in progress ends in its own order
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
 

@@ -19,7 +19,7 @@ from ..reports.materials import materials_of
 from ..reports.page import page_of
 from ..reports.run_files import as_a_run_wrote, read_run
 
-READABLE = 0o644  # whoever may see the run may see its report
+READABLE = 0o644  # readable like the run itself
 
 
 def report(

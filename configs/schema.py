@@ -58,7 +58,7 @@ SEVERAL = Field(
 HIDDEN_CLIENTS = "clients are hidden as a whole when they evaluate; use client_central or client_distributed"
 NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
-    "against whoever sees nothing but the winner: against clients whole runs compose, and arms cost what one run costs"
+    "against an adversary that sees only the winner: against clients whole runs compose, and arms cost as much as one run"
 )
 Target = Annotated[
     str,

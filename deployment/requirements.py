@@ -1,6 +1,6 @@
 """Requirements of a device: a folder of wheels and a lock, with hashes; or, unverified, the local versions.
 
-Whoever owns a name on a package index runs code wherever it is installed by that name. A hash binds the name to bytes. The
+The owner of a name on a package index can run code on every machine that installs it by that name. A hash binds the name to bytes. The
 project owns no name on an index: fedveil itself is always a file that the operator built.
 
 On aarch64 torch must be 2.10: later wheels for Linux on aarch64 require NVIDIA's CUDA packages, gigabytes that no small

@@ -78,7 +78,7 @@ def client_files(
 ) -> dict[str, bytes]:
     """Return the files of one client's bundle by name, except its private keys and the roster."""
     entry = federation.entry(issued.name)
-    assert entry is not None  # whoever is admitted and not in the file is refused before
+    assert entry is not None  # an admitted member that is not in the file was refused before
     named = authority.public(register.post_quantum).hex()
     trust = {"authority": named, "minimum_roster_version": register.version}
     return {

@@ -25,7 +25,7 @@ from .traffic import TrafficPurpose, purpose_of
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-MOST_MODELS, MOST_BYTES = 32, 1 << 29  # of earlier rounds; whoever holds an older one gets the whole
+MOST_MODELS, MOST_BYTES = 32, 1 << 29  # of earlier rounds; a client with an older one gets the whole
 
 
 class HeldModels:

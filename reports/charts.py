@@ -75,7 +75,7 @@ class Chart:
 
     Attributes:
       name: unique on the page.
-      title: what it shows, for whoever does not see it.
+      title: description for readers who cannot see it.
       across: what the horizontal axis is.
       up: what the vertical axis is.
       lines: drawn first.
@@ -272,7 +272,7 @@ def bars(name: str, title: str, rows: Sequence[tuple[str, float]], ends: tuple[f
 
     Args:
       name: unique on the page.
-      title: what it shows, for whoever does not see it.
+      title: description for readers who cannot see it.
       rows: names and values.
       ends: of the axis, on both sides of 0.
     """

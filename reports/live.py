@@ -29,7 +29,7 @@ HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "applicat
 KINDS = {"/": HTML, f"/{REPORT}": JSON}
 ANSWER_SECONDS = 5.0
 LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
-# times as long as it took to make, a page is kept: whoever looks takes at most a twentieth of a core
+# times as long as it took to make, a page is kept: its readers take at most a twentieth of a core
 LEISURE = 20
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "

@@ -47,7 +47,7 @@ def folder_of(context: Context) -> Path:
 
 
 def _text_of(context: Context) -> str:
-    # Whoever has the data says where their ledgers lie, and so which caps hold; the run's configuration does not.
+    # The data's owner decides where ledgers lie, and so which caps apply; the run's configuration does not.
     ledgers = str(context.node_config.get("ledger-dir", default_folder()))
     return _client_settings(str(context.run_config["overrides"]), folder_of(context), ledgers)
 

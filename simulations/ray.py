@@ -43,7 +43,7 @@ Added = tuple[CohortSum | None, list[int]]
 
 # Set before Ray is imported: it reports no usage, and does not warn of how it will treat missing accelerators.
 RAY_DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# Whoever reaches Ray's ports can run code. On one machine it listens on the loopback address only, as it does on
+# A client of Ray's ports can run code. On one machine it listens on the loopback address only, as it does on
 # macOS and Windows by default; without this it takes the address by which 8.8.8.8 would be reached.
 RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 

@@ -68,7 +68,7 @@ class MemoryArray(Array):
 
     Args:
       ndarray: the values.
-      given: whether whoever reads them may overwrite them.
+      given: whether the reader may overwrite them.
     """
 
     def __init__(self, ndarray: NDArray[np.generic], given: bool = False) -> None:
@@ -113,7 +113,7 @@ def memory_arrays(arrays: Mapping[str, NDArray[Any]], given: bool = False) -> Ar
 
     Args:
       arrays: by name.
-      given: whether whoever reads them may overwrite them.
+      given: whether the reader may overwrite them.
     """
     record = ArrayRecord()
     for name, value in arrays.items():

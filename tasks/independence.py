@@ -43,15 +43,14 @@ from .data import Data, Examples, LazyExamples, joined, leaves, mapped, only, ro
 from .protocol import Objective, Task
 
 MOST_CLASSES = 500  # batches of targets, of one example and some classes each
-BATCH = 6  # examples of the probe; each pair of them is tried
-MANY = 24  # in a batch that fills what small ones leave room in, such as the capacity of an expert
-READINGS = (
-    5  # of two examples after each of two others: equal coins would be a memory once in 100 000 data sets
-)
+BATCH = 6  # examples of the probe; each pair of them is tested
+MANY = 24  # examples of a batch that exceeds limits such as the capacity of an expert
+# Of two examples after each of two others: equal coins would look like a memory in one of 100 000 data sets.
+READINGS = 5
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
 LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
-MOST_LOOKED_INTO = 1000  # entries of a container
+MOST_LOOKED_INTO = 1000  # entries of a container that are compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
 WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
@@ -62,15 +61,15 @@ STATE_REMEDY = "state that a step keeps reaches later steps without noise; keep 
 
 @dataclass(frozen=True)
 class Probe:
-    """A model, a loss and a few examples, ready to be asked.
+    """A model, a loss and a few examples, prepared for the checks.
 
     Attributes:
       model: a copy, in training mode; double precision where the model can.
       objective: gives the loss of a batch.
       inputs: of `BATCH` examples.
       targets: shape (BATCH, ...).
-      begun: the parameters' values before anything went through the model.
-      tolerance: relative difference above which two results are told apart.
+      begun: the parameters' values before the first forward pass.
+      tolerance: relative difference above which two results differ.
     """
 
     model: nn.Module
@@ -119,12 +118,12 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
     """Refuse a model or a loss with which one example's part of a step depends on another example.
 
     Args:
-      model: in the state in which training begins; it is not changed.
+      model: in its initial state for training; it is not changed.
       objective: its `loss` takes outputs and targets of a batch.
-      data: the owner's own; at most `BATCH` examples and one more are looked at, and none is remembered.
+      data: the owner's own; only a few examples are read, and none is kept.
 
     Raises:
-      Refusal: naming the layer, the loss or the attribute, and what to do.
+      Refusal: a check failed; the sentence names the layer, the loss or the attribute, and the remedy.
     """
     _on_what_fits(_check_trained, model, objective, data)
 
@@ -144,7 +143,7 @@ def _check_trained(model: nn.Module, objective: Objective, data: Data) -> None:
 
 
 def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
-    """Refuse a model that mixes examples once it is evaluated, or metrics of one example that depend on another's.
+    """Refuse a model that mixes examples in evaluation mode, or metrics of one example that depend on another's.
 
     Arguments as of `check_independence`, which has passed.
     """
@@ -163,10 +162,10 @@ def _check_evaluated(model: nn.Module, task: Any, data: Data) -> None:
 def _on_what_fits(
     check: Callable[[nn.Module, Objective, Data], None], model: nn.Module, objective: Objective, data: Data
 ) -> None:
-    """Check on the data or, if that fails, without those of the examples looked at that training leaves out.
+    """Check on the data or, if that fails, without the selected examples that training leaves out.
 
-    These cannot be read, fail by themselves, or fit in no batch with others. Without an answer of the client, all its
-    records would be missing because of them.
+    Such an example cannot be read, fails alone, or fits in no batch with others. A failure of the whole client would
+    drop all its records because of one.
     """
     if len(data) == 0:
         return
@@ -187,14 +186,14 @@ def _on_what_fits(
 
 
 def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
-    """Refuse data of which a reading depends on what was read before it.
+    """Refuse data whose items depend on the items that were read before.
 
-    Each is read several times: what is random by a generator of its own differs also after the same examples, and passes.
+    Items are read several times: data with an own random generator differ also after the same items, and pass.
 
     Args:
       read: returns some examples.
-      one: reads others before.
-      other: reads again others before.
+      one: reads other examples first.
+      other: reads yet other examples first.
     """
 
     def after(before: Callable[[], Any]) -> list[Tensor]:
@@ -206,21 +205,21 @@ def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callab
         return all(_same(a, b) for later in found for a, b in zip(found[0], later, strict=False))
 
     with _quiet_generators():
-        after(one)  # what is made once, at the first reading, is no memory of examples
+        after(one)  # a cache that the first reading fills is no memory of examples
         found = [after(before) for before in (one, other) * READINGS]
     if alike(found[::2]) and alike(found[1::2]) and not alike(found):
-        remedy = "let the data set and its transform keep nothing of what they read"
-        raise Refusal("data", "an example is read otherwise after another one", remedy)
+        remedy = "let the data set and its transform keep nothing of the items that they read"
+        raise Refusal("data", "an example differs after another one was read", remedy)
 
 
 def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 1) -> None:
-    """Refuse metrics that go by what was measured before, and so by other records or clients.
+    """Refuse metrics that depend on earlier measurements, and so on other records or clients.
 
     Args:
-      task: says the metrics.
+      task: defines the metrics.
       outputs: of a model.
       targets: shape (n, ...).
-      each: examples that are measured together.
+      each: number of examples measured together.
     """
     parts = [slice(start, start + each) for start in range(0, len(targets), each)]
     # Extreme outputs in between: a maximum that the task keeps may already be that of all examples.
@@ -244,15 +243,15 @@ def _found(task: Task, outputs: Any, targets: Tensor) -> str:
 
 
 def _spread(count: int) -> Tensor:
-    """Return `BATCH` positions from all over the data, whose order may be that of their classes."""
+    """Return `BATCH` positions spread over the data, which may be sorted by class."""
     numbers = torch.arange(BATCH)
     return numbers * count // BATCH if count > BATCH else numbers % count
 
 
 def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
-    """Yield data to measure independence on, in which each client has an example of its own.
+    """Yield data for the checks, with an example of each client.
 
-    Examples of up to `BATCH` clients share a batch. What is read, or has not the first one's shape, is taken by itself.
+    Up to `BATCH` clients share a batch. Lazy data, and data of another shape than the first, are yielded separately.
 
     Args:
       clients: the data of each, some of which may be empty.
@@ -284,9 +283,9 @@ def _chosen(data: Examples) -> Tensor:
 
 
 def _telling(targets: Tensor) -> Tensor:
-    """Return positions of targets that a loss may leave out, as it does padding and what has no label.
+    """Return positions of targets that a loss may ignore, such as padding or missing labels.
 
-    Such a value lies at an end of all: rows with the most and the fewest of the least value, and of the greatest.
+    Such a value is the least or the greatest: these are the rows with the most and the fewest of each.
     """
     flat = targets.reshape(len(targets), -1)
     counts = [(flat == end).sum(1) for end in flat.aminmax()] if flat.numel() else []
@@ -295,7 +294,7 @@ def _telling(targets: Tensor) -> Tensor:
 
 
 def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:
-    """Return the probe in double precision, or as it is where the model's code insists on its own."""
+    """Return the probe in double precision, or in the model's own if its code requires that."""
     inputs, targets = mapped(torch.clone, data.batch(_spread(len(data))))
     for tensor in leaves(inputs):
         if len(data) < BATCH and tensor.is_floating_point():  # equal rows would hide what orders them
@@ -341,7 +340,7 @@ def _double(inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _probe(model: nn.Module, objective: Objective, inputs: Any, targets: Tensor) -> Probe:
-    """Move the parameters a little: behind a layer that begins at zero nothing can be seen."""
+    """Perturb the parameters: a layer that is initialised to zero would hide every dependence."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             size = float(parameter.abs().mean()) if parameter.numel() else 0.0
@@ -351,7 +350,7 @@ def _probe(model: nn.Module, objective: Objective, inputs: Any, targets: Tensor)
 
 @torch.no_grad()
 def _check_rows(probe: Probe) -> None:
-    """Replace one example; nobody else's output may move."""
+    """Replace one example; the outputs of the others may not change."""
     for row in range(BATCH):
         calm = probe.outputs(draw=row)
         for replaced in _replacements(probe.inputs, row):
@@ -387,7 +386,7 @@ def _extreme(row: int, sign: float, tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _check_parts(probe: Probe) -> None:
-    """Compute parts of the batch alone, and one example many times; their rows may not differ."""
+    """Compute parts of the batch alone, and one example many times; the rows may not differ."""
     parts = torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1), torch.zeros(MANY).long()
     for half in _HALVES:
         with _ConstantRandomness(half) as random_layers:
@@ -464,12 +463,12 @@ def _check_lone_loss(probe: Probe, alone: Sequence[Tensor]) -> None:
 
 
 def _outputs_near(calm: Any, targets: Tensor, many: int) -> Iterator[tuple[Any, Tensor]]:
-    """Yield what a model may put out: losses with a margin or a maximum show what they are only away from it.
+    """Yield possible outputs of a model: a loss with a margin or a maximum mixes examples only away from it.
 
     Args:
       calm: outputs of the probe's examples.
       targets: of these.
-      many: rows of one of the batches, in which a loss may look at some of them alone.
+      many: rows of one of the batches, of which a loss may use only some.
     """
 
     def moved(scale: float, each: Tensor) -> Tensor:
@@ -485,7 +484,7 @@ def _outputs_near(calm: Any, targets: Tensor, many: int) -> Iterator[tuple[Any, 
 
 
 def _check_gradients(probe: Probe) -> None:
-    """Hold the gradient of a weighted sum of the examples' losses against what each gives alone."""
+    """Compare the gradient of a weighted sum of the examples' losses with the sum of their single gradients."""
     if not probe.parameters:
         return
     weights = (1 + torch.arange(BATCH, dtype=torch.float64) / BATCH).tolist()
@@ -512,7 +511,7 @@ def _check_gradients(probe: Probe) -> None:
 
 
 def _gradient(of: Sequence[Tensor], loss: Any) -> list[Tensor]:
-    """Return the loss' gradient, zeros where it does not depend on a tensor."""
+    """Return the gradient of the loss, zeros for a tensor that it does not depend on."""
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return [torch.zeros_like(each) for each in of]
     found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True))
@@ -522,7 +521,7 @@ def _gradient(of: Sequence[Tensor], loss: Any) -> list[Tensor]:
 
 
 def _check_state(probe: Probe) -> None:
-    """Take steps on two batches in turn; neither results nor anything that is kept may tell which came before."""
+    """Take steps on two batches in turn; neither results nor state may depend on which came before."""
 
     def step(rows: Sequence[int]) -> Tensor:
         chosen = torch.tensor(rows)
@@ -531,7 +530,7 @@ def _check_state(probe: Probe) -> None:
         return loss.detach().clone()
 
     one, other = [0, 1, 2], [5, 4, 3]
-    step(one)  # what is made once, at the first call, is no memory of examples
+    step(one)  # state that the first call creates is no memory of examples
     begun = {name: value for name, value in _kept(probe) if isinstance(value, _ARRAY)}
     first, kept_one = step(one), dict(_kept(probe))
     changed = [name for name, value in begun.items() if not _same(value, kept_one.get(name))]
@@ -549,7 +548,7 @@ def _check_state(probe: Probe) -> None:
 
 
 def _check_collate(probe: Probe, data: LazyExamples) -> None:
-    """Collate an item with others, and with its like alone; its loss may not move."""
+    """Collate an item with others, and with copies of itself; its loss may not change."""
     items = data.items(_spread(len(data)).tolist())
     for first, own in enumerate(items[: BATCH // 2]):
         others = [*items[:first], *items[first + 1 :]]
@@ -561,7 +560,7 @@ def _check_collate(probe: Probe, data: LazyExamples) -> None:
 
 
 def _first_loss(probe: Probe, data: LazyExamples, items: list[Any]) -> Tensor:
-    """Return the first example's loss; where the model computes it, that of a batch of its row alone."""
+    """Return the first example's loss; if the model computes it, that of a batch of its row alone."""
     _seed()
     inputs, targets = _as_in(probe, data.collated(items))
     outputs, own = probe.outputs(inputs=inputs), torch.tensor([0])
@@ -570,13 +569,13 @@ def _first_loss(probe: Probe, data: LazyExamples, items: list[Any]) -> Tensor:
 
 
 def _as_in(probe: Probe, batch: Any) -> Any:
-    """Return a batch with its fractions in the type in which the probe computes."""
+    """Return a batch with its floating-point tensors in the probe's type."""
     wide = any(each.dtype == torch.float64 for each in probe.begun)
     return mapped(_double, batch) if wide else batch
 
 
 def _kept(probe: Probe) -> Iterator[tuple[str, Any]]:
-    """Yield all that the model and the objective hold beside the parameters, copied: name and value."""
+    """Yield name and copied value of all state of the model and the objective."""
     for name, buffer in probe.model.named_buffers():
         yield f"model: buffer {name}", buffer.detach().clone()
     for name, parameter in probe.model.named_parameters():
@@ -597,7 +596,7 @@ def _inside(path: str, values: Mapping[Any, Any], depth: int) -> Iterator[tuple[
         name = f"{path}.{key}"
         if isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter):
-                written = f"{value.data_ptr()} {value._version}"  # of what is too large to copy, such as a task's data
+                written = f"{value.data_ptr()} {value._version}"  # of a tensor too large to copy, such as a task's data
                 yield name, written if value.numel() > LARGE else value.detach().clone()
         elif isinstance(value, np.ndarray):
             yield name, value.copy()
@@ -623,11 +622,11 @@ def _same(a: Any, b: Any) -> bool:
 def _culprit(
     probe: Probe, again: Callable[[], Tensor], row: int | None, part: Tensor | None = None
 ) -> str | None:
-    """Return the innermost layer whose output moves at rows where its input does not."""
+    """Return the innermost layer whose output changes at rows where its input does not."""
     calm = _traced(probe.model, partial(probe.outputs, draw=row or 0))
     disturbed = _traced(probe.model, again)
     rows = [i for i in range(BATCH) if i != row] if part is None else part.tolist()
-    for name, (inputs, outputs) in calm.items():  # in the order in which layers end: inner ones first
+    for name, (inputs, outputs) in calm.items():  # in the order in which layers finish: inner ones first
         if name not in disturbed:
             continue
         now_in, now_out = disturbed[name]
@@ -649,7 +648,7 @@ def _rows(value: Tensor | None, rows: Sequence[int]) -> Tensor | None:
 
 
 def _traced(model: nn.Module, run: Callable[[], Tensor]) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    """Return the first tensor that went into each layer, and the first that came out."""
+    """Return the first input and the first output tensor of each layer."""
     seen: dict[str, tuple[Tensor | None, Tensor | None]] = {}
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -701,7 +700,7 @@ def _seed(draw: int = 0) -> None:
 
 @contextmanager
 def _quiet_generators() -> Generator[None]:
-    """Put every generator back afterwards, show no warning, and let no gradient mode of the caller in."""
+    """Restore every generator afterwards, suppress warnings, and enable gradients."""
     kept = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     try:
         with torch.enable_grad(), warnings.catch_warnings():
@@ -717,7 +716,7 @@ _HALVES = (0.5, 0.0, 1 - 2**-24)  # coins of any probability fall on both sides 
 
 
 class _Mode(TorchDispatchMode):
-    """Mode in which nothing is compiled: torch would load its compiler, most of a second, to leave the mode out of it."""
+    """Mode that torch's compiler does not handle: to skip it, torch would first load the compiler for most of a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -725,10 +724,10 @@ class _Mode(TorchDispatchMode):
 
 
 class _ConstantRandomness(_Mode):
-    """Gives layers the middle of what they might draw, whatever the shape of the draw.
+    """Replaces random draws of layers by constants, for any shape of the draw.
 
     Args:
-      half: in the place of the middle of uniform draws.
+      half: constant for uniform draws.
     """
 
     def __init__(self, half: float = 0.5) -> None:
@@ -752,7 +751,7 @@ class _ConstantRandomness(_Mode):
 
 
 class _Precision(_Mode):
-    """Notes the least precise type that a model computes in."""
+    """Records the least precise type in which a model computes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -345,7 +345,7 @@ def test_a_reading_that_goes_by_earlier_ones_is_refused_and_a_random_one_is_not(
     bench = Workbench(ClientSettings("made", LocalTraining()), given)
     records = partial(check_independence, given.model(), given, given.client_data(0))
     for check in (records, partial(check_apart, bench)):
-        with pytest.raises(fv.Refusal, match="data='an example is read otherwise after another one'"):
+        with pytest.raises(fv.Refusal, match="data='an example differs after another one was read'"):
             check()
     for random_one in (flip, lambda item: (item[0] * own.choice([-1.0, 1.0]), item[1])):
         rows = [

@@ -225,7 +225,7 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
         ["privacy=record_distributed", "privacy.per_person=1", "privacy.clients_per_person=2"],
         "clients of one person may be in several arms",
     ),
-    (["tune.by=repeat_and_select"], "may be claimed only against whoever sees nothing but the winner"),
+    (["tune.by=repeat_and_select"], "may be claimed only against an adversary that sees only the winner"),
     (["tune=repeat_and_select"], "against clients whole runs compose"),
     (["tune=learning_rate=5,20,80"], r"write tune=learning_rate tune.values=\[5,20,80\]"),
 ])  # fmt: skip

@@ -40,7 +40,7 @@ def open_supernodes(
       open_run: starts a run of the SuperLink and ends it with its context.
       nodes: returns the roster's nodes.
       admitted: returns the nodes by the fingerprints of their SuperNode keys.
-      traffic: counted by whoever carries it; None where nobody does.
+      traffic: counter of bytes; None without one.
     """
     with ExitStack() as opened:
         yield SuperNodeGrid(open_run, opened, nodes, admitted, traffic or NodeTraffic())

@@ -43,7 +43,7 @@ _CONVERTED = 1 << 15  # coordinates converted at a time: Python is called seldom
 _NOISE_BLOCK = 1 << 16
 
 # The scalar that says whether the update was left as long as it was: 1, or 0 for one that was scaled to the norm.
-# Whoever encodes sets it; a value of this name that a client reports is not used.
+# The encoder sets it; a value of this name that a client reports is not used.
 UNCLIPPED = "unclipped"
 
 Arrays = Mapping[str, NDArray[np.floating]]

@@ -20,9 +20,8 @@ from .refusal import Reason, Refused
 from .suite import KEY_BYTES, Suite, sign, verify
 from .transcript import HASH_BYTES, Purpose, digest
 
-MEMBER_NAME = re.compile(
-    "[a-z0-9][a-z0-9_-]{0,47}"
-)  # an owner reads it: none looks like another, or holds a hash
+# Owners read it: no name looks like another, or contains a hash.
+MEMBER_NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
 _SIMULATED = re.compile("simulated client [0-9]{1,9}")
 _FORMAT = 2
 _UNCHAINED = 1  # format of rosters that were signed before they held a chain

@@ -83,7 +83,7 @@ def carried_by(federation: Federation, inquiry: Inquiry) -> Budget:
 
 
 def budget_of(federation: Federation, inquiry: Asked) -> Budget:
-    """Return the budget of whoever a question is charged to.
+    """Return the budget that a question is charged to.
 
     Raises:
       Refusal: the federation's privacy unit is not the question's.
