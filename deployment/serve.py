@@ -330,13 +330,13 @@ class Farewell:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         keys = {member.node: member.public for member in roster.members}
-        true = [
+        genuine = [
             given[node] for node in sorted(given) if node in keys and holds(given[node], told, keys[node])
         ]
-        for node in sorted(set(given) - {each.node for each in true}):
+        for node in sorted(set(given) - {each.node for each in genuine}):
             logger.warning("node %s gave a receipt that does not hold", node)
-        if true:
-            write_receipts(folder, Receipts(told, self.bundle.authority, signed, true))
+        if genuine:
+            write_receipts(folder, Receipts(told, self.bundle.authority, signed, genuine))
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
