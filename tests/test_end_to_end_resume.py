@@ -461,14 +461,17 @@ def test_a_folder_in_which_a_run_lives_is_refused(stopped: Path) -> None:
         begin(stopped)
 
 
-def test_two_processes_on_one_run_the_second_names_the_first(commands: Any) -> None:
+@pytest.mark.parametrize(
+    ("mode", "named"), [("fedavg", "ledger='{run}/ledger'"), ("record", "hydra.run.dir='{run}'")]
+)
+def test_two_processes_on_one_run_the_second_names_the_first(commands: Any, mode: str, named: str) -> None:
     run = commands.folder / "run"
-    command = commands.start("simulate", *started("fedavg"), *SLOW, f"hydra.run.dir={run}")
+    command = commands.start("simulate", *started(mode), *SLOW, f"hydra.run.dir={run}")
     wait_for(lambda: (run / "config.yaml").exists())
     code, second = commands.run("simulate", f"resume={run}")
     command.signal(signal.SIGKILL)
     command.wait()
     assert code == 2
     assert second.err.splitlines() == [
-        f"ledger='{run}/ledger': in use by process {command.process}; wait for it to end, or stop it"
+        f"{named.format(run=run)}: in use by process {command.process}; wait for it to end, or stop it"
     ]

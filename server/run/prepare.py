@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...links.folder_lock import alone
 from ...privacy.budget import Adversary, Budget
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, caps_on
@@ -381,7 +382,8 @@ def opened(
     budget = federation.sum_budget
     if budget is None:
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
-        yield _started(ask(run) if saved is None else run, saved)
+        with alone(run.folder / "run", run_folder.folder_setting(federation)):  # no ledger keeps others out
+            yield _started(ask(run) if saved is None else run, saved)
         return
     simulated, checkpoint = federation.simulated, run.checkpoint
     plan = _planned(run, saved, None) if simulated else None

@@ -201,7 +201,7 @@ def _client_log(folder: Path) -> Generator[None]:
         with written_by(logging.getLogger("fedveil.client"), LogFile(path)):
             yield
     finally:
-        if not path.stat().st_size:
+        if path.exists() and not path.stat().st_size:
             path.unlink()
 
 
