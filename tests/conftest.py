@@ -4,6 +4,7 @@ import base64
 import gc
 import os
 import pickle
+import random
 import runpy
 import shutil
 import signal
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import zlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from importlib import import_module
+from operator import attrgetter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
+import hypothesis
 
 import pytest
 
@@ -83,6 +87,29 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the others, and the tests of each, stay in their order."""
     places = {name: place for place, name in enumerate(LONGEST)}
+def pytest_configure(config: pytest.Config) -> None:
+    """Try properties on the same examples in every run, however slow the machine is; campaigns draw others."""
+    slow = hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture
+    hypothesis.settings.register_profile(
+        "repeated",
+        hypothesis.settings(),
+        derandomize=config.getoption("markexpr") == "not campaign",
+        deadline=None,
+        database=None,
+        suppress_health_check=slow,
+    )
+    hypothesis.settings.load_profile("repeated")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed what all tests of a process draw from: what one draws depends on none before it."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    for module, draws in (("numpy", "random.seed"), ("torch", "default_generator.manual_seed")):
+        if module in sys.modules:
+            attrgetter(draws)(sys.modules[module])(seed)
+
+
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 

@@ -177,7 +177,7 @@ def sequential(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
 @given(
     made=st.one_of(convolutional(), sequential()), clip=st.sampled_from([1e-3, 0.5, 1e3]), room=st.booleans()
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_small_model_is_clipped_example_by_example(
     made: tuple[nn.Module, Tensor], clip: float, room: bool
 ) -> None:

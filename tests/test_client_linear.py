@@ -28,7 +28,7 @@ class Softmax:
         return torch.nn.functional.cross_entropy(outputs, targets)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 60),
     st.integers(1, 70),

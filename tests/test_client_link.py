@@ -47,7 +47,7 @@ def test_what_was_begun_is_known_after_a_restart(tmp_path: Path) -> None:
         each.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.text("abc/é ", min_size=1, max_size=6), min_size=1, max_size=6, unique=True),
     st.integers(1, 40),

@@ -71,7 +71,7 @@ def records(rng: np.random.Generator, count: int, size: int, unit: float) -> np.
 # --- how far one record moves the sum -----------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 60), st.integers(1, 80), st.floats(1.0, 80.0), st.integers(0, 2**32 - 1))
 def test_one_record_moves_a_vector_by_no_more_than_its_sensitivity(
     size: int, count: int, units: float, seed: int
@@ -85,7 +85,7 @@ def test_one_record_moves_a_vector_by_no_more_than_its_sensitivity(
         assert all(np.linalg.norm(each) <= spec.cells for each in both)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 80), st.sampled_from([16, 32]), st.integers(0, 2**32 - 1))
 def test_one_record_moves_a_masked_vector_by_no_more_than_that(
     size: int, count: int, bits: int, seed: int

@@ -290,7 +290,7 @@ def unlike(bench: Workbench, content: RecordDict, clients: int) -> tuple[np.ndar
     return together.total, single.total
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(
     st.lists(st.integers(0, 23), min_size=2, max_size=9),
     st.sampled_from(list(LOSSES)),

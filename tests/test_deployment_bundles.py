@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.cli.client import state_of
@@ -173,7 +173,7 @@ def bundle_files(made: Path) -> dict[str, bytes]:
 @pytest.mark.filterwarnings(
     "ignore::cryptography.utils.CryptographyDeprecationWarning"
 )  # of what was changed
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_bundle_with_a_few_bytes_changed_is_refused_or_means_the_same(
     data: st.DataObject, bundle_files: dict[str, bytes], tmp_path: Path
@@ -284,7 +284,7 @@ def test_a_request_names_the_keys_beside_it(request_file: Path) -> None:
     assert not (request_file.parent / "new").exists()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(place=st.integers(0, 2000), bit=st.integers(0, 7))
 def test_a_request_with_one_bit_changed_asks_for_nothing_else(
     place: int, bit: int, request_file: Path, tmp_path: Path

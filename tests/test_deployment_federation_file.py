@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.deployment.federation_yaml import read_federation
@@ -204,7 +204,7 @@ PLACES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(path=PLACES, value=VALUES)
 def test_whatever_stands_in_a_place_is_read_or_refused(path: str, value: object, tmp_path: Path) -> None:
     file = written(tmp_path, changed(path, value))
@@ -216,7 +216,7 @@ def test_whatever_stands_in_a_place_is_read_or_refused(path: str, value: object,
         assert all(entry.policy["target_epsilon"] > 0 for entry in federation.clients)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(text=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_whatever_a_file_holds_is_refused_and_nothing_else_happens(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_bytes(text)

@@ -128,7 +128,7 @@ def test_a_difference_gives_the_very_bits_whatever_the_numbers_are(
 
 
 @given(st.integers(2, 16), st.integers(1, 40), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_models_on_a_grid_differ_by_few_bytes_however_far_apart_they_are(
     bits: int, apart: int, seed: int
 ) -> None:
@@ -239,7 +239,7 @@ patterns = st.lists(st.sets(st.integers(0, 4)), min_size=2, max_size=8)
 
 
 @given(pattern=patterns, bits=st.sampled_from([None, 2, 4, 8]), seed=st.integers(0, 100), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_device_starts_from_the_servers_very_bits_whoever_took_part_when(
     pattern: list[set[int]],
     bits: int | None,

@@ -136,7 +136,7 @@ def test_a_mixed_ledger_in_any_order() -> None:
 # --- invariants
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     rate=st.floats(0.01, 1.0),
     noise=st.floats(0.7, 20.0),
@@ -159,7 +159,7 @@ def test_epsilon_is_monotone(
     assert epsilon(appended, delta, adjacency, GATE_INTERVAL) >= here - slack
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.lists(st.sampled_from([sampled(0.1, 2.0), sampled(0.2, 3.0), GaussianDpEvent(9.0)]), max_size=6))
 def test_grouping_nesting_and_order_do_not_matter(events: list[DpEvent]) -> None:
     here = epsilon(events, 1e-5, interval=GATE_INTERVAL)
@@ -220,7 +220,7 @@ def test_small_rates_are_refined_until_a_finer_grid_changes_nothing(monkeypatch:
     assert found[1e-3] > found[1e-4] > 1.1 * found[FINEST_INTERVAL]
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     rate=st.floats(0.02, 0.9),
     noise=st.floats(0.8, 8.0),
@@ -250,7 +250,7 @@ def test_so_many_and_then_so_many_are_all_of_them(
     assert np.allclose(first * vector + then * vector, (first + then) * vector, rtol=1e-12)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     rate=st.floats(1e-3, 1.0),
     noise=st.floats(0.6, 10.0),
@@ -541,7 +541,7 @@ EVENTS = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EVENTS)
 def test_events_survive_json_exactly(event: DpEvent) -> None:
     assert event_from_json(json.loads(json.dumps(event_to_json(event), allow_nan=False))) == event

@@ -75,7 +75,7 @@ def test_a_small_cohort_leaves_the_update_its_norm() -> None:
 
 
 @given(st.floats(1e-3, 1e3), st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4), st.floats(0, 10))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_with_its_bit_a_contribution_never_exceeds_the_norm(
     norm: float, update: list[float], loss: float
 ) -> None:

@@ -72,7 +72,7 @@ def test_clopper_pearson(hits: int, trials: int, alpha: float, limit: float) -> 
 
 
 @given(st.floats(0.05, 40), st.sampled_from([1e-8, 1e-5, 1e-2]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_epsilon_and_mu_are_each_others_inverse(mu: float, delta: float) -> None:
     epsilon = gaussian_epsilon(mu, delta)
     assert gaussian_delta(mu, epsilon) <= delta * 1.001 + 1e-12
@@ -209,7 +209,7 @@ def test_many_runs_apart_refute_and_runs_alike_do_not(gaussian: bool) -> None:
 
 
 @given(st.integers(2, 40), st.integers(0, 40), st.integers(0, 40), st.floats(0.1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_larger_epsilon_is_never_refuted_more_easily(
     made: int, right: int, more: int, epsilon: float
 ) -> None:

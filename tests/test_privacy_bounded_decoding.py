@@ -40,7 +40,7 @@ def shape(value: Any) -> tuple[int, int, int]:
     return depth, max([len(parts), *(each[1] for each in inner)]), 1 + sum(each[2] for each in inner)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(VALUES)
 def test_what_is_within_the_bounds_is_read_as_it_was_written_and_nothing_else_is(value: Any) -> None:
     data, (depth, width, items) = msgpack.packb(value), shape(value)

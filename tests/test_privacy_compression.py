@@ -42,7 +42,7 @@ def flat(arrays: dict[str, Any]) -> np.ndarray:
 
 @KINDS
 @given(st.integers(1, 70), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_rows_of_a_round_are_orthonormal(kind: str, size: int, data: Any) -> None:
     kept = data.draw(st.integers(1, size))
     sketch = sketch_of(Compression(kind, size, kept), data.draw(st.integers(1, 1 << 40)))
@@ -92,7 +92,7 @@ def test_arrays_behind_the_update_travel_as_they_are(kind: str) -> None:
 
 @KINDS
 @given(st.integers(0, 1 << 30), st.sampled_from([1e-3, 1.0, 1e6]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_client_moves_the_sum_by_no_more_than_the_norm_of_what_is_kept(
     kind: str, seed: int, scale: float
 ) -> None:

@@ -72,7 +72,7 @@ def test_the_best_bands_are_the_best_and_few_rounds_need_few() -> None:
     assert Correlation(1, 1, 1).with_best_bands().bands == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_no_client_moves_the_protected_rows_further(n: int, b: int, k: int, bands: int, seed: int) -> None:
     """Over every pattern that the cohort allows, and any directions of the contributions."""

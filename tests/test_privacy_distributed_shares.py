@@ -47,7 +47,7 @@ def centred(words: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**32), st.binary(min_size=32, max_size=32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_rotation_is_orthogonal_and_is_undone(size: int, key: int, seed: bytes) -> None:
     first, second = np.random.default_rng(key).normal(size=(2, size))
     rotated, other = first.copy(), second.copy()
@@ -83,7 +83,7 @@ def test_another_seed_is_another_rotation() -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 5000), st.integers(0, 2**32), st.sampled_from([0.02, 1.0, 50.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_norm_after_rounding_keeps_to_the_limit(size: int, cells: int, key: int, spike: float) -> None:
     vector = np.random.default_rng(key).standard_t(spike + 0.1, size=size)
     vector *= cells / np.linalg.norm(vector)
@@ -179,7 +179,7 @@ def variance_ratio(drawn: np.ndarray, variance: float) -> float:
 
 
 @given(st.sets(st.integers(0, 11), max_size=10))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_noise_of_the_sum_is_that_of_those_who_survive(dropped: set[int]) -> None:
     words = [
         w
@@ -239,7 +239,7 @@ def test_the_opened_sum_is_a_discrete_gaussian_of_what_stays_closed(
 
 
 @given(st.integers(0, 40), st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_whoever_drops_the_sum_keeps_the_planned_noise_and_little_more(dropped: int, key: int) -> None:
     """100 clients of whom 40 may drop: the variance over what the plan needs, with 10 colluders not counted."""
     spec = size_shares(replace(SUM, segments=()), 4000, Attendance(100, 60, 10), 1.0, layered=True)
@@ -268,7 +268,7 @@ def test_a_share_without_its_layers_does_not_leave() -> None:
 
 
 @given(st.integers(2, 12), st.integers(1, 300), st.integers(0, 2**32), st.sampled_from([16, 32]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_decoded_is_the_mean_of_the_clipped_updates(n: int, d: int, key: int, bits: int) -> None:
     spec = size_shares(SUM, d, Attendance(12, 2), 0.5, bits)
     rng = np.random.default_rng(key)

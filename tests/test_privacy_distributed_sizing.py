@@ -173,7 +173,7 @@ def test_the_exact_loss_of_summed_shares_is_within_that_of_the_gaussian_event(
 
 
 @given(st.integers(2, 300), st.integers(0, 100), st.integers(0, 100), st.floats(0.3, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_layers_leave_every_attendance_the_planned_noise_and_not_much_more(
     most: int, dropped: int, bad: int, noise: float
 ) -> None:

@@ -47,7 +47,7 @@ def test_the_order_takes_account_of_what_is_spent() -> None:
     assert best_order(ROUND, BUDGET, times(COSTLY, 3)) < best_order(ROUND, BUDGET)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.floats(0.01, 1), st.floats(0.6, 20), st.integers(1, 200), st.sampled_from([1.5, 3.4, 8.0, 24.0, 63.0])
 )

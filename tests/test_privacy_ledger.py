@@ -714,7 +714,7 @@ class AnyOrder(RuleBasedStateMachine):
 def in_any_order(examples, steps):
     run_state_machine_as_test(
         AnyOrder,
-        settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, database=None),
+        settings=settings(max_examples=examples, stateful_step_count=steps),
     )
 
 

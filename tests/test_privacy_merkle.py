@@ -48,7 +48,7 @@ def test_proofs_are_those_of_the_definitions() -> None:
 
 
 @given(st.integers(1, 70), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_proof_shows_what_is_so_and_nothing_else(size: int, data: st.DataObject) -> None:
     entries = [bytes([number]) for number in range(size)]
     leaves, before = [leaf_hash(each) for each in entries], data.draw(st.integers(1, size))
@@ -92,7 +92,7 @@ def test_an_entry_passes_for_no_node() -> None:
 
 
 @given(st.lists(st.integers(0, 9), max_size=6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_frontier_that_grows_has_the_root_of_all(steps: list[int]) -> None:
     frontier, leaves = Frontier(), list[bytes]()
     for step in steps:

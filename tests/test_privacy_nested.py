@@ -79,7 +79,7 @@ def test_one_step_on_one_draw_is_one_draw_at_the_product() -> None:
         assert grouped([PoissonSampledDpEvent(0.25, inner)]) == grouped([step(0.125, 1.3)])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(p=st.floats(0.02, 0.9), q=st.floats(0.02, 0.95), noise=st.floats(0.5, 4.0), rounds=st.integers(1, 50))
 def test_the_dominating_pair_of_one_step_gives_what_dp_accounting_gives(
     p: float, q: float, noise: float, rounds: int
@@ -175,7 +175,7 @@ def test_rdp_of_the_sampled_pair_is_looser() -> None:
 # --- bounds and invariants
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     p=st.floats(0.1, 0.8),
     q=st.floats(0.1, 0.9),

@@ -32,7 +32,7 @@ def update_of(numbers: list[float]) -> dict[str, np.ndarray]:
 
 
 @given(st.lists(values, min_size=7, max_size=7), st.floats(-10, 1e9), st.floats(0, 1e4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_contribution_never_exceeds_the_norm(numbers: list[float], loss: float, count: float) -> None:
     vector, _ = encode(update_of(numbers), {"loss": loss, "num-examples": count}, SPEC)
     assert (vector == np.rint(vector)).all()
@@ -41,7 +41,7 @@ def test_a_contribution_never_exceeds_the_norm(numbers: list[float], loss: float
 
 
 @given(st.lists(values, min_size=7, max_size=7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_zeroing_a_client_changes_the_sum_by_at_most_the_norm(numbers: list[float]) -> None:
     vector, _ = encode(update_of(numbers), {"loss": 1.0, "num-examples": 10}, SPEC)
     with_client, without = CohortSum(np.zeros(9)), CohortSum(np.zeros(9))
@@ -118,7 +118,7 @@ def test_rows_equal_single_clients() -> None:
 
 @given(st.lists(values, min_size=1, max_size=40))
 @example([1.0] * 5000)  # rounding carries it over the norm, and what was added is taken back
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[float]) -> None:
     """Whole, or as the window outside of which it is zero."""
     spec, scalars = SumSpec(1.5, (Segment("loss", 5.0),), 0.1, cells=64), {"loss": 2.0}

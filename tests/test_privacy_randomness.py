@@ -75,7 +75,7 @@ def test_a_forked_process_draws_noise_of_its_own() -> None:
     pieces=st.lists(st.integers(0, 1500), max_size=8),
     words=st.sampled_from(["bytes", "uint32", "uint64"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_compiled_streams_are_those_of_cryptography(compiled_package, key, pieces, words) -> None:  # type: ignore[no-untyped-def]
     """Whatever was drawn before, of any size."""
     ours, theirs = Stream(key), Stream(key)

@@ -59,7 +59,7 @@ def test_small_masses_of_an_added_unit_are_not_rounding_errors(rate: float, nois
     assert math.fsum(masses[far]) == pytest.approx(float(ndtr(-output[0])), rel=1e-2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(1e-6, 0.9999), st.floats(0.2, 50.0))
 @example(0.5, 0.03125)  # losses beyond what a float's exponential holds
 def test_so_are_distributions_of_any_rate_and_noise(rate: float, noise: float) -> None:

@@ -747,7 +747,7 @@ def test_what_was_sent_elsewhere_is_of_no_use(stage, direction, source):
     assert isinstance(result, OpenedSum) and not attempt.blamed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=300) | JSON.map(msgpack.packb), st.sampled_from(STAGES))
 def test_nonsense_raises_nothing_but_a_refusal(nonsense, stage):
     cohort = Cohort(3, 2)

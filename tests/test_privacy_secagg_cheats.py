@@ -274,7 +274,7 @@ def test_liars_between_few_honest_holders_are_seen(reveals, alive):
     assert blamed == dict.fromkeys(holders[:2], Fault.WRONG_SHARE) and owner not in seeds
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_whoever_reveals_a_wrong_share_is_named_and_nobody_else(reveals, data):
     made, dead, living = reveals
@@ -397,7 +397,7 @@ def test_shares_fit_their_commitments_and_give_the_seeds():
 
 
 @pytest.mark.parametrize("field", [0, 1, 2])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 5), st.integers(0, 255))
 def test_nothing_of_a_share_can_be_changed(field, place, bit):
     _, points, claim, rows = dealt()
@@ -412,7 +412,7 @@ def test_nothing_of_a_share_can_be_changed(field, place, bit):
             judged(claim, other, *rows[place])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sets(
         st.integers(1, 1000) | st.integers(1 << 61, 1 << 63) | st.integers(1, PRIME - 1),

@@ -59,7 +59,7 @@ def test_multiples_of_the_base_point_are_the_published_keys(secret: str, public:
 
 
 @given(SECRETS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_multiples_of_the_base_point_are_those_of_the_library(secret: bytes) -> None:
     own = Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
     assert ed25519_public(secret) == own
@@ -68,7 +68,7 @@ def test_multiples_of_the_base_point_are_those_of_the_library(secret: bytes) -> 
 
 
 @given(SECRETS, SECRETS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_multiples_of_any_point_are_those_of_the_library(secret: bytes, other: bytes) -> None:
     peer = X25519PrivateKey.from_private_bytes(other).public_key()
     agreed = X25519PrivateKey.from_private_bytes(secret).exchange(peer)
@@ -77,7 +77,7 @@ def test_multiples_of_any_point_are_those_of_the_library(secret: bytes, other: b
 
 
 @given(SCALARS, SCALARS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_points_add_as_their_scalars_do(left: int, right: int) -> None:
     times, plus, minus, base = complaint._times, complaint._plus, complaint._minus, complaint._BASE
     assert complaint._packed(plus(times(left, base), times(right, base))) == complaint._packed(
@@ -97,7 +97,7 @@ def test_a_proof_discloses_the_published_secret(own: bytes, public: bytes, peer:
 
 
 @given(SECRETS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_key_is_a_point_of_the_curve_where_its_equation_holds(key: bytes) -> None:
     """RFC 7748, section 4.1: v^2 = u^3 + 486662 u^2 + u has a root, by Euler's criterion."""
     u = int.from_bytes(key, "little") & (1 << 255) - 1

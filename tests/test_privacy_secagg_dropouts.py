@@ -76,14 +76,14 @@ def holds(case):
         assert outcome == Abandoned(Reason.TOO_FEW)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(accidents())
 def test_the_exact_sum_of_who_sent_or_nothing(case):
     holds(case)
 
 
 @pytest.mark.campaign
-@settings(max_examples=CAMPAIGN_RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=CAMPAIGN_RUNS, suppress_health_check=list(HealthCheck))
 @given(accidents())
 def test_campaign_of_dropouts(case):
     holds(case)

@@ -29,7 +29,7 @@ SEED = bytes(32)
     wanted=st.integers(2, 60),
     seed=st.binary(min_size=32, max_size=32),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_graph_is_regular_symmetric_and_connected(nodes: list[int], wanted: int, seed: bytes) -> None:
     neighbours = min(wanted - wanted % 2, len(nodes) - 1)
     if neighbours % 2 and neighbours != len(nodes) - 1:
@@ -71,7 +71,7 @@ def test_what_is_no_graph_is_an_error(nodes: int, neighbours: int) -> None:
     drawn=st.integers(0, 400),
     least=st.integers(-3, 50),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_tail_is_the_hypergeometric_one(population: int, marked: int, drawn: int, least: int) -> None:
     marked, drawn = min(marked, population), min(drawn, population)
     expected = float(stats.hypergeom.sf(least - 1, population, marked, drawn))
@@ -143,7 +143,7 @@ def test_dropouts_may_part_the_ring_of_a_semi_honest_server() -> None:
     dropout=st.floats(0, 0.3) | st.floats(0.9, 1, exclude_max=True),
     profile=st.sampled_from(Profile),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_small_cohort_is_complete_and_exact(clients, collusion, dropout, profile) -> None:  # type: ignore[no-untyped-def]
     bad, gone = colluders(clients, collusion), colluders(clients, dropout)
     others = clients - 1
@@ -161,7 +161,7 @@ def test_a_third_each_is_too_much_for_a_malicious_server() -> None:
 
 
 @given(st.integers(129, 400), st.floats(0.01, 0.2), st.floats(0, 0.2), st.sampled_from(Profile))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_more_neighbours_than_needed_are_no_less_safe(clients, collusion, dropout, profile) -> None:  # type: ignore[no-untyped-def]
     neighbours, threshold = parameters(clients, dropout, collusion, profile)
     assert opens_nothing(Shape(clients, neighbours, threshold), collusion, dropout, profile)

@@ -150,7 +150,7 @@ def test_a_mask_has_the_same_values_whatever_the_byte_order(width: str, suite: i
     suite=st.sampled_from([AES, CHACHA]),
     seed=KEYS,
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_masks_of_pairs_cancel(clients, size, dtype, suite, seed) -> None:  # type: ignore[no-untyped-def]
     pair_key = {
         (i, j): derive(seed, frame(Purpose.PAIR_MASK, i, j))
@@ -178,7 +178,7 @@ def test_masks_cancel_over_chunks() -> None:
 
 
 @given(size=st.integers(0, 2000), places=st.integers(0, 1500), width=st.sampled_from([2, 4]), seed=KEYS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_compiled_masks_are_those_of_cryptography(compiled_package, size, places, width, seed) -> None:  # type: ignore[no-untyped-def]
     """Of every size, also behind a chunk's end, of every place in memory, and for nothing beside the vector."""
     size += CHUNK_BYTES // width if seed[0] < 32 else 0
@@ -256,7 +256,7 @@ def test_shares_of_the_published_polynomial(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(data=st.data(), secret=st.integers(0, PRIME - 1).map(number))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_threshold_of_shares_gives_the_secret(data: st.DataObject, secret: bytes) -> None:
     points = data.draw(st.lists(st.integers(1, 2**64), min_size=1, max_size=12, unique=True))
     threshold = data.draw(st.integers(1, len(points)))

@@ -42,7 +42,7 @@ def agrees(cohort, vectors, outcome):
     return np.array_equal(outcome.total, total(vectors, outcome.survivors, cohort.bits))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cohorts(), st.integers(1, 200), st.integers(0, 2**32))
 def test_the_sum_is_that_of_whole_numbers(cohort, dimension, seed):
     vectors = cohort.vectors(dimension, seed)

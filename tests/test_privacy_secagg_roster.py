@@ -113,7 +113,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is() -> None:
 
 
 @given(st.binary(max_size=200) | st.integers(0, len(WRITTEN) - 1).map(lambda end: WRITTEN[:end]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_other_bytes_are_refused(data: bytes) -> None:
     assert refusal_of(data) in (Reason.BAD_SIGNATURE, Reason.MALFORMED)
 
@@ -168,7 +168,7 @@ PARTS = st.lists(
 
 
 @given(PARTS, PARTS, st.sampled_from(Purpose), st.sampled_from(Purpose))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_framed_can_be_told_apart(a, b, one: Purpose, other: Purpose) -> None:  # type: ignore[no-untyped-def]
     same = one is other and repr(a) == repr(b)
     assert (frame(one, *a) == frame(other, *b)) == same

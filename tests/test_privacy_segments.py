@@ -83,7 +83,7 @@ def test_clips_add_up_in_squares_to_the_norm() -> None:
     assert ASKED.update_norm == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=8, max_size=8), st.floats(0, 1))
 def test_whatever_a_client_holds_its_vector_keeps_the_norm_and_each_segment_its_clip(
     cells: list[float], bit: float

@@ -60,7 +60,7 @@ def total(vectors: list[np.ndarray]) -> np.ndarray:
     noise=st.floats(0.3, 5.0),
     key=st.integers(0, 2**32),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_vectors_at_full_norm_and_exact_noise_stay_within_the_bound(
     summed: SumSpec, size: int, clients: int, noise: float, key: int
 ) -> None:
@@ -82,7 +82,7 @@ def test_vectors_at_full_norm_and_exact_noise_stay_within_the_bound(
     bits=st.sampled_from([16, 32]),
     key=st.integers(0, 2**32),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_real_vectors_stay_within_and_random_words_never_do(
     summed: SumSpec, clients: int, noise: float, bits: int, key: int
 ) -> None:
@@ -178,7 +178,7 @@ def weighed(counts: list[float], words: np.ndarray | None = None, bits: int = 32
 
 
 @given(st.lists(st.floats(0, 150), min_size=2, max_size=10), st.sampled_from([16, 32]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_true_mean_by_examples_is_never_too_long(counts: list[float], bits: int) -> None:
     assert not weighed(counts, bits=bits)
 

@@ -69,7 +69,7 @@ def searched(
 
 
 @given(clients=st.sampled_from([8, 20, 50, 100]), culprit=st.integers(0, 99), key=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit: int, key: int) -> None:
     culprit %= clients
     rounds = FIRST + math.ceil(math.log2(clients))
@@ -87,7 +87,7 @@ def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit:
     key=st.integers(0, 2**32),
     every=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_several_are_all_found_though_they_spoil_now_and_then(
     culprits: set[int], key: int, every: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_several_are_all_found_though_they_spoil_now_and_then(
 
 
 @given(clients=st.sampled_from([8, 20, 100]), key=st.integers(0, 2**32), every=st.integers(2, CALM))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_that_spoils_now_and_then_is_found_and_no_other(clients: int, key: int, every: int) -> None:
     last = every * (FIRST + 2 * math.ceil(math.log2(clients)) + 10)
     for rounds in (last // 2, last):

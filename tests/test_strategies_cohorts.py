@@ -62,7 +62,7 @@ def test_denominators_are_fixed() -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
 def test_separation_and_participations_are_kept(
     clients: int, size: int, separation: int, most: int, seed: int

@@ -104,7 +104,7 @@ def test_what_it_counts_on() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_turns_move_rows_of_their_own_by_at_most_the_sensitivity(
     n: int, b: int, bands: int, seed: int
 ) -> None:

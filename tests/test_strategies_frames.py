@@ -62,7 +62,7 @@ def test_what_is_no_frame_is_refused(data: bytes) -> None:
         read(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_frame_or_refused(data: bytes) -> None:
     try:
@@ -71,7 +71,7 @@ def test_any_bytes_are_a_frame_or_refused(data: bytes) -> None:
         assert str(error)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.sampled_from([0, 1, 7, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES]), max_size=5

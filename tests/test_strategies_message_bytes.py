@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
     return (array.dtype.str, array.shape, array.tobytes())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CONTENTS)
 def test_what_goes_in_comes_out(content: RecordDict) -> None:
     sent = message(content)
@@ -189,7 +189,7 @@ def test_hostile_bytes_are_one_named_error_and_no_memory(name: str) -> None:
     assert peak < MEBI
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 @example(b"")
 def test_any_bytes_are_a_message_or_a_named_error(data: bytes) -> None:
@@ -212,7 +212,7 @@ GOOD = pack(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255), st.integers(0, len(GOOD)))
 def test_a_flipped_byte_or_a_cut_is_a_message_or_a_named_error(at: int, byte: int, end: int) -> None:
     data = bytearray(GOOD)

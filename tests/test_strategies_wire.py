@@ -193,7 +193,7 @@ def test_a_coordinate_has_the_bits_that_its_grid_needs(cells: int, width: int) -
 
 
 @given(st.integers(1, 31), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_packed_is_unpacked_bit_for_bit(width: int, data: st.DataObject) -> None:
     bound = 1 << (width - 1)
     numbers = np.array(data.draw(st.lists(st.integers(-bound, bound - 1), max_size=40)), np.int32)

@@ -500,7 +500,7 @@ def check_random_dependent(before: list[str], kind: str, amount: float, after: l
         check_independence(around(*layers), Objective(), examples(8, seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stacks, st.integers(0, 2**31))
 def test_no_random_stack_of_independent_layers_is_refused(names: list[str], seed: int) -> None:
     check_random_independent(names, seed)
@@ -511,7 +511,7 @@ smooth = st.lists(st.sampled_from(["tanh", "linear", "residual", "dropout"]), ma
 amounts = st.floats(-4, 0).map(lambda power: 10**power).filter(lambda a: a >= SMALLEST)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(smooth, st.sampled_from(sorted(MIXING)), amounts, smooth, st.integers(0, 2**31))
 def test_no_random_stack_with_a_mixing_layer_passes(
     before: list[str], kind: str, amount: float, after: list[str], seed: int
@@ -520,14 +520,14 @@ def test_no_random_stack_with_a_mixing_layer_passes(
 
 
 @pytest.mark.campaign
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(stacks, st.integers(0, 2**31))
 def test_no_false_alarm_in_two_thousand(names: list[str], seed: int) -> None:
     check_random_independent(names, seed)
 
 
 @pytest.mark.campaign
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(smooth, st.sampled_from(sorted(MIXING)), amounts, smooth, st.integers(0, 2**31))
 def test_no_miss_in_two_thousand(
     before: list[str], kind: str, amount: float, after: list[str], seed: int
