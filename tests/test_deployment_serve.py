@@ -31,7 +31,7 @@ from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
-from fedveil.deployment.watch import LOOK_SECONDS, rounds_of
+from fedveil.deployment.watch import rounds_of
 from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.server_log import LOG
@@ -108,15 +108,15 @@ def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
     def looking(message: Message, count: int) -> None:
         seen.sent.append(message)
         if count == 10:
-            time.sleep(1.5 * LOOK_SECONDS)
+            until(lambda: read_status(hearts / "server")["round"] == 2)
             seen.status = read_status(hearts / "server")
             with redirect_stdout(StringIO()) as out:
                 assert show(hearts / "server", as_json=False) == 0
             seen.shown = out.getvalue()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
                 seen.metrics = answer.read().decode()
             with pytest.raises(urllib.error.HTTPError) as missing:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
             missing.value.close()
             with urllib.request.urlopen(page, timeout=60) as answer:
                 seen.page = answer.read().decode()

@@ -219,7 +219,7 @@ def test_half_a_line_of_metrics_is_cut(tmp_path: Path, calm: Calm) -> None:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.002)
@@ -259,7 +259,7 @@ def test_a_second_ctrl_c_exits_at_once_and_leaves_a_valid_ledger(commands: Any) 
     command = commands.start("simulate", *started("fedavg"), *SLOW, f"hydra.run.dir={run}")
     wait_for(lambda: (run / "ledger").exists() and readable(run / "ledger") == 1)
     command.signal(signal.SIGINT)
-    time.sleep(0.3)
+    wait_for(lambda: "Ctrl-C again" in command.err)
     command.signal(signal.SIGINT)
     assert command.wait() == 130
     assert "Traceback" not in command.err

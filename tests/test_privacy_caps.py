@@ -18,7 +18,10 @@ from fedveil.privacy.refusal import Refusal
 WIDE = Budget(Unit.CLIENT, 8.0, 1e-4)
 EVENT = GaussianDpEvent(10.0)
 DATA = "0123456789abcdef" * 4
-TODAY = datetime.now(UTC).date()
+
+
+def day(later: int = 0) -> date:
+    return datetime.now(UTC).date() + timedelta(days=later)
 
 
 def ledger_of(folder):
@@ -79,7 +82,7 @@ def test_a_cap_lowered_while_a_ledger_is_open_holds_from_the_next_release_on(tmp
 
 
 def test_an_ended_cap_refuses_until_its_owner_sets_another(tmp_path):
-    set_cap(tmp_path, Cap(DATA, 5.0, 1e-5, TODAY - timedelta(days=1)))
+    set_cap(tmp_path, Cap(DATA, 5.0, 1e-5, day(-1)))
     set_cap(tmp_path, Cap(ALL, 5.0, 1e-5))
     with opened(tmp_path) as ledger:
         with pytest.raises(CapEnded, match="no release after that day"):
@@ -87,7 +90,7 @@ def test_an_ended_cap_refuses_until_its_owner_sets_another(tmp_path):
         with pytest.raises(BudgetExhausted, match="no release after that day"):
             ledger.reserve(release(0))
         assert ledger.head.seq == 1
-        set_cap(tmp_path, Cap(DATA, 5.0, 1e-5, TODAY))
+        set_cap(tmp_path, Cap(DATA, 5.0, 1e-5, day()))
         ledger.reserve(release(0))
 
 
@@ -99,7 +102,7 @@ def test_decisions_are_kept_in_order_in_a_private_file(tmp_path):
     assert [(cap.target_epsilon, cap.until) for cap in found] == [
         (size, date(2999, 1, 2)) for size in (3.0, 1.0, 2.0)
     ]
-    assert all(cap.decided.startswith(str(TODAY.year)) for cap in found)
+    assert all(cap.decided.startswith(str(day().year)) for cap in found)
     assert stat.S_IMODE((folder / FILE).stat().st_mode) == 0o600
     assert not list(folder.glob(".*"))
 

@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,17 +85,14 @@ def test_replies_come_as_they_are_ready_under_the_node_that_was_asked(
 def test_a_node_that_comes_within_the_timeout_is_asked_and_one_that_does_not_is_left_out(
     grid: LinkGrid, federation: Any
 ) -> None:
-    got: list[Message] = []
-
-    def ask() -> None:
-        got.extend(grid.send_and_receive([asking(2), asking(3)], timeout=4))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    time.sleep(0.2)
-    with federation.following(federation.endpoint(2, grid.port), moved):
-        thread.join(20)
-    assert [reply.metadata.src_node_id for reply in got] == [2]
+    replies = grid.send_and_receive([asking(2), asking(3)], timeout=20)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, replies)
+        time.sleep(0.2)
+        with federation.following(federation.endpoint(2, grid.port), moved):
+            assert first.result().metadata.src_node_id == 2
+    replies.close()
+    assert list(grid.send_and_receive([asking(3)], timeout=0.2)) == []
     assert list(grid.get_node_ids()) == list(NODES)
 
 
@@ -343,15 +341,13 @@ def test_replies_without_end_whose_acknowledgements_nobody_reads_end_the_stream(
 class Answering:
     """A raw client of node 2 that has one instruction at hand; the others that are asked are away."""
 
-    def __init__(
-        self, grid: LinkGrid, federation: Any, timeout: float = 20, nodes: tuple[int, ...] = (2,)
-    ) -> None:
+    def __init__(self, grid: LinkGrid, federation: Any, nodes: tuple[int, ...] = (2,)) -> None:
         self.client = RawClient(federation.endpoint(2, grid.port))
         assert isinstance(self.client.next(), Hello)
         self.got: list[Message] = []
         asked = [asking(node, run="r", round=1) for node in nodes]
         self._asking = threading.Thread(
-            target=lambda: self.got.extend(grid.send_and_receive(asked, timeout=timeout))
+            target=lambda: self.got.extend(grid.send_and_receive(asked, timeout=20))
         )
         self._asking.start()
         begin, chunk = self.client.next(), self.client.next()
@@ -368,22 +364,24 @@ class Answering:
 
 def test_the_first_reply_counts_and_a_second_one_is_counted_as_that(grid: LinkGrid, federation: Any) -> None:
     before = grid.counts.get("duplicate", 0)
-    answering = Answering(grid, federation, timeout=1.0, nodes=(2, 3))
+    answering = Answering(grid, federation, nodes=(2, 3))
     for by in (1.0, 5.0):
         answering.reply(pack(moved(answering.message, by)))
     assert [answering.client.next(), answering.client.next()] == [Ack(answering.name)] * 2
-    assert [values(reply)[0] for reply in answering.end()] == [1.0]
+    with federation.following(federation.endpoint(3, grid.port), lambda message: moved(message, 3.0)):
+        assert [values(reply)[0] for reply in answering.end()] == [1.0, 3.0]
     assert grid.counts["duplicate"] == before + 1
 
 
 def test_replies_to_other_messages_and_to_others_are_not_delivered(grid: LinkGrid, federation: Any) -> None:
     before = grid.counts.get("late", 0)
-    answering = Answering(grid, federation, timeout=1.0)
+    answering = Answering(grid, federation)
     older = answering.name.replace("r/1/0", "r/0/0")
     other = answering.name.replace("/2/", "/3/")
     for name in (older, other, "unheard of"):
-        answering.reply(pack(moved(answering.message)), name)
-    assert answering.end() == []
+        answering.reply(pack(moved(answering.message, 5.0)), name)
+    answering.reply(pack(moved(answering.message)))
+    assert [values(reply)[0] for reply in answering.end()] == [1.0]
     assert grid.counts["late"] == before + 3
 
 
@@ -409,10 +407,11 @@ def test_a_reply_that_cannot_be_read_drops_the_client_at_once(
 
 
 def test_a_reply_larger_than_its_instruction_allows_ends_the_stream(grid: LinkGrid, federation: Any) -> None:
-    answering = Answering(grid, federation, timeout=1.0)
+    answering = Answering(grid, federation)
     answering.client.send(write(Begin(answering.name, (1 << 20) + 5000)))
     assert answering.client.ended()[0] == "INVALID_ARGUMENT"
-    assert answering.end() == []
+    with federation.following(federation.endpoint(2, grid.port), moved):
+        assert [values(reply)[0] for reply in answering.end()] == [1.0]
 
 
 def test_an_errors_text_does_not_travel(grid: LinkGrid, federation: Any) -> None:

@@ -90,7 +90,7 @@ def test_a_client_past_its_deadline_is_dropped_and_the_round_goes_on(workers: in
             time.sleep(20)
         return numbered(client, message, context)
 
-    result = total(grid_of(app_of(slow), workers, deadline=0.3))
+    result = total(grid_of(app_of(slow), workers, deadline=2))
     assert (result.replies, result.dropped) == (7, {"late": 1})
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from fedveil.configs.schema import FaultSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.simulations import faults as injected
+from fedveil.simulations.deadline import PastDeadline
 from fedveil.simulations.faults import picked
 from fedveil.simulations.simulate import simulate
 
@@ -32,7 +35,7 @@ EVERY_KIND = (
     "faults.failure=0.1",
     "faults.corrupt=0.3",
     "faults.straggler=0.05",
-    "engine.deadline=1",
+    "engine.deadline=50",
 )
 
 
@@ -72,7 +75,14 @@ def test_each_fault_is_counted_under_its_reason(tmp_path: Path, fault: str, reas
     assert reserved(tmp_path) == ROUNDS
 
 
-def test_the_same_seed_draws_the_same_faults_on_one_and_on_two_workers(tmp_path: Path) -> None:
+def test_the_same_seed_draws_the_same_faults_on_one_and_on_two_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late_at_once(seconds: float) -> None:
+        assert seconds > 50
+        raise PastDeadline
+
+    monkeypatch.setattr(injected, "time", SimpleNamespace(sleep=late_at_once))
     _, rows_of_one = run(tmp_path / "one", *EVERY_KIND)
     _, rows_of_two = run(tmp_path / "two", *EVERY_KIND, "engine.workers=2")
     assert {"late", "failed", "dtype", "shape"} <= set(dropped(rows_of_one))

@@ -218,7 +218,7 @@ def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_i
     codes: dict[int, int] = {}
     with (
         pytest.raises(ArithmeticError, match="of the server"),
-        ray_grid(clients_of(app, 3, 1.0), SETTINGS) as grid,
+        ray_grid(clients_of(app, 3, 3.0), SETTINGS) as grid,
     ):
         nodes = list(grid.get_node_ids())
         assert nodes == [2, 3, 4]

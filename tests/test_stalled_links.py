@@ -50,7 +50,8 @@ def test_a_reply_that_trickles_holds_up_its_round_to_the_deadline_and_no_longer(
     slow = RawClient(federation.endpoint(3, grid.port))
     assert isinstance(slow.next(), Hello)
     with ThreadPoolExecutor(1) as pool, federation.following(federation.endpoint(2, grid.port), moved):
-        future = pool.submit(list, grid.send_and_receive([asking(2), asking(3)], timeout=1.5))
+        until(lambda: len(grid.connected) == 2)
+        future = pool.submit(list, grid.send_and_receive([asking(2), asking(3)], timeout=3))
         begin = slow.next()
         slow.send(write(Begin(begin.id, 100)))
         while not future.done():
@@ -103,7 +104,7 @@ def test_renegotiation_ends_that_connection(grid: LinkGrid, federation: Any, tmp
 
 def test_a_certificate_that_expires_under_a_stream_ends_with_the_stream(federation: Any) -> None:
     """TLS looks at a certificate once, in the handshake; whoever is to go at once is revoked."""
-    seconds = 3
+    seconds = 6
     short = federation.authority.client(3, days=(seconds + 1) / DAY)
     before, federation.pairs[3] = federation.pairs[3], short
     federation.admit(*NODES)
