@@ -8,30 +8,31 @@ import random
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import threading
-import zlib
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from importlib import import_module
-from operator import attrgetter
 from importlib.util import module_from_spec, spec_from_file_location
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
-import hypothesis
 
+import hypothesis
 import pytest
 
 gc.disable()  # until tests are collected: to look for garbage in what is imported took nearly half of that time
 # Before torch is imported: a thread pool does not outlive a fork, and a forked command would wait for it for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
+FAULTS = Path(__file__).parent / "faults"
+FORKS = FAULTS / "forked_commands.py"
+free_port = runpy.run_path(str(FAULTS / "ports.py"))["free_port"]
 # What most commands import: here once, and not in each child.
 IMPORTED = (
     *("fedveil.__main__", "fedveil.cli.simulate", "fedveil.simulations.simulate", "hydra.core.utils"),
@@ -84,9 +85,6 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; the others, and the tests of each, stay in their order."""
-    places = {name: place for place, name in enumerate(LONGEST)}
 def pytest_configure(config: pytest.Config) -> None:
     """Try properties on the same examples in every run, however slow the machine is; campaigns draw others."""
     slow = hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture
@@ -110,6 +108,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             attrgetter(draws)(sys.modules[module])(seed)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the others, and the tests of each, stay in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
@@ -257,7 +258,7 @@ def _main(argv: tuple[str, ...], first: Callable[[], None]) -> int:
 @pytest.fixture(scope="session")
 def five_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The desk of five devices with data of their own, to be copied and not changed."""
-    devices = runpy.run_path(str(FORKS.parent / "devices.py"))
+    devices = runpy.run_path(str(FAULTS / "devices.py"))
     return devices["make_federation"](tmp_path_factory.mktemp("desk"))
 
 
@@ -331,10 +332,7 @@ class Processes:
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
     """Processes that are ended with their test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = Processes(tmp_path, port)
+    made = Processes(tmp_path, free_port())
     try:
         yield made
     finally:
@@ -355,11 +353,7 @@ def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     def make(federation: str) -> Path:
         from fedveil.deployment.provision import provision
 
-        with socket.socket() as link, socket.socket() as port:
-            for each in (link, port):
-                each.bind(("127.0.0.1", 0))
-            numbers = link.getsockname()[1], port.getsockname()[1]
-        (tmp_path / "f.yaml").write_text(federation.format(link=numbers[0], port=numbers[1]))
+        (tmp_path / "f.yaml").write_text(federation.format(link=free_port(), port=free_port()))
         return provision(tmp_path / "f.yaml", tmp_path / "desk").folder
 
     return make

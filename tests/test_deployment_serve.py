@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import socket
 import threading
 import time
 import urllib.error
@@ -59,7 +58,9 @@ from fedveil.strategies.wire import read_round
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
-Devices, make_federation, reaching = MADE["Devices"], MADE["make_federation"], MADE["reaching"]
+Devices, make_federation, reaching, free_port, until = (
+    MADE[name] for name in ("Devices", "make_federation", "reaching", "free_port", "until")
+)
 COMMON = (
     "task=digits",
     "num_rounds=3",
@@ -718,12 +719,6 @@ def test_prometheus_is_answered_before_the_first_round_of_a_trusted_server() -> 
     status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
     text = text_of({**status, "bytes": None, "turned_away": {}})
     assert "fedveil_round 0" in text and "fedveil_replies" not in text and "fedveil_bytes" not in text
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import io
 import json
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
+free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
 CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
     MADE[name] for name in ("CLASSES", "CLIENTS", "FEATURES", "ORDER", "SPEC", "content")
 )
@@ -104,10 +104,7 @@ class Agents:
 
 @contextmanager
 def federation(folder: Path) -> Iterator[Agents]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = MADE["make_federation"](folder, port)
+    made = MADE["make_federation"](folder, free_port())
     bundle = read_server_bundle(made / "server")
     nodes = nodes_of(followed_roster(bundle))
     door = Door(bundle.listen, lambda: bundle.credentials, nodes, admitted_in(bundle.admitted, nodes))

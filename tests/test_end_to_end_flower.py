@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -51,9 +50,7 @@ def until(holds: Callable[[], object]) -> None:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        folder = MADE["make_federation"](tmp_path, free.getsockname()[1])
+    folder = MADE["make_federation"](tmp_path, free_port())
     for file in [*folder.glob("clients/*/client.toml"), folder / "server" / "server.toml"]:
         file.write_text(file.read_text().replace('link = "grpc"', 'link = "flower"'))
     return folder
@@ -149,9 +146,7 @@ clients: [{{name: a}}, {{name: b}}, {{name: c}}, {{name: d}}, {{name: e}}]
 
 
 def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (tmp_path / "f.yaml").write_text(TOGETHER.format(port=free.getsockname()[1]))
+    (tmp_path / "f.yaml").write_text(TOGETHER.format(port=free_port()))
     provision(tmp_path / "f.yaml", tmp_path / "made", None)
     asked = ("task=digits", "privacy=record_distributed", "privacy.records=1437", "privacy.most_records=400")
     asked = (
@@ -182,9 +177,7 @@ def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path
 def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
     bundle = read_server_bundle(made / "server")
     client = made / "clients" / "c1"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [
         sys.executable,
         "-c",

@@ -24,6 +24,7 @@ from fedveil.strategies.wire import HANDLED_BEFORE, view
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"
 MADE = runpy.run_path(str(ENDS))
+free_port = MADE["free_port"]
 Authority, Federation, RawClient = (MADE[name] for name in ("MadeAuthority", "Federation", "RawClient"))
 asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
 MEBI = 1 << 20
@@ -123,9 +124,7 @@ def test_a_client_killed_while_it_replies_leaves_nothing_behind(federation: Any)
 
 def test_a_server_killed_again_and_again_gets_every_round_and_nobody_works_twice(federation: Any) -> None:
     """Each of its lives asks rounds 0 to 3 anew, as one that resumes from its checkpoint asks the round it was in."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     handled: dict[int, list[str]] = {2: [], 3: []}
 
     def handle(node: int) -> Callable[[Any], Any]:

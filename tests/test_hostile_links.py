@@ -44,6 +44,7 @@ from fedveil.strategies.wire import (
 
 HERE = Path(__file__).parent
 MADE = runpy.run_path(str(HERE / "faults" / "link_ends.py"))
+free_port = MADE["free_port"]
 Federation, RawClient = MADE["Federation"], MADE["RawClient"]
 asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
 DEVICES = runpy.run_path(str(HERE / "faults" / "devices.py"))
@@ -243,10 +244,7 @@ def test_every_bad_update_is_dropped_by_name_on_its_way_over_the_link(
 def test_a_server_that_asks_for_more_than_the_owner_allows_is_refused_over_the_link_and_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = DEVICES["make_federation"](tmp_path, port)
+    made = DEVICES["make_federation"](tmp_path, free_port())
     device = DEVICES["device_of"](made / "clients" / "c0")
     order = DEVICES["CENTRAL"]
     weaker = replace(order, client=replace(order.client, noise_multiplier=0.5))  # the owner's least is 1

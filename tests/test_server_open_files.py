@@ -197,9 +197,7 @@ def test_flowers_front_closes_what_takes_a_file_that_is_not_for_connections(
 def test_prometheus_text_closes_what_takes_a_file_that_is_not_for_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = made("link_ends")["free_port"]()
     with prometheus.serving(port, dict), ExitStack() as strangers:
         least = highest()
         monkeypatch.setattr(open_files, "for_connections", lambda: least)

@@ -5,7 +5,6 @@ import logging
 import os
 import runpy
 import signal
-import socket
 import ssl
 import threading
 import time
@@ -37,6 +36,7 @@ from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity
 
+free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))
 make, node_key, following, asking, until = (
     MADE[name] for name in ("make", "node_key", "following", "asking", "until")
@@ -46,9 +46,7 @@ NODES = (2, 3, 4)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return make(tmp_path_factory.mktemp("desk"), free.getsockname()[1])
+    return make(tmp_path_factory.mktemp("desk"), free_port())
 
 
 # --- the process ------------------------------------------------------------------------------------------------

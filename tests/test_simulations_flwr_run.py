@@ -2,9 +2,9 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +25,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.flower_grid import FlowerGrid
 from fedveil.simulations.simulate import simulate
 
+free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
 QUICKSTART = Path(__file__).parents[1] / "simulations" / "quickstart"
 FLWR = Path(sys.executable).with_name("flwr")
 COMMON = "task=digits task.num_clients=10 num_rounds=2 faults.corrupt=0.01"
@@ -41,9 +42,7 @@ finds_superlink = pytest.mark.skipif(
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A home of its own and a free port; the SuperLink that `flwr run` leaves behind is ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     own = {
         "HOME": str(tmp_path / "home"),
         "FLWR_HOME": str(tmp_path / "flwr"),

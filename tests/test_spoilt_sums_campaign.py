@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ import pytest
 from fedveil.privacy.ledger.ledger import read_entries
 
 FAULTS = Path(__file__).parent / "faults"
-make_federation = runpy.run_path(str(FAULTS / "served.py"))["make_federation"]
+SERVED = runpy.run_path(str(FAULTS / "served.py"))
+make_federation, free_port = SERVED["make_federation"], SERVED["free_port"]
 NAMES = [f"h{number}" for number in range(8)]
 CULPRIT, ROUNDS, SECONDS = "h5", 7, 400
 ASKED = (
@@ -52,10 +52,7 @@ def devices(made: Path) -> Iterator[None]:
 
 @pytest.mark.campaign
 def test_a_device_that_spoils_every_sum_is_suspected_and_the_run_goes_on(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    made = make_federation(tmp_path, port, names=NAMES)
+    made = make_federation(tmp_path, free_port(), names=NAMES)
     with devices(made):
         command = [sys.executable, "-m", "fedveil", "server", str(made / "server"), *ASKED]
         said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

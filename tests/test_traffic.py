@@ -2,7 +2,7 @@
 
 import json
 import runpy
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -4,6 +4,7 @@ As a script: `link_ends.py server|client|app FOLDER`, with what it needs in the 
 """
 
 import json
+import runpy
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from fedveil.links.roster_watch import admitted_in, fingerprint
 from fedveil.strategies.secure_wire import SECURE_RECORD
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 
+free_port = runpy.run_path(str(Path(__file__).with_name("ports.py")))["free_port"]
 device_answers.FIRST_WAIT_SECONDS, device_answers.LONGEST_WAIT_SECONDS = 0.05, 0.2
 link.POLL_SECONDS = 0.02
 
@@ -51,9 +53,9 @@ class Federation:
         fresh.write_text(json.dumps({fingerprint(self.pairs[node].certificate): node for node in nodes}))
         fresh.replace(self.folder / "admitted.json")
 
-    def door(self, listen: str = "127.0.0.1:0") -> Door:
+    def door(self, listen: str | None = None) -> Door:
         admitted = admitted_in(self.folder / "admitted.json", lambda: self.nodes)
-        return Door(listen, lambda: self.server, lambda: self.nodes, admitted)
+        return Door(listen or f"127.0.0.1:{free_port()}", lambda: self.server, lambda: self.nodes, admitted)
 
     def endpoint(self, node: int, port: int, pair: Credentials | None = None) -> Endpoint:
         return Endpoint(f"127.0.0.1:{port}", node, lambda: pair or self.pairs[node])

@@ -2,8 +2,8 @@
 
 import json
 import os
+import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -102,6 +102,7 @@ def reaching(grid: Devices, here: int = 5):
 
 SECONDS = 240.0
 STARTER = Path(__file__).with_name("commands.py")
+free_port = runpy.run_path(str(Path(__file__).with_name("ports.py")))["free_port"]
 
 
 def until(holds: Callable[[], object], why: Callable[[], str] = str) -> None:
@@ -162,12 +163,6 @@ class Served:
 
     def client(self, name: str, death: Iterable[object] = ()) -> None:
         self.clients[name] = self.start("client", "start", self.hearts / "clients" / name, death=death)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
