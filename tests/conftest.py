@@ -32,7 +32,9 @@ gc.disable()  # until tests are collected: to look for garbage in what is import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAULTS = Path(__file__).parent / "faults"
 FORKS = FAULTS / "forked_commands.py"
+SELDOM = FAULTS / "seldom_alarms.py"
 free_port = runpy.run_path(str(FAULTS / "ports.py"))["free_port"]
+seldom_alarm = runpy.run_path(str(SELDOM))["seldom_alarm"]
 # What most commands import: here once, and not in each child.
 IMPORTED = (
     *("fedveil.__main__", "fedveil.cli.simulate", "fedveil.simulations.simulate", "hydra.core.utils"),
@@ -161,6 +163,13 @@ def configurations_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def audits_seldom_alarm() -> None:
+    """Let no correct run end a test by a false alarm; what imports no torch runs none."""
+    if "torch" in sys.modules:
+        seldom_alarm()
+
+
 @pytest.fixture(autouse=True)
 def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no run's picture, but where pictures are tested: each takes a third of the time of a short run."""
@@ -273,6 +282,7 @@ def commands(tmp_path: Path) -> Commands:
     """`fedveil`, as a user starts it, in an empty folder."""
     for name in IMPORTED:
         import_module(name)
+    seldom_alarm()
     return Commands(tmp_path)
 
 
@@ -305,7 +315,7 @@ class Processes:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "HOME": str(self.folder / "home")}
-        command = [sys.executable, "-m", "fedveil", *words]
+        command = [sys.executable, "-P", str(SELDOM), *words]
         process = subprocess.Popen(
             command,
             cwd=self.folder,

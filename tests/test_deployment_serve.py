@@ -70,7 +70,6 @@ COMMON = (
     "accept_vacuous=true",
 )
 CENTRAL = (*COMMON, "privacy=client_central", "privacy.target_epsilon=8")
-NOTED = (*CENTRAL, "audit.on_alarm=note")  # noise of the system's generator may raise a false alarm
 MASKED = (*COMMON, "privacy=client_distributed", "privacy.target_epsilon=8")
 RECORD = ("task=digits", "num_rounds=3", "batch_size=20", "link.wait=0.3")
 
@@ -125,7 +124,7 @@ def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
     with live_page(0) as watching:
         page = f"http://127.0.0.1:{watching[0].listens.getsockname()[1]}/"
         run = ("run=spring", f"metrics_port={port}")
-        code, _ = served(hearts, *NOTED, *run, fault=looking, here=4, callbacks=watching)
+        code, _ = served(hearts, *CENTRAL, *run, fault=looking, here=4, callbacks=watching)
     assert code == 0
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(page, timeout=5)
@@ -228,9 +227,9 @@ def test_the_same_command_goes_on_after_a_kill_and_leaves_a_finished_run_alone(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Killed):
-        served(hearts, *NOTED, fault=killing(7))  # in the second of three rounds, of five clients
+        served(hearts, *CENTRAL, fault=killing(7))  # in the second of three rounds, of five clients
     assert [row["round"] for row in rows_of(hearts)] == [1]
-    assert served(hearts, *NOTED)[0] == 0
+    assert served(hearts, *CENTRAL)[0] == 0
     assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
     # The lost round was reserved, and stays spent; it was drawn and paid anew under another name.
     entries = [json.loads(e.key)[:2] for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
@@ -239,7 +238,7 @@ def test_the_same_command_goes_on_after_a_kill_and_leaves_a_finished_run_alone(
     assert result_of(hearts)["privacy"][-1]["epsilon"] <= 8
     before = {path: path.stat().st_mtime_ns for path in (hearts / "server" / "runs").rglob("*")}
     capsys.readouterr()
-    assert served(hearts, *NOTED)[0] == 0
+    assert served(hearts, *CENTRAL)[0] == 0
     assert "run run-1 is finished (completed: 3 rounds)" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (hearts / "server" / "runs").rglob("*")}
     assert len(read_events(ledger_of(hearts), Adversary.MODEL)) > 0
@@ -258,13 +257,13 @@ def test_a_folder_alone_goes_on_with_what_was_left(hearts: Path) -> None:
 
 def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
     with pytest.raises(Killed):
-        served(hearts, *NOTED, fault=killing(7))
+        served(hearts, *CENTRAL, fault=killing(7))
     with pytest.raises(Refusal, match=r"run='run-1': was started with another privacy\.target_epsilon"):
-        served(hearts, *NOTED, "privacy.target_epsilon=9")
+        served(hearts, *CENTRAL, "privacy.target_epsilon=9")
     with pytest.raises(Refusal, match=r"run='run-1': was started with another link\.enough"):
-        served(hearts, *NOTED, "link.enough=0.6")  # who sees the model sees how a round ends
+        served(hearts, *CENTRAL, "link.enough=0.6")  # who sees the model sees how a round ends
     with pytest.raises(Killed):
-        served(hearts, *NOTED, "privacy.target_epsilon=9", "run=second", fault=killing(0))
+        served(hearts, *CENTRAL, "privacy.target_epsilon=9", "run=second", fault=killing(0))
     assert sorted(each.name for each in (hearts / "server" / "runs").iterdir()) == ["run-1", "second"]
 
 
@@ -272,11 +271,11 @@ def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(heart
     runs = hearts / "server" / "runs"
     for name in ("run-1", "run-2"):
         with pytest.raises(Killed):
-            served(hearts, *NOTED, f"run={name}", fault=killing(7))
+            served(hearts, *CENTRAL, f"run={name}", fault=killing(7))
     shutil.copy(runs / "run-1" / "checkpoint.safetensors", runs / "run-2")
     before = ledger_of(hearts).read_bytes()
     with pytest.raises(Refusal, match="holds a checkpoint of run 'run-1'"):
-        served(hearts, *NOTED, "run=run-2")
+        served(hearts, *CENTRAL, "run=run-2")
     assert ledger_of(hearts).read_bytes() == before
 
 
@@ -298,13 +297,13 @@ def test_a_second_server_is_refused(hearts: Path) -> None:
 def test_no_round_is_paid_for_before_enough_clients_are_there(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = served(hearts, *NOTED, here=2)
+    code, _ = served(hearts, *CENTRAL, here=2)
     assert (code, result_of(hearts)["status"]) == (1, "failed")
     assert result_of(hearts)["reason"] == "2 of 3 clients that a round needs were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
     capsys.readouterr()
     patient = ("link.deadline=20", "link.clients=0.4", "link.patience=3", "link.wait=5")  # as it may go on
-    assert served(hearts, *NOTED, *patient, here=3)[0] == 0  # the same command, once they are
+    assert served(hearts, *CENTRAL, *patient, here=3)[0] == 0  # the same command, once they are
     assert capsys.readouterr().out.count("2 of 5 clients are not connected yet") == 1
 
 
@@ -585,17 +584,17 @@ def test_a_roster_of_too_few_ends_the_run_in_order_and_it_goes_on_with_more(
 def test_a_roster_of_nobody_is_refused_at_the_start(hearts: Path) -> None:
     revoke(hearts, ["*"])
     with pytest.raises(Refusal, match="roster='version 2': has no members"):
-        served(hearts, *NOTED)
+        served(hearts, *CENTRAL)
 
 
 def test_an_older_roster_than_was_served_is_refused_at_the_start(hearts: Path, tmp_path: Path) -> None:
     kept = Path(shutil.copytree(hearts / "server", tmp_path / "kept"))
     revoke(hearts, "boston")
-    assert served(hearts, *NOTED)[0] == 0
+    assert served(hearts, *CENTRAL)[0] == 0
     for name in ("roster.bin", "admitted.json"):
         shutil.copy(kept / name, hearts / "server")
     with pytest.raises(Refusal, match=r"roster='version 1': this server has served version 2"):
-        served(hearts, *NOTED, "run=again")
+        served(hearts, *CENTRAL, "run=again")
 
 
 def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_and_after(
@@ -659,7 +658,7 @@ def test_the_log_has_a_line_of_json_for_each_event_and_no_value_of_a_client(spri
 
 
 def test_clients_are_told_that_a_run_is_over_with_its_model_and_trackers_follow_it(hearts: Path) -> None:
-    code, grid = served(hearts, *NOTED, "run=over", "callbacks=[csv]", here=4)
+    code, grid = served(hearts, *CENTRAL, "run=over", "callbacks=[csv]", here=4)
     assert (
         code == 0
         and [(each.run, each.status, each.rounds) for each in grid.told] == [("over", "completed", 3)] * 4
@@ -671,7 +670,7 @@ def test_clients_are_told_that_a_run_is_over_with_its_model_and_trackers_follow_
 
 
 def test_clients_are_not_told_of_a_run_that_the_same_command_goes_on_with(hearts: Path) -> None:
-    code, grid = served(hearts, *NOTED, "link.clients=1", here=4)  # nobody waits for the fifth
+    code, grid = served(hearts, *CENTRAL, "link.clients=1", here=4)  # nobody waits for the fifth
     assert code == 1 and not grid.told
 
 

@@ -30,7 +30,6 @@ COMMON = (
     "task=digits",
     "batch_size=40",
     "accept_vacuous=true",
-    "audit.on_alarm=note",  # a correct run alarms once in a hundred
     "link.clients=0.8",
     "link.wait=60",
     "link.deadline=20",
@@ -144,7 +143,6 @@ def test_sigterm_ends_a_run_in_order_and_the_folder_alone_goes_on_with_it(world:
 def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> None:
     folder, asked = world.folder / "runs" / "audited", ("privacy=client_central", *AUDITED, "run=audited")
     asked = (*asked, f"num_rounds={ROUNDS}", "audit=full", "audit.canaries=100", "audit.looks=1")
-    asked = (*asked, "audit.alpha=1e-9")  # so that no alarm comes by chance
     server = world.server(*asked)
     world.reached("audited", 2, server)
     server.kill()

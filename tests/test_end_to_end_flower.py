@@ -33,6 +33,8 @@ from fedveil.server.secure_sum import Opened, SecureSums
 pytestmark = pytest.mark.campaign
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
+free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
+SELDOM = Path(__file__).parent / "faults" / "seldom_alarms.py"
 CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
     MADE[name] for name in ("CLASSES", "CLIENTS", "FEATURES", "ORDER", "SPEC", "content")
 )
@@ -156,7 +158,7 @@ def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path
         "num_rounds=3",
         "run=together",
     )
-    server = [sys.executable, "-m", "fedveil", "server", str(tmp_path / "made" / "server"), *asked]
+    server = [sys.executable, "-P", str(SELDOM), "server", str(tmp_path / "made" / "server"), *asked]
     with agents(tmp_path / "made" / "clients"):
         done = subprocess.run([*server, "link.clients=1"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

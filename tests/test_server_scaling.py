@@ -35,6 +35,7 @@ from fedveil.simulations.simulate import simulate
 from fedveil.tasks.table_schema import read_schema
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+SELDOM = Path(__file__).parent / "faults" / "seldom_alarms.py"
 CLIENTS, ROWS = 60, 20
 MEAN, DEVIATION = (50.0, 120.0), (20.0, 60.0)
 SCHEMA = """\
@@ -511,7 +512,7 @@ def test_three_clients_answer_and_train_by_the_commands(desk: Path, link: str) -
     place = {"address": f"localhost:{port}", "listen": f"127.0.0.1:{port}"}
     plain |= {"server": place, "clients": plain["clients"][:3], "link": link}
     (desk.parent / "three.yaml").write_text(yaml.safe_dump(plain))
-    three, fedveil = desk.parent / "three", [sys.executable, "-m", "fedveil"]
+    three, fedveil = desk.parent / "three", [sys.executable, "-P", str(SELDOM)]
     provision(desk.parent / "three.yaml", three, None)
     for each in "abc":
         shutil.copy(desk / "clients" / each / "table.csv", three / "clients" / each)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import deaths
+from seldom_alarms import seldom_alarm
 
 import fedveil.__main__
 import fedveil.cli.client
@@ -66,6 +67,7 @@ def become(argv: list[str], file: str, namespace: str = "", cgroup: str = "", *d
 
 if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    seldom_alarm()
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()

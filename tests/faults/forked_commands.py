@@ -63,9 +63,12 @@ def serve(path: str) -> None:
     import gc
     import importlib
 
+    from seldom_alarms import seldom_alarm
+
     for name in IMPORTED:
         importlib.import_module(name)
     vars(importlib.import_module("fedveil.server.run.plots"))["draw_run"] = draw_nothing
+    seldom_alarm()
     gc.freeze()  # what was imported is no garbage, and no command need look for any in it
     gc.get_freeze_count = lambda: (
         1
