@@ -154,7 +154,7 @@ def test_a_node_forgets_its_secrets_with_the_attempt_and_remembers_that_it_was_a
     identity = simulated_identity(ASKED, VICTIM)
     node = identity.participant()
     read_state(node, grid._contexts[VICTIM + 2].state[STATE_RECORD][STATE], identity.node_key)
-    assert node.attempts == {} and list(node.seen.values()) == [{3: OVER}]
+    assert node.attempts == {} and list(node.newest_attempts.values()) == [{3: OVER}]
 
 
 def test_a_node_whose_memory_was_tampered_with_answers_nothing_and_keeps_it():

@@ -174,6 +174,6 @@ def test_an_attempt_with_a_declined_node_waits_for_the_others_alone():
     cohort = Cohort(4, 3)
     vectors, ids = cohort.vectors(3), list(cohort.nodes)
     attempt = cohort.attempt(3)
-    cohort.nodes[ids[0]].seen[11] = {5: 0}
+    cohort.nodes[ids[0]].newest_attempts[11] = {5: 0}
     cohort.exchange(attempt, "advertise", attempt.proposal(), vectors, silent=ids[1:2])
     assert attempt.waiting == {ids[1]} and attempt.declined == {ids[0]: Reason.REPLAY}

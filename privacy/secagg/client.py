@@ -51,7 +51,7 @@ class Participant:
       key: its Ed25519 identity.
       policy: requirements on every attempt.
       roster: of the members.
-      seen: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
+      newest_attempts: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
       attempts: those under way, by context.
     """
 
@@ -59,7 +59,7 @@ class Participant:
     key: Ed25519PrivateKey = field(repr=False)
     policy: Policy
     roster: Roster
-    seen: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
+    newest_attempts: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
     attempts: dict[bytes, NodeAttempt] = field(default_factory=dict[bytes, NodeAttempt], repr=False)
 
     def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
@@ -136,12 +136,12 @@ class Participant:
 
     def _once(self, terms: AttemptTerms) -> None:
         """Let a node join each attempt once, no round that it opened, and none before the last round but one."""
-        seen = self.seen.get(terms.run, {})
+        seen = self.newest_attempts.get(terms.run, {})
         if terms.attempt <= seen.get(terms.round, -1) or terms.round < max(seen, default=0) - 1:
             raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
         newest = max([terms.round, *seen])
         kept = {number: last for number, last in seen.items() if number >= newest - 1}
-        self.seen[terms.run] = kept | {terms.round: terms.attempt}
+        self.newest_attempts[terms.run] = kept | {terms.round: terms.attempt}
 
     def _advertise(self, terms: AttemptTerms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
         context = attempt_context(terms, candidates, server_key)
@@ -336,7 +336,7 @@ class Participant:
                 keys += attempt.mask_keys[KEY_BYTES * place : KEY_BYTES * (place + 1)]
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
         reply = tagged(attempt, wire.write(wire.Revealed(view, bytes(shares), bytes(keys), seeds)))
-        self.seen.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
+        self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply
 
@@ -352,12 +352,12 @@ def _parcels(agreed: Agreement, node: int, peers: Sequence[int], said: wire.Parc
     Raises:
       Refused: MALFORMED, where there is not one for each.
     """
-    sealed, told = cut(said.sealed, wire.SEALED_BYTES), cut(said.told, wire.TOLD_BYTES)
-    if not len(sealed) == len(told) == len(peers):
+    sealed, evidence = cut(said.sealed, wire.SEALED_BYTES), cut(said.evidence, wire.EVIDENCE_BYTES)
+    if not len(sealed) == len(evidence) == len(peers):
         raise Refused(Reason.MALFORMED, "not one parcel for each neighbour")
     pairs = [(peer, node) for peer in peers] if agreed.suite.hybrid else []
     found = blocks(said.kem, pairs) or [b""] * len(peers)
-    rows = zip(peers, sealed, told, found, strict=True)
+    rows = zip(peers, sealed, evidence, found, strict=True)
     return [Parcel(peer, node, *row) for peer, *row in rows]
 
 
@@ -385,7 +385,7 @@ def write_state(participant: Participant, node_key: bytes) -> bytes:
       participant: the node.
       node_key: 32 bytes that never leave the node: of a TPM, of the system's key ring, or of a file of mode 0600.
     """
-    seen = [[run, *pair] for run, rounds in participant.seen.items() for pair in rounds.items()]
+    seen = [[run, *pair] for run, rounds in participant.newest_attempts.items() for pair in rounds.items()]
     attempts = [_plain(attempt) for attempt in participant.attempts.values()]
     body = cast(bytes, msgpack.packb([_STATE_FORMAT, seen, attempts]))
     return seal(_STATE_SUITE, node_key, body, frame(Purpose.STATE, participant.node))
@@ -412,9 +412,9 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
         raise Refused(Reason.MALFORMED, "a node's state of another version") from error
     if written not in (_STATE_FORMAT, _OLD_FORMAT):
         raise Refused(Reason.MALFORMED, f"a node's state of format {written}")
-    participant.seen = {}
+    participant.newest_attempts = {}
     for run, number, attempt in rounds:
-        participant.seen.setdefault(run, {})[number] = attempt
+        participant.newest_attempts.setdefault(run, {})[number] = attempt
     participant.attempts = held
 
 

@@ -28,7 +28,7 @@ from .transcript import HASH_BYTES, AttemptTerms
 SHARE_BYTES = 32
 SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a reply
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
-TOLD_BYTES = COMMITMENT_BYTES + SHARE_BYTES + HASH_BYTES
+EVIDENCE_BYTES = COMMITMENT_BYTES + SHARE_BYTES + HASH_BYTES
 FURTHER_BYTES = 8  # of the number that is sealed behind a masked vector
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
@@ -205,15 +205,15 @@ class Parcels:
       context: of the attempt, 32 bytes.
       sharers: nodes that shared at all.
       sealed: of each neighbour among them, `SEALED_BYTES`.
-      told: of each what it takes to check a share, `TOLD_BYTES`: commitments, value of the proof, hash of all
-        commitments.
+      evidence: of each what it takes to check a share, `EVIDENCE_BYTES`: commitments, value of the proof, hash of
+        all commitments.
       kem: blocks of the neighbours, as `hybrid` says; empty without it.
     """
 
     context: Hash
     sharers: Nodes
     sealed: Sealed
-    told: Annotated[bytes, _many(TOLD_BYTES)]
+    evidence: Annotated[bytes, _many(EVIDENCE_BYTES)]
     kem: Kem = b""
 
 

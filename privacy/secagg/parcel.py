@@ -19,14 +19,14 @@ class Parcel:
       dealer: of the shares.
       holder: that may open them.
       sealed: of `SEALED_BYTES`.
-      told: of `TOLD_BYTES`, as `Parcels` says.
+      evidence: of `EVIDENCE_BYTES`, as `Parcels` says.
       block: hybrid block that travels beside them; empty for none.
     """
 
     dealer: int
     holder: int
     sealed: bytes
-    told: bytes
+    evidence: bytes
     block: bytes = b""
 
     def opened(self, agreed: Agreement, key: bytes) -> bytes:
@@ -44,8 +44,8 @@ class Parcel:
         )
         if len(pair) != 2 * SHARE_BYTES:
             raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
-        commitments, value = self.told[:COMMITMENT_BYTES], self.told[COMMITMENT_BYTES:][:SHARE_BYTES]
-        digest = self.told[COMMITMENT_BYTES + SHARE_BYTES :]
+        commitments, value = self.evidence[:COMMITMENT_BYTES], self.evidence[COMMITMENT_BYTES:][:SHARE_BYTES]
+        digest = self.evidence[COMMITMENT_BYTES + SHARE_BYTES :]
         claim = Claim(label_of(agreed.cohort, self.dealer), challenge_of(agreed.cohort, self.dealer, digest))
         point = agreed.points[self.holder]
         check_share(claim, point, pair, int.from_bytes(value, "big"), commitments)

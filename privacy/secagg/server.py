@@ -104,7 +104,7 @@ class ServerAttempt:
         self._key = new_key()
         self.context = attempt_context(terms, self._candidates, public_of(self._key))
         self._total = np.zeros(dimension, f"<u{terms.bits // 8}")
-        self.due, self._asked = Due.ADVERTS, frozenset(self._candidates)
+        self.due, self._awaited = Due.ADVERTS, frozenset(self._candidates)
         self._answered: set[int] = set()
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
@@ -131,7 +131,7 @@ class ServerAttempt:
     @property
     def waiting(self) -> frozenset[int]:
         """Nodes whose reply to the last message is still to come."""
-        return self._asked - self._answered - self.declined.keys()
+        return self._awaited - self._answered - self.declined.keys()
 
     def has(self, count: int) -> bool:
         """Return whether so many nodes have answered the last message well."""
@@ -154,7 +154,7 @@ class ServerAttempt:
         Raises:
           Refused: with the reason by name.
         """
-        if node not in self._asked or node in self.declined:
+        if node not in self._awaited or node in self.declined:
             raise Refused(Reason.OUT_OF_ORDER, "nothing is asked of this node")
         if len(reply) <= wire.DECLINED_BYTES:
             self.declined[node] = Reason(wire.read(reply, wire.Declined).reason)
@@ -298,7 +298,7 @@ class ServerAttempt:
             return Abandoned(refused.reason)
 
     def _ask(self, due: Due, messages: Outgoing) -> Outgoing:
-        self.due, self._asked, self._answered = due, frozenset(messages), set()
+        self.due, self._awaited, self._answered = due, frozenset(messages), set()
         return messages
 
     def _end(self) -> None:
@@ -373,7 +373,7 @@ class ServerAttempt:
                 if node not in self.blamed and dealer not in self.blamed:
                     liar, fault = self._dealings.verdict(node, dealer, proof)
                     self.blamed[liar] = fault
-        self._sharing -= self._asked - self._answered
+        self._sharing -= self._awaited - self._answered
         return self._send_inboxes(model_hash)
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
