@@ -32,7 +32,7 @@ class Point:
 
     axis: str
     value: float
-    found: Prediction
+    prediction: Prediction
 
 
 def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
@@ -44,7 +44,10 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
     for row in _rows(settings):
         rows.append(row)
         if as_json:
-            print(json.dumps({"axis": row.axis, "value": row.value, "values": row.found.values}), flush=True)
+            print(
+                json.dumps({"axis": row.axis, "value": row.value, "values": row.prediction.values}),
+                flush=True,
+            )
     other = None if beside is None else predict(public_federation(beside))
     if as_json:
         if other is not None and beside is not None:
@@ -58,7 +61,9 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
     )
     for axis in ("epsilon", "rounds", "clients"):
         console.print(_table([row for row in rows if row.axis == axis]))
-    asked = next(row.found.mean for row in rows if row.axis == "rounds" and row.value == settings.num_rounds)
+    asked = next(
+        row.prediction.mean for row in rows if row.axis == "rounds" and row.value == settings.num_rounds
+    )
     if other is not None and beside is not None and other.mean > asked + BETTER:
         console.print(
             f"{beside.privacy.name}: {other.mean:.0%}, {mode}: {asked:.0%}. Use privacy={beside.privacy.name}.",
@@ -89,16 +94,16 @@ def _changed(settings: SimulationSettings, **update: object) -> SimulationSettin
 
 
 def _table(rows: Sequence[Point]) -> Table:
-    axis, metric = rows[0].axis, rows[0].found.metric
-    best = max(row.found.mean for row in rows)
-    knee = next(row for row in rows if row.found.mean >= best - NEAR)
+    axis, metric = rows[0].axis, rows[0].prediction.metric
+    best = max(row.prediction.mean for row in rows)
+    knee = next(row for row in rows if row.prediction.mean >= best - NEAR)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (axis, metric, "lowest to highest", ""):
         table.add_column(column, justify="right" if column else "left", min_width=9)
     for row in rows:
-        spread = f"{min(row.found.values):.3f} to {max(row.found.values):.3f}"
+        spread = f"{min(row.prediction.values):.3f} to {max(row.prediction.values):.3f}"
         more = "knee: more gains less than one point" if row is knee and row is not rows[-1] else ""
-        table.add_row(f"{row.value:g}", f"{row.found.mean:.3f}", spread, more)
+        table.add_row(f"{row.value:g}", f"{row.prediction.mean:.3f}", spread, more)
     return table
 
 

@@ -58,7 +58,7 @@ def _in_words(folder: Path, weighed: Weighed) -> list[str]:
     if summary.records is not None:
         lines += _of_records(summary.records)
     lines += [_line("alarm", f"round {each.round}, {in_words(each.alarm)}") for each in weighed.raised]
-    return [*lines, f"{summary.verdict or 'no verdict'}: {summary.said}"]
+    return [*lines, f"{summary.verdict or 'no verdict'}: {summary.sentence}"]
 
 
 def _of_records(found: Measured) -> list[str]:

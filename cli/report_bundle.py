@@ -37,7 +37,7 @@ def bundle(
         return 0
     for line in lines:
         if line.ok is None:
-            print(f"not in it: {line.name}: {line.said}")
+            print(f"not in it: {line.name}: {line.finding}")
     print(f"{target}: {len(names)} files, {'signed' if signers else 'unsigned'}")
     return 0
 
@@ -53,7 +53,7 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
     dated = _day(day)
     for line in verify_folder(folder, Asked()):
         if line.ok is False:
-            remedy = f"check {line.name} failed: {line.said}; do not sign it"
+            remedy = f"check {line.name} failed: {line.finding}; do not sign it"
             raise Refusal("bundle", str(folder), remedy)
     made = add_signature(folder, role, dated, [read_key(each) for each in keys])
     print(f"{folder}: {_in_words(made)}")

@@ -51,11 +51,11 @@ def verify(
         lines = [*_answers(path), *(_ledger(each, path, asked.head) for each in ledgers_in(path))]
     ok = all(line.ok is not False for line in lines)
     if as_json:
-        told = [{"name": line.name, "ok": line.ok, "said": line.said} for line in lines]
+        told = [{"name": line.name, "ok": line.ok, "said": line.finding} for line in lines]
         print(json.dumps({"ok": ok, "checks": told}))
         return 0 if ok else WRONG
     for line in lines:
-        print(hanging(f"{_mark(line.ok)} ", f"{line.name}: {line.said}"))
+        print(hanging(f"{_mark(line.ok)} ", f"{line.name}: {line.finding}"))
     wrong = [line.name for line in lines if line.ok is False]
     print(f"{path}: {'failed: ' + ', '.join(wrong) if wrong else 'every check passed'}")
     return 0 if ok else WRONG

@@ -66,25 +66,25 @@ class Workbench:
 
     Attributes:
       settings: of the clients.
-      given: the task, if it is loaded already; None loads it from the settings.
+      loaded_task: the task, if it is loaded already; None loads it from the settings.
       measured: the result of the model's independence check, once it has run.
       evaluated: whether that check has run in evaluation mode, if it found something.
     """
 
     settings: ClientSettings
-    given: Task | None = None
+    loaded_task: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
     evaluated: list[bool] = field(default_factory=list[bool])
     _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
     _names: dict[int, str] = field(default_factory=dict[int, str])
-    _kept: dict[tuple[int, int, Owners | None], Data] = field(
+    _data: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
     )
 
     @cached_property
     def task(self) -> Task:
         """The task, loaded once."""
-        return self.given or load_task(
+        return self.loaded_task or load_task(
             self.settings.task, self.settings.task_options, self.settings.allow_modules
         )
 
@@ -127,9 +127,9 @@ class Workbench:
         if most is not None and settings.step is not None and settings.step.node is not None:
             owners = Owners(settings.step.node, settings.step.nodes, most)
         key = client, level.per_person, owners
-        if key not in self._kept:
-            self._kept[key] = kept(data, level.per_person, owners)
-        return self._kept[key]
+        if key not in self._data:
+            self._data[key] = kept(data, level.per_person, owners)
+        return self._data[key]
 
     def records_of(self, client: int, settings: ClientSettings) -> Data:
         """Return the records that a step samples from: a client's data and, in an audit, its canary records.

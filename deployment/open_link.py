@@ -23,14 +23,14 @@ class Presence:
       since: of each node that is here, the Unix second since when.
       carried: bytes, over all connections.
       turned_away: connections and replies that were refused, by reason.
-      seen: of nodes that were here and are not, the Unix second until when.
+      last_seen: of nodes that were here and are not, the Unix second until when.
       devices: what devices say of themselves, by node.
     """
 
     since: Mapping[int, float]
     carried: Carried = NOTHING
     turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
-    seen: Mapping[int, float] = field(default_factory=dict[int, float])
+    last_seen: Mapping[int, float] = field(default_factory=dict[int, float])
     devices: Mapping[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
 
 
@@ -76,7 +76,7 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
                 {node: each.since for node, each in traffic.items() if each.since is not None},
                 grid.tally.total(),
                 grid.counts,
-                {node: each.seen for node, each in traffic.items() if each.seen is not None},
+                {node: each.last_seen for node, each in traffic.items() if each.last_seen is not None},
                 dict(courier.facts),
             )
 

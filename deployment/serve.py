@@ -34,7 +34,7 @@ from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog
-from ..privacy.ledger.receipt import Receipt, Told, holds
+from ..privacy.ledger.receipt import Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, RESULT
@@ -324,19 +324,21 @@ class Farewell:
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given = {each.node: each for each in map(read_receipt, replies) if each is not None}
         if closed and given:
-            self._keep(ending.folder, Told(self.bundle.federation, self.run, manifest), given)
+            self._keep(ending.folder, RunDescription(self.bundle.federation, self.run, manifest), given)
 
-    def _keep(self, folder: Path, told: Told, given: Mapping[int, Receipt]) -> None:
+    def _keep(self, folder: Path, description: RunDescription, given: Mapping[int, Receipt]) -> None:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         keys = {member.node: member.public for member in roster.members}
         genuine = [
-            given[node] for node in sorted(given) if node in keys and holds(given[node], told, keys[node])
+            given[node]
+            for node in sorted(given)
+            if node in keys and holds(given[node], description, keys[node])
         ]
         for node in sorted(set(given) - {each.node for each in genuine}):
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:
-            write_receipts(folder, Receipts(told, self.bundle.authority, signed, genuine))
+            write_receipts(folder, Receipts(description, self.bundle.authority, signed, genuine))
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:

@@ -144,7 +144,7 @@ class Watch:
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
         """Return the facts of one client, from an earlier process if it has not connected yet."""
         node, since = member.node, presence.since.get(member.node)
-        seen, facts = presence.seen.get(node), presence.devices.get(node)
+        seen, facts = presence.last_seen.get(node), presence.devices.get(node)
         before = self._before.get(node, {})
         return {
             "node": node,

@@ -193,11 +193,11 @@ class NodeTraffic:
 
     Attributes:
       tally: of all bytes.
-      asked: purposes of the pending message to a node, and of its reply.
+      cargo: purposes of the pending message to a node, and of its reply.
     """
 
     tally: Tally = field(default_factory=Tally)
-    asked: dict[int, Cargo] = field(default_factory=dict[int, Cargo])
+    cargo: dict[int, Cargo] = field(default_factory=dict[int, Cargo])
 
 
 @lru_cache(maxsize=16)  # each message of a round carries the same

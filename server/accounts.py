@@ -212,10 +212,10 @@ class Protected:
         to_clips = mean.denominator / plan.clipping_norm
         layers = [
             np.multiply(value, to_clips, out=value)
-            for name, value in mean.seen.items()
+            for name, value in mean.audited.items()
             if name != CANARY_RECORDS
         ]
-        records = mean.seen.get(CANARY_RECORDS, np.zeros(0)) * to_clips
+        records = mean.audited.get(CANARY_RECORDS, np.zeros(0)) * to_clips
         noise = plan.noise_std / plan.clipping_norm * self.more_noise
         if isinstance(plan.sampling, PoissonBatches):
             rate, charged = plan.sampling.sample_rate, plan.noise_over_clip

@@ -134,7 +134,7 @@ def as_json(
     found, records = summary.measured, summary.records
     return shown | {
         "verdict": None if summary.verdict is None else str(summary.verdict),
-        "said": summary.said,
+        "said": summary.sentence,
         "claimed": found and _spelled(found.claimed),
         "measured": found and _measured(found),
         "ceiling": found and _spelled(found.ceiling),

@@ -53,7 +53,7 @@ class Auditor:
       prior, since: events on that ledger before the first row after round `since`; none if clients are in arms.
       memory: from the last round.
       looks, record_looks: measurements by canaries and by canary records.
-      raised, found: the alarms, and the last finding of the probe.
+      raised, memorised: the alarms, and the last finding of the probe.
     """
 
     terms: AuditTerms
@@ -69,7 +69,7 @@ class Auditor:
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
-    found: Sequence[Memorised] = ()
+    memorised: Sequence[Memorised] = ()
     _room: Rows = field(init=False, repr=False)
     _count: int = 0
     _alarms: AlarmState | None = None
@@ -131,13 +131,13 @@ class Auditor:
 
     def _probe(self, number: int, arrays: Arrays, row: Rows) -> None:
         if self.probe is not None:
-            self.found = self.probe.look(arrays, number)
+            self.memorised = self.probe.look(arrays, number)
         for name, asked, refutes in (
             ("probe_p", self.terms.probed, False),
             ("losses_p", self.terms.losses, True),
         ):
             if asked:
-                row[name] = pooled_p([each for each in self.found if each.refutes is refutes])
+                row[name] = pooled_p([each for each in self.memorised if each.refutes is refutes])
         records = self.record_probe(number) if self.record_probe is not None else None
         if records is not None:
             record_claim.write(row, records)
@@ -256,7 +256,7 @@ class Auditor:
                 names = ("claimed", "epsilon", "low", "high", "ceiling")
                 shown |= {f"{kind}{name}": getattr(looks[-1], name) for name in names}
         if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
-            for each in self.found:
+            for each in self.memorised:
                 shown[f"{AUDIT}{each.name}_p"] = each.p_value
                 shown |= {f"{AUDIT}{each.name}/{name}": value for name, value in each.shown.items()}
         return shown

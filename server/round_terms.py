@@ -172,19 +172,19 @@ class Mean:
       arrays: the mean update by name.
       scalars: the mean of every scalar.
       counts: the sum of every segment with a shape, in its own units.
-      seen: the mean as an audit sees it, before its canaries are taken out.
+      audited: the mean as an audit sees it, before its canaries are taken out.
       denominator: of the mean.
       clients: of the vectors in it, if known.
       weight: relative to the mean of another part of the cohort.
       part: whether it covers a part of the cohort, or several parts, each with its own noise.
-      sketch: compression of the updates, and of `seen`; None without compression.
+      sketch: compression of the updates, and of `audited`; None without compression.
       noise: standard deviation of all noise in the sum over the clipping norm.
       step: of the sum's lattice, in the unit of the update; 0 for a mean of several sums.
     """
 
     arrays: dict[str, Vector]
     scalars: dict[str, float]
-    seen: dict[str, Vector]
+    audited: dict[str, Vector]
     denominator: float
     counts: dict[str, Vector] = field(default_factory=dict[str, Vector])
     clients: int = 0
@@ -204,8 +204,8 @@ def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
       sketch: of the round.
     """
     scale = 1 / sketch.compression.clip_factor  # in the units of the whole norm
-    seen = {name: value * scale for name, value in mean.seen.items()}
-    return replace(mean, arrays=expand(mean.arrays, layout, sketch), seen=seen, sketch=sketch)
+    audited = {name: value * scale for name, value in mean.audited.items()}
+    return replace(mean, arrays=expand(mean.arrays, layout, sketch), audited=audited, sketch=sketch)
 
 
 def joined(parts: Sequence[Mean]) -> Mean:

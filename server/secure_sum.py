@@ -156,7 +156,7 @@ class SecureSums:
 
     def _ready(self, attempt: Attempt, model: bytes, timeout: float | None) -> None:
         while attempt.asking and attempt.step < Exchange.INBOX:
-            if not attempt.sent:
+            if not attempt.models_sent:
                 self._exchange(timeout, attempt)
             attempt.advance(model)
         self._blamed |= attempt.blamed
@@ -252,7 +252,7 @@ class Attempt:
       spec: of the vectors.
       step: of the exchange of `asking`.
       asking: the next messages, by node; empty once the attempt is over.
-      sent: whether these have been sent.
+      models_sent: whether these have been sent.
       signed_roster: sent with the proposal.
       asked_to_open: whether the sum may be open, because nodes were asked for the shares that open it.
 
@@ -271,7 +271,7 @@ class Attempt:
         )
         self.step = Exchange.PROPOSAL
         self.asking: Outgoing = self._server.proposal()
-        self.sent = self.asked_to_open = self._asked_for_vectors = False
+        self.models_sent = self.asked_to_open = self._asked_for_vectors = False
         self._ended: OpenedSum | Abandoned | None = None
         self._reasons: dict[int, str] = {}
 
@@ -321,7 +321,7 @@ class Attempt:
 
     def send(self) -> None:
         """Mark the messages as sent."""
-        self.sent = True
+        self.models_sent = True
         self.asked_to_open |= self.opening
         self._asked_for_vectors |= self.step is Exchange.INBOX
 
@@ -360,7 +360,7 @@ class Attempt:
         self._reasons |= {node: str(fault) for node, fault in self.blamed.items()}
         if self.asking:
             self.step = Exchange.SURVIVORS if self.semi_honest and self.opening else _STEPS[self._server.due]
-        self.sent = False
+        self.models_sent = False
 
     def opened(self, model: bytes, exchanges: int) -> Opened:
         """Return the outcome of the attempt.

@@ -27,7 +27,7 @@ class Clients:
     """Recipe of a federation's simulated clients.
 
     Attributes:
-      told: to the clients.
+      settings: to the clients.
       count: of them; canary clients among them.
       invited: how many a round is expected to ask.
       deadline: seconds that one may take.
@@ -36,7 +36,7 @@ class Clients:
       at_once: whether a process may train many of them without a message to each; nothing may ask for single replies.
     """
 
-    told: ClientSettings
+    settings: ClientSettings
     count: int
     invited: int
     deadline: float
@@ -54,7 +54,7 @@ class Clients:
         from ..client.training.cohort_training import can_vectorise, sum_cohort
         from ..client.training.in_place import begin
 
-        told, text, bench = self.told, self.told.to_json(), Workbench(self.told, task)
+        told, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
         undisturbed = self.at_once and not self.faults.any
         plain = undisturbed and not (told.record or told.step or told.loss_traces)
         # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
@@ -89,7 +89,7 @@ class Clients:
         Args:
           together: as in `InProcessGrid`.
         """
-        return max(1, min(units(self.told.accelerator), self.invited // max(1, together)))
+        return max(1, min(units(self.settings.accelerator), self.invited // max(1, together)))
 
     def _mods(self) -> tuple[Mod, ...]:
         return (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()

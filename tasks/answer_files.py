@@ -14,13 +14,13 @@ class Answered:
     """One question and its answer.
 
     Attributes:
-      asked: keys of the question.
+      question: keys of the question.
       names: of the figures.
       values: of the figures; None for one below the noise.
       halves: half-width of each interval; None likewise.
     """
 
-    asked: dict[str, Any]
+    question: dict[str, Any]
     names: tuple[str, ...]
     values: tuple[float | None, ...]
     halves: tuple[float | None, ...]

@@ -42,13 +42,15 @@ def weighted_schema(schema: Schema, path: str | None) -> Schema:
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
     """Return the weights computed from the first counts by groups and label."""
     for each in answers:
-        odds = each.asked.get("criterion") == "equalised_odds"
+        odds = each.question.get("criterion") == "equalised_odds"
         keys = ("label", "of") if odds else ("of", "by")
-        names = [str(each.asked.get(key, "")) for key in keys]
-        words = [_words(each.asked.get("categories" if key == "of" else f"{key}_categories")) for key in keys]
+        names = [str(each.question.get(key, "")) for key in keys]
+        words = [
+            _words(each.question.get("categories" if key == "of" else f"{key}_categories")) for key in keys
+        ]
         pairs = zip(each.names, each.values, strict=True)
         values = [value for name, value in pairs if not odds or name.startswith(ROWS)]
-        if not (odds or each.asked["kind"] == "crosstable") or not values or not all(words):
+        if not (odds or each.question["kind"] == "crosstable") or not values or not all(words):
             continue
         if plain(schema.label) not in map(plain, names):
             continue

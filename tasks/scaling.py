@@ -110,9 +110,9 @@ def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[f
     if column.standard is not None:
         raise Refusal(where, path, "also has a mean and a deviation in the schema; remove one of them")
     for each in answers:
-        if each.asked["kind"] != "variance" or plain(str(each.asked.get("of"))) != plain(column.name):
+        if each.question["kind"] != "variance" or plain(str(each.question.get("of"))) != plain(column.name):
             continue
-        bounds = each.asked.get("low"), each.asked.get("high")
+        bounds = each.question.get("low"), each.question.get("high")
         if bounds != (column.low, column.high):
             told = f"was asked within {bounds[0]} and {bounds[1]}"
             remedy = f"the schema declares {column.low:g} and {column.high:g}; ask within these"

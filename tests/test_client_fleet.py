@@ -89,18 +89,18 @@ class Connection:
 
 def test_a_reply_that_does_not_arrive_is_owed_and_one_that_nobody_wants_is_not(journal: Journal) -> None:
     answers = ReplyMemory(2, Handler(), journal)
-    answers.owed = answers.to(arriving("a"))
+    answers.unsent = answers.to(arriving("a"))
     connection: Any = Connection(httpx.ConnectError("gone"))
     with pytest.raises(httpx.ConnectError):
         answers.settle(connection)
     answers.settle(connection)
     answers.settle(connection)
     assert len(connection.sent) == 1
-    answers.owed = answers.to(arriving("b", attempt=1))
+    answers.unsent = answers.to(arriving("b", attempt=1))
     over = httpx.Response(403, request=httpx.Request("POST", "https://localhost"))
     connection = Connection(httpx.HTTPStatusError("over", request=over.request, response=over))
     answers.settle(connection)
-    assert answers.owed is None and connection.sent == []
+    assert answers.unsent is None and connection.sent == []
 
 
 def test_one_question_has_one_id_however_it_travels() -> None:

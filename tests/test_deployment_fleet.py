@@ -132,7 +132,7 @@ def test_a_fleet_is_enrolled_renewed_and_revoked_without_a_copied_file(
     assert revoke(desk, leaving).register.version == 3
     left = {node for node, each in nodes.items() if each.settings.name not in leaving}
     until(lambda: set(link.presence().since) == left)
-    assert link.presence().seen.keys() >= set(nodes) - left
+    assert link.presence().last_seen.keys() >= set(nodes) - left
 
 
 def test_a_device_takes_a_later_certificate_of_its_own_alone(desk: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ MUTATIONS = {
     ),
     "a receipt of another run is taken": Mutation(
         "server/binding/verify.py",
-        "    if receipts.told.manifest != held.manifest.hash:",
+        "    if receipts.description.manifest != held.manifest.hash:",
         "    if False:",
         "test_server_receipts.py",
         "do_not_hold_are_named",
@@ -1315,7 +1315,7 @@ MUTATIONS = {
     ),
     "a question of another head is another question": Mutation(
         "links/grpc/message_codec.py",
-        "    asked = (body.asked or body).digest\n",
+        "    asked = (body.stable or body).digest\n",
         "    asked = body.digest\n",
         "test_links_server_log.py",
         "no_part_of_what",

@@ -89,7 +89,7 @@ def test_a_participation_aware_statistic_is_refused_under_amplification() -> Non
     ):
         with pytest.raises(Refusal, match="score the sum of all rounds"):
             KnownRounds(taken, event)
-    assert KnownRounds(taken, dp.PoissonSampledDpEvent(1.0, FULL)).taken is taken
+    assert KnownRounds(taken, dp.PoissonSampledDpEvent(1.0, FULL)).included is taken
 
 
 def test_a_round_without_noise_and_a_canary_without_rounds_are_refused() -> None:

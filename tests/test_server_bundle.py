@@ -90,7 +90,7 @@ def copy(made: Signed, tmp_path: Path) -> Path:
 
 
 def wrong(lines: list[CheckLine]) -> dict[str, str]:
-    return {line.name: line.said for line in lines if line.ok is False}
+    return {line.name: line.finding for line in lines if line.ok is False}
 
 
 def asked(made: Signed) -> Asked:
@@ -190,7 +190,7 @@ def test_another_run_on_the_ledger_may_have_had_another_adversary(made: Signed, 
     result = json.loads((run / RESULT).read_text())
     (run / RESULT).write_text(json.dumps({**result, "ledger_head": head}))
     line = next(each for each in verify_folder(run, Asked()) if each.name == "epsilon")
-    assert line.ok, line.said
+    assert line.ok, line.finding
 
 
 def test_ledgers_and_folders_of_ledgers_are_checked_without_their_locks(
@@ -343,14 +343,14 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
 def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
     beware = "recompute_ledger.py is not this installation's: read it before you run it"
     found = verify_folder(copy, Asked())[0]
-    assert found.ok and found.said.endswith(beware)  # of an earlier release, or anybody's
+    assert found.ok and found.finding.endswith(beware)  # of an earlier release, or anybody's
     shutil.copyfile(
         Path(verify_module.__file__).with_name("recompute_ledger.py"), copy / "recompute_ledger.py"
     )
     listed = read_list(copy)
     (copy / LIST).write_bytes(replace(listed, files=hashes(copy, sorted(listed.files))).text)
     found = verify_folder(copy, Asked())[0]
-    assert found.ok and beware not in found.said
+    assert found.ok and beware not in found.finding
 
 
 def test_what_a_bundle_says_steers_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

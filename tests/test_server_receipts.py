@@ -18,7 +18,7 @@ from fedveil.deployment.serve import serve
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.privacy.ledger.receipt import Told, commitment_of, holds, read_opening
+from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
 from fedveil.server.binding.verify import Asked, CheckLine, verify_folder
 from fedveil.strategies.flower_adapter import records_of
 from fedveil.strategies.run_over import RunOver, message_to, read_over, read_receipt, reply_with
@@ -61,24 +61,24 @@ def line(folder: Path, device: Path | None = None) -> CheckLine:
 
 
 def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
-    assert line(world.run("masked")).said.startswith("5 of 5 members have signed the run's files")
+    assert line(world.run("masked")).finding.startswith("5 of 5 members have signed the run's files")
     bundle(world.run("masked"), tmp_path / "bundle", [])
     found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
-    assert found.ok and f"the ledgers of node {world.device('boston').identity.node} match" in found.said
+    assert found.ok and f"the ledgers of node {world.device('boston').identity.node} match" in found.finding
     policy = (world.hearts / "clients" / "boston" / "policy.toml").read_text()
     authority = policy.partition('authority = "')[2].partition('"')[0]
     for folder in (world.run("masked"), tmp_path / "bundle"):
         found = {each.name: each for each in verify_folder(folder, Asked(keys=(authority,)))}
-        assert found["receipts"].ok and "compare" not in found["receipts"].said
+        assert found["receipts"].ok and "compare" not in found["receipts"].finding
         assert all(each.ok is not False for each in found.values())
         found = {each.name: each for each in verify_folder(folder, Asked(keys=("0" * 64,)))}
-        assert found["signatures"].ok is False and "compare" in found["receipts"].said
+        assert found["signatures"].ok is False and "compare" in found["receipts"].finding
 
 
 def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp_path: Path) -> None:
     run = world.run("central")
     assert (run / "receipts.json").stat().st_mode & 0o777 == 0o600
-    assert line(run).said.startswith("4 of 5 members")  # who was connected, not who was drawn
+    assert line(run).finding.startswith("4 of 5 members")  # who was connected, not who was drawn
     bundle(run, tmp_path / "bundle", [])
     assert not (tmp_path / "bundle" / "receipts.json").exists() and line(tmp_path / "bundle").ok is None
     bundle(run, tmp_path / "with", [], with_audit_rows=True)
@@ -88,7 +88,7 @@ def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp
 def test_a_receipt_tells_nothing_of_a_ledger(world: World, tmp_path: Path) -> None:
     boston = world.device("boston")
     state = Path(shutil.copytree(boston.state, tmp_path / "state"))
-    told = [Told("hearts", run, digit * 64) for run, digit in (("a", "a"), ("b", "b"))]
+    told = [RunDescription("hearts", run, digit * 64) for run, digit in (("a", "a"), ("b", "b"))]
     one, other = (give_receipt(state, each, boston.identity.node, boston.identity.key) for each in told)
     assert (
         one.commitment != other.commitment
@@ -113,10 +113,12 @@ def test_nothing_else_leaves_with_a_receipt(world: World) -> None:
 def test_a_device_that_has_no_ledger_gives_a_receipt_like_any_other(tmp_path: Path) -> None:
     tmp_path.joinpath("state").mkdir()
     key = Ed25519PrivateKey.generate()
-    told = Told("hearts", "spring", MANIFEST)
+    told = RunDescription("hearts", "spring", MANIFEST)
     receipt = give_receipt(tmp_path / "state", told, 4, key)
     assert len(receipt.commitment) == 32 and holds(receipt, told, key.public_key().public_bytes_raw())
-    assert not holds(receipt, Told("hearts", "spring", "0" * 64), key.public_key().public_bytes_raw())
+    assert not holds(
+        receipt, RunDescription("hearts", "spring", "0" * 64), key.public_key().public_bytes_raw()
+    )
     assert not holds(receipt, told, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
 
 
@@ -125,7 +127,7 @@ def test_openings_do_not_fill_a_disk(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(MOST + 3):
         (folder / f"{number}.json").touch()
-    give_receipt(tmp_path, Told("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
+    give_receipt(tmp_path, RunDescription("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
     assert len(list(folder.iterdir())) == MOST and (folder / f"{MANIFEST}.json").exists()
 
 
@@ -148,7 +150,7 @@ def test_a_ledger_that_was_changed_since_is_named(world: World, tmp_path: Path) 
     with Ledger.open(path, Budget(Unit.CLIENT, 20.0, 1e-5), owner=owner, simulated=False):
         pass
     found = line(world.run("masked"), state)
-    assert found.ok is False and "whose hash node" in found.said
+    assert found.ok is False and "whose hash node" in found.finding
     (tmp_path / "other" / "receipts").mkdir(parents=True)
     assert line(world.run("masked"), tmp_path / "other").ok is False
 
@@ -197,7 +199,7 @@ def test_receipts_that_do_not_hold_are_named(
     edit(whole)
     (run / "receipts.json").write_text(canonical(whole))
     found = line(run)
-    assert found.ok is False and says in found.said
+    assert found.ok is False and says in found.finding
 
 
 def test_a_roster_that_was_not_in_force_is_named(world: World, tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_roster_that_was_not_in_force_is_named(world: World, tmp_path: Path) -
     result = json.loads((run / "result.json").read_text())
     result["rosters"][0]["hash"] = "0" * 64
     (run / "result.json").write_text(json.dumps(result))
-    assert "was not in force" in line(run).said
+    assert "was not in force" in line(run).finding
 
 
 def test_a_commitment_binds_its_heads(world: World) -> None:

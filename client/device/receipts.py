@@ -12,7 +12,7 @@ from ...privacy.ledger.receipt import (
     SALT_BYTES,
     Receipt,
     ReceiptOpening,
-    Told,
+    RunDescription,
     commitment_of,
     opening_text,
     read_opening,
@@ -40,22 +40,22 @@ def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
     """
     if not over.manifest:
         return None
-    told = Told(bundle.settings.federation, over.run, over.manifest)
+    description = RunDescription(bundle.settings.federation, over.run, over.manifest)
     try:
-        return give_receipt(bundle.state, told, bundle.identity.node, bundle.identity.key)
+        return give_receipt(bundle.state, description, bundle.identity.node, bundle.identity.key)
     except Refusal as refusal:
         logger.error("no receipt is given: %s", refusal)
         return None
 
 
-def give_receipt(state: Path, told: Told, node: int, key: Ed25519PrivateKey) -> Receipt:
+def give_receipt(state: Path, description: RunDescription, node: int, key: Ed25519PrivateKey) -> Receipt:
     """Return the device's receipt for a run, once its opening is on disk; the same run gets the same receipt again.
 
     Raises:
       OSError: the opening cannot be written.
       Refusal: a ledger cannot be read.
     """
-    path = state / RECEIPTS / f"{told.manifest}.json"
+    path = state / RECEIPTS / f"{description.manifest}.json"
     if path.exists():
         opening = read_opening(path)
     else:
@@ -64,9 +64,9 @@ def give_receipt(state: Path, told: Told, node: int, key: Ed25519PrivateKey) -> 
         }
         opening = ReceiptOpening(secrets.token_hex(SALT_BYTES), heads)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        replace_file(path, opening_text(opening, told, node))
+        replace_file(path, opening_text(opening, description, node))
         _forget_oldest(path.parent)
-    return sign_receipt(key, told, node, commitment_of(opening))
+    return sign_receipt(key, description, node, commitment_of(opening))
 
 
 def _forget_oldest(folder: Path) -> None:

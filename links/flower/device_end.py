@@ -75,7 +75,7 @@ class ReplyMemory:
     node: int
     handle: Handle
     begun: Journal
-    owed: Message | None = None
+    unsent: Message | None = None
     _last: tuple[str, Message] | None = None
 
     def to(self, message: Message) -> Message:
@@ -95,15 +95,15 @@ class ReplyMemory:
 
     def settle(self, connection: FleetNode) -> None:
         """Deliver the pending reply, unless the server no longer needs it."""
-        if self.owed is None:
+        if self.unsent is None:
             return
         try:
-            connection.send(self.owed)
+            connection.send(self.unsent)
         except httpx.HTTPStatusError as refused:
             if refused.response.status_code not in (RUN_OVER, TOO_LARGE):
                 raise
             logger.warning("a reply was not taken: %s", _reason(refused))
-        self.owed = None
+        self.unsent = None
 
 
 def follow_fleet(
@@ -159,7 +159,7 @@ def _answered(connection: FleetNode, answers: ReplyMemory) -> bool:
     """Answer the next message, if there is one, and release its memory."""
     message = connection.receive()
     if message is not None:
-        answers.owed = answers.to(message)
+        answers.unsent = answers.to(message)
         answers.settle(connection)
     return message is not None
 

@@ -61,7 +61,7 @@ class SuperNodeGrid(RosterGrid):
         self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted, traffic: NodeTraffic
     ) -> None:
         self._open_run, self._opened, self._admitted = open_run, opened, admitted
-        self.tally, self._asked = traffic.tally, traffic.asked
+        self.tally, self._asked = traffic.tally, traffic.cargo
         self._served = opened.enter_context(open_run())
         super().__init__(self._served.run, nodes)
         self._since, self._looked = dict[int, float](), -math.inf

@@ -109,7 +109,7 @@ class Front:
         taken = call.taken
         if node is not None:
             taken = taken or int(Headers(scope=scope).get("content-length", "0"))  # came, and was not read
-            path, cargo = scope["raw_path"].decode("latin-1"), self.traffic.asked.get(node)
+            path, cargo = scope["raw_path"].decode("latin-1"), self.traffic.cargo.get(node)
             if path in (PUSH_MESSAGES, PUSH_OBJECT):
                 up = LOST if cargo is None else cargo.up(taken)
             elif path == PULL_OBJECT:

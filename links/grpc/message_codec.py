@@ -65,13 +65,13 @@ class Body:
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
-      asked: the same without parts that may differ when a question is repeated: the server's own statements, and the
+      stable: the same without parts that may differ when a question is repeated: the server's own statements, and the
         encoding of a model. None if there are none.
     """
 
     header: bytes
     blobs: tuple[Buffer, ...]
-    asked: Body | None = None
+    stable: Body | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -103,7 +103,7 @@ def pack_body(message: Message) -> Body:
     asked = asked_alike(bare)
     if asked is bare and len(bare) == len(message.content):
         return _body(message.content)
-    return replace(_body(message.content), asked=_body(asked))
+    return replace(_body(message.content), stable=_body(asked))
 
 
 def _body(content: RecordDict) -> Body:
@@ -183,7 +183,7 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
     if record is None:
         return None
     run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
-    asked = (body.asked or body).digest
+    asked = (body.stable or body).digest
     digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{asked}".encode())
     shown = run[:SHOWN_RUN] if run.isprintable() else "run"
     return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])

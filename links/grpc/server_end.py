@@ -84,14 +84,14 @@ class Traffic:
 
     Attributes:
       since: Unix second at which the present stream began; None while the node is away.
-      seen: Unix second at which the last stream ended; None before.
+      last_seen: Unix second at which the last stream ended; None before.
       streams: number of streams so far.
       bytes_in, bytes_out: received and sent, including protocol overhead.
       quiet_since: when the last frame went or a ping was due, by the monotonic clock.
     """
 
     since: float | None = None
-    seen: float | None = None
+    last_seen: float | None = None
     streams: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -201,7 +201,7 @@ class Switchboard:
             ended = await self._exchange(peer)
         finally:
             del self._peers[node]
-            peer.traffic.since, peer.traffic.seen = None, time.time()
+            peer.traffic.since, peer.traffic.last_seen = None, time.time()
         if ended is not None:  # after the node is forgotten: a client that does not read may never hear of it
             await self._refuse(context, *ended)
 

@@ -157,14 +157,14 @@ class KnownRounds:
     """Rounds of each canary, taken or missed by its coin; usable as evidence if the claim relies on no secret draw.
 
     Attributes:
-      taken: (rounds, canaries), bool.
+      included: (rounds, canaries), bool.
       event: the cost of one round against an adversary that sees the scores.
 
     Raises:
       Refusal: that cost relies on a secret draw; the claim then excludes an adversary that knows the rounds.
     """
 
-    taken: NDArray[np.bool_]
+    included: NDArray[np.bool_]
     event: "DpEvent"
 
     def __post_init__(self) -> None:
@@ -193,7 +193,7 @@ def round_scores(along: Vector, norms: Vector, dimension: int, rounds: KnownRoun
     """
     if np.any(norms <= 0):
         raise Refusal("norms", float(norms.min()), "a round that released zeros was not noised; leave it out")
-    taken = np.ones(along.shape, np.bool_) if rounds is None else rounds.taken
+    taken = np.ones(along.shape, np.bool_) if rounds is None else rounds.included
     precision = taken / norms[:, None] ** 2
     total = np.sqrt(precision.sum(axis=0))
     if np.any(total == 0):

@@ -25,22 +25,22 @@ class Guesses:
 
     Attributes:
       canaries: how many there are.
-      made: guesses, from 1 to `canaries`.
-      correct: from 0 to `made`.
+      count: of guesses, from 1 to `canaries`.
+      correct: from 0 to `count`.
 
     Raises:
       Refusal: a number is out of range.
     """
 
     canaries: int
-    made: int
+    count: int
     correct: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.correct <= self.made:
-            raise Refusal("correct", self.correct, f"give a number from 0 to the {self.made} guesses")
-        if not 1 <= self.made <= self.canaries:
-            raise Refusal("guesses", self.made, f"give a number from 1 to the {self.canaries} canaries")
+        if not 0 <= self.correct <= self.count:
+            raise Refusal("correct", self.correct, f"give a number from 0 to the {self.count} guesses")
+        if not 1 <= self.count <= self.canaries:
+            raise Refusal("guesses", self.count, f"give a number from 1 to the {self.canaries} canaries")
 
 
 def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
@@ -53,7 +53,7 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
     """
     from scipy.special import bdtrc, expit
 
-    made, correct, rate = guesses.made, guesses.correct, float(expit(epsilon))
+    made, correct, rate = guesses.count, guesses.correct, float(expit(epsilon))
     wrong = float(expit(-epsilon))
     # P[at least v right]; bdtrc(k, n, p) is P[more than k], for k >= 0.
     steps = np.arange(1, correct + 1)
@@ -88,14 +88,14 @@ def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) ->
 
     mu = gaussian_mu(epsilon, delta)
     right = alpha * guesses.correct / guesses.canaries
-    wrong = alpha * (guesses.made - guesses.correct) / guesses.canaries
+    wrong = alpha * (guesses.count - guesses.correct) / guesses.canaries
     for i in range(guesses.correct - 1, -1, -1):
         larger = float(ndtr(ndtri(right) - mu))
         if larger <= wrong:  # neither changes further
             break
-        right = min(1.0, right + i / (guesses.made - i) * (larger - wrong))
+        right = min(1.0, right + i / (guesses.count - i) * (larger - wrong))
         wrong = larger
-    return right + wrong > guesses.made / guesses.canaries
+    return right + wrong > guesses.count / guesses.canaries
 
 
 def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:

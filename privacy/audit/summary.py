@@ -40,7 +40,7 @@ class Summary:
 
     Attributes:
       verdict: on the claim; None without a client-level claim.
-      said: the same as a sentence.
+      sentence: the same as a sentence.
       measured: by canaries, after the last round; None without them.
       findings: lower bounds at 95 %, those without assumptions last.
       final: measured from the first and last model; None without canaries or before the end.
@@ -53,7 +53,7 @@ class Summary:
     """
 
     verdict: Verdict | None
-    said: str
+    sentence: str
     measured: Measured | None = None
     findings: tuple[Finding, ...] = ()
     final: Estimate | None = None
@@ -80,16 +80,16 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
         summary = replace(_with_records(summary, records), records=records)
     if summary.verdict is None:
         return summary
-    verdict, said = _verdict(raised, (summary.verdict, summary.said))
-    return replace(summary, verdict=verdict, said=said)
+    verdict, said = _verdict(raised, (summary.verdict, summary.sentence))
+    return replace(summary, verdict=verdict, sentence=said)
 
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
     if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
         said = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
-        return replace(summary, verdict=Verdict.TOO_WEAK, said=said)
+        return replace(summary, verdict=Verdict.TOO_WEAK, sentence=said)
     without_clients = summary.measured is None and summary.verdict in (None, Verdict.CONSISTENT)
-    return replace(summary, verdict=Verdict.CONSISTENT, said=CONSISTENT) if without_clients else summary
+    return replace(summary, verdict=Verdict.CONSISTENT, sentence=CONSISTENT) if without_clients else summary
 
 
 def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:

@@ -101,7 +101,7 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
       Refusal: the coins cannot have been fair.
     """
     check_coins(len(members), len(others))
-    counts = {(g := guesses_at(members, others, share)).made: g for share in SHARES}
+    counts = {(g := guesses_at(members, others, share)).count: g for share in SHARES}
     bounds = _one_run(list(counts.values()), delta, gaussian)
     return [_gaussian(members, others, delta), *bounds] if gaussian else bounds
 
@@ -145,7 +145,7 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
         def any_refutes(given: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
             return any(refutes(each, delta, epsilon, alpha / len(given)) for each in given)
 
-        perfect = [Guesses(each.canaries, each.made, each.made) for each in counts]
+        perfect = [Guesses(each.canaries, each.count, each.count) for each in counts]
         return Method(name, partial(any_refutes, counts), partial(any_refutes, perfect))
 
     of_gaussian = [method("Mahloujifar et al., Gaussian", gdp_refutes)] if gaussian else []

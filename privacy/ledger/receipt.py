@@ -8,7 +8,7 @@ run. The device's owner may open the commitment to a third party, and so prove t
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -25,7 +25,7 @@ SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Told:
+class RunDescription:
     """Description of a run that a device received and signs.
 
     Attributes:
@@ -74,30 +74,32 @@ def commitment_of(opening: ReceiptOpening) -> bytes:
     return hashlib.sha256(COMMITTED + text.encode()).digest()
 
 
-def sign_receipt(key: Ed25519PrivateKey, told: Told, node: int, commitment: bytes) -> Receipt:
+def sign_receipt(
+    key: Ed25519PrivateKey, description: RunDescription, node: int, commitment: bytes
+) -> Receipt:
     """Return a device's receipt."""
-    return Receipt(node, commitment, key.sign(_text(told, node, commitment)))
+    return Receipt(node, commitment, key.sign(_text(description, node, commitment)))
 
 
-def holds(receipt: Receipt, told: Told, public: bytes) -> bool:
+def holds(receipt: Receipt, description: RunDescription, public: bytes) -> bool:
     """Return whether a receipt is a valid signature of this key over the run's description.
 
     Args:
       receipt: unverified.
-      told: the expected description.
+      description: the expected one.
       public: Ed25519 key of the device, by the roster.
     """
     try:
         key = Ed25519PublicKey.from_public_bytes(public)
-        key.verify(receipt.signature, _text(told, receipt.node, receipt.commitment))
+        key.verify(receipt.signature, _text(description, receipt.node, receipt.commitment))
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
-def _text(told: Told, node: int, commitment: bytes) -> bytes:
-    said = {"federation": told.federation, "run": told.run, "manifest": told.manifest}
-    return SIGNED + canonical({**said, "node": node, "commitment": commitment.hex()}).encode()
+def _text(description: RunDescription, node: int, commitment: bytes) -> bytes:
+    signed = {**asdict(description), "node": node, "commitment": commitment.hex()}
+    return SIGNED + canonical(signed).encode()
 
 
 def read_opening(path: Path) -> ReceiptOpening:
@@ -114,8 +116,9 @@ def read_opening(path: Path) -> ReceiptOpening:
         raise Refusal("receipt", str(path), f"cannot be read ({problem}); ask the device's owner") from None
 
 
-def opening_text(opening: ReceiptOpening, told: Told, node: int) -> bytes:
+def opening_text(opening: ReceiptOpening, description: RunDescription, node: int) -> bytes:
     """Return an opening as the bytes of its file, with the names of its device and run."""
     heads = {name: list(head) for name, head in opening.heads.items()}
-    whole = {"run": told.run, "manifest": told.manifest, "node": node, "salt": opening.salt, "heads": heads}
+    run = {"run": description.run, "manifest": description.manifest}
+    whole = {**run, "node": node, "salt": opening.salt, "heads": heads}
     return (json.dumps(whole, indent=1) + "\n").encode()

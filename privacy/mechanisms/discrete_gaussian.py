@@ -131,9 +131,9 @@ class _Table:
       guide: shape (2**16,), the block of all words that begin with these 16 bits, -1 if there are several.
       exact: `words` to PRECISION digits.
       near: of each block, the likeliest integer.
-      given: mass of each block in the table, over stride times the probability of its likeliest integer.
-      given_exact: the same to PRECISION digits.
-      kept: approximate acceptance rate of the residual's proposals.
+      acceptance: mass of each block in the table, over stride times the probability of its likeliest integer.
+      acceptance_exact: the same to PRECISION digits.
+      residual_acceptance: approximate acceptance rate of the residual's proposals.
     """
 
     sigma: int
@@ -144,9 +144,9 @@ class _Table:
     guide: NDArray[np.int16]
     exact: tuple[Decimal, ...]
     near: NDArray[np.int64]
-    given: NDArray[np.float64]
-    given_exact: tuple[Decimal, ...]
-    kept: float
+    acceptance: NDArray[np.float64]
+    acceptance_exact: tuple[Decimal, ...]
+    residual_acceptance: float
 
 
 @lru_cache(maxsize=16)
@@ -239,7 +239,7 @@ def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
     kept = [np.empty(0, np.int64)]
     missing = count
     while missing > 0:
-        kept.append(_propose(table, int(missing / table.kept * _SPARE) + 16, stream)[:missing])
+        kept.append(_propose(table, int(missing / table.residual_acceptance * _SPARE) + 16, stream)[:missing])
         missing -= kept[-1].size
     return np.concatenate(kept)
 
@@ -271,7 +271,7 @@ def _keep(
     """Return whether reals that are uniform between `given` and 1 lie below the values' weights over `near`'s."""
     if table.stride == 1:
         return np.ones(values.size, bool)
-    near, given = table.near.take(blocks), table.given.take(blocks)
+    near, given = table.near.take(blocks), table.acceptance.take(blocks)
     # The factors are exact in float64, the product errs once.
     exponent = (near - values).astype(np.float64) * (near + values) * (0.5 / float(table.sigma) ** 2)
     high = (stream.uint64(values.size) >> 11).view(np.int64)
@@ -283,7 +283,7 @@ def _keep(
 
 
 def _kept(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
-    real, given, near = _lengthen(high, 2**53, stream), table.given_exact[block], int(table.near[block])
+    real, given, near = _lengthen(high, 2**53, stream), table.acceptance_exact[block], int(table.near[block])
     height = _digits.add(given, _digits.multiply(real, _digits.subtract(1, given)))
     exponent = Decimal((near - value) * (near + value))
     return height < _digits.exp(_digits.divide(exponent, Decimal(2 * table.sigma**2)))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...privacy.ledger.book import read_entries
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import canonical
-from ...privacy.ledger.receipt import Receipt, Told, commitment_of, holds, read_opening
+from ...privacy.ledger.receipt import Receipt, RunDescription, commitment_of, holds, read_opening
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
@@ -29,27 +29,26 @@ class Receipts:
     """Receipts of one run.
 
     Attributes:
-      told: the run's description that every device received.
+      description: the run's description that every device received.
       authority: Ed25519 public key that signed the roster.
       roster: the signed bytes.
-      given: the receipts, by ascending node.
+      signed: the receipts, by ascending node.
     """
 
-    told: Told
+    description: RunDescription
     authority: bytes
     roster: bytes
-    given: Sequence[Receipt]
+    signed: Sequence[Receipt]
 
     @property
     def text(self) -> bytes:
         """The receipts as canonical JSON."""
-        told = {"federation": self.told.federation, "run": self.told.run, "manifest": self.told.manifest}
-        given = [
+        signed = [
             {"node": each.node, "commitment": each.commitment.hex(), "signature": each.signature.hex()}
-            for each in self.given
+            for each in self.signed
         ]
         keys = {"authority": self.authority.hex(), "roster": self.roster.hex()}
-        return canonical({"format": FORMAT, **told, **keys, "receipts": given}).encode()
+        return canonical({"format": FORMAT, **asdict(self.description), **keys, "receipts": signed}).encode()
 
 
 def write_receipts(folder: Path, receipts: Receipts) -> None:
@@ -73,13 +72,13 @@ def read_receipts(folder: Path) -> Receipts:
         found: dict[str, Any] = json.loads(text)
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}")
-        told = Told(*(str(found[name]) for name in ("federation", "run", "manifest")))
+        description = RunDescription(*(str(found[name]) for name in ("federation", "run", "manifest")))
         given = [
             Receipt(int(each["node"]), bytes.fromhex(each["commitment"]), bytes.fromhex(each["signature"]))
             for each in found["receipts"]
         ]
         authority, roster = (bytes.fromhex(found[name]) for name in ("authority", "roster"))
-        receipts = Receipts(told, authority, roster, given)
+        receipts = Receipts(description, authority, roster, given)
         if receipts.text != text:
             raise ValueError("it is not in canonical form")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
@@ -98,11 +97,11 @@ def checked_roster(receipts: Receipts) -> Roster:
     except Refused as refused:
         raise Refusal("receipts", "roster", f"is not signed by the authority ({refused})") from None
     keys = {member.node: member.public for member in roster.members}
-    nodes = [each.node for each in receipts.given]
+    nodes = [each.node for each in receipts.signed]
     if not nodes or nodes != sorted(set(nodes)):
         raise Refusal("receipts", nodes, "must be one for each node, in ascending order, at least one")
-    for each in receipts.given:
-        if each.node not in keys or not holds(each, receipts.told, keys[each.node]):
+    for each in receipts.signed:
+        if each.node not in keys or not holds(each, receipts.description, keys[each.node]):
             raise Refusal("receipts", f"node {each.node}", "did not sign this receipt")
     return roster
 
@@ -117,9 +116,9 @@ def require_opened(receipts: Receipts, device: Path) -> int:
     Raises:
       Refusal: the device opens none of these receipts, or a ledger does not match its signed head.
     """
-    opening = read_opening(device / "receipts" / f"{receipts.told.manifest}.json")
+    opening = read_opening(device / "receipts" / f"{receipts.description.manifest}.json")
     commitment = commitment_of(opening)
-    node = next((each.node for each in receipts.given if each.commitment == commitment), None)
+    node = next((each.node for each in receipts.signed if each.commitment == commitment), None)
     if node is None:
         raise Refusal("--device", str(device), "holds no receipt of this run")
     for name, head in opening.heads.items():

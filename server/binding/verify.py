@@ -67,12 +67,12 @@ class CheckLine:
     Attributes:
       name: of the check.
       ok: the result; None if these files cannot show it.
-      said: finding, a clause.
+      finding: finding, a clause.
     """
 
     name: str
     ok: bool | None
-    said: str
+    finding: str
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
     lines = verify_folder(run, Asked())
     wrong = next((line for line in lines if line.ok is False), None)
     if wrong is not None:
-        raise Refusal("run", str(run), f"check {wrong.name} failed: {wrong.said}")
+        raise Refusal("run", str(run), f"check {wrong.name} failed: {wrong.finding}")
     held = Held(run, bundled=False)
     entries = held.entries[: held.book.closes[held.manifest.run].seq] if held.charged else []
     return Contents(run, held.manifest, entries, held.clients), lines
@@ -517,14 +517,14 @@ def _receipts(held: Held, asked: Asked) -> str:
             "the run has none, or they stay with its operator" if deployed else "no device took part"
         )
     receipts = read_receipts(held.folder)
-    if receipts.told.manifest != held.manifest.hash:
+    if receipts.description.manifest != held.manifest.hash:
         raise Wrong(f"they belong to another run than {MANIFEST}")
     roster = checked_roster(receipts)
     known = {each["hash"] for each in held.result.get("rosters", ())}
     if known and roster.hash.hex() not in known:
         raise Wrong(f"they use roster version {roster.version}, which was not in force in the run")
     authority = receipts.authority.hex()
-    said = f"{len(receipts.given)} of {len(roster.members)} members have signed the run's files"
+    said = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files"
     vouched = "" if authority in asked.keys else f"; compare the authority's key, {authority[:SHOWN]}"
     opened = ""
     if asked.device is not None:

@@ -235,7 +235,7 @@ def shown(audit: RunAudit | None) -> AuditLine | None:
     measured = auditor.looks[-1] if auditor.looks else None
     found = tuple(
         f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
-        for each in auditor.found
+        for each in auditor.memorised
     )
     rows = auditor.rows
     probed = len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in ("probe_p", "losses_p"))
@@ -327,5 +327,5 @@ def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
     if looks:
         draw_audit(looks, audit.run.folder / PLOT, title)
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
-        "memorisation": [asdict(each) for each in audit.auditor.found]
+        "memorisation": [asdict(each) for each in audit.auditor.memorised]
     }

@@ -19,7 +19,7 @@ class AuditLine:
       canaries: their number.
       measured: the last measurement by them.
       alarms: raised so far.
-      found: the last finding of a memorisation probe, as text.
+      memorisation: the last finding of a memorisation probe, as text.
       probed: whether that was after the last round.
       visible: smallest detectable shortfall of the noise, as a share of the claimed noise in [0, 1].
       records: the last measurement by canary records.
@@ -31,7 +31,7 @@ class AuditLine:
     canaries: int
     measured: Measured | None
     alarms: tuple[Raised, ...]
-    found: tuple[str, ...] = ()
+    memorisation: tuple[str, ...] = ()
     probed: bool = False
     visible: float = 1.0
     records: Measured | None = None
@@ -46,7 +46,7 @@ class AuditLine:
     def words(self) -> list[str]:
         """Return the lines of a plain log."""
         clients = [_numbers(self.measured)] if self.measured else []
-        return [*clients, *self.of_records(), *self.found, *self.said()]
+        return [*clients, *self.of_records(), *self.memorisation, *self.said()]
 
     def of_records(self) -> list[str]:
         """Return the measurement by canary records, one line or none."""
@@ -67,7 +67,7 @@ def rows_of(line: AuditLine) -> list[tuple[str, str]]:
         rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
     elif line.canaries:
         rows.append((f"{line.canaries} canary clients, not measured yet", "dim"))
-    rows += [(text, "") for text in (*line.of_records(), *line.found)]
+    rows += [(text, "") for text in (*line.of_records(), *line.memorisation)]
     if line.alarms:
         rows += [(text, "bold red") for text in line.said()]
     elif line.checked:

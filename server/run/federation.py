@@ -106,7 +106,7 @@ class Federation:
       reported: whether a run draws its rounds, and states the spending in its result.
       moments: mean and deviation of the columns that scale the run's inputs, from its clients' answer; None without the
         question.
-      asked: cost of that question in a simulation; empty if the plan's ledgers hold it.
+      simulated_cost: cost of that question in a simulation; empty if the plan's ledgers hold it.
       named: fingerprints of the clients' data before scaling, which name their ledgers; empty without scaling.
     """
 
@@ -118,7 +118,7 @@ class Federation:
     strategy: Strategy | None = None
     reported: bool = True
     moments: Mapping[str, tuple[float, float]] | None = None
-    asked: tuple[DpEvent, ...] = ()
+    simulated_cost: tuple[DpEvent, ...] = ()
     named: tuple[str, ...] = ()
 
     @property

@@ -233,7 +233,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     plan = record_plan(client.record, federation.sizes[0], client)
     limited = federation.record.target_epsilon is not None
     if federation.simulated:
-        return RecordMeter(plan, budget, limited, federation.asked, federation.keeps_counts)
+        return RecordMeter(plan, budget, limited, federation.simulated_cost, federation.keeps_counts)
     sizes = [(len(federation.data_of(each)), name) for each, name in enumerate(federation.client_ledgers)]
     # Among clients that spent equally, the one with the fewest records comes last and is taken.
     held = {

@@ -213,7 +213,7 @@ def _record_rows(
     groups = _groups(record.unit, lost_by, delta, adjacency)
     others = known
     if draws:
-        drawn = _lost([[each, *federation.asked] for each in draws], delta, adjacency, GATE_INTERVAL)
+        drawn = _lost([[each, *federation.simulated_cost] for each in draws], delta, adjacency, GATE_INTERVAL)
         if drawn[0] < known[0][0]:
             others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
     shown = {a: known if a is Adversary.SERVER else others for a in EVERYBODY}

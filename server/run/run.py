@@ -164,7 +164,7 @@ def run_federation(
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
             each.end(told)
-    return RunResult(exit_code_of(result), result, folder, progress.told)
+    return RunResult(exit_code_of(result), result, folder, progress.reported_bytes)
 
 
 def _scaled(around: Environment, run: Run) -> Run:

@@ -99,7 +99,7 @@ class Progress:
       history: the finished rounds, as in the file METRICS.
       heads: of the clients' own ledgers.
       tally: of this process's bytes to and from the clients.
-      told: the part of them in recorded rounds.
+      reported_bytes: the part of them in recorded rounds.
       before: traffic of earlier processes' rounds.
       remembered: by the audit of the rounds up to `state`; its own memory may be a round ahead.
       scores: records of what the clients of each arm said of its model, for the line of the round that compares them.
@@ -112,7 +112,7 @@ class Progress:
     history: list[dict[str, Any]]
     heads: KnownHeads
     tally: Tally = field(default_factory=Tally)
-    told: Carried = NOTHING
+    reported_bytes: Carried = NOTHING
     before: Carried = NOTHING
     remembered: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     scores: Sequence[Mapping[str, Any]] = ()
@@ -382,8 +382,8 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
 
 def _carried_since(progress: Progress) -> Carried:
     """Return the traffic since the last recorded round."""
-    before, progress.told = progress.told, progress.tally.total()
-    return progress.told.since(before)
+    before, progress.reported_bytes = progress.reported_bytes, progress.tally.total()
+    return progress.reported_bytes.since(before)
 
 
 def _tell_operator(folder: Path, row: dict[str, Any]) -> None:
@@ -522,7 +522,8 @@ def again(run: Run) -> str:
 
 def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return the parts of a result that depend on the cohorts."""
-    progress.told, source = progress.tally.total(), COUNTED if progress.run.federation.deployed else SIMULATED
+    source = COUNTED if progress.run.federation.deployed else SIMULATED
+    progress.reported_bytes = progress.tally.total()
     return {
         "records": spending(
             progress.run.federation, progress.run.client, progress.meter.took_part if progress.meter else ()
@@ -531,7 +532,7 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
         "joules": None if used.joules is None else round(used.joules, 1),
-        "bytes": {"source": source, **(progress.before + progress.told).to_json()},
+        "bytes": {"source": source, **(progress.before + progress.reported_bytes).to_json()},
     }
 
 

@@ -113,7 +113,7 @@ def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) 
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
     named = tuple(federation.fingerprints) if federation.record and not federation.deployed else ()
     parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), named=named)
-    return replace(parts, asked=(plan.event(),)) if federation.simulated and plan else parts
+    return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts
 
 
 def _keep(folder: Path, text: str) -> None:

@@ -149,8 +149,8 @@ def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
 
 def scaling_events(federation: Federation) -> list[DpEvent]:
     """Return the events of the run's question; empty without one, or if the plan's ledger already holds it."""
-    if federation.asked:
-        return list(federation.asked)
+    if federation.simulated_cost:
+        return list(federation.simulated_cost)
     found = one_scaling(federation)
     return [] if found is None else [found[1].event()]
 

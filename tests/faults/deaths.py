@@ -181,7 +181,7 @@ def _acknowledged(exchange: str) -> Callable[[int], None]:
     def arranged(number: int) -> None:
         _wrap(link.DeviceStream, "_settle", _line_is_rid_of(exchange)(number), after=True)
         hands = _hands(exchange)(number)
-        _wrap(fleet.ReplyMemory, "settle", lambda answers, _: answers.owed is None and hands(), after=True)
+        _wrap(fleet.ReplyMemory, "settle", lambda answers, _: answers.unsent is None and hands(), after=True)
 
     return arranged
 
