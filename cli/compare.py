@@ -117,7 +117,7 @@ def rows_of(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
         folders: each with job.json or result.json.
         base: what the folders are shown relative to.
     """
-    jobs = [_job(folder) for folder in folders]
+    jobs = [_read(folder / JOB) if (folder / JOB).is_file() else {} for folder in folders]
     told = [_overrides(job) for job in jobs] if all(jobs) else [_flat(folder) for folder in folders]
     keys = [
         key
@@ -154,10 +154,6 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
 
 def _bytes(told: Mapping[str, Any] | None) -> dict[str, int] | None:
     return None if told is None else {way: sum(told[way].values()) for way in ("down", "up")}
-
-
-def _job(folder: Path) -> dict[str, Any]:
-    return _read(folder / JOB) if (folder / JOB).is_file() else {}
 
 
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:

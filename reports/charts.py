@@ -134,16 +134,14 @@ class _Frame:
     logarithmic: bool
 
     def x(self, value: float) -> float:
-        at, low, high = (self._scaled(each) for each in (value, self.left, self.right))
+        ends = (value, self.left, self.right)
+        at, low, high = map(math.log10, ends) if self.logarithmic else ends
         share = 0.5 if high == low else (at - low) / (high - low)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         share = (min(value, self.top) - self.bottom) / (self.top - self.bottom)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self.logarithmic else value
 
 
 def _frame(chart: Chart) -> _Frame:

@@ -219,11 +219,7 @@ class Participants:
 
     def _connected(self, wanted: int) -> Sequence[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS
-        while len(nodes := self._nodes()) < wanted and time.monotonic() < deadline:
+        while len(nodes := self.grid.get_node_ids()) < wanted and time.monotonic() < deadline:
             time.sleep(0.1)
-        return nodes
-
-    def _nodes(self) -> Sequence[int]:
-        """Return the grid's nodes in order; a simulation's are a range, whose size does not grow with their number."""
-        nodes = self.grid.get_node_ids()
+        # A simulation's are a range, whose size does not grow with their number.
         return nodes if isinstance(nodes, range) else sorted(nodes)

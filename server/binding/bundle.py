@@ -82,7 +82,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
                 name: json.loads(export_text(entries)) for name, entries in contents.client_entries.items()
             }
             held[CLIENT_LEDGERS] = (json.dumps(whole) + "\n").encode()
-        _require_empty(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise Refusal("--out", str(out), "is not empty; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
         for name, data in held.items():
             replace_file(out / name, data, PUBLIC_MODE)
@@ -93,11 +94,6 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
         remedy = f"cannot be written ({problem.strerror}); choose another"
         raise Refusal("--out", str(out), remedy) from problem
     return [*held, LIST]
-
-
-def _require_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refusal("--out", str(out), "is not empty; name a new folder")
 
 
 def read_list(folder: Path) -> Listed:
