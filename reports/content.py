@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from ..configs.round_line import AT_CLIENTS, AUDIT, GROUPS, TRAIN
+from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
 from .answers import read_answers, told_evaluations
 from .cost import cost
 from .coverage import not_covered
@@ -24,15 +24,6 @@ from .shapes import told_shapes
 
 FORMAT = "fedveil report 1"
 NOT_ENDED = "not ended"
-NOT_A_METRIC = (
-    "round",
-    "invited",
-    "replies",
-    "clipped_again",
-    "clipping_norm",
-    "noise_multiplier",
-    "exchanges",
-)
 TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
 
@@ -61,8 +52,8 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
         "rosters": _rosters(run.result),
         "tuning": _tuning(run.result),
         "metrics": [{"name": name, "value": value} for name, value in _final(run).items()],
-        "metric": _main_metric(rounds),
-        "tail": _tail(rounds),
+        "metric": main_metric(run.rounds),
+        "tail": _tail(run),
         "rounds": rounds,
         "looks": _looks(run, rows),
         "audit": _audit(run),
@@ -249,19 +240,13 @@ def _round(row: Fields) -> dict[str, Any]:
         "replies": row.get("replies"),
         "abandoned": bool(row.get("abandoned")),
         "clipping_norm": row.get("clipping_norm"),
-        "metrics": {name: value for name, value in row.items() if _is_metric(name, value)},
+        "metrics": {name: value for name, value in row.items() if is_metric(name, value)},
     }
-
-
-def _is_metric(name: str, value: object) -> bool:
-    if name in NOT_A_METRIC or name.startswith(("epsilon", AUDIT, TRAIN, AT_CLIENTS, GROUPS)):
-        return False
-    return isinstance(value, float)
 
 
 def _final(run: RunFiles) -> Mapping[str, float]:
     found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
-    return {name: value for name, value in found.items() if _is_metric(name, value)}
+    return {name: value for name, value in found.items() if is_metric(name, value)}
 
 
 def _groups(run: RunFiles) -> dict[str, Any] | None:
@@ -278,15 +263,14 @@ def _groups(run: RunFiles) -> dict[str, Any] | None:
     return {"figures": figures, "rows": rows}
 
 
-def _main_metric(rounds: Sequence[Fields]) -> str | None:
-    names = [name for row in rounds for name in row["metrics"]]
-    return "accuracy" if "accuracy" in names else next(iter(names), None)
-
-
-def _tail(rounds: Sequence[Fields]) -> dict[str, Any] | None:
-    """Return mean and spread of the main metric over the last rounds, which a single round hardly affects."""
-    name = _main_metric(rounds)
-    values = [row["metrics"][name] for row in rounds if name in row["metrics"]]
+def _tail(run: RunFiles) -> dict[str, Any] | None:
+    """Return mean and spread of the main metric over the last rounds that led to the model."""
+    name, mine = main_metric(run.rounds), (None, (run.result.get("tuning") or {}).get("winner"))
+    values = [
+        row[name]
+        for row in run.rounds
+        if name is not None and row.get("arm") in mine and is_metric(name, row.get(name))
+    ]
     last = values[-max(LEAST_TAIL, round(TAIL * len(values))) :]
     if len(last) < LEAST_TAIL:
         return None

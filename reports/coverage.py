@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..configs.round_line import main_metric
 from ..privacy.ledger.question_caps import QUESTION
 from .run_files import Fields, RunFiles
 
@@ -68,7 +69,7 @@ def _tuning(run: RunFiles, ledger: Fields | None, real: bool) -> Limit:
 
 def _held_out(run: RunFiles) -> Limit:
     title = "Held-out data"
-    if not run.result.get("metrics") and not any("accuracy" in row or "loss" in row for row in run.rounds):
+    if main_metric([run.result.get("metrics") or {}, *run.rounds]) is None:
         return title, DONE, "No metric was computed on held-out data."
     declared = run.said("task", "held_out")
     who = "the run (task.held_out=public)" if declared == "public" else "the task"

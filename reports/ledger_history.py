@@ -77,23 +77,28 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
 
 
 def plan_curve(run: RunFiles) -> list[list[Any]]:
-    """Return (round, epsilon) of the plan of this run alone, where all its rounds release the same event."""
-    charges = [json.loads(each.payload) for each in _reserved(run.entries) if run_of(each) == run.name]
-    distinct = {json.dumps(each["events"].get(str(Adversary.MODEL))) for each in charges}
-    planned = run.said("num_rounds")
-    if len(distinct) != 1 or not isinstance(planned, int) or "filter_order" in charges[0]:
+    """Return (round, epsilon) of the plan of this run alone, evaluations included.
+
+    It is empty where the rounds are of arms or release several events, and before the first of planned evaluations.
+    """
+    charges = [json.loads(each.payload) for each in _reserved(run.entries) if _whose(each) == run.name]
+    rounds, asked = ([each for each in charges if (each.get("kind") == QUESTION) is q] for q in (False, True))
+    planned, when = run.said("num_rounds"), run.said("evaluate", "clients") or "none"
+    plain = isinstance(planned, int) and not any({"filter_order", "arm"} & set(each) for each in charges)
+    if not plain or not rounds or len(rounds) < len(run.rounds):  # several rounds may be one release
         return []
-    if len(charges) < len(run.rounds):  # several rounds are one release
+    kinds = [rounds] if when == "none" else [rounds, asked]
+    texts = [{json.dumps(each["events"].get(str(Adversary.MODEL))) for each in kind} for kind in kinds]
+    if any(len(each) != 1 or "null" in each for each in texts):
         return []
-    event, delta = charges[0]["events"].get(str(Adversary.MODEL)), charges[0]["budget"]["target_delta"]
-    if event is None:
-        return []
+    one, *evaluation = (event_from_json(json.loads(text)) for (text,) in texts)
+    at, between = rounds[0]["budget"]["target_delta"], int(when.partition(":")[2] or planned)
     adjacency = Adjacency(json.loads(run.entries[0].payload)["adjacency"])
-    marks = sorted({max(1, round(planned * at / MARKS)) for at in range(MARKS + 1)})
-    one = event_from_json(event)
-    return [
-        [mark, rounded_up(counted([one] * mark, delta, adjacency, None, GATE_INTERVAL))] for mark in marks
-    ]
+    found: list[list[Any]] = []
+    for mark in sorted({max(1, round(planned * part / MARKS)) for part in range(MARKS + 1)}):
+        events = [one] * mark + evaluation * (mark // between + (mark == planned and planned % between > 0))
+        found.append([mark, rounded_up(counted(events, at, adjacency, None, GATE_INTERVAL))])
+    return found
 
 
 def rounded_up(value: float | None) -> float | str | None:
@@ -244,10 +249,10 @@ def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _events(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the distinct events of this run's releases, as the ledger has them, each with how often it is charged."""
+    """Return the distinct events of this run's rounds and evaluations, as the ledger has them, each with how often it is charged."""
     releases: list[tuple[str, Arm | None]] = []
     for each in _reserved(run.entries):
-        if run_of(each) == run.name:
+        if _whose(each) == run.name:
             payload = json.loads(each.payload)
             arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
             releases += [

@@ -26,6 +26,7 @@ import fedveil as fv
 from fedveil.__main__ import main
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.face import FinishedRun
+from fedveil.server.run.plots import curve
 from fedveil.tasks import load_task
 
 
@@ -138,6 +139,14 @@ def test_the_plot_is_a_figure_and_the_callers_backend_stays(tmp_path: Path) -> N
     figure.savefig(tmp_path / "curve.png")
     (alone,) = quick(**NO_NOISE).plot().axes
     assert alone.get_ylabel() == "held-out accuracy"
+
+
+@pytest.mark.parametrize(("measured", "label"), [({"clients/accuracy": 0.7}, "clients/accuracy"), ({}, "")])
+def test_a_run_without_held_out_data_has_a_plot(measured: dict[str, float], label: str) -> None:
+    rows = [{"round": n, "train/loss": 1.0, "invited": 9.0, "epsilon_client": 0.5 * n} for n in (1, 2)]
+    figure = curve([rows[0], rows[1] | measured], [], "clinics")
+    assert [axes.get_ylabel() for axes in figure.axes] == [label, "epsilon spent (client level)"]
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2] * bool(measured)
 
 
 def test_where_nothing_is_promised_epsilon_is_a_number_all_the_same() -> None:

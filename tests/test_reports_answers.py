@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
-from fedveil.privacy.budget import Adversary, Budget, Release
+from fedveil.privacy.accounting.epsilon import epsilon
+from fedveil.privacy.accounting.events import event_from_json, event_to_json
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.answers import read_answers, told_answers
@@ -332,10 +334,37 @@ def test_an_evaluation_is_its_runs_and_a_question_beside_it_is_no_run(kept: Path
         ("evaluation", 2),
         ("ages", 1),
     ]
+    told_events = [each for each in report["ledger"]["events"] if each["adversary"] == "model"]
+    assert [each["count"] for each in told_events if each["event"] == event_to_json(_gaussian(4.0))] == [2]
+    with open(kept / "config.yaml", "a") as config:
+        config.write("evaluate: {clients: 'every:3'}\n")
+    (mark, size), rounds = report_of(read_run(kept))["plan"][-1], len(run.rounds)
+    events = {event_from_json(told_events[0]["event"]): rounds, _gaussian(4.0): 2}
+    assert mark == rounds and size == pytest.approx(epsilon(events, 1e-4, Adjacency.ZERO_OUT, 1e-4), abs=2e-3)
     said = next(each["said"] for each in report["not_covered"] if each["limit"].startswith("Questions"))
     assert "The ledger holds 1 run and 1 question on these data" in page_of(report)
     assert "evaluation, 2 times, for evaluation; ages, for evaluation" in said
     assert differences(page_of(report), report) == []
+
+
+def test_rounds_of_values_that_lost_are_in_no_mean_of_the_last_rounds(kept: Path) -> None:
+    arms = {"key": "learning_rate", "rounds": 1, "metric": "accuracy", "arms": [], "winner": 1, "value": 5.0}
+    edited(kept / "result.json", tuning=arms)
+    rows = [{"round": n, "arm": 1 + (n > 2), "accuracy": 0.5 if n < 3 else 0.1} for n in range(1, 5)]
+    rows += [{"round": n, "accuracy": 0.7} for n in range(5, 9)]
+    (kept / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    tail = report_of(read_run(kept))["tail"]
+    assert tail["low"] == 0.5 and tail["mean"] == pytest.approx((4 * 0.7 + 0.5) / 5)
+
+
+def test_held_out_data_that_nobody_has_are_not_called_public(kept: Path) -> None:
+    (kept / "metrics.jsonl").write_text(
+        '{"round": 1, "train/loss": 0.5, "invited": 9.0, "clients/accuracy": 0.5}\n'
+    )
+    edited(kept / "result.json", metrics={"clients/accuracy": 0.5, "train/loss": 0.5}, data="real")
+    report = validated(report_of(read_run(kept)))
+    (found,) = (each for each in report["not_covered"] if each["limit"] == "Held-out data")
+    assert (found["state"], found["said"]) == ("covered", "No metric was computed on held-out data.")
 
 
 def test_an_additive_model_is_shown_as_its_shapes(kept: Path) -> None:

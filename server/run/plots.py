@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...configs.round_line import AT_CLIENTS, main_metric
 from ...privacy.accounting.curve import Pairs, PrivacyCurve
 from ...privacy.audit.run_audit import Measured
 
@@ -48,12 +49,14 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     curves = _curves(privacy)
     figure = Figure(figsize=(11, 4) if curves else (7, 4), dpi=120)
     left, *beside = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
-    name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k != "round")
-    held_out = [math.nan if row[name] is None else row[name] for row in history]
-    left.plot(rounds, held_out, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
+    held_out = main_metric(history)
+    name = held_out or next((key for row in history for key in row if key.startswith(AT_CLIENTS)), None)
+    if name is not None:
+        values = [math.nan if row.get(name) is None else row[name] for row in history]
+        left.plot(rounds, values, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
+        left.set_ylabel(f"held-out {name}" if held_out else name, color=ACCURACY)
     left.locator_params("x", integer=True, min_n_ticks=1)
     left.set_xlabel("round")
-    left.set_ylabel(f"held-out {name}", color=ACCURACY)
     left.grid(alpha=0.25)
     left.set_title(title, fontsize=10)
     _draw_epsilon(left, rounds, history)

@@ -16,7 +16,7 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ...configs.round_line import AUDIT, TRAIN
+from ...configs.round_line import OF_THE_ROUND, TRAIN
 from ...configs.schema import CustomTask
 from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.accounting.epsilon import GATE_INTERVAL
@@ -62,8 +62,6 @@ from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .tuning import tuned
-
-NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", AUDIT)  # of the numbers in a round's line
 
 
 @dataclass(frozen=True)
@@ -575,7 +573,9 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "message_bytes": final.get("message_bytes"),
         "tuning": tuned(run, ending.state, history),
         "models_averaged": ending.state.average.models if ending.state.average else 1,
-        "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
+        "metrics": {
+            k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(OF_THE_ROUND)
+        },
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
         "ledger": str(ledger.path) if ledger else record.ledger_dir if record else None,
