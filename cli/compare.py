@@ -188,7 +188,7 @@ def _flat(folder: Path) -> dict[str, str]:
         return {}
     from ..reports.run_files import read_config
 
-    found = leaves(read_config(folder / CONFIG))
+    found = leaves(read_config(folder / CONFIG)[1])
     return {key.removesuffix(".name"): _text(value) for key, value in found}
 
 

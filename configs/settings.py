@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +25,9 @@ DEFAULT_QUORUM = 0.5
 CUSTOM = "custom"  # option of the task group for a class of one's own
 SERVER = "server"  # name of the primary configuration of `fedveil server`
 SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
-REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
+REFERENCE = re.compile(
+    r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)(?:,([\w.]+))?\}"
+)  # to a key, and its value without the key
 Model = TypeVar("Model", bound=FederationSettings)
 
 
@@ -104,7 +109,7 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
     return read_job(job, server_from_config)
 
 
-def shown_keys(source: str) -> dict[str, Any]:
+def shown_keys(source: str | DictConfig) -> dict[str, Any]:
     """Return a configuration with its references to other keys resolved, and no others, which may hide a secret."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(source), resolve=False)
 
@@ -114,15 +119,14 @@ def shown_keys(source: str) -> dict[str, Any]:
         if isinstance(value, list):
             return [shown(each) for each in value]
         found = REFERENCE.fullmatch(value) if isinstance(value, str) else None
-        return value if found is None else shown(_at(plain, found[1]))
+        if found is None:
+            return value
+        try:
+            return shown(reduce(getitem, found[1].split("."), plain))
+        except (LookupError, TypeError, RecursionError):  # an older release named other keys
+            return value if found[2] is None else yaml.safe_load(found[2])
 
     return shown(plain)
-
-
-def _at(keys: Any, path: str) -> Any:
-    for name in path.split("."):
-        keys = keys[name]
-    return keys
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object], path: str = "") -> str | None:

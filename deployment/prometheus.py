@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
@@ -28,12 +28,10 @@ COUNTED = (
 
 def text_of(status: Mapping[str, Any]) -> str:
     """Return the status in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(Families(tuple(_families(status))))
-    return generate_latest(registry).decode()
+    return generate_latest(Families(tuple(_families(status)))).decode()
 
 
-@dataclass(frozen=True, eq=False)  # a registry finds a collector by its identity
+@dataclass(frozen=True)
 class Families(Collector):
     """Families of one text, in their order."""
 

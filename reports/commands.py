@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..privacy.refusal import Refusal
-from .run_files import RunFiles, flat, resolved
+from .run_files import RunFiles, flat
 
 NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change nothing in it
 
@@ -34,14 +34,15 @@ def commands_of(run: RunFiles) -> list[str]:
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
     """Return the overrides that these groups need to give the configuration; none if they give none."""
     from ..configs.compose import compose_overrides
+    from ..configs.settings import shown_keys
 
     try:
-        usual: dict[str, Any] = dict(flat(resolved(compose_overrides(groups).config)))
+        usual: dict[str, Any] = dict(flat(shown_keys(compose_overrides(groups).config)))
     except Refusal:  # groups of an older release, or of somebody's own folder
         usual = {}
     keys = {name.partition("=")[0] + ".name" for name in groups}
     return [
         f"{key}={value}"
-        for key, value in flat(run.config)
+        for key, value in flat(run.shown)
         if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
     ]

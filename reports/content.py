@@ -63,7 +63,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
         "shapes": told_shapes(shapes),
         "receipts": receipts_of(run),
         "cost": spent,
-        "config": [{"key": key, "value": value} for key, value in flat(run.config)],
+        "config": [{"key": key, "value": value} for key, value in flat(run.shown)],
         "seed": run.result.get("seed"),
         "noise_multiplier": run.result.get("noise_multiplier"),
         "versions": dict(run.result.get("versions", {})),
@@ -266,11 +266,8 @@ def _groups(run: RunFiles) -> dict[str, Any] | None:
 def _tail(run: RunFiles) -> dict[str, Any] | None:
     """Return mean and spread of the main metric over the last rounds that led to the model."""
     name, mine = main_metric(run.rounds), (None, (run.result.get("tuning") or {}).get("winner"))
-    values = [
-        row[name]
-        for row in run.rounds
-        if name is not None and row.get("arm") in mine and is_metric(name, row.get(name))
-    ]
+    rows = [row for row in run.rounds if row.get("arm") in mine]
+    values = [row[name] for row in rows if name is not None and is_metric(name, row.get(name))]
     last = values[-max(LEAST_TAIL, round(TAIL * len(values))) :]
     if len(last) < LEAST_TAIL:
         return None

@@ -46,6 +46,7 @@ class RunFiles:
     Attributes:
       folder: of the run.
       config: that ran, references resolved.
+      shown: the same as it may be published, without values of the environment.
       result: of a run that has ended; empty for one that has not.
       rounds: the finished rounds, as metrics.jsonl has them.
       audit: terms of the audit; empty without one.
@@ -64,6 +65,7 @@ class RunFiles:
 
     folder: Path
     config: Fields
+    shown: Fields
     result: Fields
     rounds: Sequence[Fields]
     audit: Fields
@@ -113,10 +115,11 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
     result = _json(folder / RESULT)
     saved = _json(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
-    config = read_config(folder / CONFIG)
+    config, shown = read_config(folder / CONFIG)
     return RunFiles(
         folder,
         config,
+        shown,
         result,
         rows_of(folder / METRICS),
         _json(folder / AUDIT_TERMS),
@@ -162,28 +165,26 @@ def _changed(folder: Path) -> list[str]:
     return [name for name in READ if name in named and _hash(folder / name) != named[name]]
 
 
-def read_config(path: Path) -> Fields:
-    """Return a stored configuration, with its references resolved; refuse a file without one."""
-    from omegaconf import OmegaConf
+def read_config(path: Path) -> tuple[Fields, Fields]:
+    """Return a stored configuration with its references resolved, and as it may be published; refuse a file without one.
 
+    A reference that leads nowhere leaves all as they are stored: an older release named other keys.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ..configs.settings import shown_keys
     from ..configs.yaml_guard import check_file
 
     check_file(path)
-    found = resolved(OmegaConf.load(path))
-    if not isinstance(found, dict):
+    found = OmegaConf.load(path)
+    if not isinstance(found, DictConfig):
         raise Refusal("file", str(path), "holds no configuration; restore it")
-    return cast("Fields", found)
-
-
-def resolved(loaded: Any) -> Any:
-    """Return a configuration of OmegaConf's as plain data, without references where all of them lead somewhere."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
-        return OmegaConf.to_container(loaded, resolve=True)
-    except OmegaConfBaseException:  # an older release named other keys
-        return OmegaConf.to_container(loaded, resolve=False)
+        whole: Any = OmegaConf.to_container(found, resolve=True)
+    except OmegaConfBaseException:
+        whole = OmegaConf.to_container(found, resolve=False)
+    return whole, shown_keys(found)
 
 
 def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:

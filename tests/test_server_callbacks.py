@@ -14,7 +14,6 @@ import pytest
 import fedveil as fv
 from fedveil import extras
 from fedveil.__main__ import run as command
-from fedveil.configs.settings import settings_from_overrides, shown_keys
 from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
 from fedveil.privacy.audit.summary import Raised
@@ -214,11 +213,53 @@ def test_a_class_of_ones_own_is_named_on_the_command_line(
     assert not (tmp_path / "run2" / "config.yaml").exists()
 
 
-def test_a_secret_of_the_environment_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIDDEN", "secret")
-    settings = settings_from_overrides(["+task.folder='${oc.env:HIDDEN}'", "task=sentences"])
-    told = shown_keys(settings.source)
-    assert "secret" not in str(told) and told["learning_rate"] == told["task"]["learning_rate"]
+SECRET = """
+import numpy as np
+from torch import nn
+
+class Shops:
+    simulated, num_clients = True, 20
+    def __init__(self, password, width=3): assert (password, width) == ("hidden-word", 4)
+    def model(self): return nn.Linear(4, 2)
+    def loss(self, outputs, targets): return nn.functional.cross_entropy(outputs, targets)
+    def metrics(self, outputs, targets): return {"size": float(len(outputs))}
+    def client_data(self, client): return np.ones((9, 4), np.float32), np.arange(9) % 2
+    def held_out(self): return self.client_data(0)
+
+class Says:
+    def start(self, run): (run.folder / "said.txt").write_text(str(run.config))
+    def round(self, done): pass
+    def end(self, ending): pass
+"""
+
+
+def test_a_secret_of_the_environment_is_in_no_file_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shops.py").write_text(SECRET)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PASSWORD", "hidden-word")
+    monkeypatch.setenv("WIDTH", "4")
+    run = tmp_path / "run"
+    own = ["task=custom", "task.target=shops:Shops", "task.args.password=${oc.env:PASSWORD}"]
+    own += [
+        "task.args.width='${oc.decode:${oc.env:WIDTH}}'",
+        "allow_modules=[shops]",
+        "callbacks=[shops:Says]",
+    ]
+    few = ["num_rounds=1", "privacy=record_distributed", "privacy.target_delta=1e-3", f"hydra.run.dir={run}"]
+    assert command(["simulate", *own, *few, "--quiet"]) == 0
+    assert command(["report", str(run)]) == 0
+    assert [
+        path.name for path in run.rglob("*") if path.is_file() and b"hidden-word" in path.read_bytes()
+    ] == []
+    told = {each["key"]: each["value"] for each in json.loads((run / "report.json").read_text())["config"]}
+    assert told["task.args.password"] == "${oc.env:PASSWORD}" and told["learning_rate"] == "0.25"
+    np.save(tmp_path / "asked.npy", np.ones((2, 4), np.float32))
+    predict = ["predict", str(run), str(tmp_path / "asked.npy"), "--allow-module", "shops"]
+    assert command(predict) == 0  # the task is made with the words themselves
+    monkeypatch.delenv("PASSWORD")
+    assert command(predict) == 2
 
 
 # --- trackers -----------------------------------------------------------------------------------------------------

@@ -24,14 +24,7 @@ HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside t
 def draw_run(
     history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], path: Path, title: str
 ) -> None:
-    """Write the curves of a run as a PNG.
-
-    Args:
-      history: the rounds, as in metrics.jsonl; at least one.
-      privacy: as in result.json.
-      path: of the picture.
-      title: one line above it.
-    """
+    """Write the figure of `curve` as a PNG."""
     curve(history, privacy, title).savefig(path)
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...configs.strict import leaves
 from ...privacy.refusal import Refusal
 from ...reports.files import CONFIG, MODEL, RESULT
+from ...reports.run_files import read_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,13 +76,8 @@ def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | N
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the run in this folder."""
-    import yaml
-
-    from ...configs.yaml_guard import check_file
-
-    check_file(folder / CONFIG)
-    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    """Return the configuration of the run in this folder, with its references resolved."""
+    return dict(read_config(folder / CONFIG)[0])
 
 
 def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
@@ -97,6 +94,10 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
 
     config = config_of(folder)
     asked, partition = config["task"], config.get("partition")
+    if lost := next((pair for pair in leaves(asked) if str(pair[1]).startswith("${")), None):
+        raise Refusal(
+            f"task.{lost[0]}", lost[1], "cannot be resolved; set what it takes from the environment"
+        )
     if asked["name"] in TABLES:
         kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"]}
         return load_task(

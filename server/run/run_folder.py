@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...configs.round_line import OF_THE_ROUND, TRAIN
 from ...configs.schema import CustomTask
+from ...configs.settings import shown_keys
 from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
@@ -603,7 +604,8 @@ def _scaling(run: Run) -> dict[str, Any]:
 def _configured(federation: Federation) -> dict[str, Any]:
     """Return the names of the configuration's groups, and the number of clients."""
     s = federation.settings
-    own = {"target": s.task.target, "args": s.task.args} if isinstance(s.task, CustomTask) else {}
+    shown = shown_keys(s.source)["task"]
+    own = {name: shown.get(name) for name in ("target", "args")} if isinstance(s.task, CustomTask) else {}
     return {
         "task": federation.task_name,
         **own,
@@ -635,7 +637,9 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     folder = progress.run.folder
     model = {name: np.asarray(value, order="C") for name, value in state.model.items()}
     replace_file(folder / MODEL, safetensors_parts(model), mode=None)
-    replace_file(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode(), mode=None)
+    finite = {name: value if math.isfinite(value) else None for name, value in result["metrics"].items()}
+    text = json.dumps({**result, "metrics": finite}, indent=2) + "\n"
+    replace_file(folder / RESULT, text.encode(), mode=None)
     if progress.history and progress.run.federation.reported:
         from .plots import draw_run
 
@@ -646,11 +650,6 @@ def _of_winner(history: list[dict[str, Any]], state: State) -> list[dict[str, An
     """Return the rounds that led to the model; with arms, those of the winner, or of the last arm."""
     arm = state.winner or history[-1].get("arm")
     return [row for row in history if row.get("arm") in (None, arm)]
-
-
-def _finite(result: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: value if math.isfinite(value) else None for name, value in result["metrics"].items()}
-    return {**result, "metrics": metrics}
 
 
 def named_in(
