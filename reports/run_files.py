@@ -166,10 +166,7 @@ def _changed(folder: Path) -> list[str]:
 
 
 def read_config(path: Path) -> tuple[Fields, Fields]:
-    """Return a stored configuration with its references resolved, and as it may be published; refuse a file without one.
-
-    A reference that leads nowhere leaves all as they are stored: an older release named other keys.
-    """
+    """Return a stored configuration with its references resolved, and as it may be published; refuse a file without one."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -182,7 +179,7 @@ def read_config(path: Path) -> tuple[Fields, Fields]:
         raise Refusal("file", str(path), "holds no configuration; restore it")
     try:
         whole: Any = OmegaConf.to_container(found, resolve=True)
-    except OmegaConfBaseException:
+    except OmegaConfBaseException:  # an older release named other keys
         whole = OmegaConf.to_container(found, resolve=False)
     return whole, shown_keys(found)
 
