@@ -34,7 +34,9 @@ from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.table_schema import read_schema
 
-SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+FAULTS = Path(__file__).parent / "faults"
+SERVED = runpy.run_path(str(FAULTS / "served.py"))
+failing = runpy.run_path(str(FAULTS / "failing_files.py"))["failing"]
 SELDOM = Path(__file__).parent / "faults" / "seldom_alarms.py"
 CLIENTS, ROWS = 60, 20
 MEAN, DEVIATION = (50.0, 120.0), (20.0, 60.0)
@@ -443,6 +445,21 @@ def test_real_clients_are_asked_and_scale_by_the_answer(desk: Path) -> None:
         assert kinds.count("question") == 1 and len(kinds) == 3
     (over,) = {each.moments for each in devices.told}
     assert json.loads(over)["age"] == pytest.approx(told["age"])
+
+
+def test_a_start_is_charged_only_where_its_answer_can_be_stored_and_a_killed_one_is_begun_again(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = SERVED["reaching"](SERVED["Devices"](desk / "clients"))
+    with failing(desk / "server" / "runs", range(1000)), pytest.raises(Refusal, match="No space left"):
+        serve(desk / "server", SERVE, reach=reach)
+    (ledger,) = (desk / "server" / "ledgers").glob("*.ledger")
+    assert not questions(ledger)
+    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+        killed.setattr("fedveil.server.run.run_folder.note_roster", lambda *_: 1 / 0)
+        serve(desk / "server", SERVE, reach=reach)
+    assert serve(desk / "server", SERVE, reach=reach) == 0
+    assert len(questions(ledger)) == 2
 
 
 def test_owners_who_do_not_allow_it_leave_inputs_scaled_by_their_bounds(desk: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +64,8 @@ from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .tuning import tuned
+
+ROOM = 1 << 16  # bytes that a folder takes before a run begins
 
 
 @dataclass(frozen=True)
@@ -157,13 +160,15 @@ def folder_setting(federation: Federation) -> str:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Make a folder.
+    """Make a folder, and write to it, before answers that must be stored there are charged.
 
     Raises:
-      Refusal: it cannot be made.
+      Refusal: it cannot be made, or has no room.
     """
-    with refusing(key, folder, "cannot be made"):
+    with refusing(key, folder, "cannot be made or written"):
         folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
 
 
 def write_start(run: Run) -> None:
@@ -217,9 +222,10 @@ def _beside(run: Run) -> Mapping[str, bytes]:
 
 def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
     """Write the files that the task stores with its model; a resumed run must have the same."""
+    resumed = (run.folder / CONFIG).exists()  # otherwise they are left by a start that was killed
     for name, content in beside.items():
         path = run.folder / name
-        if path.exists() and path.read_bytes() != content:
+        if resumed and path.exists() and path.read_bytes() != content:
             remedy = f"started with another {name}; restore it, or start a new run"
             raise Refusal("resume", str(run.folder), remedy)
         replace_file(path, content, mode=None)

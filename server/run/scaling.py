@@ -15,7 +15,7 @@ from ...configs.schema import CsvTask
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...privacy.statistics.inquiry import read_inquiry
 from ...reports.files import SCALING
 from ...tasks import load_task
@@ -73,7 +73,9 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
                 ledger.purpose = federation.settings.purpose
     record = record_of(asking, inquiry, before, ended)
     moments = moments_of({each.name: each.figures for each in ended.answers})
-    _keep(run.folder, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    kept = run.folder / SCALING
+    with refusing("hydra.run.dir", kept, "the answer, which is charged, cannot be stored"):
+        replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(), mode=None)
     if ended.answers:
         ended.charge.settle()
     for each in inquiry.questions:
@@ -114,12 +116,3 @@ def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) 
     named = tuple(federation.fingerprints) if federation.record and not federation.deployed else ()
     parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), named=named)
     return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts
-
-
-def _keep(folder: Path, text: str) -> None:
-    path = folder / SCALING
-    try:
-        replace_file(path, text.encode(), mode=None)
-    except OSError as problem:
-        remedy = f"the answer, which is charged, cannot be stored there ({problem.strerror}); make room"
-        raise Refusal("hydra.run.dir", str(path), remedy) from problem
