@@ -1,5 +1,6 @@
 """Entry point of the command line: runs a verb, and turns how it ended into an exit code."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,22 +19,50 @@ for _name, _value in (
 
 FAILED, REFUSED = 1, 2  # what failed may work later: a unit tries it again
 INTERRUPTED = 130
-BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 COMPLETE = "_FEDVEIL_COMPLETE"  # set by a shell that wants to complete a command line
+
+
+class _Output(io.FileIO):
+    """Standard output or error. Once it cannot be written it is discarded, so that the verb still does its work."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        """Write what the file takes; return how many bytes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.lost = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(data)
 
 
 def main() -> int:
     """Entry point of ``fedveil`` and ``python -m fedveil``; the return value is the exit code."""
     argv = sys.argv[1:]
+    outputs = [_guarded("stdout"), _guarded("stderr")]
     try:
         code = _version() if argv == ["--version"] else run(argv)
-        sys.stdout.flush()
-        return code
+        print(end="", flush=True)
     except KeyboardInterrupt:  # before a run began; a run in progress ends in its own order
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    lost = outputs[0] and outputs[0].lost
+    if not lost or isinstance(lost, BrokenPipeError):  # the reader of the output, such as `head`, has ended
+        return code
+    print(f"standard output: cannot be written ({lost.strerror})", file=sys.stderr)
+    return code or FAILED
+
+
+def _guarded(name: str) -> _Output | None:
+    """Put a guard before a standard stream; None if the shell has closed it, or somebody has replaced it."""
+    own = getattr(sys, name)
+    if own is None or own is not getattr(sys, f"__{name}__"):
+        return None
+    raw = _Output(own.fileno(), "wb", closefd=False)
+    buffer = io.BufferedWriter(raw)
+    text = io.TextIOWrapper(buffer, own.encoding, own.errors, line_buffering=own.line_buffering)
+    setattr(sys, name, text)
+    return raw
 
 
 def _version() -> int:

@@ -110,18 +110,22 @@ def test_python_m_fedveil_refuses_with_2_and_writes_nothing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize("words", ["--help", "plan --json task=digits num_rounds=2", "nosuch"])
+def test_a_verb_outlives_the_reader_of_its_output(words: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "fedveil", "--help"],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "fedveil", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=writer, check=False)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.returncode == (2 if words == "nosuch" else 0)
+
+
+def test_output_on_a_full_disk_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fedveil", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    said = "standard output: cannot be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_network_is_off_unless_asked_for() -> None:
