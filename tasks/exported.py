@@ -154,16 +154,21 @@ def read_array(data: object) -> NDArray[Any]:
     """Return an array, or that of a .npy file, in float32 or int64.
 
     Raises:
-      Refusal: it is neither.
+      Refusal: it is neither, or a number is not finite.
     """
+    shown = str(data) if isinstance(data, str | Path) else type(data).__name__
     try:
-        array = np.load(data, allow_pickle=False) if isinstance(data, str | Path) else np.asarray(data)
-        kind = {"f": np.float32, "i": np.int64, "u": np.int64}[array.dtype.kind]
+        array = np.asarray(np.load(data, allow_pickle=False) if isinstance(data, str | Path) else data)
+        kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}[array.dtype.kind]
+        with np.errstate(over="ignore"):
+            found = np.ascontiguousarray(array, dtype=kind)
     except (OSError, ValueError, KeyError, EOFError):
-        shown = str(data) if isinstance(data, str | Path) else type(data).__name__
         remedy = "this run has no schema; give an array of numbers, or a .npy file"
         raise Refusal("data", shown, remedy) from None
-    return np.ascontiguousarray(array, dtype=kind)
+    if kind is np.float32 and not (finite := np.isfinite(found)).all():
+        row = int(np.argwhere(~finite)[0][0])
+        raise Refusal("data", shown, f"row {row} holds a number that is not finite in float32; replace it")
+    return found
 
 
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:

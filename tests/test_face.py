@@ -309,8 +309,20 @@ def test_the_model_of_an_own_class_needs_the_class(tmp_path: Path) -> None:
     with pytest.raises(fv.Refusal, match="is of another task"):
         _ = FinishedRun(run.folder, lambda: load_task("digits", {})).model
     assert len(again.predict(np.zeros((3, 4)))["class"]) == 3
-    with pytest.raises(fv.Refusal, match="must be a list of rows"):
-        again.predict(np.zeros(4))
+    assert len(again.predict(np.eye(3, 4, dtype=np.float64))["class"]) == 3
+    np.savez(tmp_path / "two.npz", np.zeros((3, 4)))
+    for wrong, why in (
+        (np.zeros(4), "must be a list of rows"),
+        (
+            np.zeros((3, 5)),
+            r"shape \(3, 5\), float32.*does not suit the model: a row is shape \(4,\), float32",
+        ),
+        (np.zeros((3, 4), int), r"shape \(3, 4\), int64.*a row is shape \(4,\), float32"),
+        (np.array([[0.0] * 4, [1e39] * 4]), "row 1 holds a number that is not finite in float32"),
+        (tmp_path / "two.npz", "give an array of numbers"),
+    ):
+        with pytest.raises(fv.Refusal, match=why):
+            again.predict(wrong)
 
 
 @pytest.mark.parametrize("privacy", ["client_central", "record"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +157,22 @@ def predictions(
         with torch.no_grad():
             outputs = model(inputs)
     except (RuntimeError, IndexError) as error:
-        shape = f"shape {tuple(inputs.shape)}"
-        raise Refusal("data", shape, f"does not suit the model: {str(error).splitlines()[0]}") from None
+        remedy = f"does not suit the model: {_row_of(task) or str(error).splitlines()[0]}"
+        raise Refusal("data", _told(inputs), remedy) from None
     if outputs.shape[:1] != inputs.shape[:1]:
         raise Refusal("data", f"shape {tuple(inputs.shape)}", "must be a list of rows, shape (n, ...)")
     return task.decode(outputs) if isinstance(task, PredictingTask) else columns(outputs.numpy(), classifies)
+
+
+def _row_of(task: Task) -> str:
+    """Return what a row of the task's inputs is; nothing where its data are not here."""
+    from ...tasks.data import as_data, placeholder
+
+    with suppress(Exception):
+        rows: Any = placeholder(as_data(task.held_out()), 1)
+        return f"a row is {_told(rows.squeeze(0))}"
+    return ""
+
+
+def _told(inputs: Any) -> str:
+    return f"shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}"
