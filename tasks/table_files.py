@@ -585,23 +585,29 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schem
       label: of the column that is predicted; None takes the last one.
 
     Raises:
-      Refusal: a table cannot be read, or its columns cannot be told from each other.
+      Refusal: a table cannot be read, its columns cannot be told from each other, or the last ones differ and no label
+        is given.
     """
     files = [file for path in paths for client in clients_of(path) for file in table_files(client)]
     seen: dict[str, _Seen] = {}
     names: dict[str, str] = {}
+    ends: dict[str, str] = {}
     for file in files:
         with _unchanged(file), _table(file) as table:
             columns = [Column(name) for name in table.header]
             for column in columns:
                 names.setdefault(plain(column.name), column.name.strip())
+            ends.setdefault(plain(table.header[-1]), file.name)
             for block in table.blocks(table.find(columns)):
                 cells = CellReader(file, Schema((), "").missing, table.comma)
                 for column in columns:
                     _look(
                         seen.setdefault(plain(column.name), _Seen()), cells, block[column.name], column, file
                     )
-    chosen = plain(label) if label is not None else list(seen)[-1] if seen else ""
+    if label is None and len(ends) > 1:
+        last = ", ".join(f"{names[each]!r} in {file}" for each, file in ends.items())
+        raise Refusal("task.label", None, f"the tables end with different columns ({last}); name the label")
+    chosen = plain(label) if label is not None else next(iter(ends), "")
     kept, left_out = list[Column](), dict[str, str]()
     for key, each in seen.items():
         why = _unfit(each, files)
