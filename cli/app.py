@@ -26,6 +26,7 @@ from .grammar import (
     PagePort,
     Reason,
     acts,
+    one_of,
     options_of,
     own_modules,
     port_of,
@@ -154,7 +155,10 @@ def ask(
         str,
         Argument(
             metavar="FILE|KIND",
-            help="YAML file of questions; or count, mean, variance, histogram or quantiles, and a column.",
+            **one_of(
+                *("count", "mean", "variance", "histogram", "quantiles"),
+                text="YAML file of questions; or, with a column, ",
+            ),
         ),
     ],
     inquiry: InquiryOptions,
@@ -238,7 +242,7 @@ def predict(
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
 def export(
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of an ended run.", file_okay=False)],
-    to: Annotated[str, Option(metavar="FORMAT", help="safetensors, onnx, torchscript or int8.")],
+    to: Annotated[str, Option(metavar="FORMAT", **one_of("safetensors", "onnx", "torchscript", "int8"))],
     student: Annotated[
         str | None,
         Option(metavar="MODULE:CLASS", help="Smaller model to distil the model into; needs --public."),
@@ -314,7 +318,9 @@ def new(
         list[Path] | None,
         Argument(metavar="DATA", help="Your tables, with --from csv: a folder, or files of one folder."),
     ] = None,
-    source: Annotated[str, Option("--from", metavar="KIND", help="csv, torch, sklearn or flower.")] = "csv",
+    source: Annotated[
+        str, Option("--from", metavar="KIND", **one_of("csv", "torch", "sklearn", "flower"))
+    ] = "csv",
     label: Annotated[
         str | None, Option(metavar="COLUMN", help="Column of your tables to predict; the last by default.")
     ] = None,

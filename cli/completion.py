@@ -54,7 +54,15 @@ if [[ $zsh_eval_context[-1] == loadautofunc ]]; then %(complete_func)s "$@"; els
 """
 
 
-class _Line(ShellComplete):
+class _OrFiles(ShellComplete):
+    """Completion that offers files where fedveil knows nothing, as shells do by themselves."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        """Return what may stand there."""
+        return super().get_completions(args, incomplete) or [CompletionItem(incomplete, type="file")]
+
+
+class _Line(_OrFiles):
     """Completion of the line up to the cursor, which the shell's script hands over in COMP_LINE."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
@@ -62,10 +70,6 @@ class _Line(ShellComplete):
         line = os.environ.get("COMP_LINE", "")
         words = split_arg_string(line)[1:]
         return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
-
-    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """Return what may stand there; files where fedveil knows nothing, as shells do by themselves."""
-        return super().get_completions(args, incomplete) or [CompletionItem(incomplete, type="file")]
 
     def format_completion(self, item: CompletionItem) -> str:
         """Return one line of the answer."""
@@ -86,7 +90,11 @@ class ZshLine(_Line):
     source_template = ZSH
 
 
-SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "fish": FishComplete}
+class FishLine(_OrFiles, FishComplete):
+    """Completion in fish."""
+
+
+SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "fish": FishLine}
 
 
 def complete(command: click.Command, instruction: str) -> int:

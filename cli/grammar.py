@@ -117,6 +117,11 @@ def _options(kind: type[Any]) -> list[inspect.Parameter]:
     ]
 
 
+def one_of(*words: str, text: str = "") -> dict[str, Any]:
+    """Return the help and the completion of what takes one of these words."""
+    return {"help": f"{text}{', '.join(words[:-1])} or {words[-1]}.", "autocompletion": lambda: [*words]}
+
+
 def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
     """Return as overrides what a person decides with this command, and why."""
     accepted = ["accept_vacuous=true"] if accept_vacuous else []

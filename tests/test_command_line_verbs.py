@@ -17,6 +17,7 @@ from hydra._internal.utils import get_args_parser
 from typer.main import get_command
 
 from fedveil.cli.app import app
+from fedveil.cli.new import COMMANDS
 from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
@@ -26,6 +27,7 @@ from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.hints import MEANT
 from fedveil.strategies.registry import why_not
+from fedveil.tasks.exported import FILES
 
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
 SHELLS = ("bash", "zsh")
@@ -341,6 +343,8 @@ def test_a_shell_completes_verbs_options_groups_and_keys(shell: str, tmp_path: P
     assert offered(f"fedveil simulate --config-dir {tmp_path}/own +exp") == ["+experiment="]
     assert offered("fedveil simulate --config-dir e") == (["folders"] if shell == "bash" else [])
     assert offered("fedveil ledger show ") == ["files"]
+    assert offered("fedveil new shops --from ") == [*COMMANDS]
+    assert offered("fedveil export runs/first --to ") == [*FILES]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -245,7 +245,9 @@ def test_a_schema_is_inferred_of_tables_that_are_public(hospitals: Path) -> None
     schema, left_out = draft_schema([hospitals], "diagnosis")
     assert [each.name for each in schema.inputs] == ["age", "sex"] and schema.target.width == 2
     assert left_out == {"name": "north.csv has no such column"}
-    with pytest.raises(Refusal, match=r"end with different columns \('\w+' in north.csv, 'name' in south.csv\)"):
+    with pytest.raises(
+        Refusal, match=r"end with different columns \('\w+' in north.csv, 'name' in south.csv\)"
+    ):
         draft_schema([hospitals])
     assert (schema.inputs[0].low, schema.inputs[0].high) == (20, 100)
     task = load(str(hospitals), "diagnosis", simulated=True, held_out_share=0.5)
