@@ -169,7 +169,8 @@ def _swept(config: DictConfig, quiet: bool) -> float | None:
         return None
     if ended.exit_code not in (0, 3) or wanted not in metrics:
         known = ", ".join(sorted(metrics)) or "nothing: it did not complete"
-        raise Refusal("optimize", wanted, f"the run reports {known}")
+        print(Refusal("optimize", wanted, f"the run reports {known}"), file=sys.stderr)
+        sys.exit(REFUSED)  # Hydra shows an exception of a job as a traceback
     return float(metrics[wanted])
 
 

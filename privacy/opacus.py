@@ -20,7 +20,7 @@ from .refusal import Refusal
 
 try:
     import torch
-    from opacus.accountants import IAccountant
+    from opacus.accountants import IAccountant, register_accountant
     from opacus.optimizers import DPOptimizer
     from opacus.optimizers.adaclipoptimizer import AdaClipDPOptimizer
 except ModuleNotFoundError as missing:
@@ -239,6 +239,15 @@ class LedgerAccountant(IAccountant):
         if seed < BY_HAND:
             remedy = "noise that can be repeated can be subtracted; call torch.seed() before the first step"
             raise Refusal("seed", seed, remedy)
+
+
+def _unplanned() -> IAccountant:
+    """Refuse what Opacus makes by an accountant's name: it would plan without the ledger."""
+    remedy = "counts no earlier run; make_private(noise_multiplier=accountant.noise_multiplier(...)) does"
+    raise Refusal("make_private_with_epsilon", "with a LedgerAccountant", remedy)
+
+
+register_accountant(LedgerAccountant.mechanism(), _unplanned)  # pyright: ignore[reportArgumentType]
 
 
 def _generator_of(device: torch.device) -> torch.Generator:

@@ -174,6 +174,11 @@ def test_a_sweeper_may_choose_values_and_optimise_a_metric(commands: Any, tmp_pa
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     optuna = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize")
     wide = ("privacy=none", "learning_rate=interval(0.01,8.0)")
+    code, done = commands.run(
+        "simulate", "-m", *SMALL, *optuna, *wide, "optimize=acc", "hydra.sweep.dir=other"
+    )
+    assert code == 2 and "optimize='acc': the run reports accuracy, " in done.err
+    assert "Traceback" not in done.err and "Error executing job" not in done.err
     code, done = sweep(commands, *optuna, *wide, "optimize=accuracy")
     assert code == 0, done.err
     accuracies = [row["metrics"]["accuracy"] for row in rows_in(tmp_path)]

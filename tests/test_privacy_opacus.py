@@ -197,6 +197,16 @@ def test_what_no_accountant_covers_is_refused(tmp_path: Path) -> None:
         with pytest.raises(Refusal, match="clipping='adaptive'"):
             adaptive.epoch()
         assert torch.equal(start, adaptive.parameters()) and not len(adaptive.accountant)
+    with pytest.raises(Refusal, match=r"counts no earlier run; make_private\(noise_multiplier="):
+        accumulating.engine.make_private_with_epsilon(
+            module=nn.Linear(4, 2),
+            optimizer=accumulating.optimizer,
+            data_loader=accumulating.loader,
+            target_epsilon=1.0,
+            target_delta=DELTA,
+            epochs=1,
+            max_grad_norm=1.0,
+        )
     with pytest.raises(Refusal, match="unit='client'"):
         LedgerAccountant(tmp_path / "c.ledger", Budget("client", 1.0, DELTA), owner="c")
 
