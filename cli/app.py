@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from ..configs.question_file import InquiryOptions, QuestionOptions
 from ..extras import require_extra
@@ -26,7 +26,8 @@ from .grammar import (
     PagePort,
     Reason,
     acts,
-    one_of,
+    argument,
+    option,
     options_of,
     own_modules,
     port_of,
@@ -51,7 +52,8 @@ for name, group, text in (
     ("client", client, "Run a client on a device, under its owner's policy."),
 ):
     app.add_typer(group, name=name, help=text)
-Plot = Annotated[Path | None, Option("--plot", metavar="PNG", help="Plot the guarantees to this file.")]
+KINDS = ("count", "mean", "variance", "histogram", "quantiles")
+Plot = Annotated[Path | None, option("PNG", "Plot the guarantees to this file.", "--plot")]
 Accuracy = Annotated[
     bool,
     Option("--accuracy", help="Predict accuracy over epsilon, rounds and clients, from public data alone."),
@@ -151,27 +153,15 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
 @verb(app, "ask", "Ask the clients under a privacy budget.")
 @options_of(inquiry=InquiryOptions, question=QuestionOptions)
 def ask(
-    what: Annotated[
-        str,
-        Argument(
-            metavar="FILE|KIND",
-            **one_of(
-                *("count", "mean", "variance", "histogram", "quantiles"),
-                text="YAML file of questions; or, with a column, ",
-            ),
-        ),
-    ],
+    what: Annotated[str, argument("FILE|KIND", "YAML file of questions; or, with a column, ", words=KINDS)],
     inquiry: InquiryOptions,
     question: QuestionOptions,
     given: Annotated[
-        list[str] | None,
-        Argument(metavar="KEY=VALUE", help="Column to ask about; keys of the run, such as task=csv."),
+        list[str] | None, argument("KEY=VALUE", "Column to ask about; keys of the run, such as task=csv.")
     ] = None,
-    into: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Folder for the answers; questions by default.")
-    ] = None,
+    into: Annotated[Path | None, option("FOLDER", "Folder for the answers; questions by default.")] = None,
     server: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Bundle of a server, to ask its clients.", file_okay=False)
+        Path | None, option("FOLDER", "Bundle of a server, to ask its clients.", file_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -193,9 +183,9 @@ def ask(
 
 @verb(app, "compare", "Show the results of runs in one table.", needs="simulation")
 def compare(
-    runs: Annotated[list[Path], Argument(metavar="RUN", help="Folders of runs or sweeps.")],
-    csv: Annotated[Path | None, Option(metavar="FILE", help="Write one row per run as CSV.")] = None,
-    plot: Annotated[Path | None, Option(metavar="FILE", help="Plot the first metric, .png or .pdf.")] = None,
+    runs: Annotated[list[Path], argument("RUN", "Folders of runs or sweeps.")],
+    csv: Annotated[Path | None, option("FILE", "Write one row per run as CSV.")] = None,
+    plot: Annotated[Path | None, option("FILE", "Plot the first metric, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> int:
     """Show the results of runs in one table, with means and intervals over seeds.
@@ -212,19 +202,13 @@ def compare(
 @verb(app, "predict", "Apply a run's model to data.")
 def predict(
     run: Annotated[
-        Path,
-        Argument(
-            metavar="RUN", help="Folder of an ended run, an export or a client's bundle.", file_okay=False
-        ),
+        Path, argument("RUN", "Folder of an ended run, an export or a client's bundle.", file_okay=False)
     ],
-    data: Annotated[Path, Argument(metavar="DATA", help="A table, a folder of tables, or a .npy file.")],
-    out: Annotated[Path | None, Option(metavar="FILE", help="CSV file to write; printed by default.")] = None,
-    allow_module: Annotated[
-        list[str] | None, Option(metavar="MODULE", help="Module of the run's own task.")
-    ] = None,
+    data: Annotated[Path, argument("DATA", "A table, a folder of tables, or a .npy file.")],
+    out: Annotated[Path | None, option("FILE", "CSV file to write; printed by default.")] = None,
+    allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
     explain: Annotated[
-        str | None,
-        Option(metavar="METHOD", help="Add each input's contribution to the score: integrated_gradients."),
+        str | None, option("METHOD", "Add each input's contribution to the score: integrated_gradients.")
     ] = None,
 ) -> int:
     """Write the prediction of a run's model for each row: the likeliest class and its probability, or a number.
@@ -241,23 +225,18 @@ def predict(
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
 def export(
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of an ended run.", file_okay=False)],
-    to: Annotated[str, Option(metavar="FORMAT", **one_of("safetensors", "onnx", "torchscript", "int8"))],
+    run: Annotated[Path, argument("RUN", "Folder of an ended run.", file_okay=False)],
+    to: Annotated[str, option("FORMAT", "", words=("safetensors", "onnx", "torchscript", "int8"))],
     student: Annotated[
-        str | None,
-        Option(metavar="MODULE:CLASS", help="Smaller model to distil the model into; needs --public."),
+        str | None, option("MODULE:CLASS", "Smaller model to distil the model into; needs --public.")
     ] = None,
     public: Annotated[
-        Path | None,
-        Option(metavar="DATA", help="Public inputs for a student: a table, tables, or a .npy file."),
+        Path | None, option("DATA", "Public inputs for a student: a table, tables, or a .npy file.")
     ] = None,
     out: Annotated[
-        Path | None,
-        Option(metavar="FOLDER", help="Output folder; RUN/export/FORMAT by default.", file_okay=False),
+        Path | None, option("FOLDER", "Output folder; RUN/export/FORMAT by default.", file_okay=False)
     ] = None,
-    allow_module: Annotated[
-        list[str] | None, Option(metavar="MODULE", help="Module of the run's own task.")
-    ] = None,
+    allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
     as_json: Json = False,
 ) -> int:
     """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
@@ -274,24 +253,16 @@ def export(
 
 @verb(app, "verify", "Check a run, a bundle or ledgers.")
 def verify(
-    path: Annotated[
-        Path, Argument(metavar="PATH", help="A bundle, a run folder, a ledger, or a folder of ledgers.")
-    ],
+    path: Annotated[Path, argument("PATH", "A bundle, a run folder, a ledger, or a folder of ledgers.")],
     keys: Annotated[
         list[str] | None,
-        Option(
-            "--key",
-            metavar="PUB",
-            help="Public key of a required signer or of the authority: a file, or hex.",
-        ),
+        option("PUB", "Public key of a required signer or of the authority: a file, or hex.", "--key"),
     ] = None,
     head: Annotated[
-        tuple[str, str] | None,
-        Option(metavar="SEQ HASH", help="Number and hash of an entry that the ledger must hold."),
+        tuple[str, str] | None, option("SEQ HASH", "Number and hash of an entry that the ledger must hold.")
     ] = None,
     device: Annotated[
-        Path | None,
-        Option(metavar="FOLDER", help="State folder of a device, to compare its ledgers with its receipt."),
+        Path | None, option("FOLDER", "State folder of a device, to compare its ledgers with its receipt.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -313,16 +284,16 @@ def verify(
 
 @verb(app, "new", "Create a project from a template.")
 def new(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder to create.")],
+    folder: Annotated[Path, argument("FOLDER", "Folder to create.")],
     data: Annotated[
-        list[Path] | None,
-        Argument(metavar="DATA", help="Your tables, with --from csv: a folder, or files of one folder."),
+        list[Path] | None, argument("DATA", "Your tables, with --from csv: a folder, or files of one folder.")
     ] = None,
     source: Annotated[
-        str, Option("--from", metavar="KIND", **one_of("csv", "torch", "sklearn", "flower"))
+        str,
+        option("KIND", "", "--from", words=("csv", "torch", "sklearn", "flower")),
     ] = "csv",
     label: Annotated[
-        str | None, Option(metavar="COLUMN", help="Column of your tables to predict; the last by default.")
+        str | None, option("COLUMN", "Column of your tables to predict; the last by default.")
     ] = None,
 ) -> int:
     """Create a small project that runs and has a passing test. With your tables, draft their schema.
@@ -339,8 +310,7 @@ def new(
 @verb(app, "doctor", "Check this machine's installation.")
 def doctor(
     asked: Annotated[
-        list[str] | None,
-        Argument(metavar="GROUP=OPTION", help="What to try on this machine: task=, engine= or link=."),
+        list[str] | None, argument("GROUP=OPTION", "What to try on this machine: task=, engine= or link=.")
     ] = None,
     as_json: Json = False,
 ) -> int:

@@ -7,23 +7,23 @@ from typing import Annotated
 
 import click
 import typer
-from typer import Argument, Option
+from typer import Option
 
-from .grammar import GROUP, Json, verb
+from .grammar import GROUP, Json, argument, option, verb
 
 audit = typer.Typer(**GROUP)
 
 
 @verb(audit, "RUN", "Compare a run's claims and measurements.", hidden=True, needs="simulation")
 def audit_run(
-    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
     records: Annotated[bool, Option("--records", help="Show memorised records, by client.")] = False,
     membership: Annotated[
         str | None,
-        Option(metavar="ATTACK", help="Membership attack on the final model: loss, rmia, lira or art."),
+        option("ATTACK", "Membership attack on the final model: ", words=("loss", "rmia", "lira", "art")),
     ] = None,
-    shadows: Annotated[int, Option(metavar="N", help="Number of shadow models of lira.")] = 8,
-    epochs: Annotated[int, Option(metavar="N", help="Epochs of each reference model.")] = 20,
+    shadows: Annotated[int, option("N", "Number of shadow models of lira.")] = 8,
+    epochs: Annotated[int, option("N", "Epochs of each reference model.")] = 20,
     as_json: Json = False,
 ) -> int:
     """Compare the claimed with the measured epsilon of a run, from its folder.
@@ -51,27 +51,23 @@ def audit_run(
 
 @verb(audit, "claim", "Test a privacy claim against evidence.")
 def audit_claim(
-    epsilon: Annotated[str, Option(metavar="E", help="Claimed epsilon, in nats.")],
-    delta: Annotated[str, Option(metavar="D", help="Claimed delta; 0 for pure differential privacy.")],
-    guesses: Annotated[str | None, Option(metavar="N", help="Number of guesses in one run.")] = None,
-    correct: Annotated[str | None, Option(metavar="R", help="Number of correct guesses.")] = None,
-    canaries: Annotated[
-        str | None, Option(metavar="M", help="Number of canaries; as many as guesses by default.")
-    ] = None,
+    epsilon: Annotated[str, option("E", "Claimed epsilon, in nats.")],
+    delta: Annotated[str, option("D", "Claimed delta; 0 for pure differential privacy.")],
+    guesses: Annotated[str | None, option("N", "Number of guesses in one run.")] = None,
+    correct: Annotated[str | None, option("R", "Number of correct guesses.")] = None,
+    canaries: Annotated[str | None, option("M", "Number of canaries; as many as guesses by default.")] = None,
     scores: Annotated[
         Path | None,
-        Option(
-            metavar="FILE",
-            help=".npz with the arrays members and others, or .csv with the columns score and member (1 or 0).",
+        option(
+            "FILE",
+            ".npz with the arrays members and others, or .csv with the columns score and member (1 or 0).",
         ),
     ] = None,
     in_scores: Annotated[
-        Path | None, Option(metavar="FILE", help="Scores of included canaries: .npy, or one number per line.")
+        Path | None, option("FILE", "Scores of included canaries: .npy, or one number per line.")
     ] = None,
-    out_scores: Annotated[Path | None, Option(metavar="FILE", help="Scores of excluded canaries.")] = None,
-    confidence: Annotated[
-        str, Option(metavar="C", help="Confidence of the bounds and the verdict.")
-    ] = "0.99",
+    out_scores: Annotated[Path | None, option("FILE", "Scores of excluded canaries.")] = None,
+    confidence: Annotated[str, option("C", "Confidence of the bounds and the verdict.")] = "0.99",
     gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
     many_runs: Annotated[bool, Option("--many-runs", help="Each score comes from a separate run.")] = False,
     as_json: Json = False,

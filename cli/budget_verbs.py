@@ -6,33 +6,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument, Option
 
-from .grammar import GROUP, Json, verb
+from .grammar import GROUP, Json, argument, option, verb
 
 budget = typer.Typer(**GROUP)
 LedgerDir = Annotated[
     Path | None,
-    Option(metavar="FOLDER", help="Folder of the ledgers; ~/.local/share/fedveil/ledgers by default."),
+    option("FOLDER", "Folder of the ledgers; ~/.local/share/fedveil/ledgers by default."),
 ]
 
 
 @verb(budget, "set", "Cap the epsilon spent on your data.")
 def budget_set(
-    epsilon: Annotated[str, Option(metavar="E", help="Largest epsilon that a ledger may spend.")],
-    delta: Annotated[str, Option(metavar="D", help="Largest delta at which epsilon may be computed.")],
-    data: Annotated[
-        str, Option(metavar="LEDGER", help="One ledger, by its name in column data of budget show.")
-    ] = "all",
-    until: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="Last day, UTC, of releases.")] = None,
-    questions: Annotated[
-        str | None, Option(metavar="E", help="Largest epsilon that questions may spend of it.")
-    ] = None,
+    epsilon: Annotated[str, option("E", "Largest epsilon that a ledger may spend.")],
+    delta: Annotated[str, option("D", "Largest delta at which epsilon may be computed.")],
+    data: Annotated[str, option("LEDGER", "One ledger, by its name in column data of budget show.")] = "all",
+    until: Annotated[str | None, option("YYYY-MM-DD", "Last day, UTC, of releases.")] = None,
+    questions: Annotated[str | None, option("E", "Largest epsilon that questions may spend of it.")] = None,
     purposes: Annotated[
-        str | None,
-        Option(metavar="WORDS", help="Permitted purposes of questions, separated by commas; any by default."),
+        str | None, option("WORDS", "Permitted purposes of questions, separated by commas; any by default.")
     ] = None,
-    reason: Annotated[str | None, Option(metavar="TEXT", help="Reason, recorded with the decision.")] = None,
+    reason: Annotated[str | None, option("TEXT", "Reason, recorded with the decision.")] = None,
     ledger_dir: LedgerDir = None,
     as_json: Json = False,
 ) -> int:
@@ -62,8 +56,8 @@ def budget_show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
 
 @verb(budget, "adopt", "Charge an older ledger to a named data set.")
 def budget_adopt(
-    old: Annotated[str, Argument(metavar="LEDGER", help="Name of the ledger's file, without .ledger.")],
-    data_id: Annotated[str, Argument(metavar="DATA_ID", help="Name of the data set, as in task.data_id.")],
+    old: Annotated[str, argument("LEDGER", "Name of the ledger's file, without .ledger.")],
+    data_id: Annotated[str, argument("DATA_ID", "Name of the data set, as in task.data_id.")],
     ledger_dir: LedgerDir = None,
 ) -> int:
     """Charge the entries of an older ledger to a named data set, at the start of its next run.

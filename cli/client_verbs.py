@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
-from .grammar import GROUP, Bundle, Json, Reason, own_modules, verb
+from .grammar import GROUP, Bundle, Json, Reason, argument, option, own_modules, verb
 
 client = typer.Typer(**GROUP)
 Ledgers = Annotated[
@@ -18,12 +18,10 @@ Ledgers = Annotated[
 
 @verb(client, "enrol", "Enrol this device by token.", needs="client")
 def client_enrol(
-    token: Annotated[
-        str, Argument(metavar="TOKEN", help="Token of the operator; - reads it from standard input.")
-    ],
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of the new bundle.", file_okay=False)],
+    token: Annotated[str, argument("TOKEN", "Token of the operator; - reads it from standard input.")],
+    folder: Annotated[Path, argument("FOLDER", "Folder of the new bundle.", file_okay=False)],
     wait: Annotated[
-        float | None, Option(metavar="SECONDS", help="Time to wait for the authority; no limit by default.")
+        float | None, option("SECONDS", "Time to wait for the authority; no limit by default.")
     ] = None,
 ) -> int:
     """Make this device's keys, get them admitted, and complete its bundle. Exit code 1 if no answer has come yet.
@@ -38,8 +36,8 @@ def client_enrol(
 
 @verb(client, "request", "Make a device's keys.", needs="client")
 def client_request(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder for the keys.", file_okay=False)],
-    name: Annotated[str, Option(metavar="NAME", help="Name of the client in federation.yaml.")],
+    folder: Annotated[Path, argument("FOLDER", "Folder for the keys.", file_okay=False)],
+    name: Annotated[str, option("NAME", "Name of the client in federation.yaml.")],
     as_json: Json = False,
 ) -> int:
     """Make a device's keys on the device, and a request to admit them.
@@ -81,12 +79,9 @@ def client_status(folder: Bundle, as_json: Json = False) -> int:
 @verb(client, "roster", "Show the roster of the device.", needs="client")
 def client_roster(
     folder: Bundle,
-    approve: Annotated[
-        int | None, Option(metavar="VERSION", help="Approve the pending roster of this version.")
-    ] = None,
+    approve: Annotated[int | None, option("VERSION", "Approve the pending roster of this version.")] = None,
     sign: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Sign the roster in this file, for owners who require cosignatures."),
+        Path | None, option("FILE", "Sign the roster in this file, for owners who require cosignatures.")
     ] = None,
     reason: Reason = None,
     as_json: Json = False,
@@ -106,8 +101,7 @@ def client_roster(
 def client_log(
     folder: Bundle,
     against: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Export or proof of another client or of the server, to compare with."),
+        Path | None, option("FILE", "Export or proof of another client or of the server, to compare with.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -127,10 +121,10 @@ def client_log(
 @verb(client, "explain", "Explain one prediction.", needs="client")
 def client_explain(
     folder: Bundle,
-    data: Annotated[Path, Argument(metavar="DATA", help="A table or a .npy file of inputs, of the owner.")],
-    row: Annotated[int, Option(metavar="N", help="Row to explain, counted from 1.")] = 1,
+    data: Annotated[Path, argument("DATA", "A table or a .npy file of inputs, of the owner.")],
+    row: Annotated[int, option("N", "Row to explain, counted from 1.")] = 1,
     explain: Annotated[
-        str, Option("--method", metavar="METHOD", help="Method of attribution: integrated_gradients.")
+        str, option("METHOD", "Method of attribution: integrated_gradients.", "--method")
     ] = "integrated_gradients",
     as_json: Json = False,
 ) -> int:

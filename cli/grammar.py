@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -25,6 +25,25 @@ GROUP: dict[str, Any] = {
     "context_settings": CONTEXT,
 }
 HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """Return an option with a value: what stands for the value, its help, the option's own names; `words` as below."""
+    return Option(*names, metavar=metavar, **_with_words(text, **more))
+
+
+def argument(metavar: str, text: str, **more: Any) -> Any:
+    """Return an argument: what stands for it and its help; `words` it may be end the help, and a shell completes them."""
+    return Argument(metavar=metavar, **_with_words(text, **more))
+
+
+def _with_words(text: str, words: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    if not words:
+        return {"help": text, **more}
+    told = f"{text}{', '.join(words[:-1])} or {words[-1]}."
+    return {"help": told, "autocompletion": lambda: [*words], **more}
+
+
 AcceptVacuous = Annotated[
     bool, Option("--accept-vacuous", help="Train on real data although the plan calls the guarantee vacuous.")
 ]
@@ -33,7 +52,7 @@ AcceptSweep = Annotated[
 ]
 Reason = Annotated[
     str | None,
-    Option("--reason", metavar="TEXT", help="Reason for accepting or overriding; recorded on the ledger."),
+    option("TEXT", "Reason for accepting or overriding; recorded on the ledger.", "--reason"),
 ]
 Page = Annotated[bool, Option("--page", help="Serve a live page of the run, on this machine only.")]
 PagePort = Annotated[
@@ -43,9 +62,7 @@ PagePort = Annotated[
     ),
 ]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON only.")]
-Bundle = Annotated[
-    Path, Argument(metavar="FOLDER", help="Bundle made by fedveil provision.", file_okay=False)
-]
+Bundle = Annotated[Path, argument("FOLDER", "Bundle made by fedveil provision.", file_okay=False)]
 
 
 def verb(
@@ -115,11 +132,6 @@ def _options(kind: type[Any]) -> list[inspect.Parameter]:
         )
         for each in fields(kind)
     ]
-
-
-def one_of(*words: str, text: str = "") -> dict[str, Any]:
-    """Return the help and the completion of what takes one of these words."""
-    return {"help": f"{text}{', '.join(words[:-1])} or {words[-1]}.", "autocompletion": lambda: [*words]}
 
 
 def acts(accept_vacuous: bool, reason: str | None) -> list[str]:

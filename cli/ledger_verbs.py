@@ -7,27 +7,25 @@ from typing import Annotated
 
 import click
 import typer
-from typer import Argument, Option
+from typer import Option
 
-from .grammar import GROUP, Json, verb
+from .grammar import GROUP, Json, argument, option, verb
 
 ledger = typer.Typer(**GROUP)
-Ledger = Annotated[Path, Argument(metavar="PATH", help="File of a ledger.")]
+Ledger = Annotated[Path, argument("PATH", "File of a ledger.")]
 
 
 @verb(ledger, "show", "Show the entries of a ledger.")
 def ledger_show(
-    path: Annotated[Path, Argument(metavar="PATH", help="A ledger, or a folder of ledgers.")],
-    run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name has this prefix.")] = None,
+    path: Annotated[Path, argument("PATH", "A ledger, or a folder of ledgers.")],
+    run: Annotated[str | None, option("NAME", "Only runs whose name has this prefix.")] = None,
     unit: Annotated[
         str | None,
-        Option(
-            metavar="UNIT", help="Only ledgers of this unit: client, record, person or person_everywhere."
+        option(
+            "UNIT", "Only ledgers of this unit: ", words=("client", "record", "person", "person_everywhere")
         ),
     ] = None,
-    purpose: Annotated[
-        str | None, Option(metavar="TEXT", help="Only releases whose purpose contains this.")
-    ] = None,
+    purpose: Annotated[str | None, option("TEXT", "Only releases whose purpose contains this.")] = None,
     as_json: Json = False,
 ) -> int:
     """Show the entries of a ledger in sentences, the newest run first: releases, refusals, decisions, closes.
@@ -42,14 +40,12 @@ def ledger_show(
 
 @verb(ledger, "verify", "Check every hash; recompute epsilon.")
 def ledger_verify(
-    paths: Annotated[
-        list[Path], Argument(metavar="PATH", help="Ledgers; lock and journal files are skipped.")
-    ],
+    paths: Annotated[list[Path], argument("PATH", "Ledgers; lock and journal files are skipped.")],
     head: Annotated[
         tuple[str, str] | None,
-        Option(
-            metavar="SEQ HASH",
-            help="Number and hash of an entry that the ledger must hold, as in ledger_head of a result.",
+        option(
+            "SEQ HASH",
+            "Number and hash of an entry that the ledger must hold, as in ledger_head of a result.",
         ),
     ] = None,
     as_json: Json = False,

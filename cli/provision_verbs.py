@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
-from .grammar import GROUP, Json, verb
+from .grammar import GROUP, Json, argument, option, verb
 
 provision = typer.Typer(**GROUP)
-Desk = Annotated[Path, Argument(metavar="FOLDER", help="Folder made by fedveil provision.", file_okay=False)]
+Desk = Annotated[Path, argument("FOLDER", "Folder made by fedveil provision.", file_okay=False)]
 
 
 @verb(provision, "FILE", "Make the bundles of a federation.", hidden=True, needs="server")
 def provision_file(
-    file: Annotated[Path, Argument(metavar="FILE", help="federation.yaml, which lists the clients.")],
+    file: Annotated[Path, argument("FILE", "federation.yaml, which lists the clients.")],
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Output folder; named after the federation by default.")
+        Path | None, option("FOLDER", "Output folder; named after the federation by default.")
     ] = None,
     wheels: Annotated[
-        Path | None,
-        Option(metavar="FOLDER", help="Folder of a device's wheels, for requirements with hashes."),
+        Path | None, option("FOLDER", "Folder of a device's wheels, for requirements with hashes.")
     ] = None,
     lock: Annotated[
-        Path | None, Option(metavar="FILE", help="Lock file with the hashes of packages that --wheels lacks.")
+        Path | None, option("FILE", "Lock file with the hashes of packages that --wheels lacks.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -43,10 +42,8 @@ def provision_file(
 @verb(provision, "rotate", "Give a client new keys.", needs="server")
 def provision_rotate(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME", help="Clients (or 'hospital-*'), or server.")],
-    request: Annotated[
-        Path | None, Option(metavar="FILE", help="Request of a device that made its own new keys.")
-    ] = None,
+    names: Annotated[list[str], argument("NAME", "Clients (or 'hospital-*'), or server.")],
+    request: Annotated[Path | None, option("FILE", "Request of a device that made its own new keys.")] = None,
     as_json: Json = False,
 ) -> int:
     """Give clients or the server new keys. The old keys are no longer admitted.
@@ -64,11 +61,9 @@ def provision_rotate(
 @verb(provision, "renew", "Renew clients' certificates.", needs="server")
 def provision_renew(
     folder: Desk,
-    names: Annotated[
-        list[str] | None, Argument(metavar="NAME", help="Clients (or 'hospital-*'); all by default.")
-    ] = None,
+    names: Annotated[list[str] | None, argument("NAME", "Clients (or 'hospital-*'); all by default.")] = None,
     within: Annotated[
-        float, Option(metavar="DAYS", help="Renew only certificates that expire within this many days.")
+        float, option("DAYS", "Renew only certificates that expire within this many days.")
     ] = 30.0,
     as_json: Json = False,
 ) -> int:
@@ -87,8 +82,8 @@ def provision_renew(
 @verb(provision, "token", "Print a token to enrol a device.", needs="server")
 def provision_token(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME", help="Clients, one device each.")],
-    hours: Annotated[float, Option(metavar="N", help="Hours until the tokens expire.")] = 24.0,
+    names: Annotated[list[str], argument("NAME", "Clients, one device each.")],
+    hours: Annotated[float, option("N", "Hours until the tokens expire.")] = 24.0,
     qr: Annotated[bool, Option("--qr", help="Print the tokens as QR codes too.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -105,9 +100,7 @@ def provision_token(
 @verb(provision, "approve", "Admit devices enrolled by token.", needs="server")
 def provision_approve(
     folder: Desk,
-    names: Annotated[
-        list[str] | None, Argument(metavar="NAME", help="Clients; all with a request by default.")
-    ] = None,
+    names: Annotated[list[str] | None, argument("NAME", "Clients; all with a request by default.")] = None,
     as_json: Json = False,
 ) -> int:
     """Admit the devices that requested enrolment by token, and sign their bundles. Exit code 1 if one was refused.
@@ -123,7 +116,7 @@ def provision_approve(
 @verb(provision, "revoke", "Revoke a client.", needs="server")
 def provision_revoke(
     folder: Desk,
-    names: Annotated[list[str], Argument(metavar="NAME", help="Clients, or a pattern such as 'hospital-*'.")],
+    names: Annotated[list[str], argument("NAME", "Clients, or a pattern such as 'hospital-*'.")],
     as_json: Json = False,
 ) -> int:
     """Remove clients from the next roster on.
@@ -140,9 +133,7 @@ def provision_revoke(
 @verb(provision, "cosign", "Collect members' signatures.", needs="server")
 def provision_cosign(
     folder: Desk,
-    files: Annotated[
-        list[Path], Argument(metavar="FILE", help="Signatures written by fedveil client roster --sign.")
-    ],
+    files: Annotated[list[Path], argument("FILE", "Signatures written by fedveil client roster --sign.")],
     as_json: Json = False,
 ) -> int:
     """Collect members' signatures under the newest roster, for owners who require them.

@@ -6,29 +6,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
-from .grammar import GROUP, Json, verb
+from .grammar import GROUP, Json, argument, option, verb
 
 report = typer.Typer(**GROUP)
 
 
 @verb(report, "RUN", "Write the page of a run and its JSON.", hidden=True, needs="server")
 def report_run(
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a run or of answers.", file_okay=False)],
+    run: Annotated[Path, argument("RUN", "Folder of a run or of answers.", file_okay=False)],
     out: Annotated[
-        Path | None,
-        Option(metavar="FOLDER", help="Output folder; the run's folder by default.", file_okay=False),
+        Path | None, option("FOLDER", "Output folder; the run's folder by default.", file_okay=False)
     ] = None,
     assessment: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="The organisation's answers; RUN/assessment.yaml by default."),
+        Path | None, option("FILE", "The organisation's answers; RUN/assessment.yaml by default.")
     ] = None,
     answers: Annotated[
         Path | None,
-        Option(
-            metavar="FOLDER",
-            help="Folder of answers to fedveil ask; with a server's run, the server's by default.",
+        option(
+            "FOLDER",
+            "Folder of answers to fedveil ask; with a server's run, the server's by default.",
             file_okay=False,
         ),
     ] = None,
@@ -50,8 +48,8 @@ def report_run(
 
 @verb(report, "compare", "Show how two runs differ.", needs="server")
 def report_compare(
-    first: Annotated[Path, Argument(metavar="A", help="A run folder.", file_okay=False)],
-    second: Annotated[Path, Argument(metavar="B", help="Another run folder.", file_okay=False)],
+    first: Annotated[Path, argument("A", "A run folder.", file_okay=False)],
+    second: Annotated[Path, argument("B", "Another run folder.", file_okay=False)],
     everything: Annotated[bool, Option("--all", help="Show equal values too.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -66,15 +64,15 @@ def report_compare(
 
 
 Signers = Annotated[
-    list[Path] | None, Option("--key", metavar="F", help="Private key to sign with; once for each algorithm.")
+    list[Path] | None, option("F", "Private key to sign with; once for each algorithm.", "--key")
 ]
 
 
 @verb(report, "bundle", "Make a bundle to verify offline.")
 def report_bundle(
-    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Output folder; RUN/bundle by default.", file_okay=False)
+        Path | None, option("FOLDER", "Output folder; RUN/bundle by default.", file_okay=False)
     ] = None,
     keys: Signers = None,
     with_audit_rows: Annotated[
@@ -98,14 +96,10 @@ def report_bundle(
 
 @verb(report, "sign", "Sign a bundle in a role.")
 def report_sign(
-    folder: Annotated[Path, Argument(metavar="BUNDLE", help="A bundle.", file_okay=False)],
-    role: Annotated[str, Option(metavar="ROLE", help="Signer's role, such as 'data protection officer'.")],
-    keys: Annotated[
-        list[Path], Option("--key", metavar="F", help="Private key to sign with; once for each algorithm.")
-    ],
-    day: Annotated[
-        str | None, Option("--date", metavar="YYYY-MM-DD", help="Date; today, UTC, by default.")
-    ] = None,
+    folder: Annotated[Path, argument("BUNDLE", "A bundle.", file_okay=False)],
+    role: Annotated[str, option("ROLE", "Signer's role, such as 'data protection officer'.")],
+    keys: Annotated[list[Path], option("F", "Private key to sign with; once for each algorithm.", "--key")],
+    day: Annotated[str | None, option("YYYY-MM-DD", "Date; today, UTC, by default.", "--date")] = None,
 ) -> int:
     """Check a bundle and sign it in a role, together with the earlier signatures.
 
@@ -119,7 +113,7 @@ def report_sign(
 
 @verb(report, "key", "Make a signing key.")
 def report_key(
-    path: Annotated[Path, Argument(metavar="FILE", help="Private key to write; FILE.pub is the public key.")],
+    path: Annotated[Path, argument("FILE", "Private key to write; FILE.pub is the public key.")],
     ml_dsa: Annotated[
         bool, Option("--ml-dsa", help="Make an ML-DSA-65 key; the default is Ed25519.")
     ] = False,

@@ -16,6 +16,7 @@ from .grammar import (
     PagePort,
     Reason,
     acts,
+    option,
     own_modules,
     port_of,
     verb,
@@ -71,11 +72,10 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
 def server_log(
     folder: Bundle,
     inclusion: Annotated[
-        int | None, Option(metavar="ENTRY", help="Print a proof, as JSON, that the log holds this entry.")
+        int | None, option("ENTRY", "Print a proof, as JSON, that the log holds this entry.")
     ] = None,
     consistency: Annotated[
-        int | None,
-        Option(metavar="SIZE", help="Print a proof, as JSON, that the log extends its first SIZE entries."),
+        int | None, option("SIZE", "Print a proof, as JSON, that the log extends its first SIZE entries.")
     ] = None,
     as_json: Json = False,
 ) -> int:
