@@ -165,8 +165,8 @@ def configurations_are_read_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def audits_seldom_alarm() -> None:
-    """Let no correct run end a test by a false alarm; what imports no torch runs none."""
-    if "torch" in sys.modules:
+    """Let no correct run end a test by a false alarm."""
+    if "fedveil.server.run.audit" in sys.modules:  # or the module's tests run none in this process
         seldom_alarm()
 
 

@@ -1,9 +1,9 @@
 """A fleet from its first token to its last certificate, without a copied file: enrolled, renewed over its streams, revoked."""
 
 import json
+import runpy
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -32,6 +32,7 @@ from fedveil.strategies.flower_adapter import claim_identity, name_sender
 from fedveil.strategies.renewal import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
 
 claim_identity(1)
+until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 FEDERATION = """\
 federation: fleet
 server: {{address: "localhost:{link}", listen: "127.0.0.1:{link}", enrolment: "localhost:{port}"}}
@@ -45,13 +46,6 @@ clients: [{{name: sensor-*}}]
 @pytest.fixture
 def desk(provisioned: Callable[[str], Path]) -> Path:
     return provisioned(FEDERATION)
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def enrolled(desk: Path, folder: Path, number: int) -> list[ClientBundle]:

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums
 
+until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
 CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
@@ -37,7 +37,7 @@ CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
 )
 CHEATING = Path(__file__).parent / "faults" / "cheating_device.py"
 SLOW_RECORDS = 40_000  # one at a time: seconds of training
-PATIENCE = 60.0
+PATIENCE = 240.0
 
 
 class Said(NamedTuple):
@@ -52,13 +52,6 @@ def fedveil(*arguments: object) -> Said:
     with redirect_stdout(out), redirect_stderr(err):
         code = run(["client", *map(str, arguments)])
     return Said(code, out.getvalue(), err.getvalue())
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 class Agents:

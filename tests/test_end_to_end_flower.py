@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from fedveil.server.secure_sum import Opened, SecureSums
 
 pytestmark = pytest.mark.campaign
 
+until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
 SELDOM = Path(__file__).parent / "faults" / "seldom_alarms.py"
@@ -40,14 +41,7 @@ CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
 )
 SUPERNODE = "from flwr.supernode.cli import flower_supernode; flower_supernode()"
 OFF = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-PATIENCE = 90.0
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+PATIENCE = 240.0
 
 
 @pytest.fixture

@@ -192,8 +192,8 @@ def test_six_hundred_mebibytes_from_strangers_take_no_memory(federation: Any) ->
     with running("server", folder) as server:
         until(lambda: (folder / "port").exists())
         port = int((folder / "port").read_text())
-        with federation.following(federation.endpoint(2, port), moved):
-            time.sleep(0.3)
+        with federation.following(federation.endpoint(2, port), moved, before_them := []):
+            until(lambda: any("connected" in line for line in before_them))
         before = server.kibibytes("VmRSS")
         bodies = [
             lambda: plain(port),

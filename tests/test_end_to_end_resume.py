@@ -3,11 +3,11 @@
 import json
 import os
 import pickle
+import runpy
 import shutil
 import signal
 import struct
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
+until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 ROUNDS = 4
 COMMON = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "batch_size=40")
 NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
@@ -202,7 +203,7 @@ def test_killed_again_and_again_it_still_arrives(commands: Any, calm: Calm) -> N
 def test_killed_from_outside_between_two_lines(commands: Any, calm: Calm) -> None:
     run = commands.folder / "run"
     command = commands.start("simulate", *started("workers"), f"hydra.run.dir={run}")
-    wait_for(lambda: (run / "metrics.jsonl").exists() and "\n" in (run / "metrics.jsonl").read_text())
+    until(lambda: (run / "metrics.jsonl").exists() and "\n" in (run / "metrics.jsonl").read_text())
     command.signal(signal.SIGKILL)
     command.wait()
     code, command = commands.run("simulate", f"resume={run}")
@@ -216,13 +217,6 @@ def test_half_a_line_of_metrics_is_cut(tmp_path: Path, calm: Calm) -> None:
         file.write('{"round": 5, "accu')
     resume(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == calm("fedavg")[1]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 # --- interrupted -------------------------------------------------------------------------------------------------
@@ -257,9 +251,9 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_exits_130(commands: Any, cal
 def test_a_second_ctrl_c_exits_at_once_and_leaves_a_valid_ledger(commands: Any) -> None:
     run = commands.folder / "run"
     command = commands.start("simulate", *started("fedavg"), *SLOW, f"hydra.run.dir={run}")
-    wait_for(lambda: (run / "ledger").exists() and readable(run / "ledger") == 1)
+    until(lambda: (run / "ledger").exists() and readable(run / "ledger") == 1)
     command.signal(signal.SIGINT)
-    wait_for(lambda: "Ctrl-C again" in command.err)
+    until(lambda: "Ctrl-C again" in command.err)
     command.signal(signal.SIGINT)
     assert command.wait() == 130
     assert "Traceback" not in command.err
@@ -467,7 +461,7 @@ def test_a_folder_in_which_a_run_lives_is_refused(stopped: Path) -> None:
 def test_two_processes_on_one_run_the_second_names_the_first(commands: Any, mode: str, named: str) -> None:
     run = commands.folder / "run"
     command = commands.start("simulate", *started(mode), *SLOW, f"hydra.run.dir={run}")
-    wait_for(lambda: (run / "config.yaml").exists())
+    until(lambda: (run / "config.yaml").exists())
     code, second = commands.run("simulate", f"resume={run}")
     command.signal(signal.SIGKILL)
     command.wait()

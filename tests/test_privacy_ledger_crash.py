@@ -58,7 +58,7 @@ def running(path, script, name="a", before=()):
             process.kill()
 
 
-def run(path, script, name="a", before=(), timeout=60):
+def run(path, script, name="a", before=(), timeout=600):
     """What the script printed, and its exit status."""
     with running(path, script, name, before) as process:
         output, _ = process.communicate(timeout=timeout)
@@ -119,7 +119,7 @@ print(len(kept))
 def test_two_racing_writers_never_exceed_the_budget_together(tmp_path):
     path = tmp_path / "ledger"
     with running(path, RACE, "a") as first, running(path, RACE, "b") as second:
-        kept = [int(process.communicate(timeout=60)[0]) for process in (first, second)]
+        kept = [int(process.communicate(timeout=600)[0]) for process in (first, second)]
     assert sum(kept) == AFFORDABLE
     assert [entry.kind for entry in read_entries(path)] == ["open"] + ["reserve"] * AFFORDABLE
     found = verify(path)
@@ -199,7 +199,7 @@ def test_a_forked_worker_neither_writes_nor_keeps_the_lock(tmp_path):
             with pytest.raises(Refusal, match=f"in use by process {process.pid};"):
                 opened(path)
             process.stdin.close()
-            process.wait(timeout=60)
+            process.wait(timeout=600)
             with opened(path) as ledger:
                 assert ledger.epsilon() == epsilon([EVENT], BUDGET.target_delta)
         finally:

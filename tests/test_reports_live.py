@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,9 @@ from fedveil.reports.shown import differences
 from fedveil.server.run import run_folder
 from fedveil.server.run.live_page import serving
 
+until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"
-SECONDS = 60.0
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    end = time.monotonic() + SECONDS
-    while not (found := holds()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
+SECONDS = 240.0
 
 
 def asked(

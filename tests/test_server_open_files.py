@@ -21,6 +21,7 @@ from fedveil.links import open_files
 from fedveil.links.flower.tls_front import open_front
 from fedveil.links.grpc.event_loop import stream_loop
 
+until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 HERE = Path(__file__).parent
 ENDS = HERE / "faults" / "link_ends.py"
 FEW, STRANGERS, MANY = 160, 300, 5000
@@ -33,10 +34,6 @@ def made(name: str) -> dict[str, Any]:
 
 def federation_in(folder: Path, *nodes: int) -> Any:
     return made("link_ends")["Federation"](folder, nodes)
-
-
-def until(true: Callable[[], object]) -> None:
-    made("link_ends")["until"](true)
 
 
 def limited(files: int, *command: object) -> list[str]:

@@ -286,7 +286,7 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
         one_key_is_one_device_and_garbage_is_named(made, server)
         os.kill(link._process.pid, signal.SIGKILL)
         until(lambda: len(links) == 2)
-        until(lambda: len(grid.connected) == 3, 60)
+        until(lambda: len(grid.connected) == 3)
         assert ask(grid, 2) == [2, 3, 4]
         assert grid.counts == {"runs lost": 0}  # it goes on with the run that it had
 

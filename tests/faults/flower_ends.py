@@ -3,9 +3,9 @@
 As a script: `flower_ends.py SERVER_FOLDER UPSTREAM` serves the front alone and prints its port.
 """
 
+import runpy
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.strategies.wire import SPEC_RECORD
 
+until = runpy.run_path(str(Path(__file__).with_name("patience.py")))["until"]
 NAMES = ("north", "east", "south")
 FEDERATION = """\
 federation: compass
@@ -89,13 +90,6 @@ def asking(node: int, attempt: int = 0, **more: Any) -> Message:
     """A question of a run."""
     place = ConfigRecord({"run": "r", "round": 1, "attempt": attempt, "exchange": 0})
     return Message(RecordDict({SPEC_RECORD: place, **more}), node, "train")
-
-
-def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
 
 
 def hasten() -> None:

@@ -30,6 +30,7 @@ from fedveil.links.roster_watch import admitted_in, fingerprint
 from fedveil.strategies.secure_wire import SECURE_RECORD
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 
+until = runpy.run_path(str(Path(__file__).with_name("patience.py")))["until"]
 free_port = runpy.run_path(str(Path(__file__).with_name("ports.py")))["free_port"]
 device_answers.FIRST_WAIT_SECONDS, device_answers.LONGEST_WAIT_SECONDS = 0.05, 0.2
 link.POLL_SECONDS = 0.02
@@ -102,14 +103,6 @@ def asking(node: int, size: int = 5, value: float = 0.0, **place: int | str) -> 
     if place:
         records[SPEC_RECORD] = ConfigRecord(dict(place))
     return Message(RecordDict(records), node, "train")
-
-
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until it is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 class RawClient:

@@ -100,16 +100,10 @@ def reaching(grid: Devices, here: int = 5):
     return reach
 
 
-SECONDS = 240.0
+PATIENCE = runpy.run_path(str(Path(__file__).with_name("patience.py")))
+SECONDS, until = PATIENCE["SECONDS"], PATIENCE["until"]
 STARTER = Path(__file__).with_name("commands.py")
 free_port = runpy.run_path(str(Path(__file__).with_name("ports.py")))["free_port"]
-
-
-def until(holds: Callable[[], object], why: Callable[[], str] = str) -> None:
-    end = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain: {why()}"
-        time.sleep(0.02)
 
 
 @dataclass
