@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..configs.round_line import GROUPS
 from ..configs.strict import leaves
 from ..privacy.refusal import Refusal
+from ..reports.run_files import read_object
 from ..reports.shown import shown
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def rows_of(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
         folders: each with job.json or result.json.
         base: what the folders are shown relative to.
     """
-    jobs = [_read(folder / JOB) if (folder / JOB).is_file() else {} for folder in folders]
+    jobs = [read_object(folder / JOB) for folder in folders]
     told = [_overrides(job) for job in jobs] if all(jobs) else [_flat(folder) for folder in folders]
     keys = [
         key
@@ -157,16 +158,9 @@ def _bytes(told: Mapping[str, Any] | None) -> dict[str, int] | None:
 
 
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-    result = _read(folder / RESULT) if (folder / RESULT).is_file() else dict(job.get("result", {}))
+    result = read_object(folder / RESULT) or job.get("result", {})
     seeds = [each.partition("=")[2] for each in job.get("overrides", ()) if each.startswith(f"{SEED}=")]
     return {SEED: int(seeds[0]) if seeds and seeds[0].isdigit() else None, **result}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refusal("RUN", str(path), f"cannot be read ({error})") from None
 
 
 def _overrides(job: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..configs.bundle_files import SCHEMA, read_toml
 from ..privacy.bounded_decoding import read_json
 from ..privacy.refusal import Refusal
 from ..reports.files import MODEL, RESULT
+from ..reports.run_files import read_object
 from ..server.run.released import model_of, require_ended, task_of
 from ..tasks import load_task
 from ..tasks.arrays import agreement_of, load_arrays
@@ -40,7 +40,7 @@ def _of_run(run: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, 
     """Return a run's model and task, and whether it classifies."""
     require_ended(run)
     task = task_of(run, allow_modules)
-    classifies = "accuracy" in json.loads((run / RESULT).read_text(encoding="utf-8"))["metrics"]
+    classifies = "accuracy" in read_object(run / RESULT)["metrics"]
     return model_of(run, task), task, classifies
 
 

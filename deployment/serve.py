@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from ..privacy.ledger.receipt import Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, RESULT
+from ..reports.run_files import read_object
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
 from ..server.rounds import Status
@@ -215,10 +216,8 @@ def _begun(where: Path) -> ServerSettings:
 
 
 def _result(where: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((where / RESULT).read_text())
-    except (OSError, ValueError):
-        return None
+    with suppress(Refusal):
+        return dict(read_object(where / RESULT)) or None
 
 
 def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:

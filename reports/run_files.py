@@ -112,8 +112,8 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
     """
     if not (folder / CONFIG).is_file():
         raise Refusal("RUN", str(folder), "holds no run; a run that was refused wrote and spent nothing")
-    result = _json(folder / RESULT)
-    saved = _json(folder / SAVED)
+    result = read_object(folder / RESULT)
+    saved = read_object(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
     config, shown = read_config(folder / CONFIG)
     return RunFiles(
@@ -122,7 +122,7 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
         shown,
         result,
         rows_of(folder / METRICS),
-        _json(folder / AUDIT_TERMS),
+        read_object(folder / AUDIT_TERMS),
         saved,
         ledger,
         () if ledger is None else read_entries(ledger),
@@ -133,7 +133,7 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
         _changed(folder),
         assessment or Assessment(),
         questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
-        _json(folder / FAREWELL),
+        read_object(folder / FAREWELL),
     )
 
 
@@ -161,7 +161,7 @@ def _hash(path: Path) -> str | None:
 
 def _changed(folder: Path) -> list[str]:
     """Return the files that differ from the manifest; none for a run without one."""
-    named = _json(folder / MANIFEST).get("files", {})
+    named = read_object(folder / MANIFEST).get("files", {})
     return [name for name in READ if name in named and _hash(folder / name) != named[name]]
 
 
@@ -198,12 +198,13 @@ def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:
             yield f"{before}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _json(path: Path) -> Fields:
+def read_object(path: Path) -> Fields:
+    """Return the JSON object in a file of a run; empty without a file; refuse a damaged one."""
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise Refusal("file", str(path), f"cannot be read ({problem}); restore it") from None
     if not isinstance(found, dict):
         raise Refusal("file", str(path), "holds no JSON object; restore it")
@@ -218,9 +219,9 @@ def rows_of(path: Path) -> list[Fields]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(row, dict) or "round" not in row:
+        if not isinstance(row, dict) or not isinstance(cast("Fields", row).get("round"), int):
             break
         found.append(cast("Fields", row))
     return found

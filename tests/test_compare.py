@@ -117,6 +117,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str) -> None:
         compare([tmp_path / name])
     with pytest.raises(Refusal, match="cannot be written"):
         compare([kept(tmp_path / "run", 0.5, 0)], csv=tmp_path / "empty")
+    for damaged in ("[" * 100_000, "[1]", ""):
+        (tmp_path / "run" / "result.json").write_text(damaged)
+        with pytest.raises(Refusal, match="restore it"):
+            compare([tmp_path / "run"])
 
 
 def test_a_diverged_metric_is_still_a_table(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_killed_from_outside_between_two_lines(commands: Any, calm: Calm) -> Non
 def test_half_a_line_of_metrics_is_cut(tmp_path: Path, calm: Calm) -> None:
     begin(tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-        file.write('{"round": 5, "accu')
+        file.write('{"round": "x"}\n{"round": 5, "accu')
     resume(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == calm("fedavg")[1]
 
@@ -380,7 +380,9 @@ def test_a_missing_ledger_is_not_replaced_by_a_fresh_one(stopped: Path, commands
     assert not (stopped / "ledger").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"run": 1', '{"noise": 1}', '{"run": "x", "noise": "much"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"run": 1', '{"noise": 1}', '{"run": "x", "noise": "much"}', "[" * 100_000]
+)
 def test_a_damaged_run_file_is_refused(stopped: Path, text: str) -> None:
     (stopped / "run.json").write_text(text)
     with pytest.raises(Refusal, match="resume="):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...extras import require_extra
 from ...privacy.refusal import Refusal
 from ...reports.files import MODEL, RESULT
+from ...reports.run_files import read_object
 from ...tasks import Task, load_task, numpy_model
 from ...tasks.data import as_data, figures_of, placeholder
 from ...tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
@@ -75,7 +76,7 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
     config = config_of(run)
     task = _with_data(run, config, order.allow_modules)
     public = None if order.public is None else _public(task, config, order.public)
-    released, told = model_of(run, task), json.loads((run / RESULT).read_text(encoding="utf-8"))
+    released, told = model_of(run, task), read_object(run / RESULT)
     parts = _Parts(run, task, released, public, told, _classifies(task, told["metrics"]))
     model = released
     if order.student is not None:

@@ -41,7 +41,7 @@ from ...reports.files import (
     SAVED,
     SCALING,
 )
-from ...reports.run_files import rows_of
+from ...reports.run_files import read_object, rows_of
 from ...reports.traffic import COUNTED, SIMULATED
 from ...strategies.cohorts import in_arm, invited_size
 from ...tasks.arrays import read_arrays
@@ -133,15 +133,15 @@ def read_saved(folder: Path) -> Saved:
             None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
         )
         return Saved(str(fields["run"]), noise, order, *map(fields.get, ("turns", "deal", "places")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         remedy = f"its {SAVED} cannot be read ({problem}); start a new run"
         raise Refusal("resume", str(folder), remedy) from problem
 
 
 def _require_no_alarm(folder: Path) -> None:
     try:
-        status = json.loads((folder / RESULT).read_text())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
+        status = read_object(folder / RESULT).get("status")
+    except Refusal:
         return
     if status == Status.ALARMED:
         remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
