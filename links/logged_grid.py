@@ -51,7 +51,7 @@ class LoggedGrid(PassingGrid):
         """
         asked = list(messages)
         hashes = dict[tuple[int, ...], bytes]()
-        places = [self._places(message, hashes) for message in asked]
+        places = [self._places(message.content, hashes) for message in asked]
         size = len(self._log.leaves)
         written = dict[tuple[int, int], RecordDict]()
         sent = [
@@ -66,9 +66,12 @@ class LoggedGrid(PassingGrid):
                 self._held.pop(node, None)
             yield reply
 
-    def _places(self, message: Message, hashes: dict[tuple[int, ...], bytes]) -> tuple[int, int] | None:
-        """Return the log's places of a message's model and roster; None for a message outside a run."""
-        content = message.content
+    def keep_unsent(self, content: RecordDict) -> None:
+        """Log the instruction of an empty cohort, which a gap in the log would reveal."""
+        self._places(content, {})
+
+    def _places(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> tuple[int, int] | None:
+        """Return the log's places of an instruction's model and roster; None for one outside a run."""
         records = records_of(content, ConfigRecord)
         named = records.get(SPEC_RECORD) or records.get(OVER)
         if named is None:

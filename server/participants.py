@@ -22,6 +22,7 @@ from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
+from ..strategies.grids import PassingGrid
 from ..strategies.wire import SummingGrid, sum_of
 from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
@@ -194,6 +195,8 @@ class Participants:
         self, order: Message, nodes: list[int], spec: SumSpec, size: int, timeout: float | None
     ) -> CohortSum:
         if not nodes:
+            if isinstance(self.grid, PassingGrid):
+                self.grid.keep_unsent(order.content)
             return CohortSum(np.zeros(size))
         if isinstance(self.grid, SummingGrid):
             return self.grid.sum_replies(order, nodes, spec, size)

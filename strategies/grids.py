@@ -71,3 +71,8 @@ class PassingGrid(AskingGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of the wrapped grid."""
         return self._grid.get_node_ids()
+
+    def keep_unsent(self, content: RecordDict) -> None:
+        """Keep what an instruction to nobody leaves in the wrapped grid, if anything."""
+        if isinstance(self._grid, PassingGrid):
+            self._grid.keep_unsent(content)

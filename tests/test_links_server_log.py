@@ -4,6 +4,7 @@ import json
 import logging
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedveil.__main__ import run
 from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
+from fedveil.links.attestation import AttestedGrid
 from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.links.log_export import LogExport, read_told
 from fedveil.links.log_wire import ToldLog, log_of, log_record
@@ -25,8 +27,10 @@ from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.masking import Masking
+from fedveil.server.participants import Participants
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
+from fedveil.strategies.cohorts import Poisson
 from fedveil.strategies.run_over import OVER
 from fedveil.strategies.secure_wire import LOG_RECORD, model_hash
 from fedveil.strategies.wire import NOT_READY
@@ -101,6 +105,19 @@ def test_a_node_that_answers_is_sent_what_is_new_and_one_that_was_away_all_that_
         assert asked(grid, number) is not is_away
     brought = [len(log_of(message.content).leaves) for message, _ in devices.seen]
     assert brought == [2, 1, 2, 3, 1] and len(seen(made).leaves) == 6
+
+
+def test_a_round_that_drew_nobody_leaves_no_gap_in_the_log(made: Path) -> None:
+    """Devices would otherwise learn from the number of entries which cohorts were empty: a draw is secret."""
+    owned = partial(read_credentials, made / "server")
+    everybody = Participants(
+        AttestedGrid(logged(made, Devices({2: client(made)})), "true", owned), Poisson(0.5), 1
+    )
+    size = MADE["CLASSES"] * (MADE["FEATURES"] + 1) + MADE["SPEC"].beside
+    for number, cohort in enumerate(([2], [], [2]), 1):
+        everybody.sum(in_the_clear(number=number), cohort, MADE["SPEC"], size, None)
+    entries = [json.loads(each) for each in read_entries(made / "server" / LOG)]
+    assert [each.get("round") for each in entries] == [None, 1, 2, 3] and len(seen(made).leaves) == 4
 
 
 def test_a_device_that_has_forgotten_the_log_is_sent_all_of_it_again(made: Path) -> None:

@@ -1285,6 +1285,20 @@ MUTATIONS = {
         "test_links_server_log.py",
         "held_against_the_log",
     ),
+    "the log tells which cohorts were empty": Mutation(
+        "server/participants.py",
+        "                self.grid.keep_unsent(order.content)\n",
+        "                pass\n",
+        "test_links_server_log.py",
+        "drew_nobody",
+    ),
+    "a secret of the environment is published with its run": Mutation(
+        "server/run/run_folder.py",
+        '    shown = shown_keys(s.source)["task"]\n',
+        '    shown = {"args": getattr(s.task, "args", None)}\n',
+        "test_server_callbacks.py",
+        "secret_of_the_environment",
+    ),
     "anybody signs the head of a log": Mutation(
         "links/tree_head.py",
         "        key.verify(bytes.fromhex(head.signature), head.told, ECDSA(SHA256()))\n",

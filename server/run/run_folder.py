@@ -509,12 +509,7 @@ def _close(progress: Progress) -> None:
 
 
 def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> str:
-    """Return the sentence for a run whose folder or ledger can no longer be written.
-
-    Args:
-      progress: of the run.
-      problem: error of the system or the ledger.
-    """
+    """Return the sentence for a run whose folder or ledger can no longer be written."""
     said, done = problem.strerror if isinstance(problem, OSError) else None, progress.state.round
     what = said or str(problem)
     return f"stopped after round {done}: {what}; make room, then {again(progress.run)} goes on from there"
@@ -661,12 +656,7 @@ def _of_winner(history: list[dict[str, Any]], state: State) -> list[dict[str, An
 def named_in(
     history: Sequence[Mapping[str, Any]], column: Literal["blamed", "suspected"]
 ) -> dict[str, list[str]]:
-    """Return the statements about members by name, one per round.
-
-    Args:
-      history: rows of rounds.
-      column: of protocol violations, or of reasons for suspicion of spoiling sums.
-    """
+    """Return the protocol violations of members by name, one per round, or the reasons to suspect them of spoiling sums."""
     found: dict[str, list[str]] = {}
     for told in (told for row in history for told in (row, row.get("evaluation") or {})):
         for name, said in told.get(column, {}).items():

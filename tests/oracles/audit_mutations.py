@@ -367,6 +367,8 @@ BEYOND: dict[str, str] = {
     "protect tells how many were drawn in secret": "leaves beside the sum, where an audit of sums does not look",
     "protect pays for rounds that nobody answers": "a ledger's matter: each sum has the noise that was planned",
     "more clients take part than a delta was weighed for": "the audit's own run asks for no such thing",
+    "the log tells which cohorts were empty": "leaves beside the sum, where an audit of sums does not look",
+    "a secret of the environment is published with its run": "leaves beside the sum, where an audit of sums does not look",
     "who was drawn is told to everybody": "leaves beside the sum, where an audit of sums does not look",
     "everybody may read the operator's file": "leaves beside the sum, where an audit of sums does not look",
     "the mean is divided by a hidden number of clients": "leaves beside the sum, where an audit of sums does not look",
