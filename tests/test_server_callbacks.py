@@ -18,6 +18,7 @@ from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
 from fedveil.privacy.audit.summary import Raised
 from fedveil.server.run.audit_line import AuditLine
+from fedveil.server.run.trackers import MetricsCsv
 
 OTHERS = pytest.mark.filterwarnings("ignore")  # of other people's code
 TWO = {"num_rounds": 2, "quiet": True}
@@ -275,6 +276,11 @@ def test_csv_has_a_row_for_each_round_also_of_a_run_that_goes_on(tmp_path: Path)
     assert [int(row["round"]) for row in rows] == [1, 2]
     assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in wanted]
     assert [float(row["epsilon_client"]) for row in rows] == [row["epsilon_client"] for row in wanted]
+    tracker, loss = MetricsCsv(), {"clients/loss": 0.5, "evaluation": {}}
+    tracker.start(fv.RunStart("late", "digits", tmp_path, 3, {}, {}, ({"round": 1},)))
+    for number, evaluated in ((2, loss), (3, {})):
+        tracker.round(fv.RoundEnd(number, {}, {}, {"round": number, **evaluated}, {}))
+    assert (tmp_path / "metrics.csv").read_text().split() == ["round,clients/loss", "1,", "2,0.5", "3,"]
 
 
 @OTHERS

@@ -45,12 +45,12 @@ def _id_of(run: RunStart) -> str:
 
 
 class MetricsCsv:
-    """Writes metrics.csv into the run folder: a row for each round, a column for each number of the first round."""
+    """Writes metrics.csv into the run folder: a row for each round, a column for each number of any round."""
 
     def start(self, run: RunStart) -> None:
         """Write the finished rounds."""
-        self._path, self._columns = run.folder / "metrics.csv", list[str]()
-        self._path.unlink(missing_ok=True)
+        self._path, self._rows = run.folder / "metrics.csv", list[dict[str, Any]]()
+        self._columns: dict[str, None] = {}
         for row in run.rows:
             self._write(row)
 
@@ -59,13 +59,14 @@ class MetricsCsv:
         self._write(done.row)
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        first = not self._columns
-        self._columns = self._columns or [k for k, v in row.items() if not isinstance(v, Mapping)]
-        with open(self._path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            if first:
+        self._rows.append({k: v for k, v in row.items() if not isinstance(v, Mapping | list | tuple)})
+        fresh = self._rows[-1].keys() - self._columns  # an evaluation's, which not every round has
+        self._columns |= dict.fromkeys(self._rows[-1])
+        with open(self._path, "w" if fresh else "a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if fresh:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(self._rows if fresh else self._rows[-1:])
 
     def end(self, ending: RunEnd) -> None:
         """Do nothing: every row is written."""
