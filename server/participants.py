@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -222,7 +223,10 @@ class Participants:
 
     def _connected(self, wanted: int) -> Sequence[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS
-        while len(nodes := self.grid.get_node_ids()) < wanted and time.monotonic() < deadline:
+        while (
+            len(nodes := cast("Sequence[int]", self.grid.get_node_ids())) < wanted
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         # A simulation's are a range, whose size does not grow with their number.
         return nodes if isinstance(nodes, range) else sorted(nodes)
