@@ -24,7 +24,7 @@ from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.audit.alarms import Level
 from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, refusing
 from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import emptied, holding
@@ -143,14 +143,15 @@ def run_federation(
     with (
         alone_on_records(federation),
         opened(prepared, saved, partial(_scaled, around)) as (run, audit),
-        _client_log(folder),
+        _client_log(federation, folder),
         closing(display[0]) if display else nullcontext(),
     ):
         strategy = make_strategy_of(federation)
         arms = 1 if run.tuning is None else len(run.tuning.values)
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
         meter = record_meter(run.federation, run.client)
-        progress = run_folder.begun(run, strategies, audit, meter, around.tally)
+        with refusing(run_folder.folder_setting(federation), folder, "cannot be read or written"):
+            progress = run_folder.begun(run, strategies, audit, meter, around.tally)
         give_back()  # memory of planning
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
@@ -193,12 +194,14 @@ def exit_code_of(result: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def _client_log(folder: Path) -> Generator[None]:
+def _client_log(federation: Federation, folder: Path) -> Generator[None]:
     """Write simulated clients' errors into the run folder; real clients keep theirs to themselves."""
     path = folder / "clients.log"
-    open_for_owner(path).close()
+    with refusing(run_folder.folder_setting(federation), path, "cannot be written"):
+        open_for_owner(path).close()
+        log = LogFile(path)
     try:
-        with written_by(logging.getLogger("fedveil.client"), LogFile(path)):
+        with written_by(logging.getLogger("fedveil.client"), log):
             yield
     finally:
         if path.exists() and not path.stat().st_size:
@@ -228,7 +231,6 @@ def _run_on(
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
             progress.meter.add(private.participants.numbers(private.draw(number)))
-    ended = None if progress.audit is None else auditing.go_on(progress.audit, private, state)
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -250,10 +252,7 @@ def _run_on(
         difference_bits=down if isinstance(down, int) else None,
     )
     del state  # frees the first model
-    started = _start_of(progress)
-    for each in watching:
-        each.start(started)
-    ending = ended or _rounds(progress, private, loop)
+    ending = _rounds(progress, private, loop, watching)
     if progress.meter is not None:  # the cohort of an unfinished round may be charged as well
         progress.meter.took_part.update(private.participants.numbers(private.drawn))
     if ending.status is Status.INTERRUPTED:
@@ -275,10 +274,14 @@ def _start_of(progress: Progress) -> RunStart:
     )
 
 
-def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop) -> Ending:
+def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequence[Callback]) -> Ending:
     """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
     try:
-        return run_rounds(grid, loop, progress.state)
+        ended = None if progress.audit is None else auditing.go_on(progress.audit, grid, progress.state)
+        started = _start_of(progress)
+        for each in watching:
+            each.start(started)
+        return ended or run_rounds(grid, loop, progress.state)
     except LedgerUnavailable as problem:
         last = progress.state
         return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)

@@ -188,7 +188,8 @@ def write_start(run: Run) -> None:
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }
-    try:
+    setting = folder_setting(run.federation)
+    with refusing(setting, run.folder, "it cannot be written; make room, or choose another"):
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
         if run.federation.deployed is not None:
@@ -196,9 +197,6 @@ def write_start(run: Run) -> None:
             note_roster(run.folder, run.federation.deployed.roster, begun + 1)
         if not (run.folder / CONFIG).exists():
             replace_file(run.folder / CONFIG, run.federation.settings.source.encode(), mode=None)
-    except OSError as problem:
-        remedy = f"it cannot be written ({problem.strerror}); make room, or choose another"
-        raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
 
 
 def _told_while_it_goes_on(run: Run) -> dict[str, Any]:
