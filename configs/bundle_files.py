@@ -74,7 +74,7 @@ def read_secret(path: Path) -> bytes:
 
 def _read(path: Path, forbidden: int) -> bytes:
     try:
-        # Not blocking: a FIFO in the place of the file must not hold its reader up.
+        # Nonblocking: a FIFO in the place of the file must not stop its reader.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)

@@ -48,7 +48,7 @@ BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
 ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
 VERSION_BASE = "1.3"
-# What Hydra, OmegaConf and the YAML parser raise for a file or a key that cannot be composed.
+# Errors of Hydra, OmegaConf and the YAML parser for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
 
 

@@ -902,7 +902,7 @@ class EpochCounts(_Tuning):
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train with so many epochs."""
+        """Return the training with this number of epochs."""
         return replace(training, local_epochs=int(value))
 
 
@@ -1163,13 +1163,13 @@ class FederationSettings(Group):
         return self.num_rounds + more * self.tuning_rounds
 
     def rounds_begun(self, steps: int) -> int:
-        """Return how many rounds some client may have taken part in after so many sums."""
+        """Return how many rounds some client may have taken part in after `steps` sums."""
         arms = max(1, len(self.tried))
         of_arms = arms * self.tuning_rounds
         return -(-steps // arms) if steps < of_arms else self.num_rounds - (self.steps - steps)
 
     def rounds_left(self, steps: int) -> int:
-        """Return how many rounds some client may still take part in after so many sums."""
+        """Return how many rounds some client may still take part in after `steps` sums."""
         arms = max(1, len(self.tried))
         of_arms = arms * self.tuning_rounds
         return self.num_rounds - steps // arms if steps < of_arms else self.steps - steps

@@ -13,7 +13,7 @@ from typing import Any
 from ..privacy.refusal import Refusal
 
 KEPT = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
-# Of the gRPC link: each takes 21 KiB before it has said anything, 340 MiB all of them.
+# A connection of the gRPC link takes 21 KiB before its first message; all take 340 MiB.
 MOST_CONNECTIONS = 1 << 14
 MOST_TLS = 1024  # where Python speaks TLS, each takes 256 KiB
 

@@ -19,7 +19,7 @@ import msgpack
 
 JSON_DEPTH = 8  # an order has 2, a spec of shares 3
 MOST_DIGITS = 20  # of a whole number: 64 bits
-# Of MessagePack (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
+# MessagePack's first bytes (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
 # the length of a text or byte string, and bytes that hold the count of a list or a map. Extensions stand in none.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 1 << k % 4 for k in range(8)}
 _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}

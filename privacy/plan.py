@@ -78,7 +78,7 @@ class Plan:
         return NoOpDpEvent() if (row - 1) % (self.mechanism.rounds or 1) else self.event()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
-        """Return epsilon after so many rounds, on the finer grid for published values.
+        """Return epsilon after `rounds` rounds, on the finer grid for published values.
 
         Args:
           delta: in (0, 1).
@@ -91,7 +91,7 @@ class Plan:
     def curve(
         self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
     ) -> PrivacyCurve:
-        """Return the whole curve after so many rounds; with a filter, that of its budget.
+        """Return the whole curve after `rounds` rounds; with a filter, that of its budget.
 
         Args:
           budget: of the plan's unit and adjacency.

@@ -6,7 +6,7 @@ from .refusal import Refusal
 
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
 VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
-MOST_EMPTY = 0.5  # share of cohorts, beyond which a run is mostly paid for in vain
+MOST_EMPTY = 0.5  # share of empty cohorts, above which most of a run's charges buy nothing
 
 
 def check_cohort_size(size: int | None, clients: int) -> None:

@@ -26,7 +26,7 @@ def safetensors_parts(
       Refusal: the format has no type for one of them; nothing was yielded.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    # So that each is aligned.
+    # Sorted by item size, so that each tensor is aligned.
     little = {k: value.astype(value.dtype.newbyteorder("<"), copy=False) for k, value in tensors.items()}
     ordered = sorted(little.items(), key=lambda each: (-each[1].itemsize, each[0]))
     end = 0

@@ -16,7 +16,7 @@ AUDIT_KEY = "audit.key"
 MANIFEST = "manifest.json"
 FAREWELL = "farewell.json"  # bytes of the final model and of receipts, which go once the run was closed
 RECEIPTS = "receipts.json"  # of the devices, given when the run was over
-# What is made of a run by `fedveil report`, and what the organisation adds.
+# Files that `fedveil report` makes of a run, and the one that the organisation adds.
 REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
 MATERIALS = "bom.cdx.json"
 QUESTIONS = "questions"  # folder of answers in a server's, beside its runs

@@ -13,7 +13,7 @@ def receipts_of(run: RunFiles) -> dict[str, Any] | None:
     """Return how many devices signed the run's files, as far as the number is public; None for a simulation."""
     if not run.deployed:
         return None
-    # With a trusted server that draws in secret it is the operator's who is a member, as are seconds.
+    # Where a trusted server draws in secret, only its operator may read the membership.
     public = bool(run.result) and run.result.get("seconds") is not None
     given, of_this_run = _given(run) if public else (None, None)
     rosters = run.result.get("rosters") or [{}]

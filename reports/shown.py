@@ -47,7 +47,7 @@ def _plain(value: Any) -> str:
 
 
 def _rounded_up(value: float, decimals: int) -> str:
-    # What is 2.9998 is no more than 3.00; what the grid of a float adds is not rounded up.
+    # 2.9998 becomes 3.00; an error of floating point is not rounded up.
     scale = 10**decimals
     return f"{math.ceil(round(float(value) * scale, 6)) / scale:.{decimals}f}"
 

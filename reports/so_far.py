@@ -43,7 +43,7 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
         mine = reserved
     if not mine:
         return []
-    # Of a run whose server is trusted, the server is not among them.
+    # A trusted server is not among them.
     seen = json.loads(mine[-1].payload)["events"]
     level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
     target = level.get("target_epsilon")
@@ -58,7 +58,7 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
             found.append({**_row(unit, who, adjacency, delta, None), "accountant": TRUSTED})
             continue
         budget, order = book.granted[who], book.filter_order
-        # What a filter has counted promises nothing by itself: its budget does.
+        # A filter's count promises nothing by itself: its budget does.
         size = target or "infinity"
         if order is None:
             size = counted(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)

@@ -110,7 +110,7 @@ def noise_of(given: float | None, evaluations: int) -> float:
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
-    """Return the events of so many evaluations."""
+    """Return the events of `evaluations` evaluations; none for 0."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return [SelfComposedDpEvent(plan.event(), evaluations)] if evaluations else []

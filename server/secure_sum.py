@@ -216,7 +216,7 @@ def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
 
 
 def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
-    """Return a node's answers to so many messages: bytes, or the reason if there are none."""
+    """Return a node's answers to `count` messages: bytes, or the reason if there are none."""
     if reply.has_error():
         return [(b"", DROP_REASONS.get(reply.error.code, "failed"))] * count
     try:
@@ -399,7 +399,7 @@ class Attempt:
 
 
 def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
-    """Return the spec of the vectors of so many clients.
+    """Return the spec of the clients' vectors.
 
     Args:
       wanted: the sum to compute.

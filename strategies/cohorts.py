@@ -372,7 +372,7 @@ class OverSelected:
             object.__setattr__(self, name, getattr(self.invited, name))
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return the invited clients: all, if so many clients have left that there are fewer."""
+        """Return the invited clients; all of them if the population is smaller than the draw."""
         if self.invited.expected_size(len(population)) > len(population):
             return list(population)
         return self.invited.draw(population, stream, earlier)

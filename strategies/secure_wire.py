@@ -40,7 +40,7 @@ class Exchange(IntEnum):
     CONFIRMED = 6
 
 
-# In the order of a round without a dispute.
+# Listed in the order of a round without a dispute.
 USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
 

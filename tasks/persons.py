@@ -73,7 +73,7 @@ class Owners:
 
 
 def kept(data: Data, most: int | None, owners: Owners | None = None) -> Data:
-    """Return data with at most so many examples of each person, in their order.
+    """Return data with at most `most` examples of each person, in their order.
 
     Args:
       data: of a client.

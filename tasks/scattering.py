@@ -19,7 +19,7 @@ CHANNELS = 1 + SCALES * ANGLES + ANGLES * ANGLES
 GROUPS = 27  # of three channels each, as in Tramèr and Boneh's table of group normalisation
 TINY = 1e-5  # added to a variance
 
-# Of a wavelet, in pixels at the fine scale.
+# Width of a wavelet, in pixels at the fine scale.
 WIDTH = 0.8
 FREQUENCY = 3 * math.pi / 4
 SLANT = 4 / ANGLES

@@ -37,7 +37,7 @@ TOKENS = 24  # of a mail: its subject and how it begins
 DOMAINS = 121  # number of domains that sent FEWEST mails or more
 FEWEST, MOST = 8, 16  # mails of a client
 HELD_OUT = 500
-# Of a wanted and of an unwanted mail in the loss: clients have four wanted ones for each that is not, and of the
+# Weights of a wanted and of an unwanted mail in the loss: clients have four wanted ones for each that is not, and of the
 # held-out mails half are wanted.
 CLASS_WEIGHTS = (0.25, 1.0)
 SPLIT_SEED = 2002

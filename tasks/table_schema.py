@@ -17,7 +17,7 @@ from ..configs.strict import nearest
 from ..configs.yaml_guard import check_file
 from ..privacy.refusal import Refusal, real
 
-# What an unknown value is written as, unless declared.
+# Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 KEYS = ("label", "missing", "columns", "groups", "group_weights")
 COLUMN_KEYS = ("low", "high", "mean", "deviation", "edges", "missing", "required", "categories", "weights")

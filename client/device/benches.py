@@ -10,7 +10,7 @@ from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back
 from ..app import Workbench
 
-# By the held-out share, whether each row is measured alone, and the scaling by `key_of`.
+# Arguments: the held-out share, whether each row is measured alone, and the scaling's `key_of`.
 Benches = Callable[[float | None, bool, str], Workbench]
 
 

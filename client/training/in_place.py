@@ -147,7 +147,7 @@ def check_apart(bench: Workbench) -> None:
         return  # nobody stands beside another
     own, other = (partial(each.batch, torch.arange(min(2, len(each)))) for each in some)
     check_reading(own, own, other)
-    # Of a task's own batches, so that nothing random is read twice.
+    # Copies of a task's own batches, so that nothing random is read twice.
     few = [Examples(*each.batch(torch.arange(min(2 * training.batch_size, len(each))))) for each in some]
 
     def trained(which: int) -> NDArray[Any]:

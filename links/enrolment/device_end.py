@@ -21,7 +21,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
       Refusal: the server names another authority.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # What comes is held against the fingerprint.
+    # The certificate is compared with the fingerprint.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reply = _asked(token, Ask("", b"", b"", b""), context)
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):

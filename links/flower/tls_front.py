@@ -43,9 +43,9 @@ HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
 STOP_SECONDS = 2
 PASSED = ("content-type", "content-length", "accept", "user-agent")
 FLOWER = "flwr-"  # of headers
-# What carries a call beside its own bytes: a record of TLS 1.3 has 22 more (RFC 8446, section 5.2), and at most 16 KiB.
+# Bytes that carry a call beside its own: a record of TLS 1.3 has 22 more (RFC 8446, section 5.2), and at most 16 KiB.
 TLS_RECORD, MOST_RECORD = 22, 1 << 14
-# Of a connection's handshake, with a post-quantum exchange of keys and the server's certificate alone. Measured by a relay.
+# Bytes of a connection's handshake, with a post-quantum exchange of keys and the server's certificate alone. Measured by a relay.
 OPENING_UP, OPENING_DOWN = 1620, 2490
 LINE_END = "\r\n"
 STATUS_LINE = len("HTTP/1.1 200 OK" + LINE_END + "date: Thu, 01 Jan 1970 00:00:00 GMT" + LINE_END)

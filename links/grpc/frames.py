@@ -24,7 +24,7 @@ MAX_ID_LENGTH = 256
 MAX_KNOWN = 8
 MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
 HEAD = Bounds(depth=2, width=MAX_KNOWN, items=2 * MAX_KNOWN)  # of a hello, which has most
-# What carries a frame beside its own bytes: the prefix of gRPC ("gRPC over HTTP2", length-prefixed message), the header of
+# Bytes that carry a frame beside its own: the prefix of gRPC ("gRPC over HTTP2", length-prefixed message), the header of
 # HTTP/2's DATA frame (RFC 9113, sections 4.1 and 4.2), and of a record of TLS 1.3 its header, type and tag (RFC 8446,
 # section 5.2; RFC 5116).
 GRPC_PREFIX, DATA_HEADER, TLS_RECORD = 5, 9, 5 + 1 + 16

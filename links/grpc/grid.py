@@ -46,7 +46,7 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_concurrent_streams", 2),
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # What may wait unread of one client: 5 MB/s at 100 ms, and no probing for more.
+    # Bytes of one client that may wait unread: 5 MB/s at 100 ms, and no probing for more.
     ("grpc.http2.lookahead_bytes", 1 << 19),
     ("grpc.http2.bdp_probe", 0),
     # A client that vanished is noticed within 40 s; clients may ask as often whether the server is there.

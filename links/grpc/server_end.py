@@ -41,7 +41,7 @@ REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as l
 REPLY_ROOM = 1 << 20
 MOST_UNREAD = 1000  # of what waits to be sent to a client
 REMEMBERED = 4096  # answered ids, to tell a reply that comes twice from one that comes late
-# What a relay has measured beside frames, in bytes: a stream's beginning and end (handshake of TLS 1.3, settings and headers
+# Bytes that a relay measured beside frames: a stream's beginning and end (handshake of TLS 1.3, settings and headers
 # of HTTP/2), without certificates, of which each end sends one and the server's two tickets hold the client's; the window
 # updates that answer a message; and pings with their answers on a quiet stream.
 OPENING_UP, OPENING_DOWN, CERTIFICATES_DOWN = 2025, 2280, 3

@@ -23,7 +23,7 @@ LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
 MOST_SPARSE = 1000
 SIDES = (1.0, -1.0)  # a unit removed, and one added
 BLOCK = 1 << 16  # places of a grid that are computed at once
-# What dp_accounting takes for rounding where a divergence must not rise (`_DELTA_DIFF_TOLERANCE`).
+# Increase of a divergence that dp_accounting takes for rounding (`_DELTA_DIFF_TOLERANCE`).
 ROUNDING = 1e-12
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
 FEW_TERMS, MOST_TERMS = 64, 1000

@@ -251,7 +251,7 @@ def event_of(text: str) -> "DpEvent":
 
 
 def repeated(event: "DpEvent", count: int) -> "DpEvent":
-    """Return so many of an event as one."""
+    """Return `count` equal events as one."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return event if count == 1 else SelfComposedDpEvent(event, count)

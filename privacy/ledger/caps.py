@@ -25,7 +25,7 @@ ALL = "all"
 # Characters of its data's fingerprint in a ledger's name.
 NAMED = 32
 FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
-# What people may call a data set.
+# Names that people may give to a data set.
 DATA_ID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 NO_DATA_ID = "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
 # Prefixes of a ledger's name: of all clients together, of all their records together, and of a device as a client.
@@ -189,7 +189,7 @@ def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
 
 def _plain(cap: Cap) -> dict[str, Any]:
     fields = {**asdict(cap), "until": None if cap.until is None else cap.until.isoformat()}
-    # What says nothing of questions is written as it always was.
+    # A cap without questions keeps the file's format of earlier releases.
     return {name: value for name, value in fields.items() if name not in ASKED or value is not None}
 
 

@@ -28,7 +28,7 @@ from .private_sum import UNCLIPPED
 from .sum_spec import Segment
 
 SIGMA_SHARE = 1 / 20  # sigma_b over the expected cohort, as the paper sets it
-# Of the squared norm: where the cohort is too small for sigma_b, the bit gets more noise and the update keeps its norm.
+# Share of the squared norm: where the cohort is too small for sigma_b, the bit gets more noise and the update keeps its norm.
 MOST_SHARE = 0.1
 # A norm does not leave this range, however long every update is zero or not finite.
 LEAST_NORM, MOST_NORM = 1e-9, 1e9

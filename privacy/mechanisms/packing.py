@@ -29,7 +29,7 @@ def width_of(spec: SumSpec) -> int | None:
 
 
 def packed_size(count: int, width: int) -> int:
-    """Return the bytes of so many numbers of `width` bits."""
+    """Return the bytes that `count` numbers of `width` bits take."""
     return count * (width // 8) + (count * (width % 8) + 7) // 8
 
 
@@ -69,7 +69,7 @@ def _packed_bits(words: NDArray[np.uint32], width: int) -> Bytes:
 
 
 def _unpacked_bits(packed: Bytes, count: int, width: int) -> NDArray[np.uint32]:
-    """Return so many words of what `_packed_bits` has made."""
+    """Return `count` words of the output of `_packed_bits`."""
     eights = np.zeros((-(-count // 8), 8), np.uint8)
     padded = np.zeros(len(eights) * width, np.uint8)
     padded[: packed.size] = packed

@@ -211,7 +211,7 @@ def squared_norm(*parts: NDArray[np.generic]) -> float:
 
 
 def _blocks(parts: Sequence[NDArray[Any]], size: int) -> Iterator[NDArray[Any]]:
-    """Yield flat arrays, one behind the other, so many numbers at a time: as if they were one, and without a copy of it."""
+    """Yield the numbers of flat arrays in blocks of `size`, without a copy of the whole."""
     few: list[NDArray[Any]] = []  # less than a block, of the ends of parts
     room = size
     for part in parts:

@@ -162,7 +162,7 @@ class ShareSpec:
         return math.sqrt(self.sensitivity_squared) * self.sum.step / unit
 
     def variance(self, survivors: int) -> int:
-        """Return the variance of one client's noise that stays closed once so many survive, in grid units."""
+        """Return the variance of one client's noise that stays closed once `survivors` survive, in grid units."""
         closed = (each.sigma**2 for each in self.layers if each.survivors > survivors)
         return self.sigma**2 + sum(closed)
 
@@ -268,7 +268,7 @@ def _finest(
 
 
 def _limit(spec: SumSpec, size: int) -> int:
-    # What bounds a coordinate: of several records' vector its length before rounding, as floor(x + u) is at most ceil(x).
+    # A coordinate of several records' vector is at most its length before rounding: floor(x + u) is at most ceil(x).
     return limit_for(spec.cells, size) if spec.unit_norm is None else spec.cells**2
 
 
@@ -279,7 +279,7 @@ def _sensitivity_squared(spec: SumSpec, size: int) -> float:
 
 
 def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:
-    """Return a share's sigma and its layers', so that of so many shares each sum of layers has the wanted variance."""
+    """Return a share's sigma and its layers', so that each sum of `honest` shares has the wanted variance."""
     sigmas: list[int] = []
     for count in honest:
         missing = max(wanted / count - sum(sigma**2 for sigma in sigmas), 0)

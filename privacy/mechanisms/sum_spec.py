@@ -15,12 +15,12 @@ from .compression import Compression
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
 SMOOTHING = 8  # grid units, s of the proofs in `sizing` and `private_sum`
-# Of a sum: what a finite update is scaled by, and what one grid unit is, are then neither zero nor subnormal.
+# The least norm of a sum: scale factors and grid units are then neither zero nor subnormal.
 LEAST_NORM = 1e-150
 MOST_CELLS = 2**30  # squared norms then stay below 2^62, in int64
 _FLOAT_SLACK = 1e-9  # relative: what float64 may err by where two norms are compared
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
-# A metric's mean over so many rounds is known to this part of its range (one standard deviation): enough to see a
+# A metric's mean over ROUNDS rounds is known to this part of its range (one standard deviation): enough to see a
 # loss fall, and a hundredth of the update's norm on the default task.
 ERROR, ROUNDS = 0.05, 10
 MOST_SHARE = 0.1  # where the cohort is too small, metrics get more noise and the update keeps its norm
@@ -141,7 +141,7 @@ class SumSpec:
         return self.update_norm * math.sqrt(1 - slack)
 
     def sensitivity(self, coordinates: int) -> float:
-        """Return how far one unit moves a vector of so many coordinates on the grid, L2, in grid units.
+        """Return how far one unit moves a vector on the grid, L2, in grid units.
 
         A record's part is added before the vector is scaled to the range, which is the nearest point of a ball and so
         moves no two vectors apart, and before each coordinate is rounded to the nearest whole number, which moves two
@@ -175,7 +175,7 @@ def compressed_spec(spec: SumSpec, compression: Compression, cells: int | None =
 
 
 def cells_for(coordinates: int, units: float = 1.0) -> int:
-    """Return a power of two of grid units per norm, fine enough that rounding costs nothing for so many coordinates.
+    """Return a power of two of grid units per norm, fine enough that rounding costs nothing.
 
     Args:
       coordinates: of the vector.

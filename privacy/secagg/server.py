@@ -134,7 +134,7 @@ class ServerAttempt:
         return self._awaited - self._answered - self.declined.keys()
 
     def has(self, count: int) -> bool:
-        """Return whether so many nodes have answered the last message well."""
+        """Return whether `count` nodes have answered the last message well."""
         if self.due is Due.REVEALED and len(self._answered) >= count:
             self._weigh_reveals()
         return len(self._answered) >= count

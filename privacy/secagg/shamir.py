@@ -119,7 +119,7 @@ def opener(points: tuple[int, ...], threshold: int) -> list[int]:
 
     Of all points x and any `own` other than 0, the sum of w(x) (1 - x / own) f(x) is f(0) modulo p. If `own` is one of
     the points, its value is ignored. w is Lagrange's weight at zero times the value of a random polynomial q which is
-    1 at zero: f q (1 - x / own) is of a degree that so many points tell.
+    1 at zero: f q (1 - x / own) has a degree that these points determine.
 
     Args:
       points: distinct, from 1 to p - 1, more than `threshold`.
@@ -130,7 +130,7 @@ def opener(points: tuple[int, ...], threshold: int) -> list[int]:
 
 
 def codeword(points: Sequence[int], coefficients: int) -> dict[int, int]:
-    """Return by point the value of one random polynomial of so many coefficients; 0 for none.
+    """Return the values of a random polynomial by point; 0 without coefficients.
 
     Args:
       points: from 1 to p - 1.
@@ -167,7 +167,7 @@ def number_of(share: bytes) -> int:
     return number
 
 
-# On a complete graph the same points serve for many secrets.
+# A complete graph uses the same points for many secrets.
 @lru_cache(maxsize=64)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights at zero."""

@@ -86,11 +86,11 @@ SUITES = {
     suite.number: suite
     for suite in (
         Suite(1, "X25519, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream),
-        # For protection against an adversary that records messages today and has a quantum computer later.
+        # Against an adversary that records messages today and has a quantum computer later.
         Suite(
             2, "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream, hybrid=True
         ),
-        # And against one that has it while a federation runs.
+        # Against one that has it while a federation runs.
         Suite(
             3,
             "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519 and ML-DSA-65",

@@ -111,7 +111,7 @@ class Fairness:
                 for row, group in enumerate(self.of.labels)
             ]
             told += [*found, difference_of(f"{name}, difference", found)]
-            # Of the same noisy counts, so that they cost nothing more.
+            # From the same noisy counts: they cost nothing more.
             sizes = zip(self.of.labels, cells[:, place].sum(1), strict=True)
             rows += [count_of(f"{ROWS}{whose}, {group}", size, math.sqrt(2) * sigma) for group, size in sizes]
         return told + rows

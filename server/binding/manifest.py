@@ -30,9 +30,9 @@ from ...reports.files import (
 from .. import noise_key
 
 FORMAT = "fedveil manifest 1"
-# What a run itself leaves; OPERATOR is none of it: of what is secret and short, a hash tells too much.
+# Files that a run leaves, without OPERATOR: the hash of a short secret reveals it.
 OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, AUDIT_TERMS, AUDIT_ROWS, MODEL)
-# What may be made again after the run was closed: the signature over the bundle binds it.
+# Files that may be made again after the run was closed; the bundle's signature binds them.
 MADE_LATER = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
 BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model
 PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600

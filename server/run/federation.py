@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
 LOSS_BOUND = 5.0
-# a client that has more examples than this many batches is counted as having so many
+# a client's count of examples is clipped to this number of batches
 COUNT_BOUND_BATCHES = 10
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates

@@ -59,7 +59,7 @@ def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes
       owner: process id of the run; the server ends with it.
     """
     number = listens.fileno()
-    # Without what may be a passphrase of keys.
+    # FEDVEIL_ variables may hold a passphrase of keys.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FEDVEIL_")}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", SERVES, *map(str, (number, owner, folder.resolve()))],
