@@ -38,7 +38,8 @@ from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import lent_arrays, load_arrays, memory_of
 from ..tasks.columns import columns_of
-from ..tasks.data import Data, Examples, data_of, drawn_data_of, fingerprint, leaves, placeholder
+from ..tasks.data import Data, Examples, data_of, drawn_data_of, leaves, placeholder
+from ..tasks.fingerprint import fingerprint
 from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
 from ..tasks.held_back import held_back_of
 from ..tasks.independence import check_evaluated_apart, check_independence

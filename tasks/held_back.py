@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
-from .data import BATCH, SAMPLED, SPLIT, Data, Examples, LazyExamples, data_of_all, feed, leaves, only
+from .data import BATCH, SPLIT, Data, Examples, LazyExamples, data_of_all, leaves, only
+from .fingerprint import SAMPLED, feed
 from .protocol import Task
 
 MOST_KEPT = 10_000  # clients whose split is cached; with more it is computed again

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.columns import text_of
-from .data import Data, LazyExamples, feed, leaves, only
+from .data import Data, LazyExamples, leaves, only
+from .fingerprint import feed
 
 KEY = b"examples of a person"  # a secret would hide nothing: any choice that looks at one person alone is as good
 

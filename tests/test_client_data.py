@@ -20,7 +20,8 @@ from fedveil.client.training.in_place import check_apart
 from fedveil.configs.local_training import LocalTraining
 from fedveil.server.run.federation import Federation
 from fedveil.strategies.client_settings import ClientSettings
-from fedveil.tasks.data import as_data, check_data, data_of, fingerprint, held_out_of
+from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
+from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_reading
 
 FEATURES, CLIENTS, EACH = 4, 6, 24

@@ -45,7 +45,8 @@ from fedveil.strategies.record_plan import PoissonBatches, poisson_batches, reco
 from fedveil.strategies.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import cross_entropies
-from fedveil.tasks.data import Examples, fingerprint
+from fedveil.tasks.data import Examples
+from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.protocol import check_trainable
 
 FEATURES, CLASSES = 6, 3

@@ -21,7 +21,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
-from fedveil.tasks.data import fingerprint
+from fedveil.tasks.fingerprint import fingerprint
 
 CLINICS = '''
 import torch

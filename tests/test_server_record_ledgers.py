@@ -24,7 +24,8 @@ from fedveil.server.run.build import Given, build
 from fedveil.server.run.client_instructions import MAX_NOISE_LEVELS, client_settings
 from fedveil.strategies.record_plan import record_plan
 from fedveil.tasks.classification import softmax_regression
-from fedveil.tasks.data import MOST_LOOKED_AT, fingerprint
+from fedveil.tasks.data import MOST_LOOKED_AT
+from fedveil.tasks.fingerprint import fingerprint
 
 MANY = 20_000
 

@@ -44,7 +44,8 @@ from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
-from ...tasks.data import Data, content_of, data_of, fingerprint, size_of
+from ...tasks.data import Data, data_of, size_of
+from ...tasks.fingerprint import content_of, fingerprint
 from ...tasks.persons import Owners, kept
 from ...tasks.protocol import Task
 from ..masking import Masking
