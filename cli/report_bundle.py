@@ -10,7 +10,7 @@ from pathlib import Path
 from ..privacy.refusal import Refusal
 from ..server.binding.bundle import add_signature, make_bundle
 from ..server.binding.manifest import tells_counts
-from ..server.binding.signatures import FEDERATION, SHOWN, Signature, make_key, passphrase_for, read_key
+from ..server.binding.signatures import FEDERATION, SHOWN, make_key, passphrase_for, read_key
 from ..server.binding.verify import Asked, contents_of, verify_folder
 
 BUNDLE = "bundle"  # folder in the run's, where no other is named
@@ -56,7 +56,8 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
             remedy = f"check {line.name} failed: {line.finding}; do not sign it"
             raise Refusal("bundle", str(folder), remedy)
     made = add_signature(folder, role, dated, [read_key(each) for each in keys])
-    print(f"{folder}: {_in_words(made)}")
+    signers = ", ".join(f"{name} {public[:SHOWN]}" for name, public in made.keys.items())
+    print(f"{folder}: signed by {made.role}, {made.date}, {signers}")
     return 0
 
 
@@ -71,11 +72,6 @@ def key(path: Path, *, ml_dsa: bool = False, unlocked: bool = False) -> int:
     public = make_key(path, ml_dsa, None if unlocked else passphrase_for(path, again=True))
     print(f"{path}.pub: {public if not ml_dsa else public[:SHOWN] + '...'}")
     return 0
-
-
-def _in_words(made: Signature) -> str:
-    keys = ", ".join(f"{name} {public[:SHOWN]}" for name, public in made.keys.items())
-    return f"signed by {made.role}, {made.date}, {keys}"
 
 
 def _today() -> str:

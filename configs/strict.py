@@ -109,7 +109,8 @@ class Section:
 
     def optional_real(self, key: str, *, above: float = -math.inf) -> float | None:
         """Return a finite number in the range, or null."""
-        return None if self._null(key) else self.real(key, above=above)
+        null = key in self._values and self._take(key) is None
+        return None if null else self.real(key, above=above)
 
     def whole(self, key: str, *, at_least: int, at_most: int) -> int:
         """Return a whole number in the range."""
@@ -248,9 +249,6 @@ class Section:
     def _take(self, key: str) -> Any:
         self._read.add(key)
         return self._values.get(key)
-
-    def _null(self, key: str) -> bool:
-        return key in self._values and self._take(key) is None
 
     def _name(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key

@@ -148,12 +148,6 @@ def _nothing(config: DictConfig) -> None:
     del config
 
 
-def _needs_schema(bundle: ServerBundle, given: Sequence[str]) -> bool:
-    """Whether the task uses tables with the schema that provisioning put into the bundle."""
-    named = any(each.startswith("task.schema=") for each in given)
-    return "task=csv" in given and not named and (bundle.folder / SCHEMA).is_file()
-
-
 def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     """Return the settings of the requested run; if it has begun, `resume` names its folder.
 
@@ -197,8 +191,10 @@ def _close_finished(folder: Path) -> None:
 def completed(bundle: ServerBundle, given: Sequence[str]) -> list[str]:
     """Return overrides with the bundle's link and schema."""
     link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
-    schema = [f"task.schema={bundle.folder / SCHEMA}"] if _needs_schema(bundle, given) else []
-    return [*given, *link, *schema]
+    tables = "task=csv" in given and (bundle.folder / SCHEMA).is_file()
+    if tables and not any(each.startswith("task.schema=") for each in given):
+        return [*given, *link, f"task.schema={bundle.folder / SCHEMA}"]
+    return [*given, *link]
 
 
 def _unfinished(folder: Path) -> Path | None:

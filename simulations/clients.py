@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flwr.app import Context
-from flwr.clientapp.typing import Mod
 
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
 from ..client.questions import counted
@@ -66,11 +65,12 @@ class Clients:
             from ..client.dp_sgd.union import sum_of_union, union_of
 
             cohort_function = partial(sum_of_union, bench, union_of(bench))
+        mods = (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()
         together = 0
         if cohort_function is not None:
             together = math.ceil(PAYS / max(1, sum(p.numel() for p in probed.model.parameters())))
         return InProcessGrid(
-            client_app=make_client_app(partial(_settings_text, text), self._mods(), bench),
+            client_app=make_client_app(partial(_settings_text, text), mods, bench),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
             workers=workers or self.workers(together),
@@ -90,9 +90,6 @@ class Clients:
           together: as in `InProcessGrid`.
         """
         return max(1, min(units(self.settings.accelerator), self.invited // max(1, together)))
-
-    def _mods(self) -> tuple[Mod, ...]:
-        return (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()
 
 
 def _settings_text(text: str, context: Context) -> str:
