@@ -72,8 +72,12 @@ def ledgers_in(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
     found += [each for each in [path / OF_RECORDS / "ledger"] if each.is_file()]
-    for own in (path / "ledgers", path / "state" / "ledgers"):  # of a server, or of a device
-        found += sorted(own.glob("*.ledger"))
+    for own in (
+        "ledgers",
+        "state/ledgers",
+        "client_ledgers",
+    ):  # of a server, a device, a simulation's clients
+        found += sorted((path / own).glob("*.ledger"))
     if not found:
         raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
     return found
@@ -162,7 +166,7 @@ def verify_all(paths: Sequence[Path], head: Sequence[str] = (), *, as_json: bool
     """Verify each ledger as `verify` does, and pass over the locks and lists that lie beside ledgers.
 
     Args:
-      paths: of the ledgers; of one alone that is none, the user is told.
+      paths: of the ledgers, or of folders of ledgers; of one alone that is none, the user is told.
       head: as in `verify`; of one ledger.
       as_json: print one JSON object a line.
 
@@ -172,7 +176,7 @@ def verify_all(paths: Sequence[Path], head: Sequence[str] = (), *, as_json: bool
     Raises:
       Refusal: none of them is a ledger, or one is not there, or `head` is given with several.
     """
-    ledgers = [path for path in paths if not path.name.endswith(BESIDE)]
+    ledgers = [each for path in paths if not path.name.endswith(BESIDE) for each in ledgers_in(path)]
     if not ledgers:
         raise Refusal(
             "ledger", str(paths[0]), "is a lock or journal of a ledger; give the path of the ledger"
@@ -221,7 +225,12 @@ def export(path: str, *, as_csv: bool) -> int:
 
     Keys and payloads stay the text that the ledger holds: `hash` is SHA-256 over the JSON array, without spaces and
     in ASCII, of the five fields before it. In CSV the epsilons follow the entries as rows of kind `epsilon`.
+
+    Raises:
+      Refusal: it is a folder, or no ledger.
     """
+    if Path(path).is_dir():
+        raise Refusal("ledger", path, "is a folder; give the path of one ledger in it")
     found = verified(Path(path))
     if found.problem is not None:
         print(f"{path}: DAMAGED: {found.problem}", file=sys.stderr)

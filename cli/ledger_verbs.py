@@ -40,7 +40,9 @@ def ledger_show(
 
 @verb(ledger, "verify", "Check every hash; recompute epsilon.")
 def ledger_verify(
-    paths: Annotated[list[Path], argument("PATH", "Ledgers; lock and journal files are skipped.")],
+    paths: Annotated[
+        list[Path], argument("PATH", "Ledgers, or folders of them; locks and journals are skipped.")
+    ],
     head: Annotated[
         tuple[str, str] | None,
         option(

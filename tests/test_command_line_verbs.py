@@ -261,6 +261,8 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
 def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run_folder, tmp_path = tmp_path, tmp_path / "client_ledgers"
+    tmp_path.mkdir()
     for name in ("a.ledger", "b.ledger"):
         Ledger.open(tmp_path / name, Budget(Unit.CLIENT, 1.0, 1e-5), owner="0" * 32, simulated=False).close()
     (tmp_path / "a.ledger.lock").write_text("17")
@@ -270,6 +272,11 @@ def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_o
     assert said.count("every hash is correct") == 2 and "DAMAGED" not in said
     assert run(["ledger", "verify", str(tmp_path / "a.ledger.lock")]) == 2
     assert "is a lock or journal" in capsys.readouterr().err
+    for folder in (tmp_path, run_folder):
+        assert run(["ledger", "verify", str(folder)]) == run(["ledger", "show", str(folder)]) == 0
+        assert capsys.readouterr().out.count("every hash is correct") == 2
+    assert run(["ledger", "export", str(tmp_path)]) == 2
+    assert "is a folder; give the path of one ledger in it" in capsys.readouterr().err
     (tmp_path / "b.ledger").write_bytes(b"nothing")
     assert run(["ledger", "verify", "--json", *map(str, sorted(tmp_path.glob("*")))]) == 1
     assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True, False]
