@@ -28,12 +28,15 @@ from .table_schema import Column, Schema, plain, with_label
 
 TEXTS = (".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXTS, ".parquet")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 SEPARATORS = (",", ";", "\t", "|")
 BLOCK_BYTES = 8 << 20  # of a CSV file
 BLOCK_ROWS = 1 << 17  # of a Parquet file
 DECIMAL_COMMA = "a decimal comma goes with semicolons between the columns, and no points between thousands"
 NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
+# Numbers as people write them, such as 1.133,5 and 10 %, and dates: as categories each would be an input of its own.
+WRITTEN = re.compile(r"-?\d[\d.,' ]*%?|\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,4}.*")
 MOST_CATEGORIES = 50  # words of a column that a draft takes for categories; of more it is a name or a text
 MOST_MISSING = 3  # words of a column of numbers that a draft takes for missing values
 LEAST_NUMBERS = 10  # different numbers that such a column has; of fewer they are categories
@@ -95,6 +98,10 @@ def clients_of(folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
 
 
 def _is_table(path: Path) -> bool:
+    if path.suffix.lower() in SPREADSHEETS and not path.name.startswith((".", "~")):
+        raise Refusal(
+            "table", str(path), "is a spreadsheet, which is not read; save it as CSV, or move it away"
+        )
     return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -594,10 +601,12 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schem
     ends: dict[str, str] = {}
     for file in files:
         with _unchanged(file), _table(file) as table:
-            columns = [Column(name) for name in table.header]
+            columns = [
+                Column(name) for name in table.header if name.strip()
+            ]  # others count the rows, or hold nothing
             for column in columns:
                 names.setdefault(plain(column.name), column.name.strip())
-            ends.setdefault(plain(table.header[-1]), file.name)
+            ends.setdefault(plain(columns[-1].name) if columns else "", file.name)
             for block in table.blocks(table.find(columns)):
                 cells = CellReader(file, Schema((), "").missing, table.comma)
                 for column in columns:
@@ -664,9 +673,11 @@ def _unfit(seen: _Seen, files: Sequence[Path]) -> str | None:
         return "it holds no value"
     if len(seen.spellings) == 1:
         return "it holds one value"
+    if not seen.numeric and all(map(WRITTEN.fullmatch, seen.spellings)):
+        commas = f"; {DECIMAL_COMMA}" if any("," in each for each in seen.spellings) else ""
+        return f"it holds words such as {next(iter(seen.spellings))!r}: write plain numbers, of a date an age{commas}"
     if not seen.numeric and len(seen.spellings) > MOST_CATEGORIES:
-        commas = any(CODE.fullmatch(each.replace(",", ".")) for each in seen.spellings if "," in each)
-        return f"it holds more than {MOST_CATEGORIES} different words{f'; {DECIMAL_COMMA}' if commas else ''}"
+        return f"it holds more than {MOST_CATEGORIES} different words"
     return None
 
 

@@ -1,6 +1,7 @@
 """`task=csv`: tables become examples of one schema; what does not fit is one sentence with file, column and row."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -255,14 +256,24 @@ def test_a_schema_is_inferred_of_tables_that_are_public(hospitals: Path) -> None
 
 
 def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
-    rows = [f'p{row},{row % 2},{row % 3 + 0.5},same,"{row},5"' for row in range(60)]
-    (hospitals / "north.csv").write_text("\n".join(["id,ill,size,place,dose", *rows]))
+    rows = [
+        f'{row},p{row},{row % 2},{row % 3 + 0.5},same,"{row % 9},5",2024-01-0{row % 9 + 1},{row % 9} %,'
+        for row in range(60)
+    ]
+    (hospitals / "north.csv").write_text("\n".join([",id,ill,size,place,dose,day,share,", *rows]))
     schema, left_out = draft_schema([hospitals / "north.csv"], "ill")
     assert schema.target.words == ("0", "1") and [each.name for each in schema.inputs] == ["size"]
-    assert left_out.pop("dose").startswith(
-        "it holds more than 50 different words; a decimal comma goes with "
-    )
-    assert left_out == {"id": "it holds more than 50 different words", "place": "it holds one value"}
+    assert re.match("it holds words such as '0,5': .*; a decimal comma goes with ", left_out.pop("dose"))
+    plain = "it holds words such as {!r}: write plain numbers, of a date an age"
+    assert left_out == {
+        "id": "it holds more than 50 different words",
+        "place": "it holds one value",
+        "day": plain.format("2024-01-01"),
+        "share": plain.format("0 %"),
+    }
+    (hospitals / "east.xlsx").write_bytes(b"PK")
+    with pytest.raises(Refusal, match=r"east.xlsx': is a spreadsheet, which is not read; save it as CSV"):
+        draft_schema([hospitals])
 
 
 # --- the task -----------------------------------------------------------------------------------------------------
