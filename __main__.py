@@ -60,8 +60,7 @@ def _guarded(name: str) -> _Output | None:
         return None
     raw = _Output(own.fileno(), "wb", closefd=False)
     buffer = io.BufferedWriter(raw)
-    text = io.TextIOWrapper(buffer, own.encoding, own.errors, line_buffering=own.line_buffering)
-    setattr(sys, name, text)
+    setattr(sys, name, io.TextIOWrapper(buffer, own.encoding, own.errors, None, own.line_buffering))
     return raw
 
 
@@ -83,12 +82,13 @@ def run(argv: Sequence[str]) -> int:
     from .privacy.refusal import Refusal, disk_failed
 
     command = get_command(app)
+    words = [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]
     try:
         if COMPLETE in os.environ:
             from .cli.completion import complete
 
             return complete(command, os.environ[COMPLETE])
-        with command.make_context("fedveil", _arguments(argv)) as context:
+        with command.make_context("fedveil", words) as context:
             code: Any = command.invoke(context)
         return int(code or 0)
     except Exit as end:
@@ -102,11 +102,6 @@ def run(argv: Sequence[str]) -> int:
 
         refused = _refuse(str(hinted(refusal)), argv)
         return FAILED if disk_failed(refusal) else refused
-
-
-def _arguments(argv: Sequence[str]) -> list[str]:
-    """Return the words, with `fedveil help VERB` as `fedveil VERB --help`."""
-    return [*argv[1:], "--help"] if argv[:1] == ["help"] else list(argv)
 
 
 def _refuse(sentence: str, argv: Sequence[str]) -> int:

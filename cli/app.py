@@ -21,6 +21,7 @@ from .grammar import (
     GROUP,
     AcceptSweep,
     AcceptVacuous,
+    Head,
     Json,
     Page,
     PagePort,
@@ -258,9 +259,7 @@ def verify(
         list[str] | None,
         option("PUB", "Public key of a required signer or of the authority: a file, or hex.", "--key"),
     ] = None,
-    head: Annotated[
-        tuple[str, str] | None, option("SEQ HASH", "Number and hash of an entry that the ledger must hold.")
-    ] = None,
+    head: Head = None,
     device: Annotated[
         Path | None, option("FOLDER", "State folder of a device, to compare its ledgers with its receipt.")
     ] = None,
@@ -288,10 +287,7 @@ def new(
     data: Annotated[
         list[Path] | None, argument("DATA", "Your tables, with --from csv: a folder, or files of one folder.")
     ] = None,
-    source: Annotated[
-        str,
-        option("KIND", "", "--from", words=("csv", "torch", "sklearn", "flower")),
-    ] = "csv",
+    source: Annotated[str, option("KIND", "", "--from", words=("csv", "torch", "sklearn", "flower"))] = "csv",
     label: Annotated[
         str | None, option("COLUMN", "Column of your tables to predict; the last by default.")
     ] = None,

@@ -11,8 +11,7 @@ from .grammar import GROUP, Json, argument, option, verb
 
 budget = typer.Typer(**GROUP)
 LedgerDir = Annotated[
-    Path | None,
-    option("FOLDER", "Folder of the ledgers; ~/.local/share/fedveil/ledgers by default."),
+    Path | None, option("FOLDER", "Folder of the ledgers; ~/.local/share/fedveil/ledgers by default.")
 ]
 
 

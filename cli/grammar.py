@@ -51,8 +51,7 @@ AcceptSweep = Annotated[
     bool, Option("--accept-sweep", help="Run a sweep on real data; every run is charged to the same ledger.")
 ]
 Reason = Annotated[
-    str | None,
-    option("TEXT", "Reason for accepting or overriding; recorded on the ledger.", "--reason"),
+    str | None, option("TEXT", "Reason for accepting or overriding; recorded on the ledger.", "--reason")
 ]
 Page = Annotated[bool, Option("--page", help="Serve a live page of the run, on this machine only.")]
 PagePort = Annotated[
@@ -62,6 +61,10 @@ PagePort = Annotated[
     ),
 ]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON only.")]
+Head = Annotated[
+    tuple[str, str] | None,
+    option("SEQ HASH", "Number and hash of an entry that the ledger must hold, as a result's ledger_head."),
+]
 Bundle = Annotated[Path, argument("FOLDER", "Bundle made by fedveil provision.", file_okay=False)]
 
 

@@ -9,7 +9,7 @@ import click
 import typer
 from typer import Option
 
-from .grammar import GROUP, Json, argument, option, verb
+from .grammar import GROUP, Head, Json, argument, option, verb
 
 ledger = typer.Typer(**GROUP)
 Ledger = Annotated[Path, argument("PATH", "File of a ledger.")]
@@ -43,13 +43,7 @@ def ledger_verify(
     paths: Annotated[
         list[Path], argument("PATH", "Ledgers, or folders of them; locks and journals are skipped.")
     ],
-    head: Annotated[
-        tuple[str, str] | None,
-        option(
-            "SEQ HASH",
-            "Number and hash of an entry that the ledger must hold, as in ledger_head of a result.",
-        ),
-    ] = None,
+    head: Head = None,
     as_json: Json = False,
 ) -> int:
     """Check every entry's hash and recompute epsilon with two accountants. Exit code 1 if a ledger is damaged.

@@ -74,8 +74,9 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     console.print(
         f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
+    over = "sensitivity" if federation.records_of_unit == 1 else "clip of one example"
     console.print(
-        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {_over(federation)}), clip {plan.clipping_norm:g}, "
+        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {over}), clip {plan.clipping_norm:g}, "
         f"sampling: {plan.sampling.name}"
     )
     console.print(_how_counted(federation, plan, budget))
@@ -122,10 +123,6 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         console.print(_evaluation(federation, plan, budget, asked))
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
-
-
-def _over(federation: Federation) -> str:
-    return "sensitivity" if federation.records_of_unit == 1 else "clip of one example"
 
 
 def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:

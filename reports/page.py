@@ -37,7 +37,10 @@ def page_of(report: Fields) -> str:
         report,
         drawn=pictures(report),
         strip=_strip(report["stamps"]),
-        rows=_rows(len(report["rounds"])),
+        rows=[
+            round(at)
+            for at, _ in thinned([(float(at), 0.0) for at in range(len(report["rounds"]))], MOST_ROWS)
+        ],
     )
 
 
@@ -90,11 +93,6 @@ def _references(report: Fields) -> Any:
         )
 
     return ref
-
-
-def _rows(count: int) -> list[int]:
-    """Return the places of the rounds in the page's table."""
-    return [round(at) for at, _ in thinned([(float(at), 0.0) for at in range(count)], MOST_ROWS)]
 
 
 def _strip(stamps: Fields) -> Mapping[str, float] | None:

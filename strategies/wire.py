@@ -92,16 +92,12 @@ class MemoryArray(Array):
 
     def __reduce__(self) -> tuple[Callable[[NDArray[np.generic]], MemoryArray], tuple[NDArray[np.generic]]]:
         """Pickle as the ndarray between the processes of one engine."""
-        return _memory_array, (self.__dict__["ndarray"],)
+        return MemoryArray, (self.__dict__["ndarray"],)
 
 
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
-
-
-def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:
-    return MemoryArray(ndarray)
 
 
 # Flower writes the class name into the serialised object and refuses any other on reading.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,8 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
         raise Refusal(f"{whose}: persons", None, remedy)
     if len(persons) != len(data):
         raise Refusal(f"{whose}: persons", len(persons), f"give one for each of the {len(data)} examples")
-    named = [text_of(each).strip() for each in _plain(persons)]
+    listed = persons.tolist() if hasattr(persons, "tolist") else persons  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+    named = [text_of(each).strip() for each in listed]
     if not all(named):
         remedy = "some examples have no person; name one for each, a new one for each unknown person"
         raise Refusal(f"{whose}: persons", "missing", remedy)
@@ -115,7 +115,3 @@ def _digest(data: Data, name: str, row: int) -> bytes:
         if each.dim():
             feed(digest, each[row])
     return digest.digest()
-
-
-def _plain(persons: Sequence[Any]) -> Sequence[Any]:
-    return persons.tolist() if hasattr(persons, "tolist") else persons  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]

@@ -606,7 +606,9 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schem
             ]  # others count the rows, or hold nothing
             for column in columns:
                 names.setdefault(plain(column.name), column.name.strip())
-            ends.setdefault(plain(columns[-1].name) if columns else "", file.name)
+            if not columns:
+                raise Refusal("table", str(file), "its first line must name the columns")
+            ends.setdefault(plain(columns[-1].name), file.name)
             for block in table.blocks(table.find(columns)):
                 cells = CellReader(file, Schema((), "").missing, table.comma)
                 for column in columns:
