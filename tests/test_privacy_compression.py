@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.bounded_decoding import build
+from fedveil.privacy.mechanisms import compression
 from fedveil.privacy.mechanisms.compression import (
     COMPRESSED,
     Compression,
+    Sketch,
     compress,
     compressed_layout,
     expand,
@@ -66,6 +69,16 @@ def test_the_coordinates_of_a_round_are_the_same_with_every_release_of_numpy() -
     """A device draws them by itself: they follow from AES and SHA-256 alone."""
     sketch = sketch_of(Compression("mask", 20, 5, "run-1"), 3)
     assert sketch.of(np.arange(20)).tolist() == [0, 4, 8, 12, 15]
+
+
+def test_equal_words_leave_no_choice_of_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numpy's partition leaves one open, and a device may have another release of it than the server."""
+    words = np.random.default_rng(0).integers(0, 4, 1000).astype(np.uint64)
+    monkeypatch.setattr(compression, "keyed_stream", lambda *_: SimpleNamespace(uint64=lambda _: words))
+    for kept in (1, 300, 1000):
+        sketch = Sketch(Compression("mask", 1000, kept), b"equal words")
+        small = np.flatnonzero(words <= np.sort(words)[kept - 1])
+        assert sketch.of(np.arange(1000)).tolist() == small[:kept].tolist()
 
 
 @KINDS

@@ -154,9 +154,9 @@ def sketch_of(compression: Compression, row: int) -> Sketch:
 
 @lru_cache(maxsize=2)  # all clients of a round use the same
 def _drawn(seed: bytes, coordinates: int, kept: int) -> NDArray[np.intp]:
-    """Return `kept` of so many coordinates, ascending: those of the smallest words, independent of numpy's version."""
+    """Return `kept` of so many coordinates, ascending: the first ones whose words are at most the `kept`-th smallest."""
     words = keyed_stream(seed, "rows").uint64(coordinates)
-    rows = np.sort(np.argpartition(words, kept - 1)[:kept])
+    rows = np.flatnonzero(words <= np.partition(words, kept - 1)[kept - 1])[:kept]
     rows.flags.writeable = False
     return rows
 
