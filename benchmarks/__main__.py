@@ -24,6 +24,7 @@ from .precision import run_precision
 from .privacy_share import run_privacy
 from .secagg import run_secagg
 from .secagg_checks import run_checks
+from .secagg_length import run_length
 from .stacks import KINDS, run_stacks
 from .steps import run_steps
 from .supernodes import run_supernodes
@@ -43,6 +44,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "precision": (run_precision, tuple(MODELS)[:3]),
     "secagg": (run_secagg, ()),
     "secagg_checks": (run_checks, ()),
+    "secagg_length": (run_length, ()),
     "noise": (run_noise, ()),
     "audit": (run_audit, ()),
     "stacks": (run_stacks, tuple(f"tiny{kind}" for kind in KINDS)),

@@ -14,7 +14,8 @@ _MILLI = 1000.0
 class Case:
     """One round: cohort, neighbours and threshold of the masks, coordinates, and the share that drops after the shares.
 
-    `bits` of a coordinate are ours: Flower has 32 in words of 64.
+    `bits` of a coordinate are ours: Flower has 32 in words of 64. `noise` is the multiplier of the clients' noise in the
+    sum, with the layers of `privacy=client_distributed`.
     """
 
     clients: int
@@ -24,6 +25,7 @@ class Case:
     dropout: float
     flower: bool = True
     bits: int = 32
+    noise: float = 0.0
 
     def survivors(self) -> list[int]:
         """Return the places of those whose vectors are summed; who drops is spread evenly."""

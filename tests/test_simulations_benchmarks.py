@@ -55,7 +55,15 @@ def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedveil.benchmarks import dp_sgd, link, privacy_share, secagg, secagg_checks, secagg_round
+    from fedveil.benchmarks import (
+        dp_sgd,
+        link,
+        privacy_share,
+        secagg,
+        secagg_checks,
+        secagg_length,
+        secagg_round,
+    )
     from fedveil.benchmarks.secagg_case import Case
 
     for module in (engines, memory, privacy_share):
@@ -72,6 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secagg, "MASKS", (1000,))
     monkeypatch.setattr(secagg_checks, "REAL", (Case(6, 5, 4, 2000, 0.2),))
     monkeypatch.setattr(secagg_checks, "MADE", (Case(12, 6, 4, 2000, 0.2),))
+    monkeypatch.setattr(secagg_length, "CASES", (Case(6, 5, 4, 2000, 0.2, noise=1.0),))
     rounds = {"real": secagg_round.real, "made": secagg_round.made}
     monkeypatch.setattr(secagg_checks, "_round", lambda _, kind, case: rounds[kind](case))
 
@@ -95,6 +104,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("precision", ["--workloads", "tiny"], [2]),
         ("secagg", [], [2, 1, 1, 1]),
         ("secagg_checks", ["--before", "earlier"], [1, 1]),
+        ("secagg_length", [], [1, 1, 1]),
         pytest.param("link", [], [2, 1, 2], marks=pytest.mark.campaign),
     ],
 )
