@@ -267,7 +267,8 @@ def test_a_record_is_clipped_to_what_is_kept_of_its_norm(kind: str) -> None:
     )
     sent = instruct(content, spec, "run", 5)
     settings = ClientSettings("made", LocalTraining(learning_rate=0.4), step=StepTerms(1.0, 0.5))
-    far = Examples(1e3 * torch.ones(1, 5), torch.zeros(1, dtype=torch.int64))
+    inputs = 1e3 * torch.ones(1, 5)
+    far = Examples(inputs, model(inputs).argmin(1))  # not of the class that it is taken for already
     update = step_of(model, Classes(), settings, sent, far, np.array([0]))
     (left,) = compressed(update, sent, spec).values()
     assert spec.unit_norm is not None
