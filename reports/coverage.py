@@ -135,19 +135,13 @@ def _asked(question: Fields) -> str:
 
 
 def _server(run: RunFiles) -> Limit:
-    title, mode = "The server", run.said("privacy", "name")
-    if mode in ("client_central", "record_and_client"):
-        said = "It sees single updates of clients. Clients must trust it not to disclose them."
-        return title, NOT, said
-    if mode in ("client_distributed", "record_distributed"):
-        return title, DONE, "It sees sums with the clients' noise, and no single update."
-    if mode == "record":
-        return (
-            title,
-            DONE,
-            "Each client adds its noise before it sends. The server learns the participants.",
-        )
-    return title, NOT, "Nothing is hidden from it."
+    trusted = NOT, "It sees single updates of clients. Clients must trust it not to disclose them."
+    blind = DONE, "It sees sums with the clients' noise, and no single update."
+    known = DONE, "Each client adds its noise before it sends. The server learns the participants."
+    sees = {"client_central": trusted, "record_and_client": trusted, "record": known}
+    sees |= dict.fromkeys(("client_distributed", "record_distributed"), blind)
+    state, said = sees.get(str(run.said("privacy", "name")), (NOT, "Nothing is hidden from it."))
+    return "The server", state, said
 
 
 def _draws(run: RunFiles) -> Limit:
@@ -169,10 +163,12 @@ def _names(real: bool) -> Limit:
 
 
 def _floats(run: RunFiles) -> Limit:
-    title = "Floating-point noise"
-    if run.said("privacy", "name") in ("record", "record_and_client"):
-        said = "DP-SGD clips and adds noise in floats. The lowest bits may reveal more than is accounted (Mironov 2012)."
+    title, mode = "Floating-point noise", str(run.said("privacy", "name"))
+    if mode.startswith("record"):
+        said = (
+            "Gradients are clipped and summed in float32 before noise is added: the rounding is not counted."
+        )
         return title, NOT, said
-    if run.said("privacy", "name") == "none":
+    if mode == "none":
         return title, DONE, "There is no noise."
     return title, DONE, "The noise is an exact discrete Gaussian on whole numbers."

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fedveil.reports.answers import read_answers, told_answers
 from fedveil.reports.asked import report_of_answers
 from fedveil.reports.charts import bar
 from fedveil.reports.content import report_of, to_json
+from fedveil.reports.coverage import not_covered
 from fedveil.reports.page import MOST_FIGURES, PAGE, page_of
 from fedveil.reports.pictures import MOST_SHAPES
 from fedveil.reports.receipts import receipts_of
@@ -355,6 +357,14 @@ def test_rounds_of_values_that_lost_are_in_no_mean_of_the_last_rounds(kept: Path
     (kept / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     tail = report_of(read_run(kept))["tail"]
     assert tail["low"] == 0.5 and tail["mean"] == pytest.approx((4 * 0.7 + 0.5) / 5)
+
+
+@pytest.mark.parametrize("mode", ["record", "record_and_client", "record_distributed", "client_central"])
+def test_rounding_of_gradients_is_not_called_covered(kept: Path, mode: str) -> None:
+    run = read_run(kept)
+    limits = not_covered(replace(run, config={**run.config, "privacy": {"name": mode}}), [], None)
+    (found,) = (each for each in limits if each["limit"] == "Floating-point noise")
+    assert (found["state"] == "not covered" and "float32" in found["said"]) is mode.startswith("record")
 
 
 def test_held_out_data_that_nobody_has_are_not_called_public(kept: Path) -> None:
