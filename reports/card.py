@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+from .files import CARD
 from .run_files import Fields
 from .shown import shown
 
@@ -52,11 +54,7 @@ def _body(report: Fields) -> list[str]:
         "",
         "## What is promised to whom",
         "",
-        " ".join(map(plain, report["promise"])),
-        "",
-        "| against | hidden | epsilon | delta | relies on |",
-        "|---|---|---|---|---|",
-        *(_row(row) for row in report["privacy"]),
+        *_guarantee(report),
         "",
         "## Measured",
         "",
@@ -74,6 +72,18 @@ def _body(report: Fields) -> list[str]:
         told = ", ".join(f"{plain(each['name'])} {shown(each['value'])}" for each in report["metrics"])
         lines += ["", "## Held-out metrics", "", f"{told}."]
     return lines
+
+
+def contradicts(folder: Path, report: Fields) -> bool:
+    """Return whether the card in a folder, if there is one, states another guarantee than its report."""
+    card = folder / CARD
+    return card.exists() and "\n".join(_guarantee(report)) not in card.read_text(encoding="utf-8")
+
+
+def _guarantee(report: Fields) -> list[str]:
+    rows = map(_row, report["privacy"])
+    words = " ".join(map(plain, report["promise"]))
+    return [words, "", "| against | hidden | epsilon | delta | relies on |", "|---|---|---|---|---|", *rows]
 
 
 def _row(row: Fields) -> str:

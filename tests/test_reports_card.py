@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedveil.reports.card import card_of, plain
+from fedveil.reports.card import card_of, contradicts, plain
 from fedveil.reports.materials import materials_of
 
 GOLDEN = Path(__file__).parent / "fixtures" / "reported_run" / "golden" / "report.json"
@@ -36,6 +36,13 @@ def test_the_card_says_the_promise(report: dict[str, Any]) -> None:
         assert sentence in card
     assert "| recipients of the model | everything that one client contributes | 3.00 | 0.0001 |" in card
     assert all(each["said"] in card for each in report["not_covered"] if each["state"] == "not covered")
+
+
+def test_a_card_of_a_better_guarantee_contradicts_its_report(report: dict[str, Any], tmp_path: Path) -> None:
+    assert not contradicts(tmp_path, report)
+    for text, expected in ((card_of(report), False), (card_of(report).replace(r"3\.00", r"0\.10"), True)):
+        (tmp_path / "CARD.md").write_text(text)
+        assert contradicts(tmp_path, report) is expected
 
 
 def test_a_name_is_no_markdown_and_no_yaml(report: dict[str, Any]) -> None:

@@ -591,6 +591,10 @@ def shown_otherwise(pointer: str, value: Any) -> Callable[[Path], None]:
     return edit
 
 
+def other_card(copy: Path) -> None:
+    (copy / "CARD.md").write_text("Recipients of the model can tell nothing: epsilon is 0.1.")
+
+
 RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "epsilon": (of_result(claim("epsilon", 1.0)), "epsilon"),
     "a larger epsilon": (of_result(claim("epsilon", 29.0)), "epsilon"),
@@ -606,6 +610,7 @@ RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a page that measured less": (shown_otherwise("/stamps/measured/high", 0.01), "page"),
     "a page with another verdict": (shown_otherwise("/stamps/verdict", "consistent"), "page"),
     "a page of a better model": (shown_otherwise("/metrics/0/value", 0.999), "page"),
+    "a card of another guarantee": (other_card, "page"),
     "a page of another ending": (shown_otherwise("/run/status", "exhausted"), "page"),
 }
 

@@ -24,6 +24,7 @@ from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
+from ...reports.card import contradicts
 from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED, lies_now
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
@@ -597,6 +598,8 @@ def _page(held: Held) -> str:
     for name, told, true in _told_twice(held, whole):
         if told != true:
             raise Wrong(f"{name} is {told!r} in the report and {true!r} in the result")
+    if contradicts(held.folder, whole):
+        raise Wrong(f"the guarantee in the card is not that of {REPORT}; make the report again")
     count = len(references(html))
     if not count:
         raise Wrong("no value of the page refers to the report")
