@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import runpy
 from dataclasses import replace
@@ -242,6 +244,21 @@ def test_a_servers_folder_asks_its_clients(hearts: Path, privacy: str) -> None:
     assert again == {**record, "from_record": True}
     for device in grid.devices.values():
         assert len(questions_of(device.own_ledger.path)) == 1
+
+
+def test_an_answer_that_a_full_disk_does_not_store_is_given_nevertheless(
+    hearts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fedveil.server.run.ask.replace_file", full)
+    given, grid = (*COMMON, "privacy=client_central", "cohort=all"), SERVED["Devices"](hearts / "clients")
+    asked = inquiry(), Spend(noise_multiplier=1.0), given
+    record = ask_clients(hearts / "server", *asked, reach=SERVED["reaching"](grid))
+    assert len(record["answers"][0]["figures"]) == 3
+    said = capsys.readouterr().err
+    assert "No space left on device; the answer is charged" in said and "keep what is printed" in said
 
 
 def test_clients_whose_owners_allow_no_question_are_zeros(hearts: Path) -> None:

@@ -269,7 +269,7 @@ class Ledger:
         """
         with self._threads:
             if release.rng == "system" and self.state(release.key) is not None:
-                remedy = "was answered before and its noise cannot be repeated; take a new key"
+                remedy = "was charged before and its noise cannot be repeated; take a new key, a question a new name"
                 raise Refusal("key", release.key, remedy)
             return self.reserve(release)
 

@@ -28,6 +28,7 @@ from ...reports.traffic import COUNTED, SIMULATED
 from ..participants import Participants
 from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
+from .display import warn
 from .federation import Federation
 from .prepare import open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan
@@ -84,15 +85,19 @@ def ask(
             participants.some(1)  # waits until clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
-        source = COUNTED if federation.deployed else SIMULATED
-        carried = {"source": source, **tally.total().to_json()}
+        carried = {"source": COUNTED if federation.deployed else SIMULATED, **tally.total().to_json()}
         told = None if federation.keeps_counts else carried  # they count messages
         record = {**record_of(asking, inquiry, before, ended), "bytes": told}
-        if ended.answers:
-            replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-            ended.charge.settle()
-        if told is None:
-            append_line(folder / OPERATOR, {"question": inquiry.name, "bytes": carried})
+        try:
+            if ended.answers:
+                replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+                ended.charge.settle()
+            if told is None:
+                append_line(folder / OPERATOR, {"question": inquiry.name, "bytes": carried})
+        except (OSError, LedgerUnavailable) as problem:
+            warn(
+                f"{kept}: {problem}; the answer is charged and cannot be asked for again: keep what is printed"
+            )
         return record
     finally:
         with suppress(LedgerUnavailable):  # only a note is lost: the reservation stays spent
@@ -106,10 +111,8 @@ def record_path(folder: Path, inquiry: Inquiry) -> Path:
     Raises:
       Refusal: the name is not a valid file name.
     """
-    if (
-        not inquiry.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        or inquiry.name[0] == "."
-    ):
+    letters = inquiry.name.replace("-", "").replace("_", "").replace(".", "")
+    if not letters.isalnum() or inquiry.name[0] == ".":
         remedy = "use letters, digits, '-', '_' and '.': the answer's file has this name"
         raise Refusal("name", inquiry.name, remedy)
     return folder / f"{inquiry.name}.json"
@@ -119,9 +122,7 @@ def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[s
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         others = found["owner"] != _owner(federation)
-        same = json.dumps(found["question"], sort_keys=True) == json.dumps(
-            json.loads(inquiry.text), sort_keys=True
-        )
+        same = found["question"] == json.loads(inquiry.text)
     except (OSError, ValueError, LookupError, TypeError) as problem:
         raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
     if not same:
