@@ -22,6 +22,7 @@ from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
 from ..privacy.refusal import Refusal
 from ..reports.files import OF_RECORDS
+from ..server.evaluations import FIRST_ROW
 from ..server.run.display import console_for, hanging, visible
 
 DAMAGED = 1
@@ -111,7 +112,8 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
-    _, number, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
+    _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
+    number = row % FIRST_ROW  # rows of evaluations lie beyond those of rounds
     if entry.kind == OPEN:
         return "The ledger was created."
     if entry.kind == RESERVE:

@@ -16,6 +16,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil import Examples
+from fedveil.__main__ import run as command
 from fedveil.client import secure_update
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
@@ -100,7 +101,9 @@ def model_of(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "mode", [["privacy=client_central"], ["privacy=client_distributed", "cohort=all"], ["engine.workers=2"]]
 )
-def test_clients_evaluate_the_model_that_is_released(tmp_path: Path, mode: list[str]) -> None:
+def test_clients_evaluate_the_model_that_is_released(
+    tmp_path: Path, mode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     result = ran(tmp_path, "evaluate.clients=final", *FREE, *mode)
     (record,) = result["evaluations"]
     said = [
@@ -124,6 +127,8 @@ def test_clients_evaluate_the_model_that_is_released(tmp_path: Path, mode: list[
     )
     assert len(questions(result["ledger"])) == 1
     assert verify(Path(result["ledger"])).ok
+    assert command(["ledger", "show", result["ledger"]]) == 0
+    assert "Round 4, question: " in capsys.readouterr().out
 
 
 def test_one_that_spoils_evaluations_alone_is_found_and_the_others_evaluate(
