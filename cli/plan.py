@@ -71,6 +71,7 @@ def _draw(federation: Federation, plot: Path) -> None:
 def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, rounds: int) -> None:
     unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
+    over = "sensitivity" if federation.records_of_unit == 1 else "clip of one example"
     console.print(
         f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )

@@ -219,7 +219,7 @@ def _words(text: str) -> Iterator[str]:
         kind = unicodedata.category(character)
         if kind == "Mn":
             continue
-        apart = _is_punctuation(character, kind) or _is_chinese(character)
+        apart = _is_punctuation(character, kind) or any(a <= ord(character) <= b for a, b in CHINESE)
         if not apart and not character.isspace():
             word += "" if kind.startswith("C") or character == "\ufffd" else character
             continue
@@ -253,7 +253,3 @@ def _pieces(word: str, vocabulary: Mapping[str, int]) -> list[str]:
 def _is_punctuation(character: str, kind: str) -> bool:
     """Return whether BERT counts it as punctuation: Unicode's, and ASCII that is no letter, digit or space."""
     return kind.startswith("P") or ("!" <= character <= "~" and not character.isalnum())
-
-
-def _is_chinese(character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in CHINESE)

@@ -131,10 +131,6 @@ def softmax(x: Array, dim: int = -1, dtype: object = None) -> Array:
     return raised / raised.sum(dim, keepdims=True)
 
 
-def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    return x @ weight.T if bias is None else x @ weight.T + bias
-
-
 def _pair(given: int | Sequence[int]) -> tuple[int, int]:
     first, last = (given, given) if isinstance(given, int) else (given[0], given[-1])
     return first, last
@@ -265,14 +261,6 @@ def _reduced(
     return np.asarray(how(x, None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim))
 
 
-def _added(x: Any, y: Any, alpha: float = 1) -> Any:
-    return x + alpha * y if alpha != 1 else x + y
-
-
-def _taken(x: Any, y: Any, alpha: float = 1) -> Any:
-    return x - alpha * y
-
-
 def _same(x: Array, *_: object, **__: object) -> Array:
     return x
 
@@ -283,63 +271,32 @@ def _dropout(x: Array, share: float, training: bool) -> Array:
     return x
 
 
-def _embedding(weight: Array, index: Array, *_: object) -> Array:
-    return weight[index]
-
-
-def _elu(x: Array, alpha: float = 1) -> Array:
-    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
-
-
-def _leaky_relu(x: Array, slope: float = 0.01) -> Array:
-    return np.where(x > 0, x, slope * x)
-
-
-def _clamp(x: Array, low: float | None = None, high: float | None = None) -> Array:
-    return np.clip(x, low, high)
-
-
-def _hardtanh(x: Array, low: float = -1, high: float = 1) -> Array:
-    return np.clip(x, low, high)
-
-
-def _squeeze(x: Array, dim: Any) -> Array:
-    return x.squeeze(tuple(each for each in np.atleast_1d(dim) if x.shape[each] == 1))
-
-
-def _select(x: Array, dim: int, index: int) -> Array:
-    return np.take(x, index, dim)
-
-
-def _silu(x: Array) -> Array:
-    return x * _sigmoid(x)
-
-
+# pyright: reportUnknownLambdaType=false
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "add": _added,
+    "add": lambda x, y, alpha=1: x + alpha * y if alpha != 1 else x + y,
     "alias": _same,
     "avg_pool2d": _avg_pool2d,
     "batch_norm": _batch_norm,
     "cat": np.concatenate,
-    "clamp": _clamp,
+    "clamp": lambda x, low=None, high=None: np.clip(x, low, high),
     "clone": _same,
     "contiguous": _same,
     "conv2d": _conv2d,
     "detach": _same,
     "div": np.true_divide,
     "dropout": _dropout,
-    "elu": _elu,
-    "embedding": _embedding,
+    "elu": lambda x, alpha=1: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+    "embedding": lambda weight, index, *_: weight[index],
     "exp": np.exp,
     "feature_dropout": _dropout,
     "flatten": _flatten,
     "gelu": _gelu,
     "group_norm": _group_norm,
-    "hardtanh": _hardtanh,
+    "hardtanh": lambda x, low=-1, high=1: np.clip(x, low, high),
     "layer_norm": _layer_norm,
-    "leaky_relu": _leaky_relu,
-    "linear": _linear,
+    "leaky_relu": lambda x, slope=0.01: np.where(x > 0, x, slope * x),
+    "linear": lambda x, weight, bias=None: x @ weight.T if bias is None else x @ weight.T + bias,
     "matmul": np.matmul,
     "max_pool2d": _max_pool2d,
     "mean": partial(_reduced, np.mean),
@@ -348,13 +305,13 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "permute": np.transpose,
     "relu": partial(np.maximum, 0),
     "reshape": np.reshape,
-    "select": _select,
+    "select": lambda x, dim, index: np.take(x, index, dim),
     "sigmoid": _sigmoid,
-    "silu": _silu,
+    "silu": lambda x: x * _sigmoid(x),
     "slice": _slice,
     "softmax": softmax,
-    "squeeze": _squeeze,
-    "sub": _taken,
+    "squeeze": lambda x, dim: x.squeeze(tuple(each for each in np.atleast_1d(dim) if x.shape[each] == 1)),
+    "sub": lambda x, y, alpha=1: x - alpha * y,
     "sum": partial(_reduced, np.sum),
     "sym_size": np.size,
     "tanh": np.tanh,

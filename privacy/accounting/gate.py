@@ -190,7 +190,8 @@ class Gate:
 
         relation, budget, before = relation_of(line.budget.adjacency), line.budget, math.inf
         grid = max(interval, GATE_INTERVAL)
-        gaussian = {number: n for number, n in wanted.items() if self._is_gaussian(number)}
+        kinds = {number: type(self._leaves[number]).__name__ for number in wanted}
+        gaussian = {number: n for number, n in wanted.items() if kinds[number] == "GaussianDpEvent"}
         others = {number: n for number, n in wanted.items() if number not in gaussian}
         rest = with_one_gaussian({self._leaves[number]: n for number, n in _sum(gaussian, further).items()})
         while True:
@@ -204,9 +205,6 @@ class Gate:
             if (grid <= interval and not small) or settled or grid <= FINEST_INTERVAL:
                 return False
             before, grid = delta, finer(grid)
-
-    def _is_gaussian(self, number: int) -> bool:
-        return type(self._leaves[number]).__name__ == "GaussianDpEvent"
 
     def _compose(self, line: _Line, wanted: Counted, interval: float) -> Any:
         """Return the losses of `wanted`, from those last composed on this grid where they are part of it."""

@@ -101,7 +101,9 @@ def watch(
         row["cosine"] = cosine(watched, memory.before)
     if directions is None:
         return row, Memory(watched, total, memory.blocks)
-    spread = whole if released.sketch is None else _spread(whole, released.sketch)
+    spread, sketch = whole, released.sketch
+    if sketch is not None:  # in the coordinates of an update, with as much noise in each on average
+        spread = sketch.back(whole) / sketch.compression.clip_factor
     coordinates = spread[:: -(-spread.size // WATCHED)]
     blocks = memory.blocks.copy() if memory.blocks.size else np.zeros((BLOCKS, coordinates.size))
     blocks[block] += coordinates
@@ -123,11 +125,6 @@ def joined(layers: Sequence[Vector]) -> Vector:
         if base.size >= size and found == [(place, True) for place in places[:-1]]:
             return base[:size]
     return np.concatenate([np.ravel(layer) for layer in layers])
-
-
-def _spread(compressed: Vector, sketch: Sketch) -> Vector:
-    """Return a compressed sum in the coordinates of an update, with as much noise in each on average."""
-    return sketch.back(compressed) / sketch.compression.clip_factor
 
 
 def _lengths(directions: Directions, sketch: Sketch) -> Vector:

@@ -490,7 +490,9 @@ class Ledger:
             try:
                 with self._chain.transaction():
                     self._book.replay(self._chain)
-                    drafts = [Draft(COMMIT, key, canonical({"time": _now()})) for key in self._unsettled()]
+                    states = {key: self._book.releases[key].state for key in self._pending}
+                    keys = [key for key, state in states.items() if state is ReleaseState.RESERVED]
+                    drafts = [Draft(COMMIT, key, canonical({"time": _now()})) for key in keys]
                     yield drafts
                     self._chain.append(drafts, self._book.head)
             except sqlite3.Error as error:
@@ -501,9 +503,6 @@ class Ledger:
                 raise LedgerUnavailable("ledger", str(self.path), remedy) from error
             self._book.replay(self._chain)
             self._pending.clear()
-
-    def _unsettled(self) -> list[str]:
-        return [key for key in self._pending if self._book.releases[key].state is ReleaseState.RESERVED]
 
 
 def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:

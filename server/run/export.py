@@ -367,15 +367,11 @@ def _save_onnx(path: Path, model: nn.Module, sample: Tensor) -> None:
     )
 
 
-def _save_torchscript(path: Path, model: nn.Module, sample: Tensor) -> None:
-    cast(Any, torch.jit.trace(model, sample)).save(path)
-
-
 _WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
     "safetensors": _save_float,
     "int8": _save_int8,
     "onnx": _save_onnx,
-    "torchscript": _save_torchscript,
+    "torchscript": lambda path, model, sample: cast(Any, torch.jit.trace(model, sample)).save(path),
 }
 
 
