@@ -183,10 +183,7 @@ class InProcessGrid(AskingGrid):
             except PastDeadline:
                 cohort_sum.drop("late")
                 continue
-            if isinstance(scalars, str):
-                cohort_sum.drop(scalars)
-            else:
-                begun.add(cohort_sum, scalars, order.spec)
+            begun.add(cohort_sum, scalars, order.spec)
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
         message = Message(_isolated(content), node, message_type)

@@ -45,7 +45,7 @@ from fedveil.strategies.record_plan import PoissonBatches, poisson_batches, reco
 from fedveil.strategies.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import cross_entropies
-from fedveil.tasks.data import Examples
+from fedveil.tasks.data import Examples, LazyExamples
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.protocol import check_trainable
 
@@ -73,7 +73,7 @@ class Made:
     simulated: bool = True
     build: Any = perceptron
     broken: tuple[int, ...] = ()
-    _data: dict[int, Examples] = field(default_factory=dict)
+    _data: dict[int, Any] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -379,6 +379,16 @@ def test_large_groups_are_stacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cohort_training, "MAX_STACK", 4)
     parts = sum_cohort(bench, content, range(6), PRIVATE, size_for(PRIVATE)).total
     np.testing.assert_allclose(parts * PRIVATE.step, whole * PRIVATE.step, atol=1e-5)
+
+
+def test_clients_whose_data_cannot_be_stacked_train_beside_the_stack() -> None:
+    task, content = Made(), instruction(PRIVATE)
+    stacked = sum_cohort(bench_of(task), content, range(6), PRIVATE, size_for(PRIVATE))
+    inputs, targets = task.client_data(2).batch(torch.arange(SIZES[2]))
+    task._data[2] = LazyExamples(list(zip(inputs, targets.tolist(), strict=True)))
+    beside = sum_cohort(bench_of(task), content, range(6), PRIVATE, size_for(PRIVATE))
+    assert (beside.replies, beside.dropped) == (6, {})
+    np.testing.assert_allclose(beside.total * PRIVATE.step, stacked.total * PRIVATE.step, atol=1e-5)
 
 
 def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(

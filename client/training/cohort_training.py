@@ -35,6 +35,7 @@ from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
 from ..app import Workbench
 from .batches import stacked_batches
+from .in_place import begin
 from .sgd import steps_of
 
 logger = logging.getLogger("fedveil.client")
@@ -113,13 +114,17 @@ def sum_cohort(
 
     dummies = bench.settings.canaries
     real = [client for client in clients if dummies is None or client not in dummies]
+    apart: list[int] = []
     for first in range(0, len(real), MAX_STACK):
-        loaded = _loaded(bench, real[first : first + MAX_STACK], cohort_sum)
+        loaded = _loaded(bench, real[first : first + MAX_STACK], apart)
         filled = [one for one in loaded if len(one[1])]
         if len(filled) < len(loaded):
             _add_blanks(len(loaded) - len(filled), spec, cohort_sum)
         for group in _stacks(bench, filled, training):
             add(group)
+    alone = begin(bench, content)
+    for client in apart:
+        alone.add(cohort_sum, alone.train(client), spec)
     if dummies is not None:
         _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
@@ -139,15 +144,14 @@ def _add_canaries(
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 
 
-def _loaded(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> Group:
-    """Return the clients with their examples, by falling number; a client whose data cannot be loaded is dropped."""
+def _loaded(bench: Workbench, clients: Sequence[int], apart: list[int]) -> Group:
+    """Return the clients with their examples, by falling number; append others, such as those of lazy data, to `apart`."""
     loaded: Group = []
     for client in clients:
         try:
             loaded.append((client, _stackable(bench, client)))
-        except Exception:
-            logger.exception("round failed at this client")
-            cohort_sum.drop("failed")
+        except Exception:  # noqa: BLE001 (it fails again where it trains alone, and is logged)
+            apart.append(client)
     return sorted(loaded, key=_records, reverse=True)
 
 

@@ -106,14 +106,16 @@ class InPlaceRound:
         """Received arrays that are averaged, flat, in the layout's order."""
         return np.concatenate([np.ravel(received) for _, _, received in self.moves])
 
-    def add(self, cohort_sum: CohortSum, scalars: dict[str, float], spec: SumSpec) -> None:
-        """Add the update of the client that was trained last.
+    def add(self, cohort_sum: CohortSum, scalars: dict[str, float] | str, spec: SumSpec) -> None:
+        """Add the update of the client that was trained last, or count its failure.
 
         Args:
           cohort_sum: changed in place.
-          scalars: of that client, as `train` returned them.
+          scalars: of that client, or the reason, as `train` returned it.
           spec: of the sum.
         """
+        if isinstance(scalars, str):
+            return cohort_sum.drop(scalars)
         for part, trained, received in self.moves:
             np.subtract(trained.cpu().numpy(), received, out=part)
         update = self.update if self.sketch is None else self.sketch.of(np.concatenate(self.update))
