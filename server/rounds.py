@@ -19,17 +19,19 @@ from types import FrameType
 import numpy as np
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..strategies.registry import aggregated
 from ..strategies.shared_model import steps_after
-from ..strategies.wire import memory_arrays
+from ..strategies.wire import memory_arrays, only_arrays, views
 from .checkpoint import Arrays, Average, State, Trial, strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
 from .tuning import Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
+LEAST_VARIANCE = 0.1  # of batch normalisation after a round, as a part of that before it
 SPENT = "the budget of every invited client is spent or was ended by its owner"
 
 
@@ -90,6 +92,7 @@ class Loop:
       score: measures the arms' models after a round at their clients, higher is better; raises Unscored if there is no
         valid score. None compares them by `evaluate`.
       difference_bits: of a coordinate of the clients' model, for `steps_after`; None rounds nothing.
+      buffers: names of the model's arrays that do not train.
     """
 
     strategy: Strategy
@@ -103,6 +106,7 @@ class Loop:
     others: Sequence[Strategy] = ()
     score: Callable[[Sequence[Arrays], int], tuple[float, ...]] | None = None
     difference_bits: int | None = None
+    buffers: frozenset[str] = frozenset()
 
     def strategy_of(self, arm: int | None) -> Strategy:
         """Return the strategy of an arm by its number; None gives that of all clients."""
@@ -171,7 +175,8 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     messages = strategy.configure_train(number, memory_arrays(before), config, grid)
     replies = list(grid.send_and_receive(messages, timeout=loop.pace.deadline))
     del messages
-    merged = _merged(before, aggregated(strategy, number, replies))
+    reply = views(only_arrays(replies[0].content)) if replies and loop.buffers else {}
+    merged = _merged(before, aggregated(strategy, number, replies), reply, loop.buffers)
     del replies
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
@@ -211,11 +216,21 @@ def _with(average: Average | None, arrays: Arrays) -> Average:
     return Average({name: average.total[name] + value for name, value in found.items()}, average.models + 1)
 
 
-def _merged(before: Arrays, after: Arrays | None) -> Arrays:
-    """Return the new arrays in the model's own types; strategies such as FedAdam answer in float64."""
+def _merged(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozenset[str]) -> Arrays:
+    """Return the new arrays in the model's own types; strategies such as FedAdam answer in float64.
+
+    Buffers are the clients' mean: a strategy's momentum belongs to parameters, and would take a variance below 0, as
+    noise may.
+    """
     if after is None:
         return before
-    return {name: after[name].astype(value.dtype, copy=False) for name, value in before.items()}
+    arrays = dict[str, NDArray[np.generic]]()
+    for name, value in before.items():
+        new = reply.get(name, after[name]) if name in buffers else after[name]
+        if name.endswith("running_var"):
+            new = np.maximum(new, np.multiply(value, LEAST_VARIANCE))
+        arrays[name] = new.astype(value.dtype, copy=False)
+    return arrays
 
 
 @contextmanager

@@ -59,6 +59,27 @@ class Shops:
         return self.client_data(10_000)
 
 
+class Normalised(Shops):
+    """With running statistics of its inputs, which stay away from their start."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(4), super().model())
+
+    def client_data(self, client: int) -> fv.Examples:
+        data = super().client_data(client)
+        return fv.Examples(data.inputs / 10 + 3, data.targets)
+
+
+@pytest.mark.parametrize("privacy", ["none", "client_central"])
+def test_statistics_of_batch_normalisation_stay_statistics(privacy: str) -> None:
+    """A momentum carries variances below zero, and so does noise."""
+    run = fv.simulate(Normalised(), strategy="fedavgm", privacy=privacy, num_rounds=12, seed=0, quiet=True)
+    assert all(row["loss"] is not None for row in run.history)
+    assert float(run.model[0].running_var.min()) > 0
+    if privacy == "none":
+        torch.testing.assert_close(run.model[0].running_mean, torch.full((4,), 3.0), atol=0.3, rtol=0)
+
+
 class Counting(Shops):
     """With an array of no dimension beside the weights, as a batch normalisation has one."""
 

@@ -250,6 +250,7 @@ def _run_on(
         if federation.settings.scored_at_clients
         else None,
         difference_bits=down if isinstance(down, int) else None,
+        buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
     )
     del state  # frees the first model
     ending = _rounds(progress, private, loop, watching)
