@@ -42,7 +42,7 @@ from ..tasks.data import Data, Examples, data_of, drawn_data_of, leaves, placeho
 from ..tasks.fingerprint import fingerprint
 from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
 from ..tasks.held_back import held_back_of
-from ..tasks.independence import check_evaluated_apart, check_independence
+from ..tasks.independence import Mixing, check_evaluated_apart, check_independence
 from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
@@ -272,7 +272,11 @@ def make_client_app(
             return canary_answer(message, dummies, client)
         masked = bench.settings.encryption
         hidden = masked is not None and masked.minimum_noise_multiplier > 0
-        return or_unchanged(message, lambda: _answered(message, client, bench), hidden)
+        try:
+            return or_unchanged(message, lambda: _answered(message, client, bench), hidden)
+        except Mixing:
+            logger.exception("this client trains no more")
+            return Message(Error(wire.MIXES, "the task mixes examples"), reply_to=message)
 
     assert on_train is not None
     return app

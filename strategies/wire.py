@@ -43,6 +43,7 @@ HANDLED_BEFORE = 1006  # of a client that lost the state of an exchange: not ans
 UNREADABLE = 1007  # of a reply that is not a message
 NO_EXAMPLES = 1008  # of a client without examples, which sits out
 NO_BASE = 1009  # of a device without the base model of a difference; it is sent the whole model
+MIXES = 1010  # of a client whose task mixed the examples of a step
 FAILED = 1  # Flower's error code of a client that raised; its text stays there, since it may hold data
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
@@ -54,6 +55,7 @@ DROP_REASONS = {
     UNREADABLE: "unreadable",
     NO_EXAMPLES: "no examples",
     NO_BASE: "holds another model",
+    MIXES: "mixes examples",
 }
 # Reasons that a client repeats for the same request.
 LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})

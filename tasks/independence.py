@@ -49,6 +49,7 @@ MANY = 24  # examples of a batch that exceeds limits such as the capacity of an 
 READINGS = 5
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
+MOVED = 1e-3  # of a row's largest number: rows of equal batches are rounded alike
 LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
 MOST_LOOKED_INTO = 1000  # entries of a container that are compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
@@ -140,6 +141,43 @@ def _check_trained(model: nn.Module, objective: Objective, data: Data) -> None:
         check_reading(own, one, other)
         if data.collate is not None:
             _check_collate(probe, data)
+
+
+class Mixing(Refusal):
+    """Refusal of a task that mixed the examples of a step in the middle of a run."""
+
+
+def check_step(
+    model: nn.Module, objective: Objective, read: Callable[[], tuple[Any, Tensor]], number: int
+) -> None:
+    """Refuse a model or a loss that mixes the examples of a step, in its own batch and at its own weights.
+
+    The first example is replaced by the second; outputs of the others, and the loss's gradients there, may not move.
+
+    Args:
+      model: in training mode.
+      objective: its `loss` takes outputs and targets of a batch.
+      read: returns the batch, of at least two examples.
+      number: of the step; it seeds what is random, so that a rare coin falls differently in other steps.
+
+    Raises:
+      Mixing: they moved.
+    """
+    found: list[list[Any]] = []
+    with _quiet_generators():
+        try:
+            batch = read()
+            probe = Probe(model, objective, *batch, tuple(p.detach() for p in model.parameters()), MOVED)
+            for inputs, targets in (batch, mapped(lambda each: torch.cat([each[1:2], each[1:]]), batch)):
+                outputs = mapped(Tensor.detach, probe.outputs(inputs=inputs, draw=number))
+                moving = [each.requires_grad_() for each in leaves(outputs) if each.is_floating_point()]
+                found.append([outputs, *_gradient(moving, objective.loss(outputs, targets))])
+        except Exception:  # noqa: BLE001 (the step itself leaves an example out on which the task fails)
+            return
+    calm, after = found
+    if _moved(probe, calm, after, range(1, len(batch[1]))):
+        remedy = "an example's part of a step changed when another example did; let it depend on that example alone"
+        raise Mixing("model or loss", type(model).__name__, remedy)
 
 
 def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
@@ -668,10 +706,7 @@ def _traced(model: nn.Module, run: Callable[[], Tensor]) -> dict[str, tuple[Tens
 def _refuse_layer(probe: Probe, name: str | None, what: str) -> None:
     layer = dict(probe.model.named_modules()).get(name or "", probe.model)
     where = f"{name}: {type(layer).__name__}" if name else type(layer).__name__
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-        remedy = f"use torch.nn.GroupNorm(groups, {layer.num_features}), which normalises each example alone"
-    else:
-        remedy = "make each example's output depend on that example alone (as GroupNorm and LayerNorm do)"
+    remedy = "make each example's output depend on that example alone (as GroupNorm and LayerNorm do)"
     raise Refusal("model", where, f"{what}; {remedy}")
 
 

@@ -1,6 +1,7 @@
 """The engines of DP-SGD: one noise, one model; what is not finite; which engine a model gets."""
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ from fedveil.strategies.client_settings import RecordPrivacy, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.strategies.training_order import GRADIENTS
 from fedveil.tasks.data import Examples
-from fedveil.tasks.independence import check_independence
+from fedveil.tasks.independence import Mixing, check_independence
 from fedveil.tasks.protocol import check_trainable
 
 NAMES = tuple(ENGINES)
@@ -519,6 +520,82 @@ def test_a_run_trains_cells_and_refuses_an_engine_that_cannot(level: Any, tmp_pa
     start = Spoken().model().state_dict()
     trained_to = load_file(tmp_path / "yes" / "model.safetensors")
     assert any(not torch.equal(trained_to[name], value) for name, value in start.items())
+
+
+class Later(nn.Module):
+    """Centres its batch where the probe of a run's beginning does not look."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.scale = where, nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        h, moved = self.scale(inputs), float(self.scale.weight.detach().abs().max())
+        mixes = {"large": len(h) > 24, "coin": random.random() < 0.02, "weights": moved > 0.7}
+        return h - h.mean(0) if mixes.get(self.where) else h
+
+
+class Late(Spoken):
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(Later(self.where), nn.Dropout(0.3), nn.Linear(4, 2))
+
+    def client_data(self, client: int) -> Examples:
+        inputs = torch.randn(80, 4, generator=torch.Generator().manual_seed(client))
+        return Examples(inputs, (inputs.sum(1) > 0).long())
+
+
+@pytest.mark.parametrize(("level", "where"), [("record", "weights"), ("record_distributed", "large")])
+def test_mixing_that_begins_in_the_run_ends_it(
+    level: str, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A step's own batch is looked at, at the weights of that step."""
+    task = Late(where)
+    check_independence(task.model(), task, task.client_data(0))
+    monkeypatch.setattr(dp_sgd, "LOOKED_AT", 4)
+    options: dict[str, Any] = {"privacy.target_epsilon": 50, "cohort": "all", "learning_rate": 3.0, "seed": 0}
+    run = fv.simulate(task, privacy=level, num_rounds=20, quiet=True, folder=tmp_path / "run", **options)
+    assert run.status == "failed" and len(run.history) < 20
+    assert "examples of a step" in run.result["reason"] or "another example" in run.result["reason"]
+
+
+def test_a_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a rare coin one look in many shows something; nobody trains on after it."""
+
+    def steps(where: str) -> tuple[nn.Module, Callable[[], None]]:
+        torch.manual_seed(1)
+        random.seed(1)
+        task = Late(where)
+        model, data, plan = (
+            task.model(),
+            task.client_data(0),
+            Plan(Unit.RECORD, Adjacency.ZERO_OUT, PoissonBatches(0.5, 6), 0.3, 1, 0.5),
+        )
+        streams = PrivateSteps(plan, *(Randomness(4).stream(name) for name in ("batches", "noise")))
+        return model, lambda: train_privately(model, task, data, LocalTraining(0.5, 1, 40), streams)
+
+    found: list[Tensor] = []
+    for often in (1, 10**9):
+        monkeypatch.setattr(dp_sgd, "LOOKED_AT", often)
+        model, train = steps("nowhere")
+        train()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
+    monkeypatch.setattr(dp_sgd, "LOOKED_AT", 1)
+    model, train = steps("coin")
+    with pytest.raises(Mixing):
+        for _ in range(100):
+            train()
+    monkeypatch.setattr(dp_sgd, "LOOKED_AT", 1)
+    for _ in range(3):
+        with pytest.raises(Mixing, match=r"model or loss='Sequential'.*another example"):
+            train()
 
 
 def test_a_dimension_as_long_as_the_batch_is_not_taken_for_it() -> None:

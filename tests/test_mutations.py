@@ -1600,6 +1600,20 @@ MUTATIONS = {
         "test_client_data.py",
         "goes_by_earlier",
     ),
+    "no step's own batch is looked at": Mutation(
+        "client/dp_sgd/train.py",
+        "if taken % LOOKED_AT == 0 and",
+        "if False and",
+        "test_client_dp_sgd.py",
+        "mixing_that_begins_in_the_run",
+    ),
+    "a model that mixed a step's examples trains on": Mutation(
+        "client/dp_sgd/train.py",
+        "        taken = _steps.get(model, 0)",
+        "        taken = _steps[model] = _steps.get(model, -1) + 1",
+        "test_client_dp_sgd.py",
+        "a_look_at_a_step",
+    ),
     "an odd example decides whether independence is measured": Mutation(
         "tasks/independence.py",
         "            if len(fit) in (0, len(seen)):",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, padded_size, placeholder, run_on
+from ...tasks.independence import check_step
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
@@ -48,7 +50,11 @@ logger = logging.getLogger("fedveil.client")
 NOISE_BLOCK = 1 << 18  # numbers drawn at a time: each takes its calls, and more would leave a core's caches
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
 DIFFERENCE = 1e-3  # of gradients, relative, that rounding to float32 does not reach
+LOOKED_AT = 128  # steps from one in which independence is measured to the next
 LEAST_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
+
+
+_steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # that each model has taken in this process
 
 
 def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) -> tuple[int, float]:
@@ -216,8 +222,18 @@ def clipping(
         except Exception as error:
             raise TaskFailed from error
 
+    def look(rows: Tensor) -> None:
+        taken = _steps.get(model, 0)
+        if taken % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
+            check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), taken)
+        _steps[model] = (
+            taken + 1
+        )  # not after a look that fails, so that each later step of the model fails, too
+
     def clip(rows: NDArray[np.intp]) -> None:
         _clip(torch.from_numpy(rows), clipped_sums, optimizer)
+        if len(rows) > 1:
+            look(torch.from_numpy(rows))
         _put_back(model, buffers)
 
     model.train()

@@ -27,10 +27,12 @@ from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal, refusing
 from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
+from ...strategies.wire import DROP_REASONS, MIXES
 from ...tasks.arrays import emptied, holding
 from ...tasks.data import Examples, batches_of, figures_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
+from ...tasks.independence import Mixing
 from ...tasks.memory import give_back, stop_keeping
 from ...tasks.protocol import GroupedTask
 from ..checkpoint import State
@@ -67,6 +69,7 @@ EXIT_CODES = {
     Status.PAUSED: 5,
     Status.INTERRUPTED: 130,
 }
+MIXED = "the task mixed the examples of a step, so that no epsilon holds; clients.log says where"
 _UNCONFIRMED = 4  # exit code for a test that is too weak, as in fedveil audit
 
 
@@ -286,6 +289,8 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
     except LedgerUnavailable as problem:
         last = progress.state
         return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)
+    except Mixing as problem:
+        return Ending(Status.FAILED, str(problem), progress.state)
     except OSError as problem:
         return Ending(Status.FAILED, run_folder.cannot_write(progress, problem), progress.state)
 
@@ -366,6 +371,8 @@ def _after_round(
     run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
     for each in others:
         each.round(told)
+    if federation.deployed is None and DROP_REASONS[MIXES] in done.dropped:
+        return Ending(Status.FAILED, MIXED, state)
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 

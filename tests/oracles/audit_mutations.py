@@ -128,6 +128,8 @@ BEYOND: dict[str, str] = {
     "a packed vector that is too long stays in the sum": LIAR,
     "independence is measured on what a server sent": PRECONDITION,
     "data that remember what was read pass": PRECONDITION,
+    "no step's own batch is looked at": PRECONDITION,
+    "a model that mixed a step's examples trains on": PRECONDITION,
     "an odd example decides whether independence is measured": PRECONDITION,
     "gain forgotten": WORSE,
     "what rounding leaves out of a model is lost": WORSE,
