@@ -32,15 +32,13 @@ def page_of(report: Fields) -> str:
     """Return the page of a report; the same report gives the same bytes."""
     if report["format"] == ANSWERS:
         return _rendered("questions.html.jinja", report)
+    rounds = [(float(at), 0.0) for at in range(len(report["rounds"]))]
     return _rendered(
         "report.html.jinja",
         report,
         drawn=pictures(report),
         strip=_strip(report["stamps"]),
-        rows=[
-            round(at)
-            for at, _ in thinned([(float(at), 0.0) for at in range(len(report["rounds"]))], MOST_ROWS)
-        ],
+        rows=[round(at) for at, _ in thinned(rounds, MOST_ROWS)],
     )
 
 

@@ -217,10 +217,9 @@ def _with(average: Average | None, arrays: Arrays) -> Average:
 
 
 def _merged(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozenset[str]) -> Arrays:
-    """Return the new arrays in the model's own types; strategies such as FedAdam answer in float64.
+    """Return the new arrays in the model's own types, which are not FedAdam's, with the clients' mean of the buffers.
 
-    Buffers are the clients' mean: a strategy's momentum belongs to parameters, and would take a variance below 0, as
-    noise may.
+    A strategy's momentum belongs to parameters. It would take a variance below 0, and so may noise.
     """
     if after is None:
         return before

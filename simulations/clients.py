@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 
-from flwr.app import Context
-
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
 from ..client.questions import counted
 from ..configs.schema import FaultSettings
@@ -70,7 +68,7 @@ class Clients:
         if cohort_function is not None:
             together = math.ceil(PAYS / max(1, sum(p.numel() for p in probed.model.parameters())))
         return InProcessGrid(
-            client_app=make_client_app(partial(_settings_text, text), mods, bench),
+            client_app=make_client_app(lambda _: text, mods, bench),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
             workers=workers or self.workers(together),
@@ -90,8 +88,3 @@ class Clients:
           together: as in `InProcessGrid`.
         """
         return max(1, min(units(self.settings.accelerator), self.invited // max(1, together)))
-
-
-def _settings_text(text: str, context: Context) -> str:
-    del context
-    return text

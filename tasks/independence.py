@@ -150,9 +150,7 @@ class Mixing(Refusal):
 def check_step(
     model: nn.Module, objective: Objective, read: Callable[[], tuple[Any, Tensor]], number: int
 ) -> None:
-    """Refuse a model or a loss that mixes the examples of a step, in its own batch and at its own weights.
-
-    The first example is replaced by the second; outputs of the others, and the loss's gradients there, may not move.
+    """Refuse a model or a loss with which others' outputs or loss gradients move if a step's first example is replaced.
 
     Args:
       model: in training mode.

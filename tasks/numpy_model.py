@@ -204,26 +204,10 @@ def _scaled(x: Array, weight: Array | None, bias: Array | None, around: Sequence
 
 
 def _group_norm(
-    x: Array,
-    groups: int,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    small: float = 1e-5,
-    fast: bool = True,
+    x: Array, groups: int, weight: Any = None, bias: Any = None, small: float = 1e-5, *_: Any
 ) -> Array:
     found = _normal(x.reshape(len(x), groups, -1), (-1,), small).reshape(x.shape)
     return _scaled(found, weight, bias, (-1, *[1] * (x.ndim - 2)))
-
-
-def _layer_norm(
-    x: Array,
-    shape: Sequence[int],
-    weight: Array | None = None,
-    bias: Array | None = None,
-    small: float = 1e-5,
-    fast: bool = True,
-) -> Array:
-    return _scaled(_normal(x, tuple(range(-len(shape), 0)), small), weight, bias)
 
 
 def _batch_norm(x: Array, *given: Any) -> Array:
@@ -249,10 +233,6 @@ def _sigmoid(x: Array) -> Array:
 def _flatten(x: Array, start: int = 0, end: int = -1) -> Array:
     end = end % x.ndim
     return x.reshape(*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :])
-
-
-def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
-    return x[(*[slice(None)] * (dim % x.ndim), slice(start, end, step))]
 
 
 def _reduced(
@@ -294,7 +274,9 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "group_norm": _group_norm,
     "hardtanh": lambda x, low=-1, high=1: np.clip(x, low, high),
-    "layer_norm": _layer_norm,
+    "layer_norm": lambda x, shape, weight=None, bias=None, small=1e-5, *_: _scaled(
+        _normal(x, tuple(range(-len(shape), 0)), small), weight, bias
+    ),
     "leaky_relu": lambda x, slope=0.01: np.where(x > 0, x, slope * x),
     "linear": lambda x, weight, bias=None: x @ weight.T if bias is None else x @ weight.T + bias,
     "matmul": np.matmul,
@@ -308,7 +290,9 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "select": lambda x, dim, index: np.take(x, index, dim),
     "sigmoid": _sigmoid,
     "silu": lambda x: x * _sigmoid(x),
-    "slice": _slice,
+    "slice": lambda x, dim=0, start=None, end=None, step=1: x[
+        (*[slice(None)] * (dim % x.ndim), slice(start, end, step))
+    ],
     "softmax": softmax,
     "squeeze": lambda x, dim: x.squeeze(tuple(each for each in np.atleast_1d(dim) if x.shape[each] == 1)),
     "sub": lambda x, y, alpha=1: x - alpha * y,

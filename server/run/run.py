@@ -69,7 +69,6 @@ EXIT_CODES = {
     Status.PAUSED: 5,
     Status.INTERRUPTED: 130,
 }
-MIXED = "the task mixed the examples of a step, so that no epsilon holds; clients.log says where"
 _UNCONFIRMED = 4  # exit code for a test that is too weak, as in fedveil audit
 
 
@@ -372,7 +371,9 @@ def _after_round(
     for each in others:
         each.round(told)
     if federation.deployed is None and DROP_REASONS[MIXES] in done.dropped:
-        return Ending(Status.FAILED, MIXED, state)
+        return Ending(
+            Status.FAILED, "the task mixed the examples of a step: no epsilon holds; see clients.log", state
+        )
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 
