@@ -811,8 +811,8 @@ MUTATIONS = {
     ),
     "what a layer writes reaches the next part of a step": Mutation(
         "client/dp_sgd/train.py",
-        "_clip(torch.from_numpy(rows), clipped_sums, optimizer)\n        _put_back(model, buffers)",
-        "_clip(torch.from_numpy(rows), clipped_sums, optimizer)",
+        "look(torch.from_numpy(rows))\n        _put_back(model, buffers)",
+        "look(torch.from_numpy(rows))",
         "test_client_together.py",
         "what_a_layer_writes",
     ),
