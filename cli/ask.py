@@ -89,7 +89,7 @@ def _asked(
     return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER, run)
 
 
-def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _of_file(path: Path, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
     if columns:
         remedy = "a file of questions names its columns itself; write keys as key=value"
         raise Refusal("FILE", columns[0], remedy)
@@ -98,14 +98,14 @@ def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> di
             "FILE", str(path), f"is neither a file nor a kind of question; name one of {', '.join(KINDS)}"
         )
     found = read_question_file(path)
-    for key, value in asked.items():
+    for key, value in keys.items():
         raise Refusal(f"--{key}", value, "belongs to one question; write it into the file")
     return found
 
 
-def _of_kind(kind: str, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _of_kind(kind: str, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return one question of the arguments as a file would hold it."""
-    told = dict(asked)
+    told = dict(keys)
     for key in ("edges", "categories"):
         if key in told:
             words = str(told[key]).split(",")

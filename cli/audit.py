@@ -49,18 +49,18 @@ class AuditClaim:
     many_runs: bool = False
 
 
-def claim(asked: AuditClaim, *, as_json: bool = False) -> int:
+def claim(audit: AuditClaim, *, as_json: bool = False) -> int:
     """Weigh a claim and print the verdict; return the exit code.
 
     Raises:
       Refusal: a number is out of range, or the evidence cannot be read.
     """
-    epsilon = _within("epsilon", asked.epsilon, 0, math.inf)
-    delta = _within("delta", asked.delta, 0, 1, or_at=0)
-    if asked.gaussian and delta == 0:
+    epsilon = _within("epsilon", audit.epsilon, 0, math.inf)
+    delta = _within("delta", audit.delta, 0, 1, or_at=0)
+    if audit.gaussian and delta == 0:
         raise Refusal("delta", delta, "a Gaussian mechanism has a delta above 0; give such a number")
-    alpha = 1 - _within("confidence", asked.confidence, 0.5, 1)
-    judgement = judge(_methods(asked, delta), epsilon, alpha)
+    alpha = 1 - _within("confidence", audit.confidence, 0.5, 1)
+    judgement = judge(_methods(audit, delta), epsilon, alpha)
     print(_as_json(judgement) if as_json else _in_words(judgement, epsilon, delta, alpha))
     return EXIT_CODES[judgement.verdict]
 
@@ -76,8 +76,8 @@ def _within(field: str, text: str, low: float, high: float, or_at: float | None 
     return value
 
 
-def _methods(asked: AuditClaim, delta: float) -> list[Method]:
-    match asked:
+def _methods(audit: AuditClaim, delta: float) -> list[Method]:
+    match audit:
         case AuditClaim(
             guesses=str(guesses),
             correct=str(correct),
@@ -87,8 +87,8 @@ def _methods(asked: AuditClaim, delta: float) -> list[Method]:
             many_runs=False,
         ):
             made = _whole("guesses", guesses)
-            canaries = _whole("canaries", asked.canaries or guesses)
-            return by_guesses(Guesses(canaries, made, _whole("correct", correct)), delta, asked.gaussian)
+            canaries = _whole("canaries", audit.canaries or guesses)
+            return by_guesses(Guesses(canaries, made, _whole("correct", correct)), delta, audit.gaussian)
         case AuditClaim(
             scores=Path() as file, guesses=None, correct=None, canaries=None, in_scores=None, out_scores=None
         ):
@@ -103,11 +103,11 @@ def _methods(asked: AuditClaim, delta: float) -> list[Method]:
         ):
             members, others = _numbers(inside), _numbers(outside)
         case _:
-            given = sorted(name for name in FORMS if getattr(asked, name) is not None)
+            given = sorted(name for name in FORMS if getattr(audit, name) is not None)
             shown = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
             remedy = "give it in one of the forms that fedveil audit claim --help lists"
             raise Refusal("evidence", shown, remedy)
-    return (by_many_runs if asked.many_runs else by_one_run)(members, others, delta, asked.gaussian)
+    return (by_many_runs if audit.many_runs else by_one_run)(members, others, delta, audit.gaussian)
 
 
 def _whole(field: str, text: str) -> int:

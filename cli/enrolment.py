@@ -44,7 +44,7 @@ def enrol_device(text: str, folder: Path, wait: float | None) -> int:
     """
     without_core_dumps()
     token = read_token(sys.stdin.readline() if text == "-" else text)
-    if enrol(token, folder, wait=float("inf") if wait is None else wait, said=_say):
+    if enrol(token, folder, wait=float("inf") if wait is None else wait, notify=_say):
         print(f"enrolled; start it with: fedveil client start {folder}")
         return 0
     _say("not admitted yet; repeat the command to continue")

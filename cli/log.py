@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..client.device.client_bundle import read_client_bundle
 from ..client.device.seen_log import FORK, SeenLog
-from ..links.log_export import ConsistencyProof, InclusionProof, LogExport, fork_between, read_told, to_text
+from ..links.log_export import ConsistencyProof, InclusionProof, LogExport, fork_between, read_log, to_text
 from ..links.server_bundle import read_server_bundle
 from ..links.server_log import LOG, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
@@ -81,7 +81,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
 
 
 def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
-    other = read_told(against, ca, federation)
+    other = read_log(against, ca, federation)
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")
         return FORKED

@@ -11,7 +11,7 @@ from ..privacy.refusal import Refusal
 from ..server.binding.bundle import add_signature, make_bundle
 from ..server.binding.manifest import tells_counts
 from ..server.binding.signatures import FEDERATION, SHOWN, make_key, passphrase_for, read_key
-from ..server.binding.verify import Asked, contents_of, verify_folder
+from ..server.binding.verify import Knowledge, contents_of, verify_folder
 
 BUNDLE = "bundle"  # folder in the run's, where no other is named
 
@@ -51,7 +51,7 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
       Refusal: something of the bundle does not hold, or a key cannot be read.
     """
     dated = _day(day)
-    for line in verify_folder(folder, Asked()):
+    for line in verify_folder(folder, Knowledge()):
         if line.ok is False:
             remedy = f"check {line.name} failed: {line.finding}; do not sign it"
             raise Refusal("bundle", str(folder), remedy)

@@ -15,7 +15,7 @@ from ..reports.shown import differences, references
 from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
-from ..server.binding.verify import Asked, CheckLine, verify_folder
+from ..server.binding.verify import CheckLine, Knowledge, verify_folder
 from ..server.run.display import hanging
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
@@ -40,7 +40,7 @@ def verify(
     Raises:
       Refusal: there is nothing to check, or a key or head is none.
     """
-    asked = Asked(tuple(map(read_public, keys)), known_head(*head) if head else None, device)
+    asked = Knowledge(tuple(map(read_public, keys)), known_head(*head) if head else None, device)
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)
     else:

@@ -185,7 +185,7 @@ class Workbench:
 
     def lend(self) -> ArrayRecord:
         """Return the trained arrays to a caller that overwrites them with the update; the model must be loaded again."""
-        return wire.memory_arrays(lent_arrays(self.model), given=True)
+        return wire.memory_arrays(lent_arrays(self.model), lent=True)
 
     def engine_of(self, gradients: str, data: Data) -> str:
         """Return the engine of DP-SGD; chosen once for each input shape.
@@ -291,7 +291,9 @@ def _answered(message: Message, client: int, bench: Workbench) -> Message:
     return train_round(message, client, bench, bench.settings)
 
 
-def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> Measured | None:
+def measured_at(
+    bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation
+) -> Measured | None:
     """Return a client's measurement of an instruction's model on its held-out records; None without a valid one.
 
     Raises:
@@ -299,18 +301,18 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
     """
     held = held_back_of(bench.task, client)
     if held is None:
-        raise Refusal("evaluate.clients", asked.name, "this client trains on all of its records")
+        raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")
     if not len(held):
         return None
     bench.forget()
     near = placed(held, bench.device)
     if (released := released_of(content)) is None:
         load_arrays(bench.model, wire.views(wire.only_arrays(content)))
-        return means_over(near, bench.task, bench.model, bench.precision, asked)
+        return means_over(near, bench.task, bench.model, bench.precision, evaluation)
     from ..tasks.model_columns import read_released  # tables, not needed for training
 
     read_released(bench.private_model(held, evaluated=True), released)
-    return rows_measured(near, bench.task, bench.model, bench.precision, asked)
+    return rows_measured(near, bench.task, bench.model, bench.precision, evaluation)
 
 
 def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:

@@ -19,11 +19,11 @@ logger = logging.getLogger("fedveil.client")
 
 @torch.no_grad()
 def means_over(
-    held: Data,
+    data: Data,
     task: Task,
     model: nn.Module,
     precision: Callable[[], AbstractContextManager[Any]],
-    asked: Evaluation,
+    evaluation: Evaluation,
 ) -> HeldOutMeans | None:
     """Return a model's means on held-out records; it is put into evaluation mode.
 
@@ -31,32 +31,32 @@ def means_over(
     over the others. If it is undefined for all, it is missing: a failure would reveal something about the records.
 
     Args:
-      held: at least one record, on the model's device.
+      data: at least one record, on the model's device.
       task: defines loss and metrics.
       model: to evaluate.
       precision: the context in which the model runs.
-      asked: names the metric.
+      evaluation: names the metric.
     """
     model.eval()
     metric = loss = measured = 0.0
-    for inputs, targets in batches_of(held):
+    for inputs, targets in batches_of(data):
         with precision():
             outputs = run_on(model, inputs)
             loss += len(targets) * float(task.loss(outputs, targets))
         found = task.metrics(outputs, targets)
-        if asked.metric in found:
-            metric += len(targets) * float(found[asked.metric])
+        if evaluation.metric in found:
+            metric += len(targets) * float(found[evaluation.metric])
             measured += len(targets)
-    return HeldOutMeans(metric / measured, loss / len(held)) if measured else None
+    return HeldOutMeans(metric / measured, loss / len(data)) if measured else None
 
 
 @torch.no_grad()
 def rows_measured(
-    held: Data,
+    data: Data,
     task: Task,
     model: nn.Module,
     precision: Callable[[], AbstractContextManager[Any]],
-    asked: Evaluation,
+    evaluation: Evaluation,
 ) -> HeldOutRows:
     """Return a model's metric and loss for each held-out record alone; arguments as of `means_over`.
 
@@ -66,11 +66,11 @@ def rows_measured(
 
     def measured(rows: torch.Tensor) -> list[tuple[float, float]]:
         try:
-            inputs, targets = held.batch(rows)
+            inputs, targets = data.batch(rows)
             with precision():
                 outputs = run_on(model, padded(inputs, padded_size(len(targets))))
             alone = [(rows_of(outputs, slice(at, at + 1)), targets[at : at + 1]) for at in range(len(rows))]
-            metrics = [float(task.metrics(*each).get(asked.metric, math.nan)) for each in alone]
+            metrics = [float(task.metrics(*each).get(evaluation.metric, math.nan)) for each in alone]
             return list(zip(metrics, [float(task.loss(*each)) for each in alone], strict=True))
         except Exception:
             if len(rows) > 1:
@@ -79,5 +79,5 @@ def rows_measured(
             return [(math.nan, math.nan)]
 
     model.eval()
-    found = [each for rows in torch.arange(len(held)).split(BATCH) for each in measured(rows)]
+    found = [each for rows in torch.arange(len(data)).split(BATCH) for each in measured(rows)]
     return HeldOutRows(*np.array(found).reshape(-1, 2).T)

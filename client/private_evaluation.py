@@ -47,9 +47,9 @@ def private_evaluation(message: Message, context: Context, call_next: ClientAppC
     return answer_of(message, measured)
 
 
-def _said(reply: Message, asked: Evaluation) -> HeldOutMeans | None:
+def _said(reply: Message, evaluation: Evaluation) -> HeldOutMeans | None:
     said = values_of(reply)
     if said.get(WEIGHT) == 0:
         return None
     loss = next((said[name] for name in LOSSES if name in said), NO_LOSS)
-    return HeldOutMeans(float(said[asked.metric]), float(loss))
+    return HeldOutMeans(float(said[evaluation.metric]), float(loss))

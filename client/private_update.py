@@ -205,7 +205,7 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
         value, start = wire.view(trained[name]), wire.view(received[name])
         if value.shape != shape:
             raise ValueError(f"array {name} has shape {value.shape}, expected {shape}")
-        given = wire.is_given(trained[name]) and value.dtype == start.dtype
+        given = wire.is_lent(trained[name]) and value.dtype == start.dtype
         update[name] = np.subtract(value, start, out=value if given else None)
     return update
 

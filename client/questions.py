@@ -51,19 +51,19 @@ def counted(task: Task, inquiry: Inquiry, client: int) -> dict[str, float | NDAr
     return inquiry.contribution(columns_of(task, client))
 
 
-def evaluated(message: Message, asked: Evaluation, measured: Measured | None) -> Message:
+def evaluated(message: Message, evaluation: Evaluation, measured: Measured | None) -> Message:
     """Return the reply of a client's app to an evaluation.
 
     Args:
       message: the instruction.
-      asked: the evaluation.
+      evaluation: of the question.
       measured: on the client's held-out records; None if it has none.
     """
-    if asked.unit is Unit.RECORD:
+    if evaluation.unit is Unit.RECORD:
         assert not isinstance(measured, HeldOutMeans)
-        return summed_reply(message, asked.contribution_of_records(measured, _unit_norm(message)))
+        return summed_reply(message, evaluation.contribution_of_records(measured, _unit_norm(message)))
     assert not isinstance(measured, HeldOutRows)
-    parts = memory_arrays(dict(asked.contribution(measured)))
+    parts = memory_arrays(dict(evaluation.contribution(measured)))
     return Message(RecordDict({SEGMENTS_RECORD: parts}), reply_to=message)
 
 

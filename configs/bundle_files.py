@@ -168,26 +168,26 @@ def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
     return held
 
 
-def check_certificate(path: Path, pem: bytes, held: Credentials, federation: str, name: str) -> None:
+def check_certificate(path: Path, pem: bytes, credentials: Credentials, federation: str, name: str) -> None:
     """Refuse a certificate that is not the authority's, for this key and this name, or whose time is over.
 
     Args:
       path: of its file.
       pem: the certificate.
-      held: the authority's certificate, and the key; its own certificate is not looked at.
+      credentials: the authority's certificate, and the key; its own certificate is not looked at.
       federation: for which it must be made.
       name: of the client or the server.
 
     Raises:
       Refusal: of the first fault.
     """
-    authority, own = load_certificate(path.with_name("ca.pem"), held.ca), load_certificate(path, pem)
+    authority, own = load_certificate(path.with_name("ca.pem"), credentials.ca), load_certificate(path, pem)
     try:
         own.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise Refusal("file", str(path), "was not signed by the authority in ca.pem") from None
     key = path.with_name("tls.key")
-    if spki(_private(key, held.key).public_key()) != spki(own.public_key()):
+    if spki(_private(key, credentials.key).public_key()) != spki(own.public_key()):
         raise Refusal("file", str(key), "is not the key of the certificate beside it")
     for attribute, expected in ((NameOID.ORGANIZATION_NAME, federation), (NameOID.COMMON_NAME, name)):
         if [each.value for each in own.subject.get_attributes_for_oid(attribute)] != [expected]:

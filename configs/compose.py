@@ -237,10 +237,10 @@ def _loader(args: argparse.Namespace) -> ConfigLoader:
     return ConfigLoaderImpl(config_search_path=search_path)
 
 
-def _directories(loader: ConfigLoader, given: Sequence[str]) -> list[Path]:
+def _directories(loader: ConfigLoader, overrides: Sequence[str]) -> list[Path]:
     """Return the user's own directories in the search path."""
     found = [element.path for element in loader.get_search_path().get_path()]
-    for override in given:
+    for override in overrides:
         if override.startswith("hydra.searchpath="):
             found += override.partition("=")[2].strip("[]'\"").split(",")
     return [Path(path.removeprefix("file://")) for path in found if path.startswith("file://")]

@@ -39,7 +39,7 @@ def ask_clients(
     folder: Path,
     inquiry: Inquiry,
     spend: Spend,
-    given: Sequence[str],
+    overrides: Sequence[str],
     run: Path | None = None,
     *,
     reach: Open = open_link,
@@ -50,7 +50,7 @@ def ask_clients(
       folder: the server's bundle.
       inquiry: what is asked.
       spend: what it may cost.
-      given: Hydra's overrides, as of `fedveil server`.
+      overrides: Hydra's overrides, as of `fedveil server`.
       run: whose model the question is about, as `named_model` returns it.
       reach: opens the link.
 
@@ -64,7 +64,7 @@ def ask_clients(
     bundle = read_server_bundle(folder)
     with alone(folder / RUNNING, "server"):
         refuse_roster(bundle)
-        settings = server_settings([*completed(bundle, given), f"run={inquiry.name}"])
+        settings = server_settings([*completed(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
         released = released_file(run, inquiry.model, federation.task)
         grid = partial(

@@ -38,20 +38,20 @@ class Courier:
         self, grid: Grid, since: Callable[[], Mapping[int, float]], certificates: Certificates
     ) -> None:
         self._grid, self._since, self._certificates = grid, since, certificates
-        self._told: dict[int, tuple[float, str]] = {}
+        self._announced: dict[int, tuple[float, str]] = {}
         self.facts: dict[int, DeviceFacts] = {}
 
     def carry(self) -> int:
         """Deliver pending certificates to connected devices, and return how many have answered."""
         here, certificates = self._since(), self._certificates()
         wanted = {node: (since, certificates.get(str(node), "")) for node, since in here.items()}
-        asked = {node: each for node, each in wanted.items() if self._told.get(node) != each}
+        asked = {node: each for node, each in wanted.items() if self._announced.get(node) != each}
         messages = [renewal_to(node, certificate) for node, (_, certificate) in asked.items()]
         answered = 0
         for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
             # An older release answers with an error, and is asked when it comes again.
-            self._told[node] = asked[node]
+            self._announced[node] = asked[node]
             if (facts := read_facts(reply)) is not None:
                 self.facts[node] = facts
         return answered

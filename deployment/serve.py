@@ -69,7 +69,7 @@ Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 
 def serve(
     folder: Path,
-    given: Sequence[str],
+    overrides: Sequence[str],
     *,
     as_json: bool = False,
     despite_alarm: bool = False,
@@ -80,7 +80,7 @@ def serve(
 
     Args:
       folder: the server's bundle.
-      given: Hydra's flags and overrides.
+      overrides: Hydra's flags and overrides.
       as_json: print the result as JSON, and nothing else.
       despite_alarm: go on with a run that an alarm has paused. Otherwise it stays so: a unit may start the same
         command again and again.
@@ -90,16 +90,16 @@ def serve(
     Raises:
       Refusal: before anything is spent.
     """
-    if only_shows(given):
-        return _show(given)
+    if only_shows(overrides):
+        return _show(overrides)
     without_core_dumps()
     raise_limit()
     bundle = read_server_bundle(folder)
     with alone(folder / RUNNING, "server"):
         refuse_roster(bundle)
-        if not given:
+        if not overrides:
             _close_finished(folder)
-        settings = settings_for(bundle, given)
+        settings = settings_for(bundle, overrides)
         where = folder / RUNS / settings.run
         result = _result(where)
         over = FINISHED if despite_alarm else (*FINISHED, Status.PAUSED)
@@ -148,20 +148,20 @@ def _nothing(config: DictConfig) -> None:
     del config
 
 
-def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
+def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettings:
     """Return the settings of the requested run; if it has begun, `resume` names its folder.
 
     The link is the bundles' own unless another is named, which then is refused.
 
     Args:
       bundle: the server's.
-      given: Hydra's overrides; none goes on with the run that was left unfinished.
+      overrides: Hydra's overrides; none goes on with the run that was left unfinished.
 
     Raises:
       Refusal: a mistake, or a run of this name was begun with other settings.
     """
-    unfinished = _unfinished(bundle.folder) if not given else None
-    settings = server_settings(completed(bundle, given)) if unfinished is None else _begun(unfinished)
+    unfinished = _unfinished(bundle.folder) if not overrides else None
+    settings = server_settings(completed(bundle, overrides)) if unfinished is None else _begun(unfinished)
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
@@ -188,13 +188,13 @@ def _close_finished(folder: Path) -> None:
             close_again(config.parent)
 
 
-def completed(bundle: ServerBundle, given: Sequence[str]) -> list[str]:
+def completed(bundle: ServerBundle, overrides: Sequence[str]) -> list[str]:
     """Return overrides with the bundle's link and schema."""
-    link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
-    tables = "task=csv" in given and (bundle.folder / SCHEMA).is_file()
-    if tables and not any(each.startswith("task.schema=") for each in given):
-        return [*given, *link, f"task.schema={bundle.folder / SCHEMA}"]
-    return [*given, *link]
+    link = [] if any(each.startswith("link=") for each in overrides) else [f"link={bundle.link}"]
+    tables = "task=csv" in overrides and (bundle.folder / SCHEMA).is_file()
+    if tables and not any(each.startswith("task.schema=") for each in overrides):
+        return [*overrides, *link, f"task.schema={bundle.folder / SCHEMA}"]
+    return [*overrides, *link]
 
 
 def _unfinished(folder: Path) -> Path | None:
@@ -326,9 +326,9 @@ class Farewell:
         roster, signed = self.rosters()
         keys = {member.node: member.public for member in roster.members}
         genuine = [
-            given[node]
-            for node in sorted(given)
-            if node in keys and holds(given[node], description, keys[node])
+            each
+            for node, each in sorted(given.items())
+            if node in keys and holds(each, description, keys[node])
         ]
         for node in sorted(set(given) - {each.node for each in genuine}):
             logger.warning("node %s gave a receipt that does not hold", node)

@@ -71,8 +71,8 @@ class Watch:
         self.settings, self._federation = settings, federation
         self._rows: list[Mapping[str, Any]] = []
         self._audit: AuditLine | None = None
-        self._state, self._reason, self._told = "starting", "", False
-        self._started, self._here = time.time(), set[int]()
+        self._state, self._reason, self._waited = "starting", "", False
+        self._started, self._present = time.time(), set[int]()
         self._stop = threading.Event()
         self._before = clients_before(bundle.folder)
 
@@ -103,8 +103,8 @@ class Watch:
             log("waits", run=self.settings.run, clients=clients)
             if not self._quiet:
                 say(f"waiting {waiting}")
-        if not (clients or self._quiet or self._told):
-            self._told = True
+        if not (clients or self._quiet or self._waited):
+            self._waited = True
             members, seconds = self._rosters()[0].members, self.settings.link.deadline
             if away := away_of(members, self._presence(), seconds, "a round"):
                 say(away)
@@ -197,10 +197,10 @@ class Watch:
                 say(f"roster version {version}, of {clients} clients, from the next round on")
 
     def _log_arrivals(self, here: set[int]) -> None:
-        for what, nodes in (("connected", here - self._here), ("disconnected", self._here - here)):
+        for what, nodes in (("connected", here - self._present), ("disconnected", self._present - here)):
             for node in sorted(nodes):
                 log(what, node=node)
-        self._here = here
+        self._present = here
 
 
 LOGGED = (

@@ -108,7 +108,7 @@ class AttestedGrid(PassingGrid):
     def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
         super().__init__(grid)
         self._command, self._credentials = shlex.split(command), credentials
-        self._asked = dict[int, bytes]()  # by node, its nonce
+        self._nonces = dict[int, bytes]()  # by node, its nonce
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -122,14 +122,14 @@ class AttestedGrid(PassingGrid):
             if not reply.has_error():
                 node, nonce = reply.metadata.src_node_id, nonce_of(reply.content)
                 if nonce is not None:
-                    self._asked[node] = nonce
+                    self._nonces[node] = nonce
                 else:
-                    self._asked.pop(node, None)
+                    self._nonces.pop(node, None)
             yield reply
 
     def _with_quote(self, message: Message) -> Message:
         head = message.metadata
-        nonce = self._asked.get(head.dst_node_id)
+        nonce = self._nonces.get(head.dst_node_id)
         if nonce is None or SPEC_RECORD not in message.content:
             return message
         certificate = self._credentials().certificate

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from ..strategies.difference_wire import ToldModel, parted, with_model
+from ..strategies.difference_wire import ModelStatement, parted, with_model
 from ..strategies.flower_adapter import arrived, records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.model_difference import bytes_of, difference, hash_of
@@ -33,23 +33,23 @@ class HeldModels:
 
     def __init__(self) -> None:
         self._models = OrderedDict[str, Arrays]()
-        self._held = dict[int, str]()
-        self._asked = dict[int, str]()  # what a node held that was told a model and has not answered
-        self._told = dict[tuple[str, str], bytes | None]()
-        self._last: tuple[ArrayRecord, ToldModel] | None = None
+        self._known_models = dict[int, str]()
+        self._pending_models = dict[int, str]()  # what a node held that was told a model and has not answered
+        self._differences = dict[tuple[str, str], bytes | None]()
+        self._last: tuple[ArrayRecord, ModelStatement] | None = None
 
     def take(self, node: int, model: str) -> None:
         """Record a node's held model; one that is no longer known counts as none."""
-        self._asked.pop(node, None)
+        self._pending_models.pop(node, None)
         if model in self._models:
-            self._held[node] = model
+            self._known_models[node] = model
         else:
-            self._held.pop(node, None)
+            self._known_models.pop(node, None)
 
     def take_back(self, node: int) -> None:
         """Record that a node did not begin an instruction, and still holds its earlier model."""
-        if node in self._asked:
-            self.take(node, self._asked[node])
+        if node in self._pending_models:
+            self.take(node, self._pending_models[node])
 
     def told(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
         """Return the messages to send, each as short as its node's held model allows; shared content stays shared.
@@ -68,8 +68,8 @@ class HeldModels:
         if len(arrays) != 1 or SPEC_RECORD not in content or not trains:
             return message
         whole = self._named(*arrays.items())
-        held = self._held.pop(head.dst_node_id, "")
-        base = self._asked[head.dst_node_id] = "" if again else held
+        held = self._known_models.pop(head.dst_node_id, "")
+        base = self._pending_models[head.dst_node_id] = "" if again else held
         key = id(content), base
         if key not in written:
             change = self._difference(base, whole.model) if base else None
@@ -78,12 +78,12 @@ class HeldModels:
             written[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id
         )
 
-    def _named(self, named: tuple[str, ArrayRecord]) -> ToldModel:
+    def _named(self, named: tuple[str, ArrayRecord]) -> ModelStatement:
         """Return a model by its hash, and store it."""
         name, record = named
         if self._last is None or self._last[0] is not record:
             arrays = views(record)
-            told = ToldModel(hash_of(arrays), name, bytes_of(arrays))
+            told = ModelStatement(hash_of(arrays), name, bytes_of(arrays))
             self._last = record, told
             self._keep(told.model, arrays)
         return self._last[1]
@@ -94,13 +94,13 @@ class HeldModels:
         most = min(MOST_MODELS, max(2, MOST_BYTES // max(1, bytes_of(arrays))))
         while len(self._models) > most:
             self._models.popitem(last=False)
-        self._held = {node: held for node, held in self._held.items() if held in self._models}
-        self._told.clear()  # of an earlier model
+        self._known_models = {node: held for node, held in self._known_models.items() if held in self._models}
+        self._differences.clear()  # of an earlier model
 
     def _difference(self, base: str, model: str) -> bytes | None:
-        if (base, model) not in self._told:
-            self._told[base, model] = difference(self._models[base], self._models[model])
-        return self._told[base, model]
+        if (base, model) not in self._differences:
+            self._differences[base, model] = difference(self._models[base], self._models[model])
+        return self._differences[base, model]
 
 
 class DifferenceGrid(PassingGrid):

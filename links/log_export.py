@@ -71,15 +71,15 @@ class ConsistencyProof:
     format: str = FORMAT
 
 
-Told = LogExport | InclusionProof | ConsistencyProof
+LogDocument = LogExport | InclusionProof | ConsistencyProof
 
 
-def to_text(told: Told) -> str:
+def to_text(document: LogDocument) -> str:
     """Return a file's content."""
-    return json.dumps(asdict(told), indent=1)
+    return json.dumps(asdict(document), indent=1)
 
 
-def read_told(path: Path, ca: bytes, federation: str) -> Told:
+def read_log(path: Path, ca: bytes, federation: str) -> LogDocument:
     """Return the log or proof in a file, after verifying its internal consistency.
 
     Raises:
@@ -100,22 +100,22 @@ def read_told(path: Path, ca: bytes, federation: str) -> Told:
     return told
 
 
-def _holds(told: Told) -> bool:
-    root, size = bytes.fromhex(told.head.root), told.head.size
-    match told:
+def _holds(document: LogDocument) -> bool:
+    root, size = bytes.fromhex(document.head.root), document.head.size
+    match document:
         case InclusionProof():
-            proof = [bytes.fromhex(each) for each in told.inclusion]
-            return includes(root, size, leaf_hash(told.entry.encode()), told.place, proof)
+            proof = [bytes.fromhex(each) for each in document.inclusion]
+            return includes(root, size, leaf_hash(document.entry.encode()), document.place, proof)
         case ConsistencyProof():
-            proof = [bytes.fromhex(each) for each in told.consistency]
-            return extends(bytes.fromhex(told.root), told.size, root, size, proof)
+            proof = [bytes.fromhex(each) for each in document.consistency]
+            return extends(bytes.fromhex(document.root), document.size, root, size, proof)
         case _:
-            leaves = [bytes.fromhex(each) for each in told.leaves]
-            hashed = tuple(leaf_hash(each.encode()).hex() for each in told.entries)
-            return len(leaves) == size and root_of(leaves) == root and hashed in ((), told.leaves)
+            leaves = [bytes.fromhex(each) for each in document.leaves]
+            hashed = tuple(leaf_hash(each.encode()).hex() for each in document.entries)
+            return len(leaves) == size and root_of(leaves) == root and hashed in ((), document.leaves)
 
 
-def fork_between(mine: LogExport, other: Told) -> str:
+def fork_between(mine: LogExport, other: LogDocument) -> str:
     """Return a sentence on how another log contradicts this one; empty if their common part agrees.
 
     Args:

@@ -14,7 +14,7 @@ NOWHERE = -1  # place of what an instruction does not bring
 
 
 @dataclass(frozen=True)
-class ToldLog:
+class LogStatement:
     """Statement of an instruction about the log.
 
     Attributes:
@@ -31,12 +31,12 @@ class ToldLog:
     roster: int = NOWHERE
 
 
-def log_record(told: ToldLog) -> ConfigRecord:
+def log_record(statement: LogStatement) -> ConfigRecord:
     """Return the record that is added to an instruction."""
-    return ConfigRecord({**vars(told), "leaves": b"".join(told.leaves)})
+    return ConfigRecord({**vars(statement), "leaves": b"".join(statement.leaves)})
 
 
-def log_of(content: RecordDict) -> ToldLog | None:
+def log_of(content: RecordDict) -> LogStatement | None:
     """Return an instruction's statement about the log, None without one.
 
     Raises:
@@ -50,7 +50,7 @@ def log_of(content: RecordDict) -> ToldLog | None:
     if not isinstance(head, str) or not isinstance(leaves, bytes) or len(leaves) % HASH_BYTES:
         raise Refusal("log", "record", MALFORMED)
     hashes = tuple(leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES))
-    return ToldLog(head, start, hashes, model, roster)
+    return LogStatement(head, start, hashes, model, roster)
 
 
 def _whole(value: object) -> int:

@@ -15,7 +15,7 @@ from ..strategies.grids import PassingGrid
 from ..strategies.run_over import OVER
 from ..strategies.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
 from ..strategies.wire import FAILED, SPEC_RECORD
-from .log_wire import NOWHERE, ToldLog, log_record
+from .log_wire import NOWHERE, LogStatement, log_record
 from .roster_watch import SignedRoster
 from .server_bundle import ServerBundle
 from .server_log import ServerLog, final_entry, model_entry, roster_entry
@@ -36,7 +36,7 @@ class LoggedGrid(PassingGrid):
         super().__init__(grid)
         self._log = log
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
-        self._held = dict[int, int]()  # by node, how many leaves it has shown to know
+        self._known_sizes = dict[int, int]()  # by node, how many leaves it has shown to know
         self._head: TreeHead | None = None
 
     def send_and_receive(
@@ -61,9 +61,9 @@ class LoggedGrid(PassingGrid):
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
             node = reply.metadata.src_node_id
             if not reply.has_error():
-                self._held[node] = size
+                self._known_sizes[node] = size
             elif reply.error.code == FAILED:  # perhaps for want of leaves: one that forgot gets all of them
-                self._held.pop(node, None)
+                self._known_sizes.pop(node, None)
             yield reply
 
     def keep_unsent(self, content: RecordDict) -> None:
@@ -95,10 +95,10 @@ class LoggedGrid(PassingGrid):
     ) -> Message:
         """Return the message with the log's record; content shared by several messages stays shared."""
         node, head = message.metadata.dst_node_id, self._signed()
-        start = min(self._held.get(node, 0), head.size)
+        start = min(self._known_sizes.get(node, 0), head.size)
         key = (id(message.content), start)
         if key not in written:
-            told = ToldLog(head.to_json(), start, tuple(self._log.leaves[start:]), *place)
+            told = LogStatement(head.to_json(), start, tuple(self._log.leaves[start:]), *place)
             written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(told)})
         meta = message.metadata
         return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)

@@ -23,19 +23,19 @@ def check_cohort_size(size: int | None, clients: int) -> None:
         raise Refusal("cohort.size", size, f"there are {clients} clients; take at most that many")
 
 
-def check_adjacency(field: str, adjacency: Adjacency, told: str | None) -> None:
+def check_adjacency(field: str, adjacency: Adjacency, revealing: str | None) -> None:
     """Refuse add-or-remove-one if a public value reveals the number of units, which it must hide.
 
     Args:
       field: for a refusal.
       adjacency: of the guarantee.
-      told: the revealing value and the remedy, a clause; None if there is none.
+      revealing: the revealing value and the remedy, a clause; None if there is none.
 
     Raises:
       Refusal: naming the field.
     """
-    if adjacency is Adjacency.ADD_OR_REMOVE_ONE and told is not None:
-        raise Refusal(field, str(adjacency), told)
+    if adjacency is Adjacency.ADD_OR_REMOVE_ONE and revealing is not None:
+        raise Refusal(field, str(adjacency), revealing)
 
 
 def drowning_noise(plan: Plan, expected: float, clients: int) -> float | None:

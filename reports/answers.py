@@ -54,16 +54,16 @@ def read_answers(folder: Path, charged: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: (known.get(each["name"], len(known)), each["name"]))
 
 
-def told_answers(answers: Iterable[Fields], asked: Sequence[Fields] = ()) -> list[dict[str, Any]]:
+def told_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()) -> list[dict[str, Any]]:
     """Return answers in a report's form, each with the scale of its charts.
 
     Args:
       answers: of a record.
-      asked: the questions, in the same order; empty where the record is of no inquiry.
+      questions: the questions, in the same order; empty where the record is of no inquiry.
     """
     found: list[dict[str, Any]] = []
     for place, each in enumerate(answers):
-        question = asked[place] if place < len(asked) else {}
+        question = questions[place] if place < len(questions) else {}
         kind = question.get("kind") or (BINS if each["name"].startswith("clients by ") else None)
         figures = [
             {name: figure.get(name) for name in ("name", "value", "low", "high")}

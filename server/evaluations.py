@@ -127,12 +127,12 @@ def epsilon_of(plan: Plan, delta: float) -> float:
 
 
 def planned_half_width(
-    asked: Evaluation, plan: Plan, clients: int, wanted: float | None, delta: float
+    evaluation: Evaluation, plan: Plan, clients: int, wanted: float | None, delta: float
 ) -> float | None:
     """Return the largest half-width of the mean metric's interval; None if it is not measured.
 
     Args:
-      asked: the evaluation.
+      evaluation: of the question.
       plan: of one evaluation.
       clients: number of clients or, at the record level, of held-out records.
       wanted: largest allowed half-width; None allows any.
@@ -141,7 +141,7 @@ def planned_half_width(
     Raises:
       Refusal: it is larger; the remedy names sufficient clients, or a sufficient noise and its epsilon.
     """
-    half = asked.half_width(plan.noise_over_clip, clients)
+    half = evaluation.half_width(plan.noise_over_clip, clients)
     if wanted is None:
         return half
     if half is None:
@@ -151,7 +151,7 @@ def planned_half_width(
         noise = plan.noise_multiplier * wanted / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {asked.counted} would suffice, or "
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {evaluation.counted} would suffice, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
         raise Refusal("evaluate.resolution", wanted, remedy)

@@ -75,7 +75,7 @@ class PrivateGrid(PassingGrid):
         self._sums = sums_over(participants, self._account, masking, source)
         self._early: dict[int, list[int]] = {}
         self._whole: dict[str, Array] = {}
-        self._asked = 0
+        self._exchanges = 0
         self._reserved = 0
         self._row = 0
         self._finished = 0
@@ -99,8 +99,8 @@ class PrivateGrid(PassingGrid):
         Raises:
           Refusal: the strategy calls this repeatedly, as Flower's do while they wait for more nodes than exist.
         """
-        self._asked += 1
-        if self._asked > PATIENCE:
+        self._exchanges += 1
+        if self._exchanges > PATIENCE:
             most = min(SHOWN_NODES, self.participants.clients)
             remedy = f"set it to at most {most}: the cohort draws the clients"
             raise Refusal("min_available_nodes", "more than a private sum shows", remedy)
@@ -117,7 +117,7 @@ class PrivateGrid(PassingGrid):
           messages: of the strategy, equal for all nodes.
           timeout: seconds for the replies of one exchange; None waits for all.
         """
-        self._asked, self.released = 0, None
+        self._exchanges, self.released = 0, None
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted is not None:
             return []

@@ -155,12 +155,12 @@ class Sums:
     clients: float
 
 
-def sums_of(charge: QuestionAccount, done: Round, mean: Mean, masked: bool) -> Sums:
+def sums_of(charge: QuestionAccount, finished: Round, mean: Mean, masked: bool) -> Sums:
     """Return the content of a question's sum, for any unit and link.
 
     Args:
       charge: of the question.
-      done: the round's result.
+      finished: the round's result.
       mean: released by the round.
       masked: whether the sum was encrypted, so that its noise is relative to the range of a vector.
     """
@@ -172,8 +172,8 @@ def sums_of(charge: QuestionAccount, done: Round, mean: Mean, masked: bool) -> S
     if unit is None:  # each client's own noise, and a mean over those who answered
         unit, noise, answered = (
             1.0,
-            charge.plan.noise_over_clip * math.sqrt(done.replies),
-            float(done.replies),
+            charge.plan.noise_over_clip * math.sqrt(finished.replies),
+            float(finished.replies),
         )
     elif masked:
         assert spec.clipping_norm is not None

@@ -78,11 +78,11 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 
 @contextmanager
-def _engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
     with alone_on_records(federation):
-        settle_records(federation, told)
+        settle_records(federation, settings)
         claim_records(federation)
-        with asking_engine(federation, told) as opened:
+        with asking_engine(federation, settings) as opened:
             yield opened
 
 

@@ -46,9 +46,9 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
 
 
 @contextmanager
-def asking_engine(federation: Federation, told: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+def asking_engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
     """Open the engine of the settings and the tally of a link's bytes, for a question without training."""
-    clients = clients_of(federation, told, federation.num_clients, at_once=False)
+    clients = clients_of(federation, settings, federation.num_clients, at_once=False)
     with _opened(federation, clients, federation.settings.engine.workers or 1) as opened:
         yield counted(opened, tally := Tally()), tally
 
@@ -67,17 +67,17 @@ def require_one_machine(federation: Federation) -> None:
         raise Refusal("engine.address", engine.address, remedy)
 
 
-def clients_of(federation: Federation, told: ClientSettings, count: int, at_once: bool) -> Clients:
+def clients_of(federation: Federation, settings: ClientSettings, count: int, at_once: bool) -> Clients:
     """Return the recipe of a federation's clients.
 
     Args:
       federation: whose settings say what befalls them.
-      told: to the clients.
+      settings: to the clients.
       count: of them.
       at_once: as in `Clients`.
     """
-    s, invited = federation.settings, invited_size(federation.cohort, federation.num_clients)
-    return Clients(told, count, round(invited), s.engine.deadline, s.faults, federation.randomness, at_once)
+    s, invited = federation.settings, round(invited_size(federation.cohort, federation.num_clients))
+    return Clients(settings, count, invited, s.engine.deadline, s.faults, federation.randomness, at_once)
 
 
 def _opened(federation: Federation, clients: Clients, workers: int | None) -> AbstractContextManager[Grid]:

@@ -386,38 +386,38 @@ class OverSelected:
         return self.invited.event(mechanism)
 
 
-def cohort_of(name: str, asked: Mapping[str, Any], population: int, num_rounds: int) -> Cohort:
+def cohort_of(name: str, numbers: Mapping[str, Any], population: int, num_rounds: int) -> Cohort:
     """Return the cohort of this name with a configuration's values.
 
     Args:
       name: poisson, fixed, min_separation, cyclic_poisson or all.
-      asked: the numbers of the configuration's group, in range; None for a value to choose here.
+      numbers: the numbers of the configuration's group, in range; None for a value to choose here.
       population: number of clients; at least the cohort's size.
       num_rounds: of the run.
     """
     match name:
         case "poisson":
-            return Poisson(asked["rate"])
+            return Poisson(numbers["rate"])
         case "fixed":
-            return Fixed(asked["size"])
+            return Fixed(numbers["size"])
         case "min_separation":
-            size = asked["size"]
-            most = asked["max_participations"] or least_participations(size, population, num_rounds)
-            return MinSeparation(size, asked["separation"] or population // size, most)
+            size = numbers["size"]
+            most = numbers["max_participations"] or least_participations(size, population, num_rounds)
+            return MinSeparation(size, numbers["separation"] or population // size, most)
         case "cyclic_poisson":
-            return CyclicPoisson(asked["rate"], asked["groups"])
+            return CyclicPoisson(numbers["rate"], numbers["groups"])
         case _:
             return All()
 
 
-def seen(cohort: Cohort, how: str) -> Cohort:
+def seen(cohort: Cohort, label: str) -> Cohort:
     """Return the cohort with a public draw, for adversaries that see the participants or their number.
 
     Args:
       cohort: any.
-      how: name for the reports.
+      label: name for the reports.
     """
-    return replace(cast(Any, cohort), name=how, secret=False) if cohort.secret else cohort
+    return replace(cast(Any, cohort), name=label, secret=False) if cohort.secret else cohort
 
 
 def over_selected(planned: Cohort, times: float, population: int) -> Cohort:

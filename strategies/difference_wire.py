@@ -21,7 +21,7 @@ HASH_LENGTH = 64  # characters
 
 
 @dataclass(frozen=True)
-class ToldModel:
+class ModelStatement:
     """Encoding of an instruction's model.
 
     Attributes:
@@ -39,25 +39,25 @@ class ToldModel:
     again: bool = False
 
 
-def with_model(content: RecordDict, told: ToldModel) -> RecordDict:
+def with_model(content: RecordDict, statement: ModelStatement) -> RecordDict:
     """Return an instruction with this encoding: without arrays if a difference replaces them.
 
     Args:
       content: with the arrays.
-      told: of its model.
+      statement: of its model.
     """
     said = ConfigRecord(dict(records_of(content, ConfigRecord)[SPEC_RECORD].items()))
-    said[MODEL], said[ARRAYS], said[SIZE] = told.model, told.arrays, told.size
-    if told.again:
+    said[MODEL], said[ARRAYS], said[SIZE] = statement.model, statement.arrays, statement.size
+    if statement.again:
         said[AGAIN] = 1
     records = {**dict(content.items()), SPEC_RECORD: said}
-    if told.difference:
-        said[DIFFERENCE] = told.difference
-        del records[told.arrays]
+    if statement.difference:
+        said[DIFFERENCE] = statement.difference
+        del records[statement.arrays]
     return RecordDict(records)
 
 
-def told_model(content: RecordDict) -> ToldModel | None:
+def told_model(content: RecordDict) -> ModelStatement | None:
     """Return the encoding of an instruction's model; None if it does not state one.
 
     Raises:
@@ -75,20 +75,20 @@ def told_model(content: RecordDict) -> ToldModel | None:
     brought = list(records_of(content, ArrayRecord))
     if brought != ([] if difference else [arrays]) or (difference and arrays in content):
         raise ValueError("arrays of another model")
-    return ToldModel(model, arrays, size, difference, AGAIN in record)
+    return ModelStatement(model, arrays, size, difference, AGAIN in record)
 
 
-def with_arrays_again(content: RecordDict, told: ToldModel, arrays: ArrayRecord) -> RecordDict:
+def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: ArrayRecord) -> RecordDict:
     """Return the instruction as it was before `with_model`.
 
     Args:
       content: that came.
-      told: of its model.
+      statement: of its model.
       arrays: of that model.
     """
     said = records_of(content, ConfigRecord)[SPEC_RECORD]
     plain = ConfigRecord({name: value for name, value in said.items() if name not in KEYS})
-    return RecordDict({told.arrays: arrays, **dict(content.items()), SPEC_RECORD: plain})
+    return RecordDict({statement.arrays: arrays, **dict(content.items()), SPEC_RECORD: plain})
 
 
 def asked_alike(content: RecordDict) -> RecordDict:

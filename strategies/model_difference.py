@@ -146,18 +146,18 @@ def _packed(values: Bytes) -> bytes:
 # --- at the client ---------------------------------------------------------------------------------------------
 
 
-def apply(old: Arrays, told: bytes) -> dict[str, NDArray[np.generic]]:
+def apply(old: Arrays, difference: bytes) -> dict[str, NDArray[np.generic]]:
     """Return the model from the held one and a difference.
 
     Args:
       old: the held model.
-      told: as `difference` returns it; untrusted.
+      difference: as `difference` returns it; untrusted.
 
     Raises:
       NoDifference: it is not a difference from a model of these shapes; no other exception is raised, for any bytes.
     """
     try:
-        reader, new = _Reader(told), dict[str, NDArray[np.generic]]()
+        reader, new = _Reader(difference), dict[str, NDArray[np.generic]]()
         for name, value in old.items():
             new[name] = _applied(value, reader)
         reader.end()
@@ -171,14 +171,14 @@ def apply(old: Arrays, told: bytes) -> dict[str, NDArray[np.generic]]:
 class _Reader:
     """Bytes that are read from front to back."""
 
-    def __init__(self, told: bytes | memoryview) -> None:
-        self._left = memoryview(told)
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._remaining = memoryview(data)
 
     def take(self, count: int) -> memoryview:
         """Return the next `count` bytes."""
-        if count > len(self._left):
+        if count > len(self._remaining):
             raise NoDifference("it ends too early")
-        taken, self._left = self._left[:count], self._left[count:]
+        taken, self._remaining = self._remaining[:count], self._remaining[count:]
         return taken
 
     def unpacked(self, count: int) -> Bytes:
@@ -192,7 +192,7 @@ class _Reader:
 
     def end(self) -> None:
         """Refuse trailing bytes."""
-        if len(self._left):
+        if len(self._remaining):
             raise NoDifference("it has trailing bytes")
 
 

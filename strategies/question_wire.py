@@ -68,9 +68,9 @@ def evaluation_content(
     return RecordDict({NO_MODEL: _zeros(evaluation), CONFIG: config})
 
 
-def _zeros(asked: Asked) -> ArrayRecord:
+def _zeros(request: Asked) -> ArrayRecord:
     """Return zeros in the shapes of an answer at the record level; empty at the client level."""
-    layout = {} if asked.unit is Unit.CLIENT else asked.layout
+    layout = {} if request.unit is Unit.CLIENT else request.layout
     return memory_arrays({name: np.zeros(shape) for name, shape in layout.items()})
 
 

@@ -300,10 +300,10 @@ def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
     return {field.name for field in fields(kind)}
 
 
-def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:
+def _exactly(plain: object, names: Collection[str]) -> dict[str, Any]:
     """Return the object as a dictionary if its keys are exactly the wanted ones."""
-    if not isinstance(plain, Mapping) or set(plain) != set(wanted):
-        raise Refusal(ORDER_KEY, str(plain)[:40], f"must have exactly the keys {', '.join(sorted(wanted))}")
+    if not isinstance(plain, Mapping) or set(plain) != set(names):
+        raise Refusal(ORDER_KEY, str(plain)[:40], f"must have exactly the keys {', '.join(sorted(names))}")
     return dict(plain)
 
 

@@ -73,14 +73,14 @@ class MemoryArray(Array):
       given: whether the reader may overwrite them.
     """
 
-    def __init__(self, ndarray: NDArray[np.generic], given: bool = False) -> None:
+    def __init__(self, ndarray: NDArray[np.generic], lent: bool = False) -> None:
         # Not by attributes: Flower's bookkeeping of changed fields takes longer than all the rest.
         self.__dict__.update(
             dtype=_name(ndarray.dtype),
             shape=ndarray.shape,
             stype="numpy.ndarray",
             ndarray=ndarray,
-            given=given,
+            lent=lent,
         )
 
     @property
@@ -106,16 +106,16 @@ def _name(dtype: np.dtype[Any]) -> str:
 MemoryArray.__qualname__ = "Array"
 
 
-def memory_arrays(arrays: Mapping[str, NDArray[Any]], given: bool = False) -> ArrayRecord:
+def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> ArrayRecord:
     """Return a record of arrays that are serialised only when they leave the process.
 
     Args:
       arrays: by name.
-      given: whether the reader may overwrite them.
+      lent: whether the reader may overwrite them.
     """
     record = ArrayRecord()
     for name, value in arrays.items():
-        record[name] = MemoryArray(value, given)
+        record[name] = MemoryArray(value, lent)
     return record
 
 
@@ -129,9 +129,9 @@ def views(arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
     return {name: view(array) for name, array in arrays.items()}
 
 
-def is_given(array: Array) -> bool:
+def is_lent(array: Array) -> bool:
     """Return whether what `view` returns of an array may be overwritten."""
-    return isinstance(array, MemoryArray) and bool(array.__dict__["given"])
+    return isinstance(array, MemoryArray) and bool(array.__dict__["lent"])
 
 
 def layout_of(arrays: Mapping[str, Array]) -> Layout:

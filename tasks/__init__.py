@@ -85,22 +85,22 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     return as_run(with_model(task, other, allow), options or {})
 
 
-def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:
+def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that a user's class does not accept, or lacks."""
     parameters = inspect.signature(make).parameters.values()
     known = {
         each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
     }
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        known = dict.fromkeys(given) | known
-    for key, value in given.items():
+        known = dict.fromkeys(arguments) | known
+    for key, value in arguments.items():
         if key == "num_clients" and key not in known:
             remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
         if key not in known:
             raise Refusal(f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, known)}")
     for key, each in known.items():
-        if each is not None and each.default is each.empty and key not in given:
+        if each is not None and each.default is each.empty and key not in arguments:
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 
 

@@ -50,7 +50,7 @@ def read_answer(path: Path, field: str) -> list[Answered] | None:
         raise Refusal(field, str(path), f"is not an answer of fedveil ask ({problem})") from problem
 
 
-def _answered(asked: dict[str, Any], figures: Any) -> Answered:
+def _answered(question: dict[str, Any], figures: Any) -> Answered:
     values = tuple(_number(each["value"]) for each in figures)
     ends = [(_number(each["low"]), _number(each["high"])) for each in figures]
     for each, (low, high) in zip(figures, ends, strict=True):
@@ -59,7 +59,7 @@ def _answered(asked: dict[str, Any], figures: Any) -> Answered:
             raise Refusal(str(each.get("name", "figure")), f"{low:g} to {high:g}", remedy)
     halves = tuple(None if low is None or high is None else (high - low) / 2 for low, high in ends)
     return Answered(
-        {"kind": "", **asked}, tuple(str(each.get("name", "")) for each in figures), values, halves
+        {"kind": "", **question}, tuple(str(each.get("name", "")) for each in figures), values, halves
     )
 
 

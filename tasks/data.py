@@ -426,20 +426,20 @@ def held_out_of(task: Task) -> Data:
     return as_data(task.held_out())
 
 
-def as_data(given: Any) -> Data:
+def as_data(value: Any) -> Data:
     """Return data from a task's value: data, a pair (inputs, targets), or a data set with a length.
 
     Raises:
       Refusal: the value is none of these.
     """
-    if isinstance(given, Examples | LazyExamples):
-        return given
-    if isinstance(given, tuple) and len(cast(tuple[Any, ...], given)) == 2:
-        return Examples(*cast(tuple[Any, Any], given))
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-        return LazyExamples(given)
+    if isinstance(value, Examples | LazyExamples):
+        return value
+    if isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
+        return Examples(*cast(tuple[Any, Any], value))
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+        return LazyExamples(value)
     remedy = "give (inputs, targets), fedveil.Examples, or a data set with a length and items by position"
-    raise Refusal("client_data", type(given).__name__, remedy)
+    raise Refusal("client_data", type(value).__name__, remedy)
 
 
 def with_targets(data: Data, name: str = "") -> Data:
@@ -528,14 +528,14 @@ def _tensors(value: Any, name: str = "data") -> Any:
 # --- checks -----------------------------------------------------------------------------------------------------
 
 
-def check_data(data: Data, whose: str, like: Data | None = None) -> None:
+def check_data(data: Data, owner: str, like: Data | None = None) -> None:
     """Refuse data without valid batches, before anything is spent; a client without examples does not take part.
 
     Tensors in memory are checked completely, and a lazily read data set at its first and last example.
 
     Args:
       data: to be checked.
-      whose: owner's name for a refusal, such as `client 3`.
+      owner: owner's name for a refusal, such as `client 3`.
       like: held-out data, whose batches have the same fields.
 
     Raises:
@@ -552,23 +552,23 @@ def check_data(data: Data, whose: str, like: Data | None = None) -> None:
         try:
             inputs, targets = data.batch(torch.tensor([0, count - 1]))
         except Refusal as refusal:
-            raise Refusal(f"{whose}: {refusal.field}", refusal.value, refusal.remedy) from None
+            raise Refusal(f"{owner}: {refusal.field}", refusal.value, refusal.remedy) from None
         except Exception as error:
             what = f"reading the first and the last failed ({type(error).__name__}: {error})"
-            raise Refusal(f"{whose}: data", f"{count} examples", what) from error
+            raise Refusal(f"{owner}: data", f"{count} examples", what) from error
     if not hasattr(targets, "dim"):
-        raise Refusal(f"{whose}: targets", type(targets).__name__, "give one tensor")
+        raise Refusal(f"{owner}: targets", type(targets).__name__, "give one tensor")
     named = inputs.items() if isinstance(inputs, dict) else [("inputs", inputs)]
     for name, each in [*named, ("targets", targets)]:
         for tensor in leaves(each):
-            _check_tensor(tensor, len(targets), f"{whose}: {name}")
+            _check_tensor(tensor, len(targets), f"{owner}: {name}")
     if like is None or not len(like):
         return
     if (form := _form(inputs)) != (other := _form(like.batch(torch.tensor([0]))[0])):
-        raise Refusal(f"{whose}: inputs", form, f"held-out data have {other}; use the same fields everywhere")
+        raise Refusal(f"{owner}: inputs", form, f"held-out data have {other}; use the same fields everywhere")
 
 
-def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callable[..., Any]) -> None:
+def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callable[..., Any]) -> None:
     """Refuse examples in memory that do not fit the model, or labels that do not fit the loss, before anything is spent.
 
     The model gets the first example and the last, the loss all labels. Data that are read batch by batch are not
@@ -576,7 +576,7 @@ def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callabl
 
     Args:
       data: of a client.
-      whose: name for a refusal, such as `client 3`.
+      owner: name for a refusal, such as `client 3`.
       model: in evaluation mode.
       loss: of outputs and targets, the task's own.
 
@@ -589,11 +589,11 @@ def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callabl
         return
     ends = torch.tensor([0, len(data) - 1])
     inputs, targets = data.batch(ends)
-    field, given = f"{whose}: inputs", "the first example and the last"
+    field, given = f"{owner}: inputs", "the first example and the last"
     try:
         with torch.no_grad():
             outputs = run_on(model, inputs)
-            field, given = f"{whose}: targets", "its labels"
+            field, given = f"{owner}: targets", "its labels"
             loss(outputs, targets)
             labels = data.targets.unique() if _are_labels(data.targets, outputs) else targets[:0]
             for label in labels:

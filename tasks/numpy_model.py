@@ -71,9 +71,9 @@ def program_of(text: str) -> Program:
     return Program(told["inputs"], told["arrays"], [tuple(each) for each in told["nodes"]], told["outputs"])
 
 
-def _array(data: bytes, told: Mapping[str, Any]) -> Array:
-    begin, end = told["data_offsets"]
-    return np.frombuffer(data[begin:end], DTYPES[told["dtype"]]).reshape(told["shape"])
+def _array(data: bytes, entry: Mapping[str, Any]) -> Array:
+    begin, end = entry["data_offsets"]
+    return np.frombuffer(data[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def run(program: Program, arrays: Mapping[str, Array], inputs: Array) -> Array:
@@ -102,10 +102,10 @@ def run(program: Program, arrays: Mapping[str, Array], inputs: Array) -> Array:
     return np.asarray(known[program.outputs])
 
 
-def _value(given: Any, known: Mapping[str, Any]) -> Any:
-    if isinstance(given, dict):
-        return known[given["node"]]
-    return [_value(each, known) for each in given] if isinstance(given, list) else given
+def _value(argument: Any, known: Mapping[str, Any]) -> Any:
+    if isinstance(argument, dict):
+        return known[argument["node"]]
+    return [_value(each, known) for each in argument] if isinstance(argument, list) else argument
 
 
 def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
@@ -131,8 +131,8 @@ def softmax(x: Array, dim: int = -1, dtype: object = None) -> Array:
     return raised / raised.sum(dim, keepdims=True)
 
 
-def _pair(given: int | Sequence[int]) -> tuple[int, int]:
-    first, last = (given, given) if isinstance(given, int) else (given[0], given[-1])
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    first, last = (value, value) if isinstance(value, int) else (value[0], value[-1])
     return first, last
 
 

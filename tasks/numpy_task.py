@@ -78,9 +78,9 @@ class NumpyTask(Protocol):
         ...
 
 
-def as_task(given: object) -> object:
+def as_task(value: object) -> object:
     """Return a `NumpyTask` wrapped as a `Task`; anything else unchanged."""
-    return given if hasattr(given, "model") or not isinstance(given, NumpyTask) else FromArrays(given)
+    return value if hasattr(value, "model") or not isinstance(value, NumpyTask) else FromArrays(value)
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,14 @@ def optimizer_of(
         raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
 
 
-def _of_these(made: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+def _of_these(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """Refuse a task's optimiser with other parameters: a reused one holds another client's state."""
     given = {id(parameter) for parameter in parameters}
-    groups: list[dict[str, Any]] = getattr(made, "param_groups", [])
+    groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", [])
     if any(id(parameter) not in given for group in groups for parameter in group["params"]):
         remedy = "the task's optimizer(parameters) has other parameters; make a new one from those given"
-        raise Refusal("optimizer", type(made).__name__, remedy)
-    return made
+        raise Refusal("optimizer", type(optimizer).__name__, remedy)
+    return optimizer
 
 
 def follow_epochs(optimizer: object, steps: int) -> None:

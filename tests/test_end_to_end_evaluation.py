@@ -11,7 +11,7 @@ import pytest
 
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.privacy.ledger.ledger import verify
-from fedveil.server.binding.verify import Asked, verify_folder
+from fedveil.server.binding.verify import Knowledge, verify_folder
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 ROUNDS = 6
@@ -57,7 +57,7 @@ def test_a_served_run_is_evaluated_over_kills(tmp_path: Path, link: str, privacy
         assert (
             verify(ledger).ok and 3 <= len(questions_of(ledger)) <= 4
         )  # one more where the kill lost a round
-        told = [line for line in verify_folder(folder / "runs" / "asked", Asked()) if line.ok is False]
+        told = [line for line in verify_folder(folder / "runs" / "asked", Knowledge()) if line.ok is False]
         assert not told
         own = sorted((world.hearts / "clients").glob("*/state/ledgers/client-*.ledger"))
         counts = [len(questions_of(path)) for path in own]

@@ -17,8 +17,8 @@ from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
 from fedveil.links.attestation import AttestedGrid
 from fedveil.links.grpc.message_codec import pack_body, question_id
-from fedveil.links.log_export import LogExport, read_told
-from fedveil.links.log_wire import ToldLog, log_of, log_record
+from fedveil.links.log_export import LogExport, read_log
+from fedveil.links.log_wire import LogStatement, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.links.server_log import LOG, ServerLog, final_entry, model_entry, read_entries, roster_entry
@@ -214,10 +214,10 @@ def test_a_log_with_another_past_is_a_fork_even_where_it_holds_what_was_sent(mad
     bundle, own = client(made).bundle, read_server_bundle(made / "server").credentials
     log = SeenLog(bundle.state, "made", own.ca)
 
-    def told(*entries: bytes, signed: bytes | None = None, start: int = 0) -> ToldLog:
+    def told(*entries: bytes, signed: bytes | None = None, start: int = 0) -> LogStatement:
         leaves = tuple(map(leaf_hash, entries))
         head = sign_head("made", len(leaves), signed or root_of(leaves), own)
-        return ToldLog(head.to_json(), start, leaves[start:], model=len(leaves) - 1)
+        return LogStatement(head.to_json(), start, leaves[start:], model=len(leaves) - 1)
 
     log.check(told(b"a", b"b"), b"b", None)
     for start in (0, 1, 2):
@@ -355,7 +355,7 @@ def test_two_clients_and_the_server_compare_what_they_have(
     assert code == 1 and "FORKED: entry 2 is another one there; the server signed both" in said
     files["other"].write_text(files["ahead"].read_text().replace('"size": 4', '"size": 3'))
     with pytest.raises(Refusal, match="was not signed by the server"):
-        read_told(files["other"], own.ca, "made")
+        read_log(files["other"], own.ca, "made")
 
 
 def test_two_stories_in_one_log_are_told_by_its_entries(
@@ -403,7 +403,7 @@ def test_a_proof_stands_for_the_log(
     for wrong in ({key: ["0" * 64, *fields[key]]}, {"place": 2} if key == "inclusion" else {"size": 3}):
         file.write_text(json.dumps({**fields, **wrong}))
         with pytest.raises(Refusal, match="does not match its head; ask for a true copy"):
-            read_told(file, ca, "made")
+            read_log(file, ca, "made")
     assert run(["server", "log", str(made / "server"), proof[0], "9"]) == 2
 
 
@@ -411,4 +411,4 @@ def test_a_proof_stands_for_the_log(
 def test_what_is_no_export_is_refused(made: Path, text: str) -> None:
     (made / "other.json").write_text(text)
     with pytest.raises(Refusal, match="is not an export or proof of a log"):
-        read_told(made / "other.json", read_server_bundle(made / "server").credentials.ca, "made")
+        read_log(made / "other.json", read_server_bundle(made / "server").credentials.ca, "made")

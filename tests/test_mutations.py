@@ -440,8 +440,8 @@ MUTATIONS = {
     ),
     "a client fails whose records lack a metric": Mutation(
         "client/evaluation.py",
-        "        if asked.metric in found:\n",
-        "        if found[asked.metric] is not None:\n",
+        "        if evaluation.metric in found:\n",
+        "        if found[evaluation.metric] is not None:\n",
         "test_client_evaluation.py",
         "it_does_not_have",
     ),
@@ -1252,7 +1252,7 @@ MUTATIONS = {
     ),
     "a device follows a log that forks": Mutation(
         "client/device/seen_log.py",
-        "        if frontier.root.hex() != head.root:\n            self._forked(told, head)\n        return grown",
+        "        if frontier.root.hex() != head.root:\n            self._forked(statement, head)\n        return grown",
         "        return grown",
         "test_links_server_log.py",
         "another_past",
@@ -2254,7 +2254,7 @@ MUTATIONS = {
     ),
     "noise opened before a quorum has signed": Mutation(
         "privacy/secagg/attempt.py",
-        "if said.survivors != view:",
+        "if reply.survivors != view:",
         "if False:",
         "test_privacy_secagg_protocol.py",
         "no_quorum_signed",

@@ -48,7 +48,7 @@ from fedveil.server.binding.signatures import (
     read_signatures,
     signatures_text,
 )
-from fedveil.server.binding.verify import Asked, CheckLine, verify_folder
+from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.simulations.simulate import simulate
 
 OFFICER = "data protection officer"
@@ -93,8 +93,8 @@ def wrong(lines: list[CheckLine]) -> dict[str, str]:
     return {line.name: line.finding for line in lines if line.ok is False}
 
 
-def asked(made: Signed) -> Asked:
-    return Asked((made.federation, made.officer))
+def asked(made: Signed) -> Knowledge:
+    return Knowledge((made.federation, made.officer))
 
 
 # --- what holds ---------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_known_head_is_looked_for(made: Signed) -> None:
     last = read_entries(made.run / "ledger")[-1]
     assert verify(made.bundle, [], (str(last.seq), last.hash)) == 0
     for head in (Head(last.seq, "0" * 64), Head(last.seq + 1, last.hash), Head(0, last.hash)):
-        assert "known head" in wrong(verify_folder(made.bundle, Asked(head=head)))
+        assert "known head" in wrong(verify_folder(made.bundle, Knowledge(head=head)))
 
 
 def test_a_run_that_was_never_closed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,7 @@ def test_another_run_on_the_ledger_may_have_had_another_adversary(made: Signed, 
         head = list(ledger.head)
     result = json.loads((run / RESULT).read_text())
     (run / RESULT).write_text(json.dumps({**result, "ledger_head": head}))
-    line = next(each for each in verify_folder(run, Asked()) if each.name == "epsilon")
+    line = next(each for each in verify_folder(run, Knowledge()) if each.name == "epsilon")
     assert line.ok, line.finding
 
 
@@ -233,13 +233,13 @@ def test_records_of_a_simulation_are_recomputed_from_the_clients_ledgers(tmp_pat
     )
     assert bundle(run, None, []) == 0
     for folder in (run, run / "bundle"):
-        lines = {line.name: line for line in verify_folder(folder, Asked())}
+        lines = {line.name: line for line in verify_folder(folder, Knowledge())}
         assert not wrong(list(lines.values())) and lines["client ledgers"].ok, lines
     whole = json.loads((run / "bundle" / "client_ledgers.json").read_text())
     name = next(iter(whole))
     whole[name]["entries"].pop()
     (run / "bundle" / "client_ledgers.json").write_text(json.dumps(whole))
-    assert "lacks entry" in wrong(verify_folder(run / "bundle", Asked()))["client ledgers"]
+    assert "lacks entry" in wrong(verify_folder(run / "bundle", Knowledge()))["client ledgers"]
 
 
 def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, made: Signed) -> None:
@@ -247,7 +247,7 @@ def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, 
     simulate(settings_from_overrides([*given]), tmp_path / "run", quiet=True)
     assert bundle(tmp_path / "run", None, [made.keys / "federation"]) == 0
     lines = {
-        line.name: line for line in verify_folder(tmp_path / "run" / "bundle", Asked((made.federation,)))
+        line.name: line for line in verify_folder(tmp_path / "run" / "bundle", Knowledge((made.federation,)))
     }
     assert not wrong(list(lines.values())) and lines["close"].ok is None
 
@@ -272,7 +272,7 @@ def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
         bundle(made.run, tmp_path / "without", [])
         bundle(made.run, tmp_path / "with", [], with_audit_rows=True)
     assert not (tmp_path / "without" / "audit.npy").exists() and (tmp_path / "with" / "audit.npy").exists()
-    lines = {line.name: line for line in verify_folder(tmp_path / "without", Asked())}
+    lines = {line.name: line for line in verify_folder(tmp_path / "without", Knowledge())}
     assert not wrong(list(lines.values())) and lines["audit"].ok is None
 
 
@@ -318,10 +318,10 @@ def test_both_algorithms_sign_and_both_are_checked(copy: Path, made: Signed) -> 
     for name in first.signatures:
         bad = {**first.signatures, name: ("00" * 64 if name == "ed25519" else "00" * 3309)}
         write_signatures(copy, [replace(first, signatures=bad), second])
-        assert f"is not valid under {name}" in wrong(verify_folder(copy, Asked()))["signatures"]
+        assert f"is not valid under {name}" in wrong(verify_folder(copy, Knowledge()))["signatures"]
     left = {name: first.signatures[name] for name in ("ed25519",)}
     write_signatures(copy, [replace(first, signatures=left, keys={"ed25519": first.keys["ed25519"]}), second])
-    assert "signature 1" in wrong(verify_folder(copy, Asked()))["signatures"]
+    assert "signature 1" in wrong(verify_folder(copy, Knowledge()))["signatures"]
 
 
 def write_signatures(folder: Path, signatures: list[Any]) -> None:
@@ -342,14 +342,14 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
 
 def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
     beware = "recompute_ledger.py is not this installation's: read it before you run it"
-    found = verify_folder(copy, Asked())[0]
+    found = verify_folder(copy, Knowledge())[0]
     assert found.ok and found.finding.endswith(beware)  # of an earlier release, or anybody's
     shutil.copyfile(
         Path(verify_module.__file__).with_name("recompute_ledger.py"), copy / "recompute_ledger.py"
     )
     listed = read_list(copy)
     (copy / LIST).write_bytes(replace(listed, files=hashes(copy, sorted(listed.files))).text)
-    found = verify_folder(copy, Asked())[0]
+    found = verify_folder(copy, Knowledge())[0]
     assert found.ok and beware not in found.finding
 
 
@@ -372,7 +372,7 @@ def test_what_a_bundle_says_steers_no_terminal(copy: Path, capsys: pytest.Captur
 
 def test_a_result_that_cannot_be_read_is_named(copy: Path) -> None:
     (copy / "result.json").write_text('{"epsilon": 0.99.1}')
-    said = wrong(verify_folder(copy, Asked()))
+    said = wrong(verify_folder(copy, Knowledge()))
     assert len(said) > 5 and not [
         each for each in said.values() if "delimiter" in each and "result.json" not in each
     ]
@@ -380,7 +380,7 @@ def test_a_result_that_cannot_be_read_is_named(copy: Path) -> None:
 
 def test_a_key_that_has_not_signed_is_named(made: Signed) -> None:
     stranger = read_public(str(made.keys / "stranger.pub"))
-    said = wrong(verify_folder(made.bundle, Asked((stranger,))))
+    said = wrong(verify_folder(made.bundle, Knowledge((stranger,))))
     assert said == {"signatures": f"the key {stranger[:16]} has not signed, nor the roster of receipts.json"}
 
 
@@ -619,10 +619,10 @@ RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_what_every_hash_allows_is_recomputed(copy: Path, made: Signed, name: str) -> None:
     edit, expected = RECOMPUTED_EDITS[name]
     close_anew(copy)
-    assert wrong(verify_folder(copy, Asked())) == {}  # nothing but the signature tells
+    assert wrong(verify_folder(copy, Knowledge())) == {}  # nothing but the signature tells
     edit(copy)
     close_anew(copy)
-    assert expected in wrong(verify_folder(copy, Asked()))
+    assert expected in wrong(verify_folder(copy, Knowledge()))
 
 
 def test_another_manifest_than_the_close_knows_is_named(copy: Path, made: Signed) -> None:
@@ -631,7 +631,7 @@ def test_another_manifest_than_the_close_knows_is_named(copy: Path, made: Signed
     (copy / "manifest.json").write_text(replace(manifest, files=hashes(copy, manifest.files)).text)
     list_anew(copy)
     (copy / SIGNATURES).unlink()
-    assert set(wrong(verify_folder(copy, Asked()))) == {"close"}
+    assert set(wrong(verify_folder(copy, Knowledge()))) == {"close"}
 
 
 def test_a_number_of_the_page_is_named_where_every_hash_fits(copy: Path, made: Signed) -> None:
@@ -641,7 +641,7 @@ def test_a_number_of_the_page_is_named_where_every_hash_fits(copy: Path, made: S
     )
     list_anew(copy)
     (copy / SIGNATURES).unlink()
-    assert "/run/clients" in wrong(verify_folder(copy, Asked()))["page"]
+    assert "/run/clients" in wrong(verify_folder(copy, Knowledge()))["page"]
 
 
 def test_a_budget_that_was_overdrawn_and_then_raised_is_found() -> None:
@@ -667,13 +667,13 @@ def test_a_budget_that_was_overdrawn_and_then_raised_is_found() -> None:
 
 def test_a_bundle_holds_no_link_and_no_file_more(copy: Path, made: Signed) -> None:
     (copy / "more.txt").write_text("trust me")
-    assert wrong(verify_folder(copy, Asked())) == {"files": "more.txt is not listed"}
+    assert wrong(verify_folder(copy, Knowledge())) == {"files": "more.txt is not listed"}
     (copy / "more.txt").unlink()
     (copy / "model.safetensors").rename(copy.parent / "model")
     (copy / "model.safetensors").symlink_to(copy.parent / "model")
-    assert "model.safetensors" in wrong(verify_folder(copy, Asked()))["files"]
+    assert "model.safetensors" in wrong(verify_folder(copy, Knowledge()))["files"]
     (copy / "bundle.json").unlink()
-    assert {"files", "signatures"} <= set(wrong(verify_folder(copy, Asked())))
+    assert {"files", "signatures"} <= set(wrong(verify_folder(copy, Knowledge())))
 
 
 def test_a_run_that_went_on_after_its_close_is_named(made: Signed, tmp_path: Path) -> None:
@@ -687,4 +687,4 @@ def test_a_run_that_went_on_after_its_close_is_named(made: Signed, tmp_path: Pat
     name = read_manifest(run).run
     with Ledger.open(run / "ledger", budget, owner=identity["owner"], simulated=True) as ledger:
         ledger.reserve(fv.Release("client", name, 9, "sum", {"model": GaussianDpEvent(50.0)}, rng="seeded"))
-    assert "continued after it was closed" in wrong(verify_folder(run, Asked()))["close"]
+    assert "continued after it was closed" in wrong(verify_folder(run, Knowledge()))["close"]

@@ -29,7 +29,7 @@ from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.evaluation import HeldOutMeans
 from fedveil.server import masked_sums
-from fedveil.server.binding.verify import Asked, verify_folder
+from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.evaluations import FIRST_ROW
 from fedveil.server.questions import CELLS, Charge
 from fedveil.server.run.build import Given, build
@@ -185,7 +185,7 @@ def test_what_evaluations_cost_is_in_the_plan_and_the_target_is_kept(tmp_path: P
     assert [each["round"] for each in result["evaluations"]] == [2, 4]
     spent = next(each["epsilon"] for each in result["privacy"] if each["adversary"] == "model")
     assert 2.97 < spent <= 3.0
-    assert [line for line in verify_folder(tmp_path, Asked()) if line.ok is False] == []
+    assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows if "evaluation" in row] == [2, 4]
     assert rows[1]["clients/accuracy/low"] <= rows[1]["clients/accuracy"] <= rows[1]["clients/accuracy/high"]

@@ -19,7 +19,7 @@ from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
-from fedveil.server.binding.verify import Asked, CheckLine, verify_folder
+from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.strategies.flower_adapter import records_of
 from fedveil.strategies.run_over import RunOver, message_to, read_over, read_receipt, reply_with
 
@@ -57,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def line(folder: Path, device: Path | None = None) -> CheckLine:
-    return next(each for each in verify_folder(folder, Asked(device=device)) if each.name == "receipts")
+    return next(each for each in verify_folder(folder, Knowledge(device=device)) if each.name == "receipts")
 
 
 def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_pa
     policy = (world.hearts / "clients" / "boston" / "policy.toml").read_text()
     authority = policy.partition('authority = "')[2].partition('"')[0]
     for folder in (world.run("masked"), tmp_path / "bundle"):
-        found = {each.name: each for each in verify_folder(folder, Asked(keys=(authority,)))}
+        found = {each.name: each for each in verify_folder(folder, Knowledge(keys=(authority,)))}
         assert found["receipts"].ok and "compare" not in found["receipts"].finding
         assert all(each.ok is not False for each in found.values())
-        found = {each.name: each for each in verify_folder(folder, Asked(keys=("0" * 64,)))}
+        found = {each.name: each for each in verify_folder(folder, Knowledge(keys=("0" * 64,)))}
         assert found["signatures"].ok is False and "compare" in found["receipts"].finding
 
 

@@ -37,7 +37,7 @@ from fedveil.privacy.statistics.evaluation import (
     evaluation_from_json,
 )
 from fedveil.privacy.statistics.held_rows import held_rows
-from fedveil.server.binding.verify import Asked, verify_folder
+from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.evaluation_plan import evaluation_plan
 from fedveil.server.run.federation import Federation
@@ -117,7 +117,7 @@ def test_the_figures_are_means_over_the_records_that_are_held_out(
     (asked,) = (each for each in entries if each.get("kind") == "question")
     assert json.loads(read_entries(Path(result["ledger"]))[0].payload)["unit"] == "record"
     assert set(asked["segments"].values()) == {"evaluation"}
-    assert [line for line in verify_folder(tmp_path, Asked()) if line.ok is False] == []
+    assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
 
 
 def test_no_record_that_is_held_out_is_trained_on_and_no_count_tells_how_many_are() -> None:

@@ -28,7 +28,7 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
 from fedveil.reports.run_files import read_run
-from fedveil.server.binding.verify import Asked, verify_folder
+from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.run.build import build
 from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
@@ -131,7 +131,7 @@ def test_a_run_asks_once_and_scales_by_the_answer(wards: Path, tmp_path: Path, m
     (shown,) = report_of(read_run(tmp_path / "run"))["answers"]
     assert shown["purpose"] == "scaling" and shown["on_this_ledger"]
     assert verify(Path(result["ledger"])).ok
-    assert all(each.ok is not False for each in verify_folder(tmp_path / "run", Asked()))
+    assert all(each.ok is not False for each in verify_folder(tmp_path / "run", Knowledge()))
 
 
 def test_the_question_is_in_the_runs_epsilon_as_dp_accounting_composes_it(
@@ -320,7 +320,7 @@ def test_each_clients_ledger_has_one_question_and_with_the_rounds_its_target(
     assert 2.9 < min(lost) <= max(lost) <= 3
     assert [row["epsilon"] for row in result["privacy"]] == [pytest.approx(max(lost), rel=1e-6)] * 3
     assert sorted(result["records"]["epsilon"]) == pytest.approx(sorted(lost), abs=0.01)
-    assert all(each.ok is not False for each in verify_folder(told, Asked()))
+    assert all(each.ok is not False for each in verify_folder(told, Knowledge()))
 
 
 def test_intervals_follow_from_the_noises_of_all_clients(few: Path, tmp_path: Path) -> None:

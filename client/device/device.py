@@ -287,28 +287,28 @@ class Device:
             return settings  # it answers with a zero update
         return replace(settings, record=self._record(asked, settings, people_call(order.run)))
 
-    def _record(self, asked: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
+    def _record(self, order: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
         assert self.count is not None
         try:
-            budget = lowered(asked.budget, [self.bundle.policy.cap])
+            budget = lowered(order.budget, [self.bundle.policy.cap])
         except CapEnded as ended:
             logger.warning("%s", ended)
             raise NotTrained(wire.BUDGET_SPENT) from ended
         record = RecordPrivacy(
             budget.target_epsilon,
             budget.target_delta,
-            asked.max_grad_norm,
-            str(asked.adjacency),
+            order.max_grad_norm,
+            str(order.adjacency),
             (),
             str(self.ledgers),
-            gradients=asked.gradients,
-            runs=asked.runs,
-            per_person=asked.per_person,
+            gradients=order.gradients,
+            runs=order.runs,
+            per_person=order.per_person,
         )
-        records = self.count(asked.per_person)
-        plan = (record, records, settings.training, asked.participations, run)
+        records = self.count(order.per_person)
+        plan = (record, records, settings.training, order.participations, run)
         if plan not in self._noise:
-            self._noise[plan] = self._planned(record, records, settings, asked.participations, run)
+            self._noise[plan] = self._planned(record, records, settings, order.participations, run)
         return replace(record, noise_by_records=((0, self._noise[plan]),))
 
     def _planned(
@@ -372,14 +372,15 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
     choice = bundle.settings.task
     table = linear.read_table(bundle.folder / (choice.data or ""))
 
-    def train(message: Message, told: ClientSettings) -> Message:
-        return linear.train_round(message, choice.client, linear.parts_of(table, told.held_out)[0], told)
+    def train(message: Message, settings: ClientSettings) -> Message:
+        rows, _ = linear.parts_of(table, settings.held_out)
+        return linear.train_round(message, choice.client, rows, settings)
 
-    def evaluate(message: Message, asked: Evaluation) -> HeldOutMeans | None:
-        return linear.measured(message, linear.parts_of(table, asked.share)[1], asked)
+    def evaluate(message: Message, evaluation: Evaluation) -> HeldOutMeans | None:
+        return linear.measured(message, linear.parts_of(table, evaluation.share)[1], evaluation)
 
-    def columns(content: RecordDict, asked: Inquiry) -> Table:
-        del content, asked
+    def columns(content: RecordDict, inquiry: Inquiry) -> Table:
+        del content, inquiry
         return {LABEL: table.targets}
 
     return Device(bundle, settings, train, None, linear.check_order, columns, evaluate)
@@ -403,17 +404,17 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
     _ = bench.model
 
-    def train(message: Message, told: ClientSettings) -> Message:
-        own = holding(told.held_out, told.step is not None, key_of(told.task_options))
-        reply = train_round(message, choice.client, own, told)
+    def train(message: Message, settings: ClientSettings) -> Message:
+        own = holding(settings.held_out, settings.step is not None, key_of(settings.task_options))
+        reply = train_round(message, choice.client, own, settings)
         give_back()  # the gradients, before a vector is made
         return reply
 
-    def evaluate(message: Message, asked: Evaluation) -> Measured | None:
+    def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:
         order = read_order(message.content)
         assert order is not None
-        own = holding(asked.share, asked.unit is Unit.RECORD, key_of(order.told_to_task))
-        return measured_at(own, choice.client, message.content, asked)
+        own = holding(evaluation.share, evaluation.unit is Unit.RECORD, key_of(order.told_to_task))
+        return measured_at(own, choice.client, message.content, evaluation)
 
     _check_own(bench.task, choice.client)
 

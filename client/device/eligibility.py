@@ -16,24 +16,24 @@ EXTERNAL = ("Mains", "USB")
 NOT_DRAINING = ("Charging", "Full", "Not charging")
 
 
-def obstacle(asked: Eligibility, now: datetime, root: Path = ROOT) -> str | None:
+def obstacle(eligibility: Eligibility, now: datetime, root: Path = ROOT) -> str | None:
     """Return a short reason why the device may not train, or None."""
-    return next(_obstacles(asked, now, root), None)
+    return next(_obstacles(eligibility, now, root), None)
 
 
-def _obstacles(asked: Eligibility, now: datetime, root: Path) -> Iterator[str]:
-    if asked.hours is not None and not _within(now.hour, *asked.hours):
-        yield f"outside the hours {asked.hours[0]:02}-{asked.hours[1]:02}"
-    if asked.on_mains_power and not _on_mains_power(root):
+def _obstacles(eligibility: Eligibility, now: datetime, root: Path) -> Iterator[str]:
+    if eligibility.hours is not None and not _within(now.hour, *eligibility.hours):
+        yield f"outside the hours {eligibility.hours[0]:02}-{eligibility.hours[1]:02}"
+    if eligibility.on_mains_power and not _on_mains_power(root):
         yield "on battery"
     hottest = _hottest_celsius(root)
-    limit = asked.max_temperature_celsius
+    limit = eligibility.max_temperature_celsius
     if limit is not None and hottest is not None and hottest > limit:
         yield f"{hottest:.0f} degrees, above {limit:g}"
     free = _free_mebibytes(root)
-    if free is not None and free < asked.min_free_mebibytes:
-        yield f"{free} MiB of memory free, below {asked.min_free_mebibytes}"
-    if asked.unmetered and _over_modem(root):
+    if free is not None and free < eligibility.min_free_mebibytes:
+        yield f"{free} MiB of memory free, below {eligibility.min_free_mebibytes}"
+    if eligibility.unmetered and _over_modem(root):
         yield "on a metered network"
 
 

@@ -34,7 +34,7 @@ WHY = {
 
 
 def enrol(
-    token: Token, folder: Path, *, wait: float = float("inf"), said: Callable[[str], None] = logger.info
+    token: Token, folder: Path, *, wait: float = float("inf"), notify: Callable[[str], None] = logger.info
 ) -> bool:
     """Generate this device's keys, request their admission, and complete the bundle once it is granted.
 
@@ -42,7 +42,7 @@ def enrol(
       token: of the operator.
       folder: of the bundle, which may not exist yet.
       wait: seconds for the authority's answer; the same call can continue later.
-      said: called with a line of text on each change.
+      notify: called with a line of text on each change.
 
     Returns:
       Whether the device was admitted.
@@ -60,7 +60,7 @@ def enrol(
         if state is None:
             return True
         if state != before:
-            said(state)
+            notify(state)
             before = state
         if time.monotonic() + ASK_SECONDS > end:
             return False

@@ -166,8 +166,8 @@ def _request(keys: Keys, name: str) -> dict[str, str]:
     return {**asked, "signature": sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()}
 
 
-def _body(*asked: str) -> bytes:
-    return frame(Purpose.ENROLMENT, *asked)
+def _body(*request: str) -> bytes:
+    return frame(Purpose.ENROLMENT, *request)
 
 
 def _fields(section: Section) -> tuple[str, str, str, str, str, str]:

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...links.grpc.message_codec import MalformedMessage, pack_body, segments, unpack
 from ...privacy.ledger.durable_files import replace_file
-from ...strategies.difference_wire import ToldModel, told_model, with_arrays_again, with_held
+from ...strategies.difference_wire import ModelStatement, told_model, with_arrays_again, with_held
 from ...strategies.flower_adapter import arrived
 from ...strategies.model_difference import apply, hash_of
 from ...strategies.wire import FAILED, NO_BASE, memory_arrays, only_arrays, views
@@ -29,7 +29,7 @@ class HeldModel:
 
     path: Path
 
-    def whole(self, message: Message) -> tuple[Message, ToldModel | None]:
+    def whole(self, message: Message) -> tuple[Message, ModelStatement | None]:
         """Return an instruction with its whole model, and the encoding in which it came; None for the plain encoding.
 
         Raises:
@@ -51,12 +51,12 @@ class HeldModel:
         content = with_arrays_again(message.content, told, record)
         return arrived(content, message.metadata), told
 
-    def keep(self, message: Message, told: ToldModel, reply: Message) -> Message:
+    def keep(self, message: Message, statement: ModelStatement, reply: Message) -> Message:
         """Store the model of an answered instruction, and return the reply with its hash.
 
         Args:
           message: with the whole model.
-          told: as `whole` returns it.
+          statement: as `whole` returns it.
           reply: to the instruction; after an error nothing is stored.
         """
         if reply.has_error():
@@ -68,12 +68,12 @@ class HeldModel:
         except (OSError, MalformedMessage) as error:
             logger.warning("the model is not stored, so the next one is sent whole: %s", error)
             return reply
-        return Message(with_held(reply.content, told.model), reply_to=message)
+        return Message(with_held(reply.content, statement.model), reply_to=message)
 
-    def _changed(self, told: ToldModel) -> ArrayRecord:
+    def _changed(self, statement: ModelStatement) -> ArrayRecord:
         try:
             held = only_arrays(unpack(self.path.read_bytes()).content)
-            return memory_arrays(apply(views(held), told.difference))
+            return memory_arrays(apply(views(held), statement.difference))
         except (OSError, ValueError) as error:  # no file, no message, no difference from this model
             logger.info("a difference refers to a model that this device does not hold: %s", error)
             raise NotTrained(NO_BASE) from error

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from ...links.log_wire import NOWHERE, ToldLog
+from ...links.log_wire import NOWHERE, LogStatement
 from ...links.server_log import final_entry, model_entry, roster_entry
 from ...links.tree_head import TreeHead, check_head, read_head
 from ...privacy.ledger.durable_files import replace_file, write_behind
@@ -84,11 +84,11 @@ class SeenLog:
             raise Refusal("log", str(self._state / LEAVES), remedy)
         self.head = head
 
-    def check(self, told: ToldLog, model: bytes | None, roster: bytes | None) -> None:
+    def check(self, statement: LogStatement, model: bytes | None, roster: bytes | None) -> None:
         """Return if an instruction's log extends the device's copy, and contains the instruction's entries; store it.
 
         Args:
-          told: the instruction's statement about the log.
+          statement: the instruction's statement about the log.
           model: entry of the instruction's model; None if it has none.
           roster: entry of the instruction's roster.
 
@@ -96,11 +96,11 @@ class SeenLog:
           Refusal: it does not; only evidence of a fork is stored.
           OSError: it cannot be stored.
         """
-        head = read_head(told.head)
+        head = read_head(statement.head)
         check_head(head, self._ca, self._federation)
-        grown = self._continued(told, head)
+        grown = self._continued(statement, head)
         leaves = [*self.leaves, *grown] if grown else self.leaves
-        for entry, place, what in ((model, told.model, "model"), (roster, told.roster, "roster")):
+        for entry, place, what in ((model, statement.model, "model"), (roster, statement.roster, "roster")):
             held = entry is None or (NOWHERE < place < head.size and leaves[place] == leaf_hash(entry))
             if not held:
                 remedy = f"lacks the {what} that the server sent: others were sent another one"
@@ -108,28 +108,28 @@ class SeenLog:
         if self.head is None or head.size > len(self.leaves):
             self._keep(head, grown)
 
-    def _continued(self, told: ToldLog, head: TreeHead) -> tuple[bytes, ...]:
+    def _continued(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
         """Return the new leaves; refuse a log that does not continue the known one."""
-        known, end = len(self.leaves), told.start + len(told.leaves)
-        if not 0 <= told.start <= min(known, head.size) or end != head.size:
+        known, end = len(self.leaves), statement.start + len(statement.leaves)
+        if not 0 <= statement.start <= min(known, head.size) or end != head.size:
             remedy = f"leaves out entries; this device has {known} of {head.size}"
-            raise Refusal("log", f"entries {told.start} to {end}", remedy)
+            raise Refusal("log", f"entries {statement.start} to {end}", remedy)
         if head.size <= known:  # a newer instruction overtook this one
             if root_of(self.leaves[: head.size]).hex() != head.root:
-                self._forked(told, head)
+                self._forked(statement, head)
             return ()
-        frontier, grown = self._frontier.copy(), told.leaves[known - told.start :]
+        frontier, grown = self._frontier.copy(), statement.leaves[known - statement.start :]
         frontier.add(grown)
         if frontier.root.hex() != head.root:
-            self._forked(told, head)
+            self._forked(statement, head)
         return grown
 
-    def _forked(self, told: ToldLog, head: TreeHead) -> NoReturn:
+    def _forked(self, statement: LogStatement, head: TreeHead) -> NoReturn:
         evidence = {
             "seen": None if self.head is None else asdict(self.head),
             "told": asdict(head),
-            "start": told.start,
-            "leaves": [each.hex() for each in told.leaves],
+            "start": statement.start,
+            "leaves": [each.hex() for each in statement.leaves],
         }
         path = self._state / FORK
         if not path.exists():  # the first evidence is the one to keep

@@ -97,22 +97,22 @@ def parts_of(table: Table, held_out: float | None) -> tuple[Table, Table]:
     return Table(table.inputs[~held], table.targets[~held]), Table(table.inputs[held], table.targets[held])
 
 
-def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans | None:
+def measured(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
     """Return the measurement of an instruction's model on held-out examples; None if there are none.
 
     Raises:
       Refusal: a metric other than accuracy is requested.
     """
-    if asked.metric != "accuracy":
+    if evaluation.metric != "accuracy":
         remedy = "a linear device without torch measures only accuracy"
-        raise Refusal("evaluate.metric", asked.metric, remedy)
-    if not len(held):
+        raise Refusal("evaluate.metric", evaluation.metric, remedy)
+    if not len(table):
         return None
     arrays = only_arrays(message.content)
     weight, bias = (view(arrays[name]).astype(np.float32) for name in ("weight", "bias"))
-    logs = _log_softmax(held.inputs @ weight.T + bias)
-    right = logs.argmax(1) == held.targets
-    return HeldOutMeans(float(right.mean()), float(-logs[np.arange(len(held)), held.targets].mean()))
+    logs = _log_softmax(table.inputs @ weight.T + bias)
+    right = logs.argmax(1) == table.targets
+    return HeldOutMeans(float(right.mean()), float(-logs[np.arange(len(table)), table.targets].mean()))
 
 
 def check_order(order: TrainingOrder, released: bytes | None = None) -> None:

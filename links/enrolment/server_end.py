@@ -112,7 +112,7 @@ class EnrolmentPort:
             return Reply("waits")
         return Reply("admitted", answer=read_file(answered), roster=read_file(folder / ROSTER))
 
-    def serve(self, stop: threading.Event, said: Callable[[str], None]) -> None:
+    def serve(self, stop: threading.Event, notify: Callable[[str], None]) -> None:
         """Listen while tokens are open, and return when none is, or `stop` is set.
 
         Raises:
@@ -120,18 +120,18 @@ class EnrolmentPort:
         """
         tokens = open_tokens(self._bundle.folder, self._now())
         if not tokens:
-            said("no token is open: closed")
+            notify("no token is open: closed")
             return
         assert self._bundle.enrolment is not None
         with listener("enrolment", self._bundle.enrolment) as listening:
             listening.settimeout(LOOK_SECONDS)
-            said(f"enrolment on {self._bundle.enrolment}: open tokens: {len(tokens)}")
+            notify(f"enrolment on {self._bundle.enrolment}: open tokens: {len(tokens)}")
             looked = time.monotonic()
             while tokens and not stop.is_set():
                 if time.monotonic() - looked > LOOK_SECONDS:
                     tokens, looked = self._still_open(tokens), time.monotonic()
                 self._accept(listening)
-        said("no token is open any more: closed" if not tokens else "stopped")
+        notify("no token is open any more: closed" if not tokens else "stopped")
 
     def _still_open(self, before: Mapping[str, OpenToken]) -> Mapping[str, OpenToken]:
         try:

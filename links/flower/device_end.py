@@ -111,7 +111,7 @@ def follow_fleet(
     handle: Handle,
     journal: Path,
     stop: threading.Event,
-    said: Callable[[str], None] = logger.info,
+    notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
     """Follow a SuperLink, like `follow` of the gRPC link.
@@ -129,7 +129,7 @@ def follow_fleet(
             while not stop.is_set():
                 try:
                     connection.come()
-                    said(f"connected to {door.server}")
+                    notify(f"connected to {door.server}")
                     failures = 0
                     _work(connection, answers, stop)
                 except Exception as why:
@@ -137,7 +137,7 @@ def follow_fleet(
                         logger.exception("the link failed")
                     failures += 1
                     seconds = back_off(failures, longest())
-                    said(away(seconds, _reason(why)))
+                    notify(away(seconds, _reason(why)))
                     stop.wait(seconds)
     finally:
         connection.go()

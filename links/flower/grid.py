@@ -61,7 +61,7 @@ class SuperNodeGrid(RosterGrid):
         self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted, traffic: NodeTraffic
     ) -> None:
         self._open_run, self._opened, self._admitted = open_run, opened, admitted
-        self.tally, self._asked = traffic.tally, traffic.cargo
+        self.tally, self._cargo = traffic.tally, traffic.cargo
         self._served = opened.enter_context(open_run())
         super().__init__(self._served.run, nodes)
         self._since, self._looked = dict[int, float](), -math.inf
@@ -108,7 +108,7 @@ class SuperNodeGrid(RosterGrid):
                     coming[task] = waiting.pop(reply.question)
                 for task in wait(coming, min(POLL_SECONDS, left), FIRST_COMPLETED).done if coming else ():
                     node, reply = coming.pop(task), task.result()
-                    self._asked.pop(node, None)
+                    self._cargo.pop(node, None)
                     if reply is not None:
                         yield name_sender(reply, node)
                 if (messages or waiting) and not coming:
@@ -116,14 +116,14 @@ class SuperNodeGrid(RosterGrid):
         finally:
             fetching.shutdown(wait=False, cancel_futures=True)
             for node in (*waiting.values(), *coming.values()):
-                self._asked.pop(node, None)
+                self._cargo.pop(node, None)
 
     def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
         """Deliver messages to connected nodes and record them in `waiting`; return those to absent nodes."""
         ids = self._on_line()
         lasts = None if math.isinf(left) else left + CLOCK_SECONDS
         there = [message for message in messages if message.metadata.dst_node_id in ids]
-        self._asked.update({each.metadata.dst_node_id: cargo_of(each) for each in there})
+        self._cargo.update({each.metadata.dst_node_id: cargo_of(each) for each in there})
         addressed = [_addressed(each, ids[each.metadata.dst_node_id], lasts) for each in there]
         for name, each in zip(self._served.push(addressed), there, strict=True):
             if name:

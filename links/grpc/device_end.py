@@ -80,7 +80,7 @@ def follow(
     handle: Handle,
     journal: Path,
     stop: threading.Event,
-    said: Callable[[str], None] = logger.info,
+    notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
@@ -90,7 +90,7 @@ def follow(
       handle: called in this thread with one instruction at a time; what it raises is logged and stays here.
       journal: file of the instructions that were begun.
       stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
-      said: called from another thread with a line of text when the link comes up, goes down or waits.
+      notify: called from another thread with a line of text when the link comes up, goes down or waits.
       longest: returns the longest wait between two attempts to connect, in seconds.
 
     Raises:
@@ -98,7 +98,7 @@ def follow(
     """
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = DeviceStream(endpoint, inbox, said, longest)
+    line = DeviceStream(endpoint, inbox, notify, longest)
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
@@ -174,9 +174,9 @@ class DeviceStream:
     """
 
     def __init__(
-        self, endpoint: Endpoint, inbox: Inbox, said: Callable[[str], None], longest: Longest = usual_wait
+        self, endpoint: Endpoint, inbox: Inbox, notify: Callable[[str], None], longest: Longest = usual_wait
     ) -> None:
-        self._endpoint, self._inbox, self._said, self._longest = endpoint, inbox, said, longest
+        self._endpoint, self._inbox, self._notify, self._longest = endpoint, inbox, notify, longest
         self._pending: set[str] = set()
         self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
         self._owed: set[str] = set()
@@ -220,7 +220,7 @@ class DeviceStream:
                 why = type(error).__name__
             self._failures += 1
             seconds = back_off(self._failures, self._longest())
-            self._said(away(seconds, why))
+            self._notify(away(seconds, why))
             await asyncio.sleep(seconds)
 
     async def _session(self) -> str:
@@ -231,7 +231,7 @@ class DeviceStream:
             call: Any = channel.stream_stream(METHOD)()
             try:
                 await self._greet(call)
-                self._said(f"connected to {to.server}")
+                self._notify(f"connected to {to.server}")
                 await self._exchange(call)
             except grpc.aio.AioRpcError as error:
                 return _in_words(error)

@@ -150,7 +150,7 @@ def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -
     found[: pmf.size] = pmf._probs
     del pmf
     found = fft.rfft(found, length)
-    found = _power(found, times, own=True)
+    found = _power(found, times, overwrite=True)
     return kept.cut(fft.irfft(found, length))
 
 
@@ -168,7 +168,7 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     length: Any = fft.next_fast_len(max(kept.size, dense.size), real=True)
     few = length <= MOST_KEPT
     spectrum = _kept_spectrum(dense, length) if few else fft.rfft(dense._probs, length)
-    return kept.cut(fft.irfft(_power(spectrum, times, own=not few), length))
+    return kept.cut(fft.irfft(_power(spectrum, times, overwrite=not few), length))
 
 
 @dataclass(frozen=True)
@@ -221,13 +221,13 @@ def _kept_spectrum(pmf: Any, length: int) -> Any:
     return fft.rfft(pmf._probs, length)
 
 
-def _power(square: Any, times: int, own: bool) -> Any:
+def _power(square: Any, times: int, overwrite: bool) -> Any:
     """Return values to a whole power of at least 1, by squaring: numpy takes a logarithm of every one.
 
     Args:
       square: the values.
       times: the power.
-      own: whether the values may be overwritten, which halves the memory on a fine grid.
+      overwrite: whether the values may be overwritten, which halves the memory on a fine grid.
     """
     power = None
     while True:
@@ -236,7 +236,7 @@ def _power(square: Any, times: int, own: bool) -> Any:
         times >>= 1
         if not times:
             return power
-        square, own = np.multiply(square, square, out=square if own else None), True
+        square, overwrite = np.multiply(square, square, out=square if overwrite else None), True
 
 
 @lru_cache(maxsize=64)

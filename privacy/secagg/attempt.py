@@ -211,15 +211,15 @@ def signers(
     raise Refused(Reason.TOO_FEW, f"{len(found)} confirmations of the {needed} needed")
 
 
-def _same(attempt: NodeAttempt, said: Confirmation) -> None:
+def _same(attempt: NodeAttempt, reply: Confirmation) -> None:
     round_context, view = attempt.view
-    if said.node not in attempt.alive:
+    if reply.node not in attempt.alive:
         raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of a node that is not alive")
-    if said.model_hash != attempt.model_hash:
+    if reply.model_hash != attempt.model_hash:
         raise Refused(Reason.WRONG_MODEL, "a node confirmed the round with another model")
-    if said.round_context != round_context:
+    if reply.round_context != round_context:
         raise Refused(Reason.WRONG_COHORT, "a node confirmed a round of another cohort")
-    if said.survivors != view:
+    if reply.survivors != view:
         raise Refused(Reason.SPLIT_VIEW, "a node confirmed other survivors")
 
 

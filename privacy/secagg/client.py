@@ -77,22 +77,22 @@ class Participant:
         Raises:
           Refused: with the reason by name. Only the reason may be sent: see `declined`.
         """
-        said = wire.read_any(message)
-        match said:
+        read = wire.read_any(message)
+        match read:
             case wire.Proposal():
-                return self._join(said, now)
+                return self._join(read, now)
             case wire.CohortAdverts():
-                return self._step(said, Stage.ADVERTISED, lambda attempt: self._share(attempt, said, now))
+                return self._step(read, Stage.ADVERTISED, lambda attempt: self._share(attempt, read, now))
             case wire.Parcels():
-                return self._step(said, Stage.SHARED, lambda attempt: self._check(attempt, said))
+                return self._step(read, Stage.SHARED, lambda attempt: self._check(attempt, read))
             case wire.Disputed():
-                return self._step(said, Stage.CHECKED, lambda attempt: self._complain(attempt, said, now))
+                return self._step(read, Stage.CHECKED, lambda attempt: self._complain(attempt, read, now))
             case wire.Inbox():
-                return self._step(said, Stage.CHECKED, lambda attempt: self._mask(attempt, said, work))
+                return self._step(read, Stage.CHECKED, lambda attempt: self._mask(attempt, read, work))
             case wire.Survivors():
-                return self._step(said, Stage.MASKED, lambda attempt: self._confirm(attempt, said))
+                return self._step(read, Stage.MASKED, lambda attempt: self._confirm(attempt, read))
             case wire.Confirmed():
-                return self._step(said, Stage.CONFIRMED, lambda attempt: self._open(attempt, said, now))
+                return self._step(read, Stage.CONFIRMED, lambda attempt: self._open(attempt, read, now))
             case _:
                 raise Refused(Reason.OUT_OF_ORDER, "a node's message, sent to a node")
 
@@ -104,8 +104,8 @@ class Participant:
     def _end(self, context: bytes) -> None:
         self.attempts.pop(context).erase()
 
-    def _step(self, said: ToNode, due: Stage, act: Callable[[NodeAttempt], bytes]) -> bytes:
-        attempt = self.attempts.get(said.context)
+    def _step(self, message: ToNode, due: Stage, act: Callable[[NodeAttempt], bytes]) -> bytes:
+        attempt = self.attempts.get(message.context)
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
         if attempt.stage is not due:
@@ -115,7 +115,7 @@ class Participant:
             self._check_roster(attempt.terms)  # another may have come since the proposal
             return act(attempt)
         except BaseException:
-            self._end(said.context)
+            self._end(message.context)
             raise
 
     def _check_roster(self, terms: AttemptTerms) -> None:
@@ -346,17 +346,17 @@ def declined(refused: Refused) -> bytes:
     return wire.write(wire.Declined(refused.reason.value))
 
 
-def _parcels(agreed: Agreement, node: int, peers: Sequence[int], said: wire.Parcels) -> list[Parcel]:
+def _parcels(agreed: Agreement, node: int, peers: Sequence[int], message: wire.Parcels) -> list[Parcel]:
     """Return the parcels of a node's neighbours from a message.
 
     Raises:
       Refused: MALFORMED, where there is not one for each.
     """
-    sealed, evidence = cut(said.sealed, wire.SEALED_BYTES), cut(said.evidence, wire.EVIDENCE_BYTES)
+    sealed, evidence = cut(message.sealed, wire.SEALED_BYTES), cut(message.evidence, wire.EVIDENCE_BYTES)
     if not len(sealed) == len(evidence) == len(peers):
         raise Refused(Reason.MALFORMED, "not one parcel for each neighbour")
     pairs = [(peer, node) for peer in peers] if agreed.suite.hybrid else []
-    found = blocks(said.kem, pairs) or [b""] * len(peers)
+    found = blocks(message.kem, pairs) or [b""] * len(peers)
     rows = zip(peers, sealed, evidence, found, strict=True)
     return [Parcel(peer, node, *row) for peer, *row in rows]
 

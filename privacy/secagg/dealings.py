@@ -97,16 +97,16 @@ class Dealings:
         peers = self.agreed.neighbours(dealer, among)
         return sum((dealer, peer) not in self.void for peer in peers) if self.void else len(peers)
 
-    def dealt(self, owner: int, holder: int, share: bytes, *, own: bool) -> bool:
+    def dealt(self, owner: int, holder: int, share: bytes, *, private: bool) -> bool:
         """Return whether a share is the one that was dealt to a holder.
 
         Args:
           owner: of the seed.
           holder: that reveals it.
           share: 32 bytes.
-          own: whether it is of the private seed instead of the mask seed.
+          private: whether it is of the private seed instead of the mask seed.
         """
-        value = int.from_bytes(self.proofs[owner][holder], "big") if own else None
+        value = int.from_bytes(self.proofs[owner][holder], "big") if private else None
         point = self.agreed.points[holder]
         return fits(self.claims[owner], point, share, value, self.commitments[owner][holder])
 

@@ -109,7 +109,7 @@ class Reveals:
             holder
             for owner in owners
             for holder, share in self._held[owner].items()
-            if not self.dealings.dealt(owner, holder, share, own=owner in self.living)
+            if not self.dealings.dealt(owner, holder, share, private=owner in self.living)
         }
 
     def _joined(self, owner: int, shares: Mapping[int, bytes]) -> bytes | None:

@@ -214,19 +214,19 @@ class ServerAttempt:
         self._offered[node] = dict(zip(peers, made, strict=True))
         self._deals[node] = shares
 
-    def _take_check(self, node: int, said: wire.Checked) -> None:
+    def _take_check(self, node: int, reply: wire.Checked) -> None:
         dealers = self._agreed.neighbours(node, self._sharing)
-        if said.cohort != self._agreed.cohort or not set(said.accused) <= set(dealers):
+        if reply.cohort != self._agreed.cohort or not set(reply.accused) <= set(dealers):
             raise Refused(Reason.WRONG_COHORT, "a check of other shares than these")
-        if said.accused:
-            self._accused[node] = said.accused
+        if reply.accused:
+            self._accused[node] = reply.accused
 
-    def _take_complaints(self, node: int, said: wire.Complaints) -> None:
-        if said.cohort != self._agreed.cohort or not set(said.accused) <= set(self._accused[node]):
+    def _take_complaints(self, node: int, reply: wire.Complaints) -> None:
+        if reply.cohort != self._agreed.cohort or not set(reply.accused) <= set(self._accused[node]):
             raise Refused(Reason.WRONG_COHORT, "a complaint of another deal")
-        if len(said.proofs) != PROOF_BYTES * len(said.accused):
+        if len(reply.proofs) != PROOF_BYTES * len(reply.accused):
             raise Refused(Reason.MALFORMED, "not one proof for each complaint")
-        self._complaints[node] = said
+        self._complaints[node] = reply
 
     def _take_vector(self, node: int, frame: bytes) -> None:
         if len(frame) != self._total.nbytes + HASH_BYTES + wire.FURTHER_BYTES + wire.SEAL_BYTES:
@@ -238,14 +238,14 @@ class ServerAttempt:
         np.add(self._total, words, out=self._total)
         self._further[node] = int.from_bytes(told[HASH_BYTES:], "big")
 
-    def _take_confirmation(self, node: int, said: wire.Confirmation) -> None:
-        if said.node != node:
+    def _take_confirmation(self, node: int, reply: wire.Confirmation) -> None:
+        if reply.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of another node")
         member = self._roster.member(node, self._now)
-        member.check(self._suite, self.context, confirmation_body(said), said.signature)
-        if (said.round_context, said.survivors) != (self._round, self._view):
+        member.check(self._suite, self.context, confirmation_body(reply), reply.signature)
+        if (reply.round_context, reply.survivors) != (self._round, self._view):
             raise Refused(Reason.SPLIT_VIEW, "a confirmation of another round or other survivors")
-        self._confirmations[node] = said
+        self._confirmations[node] = reply
 
     def _take_revealed(self, node: int, revealed: wire.Revealed) -> None:
         if revealed.survivors != self._view:

@@ -205,14 +205,14 @@ class Evaluation:
         return values
 
     def answers(
-        self, sums: Mapping[str, Cells], noise_over_clip: float, asked: float
+        self, sums: Mapping[str, Cells], noise_over_clip: float, clients: float
     ) -> list[tuple[str, list[Figure]]]:
         """Return the figures of each part, by its name.
 
         Args:
           sums: noisy, of each segment.
           noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-          asked: clients that the sum is of: all who were asked or, where that is seen, who answered.
+          clients: clients that the sum is of: all who were asked or, where that is seen, who answered.
         """
         sigma = self.sigma(noise_over_clip)
         counted = self.counted
@@ -226,7 +226,7 @@ class Evaluation:
                 told.append((name, [count_of(counted, sums[name][0], sigma)]))
             else:
                 half = (self.bound if each == METRIC else LOSS_BOUND) / 2
-                mean = _mean(name, float(sums[name][0]), rows, sigma, asked)
+                mean = _mean(name, float(sums[name][0]), rows, sigma, clients)
                 told.append((name, [scaled(mean, half, half)]))
         return told
 
@@ -310,11 +310,11 @@ def _quantile(
     return quantile_of(name, excess, normal * sigma * np.sqrt(np.choose(best, variances)), edges)
 
 
-def _mean(name: str, total: float, rows: float | None, sigma: float, asked: float) -> Figure:
+def _mean(name: str, total: float, rows: float | None, sigma: float, clients: float) -> Figure:
     """Return the mean of values in [-1, 1]."""
     if rows is not None:
         return ratio_of(name, total, rows, sigma, (-1, 1))
-    value, half = total / asked, NORMAL_95 * sigma / asked
+    value, half = total / clients, NORMAL_95 * sigma / clients
     return Figure(name, *(min(max(each, -1.0), 1.0) for each in (value, value - half, value + half)))
 
 

@@ -77,7 +77,7 @@ class CheckLine:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Knowledge:
     """Independent knowledge of the verifier.
 
     Attributes:
@@ -92,7 +92,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Held:
+class BoundFolder:
     """Folder of a run or bundle; its parts are read on first use.
 
     Attributes:
@@ -166,7 +166,7 @@ class Held:
         return {name: entries_from(whole[name], name) for name in self.manifest.heads}
 
 
-def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
+def verify_folder(folder: Path, asked: Knowledge) -> list[CheckLine]:
     """Check a run folder or a bundle; return one line for each check.
 
     Args:
@@ -177,7 +177,7 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
       Refusal: the run has not ended.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # it logs a line for each order of RDP left out
-    held = Held(folder, (folder / LIST).exists() or (folder / SIGNATURES).exists())
+    held = BoundFolder(folder, (folder / LIST).exists() or (folder / SIGNATURES).exists())
     if not held.bundled and not (folder / RESULT).exists() and not (folder / MANIFEST).exists():
         remedy = "has not ended, so nothing binds it yet; fedveil verify LEDGER checks what it has spent"
         raise Refusal("run", str(folder), remedy)
@@ -207,11 +207,11 @@ def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
     Raises:
       Refusal: a check fails; the sentence names it.
     """
-    lines = verify_folder(run, Asked())
+    lines = verify_folder(run, Knowledge())
     wrong = next((line for line in lines if line.ok is False), None)
     if wrong is not None:
         raise Refusal("run", str(run), f"check {wrong.name} failed: {wrong.finding}")
-    held = Held(run, bundled=False)
+    held = BoundFolder(run, bundled=False)
     entries = held.entries[: held.book.closes[held.manifest.run].seq] if held.charged else []
     return Contents(run, held.manifest, entries, held.clients), lines
 
@@ -241,7 +241,7 @@ def _book(entries: Sequence[Entry], source: str) -> Book:
 # --- files and signatures -----------------------------------------------------------------------------------------
 
 
-def _files(held: Held) -> str:
+def _files(held: BoundFolder) -> str:
     """Check that every listed file is unchanged, and that there is no other file."""
     there = {path.name for path in held.folder.iterdir()} - {LIST, SIGNATURES}
     listed = held.listed.files
@@ -257,7 +257,7 @@ def _files(held: Held) -> str:
     return f"{len(listed)} files match the bundle's list{beware}"
 
 
-def _signatures(held: Held, keys: Sequence[str]) -> str:
+def _signatures(held: BoundFolder, keys: Sequence[str]) -> str:
     found = read_signatures(held.folder)
     check((held.folder / LIST).read_bytes(), found)
     signers = {public for each in found for public in each.keys.values()}
@@ -273,7 +273,7 @@ def _signatures(held: Held, keys: Sequence[str]) -> str:
     return f"{said}{known}"
 
 
-def _authority(held: Held) -> str:
+def _authority(held: BoundFolder) -> str:
     """Return the authority's key that the receipts name, which another check verifies; empty without receipts."""
     try:
         return read_receipts(held.folder).authority.hex()
@@ -281,14 +281,14 @@ def _authority(held: Held) -> str:
         return ""
 
 
-def _once_bound(held: Held, test: Callable[[Held], str]) -> str:
+def _once_bound(held: BoundFolder, test: Callable[[BoundFolder], str]) -> str:
     """Return the result of a check that needs a manifest; a run that may continue has none, which another line reports."""
     if _open(held):
         raise NotShown("the run can still be resumed")
     return test(held)
 
 
-def _open(held: Held) -> bool:
+def _open(held: BoundFolder) -> bool:
     unbound = not held.bundled and not (held.folder / MANIFEST).exists()
     return unbound and held.result["status"] in GO_ON
 
@@ -297,7 +297,7 @@ def _unsigned() -> str:
     raise Wrong("a run folder has no signatures; make a bundle of it")
 
 
-def _manifest(held: Held) -> str:
+def _manifest(held: BoundFolder) -> str:
     """Check that every file of the run matches its manifest."""
     if _open(held):
         raise Wrong(f"the run was {held.result['status']} and is not bound: resume the run, which closes it")
@@ -325,7 +325,7 @@ def _manifest(held: Held) -> str:
 # --- the ledger ---------------------------------------------------------------------------------------------------
 
 
-def _ledger(held: Held) -> str:
+def _ledger(held: BoundFolder) -> str:
     """Check that every entry chains to the one before, and that the spent epsilon stayed within the budget."""
     entries = held.entries
     found = verify_entries(entries, held.ledger.name)
@@ -336,7 +336,7 @@ def _ledger(held: Held) -> str:
     return f"{said}: epsilon {found.epsilon:.4g} at delta {found.delta:.3g}" if spent else said
 
 
-def _close(held: Held) -> str:
+def _close(held: BoundFolder) -> str:
     """Check that the run's last entry binds this manifest."""
     if _open(held):
         raise NotShown("the run can still be resumed")
@@ -368,7 +368,7 @@ def _close(held: Held) -> str:
     return f"entry {entry.seq} binds the run's files, {entry.hash[:SHOWN]}"
 
 
-def _known_heads(held: Held, head: Head | None) -> str:
+def _known_heads(held: BoundFolder, head: Head | None) -> str:
     """Check that the ledger contains the entries known to the result and to the verifier."""
     entries = held.entries
     known = [("the result", Head(*held.result["ledger_head"]))] + ([("--head", head)] if head else [])
@@ -381,7 +381,7 @@ def _known_heads(held: Held, head: Head | None) -> str:
 # --- epsilon ------------------------------------------------------------------------------------------------------
 
 
-def _epsilon(held: Held) -> str:
+def _epsilon(held: BoundFolder) -> str:
     """Recompute the result's epsilon against each adversary, and compare it with the budget."""
     head = Head(*held.result["ledger_head"]) if held.charged else None
     book = _book([each for each in held.entries if head is None or each.seq <= head.seq], held.ledger.name)
@@ -424,7 +424,7 @@ def _epsilon(held: Held) -> str:
     return f"recomputed and within the budget: {'; '.join(told)}" if told else "nothing was released"
 
 
-def _told_by(held: Held) -> set[str]:
+def _told_by(held: BoundFolder) -> set[str]:
     """Return the adversaries of a run's releases; runs on one ledger may differ. Empty for a run that released nothing."""
     mine = (each for each in held.entries if each.kind == RESERVE and run_of(each) == held.run)
     return {who for each in mine for who in json.loads(each.payload)["events"]}
@@ -438,7 +438,7 @@ def _same(one: float, other: float) -> bool:
     return one == other or math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
 
 
-def _epsilon_of_rounds(held: Held) -> str:
+def _epsilon_of_rounds(held: BoundFolder) -> str:
     """Recompute the epsilon in each round's line from the entries up to that round."""
     column = (
         "epsilon_client" if held.entries and held.book.identity["unit"] == Unit.CLIENT else "epsilon_record"
@@ -478,7 +478,7 @@ def _after_each_round(
             yield number, (seen, book.filter_order)
 
 
-def _client_ledgers(held: Held) -> str:
+def _client_ledgers(held: BoundFolder) -> str:
     """Check that the clients' ledgers match the end of the run and that no record lost more than the result states."""
     if not held.manifest.heads:
         own = any(row["sampling"].startswith(BATCHES) for row in held.result["privacy"])
@@ -508,7 +508,7 @@ def _client_ledgers(held: Held) -> str:
     return f"{len(held.clients)} ledgers are correct, epsilon at most {most:.4g}"
 
 
-def _receipts(held: Held, asked: Asked) -> str:
+def _receipts(held: BoundFolder, asked: Knowledge) -> str:
     """Check the devices' signatures over this run's description, and compare a device's ledgers with its receipt."""
     if not (held.folder / RECEIPTS).exists():
         if asked.device is not None or (held.bundled and RECEIPTS in held.listed.files):
@@ -536,7 +536,7 @@ def _receipts(held: Held, asked: Asked) -> str:
 # --- audit and page -----------------------------------------------------------------------------------------------
 
 
-def _audit(held: Held) -> str:
+def _audit(held: BoundFolder) -> str:
     """Recompute the audit; its canaries must match the commitment on the ledger before round 1."""
     told = held.result["audit"]
     if told is None:
@@ -559,7 +559,7 @@ def _audit(held: Held) -> str:
     return f"recomputed: {told['verdict'] or 'no verdict'}, {told['said']}"
 
 
-def _require_commitment(held: Held, commitment: str) -> None:
+def _require_commitment(held: BoundFolder, commitment: str) -> None:
     notes = [
         json.loads(payload)["commitment"]
         for key, payload in held.book.notes.items()
@@ -579,7 +579,7 @@ def _alike(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _page(held: Held) -> str:
+def _page(held: BoundFolder) -> str:
     """Check that every value of the page is in the report, and that the report agrees with the result."""
     page, report = held.folder / PAGE, held.folder / REPORT
     if not report.exists() and not page.exists():
@@ -606,7 +606,7 @@ def _page(held: Held) -> str:
     return f"{count} values match {REPORT}"
 
 
-def _told_twice(held: Held, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _told_twice(held: BoundFolder, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name of each value that report and result both hold, and both values."""
     stamps, audit = report["stamps"], held.result["audit"] or {}
     yield "status", report["run"]["status"], held.result["status"]

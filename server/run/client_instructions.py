@@ -162,7 +162,7 @@ def _unplanned_record(federation: Federation, record: Record, folder: Path) -> R
 
 def _within_what_is_left(
     federation: Federation,
-    told: RecordPrivacy,
+    record: RecordPrivacy,
     settings: ClientSettings,
     rounds: int,
     beside: Sequence[DpEvent],
@@ -183,20 +183,20 @@ def _within_what_is_left(
     owed = federation.owed
     for name, records in _ledgers(federation).items():
         try:
-            own, prior = _left(told, name, owed)
-            count = records + told.canaries
-            if prior or own != told:
+            own, prior = _left(record, name, owed)
+            count = records + record.canaries
+            if prior or own != record:
                 noise = calibrated_noise(own, count, settings, participations, prior, whole, beside)
             else:
-                noise = told.noise_multiplier(count)
+                noise = record.noise_multiplier(count)
             planned[name] = noise
         except Refusal as refusal:
             refusals.append(refusal)
-    return _unless_all_refuse(replace(told, noise_by_ledger=tuple(planned.items())), planned, refusals)
+    return _unless_all_refuse(replace(record, noise_by_ledger=tuple(planned.items())), planned, refusals)
 
 
 def _with_a_round_left(
-    federation: Federation, told: RecordPrivacy, settings: ClientSettings, beside: Sequence[DpEvent]
+    federation: Federation, record: RecordPrivacy, settings: ClientSettings, beside: Sequence[DpEvent]
 ) -> RecordPrivacy:
     """Return the record-level settings unchanged if some ledger affords a round with the given noise.
 
@@ -207,23 +207,23 @@ def _with_a_round_left(
     owed = federation.owed
     for name, records in _ledgers(federation).items():
         try:
-            own, prior = _left(told, name, owed)
-            plan = record_plan(own, records + told.canaries, settings)
+            own, prior = _left(record, name, owed)
+            plan = record_plan(own, records + record.canaries, settings)
             require_one_round(plan, own.budget(), [*prior, *beside])
-            return told
+            return record
         except Refusal as refusal:
             refusals.append(refusal)
-    return _unless_all_refuse(told, (), refusals)
+    return _unless_all_refuse(record, (), refusals)
 
 
 def _unless_all_refuse(
-    told: RecordPrivacy, planned: Collection[str], refusals: Sequence[Refusal]
+    record: RecordPrivacy, planned: Collection[str], refusals: Sequence[Refusal]
 ) -> RecordPrivacy:
     if refusals and not planned:
         raise refusals[-1]
     if refusals:
         warn(f"{len(refusals)} clients sit out: too little of their budgets is left: {refusals[-1]}")
-    return told
+    return record
 
 
 def _ledgers(federation: Federation) -> dict[str, int]:
@@ -232,16 +232,16 @@ def _ledgers(federation: Federation) -> dict[str, int]:
     return {name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size}
 
 
-def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
+def _left(record: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
     """Return the record-level settings within a ledger's caps, and the events that the ledger holds or owes."""
-    path = told.ledger_path(name)
+    path = record.ledger_path(name)
     kept = identity_of(path)
-    require_unit(path, kept.get("unit"), str(told.unit))
-    if kept.get("adjacency", told.adjacency) != told.adjacency:
+    require_unit(path, kept.get("unit"), str(record.unit))
+    if kept.get("adjacency", record.adjacency) != record.adjacency:
         remedy = f"ledgers of these records are kept for {kept['adjacency']}; use that adjacency"
-        raise Refusal("privacy.adjacency", told.adjacency, remedy)
-    budget = capped(path, told.budget())
-    within = replace(told, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
+        raise Refusal("privacy.adjacency", record.adjacency, remedy)
+    budget = capped(path, record.budget())
+    within = replace(record, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
     more = [] if owed is None else owed.events(name, Adversary.MODEL)
     return within, [*read_events(path, Adversary.MODEL), *more]
 

@@ -75,7 +75,7 @@ def _evaluated(
     run: Run,
     participants: Participants,
     reach: Reach,
-    asked: Evaluation,
+    evaluation: Evaluation,
     model: Arrays,
     row: int,
     arm: Arm | None = None,
@@ -91,16 +91,16 @@ def _evaluated(
         "round": row % FIRST_ROW,
         "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
         "noise_multiplier": plan.noise_multiplier,
-        "share": asked.share,
+        "share": evaluation.share,
         "confidence": 0.95,
     }
-    charge = Charge(plan, run.ledger, asked, federation.randomness, row, arm)
+    charge = Charge(plan, run.ledger, evaluation, federation.randomness, row, arm)
     try:
         charge.reserve()
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
-    brought = memory_arrays(model) if asked.records is None else save(model)
-    content = evaluation_content(asked, brought, question_order(federation, asked, plan, arm))
+    brought = memory_arrays(model) if evaluation.records is None else save(model)
+    content = evaluation_content(evaluation, brought, question_order(federation, evaluation, plan, arm))
     done, mean = put(everybody, charge, content, federation.masking, reach.timeout)
     participants.search = everybody.search
     if mean is not None:

@@ -307,7 +307,7 @@ def record_round(
     state: State,
     done: Round,
     metrics: dict[str, float],
-    drawn: list[int],
+    cohort: list[int],
     evaluated: Mapping[str, Any] | None = None,
 ) -> RoundEnd:
     """Add the round to the history, and return the value for callbacks.
@@ -317,11 +317,11 @@ def record_round(
       state: after the round.
       done: record of the round.
       metrics: of the new model on the held-out examples.
-      drawn: numbers of the real clients that were drawn, where records are protected.
+      cohort: numbers of the real clients that were drawn, where records are protected.
       evaluated: record of the clients' evaluation of the new model; None without one.
     """
     metrics = metrics | shown_metrics(evaluated)
-    audit, epsilons, sizes = progress.audit, _epsilons(progress, drawn), done.message_bytes
+    audit, epsilons, sizes = progress.audit, _epsilons(progress, cohort), done.message_bytes
     row = {
         "round": done.number,
         **({"arm": done.arm} if done.arm else {}),
@@ -421,7 +421,7 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     write(run.folder, Checkpoint(run.name, state, head, progress.heads.now(), remembered))
 
 
-def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
+def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
     """Return the loss so far by unit, infinite without a guarantee; that of real records is known only to owners."""
     federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
     found: dict[str, float] = {}
@@ -432,7 +432,7 @@ def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
     elif federation.record is None:
         found["client"] = math.inf
     if meter is not None:
-        meter.add(drawn)
+        meter.add(cohort)
         found[str(meter.plan.unit)] = meter.epsilon()
     return found
 
@@ -549,7 +549,7 @@ def _privacy(progress: Progress, ending: Ending) -> list[dict[str, Any]]:
     return [row.to_json() for row in rows]
 
 
-def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[str, Any]:
+def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dict[str, Any]:
     run, history = progress.run, progress.history
     federation, ledger, record = run.federation, run.ledger, run.client.record
     final = next((row for row in reversed(history) if row["round"] <= ending.state.round), {})
@@ -582,8 +582,8 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "ledger_head": list(head_before_close(ledger, run.name)) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
-        **dict.fromkeys(told),
-        **({} if federation.keeps_counts else told),
+        **dict.fromkeys(measured),
+        **({} if federation.keeps_counts else measured),
     }
 
 
