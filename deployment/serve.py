@@ -325,15 +325,12 @@ class Farewell:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         keys = {member.node: member.public for member in roster.members}
-        genuine = [
-            each
-            for node, each in sorted(given.items())
-            if node in keys and holds(each, description, keys[node])
-        ]
-        for node in sorted(set(given) - {each.node for each in genuine}):
+        genuine = {n: each for n, each in given.items() if n in keys and holds(each, description, keys[n])}
+        for node in sorted(given.keys() - genuine.keys()):
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:
-            write_receipts(folder, Receipts(description, self.bundle.authority, signed, genuine))
+            receipts = [genuine[node] for node in sorted(genuine)]
+            write_receipts(folder, Receipts(description, self.bundle.authority, signed, receipts))
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
