@@ -1,7 +1,7 @@
 """A distinguishing attack on each mechanism: two neighbouring inputs, the code path that runs, the best statistic.
 
 What many runs prove of epsilon must lie below the claim, and above it once the noise is halved behind the claim's back.
-`python -m pytest -m campaign tests/test_privacy_distinguishing.py` asks ten times as many runs.
+`python -m pytest -m campaign tests/test_privacy_distinguishing.py` asks for more runs.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.data import Examples
 
 DELTA, ALPHA = 1e-5, 1e-3
-RUNS, CAMPAIGN_RUNS = 300, 4000
+RUNS, CAMPAIGN_RUNS = 150, 4000
 CLIP, SIZE = 2.0, 12
 RANDOMNESS = Randomness(11)  # the attack repeats; its verdicts do not hang on a lucky draw
 # A mechanism: (member, factor of the claimed noise, number of the run) -> the statistic; and what it claims to cost.
