@@ -143,7 +143,11 @@ def distributions_are_made_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def configurations_are_read_once() -> Iterator[None]:
-    """Keep what YAML says inside packages: to read it takes a fifth of the time in which Hydra composes."""
+    """Keep what YAML says inside packages: to read it takes a fifth of the time in which Hydra composes.
+
+    Another fifth are maps of the choices for each file, which only those read whose choices name others.
+    """
+    from hydra._internal import defaults_list
     from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.plugins import Plugins
 
@@ -158,8 +162,14 @@ def configurations_are_read_once() -> Iterator[None]:
             kept[place] = pickle.dumps(read(self, config_path))
         return pickle.loads(kept[place])  # noqa: S301 (of these very bytes)
 
+    true: Any = vars(defaults_list)["_create_interpolation_map"]
+
+    def map_of(overrides: Any, listed: Any, own: bool) -> Any:
+        return true(overrides, listed, own) if any(each.is_interpolation() for each in listed) else None
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "load_config", load_config)
+        patch.setattr(defaults_list, "_create_interpolation_map", map_of)
         yield
 
 
