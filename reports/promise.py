@@ -12,11 +12,7 @@ from .so_far import privacy_so_far
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
 # share of those who took part that such a test may find, above which nobody calls it almost the same
 WEAK = 0.5
-WHOM = {
-    "model": "recipients of the model",
-    "clients": "the other clients",
-    "server": "the server's operator",
-}
+WHOM = {"model": "recipients of the model", "clients": "the other clients", "server": "the server's operator"}
 HIDES = {
     "client": "everything that one client contributes",
     "record": "one example of one client",

@@ -398,7 +398,10 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     check_device(settings.accelerator, ACCELERATOR)
     choice = bundle.settings.task
     if choice.name == TABLES:
-        settings, choice = replace(settings, task_options=_of_tables(bundle)), replace(choice, client=0)
+        schema = bundle.folder / str(choice.options.get("schema", SCHEMA))
+        own_tables = {"data": str(bundle.folder / str(choice.data)), "schema": str(schema)}
+        settings = replace(settings, task_options={**choice.options, **own_tables})
+        choice = replace(choice, client=0)
     bench, holding, agreement = benches_of(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
@@ -451,13 +454,6 @@ def _check_own(task: Task, client: int) -> None:
     check_data(data, whose)
     if own_training(task) is None:
         check_taken(data, whose, task.model().eval(), task.loss)
-
-
-def _of_tables(bundle: ClientBundle) -> dict[str, object]:
-    """Return the options of the task csv with the paths of this device's own tables and of the common schema."""
-    choice = bundle.settings.task
-    schema = bundle.folder / str(choice.options.get("schema", SCHEMA))
-    return {**choice.options, "data": str(bundle.folder / str(choice.data)), "schema": str(schema)}
 
 
 def device_name(bundle: ClientBundle) -> str:

@@ -50,7 +50,8 @@ def enrol(
     Raises:
       Refusal: the token is not accepted, the connection is intercepted, or the folder is another device's.
     """
-    if _done_before(token, folder):
+    completed = folder / ENROLLED
+    if completed.exists() and completed.read_bytes() == lock_of(token.door).encode():
         return True
     _check_folder(token, folder)
     request, enrolment = _request_in(token, folder)
@@ -101,12 +102,6 @@ def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> 
     files = read_admission(reply.answer, authority, token.name, enrolment.identity)
     _complete(token, folder, files, reply.roster)
     return None
-
-
-def _done_before(token: Token, folder: Path) -> bool:
-    """Return whether this token completed the folder."""
-    path = folder / ENROLLED
-    return path.exists() and path.read_bytes() == lock_of(token.door).encode()
 
 
 def _check_folder(token: Token, folder: Path) -> None:

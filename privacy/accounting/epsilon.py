@@ -68,8 +68,10 @@ def epsilon(
       >>> round(fv.epsilon({step: 1000}, delta=1e-5), 2)
       1.83
     """
-    counts = grouped(events)
-    return min(bounds(counts, _probability(delta), word(Adjacency, "adjacency", adjacency), interval))
+    if not 0 < real("delta", delta) < 1:
+        raise Refusal("delta", delta, "give a probability strictly between 0 and 1")
+    relation = word(Adjacency, "adjacency", adjacency)
+    return min(bounds(grouped(events), float(delta), relation, interval))
 
 
 def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> bool:
@@ -116,12 +118,6 @@ def grouped(events: Events) -> Counts:
         for leaf, times in leaves(event, count):
             counts[leaf] += times
     return in_order(counts)
-
-
-def _probability(delta: float) -> float:
-    if not 0 < real("delta", delta) < 1:
-        raise Refusal("delta", delta, "give a probability strictly between 0 and 1")
-    return float(delta)
 
 
 # --- upper bounds

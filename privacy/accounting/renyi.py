@@ -102,7 +102,13 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
         if len(known) < len(vectors):
             return None
         total = np.sum(known, axis=0)
-        return _openly(total, leaf.sampling_probability) if drawn_openly(leaf) else total
+        if not drawn_openly(leaf):
+            return total
+        rate, above = (
+            leaf.sampling_probability,
+            orders() - 1,
+        )  # the divergence of a mixture of two visible cases
+        return np.maximum(np.logaddexp(math.log1p(-rate), math.log(rate) + above * total) / above, 0.0)
     if is_mixture(leaf):
         from . import gaussian_mixture
 
@@ -122,12 +128,6 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
         return renyi(rate, noise, orders())
     with quiet_orders():
         return accountant.compose(leaf).rdp
-
-
-def _openly(vector: Vector, rate: float) -> Vector:
-    """Return the RDP of an event that is sampled publicly at this rate: the divergence of a mixture of two visible cases."""
-    above = orders() - 1
-    return np.maximum(np.logaddexp(math.log1p(-rate), math.log(rate) + above * vector) / above, 0.0)
 
 
 @contextmanager

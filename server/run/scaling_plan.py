@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
 WHY = "Mean and deviation by which the inputs of this run's model are scaled."
 PART, MOST = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
-EVENLY = (
-    1.0,
-    0.0,
-    1 / 3 - 0.5,
-)  # average contribution of a row of a column that is uniform over its bounds
+EVENLY = (1.0, 0.0, 1 / 3 - 0.5)  # average contribution of a row of a column that is uniform over its bounds
 
 
 @dataclass(frozen=True)
