@@ -811,7 +811,7 @@ MUTATIONS = {
     ),
     "what a layer writes reaches the next part of a step": Mutation(
         "client/dp_sgd/train.py",
-        "look(torch.from_numpy(rows))\n        _put_back(model, buffers)",
+        "look(torch.from_numpy(rows))\n        _put_back(layers, buffers)",
         "look(torch.from_numpy(rows))",
         "test_client_together.py",
         "what_a_layer_writes",

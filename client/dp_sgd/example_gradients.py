@@ -147,15 +147,17 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     if not weight.requires_grad:
         return Share(bias, [], _nothing)
     single = inputs.shape[1] == 1
-    held = None if single else _room(batch, (layer.out_features, layer.in_features), (inputs, gradients))
+    turned = layer.in_features < min(VECTOR, layer.out_features)  # as in a convolution
+    shape = (layer.in_features, layer.out_features) if turned else (layer.out_features, layer.in_features)
+    held = None if single else _room(batch, shape, (inputs, gradients))
     few = batch if single else max(1, CHUNK // weight.numel())
-    whole = ((inputs, gradients),)
-    pairs = whole if few >= batch else zip(inputs.split(few), gradients.split(few), strict=True)
-    norms = _products(pairs, held)
+    one, other = (gradients, inputs) if turned else (inputs, gradients)
+    norms = _products(zip(one.split(few), other.split(few), strict=True), held)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
         if held is not None:
-            return {weight: (weights @ held.flatten(1)).view(weight.shape)}
+            summed = (weights @ held.flatten(1)).view(shape)
+            return {weight: summed.t() if turned else summed}
         scale = weights[:, None, None]
         narrow = layer.in_features < layer.out_features
         left, right = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)

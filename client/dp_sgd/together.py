@@ -8,12 +8,12 @@ would start from a state with only a client's own share of the noise, which is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import nn
@@ -26,7 +26,7 @@ from ...tasks.data import Batches
 from ...tasks.protocol import Objective
 from .record_canaries import BLOCK, OWN
 from .sketched import SketchedOptimizer, places_of
-from .train import chosen_engine, clipping
+from .train import chosen_engine, clipping, plain_sgd
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -108,8 +108,8 @@ def step_of(
     return {name: update[inside[name]].reshape(shape) for name, shape in layout.items()}
 
 
-def _optimizer_of(named: dict[str, nn.Parameter], terms: StepTerms, layout: Layout) -> DPOptimizer:
-    inner = torch.optim.SGD(list(named.values()), lr=1.0)
+def _optimizer_of(model: nn.Module, names: Sequence[str], terms: StepTerms, layout: Layout) -> DPOptimizer:
+    inner = plain_sgd(model)
     options: dict[str, Any] = {
         "noise_multiplier": 0.0,
         "max_grad_norm": terms.max_grad_norm,
@@ -117,7 +117,7 @@ def _optimizer_of(named: dict[str, nn.Parameter], terms: StepTerms, layout: Layo
     }
     if terms.sketch is None:
         return DPOptimizer(inner, **options)
-    return SketchedOptimizer(inner, places_of(list(named), layout, terms.sketch), terms.sketch, **options)
+    return SketchedOptimizer(inner, places_of(names, layout, terms.sketch), terms.sketch, **options)
 
 
 def _clipped_sums(
@@ -130,7 +130,7 @@ def _clipped_sums(
     engines = _engines.setdefault(model, {})  # choosing an engine takes as long as a round's one step
     asked = terms.gradients, terms.sketch is not None
     engine = engines[asked] = engines.get(asked) or chosen_engine(terms.gradients, model, data, asked[1])
-    optimizer = _optimizer_of(named, terms, layout)
+    optimizer = _optimizer_of(model, list(named), terms, layout)
     with clipping(model, task, data, optimizer, engine) as clip:
         for start in range(0, len(rows), ROWS):
             clip(rows[start : start + ROWS])

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -78,6 +79,12 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
         raise Refusal("noise_multiplier", noise_multiplier, remedy)
     sigma = min(MAX_SIGMA, max(STEPS_OF_NOISE, math.ceil(LEAST_STEPS * rounding)))
     return sigma, noise_multiplier * max_grad_norm / (sigma - rounding)
+
+
+def plain_sgd(model: nn.Module) -> Any:
+    """Return what Opacus reads of plain SGD: torch's own class would import torch's compiler, for a third of a second."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return SimpleNamespace(param_groups=[{"params": parameters}], zero_grad=model.zero_grad)
 
 
 class StreamNoiseOptimizer(DPOptimizer):
@@ -170,21 +177,27 @@ def train_privately(
     own = optimizer_of(task, parameters, training, plan.noise_std / batch_size)
     follow_epochs(own, -(-plan.sampling.steps // training.local_epochs))
     optimizer = StreamNoiseOptimizer(
-        own or torch.optim.SGD(parameters, lr=training.learning_rate),
+        own or plain_sgd(model),
         steps.noise,
         noise_multiplier=plan.noise_std / plan.clipping_norm,
         max_grad_norm=plan.clipping_norm,
         expected_batch_size=batch_size,
     )
-    start = [p.detach().clone() for p in optimizer.params] if training.proximal_mu else []
+    start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
     with clipping(model, task, data, optimizer, gradients) as clip:
         for batch in plan.sampling.draw(len(data), steps.draws):
             clip(batch)
-            optimizer.step()
+            optimizer.pre_step()
+            if own is not None:
+                own.step()
+            else:
+                for value, view in zip(parameters, optimizer.views, strict=True):
+                    value.data.add_(view, alpha=-training.learning_rate)
             if steps.after is not None:
                 steps.after()
-            if training.proximal_mu:
-                _pull(optimizer.params, start, training)
+            if training.proximal_mu:  # FedProx's proximal step, which reads no data
+                for value, origin in zip(parameters, start, strict=True):
+                    value.data.add_(value.data - origin, alpha=-training.learning_rate * training.proximal_mu)
 
 
 @contextmanager
@@ -203,10 +216,11 @@ def clipping(
       gradients: a name of `ENGINES`.
     """
     layout = _lay_out(model, gradients)
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
+    buffers = [{k: b.detach().clone() for k, b in each._buffers.items() if b is not None} for each in layers]
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
-        _forget_call(model)
+        _forget_call(layers)
         try:
             inputs, targets = padded(data.batch(rows), count)
         except Exception as error:  # a refusal too: it may be of one record's form
@@ -234,7 +248,7 @@ def clipping(
         _clip(torch.from_numpy(rows), clipped_sums, optimizer)
         if len(rows) > 1:
             look(torch.from_numpy(rows))
-        _put_back(model, buffers)
+        _put_back(layers, buffers)
 
     model.train()
     try:
@@ -244,27 +258,29 @@ def clipping(
             yield clip
     finally:
         optimizer.zero_grad(set_to_none=True)
-        _put_back(model, buffers)
+        _put_back(layers, buffers)
 
 
 class TaskFailed(Exception):
     """Failure of a task's own code on examples: of their data, the model or the loss."""
 
 
-def _forget_call(model: nn.Module) -> None:
+def _forget_call(layers: Sequence[Any]) -> None:
     """Delete the state of Opacus' hooks after a failed call: the next call would wait for its gradients."""
-    for layer in model.modules():
+    for layer in layers:
         vars(layer).pop("activations", None)
         vars(layer).pop("max_batch_len", None)
-    for parameter in model.parameters():
-        if "_forward_counter" in vars(parameter):
-            vars(parameter)["_forward_counter"] = 0
-            vars(parameter).pop("_current_grad_sample", None)
+        for parameter in layer._parameters.values():
+            if hasattr(parameter, "_forward_counter"):
+                parameter._forward_counter = 0
+                vars(parameter).pop("_current_grad_sample", None)
 
 
-def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+def _put_back(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
+    for layer, kept in zip(layers, buffers, strict=True):
+        for name, buffer in layer._buffers.items():
+            if buffer is not None:
+                buffer.copy_(kept[name])
 
 
 def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
@@ -448,7 +464,9 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
             return "book_keeping"
     seen = not len(data) or all(_hooks_see(model, batch) for batch in batches)
     if gradients == "auto":
-        engine = "ghost" if not compressed and _ghost_pays(model, batches[0]) else "hooks"
+        # Hooks would hold an embedding for each example.
+        words = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
+        engine = "ghost" if words and not compressed and _ghost_can(model, batches[0]) else "hooks"
         return engine if seen else "one_by_one"
     reason = reason or (None if seen else "Opacus does not see each example, or each use of a weight,")
     if reason is not None:
@@ -459,12 +477,6 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
             "privacy.gradients", gradients, "the model has several outputs or tied weights; use auto"
         )
     return gradients
-
-
-def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether hooks would hold an embedding for each example, and ghost clipping can train the model."""
-    words = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
-    return words and _ghost_can(model, batch)
 
 
 def _ghost_can(model: nn.Module, batch: Inputs) -> bool:
@@ -522,10 +534,3 @@ def _check_batch(found: list[int], batch: int) -> None:
     if set(found) != {batch}:
         remedy = "every trainable layer must see the batch of examples as its first dimension"
         raise Refusal("model", f"{batch} examples became {max(found)}", remedy)
-
-
-def _pull(parameters: list[nn.Parameter], start: list[Tensor], training: LocalTraining) -> None:
-    """Take FedProx's proximal step; it reads no data."""
-    with torch.no_grad():
-        for parameter, origin in zip(parameters, start, strict=True):
-            parameter.add_(parameter - origin, alpha=-training.learning_rate * training.proximal_mu)
