@@ -879,6 +879,13 @@ MUTATIONS = {
         "test_privacy_gaussian.py",
         "loss_distribution_says",
     ),
+    "an epsilon is that of the first side": Mutation(
+        "privacy/accounting/loss_distributions.py",
+        "return largest * self._times <= size and",
+        "return size >= 0 and",
+        "test_privacy_loss_distributions.py",
+        "larger_side",
+    ),
     "a fine grid has one side of a loss": Mutation(
         "privacy/accounting/loss_distributions.py",
         "_fine(each, rate, noise, interval, times) for each in SIDES",

@@ -1,5 +1,6 @@
 """Composed loss distributions are those of dp_accounting, whose own code would load half of SciPy for them."""
 
+import copy
 import itertools
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, forget_distributions
 from fedveil.privacy.accounting.loss_distributions import (
     _once,  # pyright: ignore[reportPrivateUsage]
-    _repeated,  # pyright: ignore[reportPrivateUsage]
+    _Repeated,  # pyright: ignore[reportPrivateUsage]
     distribution,
 )
 from fedveil.privacy.accounting.renyi import relation_of
@@ -46,6 +47,19 @@ def test_what_is_composed_is_dp_accountings_own_bit_for_bit() -> None:
             # Beside theirs, what rounding may take: a gate composes one round after the other.
             rounded = loss_distributions.ROUNDED
             assert other._infinity_mass == pytest.approx(one._infinity_mass + rounded, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("times", [2, 60, 2000])
+def test_an_epsilon_is_that_of_the_larger_side_whichever_it_is(times: int) -> None:
+    """A side whose largest loss is less is not composed; the other one may be either."""
+    once: Any = sampled(0.01, 0.7, INTERVAL)
+    added = copy.copy(once._pmf_add)
+    added._infinity_mass = once._pmf_remove._infinity_mass  # by which the sides would else be told apart
+    turned = type(once)(added, once._pmf_remove)
+    both = once.self_compose(times).get_epsilon_for_delta(1e-6)
+    for each in (once, turned):
+        found = loss_distributions.epsilon(_Repeated(each, times), 1e-6)
+        assert found == pytest.approx(both, rel=1e-6)
 
 
 def delta_by_tilting(rate: float, noise: float, times: int, interval: float, size: float) -> float:
@@ -122,7 +136,7 @@ def test_a_fine_grid_takes_few_arrays_at_once() -> None:
     assert arrays_at_once(lambda: sampled(rate, noise, interval), size) < 5.5
     leaf, relation = PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), relation_of(Adjacency.ZERO_OUT)
     composed: Any = loss_distributions.distribution(((leaf, 203),), relation, interval)
-    whole: Any = _repeated(made, 203)
+    whole: Any = _Repeated(made, 203)
     for found, expected in ((composed._pmf_remove, whole._pmf_remove), (composed._pmf_add, whole._pmf_add)):
         assert (found._lower_loss, found._infinity_mass) == (expected._lower_loss, expected._infinity_mass)
         np.testing.assert_array_equal(found._probs, expected._probs)

@@ -138,7 +138,7 @@ def _several(
         if last - first >= MOST_KEPT:
             return PrivacyLossDistribution(*(_fine(each, rate, noise, interval, times) for each in SIDES))
     once = _once(leaf, relation, interval)
-    return once if times == 1 else _repeated(once, times)
+    return once if times == 1 else _Repeated(once, times)
 
 
 def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -> DensePLDPmf:
@@ -154,10 +154,25 @@ def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -
     return kept.cut(fft.irfft(found, length))
 
 
-def _repeated(losses: Any, times: int) -> PrivacyLossDistribution:
-    """Return the result of `self_compose`, with a cache of the parts that do not depend on `times`."""
-    pmfs = [losses._pmf_remove] if losses._symmetric else [losses._pmf_remove, losses._pmf_add]
-    return PrivacyLossDistribution(*(_repeated_pmf(pmf, times) for pmf in pmfs))
+class _Repeated(PrivacyLossDistribution):
+    """Result of `self_compose`; the side that adds the unit is composed when it is read."""
+
+    def __init__(self, once: Any, times: int) -> None:
+        super().__init__(_repeated_pmf(once._pmf_remove, times))
+        self._symmetric, self._once, self._times = once._symmetric, once, times
+        del self._pmf_add
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_pmf_add":
+            raise AttributeError(name)
+        self._pmf_add = _repeated_pmf(self._once._pmf_add, self._times)
+        return self._pmf_add
+
+    def none_above(self, size: float) -> bool:
+        """Return whether no loss of the side that adds the unit is above the epsilon of the other."""
+        add = self._once._pmf_add.to_dense_pmf()
+        largest = (add.size - 1 + add._lower_loss) * add._discretization
+        return largest * self._times <= size and add._infinity_mass <= self._once._pmf_remove._infinity_mass
 
 
 def _repeated_pmf(pmf: Any, times: int) -> Any:
@@ -268,7 +283,10 @@ def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
 def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
     """Return the least epsilon of these losses at delta, as `get_epsilon_for_delta` does one loss at a time."""
     pair: Any = losses
-    return max(_epsilon(pmf, delta) for pmf in {pair._pmf_remove, pair._pmf_add})
+    removing = _epsilon(pair._pmf_remove, delta)
+    if pair._symmetric or (isinstance(losses, _Repeated) and losses.none_above(removing)):
+        return removing
+    return max(removing, _epsilon(pair._pmf_add, delta))
 
 
 def _epsilon(pmf: Any, delta: float) -> float:
@@ -279,19 +297,20 @@ def _epsilon(pmf: Any, delta: float) -> float:
     added, weighed, stop = 0.0, 0.0, dense.size
     # Masses are added from the greatest loss down, until what is left is below the epsilon that they ask for.
     while True:
-        start = max(first, stop - BLOCK)
-        places = np.arange(stop - 1, start - 1, -1)
-        losses, masses = (places + dense._lower_loss) * dense._discretization, dense._probs[places]
-        following = (places - 1 + dense._lower_loss) * dense._discretization
-        following[places == first] = -math.inf
+        start = max(first, stop - BLOCK // 4)
+        places = np.arange(stop - 1, start - 1, -1) + dense._lower_loss
+        losses, masses = places * dense._discretization, dense._probs[start:stop][::-1]
         sums = np.cumsum(np.append(added, masses))[1:]
         lower = np.cumsum(np.append(weighed, np.exp(-losses) * masses))[1:]
-        with np.errstate(all="ignore"):
-            upper = dense._infinity_mass + sums
-            found = np.log((upper - delta) / lower)
-        ends = (upper > delta) & (found >= following) | (upper >= delta) & (lower == 0)
-        if start == first or ends.any():
-            break
+        upper = dense._infinity_mass + sums
+        if start == first or upper.max() >= delta:
+            following = (places - 1) * dense._discretization
+            following[places == first + dense._lower_loss] = -math.inf
+            with np.errstate(all="ignore"):
+                found = np.log((upper - delta) / lower)
+            ends = (upper > delta) & (found >= following) | (upper >= delta) & (lower == 0)
+            if start == first or ends.any():
+                break
         added, weighed, stop = float(sums[-1]), float(lower[-1]), start
     last = int(ends.argmax()) if ends.any() else -1
     if lower[last] == 0:

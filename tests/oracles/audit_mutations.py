@@ -262,6 +262,7 @@ BEYOND: dict[str, str] = {
     "a fine grid has one side of a loss": REPORTED,
     "rounding of many rounds is not counted": REPORTED,
     "what a composition drops is lost": REPORTED,
+    "an epsilon is that of the first side": REPORTED,
     "a nested sample forgets that its unit may be absent": REPORTED,
     "an adaptive ledger's budget is taken for that of another delta": REPORTED,
     "real data without a name are all one data set": "two runs pay from one ledger; no sum tells",
