@@ -141,7 +141,9 @@ class Device:
         if before_its_time(self.bundle):
             raise NotTrained(wire.NOT_READY)
         message, told = self.held.whole(message)
-        if _begins(message.content) and self.why_not():
+        # New work, or a commitment to it: existing commitments are always kept.
+        work = records_of(message.content, ArrayRecord)
+        if (work or read_place(message.content).exchange is Exchange.PROPOSAL) and self.why_not():
             raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
         self._check_quote(message.content)
@@ -473,8 +475,3 @@ def before_its_time(bundle: ClientBundle) -> str | None:
 @lru_cache(maxsize=4)  # called for every message
 def _began(certificate: bytes) -> datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_before_utc
-
-
-def _begins(content: RecordDict) -> bool:
-    """Return whether a message requests new work, or a commitment to it; existing commitments are always kept."""
-    return bool(records_of(content, ArrayRecord)) or read_place(content).exchange is Exchange.PROPOSAL

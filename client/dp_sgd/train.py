@@ -240,9 +240,7 @@ def clipping(
         taken = _steps.get(model, 0)
         if taken % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
             check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), taken)
-        _steps[model] = (
-            taken + 1
-        )  # not after a look that fails, so that each later step of the model fails, too
+        _steps[model] = taken + 1  # not after a look that fails: each later step of the model is to fail, too
 
     def clip(rows: NDArray[np.intp]) -> None:
         _clip(torch.from_numpy(rows), clipped_sums, optimizer)

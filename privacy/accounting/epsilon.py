@@ -70,8 +70,7 @@ def epsilon(
     """
     if not 0 < real("delta", delta) < 1:
         raise Refusal("delta", delta, "give a probability strictly between 0 and 1")
-    relation = word(Adjacency, "adjacency", adjacency)
-    return min(bounds(grouped(events), float(delta), relation, interval))
+    return min(bounds(grouped(events), float(delta), word(Adjacency, "adjacency", adjacency), interval))
 
 
 def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> bool:
