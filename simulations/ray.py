@@ -343,8 +343,9 @@ def _start_ray(settings: Ray) -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
-    if settings.address is not None:
-        ray.init(address=settings.address, **options)
-        return
-    cpus = math.ceil(settings.num_cpus or len(os.sched_getaffinity(0)))
-    ray.init(address="local", num_cpus=cpus, **options)
+    cpus = None if settings.address else math.ceil(settings.num_cpus or len(os.sched_getaffinity(0)))
+    try:
+        ray.init(address=settings.address or "local", num_cpus=cpus, **options)
+    except Exception as error:  # Ray's are of many kinds
+        remedy = f"Ray did not start: {error}; use resume= once it can, or engine=inprocess"
+        raise Refusal("engine", settings.address or "ray", remedy) from error

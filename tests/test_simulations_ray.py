@@ -362,6 +362,20 @@ def test_clients_that_no_actor_can_make_are_told_and_not_taken_for_a_lack_of_cpu
         pass
 
 
+def test_a_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: object) -> None:
+        raise ConnectionError("The current node timed out.")
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(
+        Refusal, match=r"engine='10\.0\.0\.1:1': Ray did not start: The current node timed out"
+    ):
+        _start_ray(Ray(address="10.0.0.1:1"))
+
+
 def test_more_actors_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.simulations.ray.START_SECONDS", 2.0)
     with (

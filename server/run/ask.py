@@ -95,9 +95,7 @@ def ask(
             if told is None:
                 append_line(folder / OPERATOR, {"question": inquiry.name, "bytes": carried})
         except (OSError, LedgerUnavailable) as problem:
-            warn(
-                f"{kept}: {problem}; the answer is charged and cannot be asked for again: keep what is printed"
-            )
+            warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
         return record
     finally:
         with suppress(LedgerUnavailable):  # only a note is lost: the reservation stays spent
