@@ -359,7 +359,7 @@ def test_killed_at_any_point_a_device_neither_under_counts_nor_answers_twice(
     reserved = reservations(ledger)
     assert len(reserved) == 1 and epsilon_of(ledger)[0] > 0 and verify(ledger).ok
     again = device_of(bundle).answer(unpack(bytearray(message.read_bytes())))
-    assert again.has_error() and again.error.code == FAILED and "answered before" in caplog.text
+    assert again.has_error() and again.error.code == FAILED and "charged before" in caplog.text
     assert reservations(ledger) == reserved
 
 
