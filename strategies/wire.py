@@ -94,12 +94,16 @@ class MemoryArray(Array):
 
     def __reduce__(self) -> tuple[Callable[[NDArray[np.generic]], MemoryArray], tuple[NDArray[np.generic]]]:
         """Pickle as the ndarray between the processes of one engine."""
-        return MemoryArray, (self.__dict__["ndarray"],)
+        return _memory_array, (self.__dict__["ndarray"],)
 
 
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
+
+
+def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:  # pickle finds no class by another one's name
+    return MemoryArray(ndarray)
 
 
 # Flower writes the class name into the serialised object and refuses any other on reading.
@@ -189,9 +193,7 @@ def read_attempt(content: RecordDict) -> int:
 def read_spec(content: RecordDict) -> SumSpec | None:
     """Return the parameters of the private sum that an instruction belongs to, or None."""
     record = records_of(content, ConfigRecord).get(SPEC_RECORD)
-    if record is None:
-        return None
-    return build(SumSpec, read_json(str(record["spec"])))
+    return None if record is None else build(SumSpec, read_json(str(record["spec"])))
 
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
@@ -274,9 +276,7 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Pac
         return "shape"
     if width is not None:
         return Packed(values.astype(np.uint8, copy=False), size, width)
-    if values.dtype == np.int32:
-        return values.astype(np.int32, copy=False)
-    return values.astype(np.float64, copy=False)
+    return cast(Contribution, values.astype("i4" if values.dtype == np.int32 else "f8", copy=False))
 
 
 # --- in and out of the strategy ---------------------------------------------------------------------------------
