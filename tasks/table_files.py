@@ -365,6 +365,8 @@ class CellReader:
             row = int((~fits).argmax())
             word = written[row].as_py()
             remedy = DECIMAL_COMMA if "," in str(word) else "correct it, or add it to missing:"
+            if re.match(r"\d{4}-\d\d-\d\d|\d\d?[./]\d\d?[./]\d\d", str(word)):
+                remedy = "write a date as an age or a number of days, or leave the column out of the schema"
             return self.refuse(column, row, word, f"is not a number; {remedy}")
         except (pa.ArrowNotImplementedError, NotImplementedError):
             return self.refuse(column, 0, str(values.type), "has a type that is neither number nor text")

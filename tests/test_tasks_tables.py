@@ -123,7 +123,11 @@ def test_parquet_words_may_be_numbers_or_switches(hospitals: Path) -> None:
         ("age,sex,diagnosis\n", "has no rows; remove the client, or add data"),
         ("", "is empty; its first line must name the columns"),
         ("age,sex,diagnosis\n20,f\xe9,healthy\n", "it is not UTF-8; save it as UTF-8"),
-        ("age,sex,diagnosis\n1.234.5,f,healthy\n", "row 2='1.234.5': is not a number"),
+        ("age,sex,diagnosis\n1.234.5,f,healthy\n", "row 2='1.234.5': is not a number; correct it"),
+        (
+            "age,sex,diagnosis\n1960-02-28,f,healthy\n",
+            "row 2='1960-02-28': is not a number; write a date as an age",
+        ),
         (
             "age;sex;diagnosis\n1.234,5;f;healthy\n",
             "row 2='1.234,5': is not a number; a decimal comma goes with semi",
