@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,11 @@ def ray_starts_once() -> Iterator[None]:
     """Keep Ray running between the tests: as many CPUs as the first asks for would be there, so two are."""
     import ray
 
-    _start_ray(Ray(num_cpus=2.0))
+    with suppress(Exception):  # it gives itself 30 seconds, in which a busy machine may not start it
+        _start_ray(Ray(num_cpus=2.0))
+    if not ray.is_initialized():
+        ray.shutdown()
+        _start_ray(Ray(num_cpus=2.0))
     with pytest.MonkeyPatch.context() as patch:
         shutdown = ray.shutdown
         patch.setattr(ray, "shutdown", lambda: None)
