@@ -61,7 +61,7 @@ def served(desk: Path, enrolling: Opens) -> Iterator[ServerBundle]:
 
 def asked(token: Token, folder: Path) -> bool:
     """Ask once, and not again."""
-    return enrol(token, folder, wait=0, path=lambda _: None)
+    return enrol(token, folder, wait=0, notify=lambda _: None)
 
 
 def question(token: Token, folder: Path, name: str | None = None, seal: bytes | None = None) -> Ask:
