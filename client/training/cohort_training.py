@@ -122,9 +122,10 @@ def sum_cohort(
             _add_blanks(len(loaded) - len(filled), spec, cohort_sum)
         for group in _stacks(bench, filled, training):
             add(group)
-    alone = begin(bench, content)
-    for client in apart:
-        alone.add(cohort_sum, alone.train(client), spec)
+    if apart:
+        alone = begin(bench, content)
+        for client in apart:
+            alone.add(cohort_sum, alone.train(client), spec)
     if dummies is not None:
         _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
