@@ -389,6 +389,12 @@ def test_a_damaged_run_file_is_refused(stopped: Path, text: str) -> None:
         resume(stopped)
 
 
+def test_a_damaged_result_is_refused_since_an_alarm_may_have_ended_the_run(stopped: Path) -> None:
+    (stopped / "result.json").write_text('{"status": ')
+    with pytest.raises(Refusal, match="restore it"):
+        resume(stopped)
+
+
 # --- disks and folders -------------------------------------------------------------------------------------------
 
 

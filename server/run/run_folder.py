@@ -124,9 +124,11 @@ def read_saved(folder: Path) -> Saved:
     """Return the state that an earlier process left in this run folder.
 
     Raises:
-      Refusal: it left no readable state, or an audit has ended the run.
+      Refusal: it left no readable state or result, or an audit has ended the run.
     """
-    _require_no_alarm(folder)
+    if read_object(folder / RESULT).get("status") == Status.ALARMED:
+        remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
+        raise Refusal("resume", str(folder), remedy)
     try:
         fields = json.loads((folder / SAVED).read_text())
         noise, order = (
@@ -136,16 +138,6 @@ def read_saved(folder: Path) -> Saved:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         remedy = f"its {SAVED} cannot be read ({problem}); start a new run"
         raise Refusal("resume", str(folder), remedy) from problem
-
-
-def _require_no_alarm(folder: Path) -> None:
-    try:
-        status = read_object(folder / RESULT).get("status")
-    except Refusal:
-        return
-    if status == Status.ALARMED:
-        remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
-        raise Refusal("resume", str(folder), remedy)
 
 
 def require_free(folder: Path) -> None:
