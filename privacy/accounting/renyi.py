@@ -104,10 +104,8 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
         total = np.sum(known, axis=0)
         if not drawn_openly(leaf):
             return total
-        rate, above = (
-            leaf.sampling_probability,
-            orders() - 1,
-        )  # the divergence of a mixture of two visible cases
+        rate, above = leaf.sampling_probability, orders() - 1
+        # the divergence of a mixture of two visible cases
         return np.maximum(np.logaddexp(math.log1p(-rate), math.log(rate) + above * total) / above, 0.0)
     if is_mixture(leaf):
         from . import gaussian_mixture
