@@ -120,13 +120,17 @@ def _torch() -> Iterator[Diagnosis]:
         if isinstance(target, ast.Name)
     }
     cuda = values.get("cuda")
-    if cuda and not Path("/dev/nvidia0").exists() and shutil.which("nvidia-smi") is None:
+    if cuda and not _has_gpu():
         remedy = (
             "pip install torch --index-url https://download.pytorch.org/whl/cpu needs 1.2 GB instead of 5.7"
         )
         yield Diagnosis("torch's build", None, f"with CUDA {cuda}, but there is no GPU: {remedy}")
     else:
         yield Diagnosis("torch's build", True, f"with CUDA {cuda}" if cuda else "CPU only")
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _machine() -> Iterator[Diagnosis]:

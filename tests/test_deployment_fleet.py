@@ -57,7 +57,7 @@ def enrolled(desk: Path, folder: Path, number: int) -> list[ClientBundle]:
     serving.start()
     until(lambda: bool(told))
     for token in tokens:
-        assert not enrol(token, folder / token.name, wait=0, path=lambda _: None)
+        assert not enrol(token, folder / token.name, wait=0, notify=lambda _: None)
     assert approve(desk).admitted == tuple(names)
     for token in tokens:
         assert enrol(token, folder / token.name, wait=0)

@@ -86,9 +86,9 @@ def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
     (token,) = give_tokens(desk, ["c-1"])
     device = tmp_path / "device"
     with enrolling(desk):
-        assert not enrol(token, device, wait=0, path=lambda _: None)
+        assert not enrol(token, device, wait=0, notify=lambda _: None)
         assert approve(desk).admitted == ("c-1",)
-        assert enrol(token, device, wait=0, path=lambda _: None)
+        assert enrol(token, device, wait=0, notify=lambda _: None)
     bundle = read_client_bundle(device)
     assert bundle.settings.name == "c-1" and bundle.identity.roster.version == 2
     assert renew(desk, ["c-1"], within=400).register.find("c-1") is not None

@@ -2313,7 +2313,7 @@ MUTATIONS = {
         "save(progress, ending.state, progress.remembered)",
         "save(progress, ending.state, progress.audit.memory if progress.audit else {})",
         "test_full_disk.py",
-        "in_a_round",
+        "as_if_it_had_not_been",
     ),
     "a search that never halves": Mutation(
         "server/culprit_search.py",

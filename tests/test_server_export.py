@@ -370,7 +370,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Pa
         (Order("int8", f"{__name__}:Narrow", tmp_path / "public.npy"), r"has outputs of shape \(2, 3\)"),
         (Order("int8", "torch.nn:Identity", tmp_path / "public.npy"), r"has outputs of shape \(2, 64\)"),
         (Order("int8", public=tmp_path / "nowhere.npy"), "does not exist; name a table"),
-        (Order("int8", public=tmp_path / "unknown.npy"), "holds numbers that are not finite"),
+        (Order("int8", public=tmp_path / "unknown.npy"), "row 0 holds a number that is not finite"),
         (Order("int8", out=tmp_path / "there"), "exists; remove it"),
     ):
         with pytest.raises(Refusal, match=said):

@@ -155,7 +155,8 @@ def _serve(folder: Path, told: dict[str, Any]) -> None:
     admitted = admitted_in(Path(told["admitted"]), lambda: nodes)
     door = Door(f"127.0.0.1:{told['port']}", lambda: own, lambda: nodes, admitted)
     with open_link(door) as grid:
-        (folder / "port").write_text(str(grid.port))
+        (folder / "port.new").write_text(str(grid.port))
+        (folder / "port.new").rename(folder / "port")
         _ask(grid, folder, told)
 
 
