@@ -211,6 +211,14 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
         assert [row["clipping_norm"] for row in rows[:2]] == [0.02, 0.5]
 
 
+def test_arms_of_encrypted_sums_have_the_same_bits_for_a_seed(tmp_path: Path) -> None:
+    asked = [*SMALL, *MODES["distributed"], "task.num_clients=8", "num_rounds=3", *TUNE[:2], "tune.rounds=1"]
+    for name in ("one", "other"):
+        simulate(settings_from_overrides(asked), tmp_path / name, quiet=True)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
 @pytest.mark.parametrize("broken, said", [
     (["cohort=min_separation"], "needs rounds that are a release each"),
     (["audit=full"], "its canaries are in no arm"),

@@ -90,8 +90,11 @@ class RunResult:
 
 
 def order_here(run: Run) -> Mapping[str, str]:
-    """Return the order of every round to simulated clients, which have the settings: empty unless rounds differ."""
-    return {} if run.tuning is None else order_of(run)
+    """Return the order of every round to simulated clients, which have the settings: empty unless rounds differ.
+
+    It names no run: each has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+    """
+    return {} if run.tuning is None else order_of(replace(run, name="simulation"))
 
 
 @dataclass(frozen=True)
