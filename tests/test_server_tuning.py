@@ -211,12 +211,16 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
         assert [row["clipping_norm"] for row in rows[:2]] == [0.02, 0.5]
 
 
-def test_arms_of_encrypted_sums_have_the_same_bits_for_a_seed(tmp_path: Path) -> None:
-    asked = [*SMALL, *MODES["distributed"], "task.num_clients=8", "num_rounds=3", *TUNE[:2], "tune.rounds=1"]
-    for name in ("one", "other"):
-        simulate(settings_from_overrides(asked), tmp_path / name, quiet=True)
-    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
+def test_encrypted_sums_of_arms_and_evaluations_have_the_same_bits_for_a_seed(tmp_path: Path) -> None:
+    asked = [*SMALL, *MODES["distributed"], "task.num_clients=8", *TUNE[:2], "tune.rounds=1"]
+    runs = [
+        simulate(settings_from_overrides([*asked, "evaluate.clients=final"]), tmp_path / name, quiet=True)
+        for name in ("one", "other")
+    ]
+    one, other = [(run.folder / "model.safetensors").read_bytes() for run in runs]
     assert one == other
+    one, other = [run.result["evaluations"] for run in runs]
+    assert one[0]["answers"] and one == other
 
 
 @pytest.mark.parametrize("broken, said", [
