@@ -25,9 +25,8 @@ DEFAULT_QUORUM = 0.5
 CUSTOM = "custom"  # option of the task group for a class of one's own
 SERVER = "server"  # name of the primary configuration of `fedveil server`
 SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
-REFERENCE = re.compile(
-    r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)(?:,([\w.]+))?\}"
-)  # to a key, and its value without the key
+# To a key, and its value without the key.
+REFERENCE = re.compile(r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)(?:,([\w.]+))?\}")
 Model = TypeVar("Model", bound=FederationSettings)
 
 

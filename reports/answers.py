@@ -3,8 +3,6 @@
 `fedveil ask` keeps the record of an answer, one JSON file for each inquiry. A figure is None if the noise drowns it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Content of the report of a folder of answers: each inquiry with its figures, and the ledgers that charged them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

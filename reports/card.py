@@ -1,7 +1,5 @@
 """Model card of a run for Hugging Face: front matter in YAML, and the guarantee in Markdown."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

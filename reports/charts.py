@@ -3,8 +3,6 @@
 Numbers that are the report's carry their reference, as everywhere on the page; those along the axes are the scale's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Commands that reproduce and check a run, for its report."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from typing import Any

@@ -17,7 +17,7 @@ from .cost import cost
 from .coverage import not_covered
 from .forms import counted_items, forms, known_to_the_run, nist_blocks
 from .ledger_history import ledger_history, plan_curve
-from .promise import FALSE_POSITIVE, in_words, main_row, promise_rows
+from .promise import FALSE_POSITIVE, MIXED, REFUTED, VIOLATED, in_words, main_row, promise_rows
 from .receipts import receipts_of
 from .run_files import Fields, RunFiles, flat
 from .shapes import told_shapes
@@ -43,7 +43,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
         "format": FORMAT,
         "run": {**_about(run, ledger), "parameters": spent["parameters"]},
         "stamps": stamps,
-        "promise": in_words(rows, bool(run.result), violated=stamps["verdict"] == "violated"),
+        "promise": in_words(rows, bool(run.result), _refuted(run, stamps)),
         "false_positive": FALSE_POSITIVE,
         "privacy": rows,
         "not_covered": not_covered(run, rows, ledger),
@@ -171,6 +171,12 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
         "verdict": found.get("verdict"),
         "said": found.get("said") or _unmeasured(run),
     }
+
+
+def _refuted(run: RunFiles, stamps: Fields) -> str | None:
+    if str(run.result.get("reason")).startswith(MIXED):
+        return REFUTED
+    return VIOLATED if stamps["verdict"] == "violated" else None
 
 
 def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ HIDES = {
 }
 GOES_ON = "The run has not ended: each further round adds to this, up to its budget."
 VIOLATED = "The audit of this run found that this does not hold."
+MIXED = "the task mixed the examples of a step: no epsilon holds"  # begins the reason of a run that ended so
+REFUTED = "This run found that this does not hold: its task mixed the examples of a step."
 OF_RECORDS = ("record", "person", "person_everywhere")
 UNITS = ("client", *reversed(OF_RECORDS))
 OWN_SOFTWARE = "the clients' own software"
@@ -116,13 +118,13 @@ def main_row(rows: Sequence[Fields]) -> int | None:
     return None
 
 
-def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> list[str]:
+def in_words(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
     """Return the promise in two sentences without symbols, and the findings against it.
 
     Args:
       rows: as of `promise_rows`.
       ended: whether the run has ended.
-      violated: whether its audit has found that the promise does not hold.
+      refuted: sentence of a finding that the promise does not hold; None without one.
     """
     if not rows and not ended:
         return [
@@ -137,7 +139,7 @@ def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> 
         ]
     row = rows[place]
     more = [] if ended else [GOES_ON]
-    more += [VIOLATED] if violated else []
+    more += [refuted] if refuted else []
     others = [
         each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
     ]

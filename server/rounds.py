@@ -226,7 +226,7 @@ def _merged(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozen
     arrays = dict[str, NDArray[np.generic]]()
     for name, value in before.items():
         new = reply.get(name, after[name]) if name in buffers else after[name]
-        if name.endswith("running_var"):
+        if name in buffers and name.endswith("running_var"):
             new = np.maximum(new, np.multiply(value, LEAST_VARIANCE))
         arrays[name] = new.astype(value.dtype, copy=False)
     return arrays

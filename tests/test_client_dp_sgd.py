@@ -38,6 +38,9 @@ from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.content import report_of
+from fedveil.reports.promise import MIXED, REFUTED
+from fedveil.reports.run_files import read_run
 from fedveil.strategies.client_settings import RecordPrivacy, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.strategies.training_order import GRADIENTS
@@ -560,7 +563,11 @@ def test_mixing_that_begins_in_the_run_ends_it(
     options: dict[str, Any] = {"privacy.target_epsilon": 50, "cohort": "all", "learning_rate": 3.0, "seed": 0}
     run = fv.simulate(task, privacy=level, num_rounds=20, quiet=True, folder=tmp_path / "run", **options)
     assert run.status == "failed" and len(run.history) < 20
-    assert "examples of a step" in run.result["reason"] or "another example" in run.result["reason"]
+    assert run.result["reason"].startswith(MIXED)
+    report = report_of(read_run(tmp_path / "run"))
+    assert (report["promise"][-1] == REFUTED) is bool(run.history)
+    with pytest.raises(Refusal, match="no epsilon holds; mend the task and start a new run"):
+        fv.simulate(task, resume=tmp_path / "run", quiet=True)
 
 
 def test_a_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(

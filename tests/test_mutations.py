@@ -1621,6 +1621,13 @@ MUTATIONS = {
         "test_client_dp_sgd.py",
         "a_look_at_a_step",
     ),
+    "a report promises what mixed examples have refuted": Mutation(
+        "reports/content.py",
+        'if str(run.result.get("reason")).startswith(MIXED):',
+        'if str(run.result.get("reason")) == MIXED:',
+        "test_client_dp_sgd.py",
+        "begins_in_the_run",
+    ),
     "an odd example decides whether independence is measured": Mutation(
         "tasks/independence.py",
         "            if len(fit) in (0, len(seen)):",

@@ -25,6 +25,7 @@ from ...privacy.audit.alarms import Level
 from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal, refusing
+from ...reports.promise import MIXED
 from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
 from ...strategies.wire import DROP_REASONS, MIXES
@@ -292,7 +293,7 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
         last = progress.state
         return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)
     except Mixing as problem:
-        return Ending(Status.FAILED, str(problem), progress.state)
+        return Ending(Status.FAILED, f"{MIXED}; {problem}", progress.state)
     except OSError as problem:
         return Ending(Status.FAILED, run_folder.cannot_write(progress, problem), progress.state)
 
@@ -374,9 +375,7 @@ def _after_round(
     for each in others:
         each.round(told)
     if federation.deployed is None and DROP_REASONS[MIXES] in done.dropped:
-        return Ending(
-            Status.FAILED, "the task mixed the examples of a step: no epsilon holds; see clients.log", state
-        )
+        return Ending(Status.FAILED, f"{MIXED}; see clients.log", state)
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 

@@ -41,6 +41,7 @@ from ...reports.files import (
     SAVED,
     SCALING,
 )
+from ...reports.promise import MIXED
 from ...reports.run_files import read_object, rows_of
 from ...reports.traffic import COUNTED, SIMULATED
 from ...strategies.cohorts import in_arm, invited_size
@@ -124,9 +125,12 @@ def read_saved(folder: Path) -> Saved:
     """Return the state that an earlier process left in this run folder.
 
     Raises:
-      Refusal: it left no readable state or result, or an audit has ended the run.
+      Refusal: it left no readable state or result, or an audit or mixed examples have ended the run.
     """
-    if read_object(folder / RESULT).get("status") == Status.ALARMED:
+    result = read_object(folder / RESULT)
+    if str(result.get("reason")).startswith(MIXED):
+        raise Refusal("resume", str(folder), f"{MIXED}; mend the task and start a new run")
+    if result.get("status") == Status.ALARMED:
         remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
         raise Refusal("resume", str(folder), remedy)
     try:

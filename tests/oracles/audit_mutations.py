@@ -130,6 +130,7 @@ BEYOND: dict[str, str] = {
     "data that remember what was read pass": PRECONDITION,
     "no step's own batch is looked at": PRECONDITION,
     "a model that mixed a step's examples trains on": PRECONDITION,
+    "a report promises what mixed examples have refuted": PRECONDITION,
     "an odd example decides whether independence is measured": PRECONDITION,
     "gain forgotten": WORSE,
     "what rounding leaves out of a model is lost": WORSE,
