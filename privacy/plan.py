@@ -23,6 +23,10 @@ LEAST_SHARE_LEFT = 0.01  # of a budget: with less, only noise that drowns everyt
 MOST_ROUNDS = 1 << 20  # more than anybody runs: affordable rounds are not counted beyond
 
 
+class Unaffordable(Refusal):
+    """Refusal of rounds for which too little of the budget is left."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Plan of a run's spending; all of it is public. Refusal if a value is out of range.
@@ -138,7 +142,7 @@ class Plan:
         spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
         if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
             remedy = f"already spent ({spent:.4g}): raise it, or keep the model that you have"
-            raise Refusal("target_epsilon", budget.target_epsilon, remedy)
+            raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:
             if not prior:
@@ -230,7 +234,7 @@ def _least_noise(cost: Callable[[float], float], target: float) -> float:
         high *= 2
         if high > MOST_NOISE:
             remedy = "no noise keeps the planned rounds within what is left of it"
-            raise Refusal("target_epsilon", target, remedy)
+            raise Unaffordable("target_epsilon", target, remedy)
     low = high / 2
     while (low_cost := cost(low)) <= target:
         if low < LEAST_NOISE:

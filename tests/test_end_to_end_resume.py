@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import fedveil.server.run.run  # noqa: F401 # pyright: ignore[reportUnusedImport] (before any fork, so that children need not import it)
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.server import checkpoint
 from fedveil.server.accounts import Protected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
+from fedveil.server.run import run as run_of_rounds
+from fedveil.server.run import run_folder
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
@@ -477,3 +479,136 @@ def test_two_processes_on_one_run_the_second_names_the_first(commands: Any, mode
     assert second.err.splitlines() == [
         f"{named.format(run=run)}: in use by process {command.process}; wait for it to end, or stop it"
     ]
+
+
+# --- in the last rounds of a budget ------------------------------------------------------------------------------
+
+WARDS = """
+import torch
+from torch import nn
+
+from fedveil import Examples
+
+
+class Wards:
+    simulated, data_id, held_out_public = False, "wards", True
+
+    def __init__(self, num_clients):
+        self.num_clients = num_clients
+
+    def model(self):
+        return nn.Linear(4, 2)
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+
+    def client_data(self, client):
+        inputs = torch.randn(12, 4, generator=torch.Generator().manual_seed(client))
+        return Examples(inputs, (inputs.sum(1) > 0).long())
+
+    def held_out(self):
+        return self.client_data(1000)
+"""
+BY_CLIENTS = ("task.num_clients=40", "privacy=client_central", "privacy.allow_large_delta=true")
+TUNED = ("tune=learning_rate", "tune.values=[0.02,0.5]", "tune.rounds=1")
+# Each with its default target of epsilon 3 alone, which the planned rounds spend.
+WHOLE_BUDGETS: dict[str, tuple[str, ...]] = {
+    "record": ("privacy=record", "cohort=all"),
+    "evaluated": (*BY_CLIENTS, "cohort=all", "evaluate.clients=final"),
+    "none": ("privacy=none",),
+    "together": ("privacy=record_distributed", "cohort=all"),
+    "central": (*BY_CLIENTS, "cohort=all"),
+    "distributed": (*BY_CLIENTS, "privacy=client_distributed", "cohort=all"),
+    "both": (
+        "task.num_clients=40",
+        "privacy=record_and_client",
+        "privacy.client.allow_large_delta=true",
+        "cohort=all",
+    ),
+    "records evaluated": ("privacy=record_distributed", "cohort=all", "evaluate.clients=final"),
+    "tuned by clients": (*BY_CLIENTS, *TUNED, "cohort=all", "tune.score=clients", "tune.resolution=1000"),
+    "adaptive": (*BY_CLIENTS, "cohort=all", "privacy.noise_schedule=adaptive", "privacy.clipping=adaptive"),
+    "turns": (*BY_CLIENTS, "cohort=min_separation", "cohort.size=2", "privacy.noise=correlated"),
+}
+SLOWER = {"tuned by clients": 1}  # rounds of the second arm
+LAST_MOMENTS: dict[str, tuple[Callable[[int], Callable[[], None]], int]] = {
+    "before the last line": (lambda rounds: dying(run_folder, "record_round", rounds), 1),
+    "before the result": (lambda _: dying(run_folder, "finish", 1), 0),
+    "before the last line but one": (lambda rounds: dying(run_folder, "record_round", rounds - 1), 0),
+    "before the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds), 1),
+    "within the last checkpoint": (lambda rounds: dying(checkpoint, "write_beside", rounds, after=True), 1),
+    "after the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds, after=True), 0),
+    "between model and result": (lambda _: dying(run_folder, "replace_file", 5), 0),
+    "before the close": (lambda _: dying(run_folder, "close", 1), 0),
+    "at no moment": (lambda _: lambda: None, 0),
+}
+AT_ONCE = (
+    ("record", "before the last line"),
+    ("record", "before the result"),
+    ("evaluated", "before the last line"),
+)
+
+
+def killed_and_finished(commands: Any, mode: str, arrange: Callable[[], None]) -> dict[str, Any]:
+    """Let a run on real data die as arranged, and return the result with which `resume=` then ends it."""
+    (commands.folder / "wards.py").write_text(WARDS)
+    argv = [
+        "task=custom",
+        "task.target=wards:Wards",
+        "allow_modules=[wards]",
+        "task.num_clients=6",
+        "batch_size=6",
+    ]
+    argv += [
+        f"num_rounds={ROUNDS}",
+        "accept_vacuous=true",
+        *WHOLE_BUDGETS[mode],
+        "audit=off",
+        "hydra.run.dir=run",
+    ]
+    ledgers = commands.folder / "ledgers"
+    code, command = commands.run("simulate", *argv, f"ledger.dir={ledgers}", first=arrange)
+    assert code in (0, -signal.SIGKILL), command.err
+    code, command = commands.run("simulate", "resume=run")
+    run = commands.folder / "run"
+    result = json.loads((run / "result.json").read_text())
+    assert (code, result["status"]) == (0, "completed"), command.err
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == list(range(1, result["rounds_completed"] + 1))
+    assert result["evaluations"] == [row["evaluation"] for row in rows if "evaluation" in row]
+    assert {"model.safetensors", "manifest.json"} <= {path.name for path in run.iterdir()}
+    if mode != "none":
+        found = [verify(path) for path in ledgers.rglob("*.ledger")]
+        shown = [row["epsilon"] for row in result["privacy"] if row["adversary"] == "model"]
+        assert all(each.ok for each in found) and max(shown) == max(each.epsilon for each in found) <= 3
+    return result
+
+
+@pytest.mark.parametrize(
+    ("mode", "moment"),
+    [
+        pytest.param(mode, moment, marks=[] if (mode, moment) in AT_ONCE else pytest.mark.campaign)
+        for mode in WHOLE_BUDGETS
+        for moment in LAST_MOMENTS
+    ],
+)
+def test_a_run_on_real_data_that_is_killed_near_its_end_is_finished_within_its_budget(
+    commands: Any, mode: str, moment: str
+) -> None:
+    arrange, lost = LAST_MOMENTS[moment]
+    steps = ROUNDS + SLOWER.get(mode, 0)
+    lost = 0 if mode == "none" else 1 if (mode, moment) == ("turns", "before the last line but one") else lost
+    result = killed_and_finished(commands, mode, arrange(steps))
+    assert result["rounds_completed"] == steps - lost
+    if "evaluated" in mode:  # before the line of its round it was charged, and what was said is lost
+        assert ("reason" in result["evaluations"][0]) == (lost > 0)
+
+
+def test_an_evaluation_that_a_kill_left_to_be_made_has_its_planned_budget(commands: Any) -> None:
+    result = killed_and_finished(commands, "evaluated", dying(run_of_rounds, "evaluate_at_clients", ROUNDS))
+    (evaluation,) = result["evaluations"]
+    assert result["rounds_completed"] == evaluation["round"] == ROUNDS - 1
+    assert evaluation["answers"]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.schema import FlwrPartition, Record, RecordDistributed, SimulationSettings
 from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
 from ...privacy.ledger.book import identity_of, read_events, require_unit
-from ...privacy.ledger.caps import capped
+from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.data_sets import Owed
-from ...privacy.plan import LEAST_NOISE
+from ...privacy.plan import LEAST_NOISE, Unaffordable
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import (
     NO_CANARY_RECORDS,
@@ -52,7 +53,9 @@ def question_settings(federation: Federation, folder: Path) -> ClientSettings:
     return replace(settings, record=_unplanned_record(federation, federation.record, folder))
 
 
-def client_settings(federation: Federation, folder: Path, rounds: int | None = None) -> ClientSettings:
+def client_settings(
+    federation: Federation, folder: Path, rounds: int | None = None, resumed: bool = False
+) -> ClientSettings:
     """Return the clients' settings; record-level noise is planned here, once for each size of data set.
 
     Real clients plan it themselves and get the other settings by `order_of`.
@@ -61,10 +64,12 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
       federation: its parts.
       folder: of the run; nothing is written there.
       rounds: remaining ones, planned with the remaining budget of ledgers of real data; None plans all rounds for empty
-        ledgers.
+        ledgers, and so does 0, for a run that has none left.
+      resumed: whether the run has begun; a ledger with too little left for a plan keeps the noise of an empty one.
 
     Raises:
-      Refusal: the budget affords no round at this noise, or the audit asks for loss traces of real data.
+      Unaffordable: the budget affords no round at this noise.
+      Refusal: the audit asks for loss traces of real data.
     """
     settings = _plain_settings(federation, folder)
     if federation.together is not None and federation.deployed is None:
@@ -80,7 +85,15 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
         return replace(settings, step=terms)
     if federation.record is None or federation.deployed is not None:
         return settings
-    return replace(settings, record=_record_privacy(federation, federation.record, settings, folder, rounds))
+    told = _record_privacy(federation, federation.record, settings, folder)
+    if federation.simulated or not rounds:
+        return replace(settings, record=told)
+    left = (
+        _with_a_round_left
+        if federation.record.noise_multiplier
+        else partial(_within_what_is_left, rounds, resumed)
+    )
+    return replace(settings, record=left(federation, told, settings, scaling_events(federation)))
 
 
 def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:
@@ -120,22 +133,20 @@ def _canaries_of_a_step(federation: Federation, together: RecordDistributed) -> 
 
 
 def _record_privacy(
-    federation: Federation, record: Record, settings: ClientSettings, folder: Path, rounds: int | None
+    federation: Federation, record: Record, settings: ClientSettings, folder: Path
 ) -> RecordPrivacy:
-    """Return a client's record-level settings, with noise planned for the existing sizes of data sets."""
+    """Return a client's record-level settings, with noise planned for empty ledgers of the existing sizes of data sets."""
     sizes, told = federation.sizes, _unplanned_record(federation, record, folder)
     beside = scaling_events(federation)
     path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
     if warning:
         warn(warning)
-    left = None if federation.simulated else rounds
     if record.noise_multiplier is None:
-        told = replace(told, noise_by_records=_planned_noise(federation, told, settings, beside))
-        return told if left is None else _within_what_is_left(federation, told, settings, left, beside)
+        return replace(told, noise_by_records=_planned_noise(federation, told, settings, beside))
     told = replace(told, noise_by_records=((0, record.noise_multiplier),))
     require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget(), beside)
-    return told if left is None else _with_a_round_left(federation, told, settings, beside)
+    return told
 
 
 def _unplanned_record(federation: Federation, record: Record, folder: Path) -> RecordPrivacy:
@@ -161,10 +172,11 @@ def _unplanned_record(federation: Federation, record: Record, folder: Path) -> R
 
 
 def _within_what_is_left(
+    rounds: int,
+    resumed: bool,
     federation: Federation,
     record: RecordPrivacy,
     settings: ClientSettings,
-    rounds: int,
     beside: Sequence[DpEvent],
 ) -> RecordPrivacy:
     """Return the record-level settings with separate noise for each ledger that has entries or a cap.
@@ -192,7 +204,10 @@ def _within_what_is_left(
             planned[name] = noise
         except Refusal as refusal:
             refusals.append(refusal)
-    return _unless_all_refuse(replace(record, noise_by_ledger=tuple(planned.items())), planned, refusals)
+    planned_record = replace(record, noise_by_ledger=tuple(planned.items()))
+    if resumed and not planned:  # a hundredth of a budget may be many of its rounds
+        return _with_a_round_left(federation, record, settings, beside)
+    return _unless_all_refuse(planned_record, planned, refusals)
 
 
 def _with_a_round_left(
@@ -220,7 +235,7 @@ def _unless_all_refuse(
     record: RecordPrivacy, planned: Collection[str], refusals: Sequence[Refusal]
 ) -> RecordPrivacy:
     if refusals and not planned:
-        raise refusals[-1]
+        raise next((each for each in refusals if not isinstance(each, Unaffordable | CapEnded)), refusals[-1])
     if refusals:
         warn(f"{len(refusals)} clients sit out: too little of their budgets is left: {refusals[-1]}")
     return record

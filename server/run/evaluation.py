@@ -32,7 +32,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 def evaluate_at_clients(
-    run: Run, participants: Participants, reach: Reach, state: State
+    run: Run, participants: Participants, reach: Reach, state: State, last: bool = False
 ) -> dict[str, Any] | None:
     """Evaluate a round's model at all clients, and return the record; None if the round has no evaluation.
 
@@ -41,9 +41,10 @@ def evaluate_at_clients(
       participants: of its rounds.
       reach: answers that an evaluation needs, and its timeout.
       state: after the round.
+      last: whether the run ends here, before its last round.
     """
     federation = run.federation
-    if state.round not in evaluated_rounds(federation.settings):
+    if not last and state.round not in evaluated_rounds(federation.settings):
         return None
     asked = evaluation_of(federation, name_of(run.name))
     return _evaluated(run, participants, reach, asked, state.model, row_after(state.round))

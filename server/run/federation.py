@@ -492,6 +492,7 @@ class Run:
       checkpoint: to resume from; None for a new run.
       privacy: of the client level, with the open ledger; None without it.
       tuning: of the clients' arms; None without tuning.
+      spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
     """
 
     federation: Federation
@@ -501,6 +502,7 @@ class Run:
     checkpoint: Checkpoint | None = None
     privacy: SumPrivacy | None = None
     tuning: Tuning | None = None
+    spent: str = ""
 
     @property
     def ledger(self) -> Ledger | None:

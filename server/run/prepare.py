@@ -13,11 +13,11 @@ from typing import Any
 from ...links.folder_lock import alone
 from ...privacy.budget import Adversary, Budget
 from ...privacy.ledger import data_sets
-from ...privacy.ledger.caps import NAMED, caps_on
+from ...privacy.ledger.caps import NAMED, CapEnded, caps_on
 from ...privacy.ledger.hash_chain import Lock
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
-from ...privacy.plan import Plan
+from ...privacy.plan import Plan, Unaffordable
 from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
@@ -61,7 +61,14 @@ from .record_ledgers import require_heads
 from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
 from .scaling_plan import one_scaling
-from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
+from .sum_plan import (
+    adaptation_of,
+    metrics_share_of,
+    plan_of_rest,
+    require_one_round,
+    sum_plan,
+    sum_plan_with,
+)
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
 
@@ -95,8 +102,13 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     checkpoint = read(folder) if saved else None
     if checkpoint is not None and federation.deployed is not None:
         _require_own(checkpoint, federation.deployed.run, folder)
-    left = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0)
-    client = client_settings(federation, folder, max(1, left))
+    left, spent = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0), ""
+    try:
+        client = client_settings(federation, folder, left, saved is not None)
+    except (Unaffordable, CapEnded) as refusal:
+        if saved is None:
+            raise
+        client, spent = client_settings(federation, folder, 0), str(refusal)
     _check_every(federation, canaries=federation.canary_records > 0)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
@@ -130,7 +142,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     name = saved.name if saved and goes_on else _new_name(federation)
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
-    return Run(federation, folder, name, client, checkpoint, tuning=tuning)
+    return Run(federation, folder, name, client, checkpoint, tuning=tuning, spent=spent)
 
 
 def settle_records(federation: Federation, client: ClientSettings) -> None:
@@ -386,13 +398,14 @@ def opened(
             yield _started(ask(run) if saved is None else run, saved)
         return
     simulated, checkpoint = federation.simulated, run.checkpoint
-    plan = _planned(run, saved, None) if simulated else None
+    plan, spent = _planned(run, saved, None) if simulated else (None, "")
     if saved is None and simulated:
         require_use(federation, plan)
     ledger = open_ledger(federation, run.folder, budget, checkpoint.head if checkpoint else None)
     ledger.purpose = federation.settings.purpose
     try:
-        plan = plan or _planned(run, saved, ledger)
+        if plan is None:
+            plan, spent = _planned(run, saved, ledger)
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)
@@ -402,7 +415,7 @@ def opened(
             plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
         )
         write_acts(run, saved.name if saved else None, ledger)
-        run = replace(run, privacy=privacy)
+        run = replace(run, privacy=privacy, spent=run.spent or spent)
         run = replace(run, client=asking_for(run.client, _asked_plans(run)))
         if saved is None:
             asked = ask(run)
@@ -452,9 +465,12 @@ def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
     return run, audit
 
 
-def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
-    """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget."""
-    federation = run.federation
+def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan, str]:
+    """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget.
+
+    Where this budget does not cover the remaining rounds of a resumed run, its noise comes with the refusal's sentence.
+    """
+    federation, spent = run.federation, ""
     left = federation.settings.rounds_left(run.checkpoint.state.round if run.checkpoint else 0)
     if (
         saved is not None
@@ -464,11 +480,23 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
         plan = sum_plan_with(federation, saved.noise, saved.filter_order)
     else:
         prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
-        plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
+        try:
+            plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
+        except Unaffordable as refusal:
+            noise = None if saved is None else saved.noise
+            begun = (
+                None
+                if saved is None or noise is None
+                else sum_plan_with(federation, noise, saved.filter_order)
+            )
+            if begun is None:
+                raise
+            plan = plan_of_rest(federation, begun, prior, left)
+            plan, spent = (begun, str(refusal)) if plan is None else (plan, "")
         if saved is None and plan is not None and federation.sum_budget is not None:
             require_one_round(plan, federation.sum_budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
-    return plan
+    return plan, spent
 
 
 def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:

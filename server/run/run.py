@@ -49,6 +49,8 @@ from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .client_instructions import order_of
 from .display import Display
 from .evaluation import evaluate_at_clients, score_at_clients
+from .evaluation_figures import shown_metrics
+from .evaluation_plan import evaluated_rounds
 from .federation import Federation, Run
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
@@ -244,7 +246,7 @@ def _run_on(
     order, down = around.order(run), federation.settings.compress.down
     loop = Loop(
         strategy=strategies[0],
-        num_rounds=federation.settings.steps,
+        num_rounds=state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
         train_config=partial(tuned_order, run, order),
@@ -259,12 +261,35 @@ def _run_on(
         buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
     )
     del state  # frees the first model
-    ending = _rounds(progress, private, loop, watching)
+    ending = _ended(progress, _rounds(progress, private, loop, watching))
     if progress.meter is not None:  # the cohort of an unfinished round may be charged as well
         progress.meter.took_part.update(private.participants.numbers(private.drawn))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
     return ending
+
+
+def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
+    """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
+    last, federation = progress.history[-1:], progress.run.federation
+    owed = last and "evaluation" not in last[0] and evaluated_rounds(federation.settings)
+    if not owed or pace.ready(threading.Event()) is not None:
+        return
+    reach = _reach_of_all(federation, pace.deadline)
+    evaluated = evaluate_at_clients(progress.run, grid.participants, reach, progress.state, last=True)
+    last[0].update({**shown_metrics(evaluated), "evaluation": evaluated})
+
+
+def _ended(progress: Progress, ending: Ending) -> Ending:
+    """Return the ending; a resumed run that lacks only rounds that were paid for and lost in a crash is completed."""
+    run, settings, done = progress.run, progress.run.federation.settings, ending.state.round
+    if run.spent and ending.status is Status.COMPLETED:
+        ending = replace(ending, status=Status.EXHAUSTED, reason=run.spent)
+    lost = run.checkpoint is not None and settings.steps - done <= settings.checkpoint_every
+    if ending.status is not Status.EXHAUSTED or not lost:
+        return ending
+    reason = f"{done} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
+    return replace(ending, status=Status.COMPLETED, reason=reason)
 
 
 def _start_of(progress: Progress) -> RunStart:
@@ -285,6 +310,8 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
     """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
     try:
         ended = None if progress.audit is None else auditing.go_on(progress.audit, grid, progress.state)
+        if progress.run.spent and not ended:
+            _evaluate_last(progress, grid, loop.pace)
         started = _start_of(progress)
         for each in watching:
             each.start(started)

@@ -14,7 +14,7 @@ from ...privacy.budget import Budget
 from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ...privacy.mechanisms.correlated_noise import Correlation
 from ...privacy.mechanisms.sum_spec import least_share
-from ...privacy.plan import Plan
+from ...privacy.plan import Plan, Unaffordable
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import TRAIN_LOSS
 from ...strategies.cohorts import CyclicPoisson
@@ -22,6 +22,13 @@ from ...strategies.record_plan import PoissonBatches
 from .evaluation_plan import evaluation_events
 from .federation import Federation
 from .scaling_plan import scaling_events
+
+RAISED = (
+    1.0,
+    1.1,
+    1.5,
+    2.0,
+)  # noise of a resumed run near its end over what it began with: with more, better end it
 
 
 def sum_plan(
@@ -123,6 +130,26 @@ def sum_plan_with(
     return sum_plan(noised, filter_order=filter_order)
 
 
+def plan_of_rest(
+    federation: Federation, saved: Plan, prior: tuple[DpEvent, ...], num_rounds: int
+) -> Plan | None:
+    """Return the plan of a resumed run's remaining rounds near the end of its budget; None where they do not fit.
+
+    Args:
+      federation: its parts.
+      saved: the plan that the run began with.
+      prior: events that the ledger already holds.
+      num_rounds: remaining, at least 1.
+    """
+    budget, events = federation.sum_budget, [*prior, *evaluation_events(federation, num_rounds)]
+    assert budget is not None and saved.noise_multiplier is not None
+    for factor in RAISED:
+        plan = replace(saved, num_rounds=num_rounds, noise_multiplier=factor * saved.noise_multiplier)
+        if admits([*events, *[plan.event()] * num_rounds], budget, plan.filter_order):
+            return plan
+    return None
+
+
 def adaptation_of(
     federation: Federation, plan: Plan, prior: tuple[DpEvent, ...] = (), begun: int = 0
 ) -> Adaptation:
@@ -165,4 +192,4 @@ def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ())
     """
     if not admits([*prior, plan.event()], budget, plan.filter_order):
         remedy = f"not even one round fits the rest of epsilon {budget.target_epsilon:g}; raise one of them"
-        raise Refusal("noise_multiplier", plan.noise_multiplier, remedy)
+        raise Unaffordable("noise_multiplier", plan.noise_multiplier, remedy)
