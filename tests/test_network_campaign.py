@@ -31,7 +31,6 @@ from fedveil.tasks.digits import load
 HERE = Path(__file__).parent
 FAULTS = HERE / "faults"
 ENDS = runpy.run_path(str(HERE / "faults" / "served.py"))
-FEDERATION = runpy.run_path(str(FAULTS / "served.py"))["FEDERATION"]
 RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
 SMALL = runpy.run_path(str(FAULTS / "small_devices.py"))
 PORT, CLIENTS, ROUNDS, EPSILON = 8443, 5, 6, 8.0
@@ -120,7 +119,7 @@ class Starter:
 class Federation:
     """One run: namespaces, a relay between them, processes in them, and what was seen of them."""
 
-    starter: Starter
+    starter: Any
     folder: Path
     number: int
     faults: Faults
@@ -210,8 +209,9 @@ class Federation:
 
 
 def provisioned(federation: Federation) -> None:
-    host = federation.ends[0][1]
-    text = FEDERATION.format(port=PORT).replace("localhost", host).replace("127.0.0.1", host)
+    host, clients = federation.ends[0][1], ", ".join(f"{{name: {name}}}" for name in ENDS["NAMES"])
+    text = ENDS["FEDERATION"].format(port=PORT, listen=PORT, clients=clients)
+    text = text.replace("localhost", host).replace("127.0.0.1", host)
     federation.folder.mkdir()
     (federation.folder / "federation.yaml").write_text(text)
     provision(federation.folder / "federation.yaml", federation.hearts, None)
@@ -297,6 +297,18 @@ def test_every_two_faults_meet_in_the_table() -> None:
     for one, other in itertools.combinations(range(len(Faults._fields)), 2):
         met = {(row[one], row[other]) for row in TABLE}
         assert len(met) == len({row[one] for row in TABLE}) * len({row[other] for row in TABLE})
+
+
+@pytest.mark.parametrize("memory", TASK)
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    """The campaign is seldom run."""
+    monkeypatch.syspath_prepend(str(HERE / "examples"))
+    federation = Federation(Starter, tmp_path / "1", 1, TABLE[0]._replace(memory=memory))
+    provisioned(federation)
+    assert len(list((federation.hearts / "clients").iterdir())) == CLIENTS
+    ENDS["begins"](federation.hearts, [*ARGV, *TASK[memory]])
 
 
 @pytest.mark.campaign

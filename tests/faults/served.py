@@ -19,7 +19,11 @@ from fedveil.client.device.device import Device, read_device
 from fedveil.client.device.receipts import receipt_for
 from fedveil.deployment.open_link import Link, Presence
 from fedveil.deployment.provision import provision
+from fedveil.deployment.serve import deployed_in, settings_for
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.traffic import Carried
+from fedveil.server.run.build import build
+from fedveil.server.run.prepare import prepare
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid
 from fedveil.strategies.run_over import RunOver, read_over, reply_with
@@ -49,6 +53,15 @@ def make_federation(
     (folder / "federation.yaml").write_text(f"{text}link: {link}\n{more}")
     provision(folder / "federation.yaml", folder / "hearts", None)
     return folder / "hearts"
+
+
+def begins(hearts: Path, argv: Sequence[str]) -> None:
+    """Prepare the run of a server's command, and read its devices: a campaign that is seldom run begins all the same."""
+    bundle = read_server_bundle(hearts / "server")
+    settings = settings_for(bundle, argv)
+    prepare(build(settings.federation, deployed_in(bundle, settings)), bundle.folder / "runs" / "none", None)
+    for folder in sorted((hearts / "clients").iterdir()):
+        read_device(read_client_bundle(folder))
 
 
 class Devices(AskingGrid):
