@@ -26,6 +26,7 @@ FAULTS = Path(__file__).parent / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
 RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
 DAY, CERTIFICATE_DAYS = 86_400, 3
+MORE = f"certificate_days: {CERTIFICATE_DAYS}\n"  # of the federation's file
 MANY, CLIENTS, VICTIM = 400, 5, "boston"
 AWAY = (VICTIM, "cleveland")  # of four that a round waits for
 INTERRUPTED, REFUSED = 130, 2  # exit codes
@@ -57,15 +58,20 @@ class World(SERVED["Served"]):
                 file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
-@contextmanager
-def world_in(folder: Path) -> Iterator[World]:
+def compiled(folder: Path) -> Path:
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler on Linux")
-    library, clocks = folder / "clock.so", folder / "clocks"
+    library = folder / "clock.so"
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-O1", "-o", library, FAULTS / "clock.c", "-ldl"], check=True
     )
+    return library
+
+
+@contextmanager
+def world_in(folder: Path) -> Iterator[World]:
+    library, clocks = compiled(folder), folder / "clocks"
     clocks.mkdir()
     (clocks / "start").write_bytes(bytes(8))
 
@@ -73,8 +79,7 @@ def world_in(folder: Path) -> Iterator[World]:
         return World(*given, clocks=clocks)
 
     environment = {"LD_PRELOAD": str(library), "CLOCKS": str(clocks)}
-    more = f"certificate_days: {CERTIFICATE_DAYS}\n"
-    with SERVED["serving"](kind, folder, more=more, environment=environment) as made:
+    with SERVED["serving"](kind, folder, more=MORE, environment=environment) as made:
         yield made
 
 
@@ -94,6 +99,18 @@ def ended(world: World, server: Any) -> None:
     assert not json.loads((found.folder / "result.json").read_text())["audit"]["alarms"]
     said = [server.said, *(each.said for each in world.clients.values())]
     assert "Traceback" not in "".join(said), said
+
+
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) -> None:
+    SERVED["begins"](SERVED["make_federation"](tmp_path, more=MORE), ARGV)
+
+
+def test_a_process_under_the_clock_of_the_campaign_is_off_by_what_its_file_says(tmp_path: Path) -> None:
+    (tmp_path / "start").write_bytes(DAY.to_bytes(8, sys.byteorder))
+    environment = {"LD_PRELOAD": str(compiled(tmp_path)), "CLOCKS": str(tmp_path)}
+    asked = [sys.executable, "-c", "import time; print(time.time())"]
+    said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
+    assert float(said.stdout) > time.time() + DAY / 2
 
 
 @pytest.mark.campaign

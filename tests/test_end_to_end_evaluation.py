@@ -28,10 +28,17 @@ COMMON = (
     "run=asked",
 )
 
-pytestmark = pytest.mark.campaign
+PRIVACY = ("client_central", "client_distributed")
 
 
-@pytest.mark.parametrize("privacy", ["client_central", "client_distributed"])
+@pytest.mark.parametrize("privacy", PRIVACY)
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path, privacy: str) -> None:
+    asked = [*COMMON, f"privacy={privacy}", f"num_rounds={ROUNDS}"]
+    SERVED["begins"](SERVED["make_federation"](tmp_path, link="flower"), asked)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("privacy", PRIVACY)
 @pytest.mark.parametrize("link", ["grpc", "flower"])
 def test_a_served_run_is_evaluated_over_kills(tmp_path: Path, link: str, privacy: str) -> None:
     with SERVED["serving"](SERVED["Served"], tmp_path, link) as world:

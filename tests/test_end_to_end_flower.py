@@ -30,8 +30,6 @@ from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums
 
-pytestmark = pytest.mark.campaign
-
 until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
@@ -88,6 +86,7 @@ def children(process: int) -> str:
     return Path(f"/proc/{process}/task/{process}/children").read_text()
 
 
+@pytest.mark.campaign
 def test_secure_aggregation_over_flowers_link_survives_its_superlink_and_a_client(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,18 +140,25 @@ clients: [{{name: a}}, {{name: b}}, {{name: c}}, {{name: d}}, {{name: e}}]
 """
 
 
+ASKED = (
+    *("task=digits", "privacy=record_distributed", "privacy.records=1437", "privacy.most_records=400"),
+    *("privacy.noise_multiplier=2", "privacy.target_epsilon=18", "num_rounds=3", "run=together"),
+)
+
+
+def test_the_federations_of_the_campaign_are_provisioned_and_begin(made: Path, tmp_path: Path) -> None:
+    bundle = read_server_bundle(made / "server")
+    assert bundle.link == "flower" and len(nodes_of(followed_roster(bundle))()) == CLIENTS
+    (tmp_path / "f.yaml").write_text(TOGETHER.format(port=free_port()))
+    provision(tmp_path / "f.yaml", tmp_path / "all", None)
+    runpy.run_path(str(SELDOM.with_name("served.py")))["begins"](tmp_path / "all", ASKED)
+
+
+@pytest.mark.campaign
 def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text(TOGETHER.format(port=free_port()))
     provision(tmp_path / "f.yaml", tmp_path / "made", None)
-    asked = ("task=digits", "privacy=record_distributed", "privacy.records=1437", "privacy.most_records=400")
-    asked = (
-        *asked,
-        "privacy.noise_multiplier=2",
-        "privacy.target_epsilon=18",
-        "num_rounds=3",
-        "run=together",
-    )
-    server = [sys.executable, "-P", str(SELDOM), "server", str(tmp_path / "made" / "server"), *asked]
+    server = [sys.executable, "-P", str(SELDOM), "server", str(tmp_path / "made" / "server"), *ASKED]
     with agents(tmp_path / "made" / "clients"):
         done = subprocess.run([*server, "link.clients=1"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -170,6 +176,7 @@ def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path
         assert own is not None and own[0] <= spent["server"] + 1e-6
 
 
+@pytest.mark.campaign
 def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
     bundle = read_server_bundle(made / "server")
     client = made / "clients" / "c1"
@@ -235,6 +242,7 @@ def main(grid, context):
 }
 
 
+@pytest.mark.campaign
 def test_an_app_of_flwr_run_is_answered_with_errors_and_loaded_on_no_device(
     made: Path, tmp_path: Path
 ) -> None:

@@ -120,6 +120,10 @@ def server_disk(world: World, mount: Callable[[Path], Disk]) -> Disk:
     return disk
 
 
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) -> None:
+    SERVED["begins"](SERVED["make_federation"](tmp_path), [*ARGV, f"num_rounds={ROUNDS}", "run=run"])
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("left", [0, 1, 3])
 def test_a_server_that_starts_on_a_full_disk_says_so_and_starts_once_there_is_room(

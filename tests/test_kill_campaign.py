@@ -182,6 +182,13 @@ def test_what_the_campaign_wraps_is_there() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, stage
 
 
+@pytest.mark.parametrize("link", LINKS)
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path, link: str) -> None:
+    SERVED["begins"](
+        SERVED["make_federation"](tmp_path, link=link), [*ARGV, f"num_rounds={ROUNDS}", "run=calm"]
+    )
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("world", LINKS, indirect=True)
 def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(world: World) -> None:

@@ -25,6 +25,8 @@ until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["u
 HERE = Path(__file__).parent
 ENDS = HERE / "faults" / "link_ends.py"
 FEW, STRANGERS, MANY = 160, 300, 5000
+ARGV = ("task=digits", "num_rounds=3", "privacy=client_central", "privacy.allow_large_delta=true", "run=r")
+ARGV = (*ARGV, "accept_vacuous=true")
 
 
 @cache
@@ -106,6 +108,10 @@ def test_five_thousand_silent_connections_stand_beside_a_served_round(tmp_path: 
             assert opened(process) > MANY - 100
 
 
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) -> None:
+    made("served")["begins"](made("served")["make_federation"](tmp_path, link="flower"), ARGV)
+
+
 @pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit for a process of its own")
 @pytest.mark.parametrize("link", ["grpc", "flower"])
@@ -113,22 +119,7 @@ def test_a_whole_run_ends_well_beside_more_connections_than_its_limit(tmp_path: 
     """`fedveil server` under `ulimit -n 320`, with 600 silent connections from before its first round on."""
     served = made("served")
     with served["serving"](served["Served"], tmp_path, link) as federation, ExitStack() as strangers:
-        argv = (
-            "task=digits",
-            "num_rounds=3",
-            "privacy=client_central",
-            "privacy.allow_large_delta=true",
-            "run=r",
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "fedveil",
-            "server",
-            str(federation.hearts / "server"),
-            *argv,
-            "accept_vacuous=true",
-        ]
+        command = [sys.executable, "-m", "fedveil", "server", str(federation.hearts / "server"), *ARGV]
         said = tmp_path / "said"
         with said.open("wb") as file:
             process = subprocess.Popen(

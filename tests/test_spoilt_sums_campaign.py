@@ -50,6 +50,10 @@ def devices(made: Path) -> Iterator[None]:
             each.wait()
 
 
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) -> None:
+    SERVED["begins"](make_federation(tmp_path, names=NAMES), ASKED)
+
+
 @pytest.mark.campaign
 def test_a_device_that_spoils_every_sum_is_suspected_and_the_run_goes_on(tmp_path: Path) -> None:
     made = make_federation(tmp_path, free_port(), names=NAMES)

@@ -209,6 +209,12 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield world, relay
 
 
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path, kind: str) -> None:
+    made = runpy.run_path(str(FAULTS / "served.py"))
+    made["begins"](made["make_federation"](tmp_path, link="flower"), [*COMMON, *RUNS[kind], "run=run"])
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_bytes_of_a_run_are_those_that_a_relay_counts(served: Any, kind: str) -> None:
