@@ -58,7 +58,7 @@ def serve(
 
 @verb(server, "status", "Show connections and spent epsilon.", needs="server")
 def server_status(folder: Bundle, as_json: Json = False) -> int:
-    """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs.
+    """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs and its run is not over.
 
     Example:
       fedveil server status hearts/server

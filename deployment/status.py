@@ -15,15 +15,17 @@ from ..links.folder_lock import holder
 from ..privacy.budget import Unit
 from ..privacy.refusal import Refusal
 from ..server.round_terms import sentence
+from ..server.rounds import Status
 from ..server.run.display import console_for
 
 STATUS = "status.json"
 RUNNING = "server"
 NOT_RUNNING = 1
+OVER = (Status.COMPLETED, Status.EXHAUSTED)
 
 
 def show(folder: Path, *, as_json: bool) -> int:
-    """Print the status; return 1 if no server runs on the folder.
+    """Print the status; return 1 if no server runs on the folder and its run is not over.
 
     Raises:
       Refusal: no server ever ran there.
@@ -33,7 +35,7 @@ def show(folder: Path, *, as_json: bool) -> int:
         print(json.dumps({**status, "running": runs}))
     else:
         _print(console_for(100), status, runs)
-    return 0 if runs else NOT_RUNNING
+    return 0 if runs or status["state"] in OVER else NOT_RUNNING
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -96,12 +98,14 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:
     target = "no target" if row["target"] is None else f"{row['target']:g}"
-    if row["unit"] != Unit.CLIENT:
+    if row.get("own_ledgers", row["unit"] != Unit.CLIENT):
         told = f"; in the last round {refused} reported theirs as spent" if refused else ""
         return f"{row['unit']}s: each client spends at most epsilon {target} by its own ledger{told}"
+    if row["spent"] is None:
+        return f"{row['unit']}s: no round has ended yet; at most epsilon {target} at delta {row['delta']:g}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
     left = "" if row["left"] is None else f", {row['left']:.3f} left"
-    return f"clients: epsilon {spent} of {target} spent at delta {row['delta']:g}{left}"
+    return f"{row['unit']}s: epsilon {spent} of {target} spent at delta {row['delta']:g}{left}"
 
 
 def _table(clients: list[Mapping[str, Any]]) -> Table:

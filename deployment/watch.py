@@ -20,6 +20,7 @@ from typing import Any
 from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
+from ..privacy.budget import Unit
 from ..privacy.ledger.durable_files import PUBLIC, replace_file
 from ..privacy.refusal import refusing
 from ..privacy.secagg.roster import Member
@@ -233,22 +234,26 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "blamed": named_in(history, "blamed"),
         "suspected": named_in(history, "suspected"),
         "epsilon_client": last.get("epsilon_client"),
+        "epsilon_record": last.get("epsilon_record"),
         "budgets_spent": (last.get("dropped") or {}).get(DROP_REASONS[BUDGET_SPENT], 0),
     }
 
 
-def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each unit's budget and its spent part, as far as a server knows; epsilon may be "infinity"."""
+def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each unit's budget and its spent part; None where the server does not know it, "infinity" without a guarantee.
+
+    What records spend under `privacy=record` is on their clients' own ledgers alone.
+    """
     rows: list[dict[str, Any]] = []
-    if (client := federation.summed) is not None:
-        spent, target = rounds["epsilon_client"], client.target_epsilon
+    for level in (federation.summed, federation.record):
+        if level is None:
+            continue
+        unit, target = level.unit, level.target_epsilon
+        spent = rounds["epsilon_client" if unit == Unit.CLIENT else "epsilon_record"]
         known = target is not None and isinstance(spent, float | int)
-        left = max(0.0, target - spent) if known and target is not None else target
-        rows.append({"unit": "client", "spent": spent or 0.0, "target": target, "left": left})
-        rows[-1]["delta"] = client.target_delta
-    if (record := federation.record) is not None:
-        unknown = {"spent": None, "left": None, "delta": record.target_delta}
-        rows.append({"unit": str(record.unit), "target": record.target_epsilon, **unknown})
+        left = max(0.0, target - spent) if known and target is not None else None
+        row = {"unit": str(unit), "spent": spent, "target": target, "left": left, "delta": level.target_delta}
+        rows.append({**row, "own_ledgers": level is federation.record})
     return rows
 
 

@@ -72,6 +72,14 @@ COMMON = (
 CENTRAL = (*COMMON, "privacy=client_central", "privacy.target_epsilon=8")
 MASKED = (*COMMON, "privacy=client_distributed", "privacy.target_epsilon=8")
 RECORD = ("task=digits", "num_rounds=3", "batch_size=20", "link.wait=0.3")
+TOGETHER = (
+    "task=digits",
+    "num_rounds=3",
+    "link.wait=0.3",
+    "privacy=record_distributed",
+    "privacy.records=1500",
+    "privacy.most_records=600",
+)
 
 
 class Killed(BaseException):
@@ -613,8 +621,36 @@ def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_an
     assert budget["spent"] + budget["left"] == pytest.approx(8)
     spent = {row["adversary"]: row["epsilon"] for row in result_of(spring.hearts, "spring")["privacy"]}
     assert budget["spent"] == pytest.approx(spent["model"], rel=0.02) and spent["server"] == "infinity"
-    assert show(folder, as_json=True) == NOT_RUNNING
+    assert show(folder, as_json=True) == 0  # a run that is over needs no server
     assert json.loads(capsys.readouterr().out)["running"] is False
+
+
+def test_the_status_names_the_unit_and_the_epsilon_of_records_that_one_sum_protects(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses: list[dict[str, Any]] = []
+
+    def looking(message: Message, count: int) -> None:
+        if count == 0:
+            until((hearts / "server" / "status.json").exists)
+            statuses.append(read_status(hearts / "server"))
+
+    assert served(hearts, *TOGETHER, "privacy.target_epsilon=6", fault=looking)[0] == 0
+    before, after = statuses[0]["privacy"], read_status(hearts / "server")
+    told = {"unit": "record", "target": 6.0, "delta": 1e-5, "own_ledgers": False}
+    assert before == [{**told, "spent": None, "left": None}]  # unknown, which is not zero
+    (budget,) = after["privacy"]
+    assert budget == {**told, "spent": budget["spent"], "left": budget["left"]}
+    assert budget["spent"] + budget["left"] == pytest.approx(6)
+    assert budget["spent"] == pytest.approx(result_of(hearts)["privacy"][-1]["epsilon"], rel=0.02)
+    show(hearts / "server", as_json=False)
+    assert f"records: epsilon {budget['spent']:.3f} of 6 spent at delta 1e-05" in capsys.readouterr().out
+    assert f'fedveil_epsilon_spent{{unit="record"}} {budget["spent"]}' in text_of(after)
+    unknown = text_of({**after, "privacy": before})
+    assert "fedveil_epsilon_spent{" not in unknown and 'epsilon_target{unit="record"} 6.0' in unknown
+    (hearts / "server" / "status.json").write_text(json.dumps({**after, "privacy": before}))
+    show(hearts / "server", as_json=False)
+    assert "records: no round has ended yet; at most epsilon 6 at delta 1e-05" in capsys.readouterr().out
 
 
 def test_a_server_that_was_killed_is_said_to_be(
