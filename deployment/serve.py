@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ..client.app import check_engine
@@ -165,19 +164,23 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
-    now: dict[str, Any] = yaml.safe_load(settings.source)
-    begun: dict[str, Any] = yaml.safe_load((where / CONFIG).read_text())
-    changed = differing(_lasting(begun), _lasting(now))
+    changed = differing(_lasting(_begun(where)), _lasting(settings))
     if changed is not None:
-        remedy = f"was started with another {changed}; repeat its command, or name a new run with run="
-        raise Refusal("run", settings.run, remedy)
+        remedy = "repeat its command, name the folder alone, or name a new run with run="
+        raise Refusal("run", settings.run, f"was started with another {changed}; {remedy}")
     return settings.model_copy(update={"resume": str(where)})
 
 
-def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are fixed for a run: all except the reason of an act, watching and waiting times."""
-    link = {key: value for key, value in config["link"].items() if key not in WAITS}
-    return {**config, "reason": None, "metrics_port": None, "link": link}
+def _lasting(settings: ServerSettings) -> dict[str, Any]:
+    """Return the settings that are fixed for a run: all except the reason of an act, watching and waiting times.
+
+    They are compared as they were read: a key that an earlier release did not know has its default, which keeps what
+    that release did.
+    """
+    read = settings.model_dump(
+        by_alias=True, exclude={"reason": True, "metrics_port": True, "link": set(WAITS)}
+    )
+    return {**read, **read.pop("training")}  # whose keys stand beside the others
 
 
 def _close_finished(folder: Path) -> None:

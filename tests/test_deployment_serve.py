@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
@@ -273,6 +274,25 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
     with pytest.raises(Killed):
         served(hearts, *CENTRAL, "privacy.target_epsilon=9", "run=second", fault=killing(0))
     assert sorted(each.name for each in (hearts / "server" / "runs").iterdir()) == ["run-1", "second"]
+
+
+def test_a_run_of_an_earlier_release_goes_on_by_the_same_command(hearts: Path) -> None:
+    """A key that the release did not know has its default, unless the command now says something else."""
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, fault=killing(7))
+    config = hearts / "server" / "runs" / "run-1" / "config.yaml"
+    stored = yaml.safe_load(config.read_text())
+    for group, key in (("audit", "alpha"), ("compress", "down"), ("privacy", "bands"), ("link", "patience")):
+        del stored[group][key]
+    for key in ("tune", "metrics_port", "schedule", "budget", "cost", "evaluate"):
+        del stored[key]
+    config.write_text(yaml.safe_dump(stored))
+    with pytest.raises(Refusal, match=r"run='run-1': was started with another audit\.alpha"):
+        served(hearts, *CENTRAL, "audit.alpha=0.001")
+    with pytest.raises(Refusal, match=r"run='run-1': was started with another learning_rate"):
+        served(hearts, *CENTRAL, "learning_rate=0.01")
+    assert served(hearts, *CENTRAL)[0] == 0
+    assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
 
 
 def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(hearts: Path) -> None:
