@@ -132,7 +132,8 @@ def table_of(record: Mapping[str, Any]) -> str:
         cost = "from the stored answer, at no cost"
     lines = [f"{record['name']}, for {record['purpose']}: {cost}"]
     if not record["released"]:
-        return "\n".join([*lines, f"no answer: {record['reason']}; the reservation stays spent"])
+        whose = "what clients reserved" if record["epsilon_after"] is None else "the reservation"
+        return "\n".join([*lines, f"no answer: {record['reason']}; {whose} stays spent"])
     told = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
     wide = min(max(len(each["name"]) for figures in told for each in figures), 30)
     for answer, figures in zip(record["answers"], told, strict=True):

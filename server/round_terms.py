@@ -109,6 +109,18 @@ class Round:
     arm: int | None = None
 
 
+def unanswered(done: Round, shown: bool) -> str:
+    """Return why a round released nothing, and the reasons that clients sent.
+
+    Args:
+      done: the round.
+      shown: whether counts of a cohort may be shown; where they are secret, they are the operator's alone.
+    """
+    cause = done.cause or "too few clients answered"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(done.dropped.items()))
+    return f"{cause} ({reasons})" if shown and reasons else cause
+
+
 def sentence(name: str, fault: str, times: int) -> str:
     """Return the sentence about a member that broke the protocol."""
     again = f" ({times} rounds): revoke it with fedveil provision revoke {name}"

@@ -32,7 +32,7 @@ from .tuning import Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
 LEAST_VARIANCE = 0.1  # of batch normalisation after a round, as a part of that before it
-SPENT = "the budget of every invited client is spent or was ended by its owner"
+SPENT = "no invited client's ledger affords another round: this target_epsilon or its owner's budget is spent or over"
 
 
 class Unscored(Exception):

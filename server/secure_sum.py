@@ -395,6 +395,8 @@ class Attempt:
         """Return why nothing was opened after vectors were requested, and whether a member is named for it."""
         if self.blamed:
             return f"{reason}: too few are left without the named members"
+        if NO_REPLY not in self._reasons.values():
+            return f"{reason}: too few answered to the end, and each of the others sent its reason"
         return f"{reason}: too few answered to the end, and no member can be named: the cause of a missing answer is unknown"
 
 

@@ -17,6 +17,7 @@ import pytest
 from flwr.app import Message
 from safetensors.numpy import save
 
+from fedveil.cli.ask import table_of
 from fedveil.cli.client import status
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.deployment.ask import ask_clients
@@ -270,6 +271,26 @@ def test_clients_whose_owners_allow_no_question_are_zeros(hearts: Path) -> None:
     assert not record["released"] and record["answers"] == []
     with pytest.raises(Refusal, match="take a new key"):  # it was charged
         ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+
+
+@pytest.mark.parametrize("mode", ["client_distributed", "client_central"])
+def test_an_operator_reads_why_devices_did_not_answer(hearts: Path, mode: str) -> None:
+    for policy in (hearts / "clients").glob("*/policy.toml"):
+        policy.write_text(re.sub("target_epsilon = .*", "target_epsilon = 0.01", policy.read_text()))
+    grid = SERVED["Devices"](hearts / "clients")
+    more = ("link.quorum=0.5",) if mode == "client_central" else ()  # encrypted sums have their own
+    given = (*COMMON, f"privacy={mode}", "cohort=all", *more)
+    spend, reach = Spend(noise_multiplier=1.0), SERVED["reaching"](grid)
+    record = ask_clients(hearts / "server", inquiry(), spend, given, reach=reach)
+    said = table_of(record)
+    assert not record["released"] and "the reservation stays spent" in said
+    if mode == "client_distributed":
+        assert "each of the others sent its reason (budget spent 5)" in said and "unknown" not in said
+        return
+    # A trusted server keeps counts of who answers to its operator.
+    assert "too few clients answered; operator.jsonl has the clients' reasons" in said
+    told = (hearts / "server" / "questions" / "operator.jsonl").read_text()
+    assert json.loads(told)["dropped"] == {"budget spent": 5}
 
 
 def test_too_few_connected_clients_are_refused_before_anything_is_charged(hearts: Path) -> None:

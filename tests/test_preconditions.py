@@ -664,7 +664,7 @@ def test_a_run_ends_with_the_round_in_which_every_client_refuses(tmp_path: Path,
     assert code == 3, command.err
     lines = rounds_of(folder)
     assert len(lines) < 40 and [line["replies"] for line in lines[-2:]] == [3, 0]
-    assert "the budget of every invited client is spent" in command.out
+    assert "no invited client's ledger affords another round" in command.out
 
 
 # --- people, not bytes ----------------------------------------------------------------------------------------------

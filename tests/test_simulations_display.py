@@ -19,7 +19,7 @@ def test_a_round_that_released_nothing_says_so(capsys: pytest.CaptureFixture[str
     display.round(ended(2, replies=0, invited=5, dropped={"late": 5}, abandoned=True))
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert first.endswith("4 of 5 clients")
-    assert second.endswith("0 of 5 clients  abandoned: nothing was released")
+    assert second.endswith("0 of 5 clients  abandoned: nothing was released (late 5)")
 
 
 def test_figures_by_group_do_not_fill_the_line_of_a_round(capsys: pytest.CaptureFixture[str]) -> None:

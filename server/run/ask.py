@@ -93,7 +93,8 @@ def ask(
                 replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
                 ended.charge.settle()
             if told is None:
-                append_line(folder / OPERATOR, {"question": inquiry.name, "bytes": carried})
+                counts = {"question": inquiry.name, "bytes": carried, "dropped": dict(ended.dropped)}
+                append_line(folder / OPERATOR, counts)
         except (OSError, LedgerUnavailable) as problem:
             warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
         return record

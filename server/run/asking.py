@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dp_accounting.dp_event import SelfComposedDpEvent
 
@@ -19,16 +19,16 @@ from ...privacy.statistics.evaluation import Evaluation
 from ...privacy.statistics.figure import Figure, count_of, unsaid
 from ...privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
 from ...privacy.statistics.prefixes import Prefixes
+from ...reports.files import OPERATOR
 from ...strategies.question_wire import Asked, question_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..participants import Participants
 from ..questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
-from ..round_terms import ALL_ANSWERS, Answers, Round
+from ..round_terms import ALL_ANSWERS, Answers, Round, unanswered
 from .federation import Federation
 from .question_plan import budget_of, rate_of, sigma_of
 
 SYSTEM = Randomness()
-TOO_FEW = "too few clients answered"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Outcome:
       rounds: number of reserved rounds.
       message_bytes: approximate sizes of all instructions to one client and of its replies; None where they are
         encrypted.
+      dropped: counts of the clients whose answers were not added in the last round, by the reason that they sent.
     """
 
     charge: QuestionAccount
@@ -66,6 +67,7 @@ class Outcome:
     cause: str = ""
     rounds: int = 1
     message_bytes: tuple[int, int] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Asking:
         """
         charge, done, sums = self._round(inquiry, row)
         if sums is None:
-            return Outcome(charge, (), done.cause or TOO_FEW, message_bytes=done.message_bytes)
+            return self._unanswered(charge, done, 1, done.message_bytes)
         return Outcome(charge, _answers(self.federation, inquiry, sums), message_bytes=done.message_bytes)
 
     def search(self, inquiry: Inquiry) -> Outcome:
@@ -103,7 +105,7 @@ class Asking:
                 and (sizes[0] + done.message_bytes[0], sizes[1] + done.message_bytes[1])
             )
             if sums is None:
-                return Outcome(charge, (), done.cause or TOO_FEW, row, sizes)
+                return self._unanswered(charge, done, row, sizes)
             statistic = level.questions[0].statistic
             assert isinstance(statistic, Prefixes)
             if row == 1:
@@ -118,6 +120,13 @@ class Asking:
             level, row = inquiry.following(longer), row + 1
         best = sorted(told.values(), key=lambda each: -each.value)[: statistic.most]
         return Outcome(charge, (Answer(asked.name, tuple(best), clipped),), rounds=row, message_bytes=sizes)
+
+    def _unanswered(
+        self, charge: QuestionAccount, done: Round, rounds: int, sizes: tuple[int, int] | None
+    ) -> Outcome:
+        secret = self.federation.keeps_counts
+        cause = unanswered(done, not secret) + (f"; {OPERATOR} has the clients' reasons" if secret else "")
+        return Outcome(charge, (), cause, rounds, sizes, done.dropped)
 
     def _round(self, inquiry: Inquiry, row: int) -> tuple[QuestionAccount, Round, Sums | None]:
         randomness, own_noise = self.reach.randomness, None

@@ -66,7 +66,11 @@ class Display:
         if told := tuned_line(ending.result.get("tuning")):
             say(told)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
-        in_vain = f"; rounds abandoned, and paid for in vain: {lost}" if lost and not failed else ""
+        in_vain = (
+            f"; rounds abandoned: {lost} (what was charged for them stays spent)"
+            if lost and not failed
+            else ""
+        )
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
 
     def close(self) -> None:
@@ -86,7 +90,9 @@ class Display:
             counts if done.row["replies"] is not None else f"{done.row['invited']:g} clients planned"
         )
         if done.row["abandoned"]:
-            shown.append("abandoned: nothing was released")
+            dropped = sorted((done.row["dropped"] or {}).items())
+            reasons = ", ".join(f"{reason} {count}" for reason, count in dropped)
+            shown.append("abandoned: nothing was released" + (f" ({reasons})" if reasons else ""))
         named = [*done.row.get("blamed", {}).items(), *done.row.get("suspected", {}).items()]
         told = [f"{name} {said}" for name, said in named]
         told += [done.row["cause"]] if "cause" in done.row else []

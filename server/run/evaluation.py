@@ -23,7 +23,7 @@ from ..checkpoint import State
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
 from ..questions import Charge, put, sums_of
-from ..round_terms import Mean, Round
+from ..round_terms import Mean, Round, unanswered
 from .asking import Reach, question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
 from .federation import Federation, Run
@@ -117,7 +117,7 @@ def _told(
     federation: Federation, charge: Charge, done: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
     if mean is None:
-        return {"reason": done.cause or "too few clients answered", "clients": None, "answers": []}
+        return {"reason": unanswered(done, not federation.keeps_counts), "clients": None, "answers": []}
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
     clients = mean.clients if federation.masking is not None else round(expected)
     asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
