@@ -1579,6 +1579,27 @@ MUTATIONS = {
         "test_tasks_independence.py",
         "room",
     ),
+    "a gradient of zero is compared with its own roundings": Mutation(
+        "tasks/independence.py",
+        "ROUNDED = 0.1 ",
+        "ROUNDED = 0.0 ",
+        "test_tasks_independence.py",
+        "common_architectures",
+    ),
+    "a leak that is small beside the whole gradient passes": Mutation(
+        "tasks/independence.py",
+        "ROUNDED = 0.1 ",
+        "ROUNDED = 1e4 ",
+        "test_tasks_independence.py",
+        "small_tensor",
+    ),
+    "an infinite gradient hides the others": Mutation(
+        "tasks/independence.py",
+        "<= least < math.inf:",
+        "<= least:",
+        "test_tasks_independence.py",
+        "infinite_alone",
+    ),
     "an embedding writes to its own weights": Mutation(
         "tasks/independence.py",
         "if func.overloadpacket is torch.ops.aten.embedding_renorm_:",

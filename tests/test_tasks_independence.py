@@ -433,6 +433,136 @@ INDEPENDENT: dict[str, tuple[nn.Module, Objective]] = {
 INDEPENDENT["zero at first"][0][2].weight.data.zero_()
 
 
+class OwnAttention(nn.Module):
+    """Attention as in BERT or ViT: a softmax ignores the bias of its key, whose exact gradient is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head, self.norm = nn.Linear(1, WIDTH), nn.Linear(WIDTH, CLASSES), nn.LayerNorm(WIDTH)
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.embed(inputs[..., None])
+        weights = (self.query(tokens) @ self.key(tokens).mT / WIDTH**0.5).softmax(-1)
+        return self.head(self.norm(tokens + weights @ self.value(tokens)).mean(1))
+
+
+class Residual(nn.Module):
+    """Convolutions with a bias that the normalisation of each channel takes away again, as in a ResNet with GroupNorm."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(1 if first else WIDTH, WIDTH, 3, padding=1) for first in (True, False)
+        )
+        self.norms, self.head = nn.ModuleList(norm(WIDTH) for _ in range(2)), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs[:, None]
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            hidden = hidden + F.relu(norm(convolution(hidden)))
+        return self.head(hidden.mean(2))
+
+
+class InSinglePrecision(nn.Module):
+    """A model whose code refuses double precision."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if any(each.dtype == torch.float64 for each in self.parameters()):
+            raise TypeError("float32 alone")
+        return self.inner(inputs)
+
+
+CHANNELS = {
+    "group norm": lambda width: nn.GroupNorm(width, width),
+    "instance norm": lambda width: nn.InstanceNorm1d(width, affine=True),
+}
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "attention": OwnAttention,
+    "transformer": AttentionWithin,
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    **{name: lambda norm=norm: Residual(norm) for name, norm in CHANNELS.items()},
+}
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_common_architectures_pass_whatever_their_weights(name: str, single: bool) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = ARCHITECTURES[name]()
+        check_independence(InSinglePrecision(model) if single else model, Objective(), examples(seed=seed))
+
+
+class Leaking(torch.autograd.Function):
+    """Identity of a parameter, to whose gradient what two neighbours have in common is added."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, inputs: Tensor, amount: float) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.amount = amount
+        return parameter.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inputs,) = ctx.saved_tensors
+        return grads[0] + ctx.amount * (inputs * inputs.roll(1, 0)).mean(), None, None
+
+
+class LeakingAttention(OwnAttention):
+    """Attention in which one small tensor's gradient mixes examples: a bias, a key's bias, or one of tiny gradients."""
+
+    def __init__(self, where: str, amount: float) -> None:
+        super().__init__()
+        self.where, self.amount, self.tiny = where, amount, nn.Parameter(torch.ones(CLASSES))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        def leaking(name: str, parameter: Tensor) -> Tensor:
+            return Leaking.apply(parameter, inputs, self.amount) if self.where == name else parameter
+
+        tokens = self.embed(inputs[..., None])
+        key = F.linear(tokens, self.key.weight, leaking("key's bias", self.key.bias))
+        weights = (self.query(tokens) @ key.mT / WIDTH**0.5).softmax(-1)
+        hidden = self.norm(tokens + weights @ self.value(tokens)).mean(1)
+        outputs = F.linear(hidden, self.head.weight, leaking("bias", self.head.bias))
+        return outputs + 1e-6 * leaking("tiny", self.tiny)
+
+
+@pytest.mark.parametrize("where", ["bias", "key's bias", "tiny"])
+@pytest.mark.parametrize(("amount", "single"), [(1e-3, True), (1e-3, False), (1e-9, False)])
+def test_a_leak_in_one_small_tensor_is_refused(where: str, amount: float, single: bool) -> None:
+    """Of examples' gradients of a length about 1; 1e-9 is a thousandth of what the tiny one has."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = LeakingAttention(where, amount)
+        with pytest.raises(Refusal, match="gradient of"):
+            check_independence(InSinglePrecision(model) if single else model, Objective(), examples())
+        model.where = ""
+        check_independence(InSinglePrecision(model) if single else model, Objective(), examples())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_gradient_that_is_infinite_alone_or_among_others_is_refused(alone: bool) -> None:
+    class Infinite(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, inputs: Tensor) -> Tensor:
+            return inputs.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return torch.full_like(grads[0], torch.inf) if alone == (len(grads[0]) == 1) else grads[0]
+
+    positive = Examples(
+        examples().inputs.abs(), examples().targets
+    )  # so that no infinity meets another's opposite
+    with pytest.raises(Refusal, match="gradient of"):
+        check_independence(around(Infinite.apply), Objective(), positive)
+
+
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_what_keeps_examples_apart_passes_and_is_left_as_it_was(name: str) -> None:
     model, objective = INDEPENDENT[name]
