@@ -36,7 +36,7 @@ from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_se
 from ..strategies.question_wire import own_noise_of, question_of, released_of
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
-from ..tasks.arrays import lent_arrays, load_arrays, memory_of
+from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
 from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, drawn_data_of, leaves, placeholder
 from ..tasks.fingerprint import fingerprint
@@ -105,7 +105,18 @@ class Workbench:
     @cached_property
     def forget(self) -> Callable[[], None]:
         """Reset of the model's state besides its arrays, so that no information of a client reaches the next one."""
-        return memory_of(self.model)
+        put_back, require = memory_of(self.model), self.require_base
+
+        def forget() -> None:
+            require()
+            put_back()
+
+        return forget
+
+    @cached_property
+    def require_base(self) -> Callable[[], None]:
+        """Check that training left the model's base, which no sum and no release covers, as it was."""
+        return base_check(self.model)
 
     def fingerprint_of(self, data: Data, client: int) -> str:
         """Return the fingerprint of a client's data; lazily read data are read for it once in this process."""
@@ -387,6 +398,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
                 raise
             logger.exception("the ledger cannot be used")
             return Message(Error(wire.NOT_READY, "this client's ledger cannot be used"), reply_to=message)
+    bench.require_base()
     content = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(content, reply_to=message)
 
@@ -444,6 +456,7 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
     data = bench.records_of(client, settings)
     rows = drawn(len(data), terms, randomness.stream("batches", number, client))
     update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
+    bench.require_base()
     return summed_reply(message, update)
 
 

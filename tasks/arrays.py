@@ -4,7 +4,8 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from types import NoneType
 from typing import Any
 
@@ -12,9 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ..privacy.refusal import Refusal
+from .data import run_on
 from .protocol import PredictingTask, Task
+
+COPIED = 1 << 16  # numbers of a tensor of the base that is compared with a copy
+BASE_REMEDY = (
+    "the base is equal at all clients and is not sent: keep a frozen module in evaluation mode, by an own `train` of the "
+    "model; of a module without parameters that is to change, set track_running_stats = True"
+)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -59,9 +69,9 @@ def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Gene
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
     """Return copies of the model's trainable parameters and its buffers, by name.
 
-    A frozen parameter is equal in every model of the task, and is not sent.
+    The base, see `base_of`, is equal in every model of the task, and is not sent.
     """
-    return {name: _copy(value) for name, value in _travelling(model).items()}
+    return {name: _copy(value) for name, value in sent_state(model).items()}
 
 
 def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
@@ -69,7 +79,7 @@ def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
     A change of such an array changes the model, which must be loaded before its next use.
     """
-    travelling = _travelling(model)
+    travelling = sent_state(model)
     alone = memory_alone(model.state_dict(), travelling)
     return {name: alone[name] if name in alone else _copy(value) for name, value in travelling.items()}
 
@@ -81,23 +91,133 @@ def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
       tensors: all that a model has, without gradients.
       names: of those to examine.
     """
-    held = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
+    # Packed weights of other libraries are tensors without memory of their own.
+    held = Counter(each.untyped_storage().data_ptr() for each in tensors.values() if type(each) is Tensor)
     wanted = {name: tensors[name] for name in names}
     return {
         name: each.numpy()
         for name, each in wanted.items()
-        if each.device.type == "cpu" and each.is_contiguous() and held[each.untyped_storage().data_ptr()] == 1
+        if type(each) is Tensor
+        and each.device.type == "cpu"
+        and each.is_contiguous()
+        and held[each.untyped_storage().data_ptr()] == 1
     }
-
-
-def _travelling(model: nn.Module) -> dict[str, Tensor]:
-    named = model.named_parameters(remove_duplicate=False)  # tied weights have several names
-    frozen = {name for name, parameter in named if not parameter.requires_grad}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def _copy(value: Tensor) -> NDArray[np.generic]:
     return value.numpy().copy() if value.device.type == "cpu" else value.cpu().numpy()
+
+
+# --- what is sent, and the base ---------------------------------------------------------------------------------
+
+
+def sent_state(model: nn.Module) -> dict[str, Any]:
+    """Return what is sent, by name, without copies: the model's state dictionary without its base."""
+    modules = dict(model.named_modules(remove_duplicate=False))  # tied weights have several names
+    kinds = {path: _trained(modules, path) for path in modules}
+
+    def sent(name: str) -> bool:
+        path, _, own = name.rpartition(".")
+        while path not in modules:  # an entry that a library adds beside its parameter
+            path, _, own = path.rpartition(".")
+        parameter = modules[path]._parameters.get(own)  # pyright: ignore[reportPrivateUsage]
+        return kinds[path] if parameter is None else parameter.requires_grad
+
+    return {name: value for name, value in model.state_dict().items() if sent(name)}
+
+
+def _trained(modules: Mapping[str, nn.Module], path: str) -> bool:
+    """Return whether a module's buffers belong to what is trained.
+
+    They do if it has a trainable parameter of its own. A module without parameters says so itself, by the attribute
+    that torch's normalisations have, `track_running_stats`: numbers of a packed or constant base look alike, and noise
+    would spoil them. What a parametrisation of a trained parameter keeps goes with that parameter. With a frozen
+    parameter and no trained one, a module is a part of the base, whatever it says.
+    """
+    module = modules[path]
+    own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    above = modules[path.rpartition(".")[0]]
+    if path and isinstance(above, ParametrizationList):
+        return any(parameter.requires_grad for parameter in above.parameters(recurse=False))
+    return (any(own) or not own) and bool(getattr(module, "track_running_stats", any(own)))
+
+
+def base_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's base by name: frozen parameters, and the buffers of modules that do not train.
+
+    It is equal at all clients and in every model of the task, so it is in no message and in no sum.
+    """
+    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    state, sent = model.state_dict().keys(), sent_state(model).keys()
+    return {name: value for name, value in named if name in state and name not in sent}
+
+
+def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+    """Return whether arrays are all that is sent of this model; earlier versions sent buffers of its base as well.
+
+    Args:
+      model: of a task.
+      arrays: by name, of a checkpoint or of a released model.
+    """
+    own = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
+    former = dict(model.named_buffers()).keys() & base_of(model).keys()
+    found = {name: (value.shape, value.dtype) for name, value in arrays.items() if name not in former}
+    return found == own
+
+
+def base_check(model: nn.Module) -> Callable[[], None]:
+    """Return a function that refuses a base that differs from the present one.
+
+    A base that a client's training changed holds information of its data, which no release covers. A tensor of more than
+    `COPIED` numbers, or of another library's kind, is compared by its count of changes: copies would double the memory.
+    """
+    begun = {name: (value, value._version, _small_copy(value)) for name, value in base_of(model).items()}
+
+    def require() -> None:
+        present = base_of(model) if begun else {}
+        for name, (value, version, copied) in begun.items():
+            now = present.get(name)
+            still = now is value and now._version == version if copied is None else _equal(now, copied)
+            if not still:
+                raise Refusal("model", f"{name} of the base is changed by training", BASE_REMEDY)
+
+    return require
+
+
+def _small_copy(value: Tensor) -> Tensor | None:
+    small = value.numel() <= COPIED and type(value) in (Tensor, nn.Parameter)
+    return value.detach().clone() if small else None
+
+
+def _equal(now: Tensor | None, before: Tensor) -> bool:
+    if now is None or now.shape != before.shape or now.dtype != before.dtype:
+        return False
+    if not now.is_floating_point():
+        return torch.equal(now, before)
+    return torch.allclose(now.double(), before.double(), rtol=0, atol=0, equal_nan=True)
+
+
+def check_base(task: Task, inputs: Any) -> list[str]:
+    """Refuse a model whose base is changed by a pass in training mode.
+
+    Args:
+      task: makes the model.
+      inputs: of two examples or more.
+
+    Returns:
+      The names of floating-point buffers that are sent although the pass did not change them.
+    """
+    model = task.model().train()
+    buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+    sent = {name: buffers[name].clone() for name in sent_state(model).keys() & buffers}
+    if not sent and not base_of(model):
+        return []
+    require = base_check(model)
+    # On what the model fails, training fails as well, and says so.
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+        run_on(model, inputs)
+    require()
+    return sorted(name for name, value in sent.items() if _equal(model.get_buffer(name), value))
 
 
 def agreement_of(task: Task) -> str | None:
@@ -116,13 +236,20 @@ def agreement_of(task: Task) -> str | None:
 
 
 def dimension_of(task: Task) -> int:
-    """Return the coordinates of an update, those of the model's floating-point arrays; Refusal of types that NumPy lacks."""
-    found = {name: each for name, each in _travelling(task.model()).items() if each.is_floating_point()}
+    """Return the coordinates of an update, those of the model's floating-point arrays; Refusal of what cannot be sent."""
+    return sum(each.numel() for each in _sent_arrays(task.model()).values() if each.is_floating_point())
+
+
+def _sent_arrays(model: nn.Module) -> dict[str, Tensor]:
+    found = sent_state(model)
     for name, each in found.items():
+        if not isinstance(each, Tensor) or isinstance(each, UninitializedTensorMixin):
+            what = f"{name} of type {type(each).__name__}"
+            raise Refusal("model", what, "is no array and cannot travel; keep it out of the state dictionary")
         if each.dtype == torch.bfloat16:
             remedy = "cannot travel; make it float32, and let engine.dtype=bfloat16 compute"
             raise Refusal("model", f"{name} in bfloat16", remedy)
-    return sum(each.numel() for each in found.values())
+    return found
 
 
 def memory_of(model: nn.Module) -> Callable[[], None]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import ATTRIBUTION
-from .arrays import load_arrays, read_arrays
+from .arrays import holds_arrays, load_arrays
 from .attribution import explained
 from .columns import columns_of
 from .data import Examples, data_of, padded, padded_size
@@ -45,8 +45,7 @@ def read_released(model: nn.Module, file: bytes) -> None:
         arrays = load(file)
     except (SafetensorError, ValueError, KeyError) as error:
         raise Refusal("model", f"{len(file)} bytes", "is not the file of a model") from error
-    own = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
-    if {name: (value.shape, value.dtype) for name, value in arrays.items()} != own:
+    if not holds_arrays(model, arrays):
         remedy = "is of another task with other arrays; name a run of this task"
         raise Refusal("model", f"{len(arrays)} arrays", remedy)
     load_arrays(model, arrays)

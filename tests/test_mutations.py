@@ -1833,10 +1833,24 @@ MUTATIONS = {
     ),
     "what is frozen travels": Mutation(
         "tasks/arrays.py",
-        " if name not in frozen}",
-        "}",
+        "return kinds[path] if parameter is None else parameter.requires_grad",
+        "return True",
         "test_client_tasks_mails.py",
         "only_adapters",
+    ),
+    "a packed base travels": Mutation(
+        "tasks/arrays.py",
+        'bool(getattr(module, "track_running_stats", any(own)))',
+        "True",
+        "test_tasks_base.py",
+        "follows_from_the_model_alone",
+    ),
+    "a base that training moved stays in the process": Mutation(
+        "client/app.py",
+        "            require()\n            put_back()\n",
+        "            put_back()\n",
+        "test_tasks_base.py",
+        "reaches_the_next",
     ),
     "a canary record that is out trains": Mutation(
         "client/dp_sgd/record_canaries.py",

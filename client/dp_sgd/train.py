@@ -277,7 +277,7 @@ def _forget_call(layers: Sequence[Any]) -> None:
 def _put_back(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
     for layer, kept in zip(layers, buffers, strict=True):
         for name, buffer in layer._buffers.items():
-            if buffer is not None:
+            if buffer is not None and not torch.equal(buffer, kept[name]):
                 buffer.copy_(kept[name])
 
 

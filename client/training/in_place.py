@@ -82,6 +82,7 @@ class InPlaceRound:
             seed_layers(self.key, client, data, bench.device)
             near = placed(data, bench.device)
             loss = train(bench.model, bench.task, near, self.training, client, self.key, bench.precision)
+            bench.require_base()
         except Exception:
             logger.exception("round failed at this client")
             return "failed"
@@ -158,6 +159,7 @@ def check_apart(bench: Workbench) -> None:
         near = placed(few[which], bench.device)
         seed_layers(0, which, near, bench.device)
         train(bench.model, bench.task, near, training, which, 0, bench.precision)
+        bench.require_base()
         return np.concatenate(
             [np.ravel(each).astype(np.float64) for each in read_arrays(bench.model).values()]
         )
@@ -172,7 +174,8 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     """Return the round of an instruction."""
     _, number = wire.read_round(content)
     arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
-    own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}
+    state = bench.model.state_dict(keep_vars=True)
+    own = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
     received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = wire.layout_of(arrays)
     alone, moves = memory_alone(own, layout), list[Move]()

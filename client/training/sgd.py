@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...configs.local_training import LocalTraining
+from ...tasks.arrays import base_check, sent_state
 from ...tasks.data import Data, laid_out, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Task, own_training
@@ -75,10 +76,12 @@ def _by_itself(
     training: LocalTraining,
 ) -> float | None:
     copied = copy.deepcopy(model)
+    require_base = base_check(copied)
     loss = own(copied, data, training)
+    require_base()
     trained = copied.state_dict()
     with torch.no_grad():
-        for name, value in model.state_dict(keep_vars=True).items():
+        for name, value in sent_state(model).items():
             if value.shape != trained[name].shape:
                 raise ValueError(f"{name} became {tuple(trained[name].shape)}")
             value.copy_(trained[name])

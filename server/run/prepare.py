@@ -23,7 +23,7 @@ from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode, people_call
-from ...tasks.arrays import dimension_of
+from ...tasks.arrays import check_base, dimension_of
 from ...tasks.data import (
     MOST_LOOKED_AT,
     Data,
@@ -110,6 +110,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
             raise
         client, spent = client_settings(federation, folder, 0), str(refusal)
     _check_every(federation, canaries=federation.canary_records > 0)
+    _check_base(federation)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
     elif federation.settings.task.target is not None and own_training(federation.task) is None:
@@ -250,6 +251,21 @@ def _check_every(federation: Federation, canaries: bool) -> None:
                 names_of(data, whose)  # refuses examples without a person
         if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
             _ = federation.sizes  # refuses a federation without examples
+
+
+def _check_base(federation: Federation) -> None:
+    """Refuse a model whose base training changes; a task that trains by itself is checked at its clients."""
+    import torch  # takes a second, and a plan does not need it
+
+    held_out = held_out_of(federation.task)
+    if own_training(federation.task) is not None:
+        return
+    looked_at = held_out if len(held_out) else some_examples(federation)
+    still = check_base(federation.task, looked_at.batch(torch.arange(min(2, len(looked_at))))[0])
+    if still and federation.sum_budget is not None and federation.together is None:
+        warn(
+            f"model: noise moves {still[0]}, which training does not; if it is to stay, set track_running_stats = False on its module"
+        )
 
 
 def _check_measured(task: Task) -> None:

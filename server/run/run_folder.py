@@ -45,7 +45,7 @@ from ...reports.promise import MIXED
 from ...reports.run_files import read_object, rows_of
 from ...reports.traffic import COUNTED, SIMULATED
 from ...strategies.cohorts import in_arm, invited_size
-from ...tasks.arrays import read_arrays
+from ...tasks.arrays import holds_arrays, read_arrays
 from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
@@ -254,8 +254,7 @@ def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
         trials = () if run.tuning is None else tuple(Trial(arrays, {}) for _ in strategies)
         return State(0, arrays, {}, trials=trials)
     state = checkpoint.state
-    found = {name: (value.shape, value.dtype) for name, value in state.arrays.items()}
-    if found != {name: (value.shape, value.dtype) for name, value in arrays.items()}:
+    if not holds_arrays(run.federation.task.model(), state.arrays):
         raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
     for place, trial in enumerate(state.trials):
         restore_strategy(strategies[place], trial.strategy)
