@@ -77,6 +77,7 @@ def protect(
     ledger_dir: Path | str | None = None,
     allow_large_delta: bool = False,
     accept_vacuous: bool = False,
+    parameters: int | None = None,
     held_out: Literal["public", "private"] = "private",
     evaluate: ClientEvaluation | None = None,
 ) -> Generator[ProtectedGrid]:
@@ -97,6 +98,7 @@ def protect(
       ledger_dir: an absolute folder for the ledger; None is the user's default, which `fedveil budget` reads.
       allow_large_delta: accept a delta above one over the population.
       accept_vacuous: accept a vacuous guarantee, or rounds with empty cohorts.
+      parameters: number of the model's, at least 1. A small model learns from fewer than 30 clients; None refuses these.
       held_out: whether the data of the strategy's `evaluate_fn` are public. Metrics on private data are a release that
         no budget covers, so a strategy with such data does not start.
       evaluate: lets all clients evaluate the model in a private sum of its own; its charge is planned with the rounds.
@@ -146,6 +148,8 @@ def protect(
     report_in_sentences(Refusal, NobodyAnswered)
     if held_out not in ("public", "private"):
         raise Refusal("held_out", held_out, "must be public or private")
+    if parameters is not None and parameters < 1:
+        raise Refusal("parameters", parameters, "give the number of the model's parameters, at least 1")
     if warning := _check_terms(budget, cohort, population, allow_large_delta):
         logger.warning(warning)
     path = _ledger_path(data_id, ledger_dir)
@@ -157,7 +161,7 @@ def protect(
     beside = [] if evaluating is None else events_of(evaluating.plan, len(evaluating.rounds))
     plan = plan.calibrate(budget, beside)
     if not accept_vacuous:
-        _require_use(plan, cohort, population)
+        _require_use(plan, cohort, population, parameters)
     with refusing("ledger_dir", path.parent, "cannot be made"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
@@ -165,7 +169,7 @@ def protect(
         if prior := tuple(ledger.events(Adversary.MODEL)):
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
         if not accept_vacuous:
-            _require_use(plan, cohort, population)
+            _require_use(plan, cohort, population, parameters)
         privacy = SumPrivacy(plan, ledger)
         inner = PrivateGrid(Participants(grid, cohort, population, declared=True), privacy=privacy)
         protected = ProtectedGrid(inner, privacy, budget, evaluating)
@@ -261,10 +265,12 @@ def _check_start(
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
 
 
-def _require_use(plan: Plan, cohort: Cohort, population: int) -> None:
-    wrong = vacuity(plan, cohort.expected_size(population), population) or emptiness(cohort.coin, population)
+def _require_use(plan: Plan, cohort: Cohort, population: int, parameters: int | None) -> None:
+    wrong = vacuity(plan, cohort.expected_size(population), population, parameters)
+    wrong = wrong or emptiness(cohort.coin, population)
     if wrong is not None:
-        remedy = f"this guarantee {wrong}; use more clients, or accept it with accept_vacuous=True"
+        small = ", give parameters= of a small model" if parameters is None else ""
+        remedy = f"this guarantee {wrong}; use more clients{small}, or accept it with accept_vacuous=True"
         raise Refusal("population", population, remedy)
 
 

@@ -165,7 +165,16 @@ def budget(delta: float = 1e-2, **kinds: str) -> Budget:
             r"budget\.adjacency='add-or-remove-one': the population makes the number",
         ),
         ({"budget": budget(unit="record")}, r"budget\.unit='record': .* hides whole clients"),
-        ({"population": 29, "cohort": All()}, r"population=29: this guarantee is vacuous with 29 clients"),
+        (
+            {"population": 29, "cohort": All()},
+            "population=29: this guarantee is vacuous with 29 clients, fewer than 30: the noise on the mean is .*; use "
+            r"more clients, give parameters= of a small model, or accept it with accept_vacuous=True",
+        ),
+        (
+            {"population": 29, "cohort": All(), "parameters": 10_000},
+            "with 29 clients, fewer than 30: .*, and over all rounds .* times as long as their updates together can be",
+        ),
+        ({"parameters": 0}, "parameters=0: give the number of the model's parameters, at least 1"),
         ({"cohort": Poisson(0.01), "accept_vacuous": False}, r"population=40: this guarantee is vacuous"),
         ({"cohort": Fixed(41)}, r"cohort\.size=41: there are 40 clients"),
         (
@@ -193,6 +202,11 @@ def test_what_is_accepted_by_name_runs(caplog: pytest.LogCaptureFixture) -> None
     run(grid_of(), budget=budget(0.9), allow_large_delta=True)
     assert "target_delta=0.9 permits to publish one of the 40 clients in full" in caplog.text
     result, _ = run(grid_of(clients=20), population=20, accept_vacuous=True, data_id="few")
+    assert result.arrays["w"].numpy().shape == (2,)
+
+
+def test_a_small_model_learns_from_few_clients() -> None:
+    result, _ = run(grid_of(clients=20), population=20, cohort=All(), parameters=2, data_id="small")
     assert result.arrays["w"].numpy().shape == (2,)
 
 

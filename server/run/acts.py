@@ -3,8 +3,10 @@
 from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
 from ...privacy.ledger.caps import cap_acts
 from ...privacy.ledger.ledger import Ledger
+from ...privacy.refusal import Refusal
 from ..rounds import Ending, Status
-from .federation import Run
+from .display import warn
+from .federation import Federation, Run
 
 PAUSE = "pause"  # action of an alarm after which only a person can resume the run
 
@@ -40,3 +42,22 @@ def write_refusal(run: Run, ending: Ending) -> None:
     """
     if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:
         run.ledger.act(REFUSAL, (run.name, ending.state.round + 1, REFUSAL), {"reason": ending.reason})
+
+
+def unless_accepted(federation: Federation, refusal: Refusal, accept: str = "--accept-vacuous") -> None:
+    """Refuse what would spend real people's budget on nothing, unless a person accepts it; on simulated data only warn.
+
+    Args:
+      federation: whose budget it is.
+      refusal: says why it is of no use.
+      accept: how a person accepts it.
+
+    Raises:
+      Refusal: the data are real, and nobody accepted it.
+    """
+    if federation.settings.accept_vacuous:
+        return
+    if federation.simulated:
+        warn(str(refusal))
+    else:
+        raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or accept it with {accept}")

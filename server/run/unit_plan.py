@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ...privacy.budget import UNLIMITED_EPSILON, Budget, Unit
 from ...privacy.plan import Plan
-from ...privacy.preconditions import drowning_noise, emptiness, vacuity
+from ...privacy.preconditions import emptiness, vacuity
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
+from .acts import unless_accepted
 from .client_instructions import client_settings
-from .display import warn
 from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
 from .federation import Federation
 from .scaling_plan import ScalingPlan, scaling_events, scaling_plan
@@ -165,11 +165,9 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     clients = federation.population
     if plan.unit == "client":
         sentences.append(_trust(federation, clients))
-        if (noise := drowning_noise(plan, federation.cohort.expected_size(clients), clients)) is not None:
-            sentences.append(
-                f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
-                "clipping norms, which hides whatever could be learned. Use privacy=record_distributed."
-            )
+        if (wrong := _vacuity(federation, plan)) is not None:
+            told = f"This guarantee {wrong}, which hides whatever could be learned."
+            sentences.append(f"{told} Use privacy=record_distributed.")
     elif federation.together is not None:
         simulated = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
         sentences.append(simulated if federation.masking is None else _trust(federation, clients))
@@ -215,21 +213,22 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     Raises:
       Refusal: the plan is vacuous, or most cohorts would be empty, and this was not accepted.
     """
-    asked, clients = federation.settings, federation.population
-    if asked.accept_vacuous:
-        return
-    expected, rate = federation.cohort.expected_size(clients), federation.cohort.coin
-    wrong = None if plan is None or plan.unit != "client" else vacuity(plan, expected, clients)
+    clients, rate = federation.population, federation.cohort.coin
+    wrong = None if plan is None or plan.unit != "client" else _vacuity(federation, plan)
     if wrong is not None:
         refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record_distributed")
     elif rate is not None and (wrong := emptiness(rate, clients)) is not None:
         refusal = Refusal("cohort.rate", float(rate), f"{wrong}; use cohort=all")
     else:
         return
-    if federation.simulated:
-        warn(str(refusal))
-    else:
-        raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or accept it with --accept-vacuous")
+    unless_accepted(federation, refusal)
+
+
+def _vacuity(federation: Federation, plan: Plan) -> str | None:
+    from ...tasks.arrays import dimension_of  # torch
+
+    clients = federation.population
+    return vacuity(plan, federation.cohort.expected_size(clients), clients, dimension_of(federation.task))
 
 
 def _trust(federation: Federation, clients: int) -> str:
