@@ -349,7 +349,7 @@ def ask(
         folder: for the records; in a simulation also for its ledger.
         privacy: mode of protection: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)` or
             `RecordDistributed(...)`, or an option's name; by default the first, or the last if the questions have
-            `unit: record`.
+            `unit: record`, as those of tables (`task="csv"`) have unless they or this mode say otherwise.
         cohort: of the asked clients: `All()` or `Poisson(rate)`.
         allow_modules: as in `simulate`.
         args: as in `simulate`.
@@ -376,7 +376,7 @@ def ask(
     require_extra("simulation", "fedveil.ask")
     from .configs.question_file import COSTS, InquiryOptions, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
-    from .server.run.ask import PRIVACY_OF_QUESTIONS
+    from .server.run.ask import PRIVACY_OF_QUESTIONS, with_unit
     from .server.run.build import build
     from .server.run.question_plan import Spend
     from .server.run.released import named_model
@@ -385,6 +385,7 @@ def ask(
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     said = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
     plain = InquiryOptions(**said).over(plain)
+    plain = with_unit(plain, _option(task), _option(privacy))
     cost = {key: plain.pop(key, None) for key in COSTS}
     run = named_model(plain)
     inquiry = read_inquiry(plain)
@@ -468,6 +469,14 @@ def _overrides(path: str, value: object) -> Iterator[str]:
             yield f"{path}={name}"
         for key, each in values.items():
             yield from [f"{path}.{key}=null"] if each is None else _overrides(f"{path}.{key}", each)
+
+
+def _option(value: object) -> str | None:
+    """Return the option that a value of a group names; None of an object that is none of the configuration."""
+    given = value if isinstance(value, str) or _fields(value) is not None else None
+    return next(
+        (each.partition("=")[2] for each in _overrides("option", given) if each.startswith("option=")), None
+    )
 
 
 def _fields(value: object) -> dict[str, object] | None:

@@ -47,13 +47,14 @@ def ask(
     asked = said_in(said[1])
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
     plain = said[0].over(plain)
-    from ..server.run.ask import PRIVACY_OF_QUESTIONS
+    from ..server.run.ask import PRIVACY_OF_QUESTIONS, with_unit
     from ..server.run.released import named_model
 
+    groups = dict(each.split("=", 1) for each in overrides)
+    plain = with_unit(plain, groups.get("task"), groups.get("privacy"))
     cost = {key: plain.pop(key, None) for key in COSTS}
     run = named_model(plain)
     inquiry = read_inquiry(plain)
-    groups = {each.partition("=")[0] for each in overrides}
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[inquiry.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
     try:

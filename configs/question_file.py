@@ -24,7 +24,9 @@ class InquiryOptions:
     name: str | None = _said("NAME", "Name of the answer.")
     purpose: str | None = _said("WORD", "Purpose, which owners permit or refuse.")
     why: str | None = _said("TEXT", "Explanation of the purpose for the owners.")
-    unit: str | None = _said("client|record", "Unit of privacy: a whole client, or one row.")
+    unit: str | None = _said(
+        "client|record", "Unit of privacy: a whole client, or one row, the default of tables."
+    )
     records: float | None = _said("N", "Bound on the rows of a client that count in full.")
     epsilon: float | None = _said("E", "Epsilon that the answer may cost.")
     noise_multiplier: float | None = _said("Z", "Noise multiplier, instead of an epsilon.")

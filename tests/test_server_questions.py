@@ -22,6 +22,7 @@ from fedveil import Examples
 from fedveil.cli.ask import ask as ask_command
 from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.acts import VACUOUS
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.data_sets import adopt, population_ledger
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
@@ -200,6 +201,70 @@ def test_a_question_wider_than_its_resolution_is_refused_before_it_is_charged(tm
     assert (mean["high"] - mean["low"]) / 2 < 2.5
     with pytest.raises(Refusal, match="give the number of rows"):
         ask_here(parts, inquiry("other", resolution=2), spend, tmp_path)
+
+
+class Few(Ages):
+    """Three clients with real data."""
+
+    simulated, data_id, num_clients = False, "few-2026", 3
+
+
+@pytest.mark.parametrize("kind", ["count", "mean", "quantiles"])
+def test_a_question_that_the_noise_drowns_is_refused_on_real_data_until_it_is_accepted(
+    kind: str, tmp_path: Path
+) -> None:
+    of = {} if kind == "count" else {"of": "age", "low": 0, "high": 100}
+    asked = read_inquiry({"name": "q", "records": ROWS, "ask": [{"kind": kind, **of}]})
+    given = f"ledger.dir={tmp_path / 'ledgers'}", "task.held_out=public"
+    spend = Spend(epsilon=0.5)
+    with pytest.raises(
+        Refusal, match=r"leaves only noise, .*, or accept it with accept_vacuous=true"
+    ) as refused:
+        ask_here(federation(*given, task=Few()), asked, spend, tmp_path / "q")
+    assert refused.value.field == "epsilon" and not any(tmp_path.iterdir())
+    enough = float(re.findall(r"give more than ([\d.]+)", str(refused.value))[0])
+    for number, said in enumerate((Spend(epsilon=enough * 1.1), spend)):
+        parts = federation(*given, *["accept_vacuous=true"] * number, task=Few())
+        named = read_inquiry({**json.loads(asked.text), "name": f"q{number}"})
+        assert ask_here(parts, named, said, tmp_path / "q")["released"]
+    (ledger,) = (tmp_path / "ledgers").glob("*.ledger")
+    acts = [json.loads(each.payload) for each in read_entries(ledger) if each.kind == VACUOUS]
+    assert len(acts) == 1
+
+
+def test_a_simulated_question_that_the_noise_drowns_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask_here(federation(), inquiry(), Spend(epsilon=0.005), tmp_path)["released"]
+    assert capsys.readouterr().err.startswith("warning: epsilon=0.005: leaves only noise")
+
+
+def test_a_question_to_tables_hides_a_row_unless_something_says_a_client(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        rows = "".join(f"{20 + each},{each % 2}\n" for each in range(40))
+        (tmp_path / "tables" / f"{name}.csv").parent.mkdir(exist_ok=True)
+        (tmp_path / "tables" / f"{name}.csv").write_text(f"age,ill\n{rows}")
+    task = {"name": "csv", "folder": str(tmp_path / "tables"), "label": "ill", "simulated": True}
+    keys: dict[str, Any] = {"epsilon": 1.0, "privacy.allow_large_delta": True}
+    count = {"records": 40, "ask": [{"kind": "count"}]}
+    for name, more, unit in (
+        ("default", {}, "record"),
+        ("named", {"unit": "client"}, "client"),
+        ("mode", {"privacy": fv.ClientCentral(target_epsilon=9.0)}, "client"),
+    ):
+        record = fv.ask({**count, "name": name}, task, folder=tmp_path / name, **keys, **more)
+        assert record["unit"] == unit
+    given = ["task=csv", f"task.folder={tmp_path / 'tables'}", "task.label=ill", "task.simulated=true"]
+    said = InquiryOptions(name="n", records=40.0, epsilon=1.0), QuestionOptions()
+    for place, (more, unit) in enumerate((([], "record"), (["privacy=client_central"], "client"))):
+        where = tmp_path / f"typed{place}"
+        assert (
+            ask_command("count", [*given, *more, "privacy.allow_large_delta=true"], said, (where, None)) == 0
+        )
+        assert json.loads((where / "n.json").read_text())["unit"] == unit
+    assert (
+        "unit" not in read_inquiry({**count, "name": "digits"}).text
+    )  # stored answers of other tasks stay theirs
 
 
 def test_a_question_that_the_budget_does_not_afford_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
@@ -411,7 +476,7 @@ def test_what_questions_spent_under_an_older_name_counts(tmp_path: Path) -> None
     adopt(home, f"population-{population_ledger('ages-2026')[:32]}", "ages-2027")
     with pytest.raises(BudgetExhausted, match="questions may spend"):
         ask_here(federation(*overrides, task=Renamed()), inquiry("two"), Spend(epsilon=0.3), tmp_path)
-    two = ask_here(federation(*overrides, task=Renamed()), inquiry("two"), Spend(epsilon=0.01), tmp_path)
+    two = ask_here(federation(*overrides, task=Renamed()), inquiry("two"), Spend(epsilon=0.1), tmp_path)
     assert two["epsilon_before"] == pytest.approx(0.3, rel=1e-3)  # charged once
 
 

@@ -26,12 +26,22 @@ def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
     act = {"who": acting_user(), "reason": settings.reason}
     for key, said in cap_acts(ledger.path):
         ledger.act(CAP, key, said)
-    if settings.accept_vacuous and not run.federation.simulated:
-        ledger.act(VACUOUS, (run.name, 0, VACUOUS), act)
+    write_accepted(run.federation, run.name, ledger)
     if earlier is not None and run.checkpoint is not None:
         number = run.checkpoint.state.round
         if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
             ledger.act(ALARM, (earlier, number, ALARM), act)
+
+
+def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
+    """Record that a person accepted what is of no use, for a run or a question of this name on real data.
+
+    Raises:
+      LedgerUnavailable: it could not be written.
+    """
+    settings = federation.settings
+    if settings.accept_vacuous and not federation.simulated:
+        ledger.act(VACUOUS, (name, 0, VACUOUS), {"who": acting_user(), "reason": settings.reason})
 
 
 def write_refusal(run: Run, ending: Ending) -> None:

@@ -26,16 +26,30 @@ from ...privacy.statistics.inquiry import Inquiry
 from ...reports.files import OF_RECORDS, OPERATOR
 from ...reports.traffic import COUNTED, SIMULATED
 from ..participants import Participants
+from .acts import write_accepted
 from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
 from .display import warn
 from .federation import Federation
 from .prepare import open_ledger
-from .question_plan import Spend, budget_of, check_resolution, question_plan
+from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 from .run_folder import make_folder
 
 # Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
+TABLES = "csv"  # task whose clients are few, with many rows each
+
+
+def with_unit(plain: dict[str, Any], task: object, privacy: object) -> dict[str, Any]:
+    """Return an inquiry's keys, which hide a row of tables unless they, or the mode, say otherwise.
+
+    Args:
+      plain: the keys; without a unit, a client is hidden.
+      task: its name; of no importance if it is another object.
+      privacy: name of the mode; None for the default.
+    """
+    hides_clients = privacy is not None and str(privacy).startswith("client")
+    return {"unit": str(Unit.RECORD), **plain} if task == TABLES and not hides_clients else plain
 
 
 def ask(
@@ -65,6 +79,7 @@ def ask(
         return _from_record(kept, federation, inquiry)
     plan = question_plan(federation, inquiry, spend)
     check_resolution(federation, inquiry, plan)
+    require_answer(federation, inquiry, spend, plan)
     make_folder("into", folder)
     budget = federation.sum_budget
     home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
@@ -73,6 +88,7 @@ def ask(
         if ledger is not None:
             ledger.purpose = inquiry.why or None
             require_all(ledger, plan, inquiry)
+            write_accepted(federation, inquiry.name, ledger)
         before = None if ledger is None else ledger.epsilon()
         with grid() as (opened, tally):
             participants = Participants(

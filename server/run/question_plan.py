@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from ...privacy.budget import Budget, Unit
 from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ...privacy.refusal import Refusal
+from ...privacy.statistics.figure import NORMAL_95
 from ...privacy.statistics.inquiry import Inquiry, Question
 from ...strategies.cohorts import All, Poisson
 from ...strategies.record_plan import PoissonBatches
+from .acts import unless_accepted
 from .federation import EVERYBODY, Federation
 
 if TYPE_CHECKING:
@@ -124,6 +126,35 @@ def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> No
             raise Refusal(
                 "resolution", each.resolution, _what_would_do(federation, inquiry, each, plan, planned)
             )
+
+
+def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan: Plan) -> None:
+    """Refuse to spend real people's budget on an answer that the noise drowns; on simulated data only warn.
+
+    Raises:
+      Refusal: the noise on a question's count of rows exceeds all rows that count in full, and this was not accepted.
+    """
+    most = federation.population * inquiry.records
+
+    def answers(tried: Plan) -> bool:
+        noise = noise_of_sum(federation, tried)
+        return all(
+            NORMAL_95 * sigma_of(federation, inquiry, each, noise) < most for each in inquiry.questions
+        )
+
+    if answers(plan):
+        return
+    drowned = max(
+        sigma_of(federation, inquiry, each, noise_of_sum(federation, plan)) for each in inquiry.questions
+    )
+    clients = f"{federation.population} clients of {inquiry.records:g} rows that count"
+    said = f"leaves only noise, +-{NORMAL_95 * drowned:.0f} rows, on the counts of {clients}"
+    enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
+    said += "; no epsilon suffices" if enough is None else f"; give more than {enough:.2g}"
+    said += ", hide one row by unit=record" if inquiry.unit is Unit.CLIENT else ""
+    field = "noise_multiplier" if spend.epsilon is None else "epsilon"
+    refusal = Refusal(field, spend.epsilon or spend.noise_multiplier, said)
+    unless_accepted(federation, refusal, "accept_vacuous=true")
 
 
 def planned_half_width(
