@@ -179,7 +179,7 @@ class CsvTask(_TableTask):
     simulated: bool = False
     """Whether the tables are public or synthetic. Real ones need a schema and a ledger of their own."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of each client's rows that is held out if they are simulated, by a keyed hash of the row, in any order."""
+    """Share of all rows that is held out if they are simulated, each by a keyed hash, in any order."""
     held_out_file: Text | None = None
     """Public table on which the model is evaluated instead of clients' rows."""
     person: Text | None = None
@@ -1111,6 +1111,8 @@ class FederationSettings(Group):
         Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
     ] = ()
     """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
+    together: Annotated[bool, Field(exclude=True)] = False
+    """Whether equal records are held out together: of a run that an earlier release began, which goes on by its rule."""
     source: Annotated[str, Field(exclude=True, repr=False)] = ""
     """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
 

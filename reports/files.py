@@ -4,6 +4,7 @@ from pathlib import Path
 
 CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
 SAVED = "run.json"
+SINGLY = "singly"  # key of SAVED: equal records are held out one by one; runs of earlier releases lack it
 METRICS = "metrics.jsonl"
 OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
 ROSTERS = "rosters.jsonl"  # of real clients: who could take part, from which round on

@@ -156,6 +156,8 @@ class TrainingOrder:
       agreement: of the server's task, from `tasks.arrays.agreement_of`; None if the task has no schema.
       held_out: share of its records that a client holds out for evaluation; None for none, as if each client trains its
         records separately.
+      together: whether equal records of those are held out together, as a server of an earlier release expects; JSON says
+        the opposite, `singly`, and only if records are held out.
       arm: of a round for one arm; in JSON only if given.
       moments: mean and deviation of table columns for the scaling of inputs, from the clients' answer; in JSON only if
         given.
@@ -171,6 +173,7 @@ class TrainingOrder:
     record: RecordOrder | None = None
     agreement: str | None = None
     held_out: float | None = None
+    together: bool = False
     arm: Arm | None = None
     moments: Mapping[str, tuple[float, float]] | None = None
 
@@ -209,11 +212,13 @@ class TrainingOrder:
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
         plain = asdict(self)
-        training, _, moments = plain.pop("training"), plain.pop("arm"), plain.pop("moments")
+        training, moments = plain.pop("training"), plain.pop("moments")
+        del plain["arm"], plain["together"]
         arm = {} if self.arm is None else {"arm": self.arm.to_json()}
         scaled = {"moments": moments} if moments else {}
+        singly = {} if self.held_out is None or self.together else {"singly": True}
         return json.dumps(
-            {**plain, **arm, **scaled, **{name: training[name] for name in ORDERED}}, sort_keys=True
+            {**plain, **arm, **scaled, **singly, **{name: training[name] for name in ORDERED}}, sort_keys=True
         )
 
     @classmethod
@@ -229,10 +234,12 @@ class TrainingOrder:
             plain = read_json(text)
         except Undecodable as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
-        arm, moments = (
-            (plain.pop(key, None) for key in ("arm", "moments")) if isinstance(plain, dict) else (None, None)
+        arm, moments, singly = (
+            plain.pop(key, None) if isinstance(plain, dict) else None for key in ("arm", "moments", "singly")
         )
-        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm", "moments"})
+        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm", "moments", "together"})
+        if singly is not None and singly is not True:
+            raise Refusal("singly", singly, "must be true, or left out")
         client, record = plain.pop("client"), plain.pop("record")
         try:
             return cls(
@@ -240,6 +247,7 @@ class TrainingOrder:
                 **plain,
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
+                together=singly is None and plain["held_out"] is not None,
                 arm=None if arm is None else Arm.from_json(arm),
                 moments=moments,
             )

@@ -14,11 +14,13 @@ from ..privacy.refusal import Refusal
 from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
 from .data import BATCH, SPLIT, Data, Examples, LazyExamples, data_of_all, leaves, only
 from .fingerprint import SAMPLED, feed
+from .persons import names_of
 from .protocol import Task
 
 MOST_KEPT = 10_000  # clients whose split is cached; with more it is computed again
 HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
 HELD_ALONE = "held back by itself"  # option: select each record independently of the others
+TOGETHER = "equal records held back together"  # option: of runs that an earlier release began, which go on by its rule
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -28,6 +30,7 @@ class _Split:
 
     share: float
     alone: bool = False
+    together: bool = False
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
@@ -36,18 +39,21 @@ class _Split:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
             data = data_of_all(task, client)
-            held = held_rows(_hashes_of(data), self.share, self.alone)
+            by_person = data.persons is not None and not self.together
+            hashes = _hashes_of_persons(data, client) if by_person else _hashes_of(data)
+            held = held_rows(hashes, self.share, self.alone, self.together or by_person)
             self.parts[client] = only(data, np.flatnonzero(~held)), only(data, np.flatnonzero(held))
         return self.parts[client]
 
 
-def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTask:
+def held_back(task: AnyTask, share: float | None, alone: bool = False, together: bool = False) -> AnyTask:
     """Return the task whose clients train without their held-out records; None leaves it unchanged.
 
     Args:
       task: any; it is not changed.
       share: of all records that are held out, in (0, 1).
       alone: whether each record is selected independently of the others, as the record level requires.
+      together: whether equal records are held out together, as by the rule of earlier releases.
 
     Raises:
       Refusal: the task takes no further attribute.
@@ -56,7 +62,7 @@ def held_back(task: AnyTask, share: float | None, alone: bool = False) -> AnyTas
         return task
     made = copy(task)
     try:
-        object.__setattr__(made, SPLIT, _Split(share, alone))
+        object.__setattr__(made, SPLIT, _Split(share, alone, together))
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; turn evaluation off, or give it a __dict__"
         raise Refusal("evaluate.clients", type(task).__name__, remedy) from error
@@ -70,6 +76,11 @@ def held_back_of(task: Task, client: int) -> Data | None:
         inner: Task | None = getattr(task, "task", None)  # of a task with planted examples
         return None if inner is None else held_back_of(inner, client)
     return split.of(task, client)[1]
+
+
+def _hashes_of_persons(data: Data, client: int) -> NDArray[np.uint64]:
+    names = [each.encode() for each in names_of(data, f"client {client}")]
+    return np.fromiter((hashed(lambda digest, name=name: digest.update(name)) for name in names), np.uint64)
 
 
 def _hashes_of(data: Data) -> NDArray[np.uint64]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..configs.bundle_files import SCHEMA
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.held_rows import held_rows
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked
 from .data import Examples, joined, only
@@ -269,8 +270,8 @@ class TableKeys:
         category, so that what it says is a sum of one shape a column.
       hidden: sizes of the hidden layers of an mlp.
       simulated: whether the tables are public or made up.
-      held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row, or of
-        the person whose row it is.
+      held_out_share: of all clients' rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row and of
+        how many equal ones come before it, or of the person whose row it is.
       held_out_file: public table, on which the model is measured in the place of clients' rows.
       person: column that says whose a row is, which the model never sees; None where nobody says.
       groups: columns whose categories are groups, by which fairness is measured.
@@ -280,6 +281,7 @@ class TableKeys:
       scaling: file of an answer that tells mean and variance of each number, by which numbers are scaled; None: by the
         schema, which declares their bounds; `asked` likewise, until the run has asked.
       moments: mean and deviation by column, by which a run that has asked scales its numbers; None where it has not.
+      together: whether equal rows are held out together, as by the rule of earlier releases.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -308,6 +310,7 @@ class TableKeys:
     dealer: Mapping[str, Any] | None = None
     data: str | None = None
     moments: Moments | None = None
+    together: bool = False
 
     def paths(self) -> list[Path]:
         """Return the clients' tables."""
@@ -346,7 +349,7 @@ def load(*given: Any, **keys: Any) -> Tables:
     if how.held_out_file is not None:
         test = _examples(Path(how.held_out_file), schema)
     elif how.simulated:
-        clients, test = _split(clients, how.held_out_share, _before_asking(how, paths) or clients)
+        clients, test = _split(clients, how, _before_asking(how, paths) or clients)
     else:
         test = _no_examples(schema)
     return weighted_task(Tables(schema, clients, test, layers, how.simulated, grouped, tuple(paths)))
@@ -442,36 +445,40 @@ def _before_asking(how: TableKeys, paths: Sequence[Path]) -> list[Examples]:
 
 
 def _split(
-    clients: Sequence[Examples], share: float, hashed: Sequence[Examples]
+    clients: Sequence[Examples], how: TableKeys, hashed: Sequence[Examples]
 ) -> tuple[tuple[Examples, ...], Examples]:
-    """Return the clients without the examples that are held out, and those: whole persons, or equal rows together.
+    """Return the clients without the examples that are held out, and those: whole persons, or single rows.
+
+    Equal rows are numbered over all clients: of many small clients with few different rows, each would hold out the same.
 
     Raises:
       Refusal: it is no share, or holds out nothing.
     """
-    field = "task.held_out_share"
+    field, share = "task.held_out_share", how.held_out_share
     if not 0 < share < 1:
         raise Refusal(field, share, "give a number above 0 and below 1")
-    kept, tests = list[Examples](), list[Examples]()
-    for each, by in zip(clients, hashed, strict=True):
-        held = (row_hashes(by) if by.persons is None else person_hashes(by.persons)) < share
-        kept.append(only(each, np.flatnonzero(~held)))
-        tests.append(only(each, np.flatnonzero(held)))
+    hashes = [row_hashes(by) if by.persons is None else person_hashes(by.persons) for by in hashed]
+    whole = held_rows(np.concatenate(hashes), share, True, how.together or how.person is not None)
+    parts = np.split(whole, np.cumsum([len(each) for each in clients])[:-1])
+    kept, tests = (
+        [only(each, np.flatnonzero(held == out)) for each, held in zip(clients, parts, strict=True)]
+        for out in (False, True)
+    )
     test = joined(tests)
     if not len(test):
         raise Refusal(field, share, "holds out no row; increase it, or set task.held_out_file")
     return tuple(kept), test
 
 
-def person_hashes(persons: Sequence[object]) -> NDArray[np.float64]:
-    """Return a number in 0 .. 1 for each row, by a keyed hash of whose it is; a person has the same one everywhere."""
+def person_hashes(persons: Sequence[object]) -> NDArray[np.uint64]:
+    """Return a keyed hash of whose each row is; a person has the same one everywhere."""
     key = SPLIT_KEY.to_bytes(2, "big")
     digests = (hashlib.blake2b(str(each).encode(), key=key, digest_size=8).digest() for each in persons)
-    return np.array([(int.from_bytes(each, "big") >> 11) * 2.0**-53 for each in digests])
+    return np.fromiter((int.from_bytes(each, "big") for each in digests), np.uint64)
 
 
-def row_hashes(examples: Examples) -> NDArray[np.float64]:
-    """Return a number in 0 .. 1 for each row, by a keyed hash of its inputs and target; positions do not matter."""
+def row_hashes(examples: Examples) -> NDArray[np.uint64]:
+    """Return a keyed hash of each row's inputs and target; positions do not matter."""
     inputs, targets = examples.inputs.numpy(), examples.targets.numpy().astype(np.float32)
     factors = np.random.default_rng(SPLIT_KEY).integers(
         0, 2**64, inputs.shape[1] + 2, dtype=np.uint64
@@ -481,4 +488,4 @@ def row_hashes(examples: Examples) -> NDArray[np.float64]:
         bits = (column + np.float32(0)).view(np.uint32).astype(np.uint64)  # 0 for -0
         total = (total ^ bits) * factor
         total ^= total >> np.uint64(29)
-    return (total >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return total

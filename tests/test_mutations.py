@@ -52,6 +52,7 @@ QUESTION_TESTS, DEVICE_QUESTION_TESTS = "test_server_questions.py", "test_client
 RECORD_QUESTION_TESTS = "test_server_record_questions.py"
 EVALUATION_TESTS = "test_server_evaluation.py"
 RECORD_EVALUATION_TESTS = "test_server_record_evaluation.py"
+HELD_ROWS_TESTS = "test_tasks_held_out_rows.py"
 MUTATIONS = {
     "an export measures on private held-out data": Mutation(
         "server/run/export.py",
@@ -514,6 +515,34 @@ MUTATIONS = {
         "",
         RECORD_EVALUATION_TESTS,
         "moves_no_other",
+    ),
+    "equal rows of one label are held out where those of another train": Mutation(
+        "privacy/statistics/held_rows.py",
+        "    hashes = hashes if together else _numbered(hashes)\n",
+        "",
+        HELD_ROWS_TESTS,
+        "fair_sample",
+    ),
+    "a person is trained on and evaluated on": Mutation(
+        "tasks/held_back.py",
+        "by_person = data.persons is not None and not self.together",
+        "by_person = False",
+        HELD_ROWS_TESTS,
+        "no_person_is_both",
+    ),
+    "a run goes on under another rule of its held-out rows": Mutation(
+        "server/run/build.py",
+        "together = not read_object(Path(settings.resume) / SAVED).get(SINGLY)",
+        "together = False",
+        HELD_ROWS_TESTS,
+        "goes_on_under_its_own_rule",
+    ),
+    "an order of an earlier release is followed by another rule": Mutation(
+        "strategies/training_order.py",
+        'together=singly is None and plain["held_out"] is not None,',
+        "together=False,",
+        "test_strategies_training_order.py",
+        "holds_equal_records_out_together",
     ),
     "records are held out by each other where they are hidden": Mutation(
         "server/run/client_instructions.py",

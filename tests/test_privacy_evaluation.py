@@ -150,17 +150,14 @@ def test_rows_are_held_out_by_what_they_are_and_not_by_where_they_lie() -> None:
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=6), st.floats(0.01, 0.99))
-def test_a_client_with_two_different_rows_holds_one_out_and_trains_on_one(
-    hashes: list[int], share: float
-) -> None:
+def test_a_client_with_two_rows_holds_one_out_and_trains_on_one(hashes: list[int], share: float) -> None:
     held = held_rows(np.array(hashes, np.uint64), share)
     assert held.shape == (len(hashes),)
-    if len({*hashes}) > 1:
-        assert held.any() and not held.all()
-    else:
-        assert not held.any()
-    for value in {*hashes}:  # equal rows go together
-        assert len({bool(each) for each, here in zip(held, hashes, strict=True) if here == value}) == 1
+    assert (held.any() and not held.all()) == (len(hashes) > 1)
+    whole = held_rows(np.array(hashes, np.uint64), share, together=True)
+    assert (whole.any() and not whole.all()) == (len({*hashes}) > 1)
+    for value in {*hashes}:  # as those of a person
+        assert len({bool(each) for each, here in zip(whole, hashes, strict=True) if here == value}) == 1
 
 
 def test_bins_hold_their_lower_edge_and_the_last_one_both() -> None:

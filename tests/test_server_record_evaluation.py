@@ -238,7 +238,9 @@ def test_the_plan_says_what_it_costs_and_over_how_many_records_it_is(
 # --- one record ---------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8), st.floats(0.01, 0.99), st.data())
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8, unique=True), st.floats(0.01, 0.99), st.data()
+)
 def test_a_record_that_is_not_there_moves_no_other(hashes: list[int], share: float, data: Any) -> None:
     gone = data.draw(st.integers(0, len(hashes) - 1))
     all_of_them = held_rows(np.array(hashes, np.uint64), share, alone=True)

@@ -30,6 +30,8 @@ ORDERS = (
     BOTH,
     TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10)),
     TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM),
+    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2),
+    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2, together=True),
     TrainingOrder("r", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
     TrainingOrder(
         "r", Mode.RECORD_DISTRIBUTED, LocalTraining(0.1, 1, 10), record=replace(RECORD, sample_rate=0.1)
@@ -49,6 +51,14 @@ def test_an_order_is_read_back_as_it_was_written(order):
     again = TrainingOrder.from_json(text)
     assert again == order and again.to_json() == text
     assert read_order(RecordDict({"config": ConfigRecord({ORDER_KEY: text, "lr": 1.0})})) == order
+
+
+def test_an_order_of_an_earlier_release_holds_equal_records_out_together():
+    order = replace(ORDERS[3], held_out=0.2)
+    plain = json.loads(order.to_json())
+    assert plain.pop("singly") is True
+    assert TrainingOrder.from_json(json.dumps(plain)) == replace(order, together=True)
+    assert "singly" not in json.loads(BOTH.to_json())  # so that devices of earlier releases read it
 
 
 def test_a_person_at_several_clients_is_one_unit_of_their_sum_alone():
@@ -89,6 +99,9 @@ def test_the_words_are_those_of_the_configuration():
         (None, "record", []),
         (None, "held_out", 1.0),
         (None, "held_out", 0.2),  # of records that are hidden
+        (None, "singly", False),
+        (None, "singly", 1),
+        (None, "together", True),
         (None, "unknown", 1),
         ("client", "noise_multiplier", 0.0),
         ("client", "noise_multiplier", float("inf")),

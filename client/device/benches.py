@@ -10,8 +10,8 @@ from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back
 from ..app import Workbench
 
-# Arguments: the held-out share, whether each row is measured alone, and the scaling's `key_of`.
-Benches = Callable[[float | None, bool, str], Workbench]
+# Arguments: the held-out share, whether each row is measured alone, whether equal rows go together, the scaling's `key_of`.
+Benches = Callable[[float | None, bool, bool, str], Workbench]
 
 
 def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[str], str | None]]:
@@ -26,9 +26,11 @@ def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[
         return Workbench(replace(settings, task_options=options))
 
     @lru_cache(maxsize=2)  # a run has one share
-    def holding(share: float | None, alone: bool, moments: str) -> Workbench:
+    def holding(share: float | None, alone: bool, together: bool, moments: str) -> Workbench:
         bench = scaled(moments)
-        return bench if share is None else Workbench(bench.settings, held_back(bench.task, share, alone))
+        if share is None:
+            return bench
+        return Workbench(bench.settings, held_back(bench.task, share, alone, together))
 
     @lru_cache(maxsize=2)
     def agreement(moments: str) -> str | None:

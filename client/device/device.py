@@ -267,7 +267,11 @@ class Device:
         """
         options = {**self.settings.task_options, **order.told_to_task}
         settings = replace(
-            self.settings, training=order.training, held_out=order.held_out, task_options=options
+            self.settings,
+            training=order.training,
+            held_out=order.held_out,
+            together=order.together,
+            task_options=options,
         )
         asked = order.record
         if asked is None:
@@ -375,11 +379,14 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
     table = linear.read_table(bundle.folder / (choice.data or ""))
 
     def train(message: Message, settings: ClientSettings) -> Message:
-        rows, _ = linear.parts_of(table, settings.held_out)
+        rows, _ = linear.parts_of(table, settings.held_out, settings.together)
         return linear.train_round(message, choice.client, rows, settings)
 
     def evaluate(message: Message, evaluation: Evaluation) -> HeldOutMeans | None:
-        return linear.measured(message, linear.parts_of(table, evaluation.share)[1], evaluation)
+        order = read_order(message.content)
+        assert order is not None
+        _, held = linear.parts_of(table, evaluation.share, order.together)
+        return linear.measured(message, held, evaluation)
 
     def columns(content: RecordDict, inquiry: Inquiry) -> Table:
         del content, inquiry
@@ -410,7 +417,8 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     _ = bench.model
 
     def train(message: Message, settings: ClientSettings) -> Message:
-        own = holding(settings.held_out, settings.step is not None, key_of(settings.task_options))
+        alone, scaling = settings.step is not None, key_of(settings.task_options)
+        own = holding(settings.held_out, alone, settings.together, scaling)
         reply = train_round(message, choice.client, own, settings)
         give_back()  # the gradients, before a vector is made
         return reply
@@ -418,7 +426,8 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:
         order = read_order(message.content)
         assert order is not None
-        own = holding(evaluation.share, evaluation.unit is Unit.RECORD, key_of(order.told_to_task))
+        alone, scaling = evaluation.unit is Unit.RECORD, key_of(order.told_to_task)
+        own = holding(evaluation.share, alone, order.together, scaling)
         return measured_at(own, choice.client, message.content, evaluation)
 
     _check_own(bench.task, choice.client)

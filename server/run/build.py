@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_cohort, check_delta, check_seed
@@ -23,6 +24,8 @@ from ...configs.schema import (
 )
 from ...privacy.preconditions import check_adjacency
 from ...privacy.refusal import Refusal
+from ...reports.files import SAVED, SINGLY
+from ...reports.run_files import read_object
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ...tasks import DEALT, TASKS, PooledTask, Task, as_run, dealt, load_task
 from ...tasks.announced import AnnouncedTask
@@ -70,6 +73,9 @@ def build(
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
+    if settings.resume is not None:
+        together = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
+        settings = settings.model_copy(update={"together": together})
     options = task_options(settings, seed) if deployed is None else settings.task.options
     task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
     task = task or _task(settings, options, given.task)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...configs.schema import FlwrPartition, Record, RecordDistributed, SimulationSettings
+from ...configs.schema import CsvTask, FlwrPartition, Record, RecordDistributed, SimulationSettings
 from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
 from ...privacy.ledger.book import identity_of, read_events, require_unit
 from ...privacy.ledger.caps import CapEnded, capped
@@ -26,7 +26,7 @@ from ...strategies.client_settings import (
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, poisson_batches, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
-from ...tasks import DEALT, HELD_ALONE, HELD_BACK, PLANTED
+from ...tasks import DEALT, HELD_ALONE, HELD_BACK, PLANTED, TOGETHER
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import plants_examples
@@ -332,6 +332,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
     if held and isinstance(settings.privacy, RecordDistributed):
         held[HELD_ALONE] = True
+    if settings.together:
+        held[TOGETHER] = True
     if settings.task.target is not None:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how
@@ -345,6 +347,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         "seed": seed or 0,
         **settings.task.options,
         PLANTED: (seed or 0) if plants_examples(settings) else None,
+        "together": (isinstance(settings.task, CsvTask) and settings.together) or None,
         **held,
     }
     return {key: value for key, value in options.items() if value is not None}
@@ -369,6 +372,7 @@ def order_of(run: Run) -> dict[str, str]:
         record=_record_order(run.federation),
         agreement=agreement_of(run.federation.task),
         held_out=held_out_share(s),
+        together=s.together and held_out_share(s) is not None,
         moments=run.federation.moments,
     )
     return {ORDER_KEY: order.to_json()}

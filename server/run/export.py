@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...extras import require_extra
 from ...privacy.refusal import Refusal
-from ...reports.files import MODEL, RESULT
+from ...reports.files import MODEL, RESULT, SAVED, SINGLY
 from ...reports.run_files import read_object
 from ...tasks import Task, load_task, numpy_model
 from ...tasks.data import as_data, figures_of, placeholder
@@ -178,7 +178,8 @@ def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, .
     for name in {"folder", "held_out_file"} & options.keys():
         if not Path(options[name]).exists():
             del options[name]
-    return load_task("csv", {**options, "schema": str(run / "schema.yaml")})
+    together = not read_object(run / SAVED).get(SINGLY)
+    return load_task("csv", {**options, "schema": str(run / "schema.yaml"), "together": together})
 
 
 def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:

@@ -40,6 +40,7 @@ from ...reports.files import (
     RESULT,
     SAVED,
     SCALING,
+    SINGLY,
 )
 from ...reports.promise import MIXED
 from ...reports.run_files import read_object, rows_of
@@ -181,6 +182,7 @@ def write_start(run: Run) -> None:
         "turns": turns,
         "deal": None if run.tuning is None else run.tuning.deal.key,
         "places": None if run.privacy is None else run.federation.places_under(run.privacy.noise_key),
+        SINGLY: not run.federation.settings.together,
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }

@@ -1,0 +1,222 @@
+"""Rows that are held out: a fair sample of any table, the same for every user of the split, by one record's own place."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from fedveil.client.training import linear
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.statistics.held_rows import hashes_of_rows, held_rows
+from fedveil.reports.files import SAVED, SINGLY
+from fedveil.server.run.build import build
+from fedveil.simulations.simulate import simulate
+from fedveil.tasks.data import Examples, LazyExamples, data_of
+from fedveil.tasks.held_back import held_back, held_back_of
+from fedveil.tasks.tables import load, row_hashes
+
+TABLES, SHARE, FRESH = 200, 0.2, 20_000
+MOST_OUTSIDE = 4  # of TABLES, of intervals that hold in 99 %: 2 %
+KINDS = ("categories", "bins", "mixed")
+
+
+@dataclass(frozen=True)
+class Made:
+    """Table drawn from a known distribution: one-hot categories and bins, and numbers."""
+
+    rows: int
+    classes: int
+    widths: tuple[int, ...]  # of each column's categories; 0 for a number
+    weights: np.ndarray
+
+    def draw(self, count: int, stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        columns = [
+            np.eye(width)[stream.integers(0, width, count)] if width else stream.normal(size=(count, 1))
+            for width in self.widths
+        ]
+        inputs = np.concatenate(columns, 1).astype(np.float32)
+        scores = inputs @ self.weights + stream.gumbel(size=(count, self.classes))
+        return inputs, scores.argmax(1)
+
+
+def made(number: int) -> tuple[Made, np.random.Generator]:
+    stream = np.random.default_rng(number)
+    kind = KINDS[number % len(KINDS)]
+    sizes = {"categories": (2, 5), "bins": (3, 17)}
+    widths = [
+        int(stream.integers(*sizes[kind if kind in sizes else ("categories", "bins")[place % 2]]))
+        for place in range(stream.integers(1, 5))
+    ]
+    widths += [0] * (kind == "mixed")
+    classes, rows = int(stream.integers(2, 7)), int(np.exp(stream.uniform(np.log(20), np.log(5000))))
+    weights = stream.normal(size=(sum(each or 1 for each in widths), classes))
+    return Made(rows, classes, tuple(widths), weights), stream
+
+
+def outside(found: float, total: int, rate: float) -> bool:
+    """Return whether a count is outside the interval that holds in 99 %."""
+    low, high = binom.ppf((0.005, 0.995), total, rate)
+    return not low <= found <= high
+
+
+def accuracy(inputs: np.ndarray, targets: np.ndarray, model: np.ndarray) -> float:
+    return float((np.c_[inputs, np.ones(len(inputs))] @ model).argmax(1).__eq__(targets).mean())
+
+
+def test_held_out_rows_of_made_tables_are_a_fair_sample() -> None:
+    wrong = Counter[tuple[str, str]]()
+    for number in range(TABLES):
+        table, stream = made(number)
+        inputs, targets = table.draw(table.rows, stream)
+        fresh = table.draw(FRESH, stream)
+        rows = Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
+        of_tables = held_rows(row_hashes(rows), SHARE, alone=True)
+        at_clients = held_rows(hashes_of_rows([inputs, targets]), SHARE, alone=True)
+        often = np.bincount(targets).argmax()
+        for name, held in (("tables", of_tables), ("clients", at_clients)):
+            count = int(held.sum())
+            wrong[name, "share"] += outside(count, len(held), SHARE)
+            wrong[name, "label"] += outside((targets[held] == often).sum(), count, (targets == often).mean())
+            if count == 0:
+                continue
+            with_ones = np.c_[inputs, np.ones(len(inputs))][~held]
+            model = np.linalg.lstsq(with_ones, np.eye(table.classes)[targets[~held]], rcond=1e-6)[0]
+            true = accuracy(*fresh, model)
+            told = accuracy(inputs[held], targets[held], model)
+            wrong[name, "accuracy"] += outside(round(told * count), count, true)
+    assert {key: count for key, count in wrong.items() if count > MOST_OUTSIDE} == {}
+    assert len(wrong) == 6
+
+
+def test_many_small_clients_with_few_different_rows_do_not_hold_out_the_same(tmp_path: Path) -> None:
+    wrong = Counter[str]()
+    for number in range(20):
+        stream = np.random.default_rng(number)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for client in range(50):
+            rows = zip(stream.integers(0, 3, 20), stream.integers(0, 2, 20), strict=True)
+            (folder / f"{client}.csv").write_text("x,y\n" + "".join(f"w{x},{'ab'[y]}\n" for x, y in rows))
+        task = load(str(folder), "y", simulated=True)
+        whole = [*(each.targets for each in task.clients), task.test.targets]
+        wrong["share"] += outside(len(task.test), 1000, SHARE)
+        rate = torch.cat(whole).double().mean().item()
+        wrong["label"] += outside(int(task.test.targets.sum()), len(task.test), rate)
+    assert wrong.total() <= 1
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.floats(0.01, 0.99), st.data())
+def test_a_missing_row_leaves_one_of_the_two_parts_and_no_other_moves(
+    rows: list[int], share: float, data: Any
+) -> None:
+    def parts(of: list[int]) -> tuple[Counter[int], Counter[int]]:
+        hashes = hashes_of_rows([np.array(of, np.int64)])
+        held = held_rows(hashes, share, alone=True)
+        return tuple(
+            Counter(row for row, out in zip(of, held, strict=True) if out == where) for where in (0, 1)
+        )
+
+    gone = data.draw(st.integers(0, len(rows) - 1))
+    before, after = parts(rows), parts(rows[:gone] + rows[gone + 1 :])
+    lost = [first - second for first, second in zip(before, after, strict=True)]
+    won = [second - first for first, second in zip(before, after, strict=True)]
+    assert lost[0] + lost[1] == Counter([rows[gone]]) and not won[0] and not won[1]
+
+
+class Cells:
+    """Task whose clients hold few different rows, in each form of data."""
+
+    simulated, num_clients = True, 3
+
+    def __init__(self, persons: bool = False) -> None:
+        draw = np.random.default_rng(3)
+        self.inputs = draw.integers(0, 2, (300, 2)).astype(np.float32)
+        self.targets = draw.integers(0, 2, 300)
+        self.persons = [f"p{row % 40}" for row in range(300)] if persons else None
+
+    def client_data(self, client: int) -> Any:
+        inputs, targets = torch.from_numpy(self.inputs), torch.from_numpy(self.targets)
+        if client == 0:
+            return Examples(inputs, targets, self.persons)
+        return LazyExamples([(inputs[row], int(targets[row])) for row in range(300)], persons=self.persons)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_device_without_torch_holds_out_the_same_rows_as_one_with_it(together: bool) -> None:
+    task = held_back(Cells(), SHARE, together=together)  # pyright: ignore[reportArgumentType]
+    table = linear.Table(task.inputs, task.targets)
+    parts = linear.parts_of(table, SHARE, together)
+    for found, part in zip((data_of(task, 0), held_back_of(task, 0)), parts, strict=True):
+        np.testing.assert_array_equal(found.inputs.numpy(), part.inputs)
+        np.testing.assert_array_equal(found.targets.numpy(), part.targets)
+
+
+def test_equal_rows_that_are_read_lazily_are_held_out_one_by_one() -> None:
+    held = held_back_of(held_back(Cells(), SHARE), 1)  # pyright: ignore[reportArgumentType]
+    assert isinstance(held, LazyExamples) and not outside(len(held), 300, SHARE)
+    inputs, _ = held.batch(torch.arange(len(held)))
+    assert len({tuple(row) for row in inputs.tolist()}) == 4
+
+
+@pytest.mark.parametrize("client", [0, 1])
+def test_no_person_is_both_trained_on_and_held_out_at_a_client(client: int) -> None:
+    task = held_back(Cells(persons=True), SHARE, alone=True)  # pyright: ignore[reportArgumentType]
+    kept, held = ({*each.persons} for each in (data_of(task, client), held_back_of(task, client)))
+    assert len(kept | held) == 40 and not kept & held and 2 < len(held) < 16
+
+
+# --- a run that an earlier release began --------------------------------------------------------------------------
+
+
+def words(folder: Path) -> Path:
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for name in ("north", "south"):
+        cells = zip(draw.integers(0, 3, 200), draw.integers(0, 2, 200), strict=True)
+        rows = [f"{'abc'[x]},{['no', 'yes'][y]}" for x, y in cells]
+        (folder / f"{name}.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+    return folder
+
+
+def kinds(data: Examples) -> set[tuple[float, ...]]:
+    return {(*row, target) for row, target in zip(data.inputs.tolist(), data.targets.tolist(), strict=True)}
+
+
+def test_a_run_folder_of_an_earlier_release_goes_on_under_its_own_rule(tmp_path: Path) -> None:
+    folder, run = words(tmp_path / "words"), tmp_path / "run"
+    told = [f"task.folder={folder}", "task=csv", "task.label=y", "task.simulated=true", "privacy=none"]
+    settings = settings_from_overrides([*told, "num_rounds=2", "audit=off"])
+    simulate(settings, run, quiet=True)
+
+    def split() -> tuple[set[tuple[float, ...]], set[tuple[float, ...]]]:
+        task = build(settings_from_overrides([f"resume={run}"])).task
+        return kinds(task.held_out()), kinds(task.client_data(0)) | kinds(task.client_data(1))
+
+    saved = json.loads((run / SAVED).read_text())
+    assert saved.pop(SINGLY) is True
+    held, kept = split()
+    assert len(held) == len(kept) == 6
+    (run / SAVED).write_text(json.dumps(saved))
+    held, kept = split()
+    assert held and kept and not held & kept
+    settings = settings_from_overrides([f"resume={run}"])
+    simulate(settings, run, quiet=True)
+    assert json.loads((run / SAVED).read_text()).get(SINGLY) is not True
+
+
+def test_clients_of_a_resumed_run_hold_out_by_its_rule(tmp_path: Path) -> None:
+    told = ["task=digits", "privacy=client_central", "evaluate.clients=final"]
+    for content, together in (({}, True), ({SINGLY: True}, False)):
+        (tmp_path / SAVED).write_text(json.dumps(content))
+        settings = settings_from_overrides(told).model_copy(update={"resume": str(tmp_path)})
+        assert build(settings).settings.together is together
