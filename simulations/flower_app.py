@@ -54,7 +54,7 @@ def _text_of(context: Context) -> str:
 
 @lru_cache(maxsize=1)
 def _federation(overrides: str) -> Federation:
-    return build(settings_from_overrides(shlex.split(overrides)))
+    return build(settings_from_overrides(shlex.split(overrides)), announced=True)
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +94,7 @@ def main(grid: Grid, context: Context) -> None:
     settings, folder = settings_of(context), folder_of(context)
     if settings.resume:
         raise Refusal("resume", settings.resume, "flwr run starts runs; fedveil simulate resumes them")
-    clients = build(settings).task.num_clients
+    clients = build(settings, announced=True).task.num_clients
     outcome = simulate(settings, folder, grid=FlowerGrid(grid, clients, settings.engine.deadline))
     if outcome.result["status"] == Status.FAILED:
         raise RuntimeError(outcome.result["reason"])

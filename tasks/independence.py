@@ -22,7 +22,10 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
+import os
 import random
+import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +42,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..privacy.refusal import Refusal
-from .data import Data, Examples, LazyExamples, joined, leaves, mapped, only, rows_of, run_on
+from .data import Data, Examples, LazyExamples, data_of_all, joined, leaves, mapped, only, rows_of, run_on
+from .fingerprint import content_of
 from .protocol import Objective, Task
 
 MOST_CLASSES = 500  # batches of targets, of one example and some classes each
@@ -54,6 +58,7 @@ LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
 MOST_LOOKED_INTO = 1000  # entries of a container that are compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
 ROUNDED = 0.1  # of that: share of an example's whole gradient by which a tensor may differ; 0.002 was measured at most
+REREAD = 1e-5  # by which a number of a client's data may differ that was computed again
 WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
     "(weight[targets] * cross_entropy(outputs, targets, reduction='none')).mean(), which counts an ignored label as zero"
@@ -247,6 +252,72 @@ def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callab
     if alike(found[::2]) and alike(found[1::2]) and not alike(found):
         remedy = "let the data set and its transform keep nothing of the items that they read"
         raise Refusal("data", "an example differs after another one was read", remedy)
+
+
+def check_order(task: Task) -> None:
+    """Refuse a task with which a client's data depend on the clients whose data were read before.
+
+    Forked processes read all clients in one order and in the other: each begins with the present state of the task, its
+    modules and their caches, and leaves that as it is. Data in memory are read whole, of others a few items.
+
+    Args:
+      task: of which no client has been read.
+
+    Raises:
+      Refusal: a client's data differ by more than rounding.
+    """
+    clients = range(task.num_clients)
+    one, other = _read(task, clients), _read(task, clients[::-1])
+    if not (apart := [each for each in clients if one[each] != other[each]]):
+        return
+    again = _read(task, clients)  # data that differ in the same order too are random
+    for client in [each for each in apart if one[each] == again[each]][:: max(1, len(apart) - 1)]:
+        a, b = (np.frombuffer(_read(task, order, client)[client]) for order in (clients, clients[::-1]))
+        if a.shape != b.shape or not np.allclose(a, b, REREAD, REREAD, equal_nan=True):
+            remedy = (
+                "a client's data change with the clients that were read before; compute them from its own and public "
+                "data, and a generator's seed from its number"
+            )
+            raise Refusal("client_data", type(task).__name__, remedy)
+
+
+def _read(task: Task, order: Sequence[int], whole: int | None = None) -> dict[int, bytes]:
+    """Return each client's content as a new process reads them in this order; refuse if it dies."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    if (process := os.fork()) == 0:
+        with suppress(BaseException):
+            torch.set_num_threads(1)  # the pool of threads is not forked
+            for client in order:
+                theirs.send_bytes(_content(task, client, client == whole))
+        os._exit(0)
+    theirs.close()
+    try:
+        with ours:
+            return {client: ours.recv_bytes() for client in order}
+    except EOFError as error:
+        remedy = "the process that read all clients to compare them died, as where memory ends; make room"
+        raise Refusal("client_data", type(task).__name__, remedy) from error
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def _content(task: Task, client: int, whole: bool) -> bytes:
+    """Return a hash of a client's data, or all their numbers; nothing if they fail, or differ after the same seed."""
+    try:
+        _seed()
+        data = data_of_all(task, client)
+        if isinstance(data, LazyExamples):
+            few, rows = data, _spread(len(data))
+            once, data = (Examples(*(_seed(), few.batch(rows))[1]) for _ in range(2))
+            if content_of(once) != content_of(data):
+                return b""
+        if not whole:
+            return str(content_of(data)).encode()
+        numbers = leaves((data.inputs, data.targets))
+        return b"".join(each.double().contiguous().numpy().tobytes() for each in numbers)
+    except Exception:  # noqa: BLE001 (of the task's own code, which the checks of its data name)
+        return b""
 
 
 def check_measured_apart(task: Task, outputs: Any, targets: Tensor, each: int = 1) -> None:

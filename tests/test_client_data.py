@@ -1,5 +1,6 @@
 """Data as people have them: trees of tensors, arrays, data sets that are read lazily; trained, probed, refused."""
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from fedveil.server.run.federation import Federation
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
-from fedveil.tasks.independence import check_independence, check_reading
+from fedveil.tasks.independence import check_independence, check_order, check_reading
 
 FEATURES, CLIENTS, EACH = 4, 6, 24
 
@@ -353,6 +354,88 @@ def test_a_reading_that_goes_by_earlier_ones_is_refused_and_a_random_one_is_not(
             partial(fv.LazyExamples(Rows(n), transform=random_one).batch, torch.arange(2)) for n in (0, 1)
         ]
         check_reading(rows[0], *rows)
+
+
+KEPT: dict[Any, Any] = {}
+
+
+class Scaled(Made):
+    """Real data, which `scale` changes by what it keeps of the clients that it has seen."""
+
+    def __init__(
+        self, scale: Callable[[dict[Any, Any], int, np.ndarray], np.ndarray], kept: Any = None
+    ) -> None:
+        super().__init__(arrays, simulated=False)
+        self.scale, self.kept = scale, {} if kept is None else kept
+        KEPT.clear()
+
+    def client_data(self, client: int) -> Any:
+        inputs, targets = arrays(client)
+        return self.scale(self.kept, client, inputs + client), targets
+
+
+class Cached(Rows):
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return KEPT.setdefault(row, super().__getitem__(row))
+
+
+def by_first(kept: dict[Any, Any], client: int, inputs: np.ndarray) -> np.ndarray:
+    return inputs - kept.setdefault("mean", inputs.mean(0))
+
+
+def by_all_so_far(kept: dict[Any, Any], client: int, inputs: np.ndarray) -> np.ndarray:
+    kept[client] = inputs.mean(0)
+    return inputs - np.mean([*kept.values()], axis=0)
+
+
+def by_rounding(kept: dict[Any, Any], client: int, inputs: np.ndarray) -> np.ndarray:
+    kept["factor"] = kept.get("factor", 1.0) + 1e-9
+    return inputs * kept["factor"]
+
+
+DEPEND_ON_ORDER: dict[str, Callable[[], Any]] = {
+    "a scaler of the first client": lambda: Scaled(by_first),
+    "a scaler of a module": lambda: Scaled(by_first, KEPT),
+    "a scaler over clients": lambda: Scaled(by_all_so_far),
+    "a cache by position": lambda: KEPT.clear() or Made(Cached, simulated=False),
+    "one generator of all": lambda: Scaled(
+        lambda kept, _, x: x + kept["own"].normal(size=x.shape), {"own": np.random.default_rng(1)}
+    ),
+}
+READ_APART: dict[str, Callable[[], Any]] = {
+    "own data": lambda: Scaled(lambda kept, _, x: x - x.mean(0)),
+    "a public scaler": lambda: Scaled(lambda kept, _, x: x - 3),
+    "noise of the system": lambda: Scaled(
+        lambda kept, _, x: x + np.random.default_rng().normal(size=x.shape)
+    ),
+    "seeded noise": lambda: Scaled(lambda kept, _, x: x + np.random.normal(size=x.shape)),
+    "rounding": lambda: Scaled(by_rounding),
+    "a data set": lambda: Made(Rows, simulated=False),
+    "a random transform": lambda: Made(lambda n: fv.LazyExamples(Rows(n), transform=flip), simulated=False),
+    "what cannot be read": lambda: Scaled(lambda kept, client, x: [][client]),
+}
+
+
+@pytest.mark.parametrize("privacy", ["record", "client_central", "record_distributed"])
+@pytest.mark.parametrize("name", DEPEND_ON_ORDER)
+def test_data_that_go_by_clients_read_before_are_refused(name: str, privacy: str, tmp_path: Path) -> None:
+    task = DEPEND_ON_ORDER[name]()
+    with pytest.raises(fv.Refusal, match=r"client_data=.*clients that were read before"):
+        fv.simulate(task, privacy=privacy, folder=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    assert "mean" not in KEPT and "mean" not in getattr(
+        task, "kept", {}
+    )  # others read, in processes of their own
+
+
+@pytest.mark.parametrize("name", READ_APART)
+def test_data_of_one_client_alone_are_not_refused(name: str) -> None:
+    check_order(READ_APART[name]())
+
+
+def test_a_process_that_dies_reading_is_no_proof() -> None:
+    with pytest.raises(fv.Refusal, match="died"):
+        check_order(Made(lambda n: os._exit(9), simulated=False))
 
 
 def test_what_cannot_be_planted_is_refused_by_name() -> None:

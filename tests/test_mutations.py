@@ -1629,6 +1629,20 @@ MUTATIONS = {
         "test_tasks_independence.py",
         "infinite_alone",
     ),
+    "clients are read in one order alone": Mutation(
+        "tasks/independence.py",
+        "_read(task, clients), _read(task, clients[::-1])",
+        "_read(task, clients), _read(task, clients)",
+        "test_client_data.py",
+        "read_before",
+    ),
+    "it is not looked at in which order clients are read": Mutation(
+        "server/run/build.py",
+        "        check_order(task)\n",
+        "        pass\n",
+        "test_client_data.py",
+        "read_before",
+    ),
     "an embedding writes to its own weights": Mutation(
         "tasks/independence.py",
         "if func.overloadpacket is torch.ops.aten.embedding_renorm_:",

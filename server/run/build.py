@@ -67,7 +67,7 @@ def build(
       settings: validated.
       deployed: real clients, if any. Then only the task's model and held-out examples are used.
       given: objects in place of the settings' names, in a simulation.
-      announced: load a shipped task's data only on use, if the settings give its number of clients.
+      announced: load a shipped task's data only on use, if the settings give its number of clients, and read no client's.
 
     Raises:
       Refusal: naming the setting.
@@ -87,6 +87,10 @@ def build(
     cohort = over_selected(cohort, _over_selection(settings), num_clients)
     _check_adjacency(settings, cohort, deployed)
     private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
+    if private and not (simulated or deployed or announced) and settings.task.target is not None:
+        from ...tasks.independence import check_order  # torch, which a plan does without
+
+        check_order(task)
     if private:
         check_seed(settings, simulated)
     seeded = simulated or (not private and deployed is None)
