@@ -28,13 +28,16 @@ from fedveil.strategies.wire import memory_arrays
 REPETITIONS = 1000
 ADDED = {5: 0.101, 10: 0.025, 20: 0.006}  # to epsilon 3.0 at delta 1e-4
 
-pytestmark = pytest.mark.campaign
-
 
 def main_job(*overrides: str):
     return build(settings_from_overrides(["evaluate.clients=final", *overrides]))
 
 
+def test_the_evaluation_of_the_main_job_is_planned() -> None:
+    assert one_evaluation(main_job()) is not None
+
+
+@pytest.mark.campaign
 def test_evaluations_of_the_main_job_cost_what_the_page_says() -> None:
     rounds = sum_plan(build(settings_from_overrides([])))
     assert rounds is not None
@@ -47,6 +50,7 @@ def test_evaluations_of_the_main_job_cost_what_the_page_says() -> None:
         assert found == pytest.approx(added, abs=0.0015)
 
 
+@pytest.mark.campaign
 def test_the_centre_is_the_truth_of_all_clients_within_the_interval(tmp_path: Path) -> None:
     parts = main_job("num_rounds=8", "audit=off")
     result = run_simulation(parts, tmp_path, quiet=True).result

@@ -28,8 +28,6 @@ RECORDS: dict[str, Any] = runpy.run_path(str(ORACLES / "record_canaries.py"))
 TEXT: dict[str, Any] = runpy.run_path(str(ORACLES / "text_secrets.py"))
 DELTA, DIMENSION = FEDERATED["DELTA"], FEDERATED["DIMENSION"]
 
-pytestmark = pytest.mark.campaign
-
 
 @cache
 def canaries() -> Any:
@@ -72,6 +70,12 @@ def measured(found: Any, sigma: float, alpha: float = 0.001) -> Estimate:
     return estimate(separation(*scores(found, sigma)), DELTA, alpha)
 
 
+def test_the_images_of_the_campaign_are_there() -> None:
+    images, labels, *_ = FEDERATED["_mnist"]()
+    assert len(images) == len(labels) and FEDERATED["_initial"](np.random.default_rng(0)).size == DIMENSION
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize(("true", "low", "high"), [(1.0, 0.7, 1.3), (3.0, 2.6, 3.3), (10.0, 9.0, 10.5)])
 def test_a_gaussian_mechanism_is_measured(true: float, low: float, high: float) -> None:
     """101 770 coordinates, 1 000 canaries; the mean over five noises of one draw."""
@@ -90,6 +94,7 @@ def test_a_gaussian_mechanism_is_measured(true: float, low: float, high: float) 
     assert low < np.mean(found) < high
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("scenario", "sigma", "low", "high"),
     [
@@ -113,6 +118,7 @@ def test_a_correct_run_is_measured_and_not_called_violated(
     assert min(found.column("norm_p")) > 1e-5 and min(found.column("reuse_p")) > 1e-5
 
 
+@pytest.mark.campaign
 def test_the_final_model_shows_less_than_its_rounds() -> None:
     found = run("A", 1.0)
     final = round_scores(found.final_along[None], np.array([found.final_norm]), DIMENSION)
@@ -121,6 +127,7 @@ def test_the_final_model_shows_less_than_its_rounds() -> None:
     assert shown < measured(found, 1.0).epsilon / 2
 
 
+@pytest.mark.campaign
 def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
     """And it leaves an audit of sigma 4 in force, and calls one of sigma 1 (epsilon 28) blind."""
     silent = measured(run("B", 0.001), 0.001)
@@ -136,6 +143,7 @@ def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
         assert outcome is (Verdict.TOO_WEAK if blind else Verdict.CONSISTENT)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("sigma", [1.0, 2.0])
 @pytest.mark.parametrize(
     "fault",
@@ -151,6 +159,7 @@ def test_canaries_find_what_is_broken(sigma: float, fault: dict[str, Any]) -> No
     assert p < (1e-9 if fault != {"noise": 0.5} or sigma < 2 else 1e-6)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
@@ -174,17 +183,20 @@ def test_the_free_checks_find_what_canaries_do_not(fault: dict[str, Any], check:
         assert verdict("A", 2.0, **fault).verdict is Verdict.CONSISTENT
 
 
+@pytest.mark.campaign
 def test_the_default_audit_stops_hardly_a_correct_run() -> None:
     alarmed, stopped = runpy.run_path(str(ORACLES / "false_alarms.py"))["counted"](4000)
     print(f"of 4000 correct runs {alarmed} raise an alarm, {stopped} are stopped")
     assert 4 <= alarmed <= 40 and stopped <= 3
 
 
+@pytest.mark.campaign
 def test_a_claim_from_a_wrong_sample_rate_is_refuted() -> None:
     """Opacus issue 813: a rate 45 000 times too small makes the claim next to nothing."""
     assert verdict("B", 4.0, claim=0.05).verdict is Verdict.VIOLATED
 
 
+@pytest.mark.campaign
 def test_the_released_sums_of_dp_sgd_show_nearly_all_of_epsilon() -> None:
     found = RECORDS["white_box"](4.65, 60, 0)
     clear, curve, any_mechanism = judge(by_one_run(*found, DELTA, gaussian=True), 8.0, 0.05).findings
@@ -194,6 +206,7 @@ def test_the_released_sums_of_dp_sgd_show_nearly_all_of_epsilon() -> None:
     assert max(clear.lower, curve.lower, any_mechanism.lower) < 8
 
 
+@pytest.mark.campaign
 def test_the_loss_shows_memorisation_and_no_more() -> None:
     members, others, accuracy = RECORDS["black_box"](None, 600, 0)
     (overfit,) = judge(by_one_run(members, others, DELTA), 1.0, 0.05).findings
@@ -205,6 +218,7 @@ def test_the_loss_shows_memorisation_and_no_more() -> None:
     assert private.lower < 0.4
 
 
+@pytest.mark.campaign
 def test_exposure_shows_what_was_planted_and_nothing_else() -> None:
     found = TEXT["exposures"](None, 300, 0)
     pooled = {repeats: fisher([each.p_value for each in secrets]) for repeats, secrets in found.items()}

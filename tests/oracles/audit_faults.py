@@ -56,6 +56,10 @@ def _noise(times: float) -> Callable[[Any], Any]:
     return instead
 
 
+def _on_lattice(times: float) -> Callable[[Any], Any]:
+    return lambda add: lambda values, sigma, *rest: add(values, round(sigma * times), *rest)
+
+
 def _bare(start: int, stop: int | None) -> Callable[[Any], Any]:
     """Leave the update's coordinates from `start` to `stop` without noise; two scalars stand behind the update."""
 
@@ -136,19 +140,15 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "encrypted sums that drop the noise": (
         Fault(distributed, "add_grid_noise", lambda add: lambda *rest: None, MASKED),
     ),
-    "records, none": (Fault(dp_sgd, "standard_normal", lambda draw: draw, RECORDS),),
+    "records, none": (Fault(dp_sgd, "add_on_lattice", _on_lattice(1), RECORDS),),
     "records, one local step accounted of many": (
         Fault(PoissonBatches, "event", _accounted(steps=lambda batches: 1), RECORDS),
     ),
     "records, accounted sample_rate a quarter of the real": (
         Fault(PoissonBatches, "event", _accounted(sample_rate=lambda each: each.sample_rate / 4), RECORDS),
     ),
-    "records, noise halved": (
-        Fault(dp_sgd, "standard_normal", lambda draw: lambda *of: draw(*of) / 2, RECORDS),
-    ),
-    "records, noise x0.8": (
-        Fault(dp_sgd, "standard_normal", lambda draw: lambda *of: draw(*of) * 0.8, RECORDS),
-    ),
+    "records, noise halved": (Fault(dp_sgd, "add_on_lattice", _on_lattice(0.5), RECORDS),),
+    "records, noise x0.8": (Fault(dp_sgd, "add_on_lattice", _on_lattice(0.8), RECORDS),),
 }
 
 
@@ -161,12 +161,17 @@ def injected(faults: tuple[Fault, ...]) -> Iterator[None]:
         yield
 
 
+def asked(name: str, *overrides: str) -> list[str]:
+    """Return the overrides of the run with this fault."""
+    faults = FAULTS[name]
+    given = ["audit=full", *(faults[0].overrides if faults else ()), *overrides]
+    return given if "audit=off" in given else [*given, "audit.on_alarm=note"]
+
+
 def audited(name: str, *overrides: str) -> dict[str, Any]:
     """Run the default job with this fault and return what its result says of the audit."""
     faults = FAULTS[name]
-    given = ["audit=full", *(faults[0].overrides if faults else ()), *overrides]
-    if "audit=off" not in given:
-        given.append("audit.on_alarm=note")
+    given = asked(name, *overrides)
     with injected(faults), tempfile.TemporaryDirectory() as folder:
         result = simulate(settings_from_overrides(given), Path(folder) / "run", quiet=True).result
     if result["audit"] is None:
@@ -185,7 +190,7 @@ def row(name: str, found: dict[str, Any]) -> str:
     measured = of_whom["measured"] and of_whom["measured"]["epsilon"]
     shown = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
     checks = " | ".join(
-        "" if found[n] is None else f"{found[n]:.1g}" for n in ("norm_p", "reuse_p", "draw_p")
+        "" if found.get(n) is None else f"{found[n]:.1g}" for n in ("norm_p", "reuse_p", "draw_p")
     )
     return f"| {name} | {shown} | {checks} | {', '.join(first.values()) or '-'} | {found['verdict']} |"
 
