@@ -15,13 +15,17 @@ from ..reports.shown import differences, references
 from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
-from ..server.binding.verify import CheckLine, Knowledge, verify_folder
+from ..server.binding.verify import CheckLine, Knowledge, is_bound, verify_folder
 from ..server.run.display import hanging
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
 
-WRONG = 2
+WRONG, UNBOUND = 2, 6
 OF_A_RUN = (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)
+UNBOUND_WORDS = (
+    "no ledger, signature or receipt binds these files, so whoever holds them may have written all of them; make a "
+    "bundle that is signed, by fedveil report bundle RUN --key KEY"
+)
 MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
 
 
@@ -33,7 +37,9 @@ def verify(
     *,
     as_json: bool = False,
 ) -> int:
-    """Check what a path names, print what was found, and return the exit code: 0, or 2 if something does not hold.
+    """Check what a path names, print what was found, and return the exit code.
+
+    It is 0 if a ledger, or something that binds a run, was checked; 2 if something does not hold; 6 if nothing binds a run.
 
     Arguments as of `fedveil verify`.
 
@@ -43,22 +49,36 @@ def verify(
     asked = Knowledge(tuple(map(read_public, keys)), known_head(*head) if head else None, device)
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)
+        bound = is_bound(lines)
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
         if device is not None:
             raise Refusal("--device", str(device), "a ledger holds no receipts; give the folder of a run")
         lines = [*_answers(path), *(_ledger(each, path, asked.head) for each in ledgers_in(path))]
+        bound = True  # a ledger is what binds
     ok = all(line.ok is not False for line in lines)
+    code = WRONG if not ok else 0 if bound else UNBOUND
     if as_json:
-        told = [{"name": line.name, "ok": line.ok, "said": line.finding} for line in lines]
-        print(json.dumps({"ok": ok, "checks": told}))
-        return 0 if ok else WRONG
+        checks = [{"name": line.name, "ok": line.ok, "said": line.finding} for line in lines]
+        print(json.dumps({"ok": ok, "bound": bound, "checks": checks}))
+        return code
     for line in lines:
         print(hanging(f"{_mark(line.ok)} ", f"{line.name}: {line.finding}"))
-    wrong = [line.name for line in lines if line.ok is False]
-    print(f"{path}: {'failed: ' + ', '.join(wrong) if wrong else 'every check passed'}")
-    return 0 if ok else WRONG
+    print(hanging(f"{path}: ", _counted(lines)))
+    if code == UNBOUND:
+        print(hanging(f"{path}: ", UNBOUND_WORDS))
+    return code
+
+
+def _counted(lines: Sequence[CheckLine]) -> str:
+    """Return how many checks passed, failed and could not be made, with the names of the last two."""
+    names = {ok: [line.name for line in lines if line.ok is ok] for ok in (True, False, None)}
+    failed, open_ = (", ".join(names[ok]) for ok in (False, None))
+    counts = [f"{len(names[False])} failed: {failed}"] if failed else []
+    counts.append(f"{len(names[True])} passed")
+    counts += [f"{len(names[None])} could not be made: {open_}"] if open_ else []
+    return "; ".join(counts)
 
 
 def _mark(ok: bool | None) -> str:

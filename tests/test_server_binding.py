@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
+import fedveil as fv
+import fedveil.server.run.run
+from fedveil.cli.report_bundle import bundle, key
+from fedveil.cli.verify import UNBOUND
+from fedveil.cli.verify import verify as verify_path
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
@@ -216,3 +221,84 @@ def test_a_manifest_names_nothing_outside_its_folder(finished: Path, tmp_path: P
     write_manifest(run, replace(manifest, files={**manifest.files, name: "0" * 64}))
     with pytest.raises(Refusal, match="not the name of a file in the folder"):
         read_manifest(run)
+
+
+# --- what binds a run, told by `fedveil verify` -------------------------------------------------------------------------
+
+
+def test_a_run_that_only_its_own_files_speak_for_is_not_called_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, records = tmp_path / "run", ("privacy=record", "privacy.target_epsilon=8", "num_rounds=1")
+    quick = ("task=digits", "task.num_clients=4", "batch_size=40")
+    simulate(settings_from_overrides([*quick, *records]), run, quiet=True)
+    assert verify_path(run, []) == UNBOUND
+    said = capsys.readouterr().out
+    assert (
+        "2 passed; 8 could not be made: ledger, close, known head, epsilon, epsilon of each round, receipts"
+        in said
+    )
+    assert "no ledger, signature or receipt binds these files" in said and "every check" not in said
+    assert verify_path(run, [], as_json=True) == UNBOUND
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] and not told["bound"]
+    key(tmp_path / "key", unlocked=True)
+    bundle(run, tmp_path / "bundle", [tmp_path / "key"])
+    assert verify_path(tmp_path / "bundle", []) == 0
+    (run / "model.safetensors").write_bytes(b"another")
+    assert verify_path(run, []) == 2
+    assert "1 failed: manifest; " in capsys.readouterr().out
+
+
+def test_a_run_that_its_ledger_binds_is_verified(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_path(finished, []) == 0
+    assert capsys.readouterr().out.endswith("7 passed; 3 could not be made: client ledgers, receipts, page\n")
+
+
+class Shops:
+    """Three shops with real records."""
+
+    simulated, data_id, num_clients = False, "shops-2026", 3
+
+    def model(self) -> torch.nn.Module:
+        return torch.nn.Linear(2, 2)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return {}
+
+    def client_data(self, client: int) -> fv.Examples:
+        inputs = torch.randn(60, 2, generator=torch.Generator().manual_seed(client))
+        return fv.Examples(inputs, (inputs[:, 0] > 0).long())
+
+    def held_out(self) -> fv.Examples:
+        return self.client_data(9)
+
+
+def test_ledgers_of_real_records_on_this_machine_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, home = tmp_path / "run", tmp_path / "ledgers"
+    keys: dict[str, Any] = {
+        "privacy": "record",
+        "cohort": "all",
+        "num_rounds": 2,
+        "batch_size": 20,
+        "ledger.dir": str(home),
+        "quiet": True,
+    }
+    fv.simulate(Shops(), folder=run, **keys)
+    assert verify_path(run, []) == UNBOUND
+    said = capsys.readouterr().out
+    assert "3 ledgers on this machine are correct, epsilon at most" in said, said
+    result = json.loads((run / "result.json").read_text())
+    for row in result["privacy"]:
+        row["epsilon"] = 1.0
+    (run / "result.json").write_text(json.dumps(result))
+    assert verify_path(run, []) == 2
+    assert "the result states 1 for records, and a ledger on this machine " in capsys.readouterr().out
+    shutil.rmtree(home)
+    assert verify_path(run, []) == 2
+    assert "no ledger of this run's clients is on this machine" in capsys.readouterr().out

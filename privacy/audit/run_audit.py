@@ -59,6 +59,7 @@ class AuditTerms:
       of_unit: records of one unit, each sampled independently, if the sum hides records.
       arms: number of arms of the clients, which have one round each in turn.
       in_arms: the last round of an arm; 0 if all clients are in every round.
+      own_noise: unit that each client hides by noise of its own; empty if clients add none, None of older releases.
     """
 
     num_rounds: int
@@ -79,6 +80,7 @@ class AuditTerms:
     of_unit: int = 1
     arms: int = 1
     in_arms: int = 0
+    own_noise: str | None = None
 
     def arm_of(self, number: int) -> int | None:
         """Return the arm of a round, from 0; None for a round of all clients."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..budget import Unit
 from ..refusal import Refusal
 from . import record_claim
 from .alarms import Alarm, Check, Level
@@ -16,7 +17,14 @@ from .round_rows import Rows
 from .run_audit import INTERVAL_ALPHA, AuditTerms, Evidence, Measured
 from .verdict import Finding, Verdict, by_one_run, judge
 
-UNCLAIMED = "nothing is claimed of whole clients: there is no noise to check, and no claim"
+UNCLAIMED = (
+    "nothing is claimed of whole clients: there is no noise to check, and no claim"  # of older releases
+)
+UNITS = {  # in the plural, of what clients hide by their own noise
+    Unit.RECORD: "single records",
+    Unit.PERSON: "a person's records at one client",
+    Unit.PERSON_EVERYWHERE: "a person's records at all clients",
+}
 CONSISTENT = "this evidence does not refute the claim, and proves no privacy"
 
 
@@ -73,15 +81,32 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
       final: along, norm of the row are those of the last model minus the first; None if they are not known.
     """
     terms = evidence.terms
-    summary = _of_clients(evidence, final) if terms.delta else Summary(None, UNCLAIMED)
+    summary = _of_sums(evidence, final) if terms.delta else Summary(None, untested(terms) or UNCLAIMED)
     looks = (record_claim.read(row, terms.record_epsilon) for row in evidence.rows[::-1])
     records = next((look for look in looks if look is not None), None)
     if records is not None:
         summary = replace(_with_records(summary, records), records=records)
+    elif terms.delta and terms.own_noise:
+        summary = replace(summary, sentence=f"{summary.sentence}; {untested(terms)}")
     if summary.verdict is None:
         return summary
     verdict, said = _verdict(raised, (summary.verdict, summary.sentence))
     return replace(summary, verdict=verdict, sentence=said)
+
+
+def untested(terms: AuditTerms) -> str | None:
+    """Return a clause on what clients promise of their own data and no measurement tested; None of older terms."""
+    if terms.own_noise is None:
+        return None
+    if not terms.own_noise:
+        return "nothing is promised, so there is no claim to test"
+    promise = f"the promise for {UNITS[Unit(terms.own_noise)]} was"
+    if terms.records:
+        return f"{promise} not tested: too few canary records were drawn"
+    if terms.losses:
+        return f"{promise} tested by the losses of planted records alone"
+    full = "" if terms.looks else "; audit=full of a simulation tests it"
+    return f"{promise} not tested: each client adds its own noise, and the audit checks that of sums{full}"
 
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
@@ -92,7 +117,7 @@ def _with_records(summary: Summary, records: Measured) -> Summary:
     return replace(summary, verdict=Verdict.CONSISTENT, sentence=CONSISTENT) if without_clients else summary
 
 
-def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:
+def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
     terms, rows = evidence.terms, evidence.rows
     checked = (min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
     norm_p, reuse_p, draw_p = checked

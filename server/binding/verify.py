@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,28 @@ from typing import Any
 
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
+from ...privacy.audit.summary import UNCLAIMED
 from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.book import RESERVE, Book, event_of, repeated, run_of, verify_entries
+from ...privacy.ledger.caps import ledger_folder
 from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
 from ...reports.card import contradicts
-from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED, lies_now
+from ...reports.files import (
+    AUDIT_ROWS,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    PAGE,
+    RECEIPTS,
+    REPORT,
+    RESULT,
+    SAVED,
+    lies_now,
+)
+from ...reports.run_files import read_config
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from ..evaluations import round_of
@@ -38,6 +52,7 @@ from .signatures import SHOWN, check, read_signatures
 # Two machines may add in different orders; printed numbers have fewer digits.
 SAME = 1e-6
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
+BINDS = ("signatures", "close", "receipts")  # checks by which something outside a run's files binds them
 GO_ON = ("interrupted", "paused")  # a run that ended so is not closed
 BATCHES = "poisson batches"  # `sampling` of what is on the clients' ledgers begins with it
 TAKEN_PART = f"{BATCHES}, in the rounds taken part in"
@@ -199,6 +214,11 @@ def verify_folder(folder: Path, asked: Knowledge) -> list[CheckLine]:
     elif set(asked.keys) - {_authority(held)}:
         checks.append(("signatures", _unsigned))
     return [_line(name, test) for name, test in checks]
+
+
+def is_bound(lines: Iterable[CheckLine]) -> bool:
+    """Return whether a signature, a ledger or a device's receipt binds the files: whoever made them all anew lacks it."""
+    return any(line.ok for line in lines if line.name in BINDS)
 
 
 def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
@@ -482,30 +502,69 @@ def _client_ledgers(held: BoundFolder) -> str:
     """Check that the clients' ledgers match the end of the run and that no record lost more than the result states."""
     if not held.manifest.heads:
         own = any(row["sampling"].startswith(BATCHES) for row in held.result["privacy"])
-        raise NotShown("the ledgers stay at the clients" if own else "the run has none")
-    seen: dict[tuple[str, ...], list[Entry]] = {}
+        if not own:
+            raise NotShown("the run has none")
+        return _ledgers_of_this_machine(held)
     for name, entries in held.clients.items():
         head = held.manifest.heads[name]
         if head.seq > len(entries) or entries[head.seq - 1].head != head:
             raise Wrong(f"{name} lacks entry {head.seq} of the manifest")
-        until = entries[: head.seq]
-        reserved = (each.payload.partition(',"time"')[0] for each in until if each.kind == "reserve")
-        seen[tuple(sorted(reserved))] = until
-    told = [
-        row
-        for row in held.result["privacy"]
-        if row["adversary"] == "server" and row["sampling"] == TAKEN_PART
-    ]
+    most = _most_lost(each[: held.manifest.heads[name].seq] for name, each in held.clients.items())
+    for claimed in _of_records(held):
+        if not _same(most, claimed):
+            raise Wrong(f"the result states {claimed:.6g} for records, and the ledgers give {most:.6g}")
+    return f"{len(held.clients)} ledgers are correct, epsilon at most {most:.4g}"
+
+
+def _ledgers_of_this_machine(held: BoundFolder) -> str:
+    """Check the ledgers of real clients on this machine up to their last entry of the run; those of others stay there."""
+    own = (
+        path for path in sorted(_home(held).glob("*.ledger")) if "-" not in path.stem
+    )  # each of one client
+    found = [_until_the_end(_entries(path), held.run) for path in own]
+    found = [entries for entries in found if entries]
+    if not found:
+        raise NotShown("no ledger of this run's clients is on this machine")
+    most = _most_lost(found)
+    for claimed in _of_records(held):
+        if most > claimed * (1 + SAME):
+            raise Wrong(
+                f"the result states {claimed:.6g} for records, and a ledger on this machine {most:.6g}"
+            )
+    return f"{len(found)} ledgers on this machine are correct, epsilon at most {most:.4g}"
+
+
+def _home(held: BoundFolder) -> Path:
+    """Return the folder of this machine's ledgers of real data; a verifier without OmegaConf has the usual one."""
+    try:
+        configured = read_config(held.folder / CONFIG)[0]
+    except ImportError:
+        configured = {}
+    return ledger_folder("ledger.dir", configured.get("ledger", {}).get("dir"))
+
+
+def _until_the_end(entries: Sequence[Entry], run: str) -> Sequence[Entry]:
+    """Return a ledger's entries up to the last one of a run; none if it has none."""
+    return entries[: max((each.seq for each in entries if run_of(each) == run), default=0)]
+
+
+def _most_lost(ledgers: Iterable[Sequence[Entry]]) -> float:
+    """Return the largest epsilon of clients' ledgers, of which those with the same charges are recomputed once."""
+    seen: dict[tuple[str, ...], Sequence[Entry]] = {}
+    for entries in ledgers:
+        reserved = (each.payload.partition(',"time"')[0] for each in entries if each.kind == RESERVE)
+        seen[tuple(sorted(reserved))] = entries
     found = [verify_entries(entries, "a client's ledger") for entries in seen.values()]
     problem = next((each.problem for each in found if not each.ok), None)
     if problem is not None:
         raise Wrong(problem)
-    most = max((each.epsilon or 0.0 for each in found), default=0.0)
-    for row in told:
-        if not _same(most, _number(row["epsilon"])):
-            why = f"the result states {_number(row['epsilon']):.6g} for records, and the ledgers give {most:.6g}"
-            raise Wrong(why)
-    return f"{len(held.clients)} ledgers are correct, epsilon at most {most:.4g}"
+    return max((each.epsilon or 0.0 for each in found), default=0.0)
+
+
+def _of_records(held: BoundFolder) -> list[float]:
+    """Return the epsilon that the result states for records that took part."""
+    rows = (row for row in held.result["privacy"] if row["adversary"] == "server")
+    return [_number(row["epsilon"]) for row in rows if row["sampling"] == TAKEN_PART]
 
 
 def _receipts(held: BoundFolder, asked: Knowledge) -> str:
@@ -556,7 +615,9 @@ def _audit(held: BoundFolder) -> str:
     for name, value in json.loads(json.dumps(found)).items():
         if not _alike(value, told.get(name)):
             raise Wrong(f"its {name} is {value!r} when recomputed, and {told.get(name)!r} in the result")
-    return f"recomputed: {told['verdict'] or 'no verdict'}, {told['said']}"
+    if told["verdict"] is None:
+        raise NotShown("it looked at whole clients alone" if told["said"] == UNCLAIMED else str(told["said"]))
+    return f"recomputed: {told['verdict']}, {told['said']}"
 
 
 def _require_commitment(held: BoundFolder, commitment: str) -> None:
