@@ -12,6 +12,8 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
+from ..privacy.audit.run_audit import AuditTerms
+from ..privacy.audit.summary import UNCLAIMED, untested
 from .answers import read_answers, told_evaluations
 from .cost import cost
 from .coverage import not_covered
@@ -56,7 +58,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
         "tail": _tail(run),
         "rounds": rounds,
         "looks": _looks(run, rows),
-        "audit": _audit(run),
+        "audit": _audit(run, stamps),
         "answers": _answers(run, ledger),
         "groups": _groups(run),
         "evaluations": told_evaluations(_evaluations(run)),
@@ -169,8 +171,15 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
         "ceiling": (of_records or found).get("ceiling"),
         "canaries": None if of_records else found.get("canaries"),
         "verdict": found.get("verdict"),
-        "said": found.get("said") or _unmeasured(run),
+        "said": _said(found, row) or _unmeasured(run),
     }
+
+
+def _said(found: Fields, row: Fields | None) -> str | None:
+    """Return an audit's sentence; that of an older release on a promise that it did not look at is put anew."""
+    if found.get("said") != UNCLAIMED:
+        return found.get("said")
+    return untested(AuditTerms(1, 1.0, own_noise="" if row is None else row["unit"]))
 
 
 def _refuted(run: RunFiles, stamps: Fields) -> str | None:
@@ -210,15 +219,16 @@ def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
     ]
 
 
-def _audit(run: RunFiles) -> dict[str, Any] | None:
+def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
     found = run.result.get("audit")
     if not found:
         return None
     records: Fields = found.get("records") or {}
-    names = ("verdict", "said", "norm_p", "visible_shortfall", "reuse_p", "draw_p", "final_model")
+    names = ("verdict", "norm_p", "visible_shortfall", "reuse_p", "draw_p", "final_model")
     bounds: Fields = found.get("lower_bounds") or records.get("lower_bounds") or {}
     return {
         **{name: found.get(name) for name in names},
+        "said": stamps["said"],
         "lower_bounds": [{"method": method, "epsilon": size} for method, size in bounds.items()],
         "by_heart": [
             {"name": each["name"], "p_value": each["p_value"]} for each in found.get("memorisation") or ()

@@ -269,8 +269,11 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     nothing = "There is no guarantee." if report["privacy"] else "Known after the first round."
     sizes = [f"{shown(row['epsilon'], 'epsilon')} at delta {shown(row['delta'])}" for row in first.values()]
     if len(first) > 1:
-        sizes = [f"{size} for one {unit}" for size, unit in zip(sizes, first, strict=True)]
-    units = [f"One {unit}: {row['hides']}; neighbours by {row['adjacency']}." for unit, row in first.items()]
+        sizes = [f"{size} for one {shown(unit, 'unit')}" for size, unit in zip(sizes, first, strict=True)]
+    units = [
+        f"One {shown(unit, 'unit')}: {row['hides']}; neighbours by {row['adjacency']}."
+        for unit, row in first.items()
+    ]
     stamps, checked = report["stamps"], _checked(report["ledger"])
     relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
     trust = (

@@ -10,10 +10,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
+from fedveil.privacy.audit.round_rows import row_type
+from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
+from fedveil.privacy.audit.summary import summarise
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
@@ -26,6 +30,7 @@ from fedveil.reports.page import PAGE, page_of
 from fedveil.reports.promise import in_words, promise_rows, recognised
 from fedveil.reports.run_files import Assessment, read_run
 from fedveil.reports.shown import differences
+from fedveil.server.binding.verify import Knowledge, verify_folder
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KEPT, OLD = FIXTURES / "reported_run", FIXTURES / "before_the_rooms"
@@ -74,6 +79,42 @@ def test_an_older_run_says_what_it_cannot_show(folder: Path) -> None:
     assert "What this folder cannot show" in page
     if "hearts" in folder.parts:  # two real clients; 100 is what a simulation of this task would have had
         assert report["run"]["clients"] is None and ">100<" not in page.split("<main>")[0]
+
+
+def test_a_run_that_hides_records_says_that_these_were_not_tested(tmp_path: Path) -> None:
+    old = OLD / "run_of_records"
+    report = report_of(read_run(old))
+    said = [report["stamps"]["said"], card_of(report), page_of(report), to_json(report)]
+    assert all("the promise for single records was not tested" in each for each in said)
+    assert not any("nothing is claimed" in each or "no claim" in each for each in said)
+    assert verify_folder(old, Knowledge())[-2].ok is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "more", "clause"),
+    [
+        ("record", {}, "the promise for single records was not tested: each client adds its own noise"),
+        ("person", {}, "the promise for a person's records at one client was not tested: each client"),
+        (
+            "person_everywhere",
+            {"looks": (3,)},
+            "the promise for a person's records at all clients was not tested",
+        ),
+        ("record", {"looks": (3,), "records": True}, "was not tested: too few canary records were drawn"),
+        ("record", {"looks": (3,), "losses": True}, "was tested by the losses of planted records alone"),
+        ("", {}, "nothing is promised, so there is no claim to test"),
+    ],
+)
+def test_an_audit_says_in_the_runs_own_unit_what_it_did_not_test(
+    unit: str, more: dict[str, Any], clause: str
+) -> None:
+    terms = AuditTerms(3, 0.01, own_noise=unit, **more)
+    rows = np.zeros(1, row_type(0))
+    rows["records"] = np.nan
+    summary = summarise(Evidence(terms, np.zeros(0, bool), rows), [], None)
+    assert summary.verdict is None and clause in summary.sentence
+    both = summarise(Evidence(replace(terms, delta=1e-5), np.zeros(0, bool), rows), [], None).sentence
+    assert "the released sums hold the claimed noise" in both and (clause in both) is bool(unit)
 
 
 def test_a_run_that_was_refused_has_no_report(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.audit.alarms import Alarm
 from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ...privacy.audit.run_audit import AuditTerms, spread_looks
-from ...privacy.audit.summary import visible_in
+from ...privacy.audit.summary import untested, visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
 from ...privacy.budget import Adversary
 from ...privacy.ledger.durable_files import replace_file
@@ -149,6 +149,7 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         records=found.records is not None,
         losses=found.losses,
         record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
+        own_noise="" if federation.record_budget is None else str(federation.record_budget.unit),
     )
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
@@ -251,6 +252,7 @@ def shown(audit: RunAudit | None) -> AuditLine | None:
         records,
         audit.on_alarm,
         {str(test): p for test, p in auditor.p_values.items()},
+        untested(auditor.terms) or "",
     )
 
 

@@ -25,6 +25,7 @@ class AuditLine:
       records: the last measurement by canary records.
       on_alarm: action on an alarm.
       p_values: of the checks in the last round, by name.
+      untested: clause on a promise that nothing tests.
     """
 
     checked: bool
@@ -37,6 +38,7 @@ class AuditLine:
     records: Measured | None = None
     on_alarm: str = "note"
     p_values: Mapping[str, float] = field(default_factory=dict[str, float])
+    untested: str = ""
 
     def fresh(self, number: int) -> bool:
         """Whether round `number` brought anything new."""
@@ -77,7 +79,7 @@ def rows_of(line: AuditLine) -> list[tuple[str, str]]:
             else f"noise as claimed ({seen(line.visible)})"
         )
         rows.append((f"{size}, new each round", "green"))
-    return rows or [("nothing to check: there is no client-level privacy", "dim")]
+    return rows or [(line.untested, "dim")]
 
 
 def seen(visible: float) -> str:
