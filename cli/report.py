@@ -13,13 +13,24 @@ from ..reports.asked import report_of_answers
 from ..reports.card import card_of
 from ..reports.commands import commands_of
 from ..reports.content import report_of, to_json
-from ..reports.files import ASSESSMENT, CARD, CONFIG, MATERIALS, MODEL, OF_ANSWERS, PAGE, REPORT
+from ..reports.files import (
+    ASSESSMENT,
+    CARD,
+    CONFIG,
+    FOR_OPERATOR,
+    MATERIALS,
+    MODEL,
+    OF_ANSWERS,
+    OPERATOR,
+    PAGE,
+    REPORT,
+)
 from ..reports.forms import empty_assessment, read_assessment
 from ..reports.materials import materials_of
 from ..reports.page import page_of
 from ..reports.run_files import as_a_run_wrote, read_run
 
-READABLE = 0o644  # readable like the run itself
+READABLE, PRIVATE = 0o644, 0o600  # readable like the run itself, and by its owner alone
 
 
 def report(
@@ -28,6 +39,7 @@ def report(
     assessment: Path | None = None,
     questions: Path | None = None,
     *,
+    operator: bool = False,
     as_json: bool = False,
 ) -> int:
     """Write the report of a run, or of the answers in a folder of them, and return the exit code.
@@ -38,8 +50,12 @@ def report(
       Refusal: there is no run, a file of it or an answer cannot be read, or the report cannot be written.
     """
     if not (folder / CONFIG).is_file() and any(folder.glob("*.json")):
-        for option, given in (("--assessment", assessment), ("--answers", questions)):
-            if given is not None:
+        for option, given in (
+            ("--assessment", assessment),
+            ("--answers", questions),
+            ("--operator", operator),
+        ):
+            if given:
                 raise Refusal(option, str(given), "belongs to the report of a run")
         return _of_answers(folder, out, as_json=as_json)
     answers = folder / ASSESSMENT if assessment is None else assessment
@@ -48,13 +64,21 @@ def report(
         raise Refusal("--assessment", str(assessment), remedy)
     if questions is not None and not questions.is_dir():
         raise Refusal("--answers", str(questions), "does not exist; name the folder of the answers")
+    if operator and not (folder / OPERATOR).is_file():
+        remedy = f"has no {OPERATOR}: all that is known of the run is public; leave --operator out"
+        raise Refusal("RUN", str(folder), remedy)
     with as_a_run_wrote(folder):
-        run = read_run(folder, read_assessment(answers), questions)
+        run = read_run(folder, read_assessment(answers), questions, operator)
         made = report_of(run, commands_of(run), _shapes(folder))
         text = to_json(made)
         files = {REPORT: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
     if as_json:
         print(text, end="")
+        return 0
+    if operator:
+        target = folder / FOR_OPERATOR if out is None else out
+        _write(target, {REPORT: text, PAGE: files[PAGE]}, PRIVATE)
+        print(f"{target / PAGE}: {run.result.get('status', 'not ended')}; for the operator alone")
         return 0
     target = folder if out is None else out
     if assessment is None and not answers.is_file():
@@ -88,11 +112,11 @@ def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
     return 0
 
 
-def _write(target: Path, files: Mapping[str, str]) -> None:
+def _write(target: Path, files: Mapping[str, str], mode: int = READABLE) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            replace_file(target / name, text.encode(), READABLE)
+            replace_file(target / name, text.encode(), mode)
     except OSError as problem:
         remedy = f"cannot be written ({problem.strerror}); choose another with --out"
         raise Refusal("--out", str(target), remedy) from None

@@ -30,6 +30,12 @@ def report_run(
             file_okay=False,
         ),
     ] = None,
+    operator: Annotated[
+        bool,
+        Option(
+            "--operator", help="Write RUN/operator with all times, bytes and counts, for its owner alone."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Write report.html, report.json, CARD.md and bom.cdx.json of a run, from its folder alone.
@@ -43,7 +49,7 @@ def report_run(
     """
     from .report import report as body
 
-    return body(run, out, assessment, answers, as_json=as_json)
+    return body(run, out, assessment, answers, operator=operator, as_json=as_json)
 
 
 @verb(report, "compare", "Show how two runs differ.", needs="server")

@@ -1,6 +1,6 @@
 """Cost of a run: bytes, CPU, energy, carbon and money, each with its source, and public counts.
 
-With a trusted server, seconds and counted bytes would reveal the cohort's size, so neither is public. Values that are
+With a trusted server, seconds and counted bytes of real clients would reveal the cohort's size, so neither is public. Values that are
 computed from public numbers are called estimates, and costs without a price are not computed.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .files import ASSESSMENT
+from .files import ASSESSMENT, OPERATOR
 from .forms import CARBON, GIGABYTE, KWH, NETWORK, PRICES, WATTS
-from .run_files import RunFiles
+from .run_files import SIMULATION, RunFiles
 from .traffic import figure, sizes, traffic
 
 FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
@@ -25,7 +25,8 @@ USUAL = "4 W, CodeCarbon's value for a thread of an unknown processor"
 COUNTED = "counted by the processors (RAPL), including other processes of the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
 NOT_YET = "not known before the run has ended"
-NOT_TOLD = "not public: with a trusted server it would reveal the number of participants"
+NOT_TOLD = "not public: with a trusted server it would reveal the number of participants; fedveil report --operator tells it"
+NOT_KEPT = f"not known: the folder has no {OPERATOR}"
 CONFIGURATION = "the configuration"
 
 
@@ -78,7 +79,7 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
     prices, public = priced(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     whose = "the server" if run.deployed else "the server and all simulated clients"
-    unknown = NOT_TOLD if run.result else NOT_YET
+    unknown = NOT_YET if not run.result else NOT_KEPT if run.result.get("data") == SIMULATION else NOT_TOLD
     told = (
         "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
     )

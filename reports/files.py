@@ -7,6 +7,7 @@ SAVED = "run.json"
 SINGLY = "singly"  # key of SAVED: equal records are held out one by one; runs of earlier releases lack it
 METRICS = "metrics.jsonl"
 OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
+FOR_OPERATOR = "operator"  # folder of the report that only the operator may read
 ROSTERS = "rosters.jsonl"  # of real clients: who could take part, from which round on
 RESULT = "result.json"
 MODEL = "model.safetensors"

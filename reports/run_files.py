@@ -1,7 +1,7 @@
 """Files of a run folder, from a simulation, a server or an older release.
 
-Only public files are read: files that only their owner may read (`operator.jsonl`, `audit.npy`, checkpoints) are
-skipped, except for the ledger, whose entries the report shows.
+Only public files are read: files that only their owner may read (`audit.npy`, checkpoints) are skipped, except for the
+ledger, whose entries the report shows. `operator.jsonl` is read of a declared simulation, and for its operator.
 """
 
 from __future__ import annotations
@@ -17,11 +17,24 @@ from typing import Any, cast
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.refusal import Refusal
-from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, QUESTIONS, RESULT, SAVED
+from .files import (
+    AUDIT_TERMS,
+    CONFIG,
+    FAREWELL,
+    MANIFEST,
+    METRICS,
+    MODEL,
+    OPERATOR,
+    QUESTIONS,
+    RESULT,
+    SAVED,
+)
 
 LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
 # Files that a report is made from, beside the ledger.
 READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT_TERMS, MODEL)
+SIMULATION = "simulation"  # `data` of a result whose data are declared simulated or public
+TOTALS = ("seconds", "cpu_seconds", "joules", "bytes")  # of a run, in the last line of the operator's file
 MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
 Fields = Mapping[str, Any]
 
@@ -99,13 +112,19 @@ class RunFiles:
         return value
 
 
-def read_run(folder: Path, assessment: Assessment | None = None, questions: Path | None = None) -> RunFiles:
+def read_run(
+    folder: Path,
+    assessment: Assessment | None = None,
+    questions: Path | None = None,
+    operator: bool = False,
+) -> RunFiles:
     """Read a run folder.
 
     Args:
       folder: of the run.
       assessment: what the organisation has answered.
       questions: folder of answers; by default that of the server whose run it is.
+      operator: whether to read what a trusted server's operator alone may know.
 
     Raises:
       Refusal: it holds no run, or a file of it cannot be read.
@@ -116,12 +135,15 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
     saved = read_object(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
     config, shown = read_config(folder / CONFIG)
+    rounds = rows_of(folder / METRICS)
+    if operator or result.get("data") == SIMULATION:
+        result, rounds = _with_counts(folder, result, rounds)
     return RunFiles(
         folder,
         config,
         shown,
         result,
-        rows_of(folder / METRICS),
+        rounds,
         read_object(folder / AUDIT_TERMS),
         saved,
         ledger,
@@ -134,6 +156,19 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
         assessment or Assessment(),
         questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
         read_object(folder / FAREWELL),
+    )
+
+
+def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tuple[Fields, list[Fields]]:
+    """Return a result and rounds with the times, bytes and counts of the operator's file, where there is one."""
+    counts = {row["round"]: row for row in rows_of(folder / OPERATOR)}
+    path, last = folder / OPERATOR, "{}"
+    if path.is_file():
+        last = path.read_text(encoding="utf-8").splitlines()[-1]
+    totals: Fields = json.loads(last) if result else {}
+    return (
+        {**result, **{name: totals[name] for name in TOTALS if name in totals}},
+        [{**row, **counts.get(row["round"], {})} for row in rounds],
     )
 
 

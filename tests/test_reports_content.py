@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
+from fedveil.cli.report import report as make_report
 from fedveil.privacy.audit.round_rows import row_type
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise
@@ -325,6 +326,7 @@ def test_a_run_is_held_against_its_close(tmp_path: Path, commands: Any) -> None:
 def test_what_only_an_operator_may_read_is_not_read(kept: Path, golden: dict[str, Any]) -> None:
     for name in ("operator.jsonl", "checkpoint.safetensors", "audit.npy", "clients.log"):
         (kept / name).write_bytes(b'{"round": 1, "invited": 31337}\n')
+    edited(kept, "result.json", lambda result: result.update(data="real"))
     report = report_of(read_run(kept))
     assert "31337" not in to_json(report)
     assert report["cost"]["answers"] == golden["cost"]["answers"]
@@ -506,10 +508,35 @@ def test_bytes_of_an_update_are_those_of_its_compression_and_grid(
     )
 
 
-def test_with_a_trusted_server_no_time_is_told(golden: dict[str, Any]) -> None:
-    told = {each["what"]: each for each in golden["cost"]["work"]}
+def test_with_a_trusted_server_of_real_clients_the_operator_alone_is_told_the_time(kept: Path) -> None:
+    rows = [{"round": number, "invited": 7, "replies": 6, "bytes": None} for number in range(1, 7)]
+    (kept / "operator.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"seconds": 4.5}]))
+    edited(kept, "result.json", lambda result: result.update(data="real"))
+    told = report_of(read_run(kept))["cost"]
+    work = {each["what"]: each for each in told["work"]}
     for what in ("clock", "CPU of the server and all simulated clients"):
-        assert told[what]["value"] is None and told[what]["source"].startswith("not public")
+        assert work[what]["value"] is None and "fedveil report --operator" in work[what]["source"]
+    assert told["answers"]["replies"] is None
+    assert make_report(kept, operator=True) == 0
+    private = kept / "operator" / "report.json"
+    assert private.stat().st_mode & 0o777 == 0o600 and not (kept / "report.json").exists()
+    told = validated(json.loads(private.read_text()))["cost"]
+    assert told["work"][0]["value"] == 4.5 and told["answers"]["replies"] == 36
+    (kept / "operator.jsonl").unlink()
+    with pytest.raises(Refusal, match=r"has no operator\.jsonl: all that is known of the run is public"):
+        make_report(kept, operator=True)
+
+
+def test_a_simulation_is_told_its_time(kept: Path) -> None:
+    assert (
+        report_of(read_run(kept))["cost"]["work"][0]["source"]
+        == "not known: the folder has no operator.jsonl"
+    )
+    (kept / "operator.jsonl").write_text(
+        '{"seconds": 4.5, "cpu_seconds": 3.0, "joules": null, "bytes": null}\n'
+    )
+    work = {each["what"]: each["value"] for each in report_of(read_run(kept))["cost"]["work"]}
+    assert work["clock"] == 4.5 and work["energy of that CPU"] == pytest.approx(3.0 * 4 / 3600)
 
 
 # --- strings of users ---
