@@ -72,7 +72,8 @@ def read_question_file(path: Path) -> dict[str, Any]:
         check_file(path)
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Refusal("questions", str(path), f"cannot be read as YAML ({type(error).__name__})") from None
+        why = " ".join(str(error).split())
+        raise Refusal("questions", str(path), f"cannot be read as YAML: {why}") from None
     if not isinstance(found, dict):
         raise Refusal("questions", str(path), "is no group of keys: name, records and ask")
     return {str(key): value for key, value in cast(dict[Any, Any], found).items()}

@@ -129,7 +129,7 @@ def _record(path: Path) -> list[Fields]:
             return []
         _told(cast("Fields", found), {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
-        remedy = f"cannot be read as an answer ({type(problem).__name__}); restore it"
+        remedy = f"cannot be read as an answer ({type(problem).__name__}: {problem}); restore it"
         raise Refusal("file", str(path), remedy) from None
     return [cast("Fields", found)]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
 SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out: parts a client's data, see `held_back`
 BATCH = 256  # examples read at a time in a pass over all of them
+LONGEST_TEXT = 500  # characters of an exception's text, which may hold whole tensors
 FEW = 8  # rows per thread, below which a matrix product is computed, and rounded, differently
 MOST_LOOKED_AT = 1000  # clients of synthetic data that are checked before a run at 0.1 ms each; the others are checked when drawn
 
@@ -554,7 +555,7 @@ def check_data(data: Data, owner: str, like: Data | None = None) -> None:
         except Refusal as refusal:
             raise Refusal(f"{owner}: {refusal.field}", refusal.value, refusal.remedy) from None
         except Exception as error:
-            what = f"reading the first and the last failed ({type(error).__name__}: {error})"
+            what = f"reading the first and the last failed ({text_of(error)})"
             raise Refusal(f"{owner}: data", f"{count} examples", what) from error
     if not hasattr(targets, "dim"):
         raise Refusal(f"{owner}: targets", type(targets).__name__, "give one tensor")
@@ -581,7 +582,7 @@ def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callabl
       loss: of outputs and targets, the task's own.
 
     Raises:
-      Refusal: they do not fit; the sentence names the owner, but no value.
+      Refusal: they do not fit; the sentence holds the text of the task's own exception, and goes to no other machine.
     """
     import torch
 
@@ -589,18 +590,24 @@ def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callabl
         return
     ends = torch.tensor([0, len(data) - 1])
     inputs, targets = data.batch(ends)
-    field, given = f"{owner}: inputs", "the first example and the last"
+    field, given, code = f"{owner}: inputs", "the first example and the last", "model, in evaluation mode,"
     try:
         with torch.no_grad():
             outputs = run_on(model, inputs)
-            field, given = f"{owner}: targets", "its labels"
+            field, given, code = f"{owner}: targets", "its labels", "loss"
             loss(outputs, targets)
             labels = data.targets.unique() if _are_labels(data.targets, outputs) else targets[:0]
             for label in labels:
                 loss(outputs[:1], label[None])
     except Exception as error:
-        remedy = f"the task's model or loss does not accept them ({type(error).__name__})"
-        raise Refusal(field, given, remedy) from error
+        raise Refusal(field, given, f"the task's {code} fails on them: {text_of(error)}") from error
+
+
+def text_of(error: Exception) -> str:
+    """Return what an exception of a user's code says, in one line: a refusal's sentence, or its type and text."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
+    return text if isinstance(error, Refusal) else f"{type(error).__name__}: {text}"
 
 
 def _are_labels(targets: Tensor, outputs: Any) -> bool:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -24,6 +25,7 @@ from .callbacks import RoundEnd, RunEnd, RunStart
 from .evaluation_figures import said_of
 
 SHOWN_ROUNDS = 8
+CLIENTS_LOG = "clients.log"  # errors of clients of this machine, in the run folder
 LINES = 10  # approximate number of lines of a plain log
 
 
@@ -72,6 +74,8 @@ class Display:
             else ""
         )
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
+        if said := _last_line(ending.folder / CLIENTS_LOG):
+            say(f"{CLIENTS_LOG} ends with: {said}", True)
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -209,6 +213,14 @@ def hanging(lead: str, text: str) -> str:
     width = console.width if console.is_terminal else len(lead) + len(text) + 1
     wrapped = textwrap.wrap(text, max(width - len(lead), 20), break_long_words=False, break_on_hyphens=False)
     return lead + ("\n" + " " * len(lead)).join(wrapped)
+
+
+def _last_line(path: Path) -> str:
+    """Return a log's last line, the text of an exception; "" without a log."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    except OSError:
+        return ""
 
 
 def warn(text: str) -> None:

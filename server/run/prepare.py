@@ -36,6 +36,7 @@ from ...tasks.data import (
     held_out_of,
     placeholder,
     run_on,
+    text_of,
 )
 from ...tasks.hardware import check_made_here
 from ...tasks.independence import (
@@ -269,16 +270,18 @@ def _check_base(federation: Federation) -> None:
 
 
 def _check_measured(task: Task) -> None:
-    """Refuse a user's metrics that fail on the first held-out examples, before a round is spent."""
+    """Refuse a user's model or metrics that fail on the first held-out examples, before a round is spent."""
     import torch
 
     inputs, targets = next(batches_of(held_out_of(task)))
+    field, remedy = "task.model", "fails on the held-out data in evaluation mode"
     try:
         with torch.no_grad():
-            figures_of(task, run_on(task.model().eval(), inputs), targets)
+            outputs = run_on(task.model().eval(), inputs)
+            field, remedy = "task.metrics", "fails on the held-out data; return numbers by name"
+            figures_of(task, outputs, targets)
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise Refusal("task.metrics", said, "fails on the held-out data; return numbers by name") from error
+        raise Refusal(field, text_of(error), remedy) from error
 
 
 def _check_evaluation(federation: Federation) -> None:

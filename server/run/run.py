@@ -47,7 +47,7 @@ from .asking import Reach
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .client_instructions import order_of
-from .display import Display
+from .display import CLIENTS_LOG, Display
 from .evaluation import evaluate_at_clients, score_at_clients
 from .evaluation_figures import shown_metrics
 from .evaluation_plan import evaluated_rounds
@@ -204,7 +204,7 @@ def exit_code_of(result: Mapping[str, Any]) -> int:
 @contextmanager
 def _client_log(federation: Federation, folder: Path) -> Generator[None]:
     """Write simulated clients' errors into the run folder; real clients keep theirs to themselves."""
-    path = folder / "clients.log"
+    path = folder / CLIENTS_LOG
     with refusing(run_folder.folder_setting(federation), path, "cannot be written"):
         open_for_owner(path).close()
         log = LogFile(path)
@@ -402,7 +402,7 @@ def _after_round(
     for each in others:
         each.round(told)
     if federation.deployed is None and DROP_REASONS[MIXES] in done.dropped:
-        return Ending(Status.FAILED, f"{MIXED}; see clients.log", state)
+        return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 
