@@ -21,16 +21,17 @@ from ..links.traffic import Tally
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
 from ..reports.files import QUESTIONS
-from ..server.run.ask import ask
+from ..server.run.ask import ask, record_path
 from ..server.run.asking import Reach
 from ..server.run.build import build
 from ..server.run.question_plan import Spend
 from ..server.run.released import released_file
 from ..server.run.run import answers_of
 from ..strategies.flower_adapter import quiet_flower
+from .allowance import begins_from
 from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of
-from .serve import Open, completed, deployed_in, logged, refuse_roster
+from .serve import Open, completed, deployed_in, earlier_runs, logged, refuse_roster
 from .status import RUNNING
 from .watch import away_of
 
@@ -66,6 +67,10 @@ def ask_clients(
         refuse_roster(bundle)
         settings = server_settings([*completed(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
+        if not record_path(folder / QUESTIONS, inquiry).exists():
+            begins = begins_from(federation, bundle.allowed, earlier_runs(folder), least=0.0)
+            if begins:
+                _say(begins)
         released = released_file(run, inquiry.model, federation.task)
         grid = partial(
             _connected, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +52,7 @@ from ..server.run.scaling import as_answered
 from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
+from .allowance import allowed_targets, begins_from
 from .open_link import Link, open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
@@ -164,7 +165,10 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
-    changed = differing(_lasting(_begun(where)), _lasting(settings))
+    begun = _begun(where)
+    if unfinished is None:
+        settings = server_settings(completed(bundle, overrides, begun))
+    changed = differing(_lasting(begun), _lasting(settings))
     if changed is not None:
         remedy = "repeat its command, name the folder alone, or name a new run with run="
         raise Refusal("run", settings.run, f"was started with another {changed}; {remedy}")
@@ -191,9 +195,12 @@ def _close_finished(folder: Path) -> None:
             close_again(config.parent)
 
 
-def completed(bundle: ServerBundle, overrides: Sequence[str]) -> list[str]:
-    """Return overrides with the bundle's link and schema."""
+def completed(
+    bundle: ServerBundle, overrides: Sequence[str], begun: ServerSettings | None = None
+) -> list[str]:
+    """Return overrides with the bundle's link and schema, and the targets that owners allow or that a run began with."""
     link = [] if any(each.startswith("link=") for each in overrides) else [f"link={bundle.link}"]
+    link += allowed_targets(bundle, overrides, begun)
     tables = "task=csv" in overrides and (bundle.folder / SCHEMA).is_file()
     if tables and not any(each.startswith("task.schema=") for each in overrides):
         return [*overrides, *link, f"task.schema={bundle.folder / SCHEMA}"]
@@ -207,6 +214,16 @@ def _unfinished(folder: Path) -> Path | None:
         path.parent for path in configs if (_result(path.parent) or {}).get("status") not in FINISHED
     ]
     return open_runs[-1] if open_runs else None
+
+
+def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
+    """Yield name and settings of each run on this server that has released something and is over."""
+    for config in sorted((folder / RUNS).glob(f"*/{CONFIG}")):
+        result = _result(config.parent) or {}
+        released = result.get("rounds_completed", 0) > result.get("rounds_abandoned", 0)
+        with suppress(Refusal):  # settings of a release that this one cannot read
+            if released and result.get("status") in FINISHED:
+                yield config.parent.name, _begun(config.parent)
 
 
 def _begun(where: Path) -> ServerSettings:
@@ -241,6 +258,7 @@ def _run(
     reach: Open,
 ) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
+    begins = "" if settings.resume else begins_from(federation, bundle.allowed, earlier_runs(bundle.folder))
     check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
@@ -248,7 +266,10 @@ def _run(
     ):
         link = logged(with_differences(unlogged, federation), bundle, rosters)
         if not quiet:
-            print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
+            print(
+                "\n".join(filter(None, (f"{bundle.federation}: listening on {bundle.listen}", begins))),
+                flush=True,
+            )
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,

@@ -10,6 +10,7 @@ import tomli_w
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
 from ..configs.bundle_files import ROSTER, SCHEMA
+from ..links.server_bundle import OWNERS
 from ..privacy.ledger.durable_files import PUBLIC, replace_files
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
@@ -33,6 +34,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
             ROSTER: register.signed_roster(authority.signer),
             "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
             "server.toml": tomli_w.dumps(settings).encode(),
+            OWNERS: tomli_w.dumps(_owners(federation, register)).encode(),
             "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
             "ca.pem": authority.ca_pem,
             "tls.pem": register.server.encode(),
@@ -90,6 +92,16 @@ def client_files(
         CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
         **(_tables(federation) if entry.task["name"] == TABLES else {}),
     }
+
+
+def _owners(federation: FederationFile, register: Register) -> dict[str, float]:
+    """Return the budget that every member's policy allows; before there is a member, every policy of the file."""
+    entries = [federation.entry(each.name) for each in register.admitted] or [
+        *federation.clients,
+        *federation.many,
+    ]
+    policies = [each.policy for each in entries if each is not None]
+    return {key: min(float(each[key]) for each in policies) for key in ("target_epsilon", "target_delta")}
 
 
 def _tables(federation: FederationFile) -> dict[str, bytes]:

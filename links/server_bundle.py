@@ -26,7 +26,16 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Roster
 
 SERVER = "server"  # the common name of its certificate
+OWNERS = "owners.toml"  # beside server.toml, which a server of an earlier release reads strictly
 FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class OwnersBudget:
+    """Budget that every owner's policy allows as provisioned: the least epsilon, at the least delta."""
+
+    target_epsilon: float
+    target_delta: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class ServerBundle:
       roster: members of the federation; its nodes are the link's node numbers.
       signed_roster: the roster's bytes as they were signed, for clients that hold an older one.
       enrolment: address and port for devices that enrol; None has none.
+      allowed: what the policies allowed when they were provisioned; None in a bundle of an earlier release.
     """
 
     folder: Path
@@ -54,6 +64,7 @@ class ServerBundle:
     roster: Roster
     signed_roster: bytes
     enrolment: str | None = None
+    allowed: OwnersBudget | None = None
 
     @property
     def admitted(self) -> Path:
@@ -86,6 +97,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
         roster,
         signed,
         enrolment,
+        read_toml(folder / OWNERS, _owners) if (folder / OWNERS).is_file() else None,
     )
     read_admitted(bundle.admitted)
     return bundle
@@ -109,6 +121,11 @@ def read_admitted(path: Path) -> dict[str, int]:
             remedy = f"{fingerprint[:64]!r}: {node!r} is not a fingerprint and a node"
             raise Refusal("file", str(path), remedy)
     return cast(dict[str, int], admitted)
+
+
+def _owners(section: Section) -> OwnersBudget:
+    delta = section.real("target_delta", above=0, below=1)
+    return OwnersBudget(section.real("target_epsilon", above=0), delta)
 
 
 def _settings(section: Section) -> tuple[str, str, str, str | None]:

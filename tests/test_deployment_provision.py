@@ -34,7 +34,7 @@ from fedveil.deployment import provision as provisioning
 from fedveil.deployment.authority import Authority
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.deployment.register import read_register
-from fedveil.links.server_bundle import read_admitted, read_server_bundle
+from fedveil.links.server_bundle import OwnersBudget, read_admitted, read_server_bundle
 from fedveil.privacy.ledger.durable_files import replace_file
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.suite import public_of
@@ -136,6 +136,11 @@ def test_both_ends_read_their_bundles(desk: Path) -> None:
     assert client.state == desk / "hearts" / "clients" / "hungary" / "state"
 
 
+def test_a_server_knows_what_every_policy_allows(desk: Path) -> None:
+    allowed = read_server_bundle(desk / "hearts" / "server").allowed
+    assert allowed == OwnersBudget(2.0, 1e-5)  # the least, which is Hungary's
+
+
 def test_a_device_keeps_the_node_key_that_it_makes_itself(desk: Path) -> None:
     folder = desk / "hearts" / "clients" / "cleveland"
     first, again = read_client_bundle(folder), read_client_bundle(folder)
@@ -219,7 +224,7 @@ def test_the_two_ends_shake_hands_and_a_client_is_no_server(made: Path) -> None:
 def test_flower_takes_the_supernode_keys(made: Path) -> None:
     from flwr.cli.supernode.register import try_load_public_key
 
-    from fedveil.links.server_bundle import read_admitted
+    from fedveil.links.server_bundle import OwnersBudget, read_admitted
 
     server, admitted = (
         made / "hearts" / "server",
