@@ -133,8 +133,7 @@ def test_the_cells_of_the_notebook_run_in_their_order(
 
 def end_what_was_left(folder: Path) -> None:
     """End the processes that a page started in the background, if it did not come to where it ends them."""
-    for file in folder.rglob("*.pid"):
-        process = int(file.read_text())
+    for process in [int(each) for file in folder.rglob("*.pid") for each in file.read_text().split()]:
         with contextlib.suppress(OSError):  # it is over
             if Path(f"/proc/{process}/cwd").readlink() == folder:
                 os.kill(process, signal.SIGTERM)
