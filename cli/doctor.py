@@ -183,11 +183,12 @@ def _ledgers() -> Iterator[Diagnosis]:
         yield Diagnosis("ledgers", None if mine else False, f"{folder}: {told if mine else refused}")
         return
     count = len(list(folder.glob("*.ledger")))
-    readable = [
-        path for path in (folder, *folder.iterdir()) if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    ]
-    if readable and folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
-        told = f"other users may read them: chmod -R go= {folder}"
+    mode, others = folder.stat().st_mode, stat.S_IRWXG | stat.S_IRWXO
+    entered = mode & (stat.S_IXGRP | stat.S_IXOTH) and any(
+        path.stat().st_mode & others for path in folder.iterdir()
+    )
+    if entered or mode & (stat.S_IWGRP | stat.S_IWOTH):
+        told = f"other users may read or replace them: chmod -R go= {folder}"
         yield Diagnosis("ledgers", False, f"{count} in {folder}; {told}")
     else:
         yield Diagnosis("ledgers", True, f"{count} in {folder}; only their owner may read them")

@@ -538,7 +538,7 @@ def _own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledg
     assert record is not None
     simulated = bench.task.simulated and settings.device is None
     path = record.ledger_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Ledger.open(
         path,
         record.budget(),

@@ -9,6 +9,7 @@ import pytest
 from fedveil import extras
 from fedveil.__main__ import run
 from fedveil.cli import doctor
+from fedveil.server.run.run_folder import make_folder
 
 
 def findings(
@@ -62,9 +63,24 @@ def test_ledgers_that_others_may_read_are_wrong(capsys: pytest.CaptureFixture[st
     (folder / "some.ledger").touch(mode=0o600)
     os.chmod(folder, 0o700)
     assert findings(capsys)[1]["ledgers"][0] is True
-    os.chmod(folder, 0o755)
-    code, found = findings(capsys)
-    assert code == 1 and f"chmod -R go= {folder}" in found["ledgers"][1]
+    os.chmod(folder, 0o755)  # as earlier releases made it: names may be listed, and no ledger read
+    assert findings(capsys)[1]["ledgers"][0] is True
+    for file, mode in ((0o640, 0o755), (0o600, 0o770)):
+        os.chmod(folder / "some.ledger", file)
+        os.chmod(folder, mode)
+        code, found = findings(capsys)
+        assert code == 1 and f"chmod -R go= {folder}" in found["ledgers"][1]
+
+
+def test_a_folder_of_ledgers_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        make_folder("ledger.dir", tmp_path / "ledgers")
+        make_folder("hydra.run.dir", tmp_path / "run")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("ledgers", "run")]
+    assert modes == [0o700, 0o755]
 
 
 def test_a_home_that_may_not_be_written_is_wrong(

@@ -224,7 +224,7 @@ def test_the_two_ends_shake_hands_and_a_client_is_no_server(made: Path) -> None:
 def test_flower_takes_the_supernode_keys(made: Path) -> None:
     from flwr.cli.supernode.register import try_load_public_key
 
-    from fedveil.links.server_bundle import OwnersBudget, read_admitted
+    from fedveil.links.server_bundle import read_admitted
 
     server, admitted = (
         made / "hearts" / "server",

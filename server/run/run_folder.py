@@ -157,13 +157,13 @@ def folder_setting(federation: Federation) -> str:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Make a folder, and write to it, before answers that must be stored there are charged.
+    """Make a folder, one of ledgers for its owner alone, and write to it before answers that it must store are charged.
 
     Raises:
       Refusal: it cannot be made, or has no room.
     """
     with refusing(key, folder, "cannot be made or written"):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700 if key == "ledger.dir" else 0o777, parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(bytes(ROOM))
 
