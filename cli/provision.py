@@ -86,7 +86,11 @@ def _as_json(desk: Desk) -> dict[str, object]:
 
 def _in_words(desk: Desk) -> Iterator[str]:
     register = desk.register
-    yield f"{desk.federation.name}: {len(register.admitted)} clients, roster version {register.version}"
+    members = len(register.admitted)
+    yield f"{desk.federation.name}: {members} clients, roster version {register.version}"
+    least = max((each.policy["minimum_cohort"] for each in desk.federation.clients), default=0)
+    if least > members and not desk.federation.many:
+        yield f"  minimum_cohort: {least} is above the {members} members; no encrypted sum will be opened"
     if register.cosigners:
         yield f"  signed by {', '.join(register.cosigners)}"
     outcomes = {each: _outcome(each, desk.before) for each in register.clients}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -22,12 +23,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from ..client.device.cosignature import read_cosignature
 from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from ..configs.bundle_files import SCHEMA, read_file
+from ..configs.strict import nearest
 from ..links.core_dumps import without_core_dumps
 from ..links.server_bundle import SERVER
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
+from ..tasks import TASKS
 from .authority import Authority, issue, open_authority
-from .federation_yaml import HASHED, UNVERIFIED, FederationFile, is_pattern, read_federation
+from .federation_yaml import HASHED, UNVERIFIED, ClientEntry, FederationFile, is_pattern, read_federation
 from .register import Issued, Register, read_register, write_register
 from .requirements import installed_requirements, unverified, wheel_requirements
 from .write_bundles import REQUIREMENTS, write_clients, write_server
@@ -241,6 +244,9 @@ def _check(federation: FederationFile, before: Register, requests: Mapping[str, 
     """Refuse a description that contradicts the register."""
     _require_places(federation, before.admitted)
     _require_second_keys(federation.post_quantum, before.admitted)
+    for entry in federation.clients:
+        if before.find(entry.name) is None:
+            _require_service(entry)
     for name, enrolment in requests.items():
         check_request(name, enrolment, federation.post_quantum)
         issued = before.find(name)
@@ -248,6 +254,17 @@ def _check(federation: FederationFile, before: Register, requests: Mapping[str, 
             remedy = "holds keys other than the admitted ones; use fedveil provision rotate"
             raise Refusal("request", name, remedy)
     before.refuse_shared(requests.values())
+
+
+def _require_service(entry: ClientEntry) -> None:
+    """Refuse a new client that could serve no run: its policy is over, or no release has its task."""
+    name, until = entry.task["name"], entry.policy["until"]
+    if name is not None and name not in TASKS:
+        remedy = f"{nearest(str(name), TASKS)}; name your own task as target: module:Class"
+        raise Refusal("task.name", name, f"of {entry.name} is not a shipped task; {remedy}")
+    if until is not None and until < datetime.now(UTC).date():
+        remedy = f"of {entry.name} is over, and its device would decline every request; give a later day"
+        raise Refusal("policy.until", str(until), remedy)
 
 
 def _require_places(federation: FederationFile, admitted: Sequence[Issued]) -> None:

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from fedveil.cli.provision import _in_words
 from fedveil.client.device.client_bundle import (
     Eligibility,
     TaskChoice,
@@ -139,6 +140,34 @@ def test_both_ends_read_their_bundles(desk: Path) -> None:
 def test_a_server_knows_what_every_policy_allows(desk: Path) -> None:
     allowed = read_server_bundle(desk / "hearts" / "server").allowed
     assert allowed == OwnersBudget(2.0, 1e-5)  # the least, which is Hungary's
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (
+            "task: {name: heart}",
+            "task: {name: hart}",
+            "task.name='hart': of cleveland is not a shipped task; did",
+        ),
+        ("2031-12-31", "2021-12-31", "policy.until='2021-12-31': of hungary is over"),
+    ],
+)
+def test_a_new_client_that_could_serve_no_run_is_refused(
+    tmp_path: Path, before: str, after: str, sentence: str
+) -> None:
+    text = FEDERATION.replace("  - name: switzerland\n    request: device/request.toml\n", "")
+    (tmp_path / "federation.yaml").write_text(text.replace(before, after))
+    with pytest.raises(Refusal) as refused:
+        provision(tmp_path / "federation.yaml", tmp_path / "hearts", None)
+    assert str(refused.value).startswith(sentence) and not (tmp_path / "hearts").exists()
+    (tmp_path / "federation.yaml").write_text(text)
+    desk = provision(tmp_path / "federation.yaml", tmp_path / "hearts", None)
+    assert "  minimum_cohort: 3 is above the 2 members; no encrypted sum will be opened" in [*_in_words(desk)]
+    (tmp_path / "federation.yaml").write_text(text.replace(before, after))
+    provision(
+        tmp_path / "federation.yaml", tmp_path / "hearts", None
+    )  # a member whose policy has ended stays
 
 
 def test_a_device_keeps_the_node_key_that_it_makes_itself(desk: Path) -> None:
