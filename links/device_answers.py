@@ -9,6 +9,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from flwr.app import Error, Message
 
@@ -33,7 +34,8 @@ def usual_wait() -> float:
 class Journal:
     """Journal of begun instructions: a text file with one id per line.
 
-    Each entry starts with a line break, so that a truncated one does not corrupt the next.
+    Each entry starts with a line break, so that a truncated one does not corrupt the next. The file is written anew when
+    it holds twice as many as are kept.
 
     Raises:
       OSError: the file cannot be read or written.
@@ -42,9 +44,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         before = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
         self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
-        replace_file(path, "".join(f"\n{each}" for each in self._ids).encode())
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (as long as the journal)
-        self._end = 0  # before the last note
+        self._path, self._end = path, 0  # before the last note
+        self._file = self._written()
+
+    def _written(self) -> TextIO:
+        """Write the file anew with the ids that are kept, and return it, open for more."""
+        replace_file(self._path, "".join(f"\n{each}" for each in self._ids).encode())
+        self._lines = len(self._ids)
+        return open(self._path, "a", encoding="utf-8")
 
     def __contains__(self, name: str) -> bool:
         """Return whether that instruction was begun."""
@@ -52,11 +59,15 @@ class Journal:
 
     def note(self, name: str) -> None:
         """Record durably that this instruction is begun."""
+        if self._lines >= 2 * KEPT:
+            full, self._file = self._file, self._written()
+            full.close()
         self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._ids[name] = None
+        self._lines += 1
         while len(self._ids) > KEPT:
             self._ids.popitem(last=False)
 
@@ -66,6 +77,7 @@ class Journal:
         If a loss of power undoes this, the instruction counts as begun.
         """
         del self._ids[name]
+        self._lines -= 1
         os.ftruncate(self._file.fileno(), self._end)
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
 """A device's end of the link: nothing is handled twice, and nothing but being told to stop ends it."""
 
 import runpy
+import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,22 @@ def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.
     again = Journal(tmp_path / "journal")
     assert (tmp_path / "journal").read_text().split() == ["2", "3", "4"]
     again.close()
+
+
+def test_a_journal_stays_short_as_long_as_its_device_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_answers, "KEPT", 3)
+    journal = Journal(tmp_path / "journal")
+    for number in range(40):
+        journal.note(str(number))
+        journal.note("unbegun")
+        journal.take_back("unbegun")
+        assert len((tmp_path / "journal").read_text().split()) <= 6
+        with closing(Journal(Path(shutil.copy(tmp_path / "journal", tmp_path / "copy")))) as again:
+            assert str(number) in again and "unbegun" not in again
+            assert number == 0 or str(number - 1) in again
+    journal.close()
 
 
 # --- one instruction ----------------------------------------------------------------------------------------------
