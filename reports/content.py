@@ -25,25 +25,28 @@ from .run_files import Fields, RunFiles, flat
 from .shapes import told_shapes
 
 FORMAT = "fedveil report 1"
-NOT_ENDED = "not ended"
+NOT_ENDED, RUNNING = "not ended", "running"
 TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
 
 
-def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None = None) -> dict[str, Any]:
+def report_of(
+    run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None = None, as_of: str | None = None
+) -> dict[str, Any]:
     """Return the report of a run, as JSON.
 
     Args:
       run: its files.
       commands: that make the run again.
       shapes: of its model, where that is a sum of one shape a column.
+      as_of: time of its files, UTC, while the run's process is alive; None for a folder.
     """
     rows, ledger = promise_rows(run), ledger_history(run)
     rounds = [_round(row) for row in run.rounds]
     spent, stamps = cost(run), _stamps(run, rows)
     report: dict[str, Any] = {
         "format": FORMAT,
-        "run": {**_about(run, ledger), "parameters": spent["parameters"]},
+        "run": {**_about(run, ledger, as_of), "parameters": spent["parameters"]},
         "stamps": stamps,
         "promise": in_words(rows, bool(run.result), _refuted(run, stamps)),
         "false_positive": FALSE_POSITIVE,
@@ -96,7 +99,7 @@ def to_json(report: Fields) -> str:
     return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
+def _about(run: RunFiles, ledger: Fields | None, as_of: str | None) -> dict[str, Any]:
     result = run.result
     this = next((each for each in ledger["runs"] if each["this"]), None) if ledger else None
     return {
@@ -106,7 +109,8 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
         "data": result.get("data"),
         "deployed": run.deployed,
         "mode": run.said("privacy", "name"),
-        "status": result.get("status", NOT_ENDED),
+        "status": result.get("status", RUNNING if as_of else NOT_ENDED),
+        "as_of": as_of,
         "reason": result.get("reason"),
         "rounds_completed": result.get("rounds_completed", len(run.rounds)),
         "rounds_planned": _planned(run),

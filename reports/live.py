@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,8 +30,10 @@ HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "applicat
 KINDS = {"/": HTML, f"/{REPORT}": JSON}
 ANSWER_SECONDS = 5.0
 LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
-# times as long as it took to make, a page is kept: its readers take at most a twentieth of a core
-LEISURE = 20
+# A page is kept for so many times the CPU time of its making, that it takes a twentieth of a core; but for so many
+# seconds at most, after which the rounds of a long run would be old news.
+LEISURE, MOST_KEPT = 20, 15.0
+POLITE = 19  # niceness, so that the run's own work comes first
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -79,11 +82,11 @@ class FolderPage:
     def texts(self) -> Mapping[str, bytes] | str:
         """Return the served texts by path, or why there is no page: no run yet, or a file that is being written."""
         with self._lock:
-            begin = time.monotonic()
-            if begin >= self._old:
+            if time.monotonic() >= self._old:
+                begin = time.thread_time()
                 self._made = self._tried()
-                end = time.monotonic()
-                self._old = end + LEISURE * (end - begin)
+                kept = min(LEISURE * (time.thread_time() - begin), MOST_KEPT)
+                self._old = time.monotonic() + kept
             return self._made
 
     def _tried(self) -> Mapping[str, bytes] | str:
@@ -100,8 +103,9 @@ class FolderPage:
         from .page import page_of
         from .run_files import read_run
 
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
-        report = report_of(run, commands_of(run))
+        report = report_of(run, commands_of(run), as_of=now)
         return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
 
 
@@ -173,5 +177,6 @@ class PageAnswer(BaseHTTPRequestHandler):
 def main() -> None:
     """Serve the page of a folder until the run's process is gone: `sys.argv` has the socket's number, its id, the folder."""
     number, parent, folder = sys.argv[1:]
+    os.nice(POLITE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to answer, and it may go on for a while
     PageServer(socket.socket(fileno=int(number)), FolderPage(Path(folder)), int(parent)).serve_forever()

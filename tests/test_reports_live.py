@@ -12,18 +12,21 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports import live
 from fedveil.reports.commands import commands_of
 from fedveil.reports.content import report_of, to_json
 from fedveil.reports.live import listener
 from fedveil.reports.page import page_of
 from fedveil.reports.run_files import read_run
-from fedveil.reports.shown import differences
+from fedveil.reports.shown import references
 from fedveil.server.run import run_folder
 from fedveil.server.run.live_page import serving
 
@@ -79,14 +82,35 @@ def port(folder: Path) -> Iterator[int]:
 
 
 def test_it_is_what_a_report_of_the_folder_would_be(folder: Path, port: int) -> None:
-    run = read_run(folder)
-    report = report_of(run, commands_of(run))
-    status, headers, page = asked(port)
-    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert page == page_of(report) and "no value is final" in page
     status, headers, text = asked(port, "/report.json")
     assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
-    assert text == to_json(report) and differences(page, json.loads(text)) == []
+    run, made = read_run(folder), json.loads(text)["run"]["as_of"]
+    assert text == to_json(report_of(run, commands_of(run), as_of=made))
+    status, headers, page = asked(port)
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    shown = {each.pointer: each.text for each in references(page)}
+    later = f"{made[:11]}{shown['/run/as_of']}{made[19:]}"  # it may be made anew between the two requests
+    assert page == page_of(report_of(run, commands_of(run), as_of=later))
+    assert shown["/run/status"] == "running" and "chip not-ended" not in page and "no value is final" in page
+
+
+def test_a_page_is_kept_for_a_bounded_time_however_slow_its_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, made = [0.0], list[float]()
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0]))
+
+    def slow() -> dict[str, bytes]:
+        made.append(now[0])
+        now[0] += 60.0
+        return {"/": b""}
+
+    page = live.FolderPage(tmp_path)
+    monkeypatch.setattr(page, "_make", slow)
+    for _ in range(1000):
+        page.texts()
+        now[0] += 1.0
+    assert all(60.0 <= later - before <= 60.0 + 16.0 for before, later in pairwise(made)) and len(made) > 10
 
 
 def test_it_tells_nothing_that_is_the_operators(port: int) -> None:
@@ -227,7 +251,7 @@ def test_a_simulation_shows_its_page_until_it_ends(tmp_path: Path, commands: Any
         assert port is not None
         until(lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text()) > 500)
         report = json.loads(asked(port, "/report.json")[2])
-        assert report["run"]["status"] == "not ended" and report["run"]["rounds_completed"] > 0
+        assert report["run"]["status"] == "running" and report["run"]["rounds_completed"] > 0
         assert report["cost"]["answers"]["public"] is False  # of a trusted server, as in every report
     finally:
         command.signal(signal.SIGINT)
