@@ -224,9 +224,9 @@ class Auditor:
 
     @property
     def clean(self) -> bool:
-        """Whether the last round's p-values are unsuspicious."""
+        """Whether the last round's p-values are unsuspicious; that of a secret draw would reveal its size."""
         row = self.rows[-1]
-        p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p", "losses_p", "books_p")]
+        p_values = [row[name] for name in ("norm_p", "reuse_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
             if looks and looks[-1].round == int(row["round"]):
                 p_values += list(looks[-1].p_values.values())

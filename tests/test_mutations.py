@@ -1881,6 +1881,20 @@ MUTATIONS = {
         "test_client_tasks_mails.py",
         "only_adapters",
     ),
+    "the p-value of a secret draw is shown": Mutation(
+        "server/auditing.py",
+        "if check is not Check.DRAW}",
+        "}",
+        "test_simulations_audit_alarms.py",
+        "secret_changes_nothing or p_value_of_a_secret",
+    ),
+    "an alarm tells how many were drawn in secret": Mutation(
+        "privacy/audit/alarms.py",
+        "state.limit(test) if test is Check.DRAW else p, state.limit(test)",
+        "p, state.limit(test)",
+        "test_simulations_audit_alarms.py",
+        "secret_changes_nothing",
+    ),
     "a packed base travels": Mutation(
         "tasks/arrays.py",
         'bool(getattr(module, "track_running_stats", any(own)))',

@@ -3,7 +3,7 @@
 import json
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -11,12 +11,19 @@ import pytest
 
 from fedveil.cli.audit_run import audit_run
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.watch import audit_of
 from fedveil.privacy.audit import round_rows, watching
+from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.files import AUDIT_ROWS, OPERATOR
+from fedveil.server.audit_record import as_json
 from fedveil.server.auditing import Auditor
+from fedveil.server.run.audit import in_words
+from fedveil.server.run.audit_line import AuditLine
+from fedveil.server.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.server.run.run import RunResult, exit_code_of
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
@@ -161,6 +168,57 @@ def test_the_draw_is_checked_where_more_are_invited_than_a_round_needs(
     assert [(each["test"], each["round"]) for each in outcome.result["audit"]["alarms"]] == (
         [("draw", 1)] if exit_code else []
     )
+
+
+@pytest.mark.parametrize("counts", [(24, 36), (70, 90)], ids=["no alarm", "an alarm"])
+def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
+    counts: tuple[int, int], tmp_path: Path
+) -> None:
+    """Two rounds with one released sum and other numbers of clients: an exact p-value of the draw would tell them apart."""
+    layers = [np.random.default_rng(1).standard_normal(310)]
+    terms = AuditTerms(100, 0.01, dimension=310, delta=1e-4, clients=100)
+    shown: list[Any] = []
+    for count in counts:
+        auditor = Auditor(terms, tmp_path / f"{count}")
+        auditor.take(1, Released(1, layers, 1.0, 0.25, 1.0, clients=count, population=100), {})
+        alarms = [(each.told, in_words(each.alarm), each.alarm) for each in auditor.raised]
+        shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
+        assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
+        summary = auditor.end(None, {})
+        assert summary is not None
+        shown[-1] += (as_json(terms, summary, auditor.raised, "note"),)
+    assert shown[0] == shown[1]
+
+
+def test_no_callback_and_no_status_has_the_p_value_of_a_secret_draw(tmp_path: Path) -> None:
+    class Watching:
+        lines: ClassVar[list[AuditLine]] = []
+
+        def start(self, run: RunStart) -> None:
+            pass
+
+        def end(self, ending: RunEnd) -> None:
+            pass
+
+        def round(self, done: RoundEnd) -> None:
+            assert done.audit is not None
+            self.lines.append(done.audit)
+
+    settings = settings_from_overrides([*SMALL, *NOISE, "audit=light"])
+    simulate(settings, tmp_path / "run", quiet=True, callbacks=[Watching()])
+    assert len(Watching.lines) == ROUNDS
+    assert all("draw" not in line.p_values and "norm" in line.p_values for line in Watching.lines)
+    assert all("draw" not in audit_of(line)["p_values"] for line in Watching.lines)
+    rows = round_rows.read(tmp_path / "run" / AUDIT_ROWS, 0)
+    exact = {repr(float(p)) for p in rows["draw_p"]} | {f"{float(p):.2g}" for p in rows["draw_p"]} - {"1"}
+    private = {AUDIT_ROWS, OPERATOR}
+    texts = [
+        path.read_text(errors="replace")
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name not in private and path.suffix in (".json", ".jsonl", ".yaml", ".csv")
+    ]
+    assert texts and not [p for p in exact for text in texts if len(p) > 8 and p in text]
+    assert (tmp_path / "run" / AUDIT_ROWS).stat().st_mode & 0o077 == 0
 
 
 def test_a_run_that_is_not_over_keeps_its_coins_to_itself(tmp_path: Path) -> None:

@@ -65,12 +65,20 @@ CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Alarm:
-    """Alarm: the test it rests on, the p-value, and the threshold that it fell below."""
+    """Alarm: the test it rests on, the p-value, and the threshold that it fell below.
+
+    The p-value of a draw is the threshold: the exact one, or a bound by it, would tell how many were drawn in secret.
+    """
 
     level: Level
     test: Check
     p_value: float
     threshold: float
+
+    @property
+    def evidence(self) -> str:
+        """The p-value as text, such as ``p = 1e-20``."""
+        return f"p {'<' if self.test is Check.DRAW else '='} {self.p_value:.2g}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,9 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
             remedy = f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
             raise Refusal("looks", made[test], remedy)
     alarms = [
-        Alarm(_level(state, look, test), test, p, state.limit(test))
+        Alarm(
+            _level(state, look, test), test, state.limit(test) if test is Check.DRAW else p, state.limit(test)
+        )
         for test, p in look.p_values.items()
         # "not >=" instead of "<": NaN raises an alarm.
         if test not in _CONFIRMING and not p >= state.limit(test)

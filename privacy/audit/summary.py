@@ -190,7 +190,7 @@ def _why(first: Raised) -> str:
         Check.BOOKS: "the ledger counts less than what the released sums cost",
         Check.LOSSES: "the losses of odd records tell more than their owners claim",
     }.get(first.alarm.test, "canaries show more than is claimed")
-    return f"{what} (round {first.round}, p = {first.alarm.p_value:.2g})"
+    return f"{what} (round {first.round}, {first.alarm.evidence})"
 
 
 def _final(evidence: Evidence, final: Rows | None) -> Estimate | None:

@@ -286,7 +286,7 @@ def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -
 
 def in_words(alarm: Alarm) -> str:
     """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
-    return f"{alarm.level}: {alarm.test}, p = {alarm.p_value:.2g}"
+    return f"{alarm.level}: {alarm.test}, {alarm.evidence}"
 
 
 def _keep_clean(run: Run, state: State) -> None:

@@ -57,7 +57,7 @@ class AuditLine:
     def said(self) -> list[str]:
         """Return the alarms, one line each."""
         return [
-            f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, p = {each.alarm.p_value:.2g}"
+            f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, {each.alarm.evidence}"
             for each in self.alarms
         ]
 

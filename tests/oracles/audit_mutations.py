@@ -400,6 +400,8 @@ BEYOND: dict[str, str] = {
     "text passes for a number in a configuration": CONFIGURED,
     "rules between keys of a configuration are not looked at": CONFIGURED,
     "what is frozen travels": "more numbers leave, all of them clipped and noised as claimed",
+    "the p-value of a secret draw is shown": "it is told beside the sums, and changes none",
+    "an alarm tells how many were drawn in secret": "it is told beside the sums, and changes none",
     "a packed base travels": "more numbers leave, all of them clipped and noised as claimed",
     "a base that training moved stays in the process": "what one client leaves to the next is in no sum that an audit sees",
     "metrics leave beside the sum": "leaves beside the sum, where an audit of sums does not look",
