@@ -38,7 +38,8 @@ def told(card: Mapping[str, Any]) -> list[str]:
 
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     share = card["bytes"] / card["released_bytes"]
-    yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's"
+    larger = ": the program of so small a model outweighs its numbers" if share > 1 else ""
+    yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's{larger}"
     yield "latency", f"{card['milliseconds_a_row']:.3g} ms per row, on one thread here"
     if card["measured_on"] is None:
         yield "agreement", "not measured: there are no public data; name some with --public"

@@ -241,6 +241,7 @@ def told(error: click.UsageError) -> str:
 
 def _no_such_verb(ctx: click.Context, word: str, near: Sequence[str]) -> Refusal:
     path = _path(ctx)
+    near = ["--version"] if word == "version" else near
     nearest = f"did you mean '{path} {near[0]}'?" if near else f"{path} --help lists them"
     return Refusal("verb", word, f"there is no such verb; {nearest}")
 

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..privacy.refusal import Refusal
 from .schema import NO_PRIVATE_SELECTION
-from .strict import Mistakes, nearest
+from .strict import TARGET, Mistakes, nearest
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
@@ -39,7 +40,9 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
     parser = OverridesParser.create(config_loader=loader)
     parsed: list[Override] = []
     mistakes: list[Refusal] = []
-    for override in overrides:
+    for place, override in enumerate(overrides):
+        if place and overrides[place - 1].isidentifier() and "=" not in override:
+            continue  # the value of a key without its sign, which was named
         try:
             parsed += parser.parse_overrides([override])
         except OverrideParseException as error:
@@ -48,6 +51,9 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
             told = f"cannot be read as key=value ({reason})"
             if equals and not set(value) & set("'\"[]{}()$"):
                 told = f"cannot be read; put its value in quotes, for the shell too: \"{key}='{value}'\""
+            following = [*overrides[place + 1 : place + 2], "="][0]
+            if override.isidentifier() and "=" not in following:
+                told = f"write {override}={following}"
             if found := TUNED.fullmatch(override):
                 told = f"write tune={found[1]} tune.values=[{found[2]}]"
             mistakes.append(Refusal("override", override, told))
@@ -97,8 +103,14 @@ def check_hydra_targets(hydra: DictConfig) -> None:
 def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
     value = override.value()
     key = override.key_or_group
-    if override.is_delete() or not isinstance(value, str) or value in options:
+    if override.is_delete() or not isinstance(value, str | int | float) or value in options:
         return None
+    value = str(value)
+    if key in ("task", "strategy") and re.fullmatch(TARGET, value):
+        allowed = f"allow_modules=[{value.partition(':')[0]}]"
+        return Refusal(
+            key, value, f"there is no such option; write {key}=custom {key}.target={value} {allowed}"
+        )
     if key == "compress" and value in UNSAFE:
         return Refusal(key, value, UNSAFE[value])
     if key == "tune" and value.lower() in PRIVATE_SELECTION:
@@ -113,7 +125,18 @@ def _unplaced(override: Override, known: Mapping[str, Any]) -> Refusal | None:
         return Refusal(key, value, "holds several values; add -m to run one job for each")
     if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in known:
         return None
+    if others := _options_with(key):
+        told = f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
+        return Refusal(key, value, told if len(others) > 1 else told.replace(" have it", " has it"))
     return Refusal(key, value, f"there is no such key; {_nearest_key(key, known)}")
+
+
+def _options_with(key: str) -> list[str]:
+    """Return the options of a key's group that have it."""
+    group, _, word = key.rpartition(".")
+    files = sorted(Path(__file__).parent.joinpath(group).glob("*.yaml")) if group.isidentifier() else []
+    pattern = re.compile(rf"^{re.escape(word)}:", re.MULTILINE)
+    return [f"{group}={file.stem}" for file in files if pattern.search(file.read_text(encoding="utf-8"))]
 
 
 def _nearest_key(key: str, known: Mapping[str, Any]) -> str:

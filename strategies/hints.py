@@ -44,6 +44,7 @@ MEANT = {
     "output": "hydra.run.dir",
     "output_dir": "hydra.run.dir",
     "rounds": "num_rounds",
+    "scaling": "task.scaling",
     "scheduler": "schedule",
     "sample_rate": "cohort.rate",
     "sigma": "privacy.noise_multiplier",

@@ -131,6 +131,15 @@ def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], t
         ),
         (["simulate", "link=flower"], "override='link': is no group of this verb"),
         (["audit", "x", "--membership", "guess"], "choose one of loss, rmia, lira, art"),
+        (["version"], "did you mean 'fedveil --version'?"),
+        (["simulate", "num_rounds", "5"], "override='num_rounds': write num_rounds=5\n"),
+        (["simulate", "cohort.size=10"], "with this cohort; cohort=fixed and cohort=min_separation have it"),
+        (["simulate", "scaling=asked"], "did you mean 'task.scaling'?"),
+        (
+            ["simulate", "task=my_task:Shops"],
+            "write task=custom task.target=my_task:Shops allow_modules=[my_task]",
+        ),
+        (["simulate", "privacy=3"], "privacy='3': there is no such option; known: client_central,"),
         (["nothing"], "verb='nothing': there is no such verb; fedveil --help lists them"),
     ],
 )
