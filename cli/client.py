@@ -21,7 +21,7 @@ from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
 from ..client.device.enrolment import write_request
 from ..client.device.own_arm import DEALS
-from ..client.device.own_ledger import OwnLedger, epsilon_of, questions_of
+from ..client.device.own_ledger import OwnLedger, questions_of, spent_on
 from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from ..client.device.receipts import RECEIPTS
 from ..client.device.run_end import LastRun, read_ended
@@ -60,11 +60,14 @@ def status(folder: Path, as_json: bool) -> int:
     pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
     waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
     paths = sorted((state / LEDGERS).glob("*.ledger"))
-    spent = {path.stem: epsilon_of(path) for path in paths}
+    spent = spent_on(state / LEDGERS)
     asked = [each for path in paths for each in questions_of(path)]
     if as_json:
         plain = {} if health is None else asdict(health)
-        ledgers = {name: pair and {"epsilon": pair[0], "delta": pair[1]} for name, pair in spent.items()}
+        ledgers = {
+            name: pair and {"epsilon": pair[0], "delta": pair[1]} | ({"as_client": part} if part else {})
+            for name, (pair, part) in spent.items()
+        }
         rosters = {
             "roster_pending": None if waiting is None else asdict(waiting),
             "roster_changes": [asdict(each) for each in seen],
@@ -172,7 +175,10 @@ def _model(state: Path, ended: LastRun) -> str | None:
 
 
 def _line(
-    folder: Path, health: agent.Health | None, runs: bool, spent: dict[str, tuple[float, float] | None]
+    folder: Path,
+    health: agent.Health | None,
+    runs: bool,
+    spent: dict[str, tuple[tuple[float, float] | None, float]],
 ) -> str:
     if health is None:
         forgot = "no run is recorded" if spent else "never started"
@@ -185,10 +191,12 @@ def _line(
         parts.append(
             f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )
-    for name, pair in spent.items():
+    for name, (pair, part) in spent.items():
         whose = "as a client" if name.startswith("client-") else "by its records"
         parts.append(
-            f"spent {whose}: " + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
+            f"spent {whose}: "
+            + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
+            + (f", of which sums of the whole client would spend {part:.3g} alone" if part else "")
         )
     with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
         allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)

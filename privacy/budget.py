@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 UNLIMITED_EPSILON = 1e9  # the target where releases are only counted, as of a run that was given noise alone
 
 
+OF_RECORDS, OF_CLIENT = "records", "client"  # sources of a release
+
+
 class Unit(StrEnum):
     """Contribution that is hidden: one example of one client, all of one person's there, or all that a client contributes.
 
@@ -148,6 +151,8 @@ class Release:
       segments: names of the parts of the vector that leaves, each with its purpose; kept with the reservation.
       kind: None for a round of training; `question` for a sum that has no update.
       arm: of a deal, if only its clients take part; None if all do.
+      source: what was computed on, if not the data of the unit: on a ledger of clients `records`, what their ledgers
+        were charged for already; on a ledger of records `client`, the vector of a whole client.
 
     Raises:
       Refusal: a word is unknown, or no adversary is named.
@@ -170,6 +175,7 @@ class Release:
     segments: Mapping[str, str] | None = None
     kind: str | None = None
     arm: "Arm | None" = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))

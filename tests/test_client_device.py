@@ -22,7 +22,7 @@ from fedveil.client.device import agent
 from fedveil.client.device.client_bundle import Eligibility
 from fedveil.client.device.eligibility import obstacle
 from fedveil.client.device.order_policy import accepted
-from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.client.device.own_ledger import epsilon_of, spent_on
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
@@ -184,11 +184,12 @@ def test_a_round_is_answered_once_and_charged_once(clients):
 
 
 def test_a_budget_is_spent_to_its_end_and_no_further(clients):
-    size = gaussian_epsilon(math.sqrt(2 / 9), 1e-5)
+    size = gaussian_epsilon(2 * math.sqrt(2 / 9), 1e-5)  # of a record, which two sums move by two norms each
     device = device_of(clients / "c0", target_epsilon=size)
     codes = [code_of(device, in_the_clear(number=number)) for number in (1, 2, 3, 4)]
     assert codes == [0, 0, BUDGET_SPENT, BUDGET_SPENT]
-    assert epsilon_of(device.own_ledger.path)[0] == size
+    assert epsilon_of(device.own_ledger.path)[0] == gaussian_epsilon(math.sqrt(2 / 9), 1e-5)
+    assert spent_on(device.ledgers)[device.own_ledger.records.stem][0][0] == size
     more = device_of(clients / "c0")  # only the owner can raise it
     assert code_of(more, in_the_clear(number=3)) == 0
 

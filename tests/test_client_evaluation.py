@@ -157,7 +157,7 @@ def hearts(tmp_path: Path) -> Path:
 def test_a_served_run_is_evaluated_by_its_clients(hearts: Path, privacy: str) -> None:
     grid = SERVED["Devices"](hearts / "clients")
     given = ["task=digits", f"privacy={privacy}", "cohort=all", "num_rounds=2", "evaluate.clients=every:1"]
-    given += ["privacy.allow_large_delta=true", "privacy.target_epsilon=10", "accept_vacuous=true"]
+    given += ["privacy.allow_large_delta=true", "privacy.target_epsilon=4", "accept_vacuous=true"]
     code = serve(hearts / "server", given, as_json=True, reach=SERVED["reaching"](grid))
     folder = hearts / "server" / "runs" / "run-1"
     result = json.loads((folder / "result.json").read_text())

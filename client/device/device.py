@@ -311,6 +311,11 @@ class Device:
             runs=order.runs,
             per_person=order.per_person,
         )
+        try:
+            self.own_ledger.charge_records(record.budget())
+        except Refusal as refusal:
+            logger.warning("%s", refusal)
+            raise NotTrained(wire.NOT_READY) from refusal
         records = self.count(order.per_person)
         plan = (record, records, settings.training, order.participations, run)
         if plan not in self._noise:
@@ -328,7 +333,7 @@ class Device:
         from ...strategies.record_plan import calibrated_noise
 
         def is_own(booked: BookedRelease) -> bool:
-            return people_call(run_of(booked.entry)) == run
+            return booked.source is None and people_call(run_of(booked.entry)) == run
 
         try:
             ledger = record.ledger_path(settings.device or "")

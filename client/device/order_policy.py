@@ -52,12 +52,14 @@ class Charged:
       adversaries: that see that sum.
       budget: of the records; None if the client is charged, within the owner's cap.
       inquiry: that the vector answers; None for training.
+      is_of_records: whether the vector is computed from what the records are charged for, which are not charged again.
     """
 
     event: Gaussian | DpEvent
     adversaries: tuple[Adversary, ...]
     budget: Budget | None = None
     inquiry: Asked | None = None
+    is_of_records: bool = False
 
 
 def accepted(
@@ -102,7 +104,8 @@ def accepted(
         return order, Charged(Gaussian(own_noise), tuple(Adversary), record.budget, inquiry)
     if order.client is None:
         return order, None
-    return order, Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, inquiry=inquiry)
+    paid = record is not None and inquiry is None  # records pay for their own steps, before those are summed
+    return order, Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, None, inquiry, paid)
 
 
 def _check_purposes(

@@ -2,21 +2,30 @@
 
 The server keeps the population's ledger; this one trusts no other party. Each sum is charged as one Gaussian, without
 amplification, because the device knows that it took part. The device has one ledger for all runs, servers and data: it
-is named by the device's identity, because a client's data may change without resetting its budget.
+is named by the device's identity, because a client's data may change without resetting its budget. What it releases as
+a client is charged to its records too, on their ledger or, before there is one, within their budget.
 """
 
 import logging
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...privacy.accounting.gaussian import exact_epsilon
 from ...privacy.accounting.renyi_filter import counted
-from ...privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+from ...privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import Book, read_book
+from ...privacy.ledger.book import Book, identity_of, read_book
 from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
+from ...privacy.ledger.client_sums import (
+    RecordsBudget,
+    as_records,
+    charge_records,
+    owed,
+    read_records,
+    release_of,
+)
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
 from ...privacy.refusal import Refusal
@@ -51,8 +60,33 @@ class OwnLedger:
 
     @property
     def records(self) -> Path:
-        """File of the ledger of its records, shared by all record-level modes."""
+        """File of the ledger of its records, shared by all modes."""
         return self.folder / f"{self.device[:NAMED]}.ledger"
+
+    @property
+    def budget_of_records(self) -> Budget:
+        """Owner's budget of its records, in the unit of their ledger; before there is one, of single records."""
+        kept = identity_of(self.records)
+        unit, adjacency = kept.get("unit", Unit.RECORD), kept.get("adjacency", Adjacency.ZERO_OUT)
+        return Budget(unit, self.cap.target_epsilon, self.cap.target_delta, adjacency)
+
+    def charge_records(self, budget: Budget) -> None:
+        """Charge the records with earlier releases of the whole client, before a release of their own is planned.
+
+        Args:
+          budget: of the records' next release: gives unit and adjacency of their ledger.
+
+        Raises:
+          Refusal: a ledger cannot be read or written, or is kept for another unit or adjacency.
+        """
+        if not self.path.exists():
+            return
+        held = read_book(self.records) if self.records.exists() else Book()
+        if owed(read_book(self.path), held, budget):
+            with Ledger.open(
+                self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
+            ) as ledger:
+                charge_records(ledger, self.path, budget)
 
     @contextmanager
     def charged(self, run: str, number: int, attempt: int, cost: Charged) -> Generator[None]:
@@ -70,18 +104,43 @@ class OwnLedger:
         events, asked = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry
         told = None if asked is None else asked.asked
         kind = None if asked is None else QUESTION
-        release = Release(unit, *key, events, "system", segments=told, kind=kind)
+        source = OF_RECORDS if cost.is_of_records else None
+        release = Release(unit, *key, events, "system", segments=told, kind=kind, source=source)
         why = None if asked is None else asked.why or None
-        with closing(self._reserved(release, cost.budget, why)) as ledger:
+        with self._reserved_by_all(release, cost.budget, why) as ledgers:
             try:
                 yield
             except Exception as error:
                 # At the record level a failure on records may reveal one: only a failure before any record is read is
                 # free.
                 if cost.budget is None or isinstance(error, NotTrained | Refusal):
-                    ledger.void(key, "no vector was made")
+                    for ledger, paid in ledgers:
+                        ledger.void(paid, "no vector was made")
                 raise
-            _commit(ledger, key)
+            for ledger, paid in ledgers:
+                _commit(ledger, paid)
+
+    @contextmanager
+    def _reserved_by_all(
+        self, release: Release, of_records: Budget | None, why: str | None
+    ) -> Generator[list[tuple[Ledger, Key]]]:
+        """Reserve a release on every ledger that pays for it: the records' own first, then the client's."""
+        ledgers: list[tuple[Ledger, Key]] = []
+        with ExitStack() as stack:
+            try:
+                if of_records is None and release.source is None and self.records.exists():
+                    budget = self.budget_of_records
+                    mine = release_of(release, budget)
+                    ledgers.append(
+                        (stack.enter_context(closing(self._reserved(mine, budget, why))), mine.key)
+                    )
+                reserved = self._reserved(release, of_records, why)
+                ledgers.append((stack.enter_context(closing(reserved)), release.key))
+            except (NotTrained, Refusal) as error:
+                for ledger, paid in ledgers:
+                    ledger.void(paid, "the client's own ledger refused: no vector was made")
+                raise _named(error) from error
+            yield ledgers
 
     def approved(self, version: int, digest: str, reason: str | None) -> None:
         """Record the owner's approval of a roster: user, time and reason.
@@ -112,11 +171,20 @@ class OwnLedger:
         try:
             for key, said in cap_acts(path):
                 ledger.act(CAP, key, said)
+            if of_records is not None:
+                charge_records(ledger, self.path, asked)
+            elif release.source is None and not self.records.exists():
+                ledger.shared = (self._shared(ledger.book),)
             ledger.reserve_new(release)
         except BaseException as error:
             ledger.close()
             raise _named(error) from error
         return ledger
+
+    def _shared(self, clients: Book) -> RecordsBudget:
+        budget = self.budget_of_records
+        spent = as_records(clients, None, budget)
+        return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
 
 
 def _named(error: BaseException) -> BaseException:
@@ -151,13 +219,32 @@ def epsilon_of(path: Path) -> tuple[float, float] | None:
     Raises:
       Refusal: the ledger is damaged.
     """
-    if not path.exists():
-        return None
-    book = read_book(path)
+    return spent_in(read_book(path)) if path.exists() else None
+
+
+def spent_on(folder: Path) -> dict[str, tuple[tuple[float, float] | None, float]]:
+    """Return what the ledgers in a device's folder have spent, by name, as `epsilon_of` does.
+
+    Of records it is all that they have lost, with the epsilon of the releases of the whole client alone; 0 elsewhere.
+
+    Raises:
+      Refusal: a ledger is damaged.
+    """
+    spent = {path.stem: (epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
+    for client in [name for name in spent if name.startswith(CLIENT)]:
+        name = client.removeprefix(CLIENT)
+        whole, alone = read_records(folder / f"{client}.ledger", folder / f"{name}.ledger")
+        if whole.releases:
+            spent[name] = spent_in(whole), (spent_in(alone) or (0.0, 0.0))[0]
+    return spent
+
+
+def spent_in(book: Book) -> tuple[float, float] | None:
+    """Return epsilon and delta spent by a book's releases; None if nothing was spent."""
     if not book.granted:
         return None
-    delta = next(iter(book.granted.values())).target_delta
-    return max(_epsilon(book, who, delta) for who in book.spent), delta
+    delta = min(budget.target_delta for budget in book.granted.values())
+    return max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta
 
 
 def _epsilon(book: Book, who: Adversary, delta: float) -> float:

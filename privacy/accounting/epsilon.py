@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..budget import Adjacency, Budget
 from ..refusal import Refusal, real, word
-from .events import MIN_NOISE, Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture, leaves
+from .events import (
+    MIN_NOISE,
+    Counts,
+    Leaf,
+    asked_of,
+    drawn_openly,
+    gaussian_scale,
+    is_exchanged,
+    is_mixture,
+    leaves,
+)
 from .renyi import by_renyi, relation_of, renyi_holds
 
 if TYPE_CHECKING:
@@ -207,6 +217,8 @@ def typical_loss(leaf: Leaf) -> float:
 
     It is infinite for a leaf that needs no fine grid.
     """
+    if is_exchanged(leaf):
+        return typical_loss(leaf.event)
     parts = asked_of(leaf)
     if is_mixture(leaf):
         pairs = zip(leaf.sensitivities, leaf.sampling_probs, strict=True)

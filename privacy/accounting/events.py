@@ -126,6 +126,11 @@ def is_mixture(leaf: Leaf) -> bool:
     return type(leaf).__name__ == "MixtureOfGaussiansDpEvent"
 
 
+def is_exchanged(leaf: Leaf) -> bool:
+    """Return whether a leaf is an `ExchangedDpEvent`."""
+    return type(leaf).__name__ == "ExchangedDpEvent"
+
+
 def _is_sample(event: Any) -> bool:
     from dp_accounting import dp_event as dp
 
@@ -159,6 +164,10 @@ def _simplified(event: Any) -> Leaf | None:
             return dp.NonPrivateDpEvent()
         case dp.MixtureOfGaussiansDpEvent():
             return _mixed(event.standard_deviation, event.sensitivities, event.sampling_probs)
+        case _ if is_exchanged(event):
+            inner = _simplified(event.event)
+            known = inner is not None and gaussian_scale(inner) is not None
+            return type(event)(inner) if known else inner and dp.NonPrivateDpEvent()
         case _ if _is_sample(event):
             parts = _together(_unfolded(event.event, 1)) if event.sampling_probability else []
             return _sampled(type(event), event.sampling_probability, parts)
@@ -265,7 +274,7 @@ def _event_class(kind: str) -> Any:
 
     from . import openly_sampled
 
-    return getattr(openly_sampled if kind == "OpenlySampled" else dp_event, f"{kind}DpEvent")
+    return getattr(openly_sampled if kind in ("OpenlySampled", "Exchanged") else dp_event, f"{kind}DpEvent")
 
 
 _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
@@ -283,6 +292,7 @@ _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
     },
     "PoissonSampled": {"sampling_probability": _rate, "event": _event},
     "OpenlySampled": {"sampling_probability": _rate, "event": _event},
+    "Exchanged": {"event": _event},
     "TruncatedSubsampledGaussian": {
         "dataset_size": _count,
         "sampling_probability": _rate,

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from . import gaussian_mixture, sampled_gaussian
-from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
+from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_exchanged, is_mixture
 from .sampled_gaussian import SIDES
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def has_distribution(leaf: Leaf, relation: "NeighboringRelation") -> bool:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     parts = asked_of(leaf)
+    if is_exchanged(leaf):
+        return has_distribution(leaf.event, NeighboringRelation.REPLACE_ONE)
     if parts is None:
         return PLDAccountant(relation).supports(leaf)
     # Replacing a unit involves three answers, with either unit and with none: a pair cannot hold all three.
@@ -342,6 +344,8 @@ def _deltas(dense: Any, sizes: Floats) -> Floats:
 def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
+    if is_exchanged(leaf):
+        return _once(leaf.event, NeighboringRelation.REPLACE_ONE, interval)
     parts, scale = asked_of(leaf), gaussian_scale(leaf)
     if scale is not None:
         rate, noise = scale

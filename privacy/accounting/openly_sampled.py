@@ -1,4 +1,4 @@
-"""Event of a sample whose draw is public; dp_accounting supports only secret draws."""
+"""Events that dp_accounting lacks: a sample whose draw is public, and a secret sample of a vector that is exchanged."""
 
 import attr
 from dp_accounting.dp_event import DpEvent
@@ -16,4 +16,15 @@ class OpenlySampledDpEvent(DpEvent):
     """
 
     sampling_probability: float
+    event: DpEvent
+
+
+@attr.frozen
+class ExchangedDpEvent(DpEvent):
+    """Sampled Gaussian that is accounted under replace-one, whatever the adjacency of its ledger.
+
+    Attributes:
+      event: a Gaussian, sampled by Poisson; its noise multiplier is noise std / clip.
+    """
+
     event: DpEvent

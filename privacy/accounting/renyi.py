@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..budget import Adjacency
-from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
+from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_exchanged, is_mixture
 
 if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
@@ -44,7 +44,8 @@ def renyi_holds(leaf: Leaf, adjacency: Adjacency) -> bool:
     """
     from dp_accounting.dp_event import GaussianDpEvent
 
-    return adjacency is not Adjacency.REPLACE_ONE or isinstance(leaf, GaussianDpEvent)
+    replaced = adjacency is Adjacency.REPLACE_ONE or is_exchanged(leaf)
+    return not replaced or isinstance(leaf, GaussianDpEvent)
 
 
 def by_renyi(counts: Counts, delta: float, adjacency: Adjacency) -> float | None:
@@ -95,6 +96,8 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
     from dp_accounting.privacy_accountant import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
 
+    if is_exchanged(leaf):
+        return renyi_vector(leaf.event, Adjacency.REPLACE_ONE)
     parts = asked_of(leaf)
     if parts is not None:
         vectors = [(n, renyi_vector(part, adjacency)) for part, n in parts]

@@ -67,12 +67,13 @@ class ReleaseState(StrEnum):
 
 @dataclass
 class BookedRelease:
-    """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, and its arm."""
+    """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, arm and source."""
 
     entry: Entry
     events: dict[Adversary, str]
     state: ReleaseState = ReleaseState.RESERVED
     arm: Arm | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ class _Charge:
     budget: Budget
     filter_order: float | None
     arm: Arm | None
+    source: str | None
 
 
 def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
     order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
     events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
     arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
-    return _Charge(
-        events, Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"]), order, arm
-    )
+    budget = Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"])
+    return _Charge(events, budget, order, arm, payload.get("source"))
 
 
 @dataclass
@@ -195,7 +196,7 @@ class Book:
         for adversary, text in charge.events.items():
             self._charge(charge.arm, adversary, text, 1)
             self.granted[adversary] = charge.budget
-        self.releases[entry.key] = BookedRelease(entry, charge.events, arm=charge.arm)
+        self.releases[entry.key] = BookedRelease(entry, charge.events, arm=charge.arm, source=charge.source)
 
     def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
         """Increment or decrement the count of an event; an arm with fewer of it than another arm changes nothing."""

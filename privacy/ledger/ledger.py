@@ -11,12 +11,12 @@ import math
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
@@ -92,6 +92,18 @@ class BudgetExhausted(Exception):
         self.would_be = would_be
 
 
+class SharedBudget(Protocol):
+    """Budget of others, such as a client's records, that a ledger's releases spend too."""
+
+    def require(self, release: Release) -> None:
+        """Raise BudgetExhausted if it does not afford a release."""
+        ...
+
+    def add(self, release: Release) -> None:
+        """Count a release that is about to be written."""
+        ...
+
+
 class Ledger:
     """Record of all releases of one owner's data, charged before anything is released.
 
@@ -101,6 +113,7 @@ class Ledger:
     Attributes:
       purpose: of this process's releases, in words, kept with each reservation; None for no purpose.
       caps: further caps of the owner on questions, besides those stored with the ledger.
+      shared: budgets that new releases spend too.
 
     Example:
       >>> import tempfile
@@ -125,6 +138,7 @@ class Ledger:
         self._resources = resources
         self.purpose: str | None = None
         self.caps: tuple[Cap, ...] = ()
+        self.shared: tuple[SharedBudget, ...] = ()
         self._threads = threading.RLock()
         self._pending: dict[str, None] = {}
 
@@ -198,6 +212,11 @@ class Ledger:
         return self._book.head
 
     @property
+    def book(self) -> Book:
+        """Content of the ledger, as of its last reservation."""
+        return self._book
+
+    @property
     def is_open(self) -> bool:
         """Whether it may still be written: not after it was closed, or after a write that failed."""
         return self._lock.held
@@ -234,11 +253,27 @@ class Ledger:
             if earlier is None:
                 budget = self._budget_for(release)
                 self.require_asked(release)
-                _require_affordable(release, events, budget, self._book)
+                require_affordable(release, events, budget, self._book)
+                for each in self.shared:
+                    each.require(release)
+                for each in self.shared:
+                    each.add(release)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
             else:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry
+
+    def charge(self, drafts_of: Callable[[Book], Iterable[Draft]]) -> None:
+        """Charge what has left already, whatever the budget, all at once or nothing.
+
+        Args:
+          drafts_of: returns the entries, given those that are here.
+
+        Raises:
+          LedgerUnavailable: they could not be written.
+        """
+        with self._writing() as drafts:
+            drafts.extend(drafts_of(self._book))
 
     def require_asked(self, release: Release) -> None:
         """Refuse a question that owners do not allow, or that exceeds their cap on questions. Write nothing.
@@ -530,7 +565,7 @@ def _written(release: Release) -> dict[str, Any]:
     return {adversary.value: once[id(event)] for adversary, event in release.events.items()}
 
 
-def _require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: Book) -> None:
+def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: Book) -> None:
     """Return if a release fits the budget together with the book's releases.
 
         Adversaries with the same past and the same new events are checked once.
@@ -592,6 +627,7 @@ def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: 
     drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
     arm = None if release.arm is None else release.arm.to_json()
     told = {"purpose": purpose, "segments": release.segments, "kind": release.kind, "arm": arm}
+    told |= {"source": release.source}
     asked = {name: value for name, value in told.items() if value is not None}
     return canonical(
         {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn, **asked}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.renyi_filter import counted
-from ..budget import Adversary, Budget, Release
+from ..budget import OF_CLIENT, Adversary, Budget, Release
 from ..refusal import Refusal
 from .book import Book, BookedRelease, ReleaseState, event_of, repeated
 from .caps import Cap
@@ -87,10 +87,10 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
 
 
 def asked_questions(book: Book) -> list[AskedQuestion]:
-    """Return the questions on a ledger, in their order."""
+    """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
     found: list[AskedQuestion] = []
     for booked in book.releases.values():
-        if (payload := _payload(booked)) is None:
+        if (payload := _payload(booked)) is None or booked.source == OF_CLIENT:
             continue
         name, budget = json.loads(booked.entry.key)[0], payload["budget"]
         segments: dict[str, str] = payload.get("segments", {})

@@ -1,0 +1,192 @@
+"""Charges of records for what their client releases as a whole: one budget for a record, whatever the mode.
+
+A record is part of its client, so a release that hides the client costs the record as well (`accounting.exchanged`),
+unless it was computed from what the record was charged for already. The ledger of records holds these charges under the
+client's keys. Entries of releases before it existed, or before ledgers were kept this way, are added at its next use.
+"""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..accounting.events import Gaussian, event_from_json, event_to_json
+from ..accounting.exchanged import exchanged, exchanged_text
+from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Budget, Release, Unit
+from .book import RESERVE, Book, BookedRelease, ReleaseState, read_book
+from .caps import Cap, CapEnded, capped, caps_on
+from .hash_chain import Draft, Entry, Head, canonical
+from .ledger import BudgetExhausted, Key, Ledger, require_affordable
+from .question_caps import require_allowed
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+SUFFIX = (
+    " of the client"  # of a mechanism: else a record-level release of the same run and round had the same key
+)
+
+
+def key_of(key: Key) -> Key:
+    """Return the key of a client's release on the ledger of its records."""
+    return (key[0], key[1], f"{key[2]}{SUFFIX}")
+
+
+def release_of(release: Release, budget: Budget) -> Release:
+    """Return a client's release as one of its records.
+
+    Args:
+      release: on the client's ledger.
+      budget: of the records; its unit and adjacency are their ledger's.
+    """
+    plain = {
+        who: exchanged(event_to_json(event), budget.adjacency, secret=release.filter_order is None)
+        for who, event in release.events.items()
+    }
+    events = {who: _event_of(event) for who, event in plain.items()}
+    changed = replace(release, unit=budget.unit, events=events, cohort=None, source=OF_CLIENT)
+    return replace(changed, mechanism=key_of(release.key)[2])
+
+
+def _event_of(plain: dict[str, Any]) -> "DpEvent | Gaussian":
+    """Return an event; a device that only adds Gaussian noise loads no accountant for it."""
+    return Gaussian(plain["noise_multiplier"]) if plain["kind"] == "Gaussian" else event_from_json(plain)
+
+
+def owed(clients: Book, records: Book, budget: Budget) -> list[Draft]:
+    """Return the entries of the client's releases that the ledger of its records lacks.
+
+    Args:
+      clients: book of the client's ledger.
+      records: book of its records' ledger.
+      budget: of the records: gives adjacency and delta. What has left is charged, whatever epsilon may be spent.
+    """
+    drafts: list[Draft] = []
+    for text, booked in clients.releases.items():
+        run, number, mechanism = json.loads(text)
+        key = canonical(list(key_of((run, number, mechanism))))
+        spent = booked.state is not ReleaseState.VOID and booked.source != OF_RECORDS
+        if spent and key not in records.releases:
+            drafts.append(Draft(RESERVE, key, _payload(booked, records, budget)))
+    return drafts
+
+
+def _payload(booked: BookedRelease, records: Book, budget: Budget) -> str:
+    payload: dict[str, Any] = json.loads(booked.entry.payload)
+    filtered = "filter_order" in payload
+    payload["events"] = {
+        who.value: exchanged_text(text, budget.adjacency, not filtered) for who, text in booked.events.items()
+    }
+    payload["budget"] = {"target_epsilon": UNLIMITED_EPSILON, "target_delta": budget.target_delta}
+    payload.pop("cohort", None)
+    if filtered and records.filter_order is not None:
+        payload["filter_order"] = records.filter_order
+    return canonical({**payload, "source": OF_CLIENT})
+
+
+def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
+    """Charge a ledger of records with what their client's ledger holds and it lacks.
+
+    Args:
+      ledger: of the records, open for writing.
+      clients: path of the client's ledger.
+      budget: as of `owed`.
+
+    Raises:
+      Refusal: the client's ledger cannot be read.
+      LedgerUnavailable: nothing could be written.
+    """
+    if clients.exists():
+        book = read_book(clients)
+        if owed(book, ledger.book, budget):
+            ledger.charge(lambda records: owed(book, records, budget))
+
+
+def as_records(clients: Book, records: Book | None, budget: Budget) -> Book:
+    """Return what records have spent, as a book in memory: on their ledger, and by their client's releases.
+
+    Args:
+      clients: book of the client's ledger.
+      records: book of the records' ledger, which is extended; None without one.
+      budget: of the records.
+    """
+    identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
+    book = records or Book(identity=identity, head=Head(1, ""))  # as after its first entry
+    for draft in owed(clients, book, budget):
+        take(book, draft)
+    return book
+
+
+def take(book: Book, draft: Draft) -> None:
+    """Count an entry in a book that stays in memory."""
+    book.take(Entry(book.head.seq + 1, draft.kind, draft.key, draft.payload, "", ""), "memory")
+
+
+@dataclass
+class RecordsBudget:
+    """Budget of records that the releases of their client spend too, while the client's ledger is open.
+
+    Attributes:
+      path: of the records' ledger, which need not exist: its caps hold.
+      budget: of the records, before caps.
+      book: what they have spent, in memory; it grows with the releases.
+      caps: further caps of their owner.
+    """
+
+    path: Path
+    budget: Budget
+    book: Book
+    caps: tuple[Cap, ...] = ()
+
+    def require(self, release: Release) -> None:
+        """Refuse a release of the client that its records cannot afford.
+
+        Raises:
+          BudgetExhausted: naming the records' budget.
+          Refusal: its purpose is not allowed.
+        """
+        if release.source == OF_RECORDS:
+            return
+        mine, adversary = release_of(release, self.budget), next(iter(release.events))
+        try:
+            budget = capped(self.path, self.budget)
+        except CapEnded as ended:
+            raise BudgetExhausted(self.budget, adversary, math.inf, str(ended)) from ended
+        events = {who.value: event_to_json(event) for who, event in mine.events.items()}
+        require_affordable(mine, events, budget, self.book)
+        why = require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget)
+        if why is not None:
+            raise BudgetExhausted(budget, adversary, math.inf, f"of a record {why}")
+
+    def add(self, release: Release) -> None:
+        """Count a release."""
+        if release.source == OF_RECORDS:
+            return
+        mine = release_of(release, self.budget)
+        payload = {
+            "events": {who.value: event_to_json(event) for who, event in mine.events.items()},
+            "budget": {"target_epsilon": UNLIMITED_EPSILON, "target_delta": self.budget.target_delta},
+            "source": OF_CLIENT,
+        }
+        optional = {"segments": mine.segments, "kind": mine.kind, "arm": mine.arm and mine.arm.to_json()}
+        payload |= {name: value for name, value in optional.items() if value is not None}
+        take(self.book, Draft(RESERVE, canonical(list(mine.key)), canonical(payload)))
+
+
+def read_records(clients: Path, records: Path) -> tuple[Book, Book]:
+    """Return what records have spent, and what of it by releases of their client alone, as books in memory.
+
+    Args:
+      clients: path of the client's ledger, which need not exist.
+      records: path of its records' ledger, which need not exist.
+
+    Raises:
+      Refusal: a ledger is damaged.
+    """
+    of_client, own = (read_book(each) if each.exists() else Book() for each in (clients, records))
+    deltas = [each.target_delta for book in (of_client, own) for each in book.granted.values()]
+    unit, adjacency = own.identity.get("unit", Unit.RECORD), own.identity.get("adjacency", Adjacency.ZERO_OUT)
+    budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
+    alone = as_records(of_client, None, budget)
+    return as_records(of_client, own if own.identity else None, budget), alone
