@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..configs.schema import SimulationSettings
+from ..configs.schema import CsvTask, SimulationSettings
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
@@ -53,7 +53,14 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
         if number:
             console.print()
         _show(console, federation, plan, budget, rounds)
+    if isinstance(settings.task, CsvTask):
+        console.print(_training(federation.settings))
     return 0
+
+
+def _training(settings: SimulationSettings) -> str:
+    rate, strategy = settings.local_training.learning_rate, settings.strategy.target or settings.strategy.name
+    return f"Training: learning_rate {rate:g}, batch_size {settings.training.batch_size}, {strategy}."
 
 
 def _draw(federation: Federation, plot: Path) -> None:
@@ -191,6 +198,7 @@ def plain(federation: Federation) -> list[dict[str, Any]]:
             "runs_epsilon": _spelled(each.runs_epsilon),
             "tries_epsilon": _spelled(each.tries_epsilon),
             "curve": each.curve.to_json(),
+            "learning_rate": federation.settings.local_training.learning_rate,
         }
         for each in unit_plans(federation)
     ]

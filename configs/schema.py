@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..privacy.arms import MOST_ARMS
 from ..privacy.budget import Adjacency, Unit
@@ -83,12 +83,12 @@ OtherModel = (
 class _Task(Group):
     num_clients: Clients | None = None
     """Number of clients; null: as many as the task has."""
-    learning_rate: Positive = 0.1
-    """Learning rate of plain SGD at the client."""
-    dp_sgd_learning_rate: Positive = 0.1
-    """Learning rate of DP-SGD at the client."""
-    step_learning_rate: Positive = 0.25
-    """Learning rate of a DP-SGD step on the records of all clients."""
+    learning_rate: Positive | None = 0.1
+    """Learning rate of plain SGD at the client. Null: of tables, the rate that follows from the bound on the loss's curvature."""
+    dp_sgd_learning_rate: Positive | None = 0.1
+    """Learning rate of DP-SGD at the client. Null: likewise, for clipped and noised gradients."""
+    step_learning_rate: Positive | None = 0.25
+    """Learning rate of a DP-SGD step on the records of all clients. Null: likewise."""
     local_epochs: Epochs = 1
     """Local epochs with plain SGD."""
     clipping_norm: Positive = 1.0
@@ -338,6 +338,12 @@ class _FlowerStrategy(Group):
     def parameters(self) -> dict[str, Parameter]:
         """Keyword arguments of the strategy's constructor, under its own names."""
         return self.model_dump(exclude={"name"})
+
+
+class AutoStrategy(_FlowerStrategy):
+    """FedAvgM if a round is one step on all rows: batches of at least 100 000, and no privacy; else FedAvg."""
+
+    name: Literal["auto"] = "auto"
 
 
 class FedAvg(_FlowerStrategy):
@@ -1058,7 +1064,7 @@ class LinkSettings(Group):
 TaskSettings = ShippedTask | Shakespeare | Sentences | CensusTask | StarTask | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort
-StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
+StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
 EngineSettings = InProcess | Ray
@@ -1113,8 +1119,17 @@ class FederationSettings(Group):
     """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
     together: Annotated[bool, Field(exclude=True)] = False
     """Whether equal records are held out together: of a run that an earlier release began, which goes on by its rule."""
+    rate_of_task: Annotated[bool, Field(exclude=True, repr=False)] = False
+    """Whether learning_rate is null, so that it follows from the task; false once it does."""
     source: Annotated[str, Field(exclude=True, repr=False)] = ""
     """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mark_rate(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("learning_rate", 0) is not None:
+            return values
+        return {key: value for key, value in values.items() if key != "learning_rate"} | {"rate_of_task": True}
 
     @property
     def local_training(self) -> LocalTraining:

@@ -85,6 +85,19 @@ class Tables:
             return self.schema.target.weights
         return tuple(chain((1.0,) * self.classes, found.unknown, *found.weights))
 
+    @property
+    def squared_length(self) -> int:
+        """Bound on the squared length of an input with its 1: a column adds at most 1, as a number, a bin or a word.
+
+        A number that is scaled by its deviation adds 1 in the mean.
+        """
+        return 1 + len(self.schema.inputs)
+
+    @property
+    def curvature(self) -> float:
+        """Bound on the second derivative of an example's loss by the model's outputs (Boehning 1992 for classes)."""
+        return 0.5 if self.classes else 2.0
+
     def model(self) -> nn.Module:
         outputs = self.classes or 1
         if not self.hidden:

@@ -32,6 +32,7 @@ from ...tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .display import warn
 from .federation import Deployed, Federation
+from .learning_rate import suited
 from .sum_plan import best_groups
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def build(
     task = task or _task(settings, options, given.task)
     num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
     check_cohort(settings, num_clients)
+    settings = suited(settings, task, num_clients)
     cohort = _cohort(settings, num_clients)
     if deployed is not None:
         cohort = seen_by_answers(cohort, deployed.link)

@@ -608,6 +608,7 @@ def _configured(federation: Federation) -> dict[str, Any]:
         "population": federation.population,
         "cohort": s.cohort.name,
         "strategy": s.strategy.target or s.strategy.name,
+        "learning_rate": s.local_training.learning_rate,
         "partition": s.partition.name,
         "budget_runs": s.budget.runs,
     }

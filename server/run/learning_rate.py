@@ -1,0 +1,88 @@
+"""Learning rate and strategy of a task that states a bound on the curvature of its loss, from public numbers alone.
+
+Plain descent converges below 2 / L, and with momentum b at the server below 2 (1 + b) / L (Polyak 1964); half of that is
+taken. Noise needs less: R rounds whose noise follows from a target (epsilon, delta) on N records leave a walk of about
+rate R k C sqrt(p) / N in p coordinates, where k = sqrt(2 ln(1.25 / delta)) / epsilon and C is the clip (Dong et al. 2022
+for many rounds). That walk is kept to the size of the model, which is of the order of 1 / curvature.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ...configs.schema import (
+    AutoStrategy,
+    FedAvg,
+    FedAvgM,
+    NoPrivacy,
+    Record,
+    RecordAndClient,
+    RecordDistributed,
+    SimulationSettings,
+)
+from ...privacy.refusal import Refusal
+from ...tasks.data import size_of
+from ...tasks.protocol import Task
+
+WHOLE = 100_000  # a batch of at least this many rows is all that a client of tables has
+OF_CLIPPED = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
+
+
+def suited(settings: SimulationSettings, task: Task, num_clients: int) -> SimulationSettings:
+    """Return the settings with the learning rate and the strategy that follow from the task, where they are left to it.
+
+    Args:
+      settings: validated.
+      task: loaded; of tables it has `length` and `curvature`.
+      num_clients: of the run.
+
+    Raises:
+      Refusal: the rate is left to a task that states no bound.
+    """
+    training = settings.training
+    if isinstance(settings.strategy, AutoStrategy):
+        together = _steps_of_a_round(settings) is not None
+        settings = settings.model_copy(update={"strategy": FedAvgM() if together else FedAvg()})
+    if not settings.rate_of_task:
+        return settings
+    curvature, length = getattr(task, "curvature", None), getattr(task, "squared_length", None)
+    if curvature is None or length is None:
+        raise Refusal("learning_rate", None, "this task does not say what suits it; give a number above 0")
+    momentum = settings.strategy.server_momentum if isinstance(settings.strategy, FedAvgM) else 0.0
+    steps = _steps_of_a_round(settings)
+    limit = (1 - momentum if steps is None else (1 + momentum) / steps) / length
+    if isinstance(settings.privacy, Record | RecordAndClient):
+        limit *= OF_CLIPPED
+    rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature
+    rate = float(f"{rate:.3g}")
+    return settings.model_copy(
+        update={"training": replace(training, learning_rate=rate), "rate_of_task": False}
+    )
+
+
+def _steps_of_a_round(settings: SimulationSettings) -> int | None:
+    """Return the steps on the rows of all clients between two steps of the server; None if each client takes its own."""
+    if isinstance(settings.privacy, RecordDistributed):
+        return 1
+    whole = isinstance(settings.privacy, NoPrivacy) and settings.training.batch_size >= WHOLE
+    return settings.training.local_epochs if whole else None
+
+
+def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) -> float:
+    """Return the rate, times the curvature, at which the noise of all rounds moves a model by its own size."""
+    from ...tasks.arrays import dimension_of  # torch
+
+    privacy = settings.privacy
+    level = privacy.record if isinstance(privacy, RecordAndClient) else privacy
+    if not isinstance(level, Record | RecordDistributed) or level.target_epsilon is None:
+        return math.inf
+    if isinstance(level, Record):
+        records = settings.training.batch_size * math.sqrt(num_clients)  # whose noise is one draw
+    else:
+        own = range(task.num_clients)
+        records = float(level.records or sum(size_of(task, client, False) for client in own))
+    if not records:  # of real clients nobody may count them
+        return math.inf
+    noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
+    return records / (settings.num_rounds * noise * math.sqrt(dimension_of(task)))

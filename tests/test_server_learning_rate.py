@@ -1,0 +1,104 @@
+"""Learning rates of tables: they follow from a bound on the loss's curvature, and without privacy the run reaches the optimum."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedveil.cli.plan import show_plan
+from fedveil.configs.schema import SimulationSettings
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.refusal import Refusal
+from fedveil.server.run.build import build
+from fedveil.simulations.simulate import simulate
+
+COLUMNS, ROWS = 5, 240
+TABLES = ("task=csv", "task.simulated=true", "audit=off")
+
+
+@pytest.fixture
+def number(tmp_path: Path) -> Path:
+    """Tables of three owners whose rows differ, a public one, and a label that is nearly a sum of the columns."""
+    draw = np.random.default_rng(7)
+    columns = "\n".join(f"  x{each}: {{low: -1, high: 1}}" for each in range(COLUMNS))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "schema.yaml").write_text(
+        f"label: y\ncolumns:\n{columns}\n  y: {{low: -4, high: 4}}\n"
+    )
+    for place, name in enumerate(("tables/a.csv", "tables/b.csv", "tables/c.csv", "public.csv")):
+        inputs = draw.uniform(-1, 1, (ROWS, COLUMNS))
+        inputs[:, 0] = inputs[:, 0] * 0.4 + (place % 3 - 1) * 0.5
+        y = inputs.sum(1) + 0.5 * draw.standard_normal(ROWS)
+        lines = [",".join(f"{each:.6f}" for each in row) for row in np.column_stack([inputs, y])]
+        header = ",".join([*(f"x{each}" for each in range(COLUMNS)), "y"])
+        (tmp_path / name).write_text("\n".join([header, *lines]) + "\n")
+    return tmp_path
+
+
+def settings(where: Path, *more: str) -> SimulationSettings:
+    folder, public = f"task.folder={where / 'tables'}", f"task.held_out_file={where / 'public.csv'}"
+    return settings_from_overrides([*TABLES, folder, public, *more])
+
+
+def result(where: Path, *more: str) -> dict[str, Any]:
+    simulate(settings(where, *more), where / "run", quiet=True)
+    return json.loads((where / "run" / "result.json").read_text())
+
+
+def least_squares(where: Path) -> float:
+    """Return the best share of the public rows' variance that a linear fit to all owners' rows explains."""
+    read = {each.name: np.loadtxt(each, delimiter=",", skiprows=1) for each in where.rglob("*.csv")}
+    rows, public = np.vstack([read[f"{each}.csv"] for each in "abc"]), read["public.csv"]
+    ones = [np.column_stack([each[:, :-1], np.ones(len(each))]) for each in (rows, public)]
+    fit = np.linalg.lstsq(ones[0], rows[:, -1], rcond=None)[0]
+    residual = public[:, -1] - ones[1] @ fit
+    return float(1 - (residual**2).sum() / ((public[:, -1] - public[:, -1].mean()) ** 2).sum())
+
+
+def test_without_privacy_a_table_with_a_number_reaches_the_least_squares_fit(number: Path) -> None:
+    found = result(number, "privacy=none")
+    assert found["strategy"] == "fedavgm" and found["learning_rate"] == pytest.approx(1.9 / (2 * 6), rel=5e-3)
+    assert found["metrics"]["r2"] == pytest.approx(least_squares(number), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "strategy", "limit"),
+    [
+        ("none", "fedavgm", 1.9),
+        ("client_central", "fedavg", 1),
+        ("record", "fedavg", 4),
+        ("record_distributed", "fedavgm", 1.9),
+    ],
+)
+def test_no_mode_steps_further_than_the_curvature_allows(
+    number: Path, mode: str, strategy: str, limit: float
+) -> None:
+    few, much = build(settings(number, f"privacy={mode}", "num_rounds=1")), 6 * 2
+    assert few.settings.strategy.name == strategy
+    assert few.settings.training.learning_rate == pytest.approx(limit / much, rel=5e-3)
+    many = build(settings(number, f"privacy={mode}", "num_rounds=2000"))
+    noised = mode.startswith("record")
+    assert (many.settings.training.learning_rate < few.settings.training.learning_rate / 2) is noised
+
+
+def test_a_rate_and_a_strategy_of_the_user_stay(number: Path) -> None:
+    for key in ("learning_rate=0.3", "task.learning_rate=0.3"):
+        found = build(settings(number, "privacy=none", key, "strategy=fedavg", "batch_size=10")).settings
+        assert (found.training.learning_rate, found.training.batch_size) == (0.3, 10)
+        assert found.strategy.name == "fedavg"
+    asked = settings(number, "privacy=none", "strategy=fedadam")
+    assert build(asked).settings.strategy.name == "fedadam"
+
+
+def test_a_task_without_a_bound_needs_a_rate() -> None:
+    with pytest.raises(Refusal, match="learning_rate=None"):
+        build(settings_from_overrides(["task=digits", "learning_rate=null"]))
+
+
+def test_the_plan_shows_the_rate(number: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(settings(number, "privacy=none"))
+    assert "learning_rate 0.158, batch_size 100000, fedavgm" in capsys.readouterr().out
+    show_plan(settings(number, "privacy=record", "num_rounds=1"), as_json=True)
+    assert json.loads(capsys.readouterr().out)[0]["learning_rate"] == 0.333
