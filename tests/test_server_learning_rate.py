@@ -12,6 +12,7 @@ from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.build import build
+from fedveil.server.run.learning_rate import rise_of
 from fedveil.simulations.simulate import simulate
 
 COLUMNS, ROWS = 5, 240
@@ -102,3 +103,38 @@ def test_the_plan_shows_the_rate(number: Path, capsys: pytest.CaptureFixture[str
     assert "learning_rate 0.158, batch_size 100000, fedavgm" in capsys.readouterr().out
     show_plan(settings(number, "privacy=record", "num_rounds=1"), as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["learning_rate"] == 0.333
+
+
+def test_a_run_whose_loss_rises_says_so_at_its_end_with_the_remedy(
+    number: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(settings(number, "privacy=none", "num_rounds=12", "learning_rate=0.9"), number / "run")
+    said = json.loads((number / "run" / "result.json").read_text())["rise"]
+    assert said in capsys.readouterr().out and "try a learning_rate below 0.9" in said
+
+
+@pytest.mark.parametrize(
+    ("losses", "above"),
+    [
+        ([3, 2, 1, 0.5], None),
+        ([1, 0.5, 0.52, 0.51, 0.54, 0.5], None),  # converged, with noise
+        ([1, 2, 1.5, 3], 3),
+        ([1, 1.2, 0.9, None], 2),  # diverged: not a number
+        ([1, 0.5, 0.6, 0.4], None),
+        ([], None),
+    ],
+)
+def test_half_of_the_rounds_decide_whether_a_loss_rises(
+    losses: list[float | None], above: int | None
+) -> None:
+    run = settings_from_overrides(["task=digits", "privacy=none"])
+    said = rise_of([{"round": place, "loss": loss} for place, loss in enumerate(losses)], run)
+    assert said is None if above is None else f"in {above} of {len(losses)} rounds" in str(said)
+
+
+def test_a_loss_of_training_counts_only_in_the_clear_and_noise_of_clients_has_its_own_remedy() -> None:
+    rows, clear = [{"train/train_loss": each} for each in (1.0, 2.0, 3.0)], ["task=digits", "privacy=none"]
+    assert "learning_rate" in str(rise_of(rows, settings_from_overrides(clear)))
+    hidden = settings_from_overrides(["task=digits"])
+    assert rise_of(rows, hidden) is None
+    assert "clipping_norm" in str(rise_of([{"loss": each} for each in (1.0, 2.0, 3.0)], hidden))

@@ -67,6 +67,8 @@ class Display:
             say(f"mean of the last {models} models: {shown}")
         if told := tuned_line(ending.result.get("tuning")):
             say(told)
+        if rise := ending.result.get("rise"):
+            say(rise)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
         in_vain = (
             f"; rounds abandoned: {lost} (what was charged for them stays spent)"

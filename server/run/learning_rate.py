@@ -9,10 +9,13 @@ for many rounds). That walk is kept to the size of the model, which is of the or
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...configs.schema import (
     AutoStrategy,
+    ClientLevel,
     FedAvg,
     FedAvgM,
     NoPrivacy,
@@ -20,12 +23,15 @@ from ...configs.schema import (
     RecordAndClient,
     RecordDistributed,
     SimulationSettings,
+    sum_level,
 )
 from ...privacy.refusal import Refusal
 from ...tasks.data import size_of
 from ...tasks.protocol import Task
 
+TRAIN_LOSS = "train/train_loss"
 WHOLE = 100_000  # a batch of at least this many rows is all that a client of tables has
+RISE = 0.1  # share of the lowest loss; a converged run with noise stays within it
 OF_CLIPPED = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
 
 
@@ -86,3 +92,31 @@ def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) ->
         return math.inf
     noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
     return records / (settings.num_rounds * noise * math.sqrt(dimension_of(task)))
+
+
+def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> str | None:
+    """Return a sentence on a loss that was above its lowest in at least half of the rounds, with the remedy; else None.
+
+    Args:
+      rows: of the rounds that led to the model; the loss on public held-out data counts, else that of training in the clear.
+      settings: of the run.
+    """
+    clear = isinstance(settings.privacy, NoPrivacy)
+    name = next((each for each in ("loss", TRAIN_LOSS) if any(each in row for row in rows)), None)
+    if name is None or (name == TRAIN_LOSS and not clear):
+        return None
+    losses = [math.nan if row[name] is None else row[name] for row in rows if name in row]
+    lowest, above = math.inf, 0
+    for loss in losses:
+        above += math.isfinite(lowest) and not loss <= lowest + RISE * abs(lowest)
+        lowest = min(lowest, loss) if math.isfinite(loss) else lowest
+    if not above or 2 * above < len(losses):
+        return None
+    rate = settings.local_training.learning_rate
+    remedy = f"a learning_rate below {rate:g}"
+    if isinstance(
+        sum_level(settings.privacy), ClientLevel
+    ):  # the noise is that of the clip, whatever the rate
+        remedy = "a smaller clipping_norm or more clients"
+    said = f"the loss was at least a tenth above its lowest in {above} of {len(losses)} rounds"
+    return f"{said}: try {remedy}, or fewer rounds"

@@ -61,6 +61,7 @@ from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
 from .evaluation_figures import shown_metrics
 from .federation import Federation, Run
+from .learning_rate import rise_of
 from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
@@ -569,6 +570,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "audit": None,
         "message_bytes": final.get("message_bytes"),
         "tuning": tuned(run, ending.state, history),
+        "rise": rise_of(_of_winner(history, ending.state), federation.settings) if history else None,
         "models_averaged": ending.state.average.models if ending.state.average else 1,
         "metrics": {
             k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(OF_THE_ROUND)
