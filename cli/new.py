@@ -51,7 +51,7 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
     if (data or label) and source != "csv":
         remedy = f"are tables, for --from csv; {source} takes none"
         raise Refusal("DATA", str(data[0]) if data else label, remedy)
-    draft = _draft(data, label) if data else None
+    draft, doubts = _draft(data, label) if data else (None, [])
     with refusing("folder", folder, "cannot be made"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Refusal("folder", str(folder), "is not empty; name a new folder")
@@ -67,6 +67,8 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
         print(
             f"Check each line of {folder / SCHEMA}: it was derived from these tables and reveals their content."
         )
+        for each in doubts:
+            print(each)
         print("A first run on real tables spends their whole budget; try one with task.simulated=true. Then:")
     where = shlex.quote(str(folder))
     print(f"  cd {where} && {COMMANDS[source]}")
@@ -85,18 +87,31 @@ def _name_data(folder: Path) -> None:
         project.write_text(text, encoding="utf-8")
 
 
-def _draft(data: Sequence[Path], label: str | None) -> str:
-    """Return a first schema of these tables, with comments on what to check."""
+def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
+    """Return a first schema of these tables, with comments on what to check, and sentences on its columns in doubt.
+
+    A label in doubt is in comments alone, so that no run trains on several spellings as several classes.
+    """
     from ..tasks.table_files import draft_schema
+    from ..tasks.table_schema import column_line
 
     if len({each.parent.resolve() for each in data}) > 1:
         remedy = "are in several folders; put them into one"
         raise Refusal("DATA", ", ".join(map(str, data)), remedy)
-    schema, left_out = draft_schema(data, label)
-    notes = {schema.label: "is predicted"}
-    lines = [DRAFT_HEAD.format(", ".join(map(str, data))), schema.text(notes)]
+    schema, left_out, others = draft_schema(data, label)
+    text, doubts = schema.text(), list[str]()
+    for name, other in others.items():
+        line, said = column_line(other.column), f"{name} has other words in other tables ({other})."
+        lines = [f"  # {said} If they mean the same, list them as spellings:"]
+        lines += [] if other.guess is None else [f"#{column_line(other.guess)}  # a guess, check it"]
+        if choose := name == schema.label and other.doubtful:
+            lines.append("  # Else they are classes of their own. Choose one line, and delete its first #:")
+            said += f" Choose its line in {SCHEMA}: before that, every run is refused."
+        text = text.replace(line, "\n".join([*lines, f"#{line}" if choose else line]))
+        doubts.append(said)
+    lines = [DRAFT_HEAD.format(", ".join(map(str, data))), text]
     lines += [f"# left out: {name} ({why})\n" for name, why in left_out.items()]
-    return "".join(lines)
+    return "".join(lines), doubts
 
 
 def _write_own(folder: Path, data: Sequence[Path], draft: str) -> None:

@@ -10,6 +10,7 @@ from numbers import Real
 from typing import TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
+LONGEST = 400  # characters of a value that a refusal shows
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 _DISK_OF_SQLITE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})  # the low byte of its codes
 
@@ -43,7 +44,8 @@ class Refusal(Exception):
 
 def _shown(value: object) -> str:
     try:
-        return repr(value)
+        text = repr(value)
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}... ({len(text)} characters)"
     except (ValueError, RecursionError):  # CPython writes no whole number of more than 4300 digits
         return "(too large to show)"
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import math
 import mmap
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +30,18 @@ from .table_schema import Column, Schema, plain, with_label
 
 TEXTS = (".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXTS, ".parquet")
-SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+# Files that may hold a client's rows and are not read, by suffix: a client may not be left out in silence.
+UNREAD = {
+    **dict.fromkeys(
+        (".xlsx", ".xls", ".xlsm", ".ods"), "is a spreadsheet, which is not read; save it as CSV"
+    ),
+    **dict.fromkeys(
+        (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tgz"), "is packed, which is not read; unpack it"
+    ),
+    **dict.fromkeys(
+        (".feather", ".arrow", ".sav", ".dta", ".sas7bdat"), "is not read; save it as Parquet or CSV"
+    ),
+}
 SEPARATORS = (",", ";", "\t", "|")
 BLOCK_BYTES = 8 << 20  # of a CSV file
 BLOCK_ROWS = 1 << 17  # of a Parquet file
@@ -37,6 +50,8 @@ NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
 # Numbers as people write them, such as 1.133,5 and 10 %, and dates: as categories each would be an input of its own.
 WRITTEN = re.compile(r"-?\d[\d.,' ]*%?|\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,4}.*")
+LONGEST_NAME = 2000  # characters of a column's name
+LONGEST_WORD = 200  # characters of a category; what is longer is a text
 MOST_CATEGORIES = 50  # words of a column that a draft takes for categories; of more it is a name or a text
 MOST_MISSING = 3  # words of a column of numbers that a draft takes for missing values
 LEAST_NUMBERS = 10  # different numbers that such a column has; of fewer they are categories
@@ -89,8 +104,8 @@ def clients_of(folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
     """
     if folder.is_file():
         return [folder]
-    others = {each.resolve() for each in beside}
-    found = [each for each in sorted(folder.glob("[!.]*")) if each.resolve() not in others]
+    others = set(map(os.path.realpath, beside))  # Path.resolve raises where links form a loop
+    found = [each for each in sorted(folder.glob("[!.]*")) if os.path.realpath(each) not in others]
     clients = [
         each for each in found if _is_table(each) or (each.is_dir() and any(map(_is_table, each.iterdir())))
     ]
@@ -98,11 +113,15 @@ def clients_of(folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
 
 
 def _is_table(path: Path) -> bool:
-    if path.suffix.lower() in SPREADSHEETS and not path.name.startswith((".", "~")):
-        raise Refusal(
-            "table", str(path), "is a spreadsheet, which is not read; save it as CSV, or move it away"
-        )
-    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    suffix = path.suffix.lower()
+    if path.name.startswith((".", "~")) or path.is_dir():
+        return False
+    if suffix in UNREAD:
+        raise Refusal("table", str(path), f"{UNREAD[suffix]}, or move it away")
+    if suffix in SUFFIXES and not path.is_file():
+        remedy = "is no file, or a link that leads to none; put the table there, or move it away"
+        raise Refusal("table", str(path), remedy)
+    return suffix in SUFFIXES
 
 
 def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
@@ -478,8 +497,9 @@ class OpenTable:
           Refusal: one is not there, or stands twice.
         """
         header = [plain(each) for each in self.header]
+        counts, places = Counter(header), {name: place for place, name in enumerate(header)}
         for column in wanted:
-            times = header.count(plain(column.name))
+            times = counts[plain(column.name)]
             if times != 1:
                 remedy = (
                     "occurs twice; rename one"
@@ -487,7 +507,7 @@ class OpenTable:
                     else f"is missing; {nearest(column.name, self.header)}"
                 )
                 raise Refusal(f"{self.file}: column", column.name, remedy)
-        return {column.name: header.index(plain(column.name)) for column in wanted}
+        return {column.name: places[plain(column.name)] for column in wanted}
 
     def blocks(self, places: Mapping[str, int]) -> Iterator[Columns]:
         """Yield the columns at these places, block by block, by their names."""
@@ -526,6 +546,9 @@ def _csv(file: Path) -> OpenTable:
             )
     separator = max(SEPARATORS, key=lambda each: len(_split(first, each)))
     header = _split(first, separator)
+    if (longest := max(map(len, header))) > LONGEST_NAME:
+        remedy = f"its first line has a name of {longest} characters; it must name the columns"
+        raise Refusal("table", str(file), remedy)
     places = [str(place) for place in range(len(header))]
 
     def read(wanted: Sequence[int]) -> Iterator[Sequence[Any]]:
@@ -546,7 +569,10 @@ def _csv(file: Path) -> OpenTable:
 
 
 def _split(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator))
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except csv.Error:  # a cell that is longer than any name, so that this does not separate
+        return [line]
 
 
 def _parquet(file: Path) -> OpenTable:
@@ -576,6 +602,7 @@ class _Seen:
     numeric: bool = True
     others: set[str] = field(default_factory=set[str])
     codes: set[float] = field(default_factory=set[float])
+    words: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
 
     def absent(self) -> tuple[str, ...]:
         """Return what seems to stand for a missing value: words among numbers, and codes far from all others."""
@@ -586,8 +613,35 @@ class _Seen:
         return (*sorted(self.others), *(f"{each:g}" for each in odd))
 
 
-def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schema, dict[str, str]]:
-    """Return a schema of what the tables hold, and why columns were left out; it tells of the rows.
+@dataclass(frozen=True)
+class OtherWords:
+    """Sets of words of one column that have no word in common: perhaps spellings of the same categories.
+
+    Attributes:
+      column: with all words as categories.
+      of: each set, with the files that use it.
+      guess: the column if they are spellings, by their initials or else their order; None where their numbers differ.
+    """
+
+    column: Column
+    of: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    guess: Column | None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether two of the sets have several words, so that each may be all categories."""
+        return sum(len(words) > 1 for _, words in self.of) > 1
+
+    def __str__(self) -> str:
+        return "; ".join(f"{', '.join(files)}: {', '.join(words)}" for files, words in self.of)
+
+
+def draft_schema(
+    paths: Sequence[Path], label: str | None = None
+) -> tuple[Schema, dict[str, str], dict[str, OtherWords]]:
+    """Return a schema of what the tables hold, why columns were left out, and columns with other words in other files.
+
+    All of it tells of the rows.
 
     Args:
       paths: files, or folders of clients' files.
@@ -631,7 +685,35 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schem
     where = str(paths[0]) if len(paths) == 1 else f"{len(files)} tables"
     if chosen in {plain(each) for each in left_out}:
         raise Refusal("task.label", names[chosen], f"cannot be predicted: {left_out[names[chosen]]}")
-    return with_label(Schema(tuple(kept), ""), names.get(chosen, label), where), left_out
+    schema = with_label(Schema(tuple(kept), ""), names.get(chosen, label), where)
+    found = {each.name: _other_words(each, seen[plain(each.name)]) for each in kept if each.categories}
+    return schema, left_out, {name: each for name, each in found.items() if len(each.of) > 1}
+
+
+def _other_words(column: Column, seen: _Seen) -> OtherWords:
+    """Return the sets of a column's words; files that share a word have one set."""
+    sets = list[tuple[set[str], set[str]]]()
+    for file, words in seen.words.items():
+        joined = [each for each in sets if each[1] & words]
+        sets = [each for each in sets if not each[1] & words]
+        sets.append(({file}.union(*(each[0] for each in joined)), words.union(*(each[1] for each in joined))))
+    of = [
+        (tuple(sorted(files)), tuple(word for word in column.words if plain(word) in words))
+        for files, words in sets
+    ]
+    if len({len(words) for _, words in of}) > 1:
+        return OtherWords(column, tuple(of), None)
+    spelled_out = max((words for _, words in of), key=lambda words: sum(map(len, words)))
+    ranked = [words if words is spelled_out else _in_order_of(spelled_out, words) for _, words in of]
+    ranked.sort(key=lambda words: words is not spelled_out)
+    return OtherWords(column, tuple(of), replace(column, categories=tuple(zip(*ranked, strict=True))))
+
+
+def _in_order_of(words: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Return other words in the order of these: by their initials if each has its own, else as they are."""
+    by_initial = {plain(each)[0]: each for each in others}
+    initials = [plain(each)[0] for each in words]
+    return tuple(map(by_initial.__getitem__, initials)) if set(initials) == set(by_initial) else tuple(others)
 
 
 def _look(seen: _Seen, cells: CellReader, values: Any, column: Column, file: Path) -> None:
@@ -640,6 +722,7 @@ def _look(seen: _Seen, cells: CellReader, values: Any, column: Column, file: Pat
     for word in words if len(seen.spellings) <= MOST_CATEGORIES else ():
         if word is not None and plain(word) not in cells.missing:
             seen.spellings.setdefault(plain(word), " ".join(word.split()))
+            seen.words.setdefault(file.name, set()).add(plain(word))
     numbers = _numbers(seen, cells, values, column, words) if seen.numeric else None
     if numbers is None:
         seen.numeric = False
@@ -677,6 +760,8 @@ def _unfit(seen: _Seen, files: Sequence[Path]) -> str | None:
         return "it holds no value"
     if len(seen.spellings) == 1:
         return "it holds one value"
+    if long := next((each for each in seen.spellings if len(each) > LONGEST_WORD), None):
+        return f"it holds a text of {len(long)} characters"
     if not seen.numeric and all(map(WRITTEN.fullmatch, seen.spellings)):
         commas = f"; {DECIMAL_COMMA}" if any("," in each for each in seen.spellings) else ""
         return f"it holds words such as {next(iter(seen.spellings))!r}: write plain numbers, of a date an age{commas}"

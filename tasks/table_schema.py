@@ -140,21 +140,14 @@ class Schema:
         """Offset and scale that turn an output of the model into the unit of the label; 0 and 1 where it has words."""
         return (0.0, 1.0) if self.target.categories else self.target.scale
 
-    def text(self, notes: Mapping[str, str] | None = None) -> str:
-        """Return the schema as the file from which `read_schema` makes it.
-
-        Args:
-          notes: a comment for the line of a column, by its name.
-        """
+    def text(self) -> str:
+        """Return the schema as the file from which `read_schema` makes it."""
         lines = [f"label: {_word(self.label)}"]
         if self.missing != MISSING:
             lines.append(f"missing: {_words(self.missing)}")
-        lines.append("columns:")
-        for column in self.columns:
-            note = (notes or {}).get(column.name)
-            lines.append(f"  {_word(column.name)}: {_column_text(column)}" + (f"  # {note}" if note else ""))
+        lines += ["columns:", *map(column_line, self.columns)]
         if self.groups:
-            lines += ["groups:", *(f"  {_word(each.name)}: {_column_text(each)}" for each in self.groups)]
+            lines += ["groups:", *map(column_line, self.groups)]
         if self.group_weights is not None:
             lines += ["group_weights:", f"  {_word(self.group_weights.of)}:"]
             words = self.group(self.group_weights.of).words
@@ -495,8 +488,9 @@ def _switch(where: str, found: object) -> bool:
 # --- as text ------------------------------------------------------------------------------------------------------
 
 
-def _column_text(column: Column) -> str:
-    return "{" + ", ".join(_parts(column)) + "}"
+def column_line(column: Column) -> str:
+    """Return a column's line in the file of a schema."""
+    return f"  {_word(column.name)}: {{{', '.join(_parts(column))}}}"
 
 
 def _parts(column: Column) -> Iterator[str]:

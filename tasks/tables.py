@@ -392,7 +392,11 @@ def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
         raise Refusal(FIELD, ASKED, f"{remedy}; write one: {DRAFT_COMMAND.format(how.folder)}")
     if how.label is None:
         raise Refusal("task.label", None, "name the column to predict")
-    return draft_schema(paths, how.label)[0]
+    schema, _, others = draft_schema(paths, how.label)
+    if (other := others.get(schema.label)) is not None and other.doubtful:
+        remedy = f"has other words in other tables ({other}); say which are the same: {DRAFT_COMMAND.format(how.folder)}"
+        raise Refusal("task.label", schema.label, remedy)
+    return schema
 
 
 def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:

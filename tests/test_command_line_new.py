@@ -10,6 +10,8 @@ import pytest
 
 from fedveil.__main__ import run
 from fedveil.cli.new import COMMANDS, TEMPLATES
+from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.tables import load
 
 
 def test_every_template_has_a_command_and_a_test() -> None:
@@ -52,6 +54,28 @@ def test_where_pytest_is_not_installed_its_command_installs_it(
     monkeypatch.setattr("fedveil.cli.new.find_spec", lambda _: None)
     assert run(["new", str(tmp_path / "my shops"), "--from", "torch"]) == 0
     assert f"pip install pytest && cd '{tmp_path}/my shops' && python -m pytest" in capsys.readouterr().out
+
+
+def test_a_draft_says_which_sites_use_other_words_and_no_run_trains_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, draft = tmp_path / "data", tmp_path / "draft"
+    data.mkdir()
+    for name, words in (("east", "MB"), ("north", "BM"), ("south", ("malignant", "benign")), ("west", "10")):
+        rows = "".join(f"{row},{word}\n" for row in range(30) for word in words)
+        (data / f"{name}.csv").write_text(f"x,diagnosis\n{rows}")
+    assert run(["new", str(draft), "--from", "csv", str(data)]) == 0
+    said = (
+        "diagnosis has other words in other tables (east.csv, north.csv: B, M; south.csv: benign, malignant; "
+    )
+    assert said in capsys.readouterr().out
+    schema = draft / "schema.yaml"
+    with pytest.raises(Refusal, match=r"task.label='diagnosis': name a column of"):
+        load(str(data), schema=str(schema))
+    for classes, start in ((2, "#  diagnosis: {categories: {benign"), (6, "#  diagnosis: {categories: [")):
+        chosen = tmp_path / f"{classes}.yaml"
+        chosen.write_text(schema.read_text().replace(start, start[1:]))
+        assert load(str(data), schema=str(chosen)).classes == classes
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -523,6 +523,20 @@ MUTATIONS = {
         HELD_ROWS_TESTS,
         "fair_sample",
     ),
+    "spellings of a class at other sites are further classes": Mutation(
+        "tasks/tables.py",
+        "is not None and other.doubtful:",
+        "is not None and False:",
+        "test_tasks_tables.py",
+        "further_classes",
+    ),
+    "a packed table is left out in silence": Mutation(
+        "tasks/table_files.py",
+        "    if suffix in UNREAD:\n",
+        "    if not suffix:\n",
+        "test_tasks_tables.py",
+        "left_out_in_silence",
+    ),
     "a person is trained on and evaluated on": Mutation(
         "tasks/held_back.py",
         "by_person = data.persons is not None and not self.together",

@@ -247,7 +247,7 @@ def test_real_tables_need_a_declared_schema_and_are_never_measured(hospitals: Pa
 def test_a_schema_is_inferred_of_tables_that_are_public(hospitals: Path) -> None:
     (hospitals / "schema.yaml").unlink()
     (hospitals / "south.csv").write_text("diagnosis,sex,age,name\nhealthy,male,31.5,b\nVery Ill,male,62,c\n")
-    schema, left_out = draft_schema([hospitals], "diagnosis")
+    schema, left_out, _ = draft_schema([hospitals], "diagnosis")
     assert [each.name for each in schema.inputs] == ["age", "sex"] and schema.target.width == 2
     assert left_out == {"name": "north.csv has no such column"}
     with pytest.raises(
@@ -265,7 +265,7 @@ def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
         for row in range(60)
     ]
     (hospitals / "north.csv").write_text("\n".join([",id,ill,size,place,dose,day,share,", *rows]))
-    schema, left_out = draft_schema([hospitals / "north.csv"], "ill")
+    schema, left_out, _ = draft_schema([hospitals / "north.csv"], "ill")
     assert schema.target.words == ("0", "1") and [each.name for each in schema.inputs] == ["size"]
     assert re.match("it holds words such as '0,5': .*; a decimal comma goes with ", left_out.pop("dose"))
     plain = "it holds words such as {!r}: write plain numbers, of a date an age"
@@ -278,6 +278,87 @@ def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
     (hospitals / "east.xlsx").write_bytes(b"PK")
     with pytest.raises(Refusal, match=r"east.xlsx': is a spreadsheet, which is not read; save it as CSV"):
         draft_schema([hospitals])
+
+
+def sites(folder: Path, **words: str) -> Path:
+    folder.mkdir()
+    for name, each in words.items():
+        rows = [f"{row},{word}" for row in range(30) for word in each.split()]
+        (folder / f"{name}.csv").write_text("\n".join(["x,diagnosis", *rows]) + "\n")
+    return folder
+
+
+def test_other_words_of_the_label_at_other_sites_are_not_trained_on_as_further_classes(
+    tmp_path: Path,
+) -> None:
+    folder = sites(tmp_path / "sites", east="M B", north="b", south="malignant benign", west="1 0")
+    schema, _, others = draft_schema([folder])
+    other = others["diagnosis"]
+    assert schema.target.width == 6 and other.doubtful and other.guess is not None
+    assert str(other) == "east.csv, north.csv: B, M; south.csv: benign, malignant; west.csv: 0, 1"
+    assert other.guess.categories == (("benign", "B", "0"), ("malignant", "M", "1"))
+    said = refused(folder, label="diagnosis", simulated=True)
+    assert "has other words in other tables (east.csv, north.csv: B, M; " in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("M B", "B X"), False), (("a b c", "d"), True), (("a", "b"), True), (("1 2", "2 3"), False)],
+)
+def test_sites_that_lack_classes_are_trained_on(tmp_path: Path, words: tuple[str, str], told: bool) -> None:
+    folder = sites(tmp_path / "sites", east=words[0], west=words[1])
+    assert bool(draft_schema([folder])[2]) is told
+    assert load(str(folder), "diagnosis", simulated=True).classes == len({*" ".join(words).split()})
+
+
+def test_a_first_line_of_any_length_names_the_columns(tmp_path: Path) -> None:
+    names = [f"{'gene' * 25}{number}" for number in range(1400)]
+    rows = [",".join(["1", "0"] * 700 + ["no"]), ",".join(["0", "1"] * 700 + ["yes"])]
+    text = "\n".join([",".join([*names, "ill"]), *rows, *rows])
+    assert len(text.splitlines()[0]) > 131_072
+    (tmp_path / "one.csv").write_text(text + "\n")
+    task = load(str(tmp_path), "ill", simulated=True, held_out_share=0.5)
+    assert task.schema.width == 1400
+    (tmp_path / "one.csv").write_text("x" * 200_000 + ",ill\n1,no\n")
+    assert "its first line has a name of 200004 characters; it must name the columns" in refused(
+        tmp_path, label="ill", simulated=True
+    )
+
+
+def test_a_cell_of_any_length_is_told_by_its_beginning(hospitals: Path) -> None:
+    (hospitals / "north.csv").write_text(f"age,sex,diagnosis\n{'z' * 3_000_000},f,healthy\n30,m,healthy\n")
+    said = refused(hospitals)
+    assert len(said) < 600 and "zzz... (3000002 characters): is not a number" in said
+    (hospitals / "north.csv").write_text(f"age,sex,diagnosis\n20,{'z' * 3_000_000},healthy\n")
+    assert len(refused(hospitals)) < 600
+    (hospitals / "north.csv").write_text(f"age,note,ill\n20,{'z' * 3_000_000},no\n30,m,yes\n20,m,no\n")
+    assert draft_schema([hospitals / "north.csv"])[1] == {"note": "it holds a text of 3000000 characters"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("east.csv.gz", "is packed, which is not read; unpack it, or move it away"),
+        ("east.zip", "is packed"),
+        ("east.sav", "is not read; save it as Parquet or CSV"),
+        ("fifo.csv", "is no file, or a link that leads to none"),
+        ("loop.csv", "is no file, or a link that leads to none"),
+        ("lost.parquet", "is no file, or a link that leads to none"),
+    ],
+)
+@pytest.mark.parametrize("inner", ["", "clinic"])
+def test_no_client_is_left_out_in_silence(hospitals: Path, name: str, why: str, inner: str) -> None:
+    path = hospitals / inner / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "fifo.csv":
+        os.mkfifo(path)
+    elif name in ("loop.csv", "lost.parquet"):
+        path.symlink_to(path if name == "loop.csv" else hospitals / "nowhere")
+    else:
+        path.write_bytes(b"PK")
+    assert f"{path}': {why}" in refused(hospitals)
+    path.rename(hospitals / inner / f".{name}")
+    assert load(str(hospitals)).num_clients == 1
 
 
 # --- the task -----------------------------------------------------------------------------------------------------
@@ -382,7 +463,7 @@ def test_a_draft_takes_odd_words_and_codes_for_missing_values(tmp_path: Path) ->
     rows = [f"{20 + 3 * row},{100 + row},{row % 3},{row % 2}" for row in range(20)]
     rows += ["unknown,-9,-9,0", "-99,999,not known,1", "-,110,1,1"]
     (tmp_path / "a.csv").write_text("\n".join(["age,chol,grade,y", *rows]))
-    schema, _ = draft_schema([tmp_path])
+    schema, *_ = draft_schema([tmp_path])
     age, chol, grade, y = schema.columns
     assert (age.low, age.high, age.absent) == (20, 80, ("-", "unknown", "-99"))
     assert (chol.low, chol.high, chol.absent) == (100, 120, ("-9", "999"))

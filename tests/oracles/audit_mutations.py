@@ -174,6 +174,8 @@ BEYOND: dict[str, str] = {
     "metrics may go by what was measured before": EVALUATED,
     "a record that is not there moves another one out of training": EVALUATED,
     "records are held out by each other where they are hidden": EVALUATED,
+    "spellings of a class at other sites are further classes": CONFIGURED,
+    "a packed table is left out in silence": CONFIGURED,
     "equal rows of one label are held out where those of another train": EVALUATED,
     "a person is trained on and evaluated on": EVALUATED,
     "a run goes on under another rule of its held-out rows": EVALUATED,
