@@ -178,6 +178,9 @@ class Plan:
           num_rounds: of one run; None for the plan's.
           beside: further events of one run, besides the plan's rounds.
         """
+        self._check(budget)
+        if beside:
+            self._check_beside(budget, prior, beside)
         prior = [*prior, *beside]
         if runs > 1:
             every = replace(self, num_rounds=runs * (num_rounds or self.num_rounds))
@@ -203,6 +206,16 @@ class Plan:
     def accountant(self, delta: float) -> str:
         """Return how the plan's epsilon is computed, for reports."""
         return accountant(delta, self.adjacency, self.filter_order)
+
+    def _check_beside(self, budget: Budget, prior: "Sequence[DpEvent]", beside: "Sequence[DpEvent]") -> None:
+        """Refuse questions that leave nothing for the rounds, if what was spent before leaves something."""
+        before, after = (
+            counted(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
+            for each in (prior, [*prior, *beside])
+        )
+        if before <= (1 - LEAST_SHARE_LEFT) * budget.target_epsilon < after:
+            remedy = f"the run's planned evaluations and questions alone bring {before:.4g} to {after:.4g}: raise it, or ask less"
+            raise Refusal("target_epsilon", budget.target_epsilon, remedy)
 
     def _check(self, budget: Budget) -> None:
         if budget.unit is not self.unit:

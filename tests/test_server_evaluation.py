@@ -239,7 +239,7 @@ def test_a_refused_evaluation_charges_nothing(tmp_path: Path) -> None:
         (["privacy.noise_schedule=adaptive"], "fixed in advance"),
         (["evaluate.figures=[]"], "figures"),
         (["evaluate.share=1.0"], "share"),
-        (["privacy.target_epsilon=0.1"], "already spent"),
+        (["privacy.target_epsilon=0.1"], r"planned evaluations and questions alone bring 0 to \d"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(

@@ -198,7 +198,7 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
             ["privacy=record", "task.scaling_epsilon=0.2"],
             "too few records to determine the scaling.*task.scaling_epsilon=[0-9.]+ suffices",
         ),
-        (["privacy=record", "task.scaling_epsilon=3"], "already spent"),
+        (["privacy=record", "task.scaling_epsilon=3"], "questions alone bring 0 to 3"),
         (["privacy=record", "secagg=masked"], "summed in the clear"),
         (["privacy=record", "task.person=age", "privacy.per_person=1"], "a person may have several"),
         (
@@ -206,7 +206,7 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
             "too few clients to determine the scaling.*task.scaling_epsilon=[0-9.]+ suffices",
         ),
         ([*RECORDS, "task.scaling_epsilon=0.001"], "too few records to determine|leaves only noise"),
-        ([*RECORDS, "task.scaling_epsilon=3"], "already spent"),
+        ([*RECORDS, "task.scaling_epsilon=3"], "questions alone bring 0 to 3"),
         ([*RECORDS, "partition=iid"], "deals rows anew"),
         ([*RECORDS, "task.model=gam"], "a gam uses their bins"),
     ],
