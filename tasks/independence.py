@@ -54,6 +54,7 @@ READINGS = 5
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
 MOVED = 1e-3  # of a row's largest number: rows of equal batches are rounded alike
+LATE = 64  # steps on other examples before the first ones are computed again
 LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
 MOST_LOOKED_INTO = 1000  # entries of a container that are compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
@@ -658,6 +659,9 @@ def _check_state(probe: Probe) -> None:
         *(name for name in names if not _same(kept_one.get(name), kept_other.get(name))),
     ]:
         raise Refusal(changed[0], "changed by a step", STATE_REMEDY)
+    with torch.no_grad():
+        for _ in range(LATE):  # state of an object that nothing looks into may be used late
+            probe.objective.loss(probe.outputs(torch.tensor(other[:1])), probe.targets[other[:1]])
     if probe.differ(first, step(one)):
         found = "the same batch gives another loss after a step on others"
         raise Refusal("model or loss", found, STATE_REMEDY)

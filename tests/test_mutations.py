@@ -1657,6 +1657,20 @@ MUTATIONS = {
         "test_client_data.py",
         "read_before",
     ),
+    "state of an object that is used late passes": Mutation(
+        "tasks/independence.py",
+        "        for _ in range(LATE):",
+        "        for _ in range(2):",
+        "test_tasks_independence.py",
+        "mixes_examples_is_refused",
+    ),
+    "a client's state that the next uses late passes": Mutation(
+        "client/training/in_place.py",
+        "range(LATE // 2)",
+        "range(1)",
+        "test_preconditions.py",
+        "one_client_to_the_next_is",
+    ),
     "an embedding writes to its own weights": Mutation(
         "tasks/independence.py",
         "if func.overloadpacket is torch.ops.aten.embedding_renorm_:",

@@ -95,6 +95,27 @@ class Fills(nn.Module):
         return inputs
 
 
+class Kept:
+    """Object that nothing looks into."""
+
+    __slots__ = ("batches", "seen")
+
+    def __init__(self) -> None:
+        self.batches, self.seen = 0, 0.0
+
+
+class Late(nn.Module):
+    """Keeps what it saw in an object of its own, and uses it after many batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = Kept()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.kept.batches, self.kept.seen = self.kept.batches + 1, float(inputs.detach().mean())
+        return inputs + self.kept.seen * (self.kept.batches > 80)
+
+
 class Writes(nn.Module):
     """Writes a mean of the examples into a parameter, as a codebook that follows its data does."""
 
@@ -221,6 +242,7 @@ DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
     "queue": (around(Fills(deque(maxlen=9))), Objective(), "model: 1.kept"),
     "set": (around(Fills(set())), Objective(), "model: 1.kept"),
     "object": (around(Fills(SimpleNamespace())), Objective(), "model: 1.kept.seen"),
+    "object that is used late": (around(Late()), Objective(), "the same batch gives another loss"),
     "parameter that follows the data": (around(Writes(True)), Objective(), "model: parameter 1.mean"),
     "frozen one that does": (around(Writes(False)), Objective(), "model: parameter 1.mean"),
     "embedding with max_norm": (Words(max_norm=1.0), Objective(), "leave max_norm out"),

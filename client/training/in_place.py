@@ -29,13 +29,14 @@ from ...strategies.canaries import add_canary
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
-from ...tasks.independence import check_reading
+from ...tasks.independence import LATE, check_reading
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .sgd import train
 
 logger = logging.getLogger("fedveil.client")
 
 ROUNDING = 1e-6  # of the largest number in a model
+FEW = 2  # examples of a step of the other client
 
 Move = tuple[NDArray[Any], Tensor, NDArray[Any]]
 
@@ -130,7 +131,8 @@ class InPlaceRound:
 def check_apart(bench: Workbench) -> None:
     """Refuse a task that leaks state from one client to the next one in this process.
 
-    A client trains on few of its examples, then another client, then the first again: its vector must be the same.
+    A client trains on few of its examples, then another client, for as many steps as it takes until state in an object of
+    any class is likely to be used, then the first again: its vector must be the same.
 
     Args:
       bench: of the task, not used otherwise.
@@ -151,20 +153,26 @@ def check_apart(bench: Workbench) -> None:
     own, other = (partial(each.batch, torch.arange(min(2, len(each)))) for each in some)
     check_reading(own, own, other)
     # Copies of a task's own batches, so that nothing random is read twice.
-    few = [Examples(*each.batch(torch.arange(min(2 * training.batch_size, len(each))))) for each in some]
+    batches = training.batch_size, min(training.batch_size, max(1, len(some[1]) // 2), FEW)
+    few = [Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(some, batches, strict=True)]
 
-    def trained(which: int) -> NDArray[Any]:
+    def trained(which: int) -> dict[str, NDArray[Any]]:
         bench.forget()
         load_arrays(bench.model, start)
         near = placed(few[which], bench.device)
         seed_layers(0, which, near, bench.device)
-        train(bench.model, bench.task, near, training, which, 0, bench.precision)
+        asked = replace(training, batch_size=batches[which])
+        train(bench.model, bench.task, near, asked, which, 0, bench.precision)
         bench.require_base()
-        return np.concatenate(
-            [np.ravel(each).astype(np.float64) for each in read_arrays(bench.model).values()]
-        )
+        return read_arrays(bench.model)
 
-    alone, _, after = (trained(which) for which in (0, 1, 0))
+    def vector(arrays: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+        return np.concatenate([np.ravel(each).astype(np.float64) for each in arrays.values()])
+
+    alone = vector(trained(0))
+    for _ in range(LATE // 2):  # two steps each
+        trained(1)
+    after = vector(trained(0))
     if not np.allclose(alone, after, rtol=0, atol=ROUNDING * float(np.abs(alone).max()), equal_nan=True):
         remedy = "another vector after another client has trained; keep nothing of the examples in the loss or the optimizer"
         raise Refusal("task", type(bench.task).__name__, f"a client gives {remedy}")
