@@ -250,6 +250,16 @@ def workbench(settings_json: str) -> Workbench:
     return Workbench(ClientSettings.from_json(settings_json))
 
 
+def import_parts(settings: ClientSettings) -> None:
+    """Import what training with these settings needs beside this module: no client's clock runs meanwhile."""
+    if settings.record is not None:
+        from .dp_sgd import train as _
+    if settings.step is not None:
+        from .dp_sgd import together as _
+    if settings.encryption is not None:
+        from . import secure_update as _  # noqa: F401
+
+
 def make_client_app(
     settings: Callable[[Context], str], extra_mods: tuple[Mod, ...] = (), bench: Workbench | None = None
 ) -> ClientApp:

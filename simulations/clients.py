@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..client.app import SETTINGS_KEY, Workbench, make_client_app
+from ..client.app import SETTINGS_KEY, Workbench, import_parts, make_client_app
 from ..client.questions import counted
 from ..configs.schema import FaultSettings
 from ..privacy.mechanisms.randomness import Randomness
@@ -51,6 +51,7 @@ class Clients:
         from ..client.training.cohort_training import can_vectorise, sum_cohort
         from ..client.training.in_place import begin
 
+        import_parts(self.settings)  # before workers are forked, too
         told, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
         undisturbed = self.at_once and not self.faults.any
         plain = undisturbed and not (told.record or told.step or told.loss_traces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..strategies.wire import LATE
 
+AGAIN_SECONDS = 0.02  # until an alarm that met an import comes again
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # co_filename of its functions
+
 
 class PastDeadline(BaseException):
     """A client exceeded its deadline. Not an `Exception`, so that no client code swallows it."""
@@ -20,12 +24,20 @@ class PastDeadline(BaseException):
 
 @contextmanager
 def limited_to(seconds: float) -> Generator[None]:
-    """Raise `PastDeadline` in the block when the time is up; never in other threads, where alarms cannot arrive."""
+    """Raise `PastDeadline` in the block when the time is up; never in other threads, where alarms cannot arrive.
+
+    An import that begins in the block is finished first: half of a module would stay, and ruin this process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    outside = _imports(sys._getframe())
+
     def on_alarm(number: int, frame: FrameType | None) -> None:
+        if _imports(frame) > outside:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+            return
         raise PastDeadline
 
     before = signal.signal(signal.SIGALRM, on_alarm)
@@ -35,6 +47,15 @@ def limited_to(seconds: float) -> Generator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _imports(frame: FrameType | None) -> int:
+    """Return how many frames of the import system a frame was called by."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename == IMPORT_SYSTEM
+        frame = frame.f_back
+    return count
 
 
 def within(seconds: float) -> Mod:

@@ -560,7 +560,6 @@ def killed_and_finished(commands: Any, mode: str, arrange: Callable[[], None]) -
         "task.target=wards:Wards",
         "allow_modules=[wards]",
         "task.num_clients=6",
-        "batch_size=6",
     ]
     argv += [
         f"num_rounds={ROUNDS}",

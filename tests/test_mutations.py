@@ -2904,6 +2904,27 @@ MUTATIONS = {
         "test_privacy_audit_canaries.py",
         "refused_under_amplification",
     ),
+    "a run that a kill left with its budget spent is refused": Mutation(
+        "server/run/prepare.py",
+        "        if saved is None:\n            raise\n        client, spent",
+        "        if refusal:\n            raise\n        client, spent",
+        "test_end_to_end_resume.py",
+        "near_its_end",
+    ),
+    "a deadline interrupts an import": Mutation(
+        "simulations/deadline.py",
+        "if _imports(frame) > outside:",
+        "if _imports(frame) < 0:",
+        "test_simulations_faults.py",
+        "lets_an_import_end_first",
+    ),
+    "a round that nobody answered is counted as it was planned": Mutation(
+        "server/run/run.py",
+        "if drawn and not done.replies:",
+        "if not drawn:",
+        "test_server_record_ledgers.py",
+        "nobody_answered",
+    ),
     "audit misses reused noise where updates move": Mutation(
         "privacy/audit/free_checks.py",
         "return max(0.0, energy - float(np.vdot(released, before)) ** 2 / old), released.size - 1",

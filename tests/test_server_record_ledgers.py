@@ -240,3 +240,13 @@ def test_a_client_of_whose_data_something_does_not_hold_moves_no_other(hidden: i
         models.append(run.model.state_dict())
     one, other = models
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("fault", "charged"), [("dropout", False), ("failure", True)])
+def test_a_round_that_nobody_answered_costs_in_its_line_what_ledgers_hold_of_it(
+    tmp_path: Path, fault: str, charged: bool
+) -> None:
+    """Who drops out has reserved nothing; who fails after its training has."""
+    ran(Crowd(10), tmp_path, "failed", cohort="all", faults={fault: 1.0})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["replies"], row["epsilon_record"] > 0) for row in rows] == [(0, charged)] * 2

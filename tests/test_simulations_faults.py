@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.simulations import faults as injected
-from fedveil.simulations.deadline import PastDeadline
+from fedveil.simulations.deadline import PastDeadline, limited_to
 from fedveil.simulations.faults import picked
 from fedveil.simulations.simulate import simulate
 
@@ -144,3 +147,46 @@ def test_who_fails_is_independent_of_round_and_client() -> None:
     ]
     assert len({tuple(row) for row in picks}) == 8
     assert 150 < sum(pick == "dropout" for row in picks for pick in row) < 362
+
+
+SLOW = "import time\nfor _ in range(20):\n    time.sleep(0.01)\n"
+
+
+def test_a_deadline_lets_an_import_end_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a module would stay in the process, and fail whoever imports it later."""
+    (tmp_path / "slow_to_import.py").write_text(f"{SLOW}whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PastDeadline), limited_to(0.01):
+        import slow_to_import  # pyright: ignore[reportMissingImports]
+
+        while True:
+            pass
+    assert slow_to_import.whole  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def test_a_deadline_holds_in_a_program_that_is_itself_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "from fedveil.simulations.deadline import limited_to\nwith limited_to(0.01):\n    while True:\n        pass\n"
+    (tmp_path / "imported_program.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PastDeadline):
+        import_module("imported_program")
+
+
+def test_what_a_training_needs_is_imported_before_the_first_clock_starts(tmp_path: Path) -> None:
+    """In a process of its own, which has imported nothing yet."""
+    program = (
+        "import sys\nfrom fedveil.configs.settings import settings_from_overrides\n"
+        "from fedveil.simulations import in_process\nfrom fedveil.simulations.simulate import simulate\n"
+        "true, before, after = in_process.limited_to, [], []\n"
+        "def noted(seconds):\n    before.append(set(sys.modules))\n    return true(seconds)\n"
+        "in_process.limited_to = noted\n"
+        "asked = ['task=digits', 'task.num_clients=4', 'privacy=record', 'cohort=all', 'num_rounds=1', 'engine.workers=1']\n"
+        "simulate(settings_from_overrides(asked), __import__('pathlib').Path('run'), quiet=True)\n"
+        "print(sorted({each for each in before[-1] - before[0] if each.startswith(('fedveil', 'opacus', 'torch'))}))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0 and said.stdout.splitlines()[-1] == "[]", said.stdout + said.stderr

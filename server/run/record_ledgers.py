@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -15,11 +16,12 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
+from ...configs.schema import Ray
 from ...privacy.accounting.curve import largest
 from ...privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adversary, Budget
-from ...privacy.ledger.book import read_events
+from ...privacy.ledger.book import RESERVE, read_entries, read_events
 from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Head
@@ -28,7 +30,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.record_plan import record_plan
 from ...tasks.data import MOST_LOOKED_AT
-from .federation import Federation
+from .federation import Federation, Run
 
 OUTSIDE = "a record that occurs at two clients: its losses at both add up"
 MOST_COMPOSED = 20  # combinations of clients of one person
@@ -249,6 +251,30 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     records, name = held[prior]
     plan = record_plan(client.record.of_ledger(name), records, client)
     return RecordMeter(plan, budget, limited, prior, federation.keeps_counts)
+
+
+def charged(run: Run, number: int, clients: Sequence[int]) -> list[int]:
+    """Return those of a simulation's clients whose ledgers hold a round; all, where the ledgers may lie elsewhere.
+
+    Args:
+      run: of the round.
+      number: of the round.
+      clients: that were drawn, and did not answer.
+    """
+    federation, record = run.federation, run.client.record
+    if record is None or not federation.simulated or isinstance(federation.settings.engine, Ray):
+        return list(clients)
+    found: list[int] = []
+    for client in clients:
+        path = Path()
+        with suppress(Exception):  # of a client whose data cannot be made, and that has no ledger
+            path = record.ledger_path(
+                record.ledgers[client] if record.ledgers else federation.fingerprint_of(client)
+            )
+        entries = read_entries(path) if path.is_file() else []
+        if [run.name, number] in [json.loads(each.key)[:2] for each in entries if each.kind == RESERVE]:
+            found.append(client)
+    return found
 
 
 def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:

@@ -55,7 +55,7 @@ from .federation import Federation, Run
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
-from .record_ledgers import record_meter
+from .record_ledgers import charged, record_meter
 from .rosters_in_force import note_roster
 from .run_folder import Progress
 from .scaling import as_answered, ask_scaling
@@ -238,7 +238,9 @@ def _run_on(
     if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            progress.meter.add(private.participants.numbers(private.draw(number)))
+            drawn = private.participants.numbers(private.draw(number))
+            heard = progress.history[number - 1]["replies"] != 0
+            progress.meter.add(drawn if heard else charged(run, number, drawn))
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -393,6 +395,8 @@ def _after_round(
     grid.released = None  # it takes as much room as two models
     metrics = measure()
     drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
+    if drawn and not done.replies:
+        drawn = charged(progress.run, done.number, drawn)
     reach = _reach_of_all(federation, deadline)
     evaluated = evaluate_at_clients(progress.run, grid.participants, reach, state)
     told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)

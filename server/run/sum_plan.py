@@ -130,22 +130,20 @@ def sum_plan_with(
     return sum_plan(noised, filter_order=filter_order)
 
 
-def plan_of_rest(
-    federation: Federation, saved: Plan, prior: tuple[DpEvent, ...], num_rounds: int
-) -> Plan | None:
+def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...], left: int) -> Plan | None:
     """Return the plan of a resumed run's remaining rounds near the end of its budget; None where they do not fit.
 
     Args:
       federation: its parts.
       saved: the plan that the run began with.
       prior: events that the ledger already holds.
-      num_rounds: remaining, at least 1.
+      left: rounds, at least 1.
     """
-    budget, events = federation.sum_budget, [*prior, *evaluation_events(federation, num_rounds)]
+    budget, events = federation.sum_budget, [*prior, *evaluation_events(federation, left)]
     assert budget is not None and saved.noise_multiplier is not None
     for factor in RAISED:
-        plan = replace(saved, num_rounds=num_rounds, noise_multiplier=factor * saved.noise_multiplier)
-        if admits([*events, *[plan.event()] * num_rounds], budget, plan.filter_order):
+        plan = replace(saved, num_rounds=left, noise_multiplier=factor * saved.noise_multiplier)
+        if admits([*events, *[plan.event()] * left], budget, plan.filter_order):
             return plan
     return None
 

@@ -33,7 +33,7 @@ MASKED = ("task=digits", "cohort=all", "privacy=client_distributed", "privacy.no
           "privacy.target_epsilon=null", "privacy.target_delta=0.005", "num_rounds=8", "task.num_clients=40")  # fmt: skip
 
 
-RECORDS = ("task=digits", "task.num_clients=10", "privacy=record", "cohort=all", "num_rounds=4", "batch_size=20",
+RECORDS = ("task=digits", "task.num_clients=20", "privacy=record", "cohort=all", "num_rounds=4", "batch_size=20",
            "audit.looks=2")  # fmt: skip
 
 

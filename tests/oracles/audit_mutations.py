@@ -113,6 +113,14 @@ WORSE = "the sum has the noise that is claimed, and the model is worse"
 COUNTS = "who took part in a round, and no number that is released"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "a run that a kill left with its budget spent is refused",
+            "a deadline interrupts an import",
+            "a round that nobody answered is counted as it was planned",
+        ),
+        "of how a run ends or what its line says, and of nothing that is released",
+    ),
     "a coarse grid forgets what its rounding takes": GRID,
     "rounding adds nothing to a record's part in a sum": GRID,
     "a short layer that is zero is an alarm": ITSELF,
