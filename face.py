@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,7 +227,8 @@ def simulate(
 
     Whatever is left out has its value in the shipped configuration (`fedveil simulate --help` lists the keys). The
     caller's random state, torch threads, signal handlers and working folder are as before when it returns. Ctrl-C, or a
-    notebook's stop button, ends the run after its round.
+    notebook's stop button, ends the run after its round. So does SIGTERM, and then the caller's handler gets it: without
+    one the program ends.
 
     Args:
         task: the name of a shipped task, such as "mnist5k", which it is if left out; an object with the members of
@@ -286,7 +288,9 @@ def simulate(
     where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen).absolute()
     own = Temporary(where) if chosen is None else TEMPORARY.get(where)
     run = FinishedRun(where, lambda: federation.task, own)
-    run_simulation(federation, where, quiet=quiet, callbacks=objects)
+    outcome = run_simulation(federation, where, quiet=quiet, callbacks=objects)
+    if outcome.signal == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)  # the whole program was asked to end, and not one run of several
     return run
 
 

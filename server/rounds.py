@@ -39,6 +39,12 @@ class Unscored(Exception):
     """No arm's model could be scored, so no value wins."""
 
 
+class Interruption(threading.Event):
+    """Flag that ends a run after its round; `number` is the signal that set it."""
+
+    number = 0
+
+
 class Status(StrEnum):
     """How a run ended."""
 
@@ -52,11 +58,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """The last state and why the run ended there."""
+    """The last state and why the run ended there; `signal` is the number of the one that interrupted it, or 0."""
 
     status: Status
     reason: str
     state: State
+    signal: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
         while state.round < loop.num_rounds:
             why_not = _given_up(grid, loop.pace) or loop.pace.ready(interrupted)
             if interrupted.is_set():
-                return Ending(Status.INTERRUPTED, "interrupted", state)
+                return Ending(Status.INTERRUPTED, "interrupted", state, interrupted.number)
             if why_not is not None:
                 return Ending(Status.FAILED, why_not, state)
             if (tuning := loop.tuning) is not None:
@@ -233,9 +240,9 @@ def _merged(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozen
 
 
 @contextmanager
-def interruption() -> Generator[threading.Event]:
+def interruption() -> Generator[Interruption]:
     """Turn the first Ctrl-C or SIGTERM into a flag that ends the run after its round; a second one is immediate."""
-    flag = threading.Event()
+    flag = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
@@ -244,6 +251,7 @@ def interruption() -> Generator[threading.Event]:
         del frame
         if flag.is_set():
             signal.default_int_handler(number, None)
+        flag.number = number
         flag.set()
         with suppress(RuntimeError):  # the signal interrupted a write
             print("the run ends after this round; Ctrl-C again ends it now", file=sys.stderr, flush=True)

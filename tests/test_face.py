@@ -480,3 +480,38 @@ def test_classes_of_a_notebook_work_in_forked_workers_too(tmp_path: Path) -> Non
     assert done.stdout.splitlines()[-1] == "completed 2 Linear Figure"
     assert "round 2/2" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["shops.ipynb"]
+
+
+class Terminated:
+    """A callback that is asked to end in its first round, as by a service manager."""
+
+    def start(self, run: fv.RunStart) -> None:
+        del run
+
+    def round(self, done: fv.RoundEnd) -> None:
+        if done.round == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def end(self, ending: fv.RunEnd) -> None:
+        del ending
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_sigterm_ends_a_loop_of_runs_after_the_one_in_progress_is_closed(
+    tmp_path: Path, handled: bool
+) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGTERM, (lambda *_: os._exit(7)) if handled else signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            for number in range(2):
+                keys = {"num_rounds": 3, "quiet": True, "callbacks": [Terminated()], "engine": {"workers": 1}}
+                fv.simulate(Shops(), folder=tmp_path / str(number), privacy="none", **keys)
+        finally:
+            os._exit(99)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == (7 if handled else -signal.SIGTERM)
+    result = json.loads((tmp_path / "0" / "result.json").read_text())
+    assert (result["status"], result["rounds_completed"]) == ("interrupted", 1)
+    assert not (tmp_path / "1").exists()

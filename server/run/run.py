@@ -84,12 +84,14 @@ class RunResult:
       result: the content of its result.json.
       folder: of its files.
       carried: bytes exchanged with its clients by this process until the result was made.
+      signal: number of the signal that interrupted it, or 0.
     """
 
     exit_code: int
     result: dict[str, Any]
     folder: Path
     carried: Carried = NOTHING
+    signal: int = 0
 
 
 def order_here(run: Run) -> Mapping[str, str]:
@@ -173,7 +175,7 @@ def run_federation(
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
             each.end(told)
-    return RunResult(exit_code_of(result), result, folder, progress.reported_bytes)
+    return RunResult(exit_code_of(result), result, folder, progress.reported_bytes, ending.signal)
 
 
 def _scaled(around: Environment, run: Run) -> Run:
