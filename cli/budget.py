@@ -84,6 +84,7 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
     decisions = read_caps(folder)
     names = _names(folder)
     rows = [(*row, names.get(row[0], "")) for row in map(_row, sorted(folder.glob("*.ledger")))]
+    rows.sort(key=lambda row: _place(row[-1]))
     if as_json:
         ledgers = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
         print(json.dumps({"caps": [_plain(cap) for cap in decisions], "ledgers": ledgers}))
@@ -113,6 +114,12 @@ def _names(folder: Path) -> dict[str, str]:
             name[:NAMED]: f"{data_id}, client {number}" for number, name in reversed(list(enumerate(ledgers)))
         }
     return names
+
+
+def _place(name: str) -> tuple[bool, str, int]:
+    """Return what ledgers are sorted by: data sets by their names, of each the clients by their numbers; others last."""
+    data_id, _, client = name.partition(", client ")
+    return not name, data_id, int(client) if client else -1
 
 
 def _plain(cap: Cap) -> dict[str, object]:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.budget import Budget, Unit
+from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
-from fedveil.privacy.ledger.data_sets import client_ledgers
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.data_sets import Owed, client_ledgers
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
 from fedveil.server.run.run import RunResult
@@ -209,6 +211,21 @@ def test_budget_set_and_show(tmp_path: Path, clinics: list[str], commands: Any) 
     assert title.split() == ["data", "unit", "spent", "delta", "cap", "data_id"]
     assert row.split()[:2] == [data, "client"]
     assert "epsilon 2 at delta 1e-05 until 2999-01-31" in row
+
+
+def test_ledgers_of_one_data_set_stand_together_in_the_order_of_its_clients(
+    tmp_path: Path, commands: Any
+) -> None:
+    prints, budget = tuple(f"{number:064x}" for number in range(12)), Budget(Unit.RECORD, 1.0, 1e-5)
+    for data_id in ("wards", "clinics"):
+        data_sets.settle(tmp_path, data_id, Owed({}, False, data_sets.DataSet(prints)), budget)
+        for name in data_sets.client_ledgers(data_id, prints):
+            Ledger.open(tmp_path / f"{name[:32]}.ledger", budget, owner=name, simulated=False).close()
+    Ledger.open(tmp_path / f"{'0' * 32}.ledger", budget, owner="0" * 64, simulated=False).close()
+    code, command = commands.run("budget", "show", f"--ledger-dir={tmp_path}", "--json")
+    named = [row["data_id"] for row in json.loads(command.out)["ledgers"]]
+    wanted = [f"{data_id}, client {number}" for data_id in ("clinics", "wards") for number in range(12)]
+    assert code == 0 and named == [*wanted, ""]
 
 
 @pytest.mark.parametrize(
