@@ -30,6 +30,7 @@ from ..privacy.ledger.question_caps import AskedQuestion
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster_change import change_between
 from ..privacy.statistics.inquiry import CLIPPED
+from ..server.evaluations import FIRST_ROW
 from ..strategies.training_order import people_call
 
 NOT_RUNNING, REFUSED = 1, 2
@@ -189,7 +190,7 @@ def _line(
     if health is not None and health.at:
         ago = time.time() - datetime.fromisoformat(health.at).timestamp()
         parts.append(
-            f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
+            f"{_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )
     for name, (pair, part) in spent.items():
         whose = "as a client" if name.startswith("client-") else "by its records"
@@ -205,6 +206,13 @@ def _line(
             f"owner's budget: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
         )
     return "\n  ".join(parts)
+
+
+def _row(number: int) -> str:
+    """Return what a device was asked, by its row of a run: those of evaluations and scaling lie beyond those of rounds."""
+    if number < FIRST_ROW:
+        return f"round {number}"
+    return f"evaluation after round {number % FIRST_ROW}" if number % FIRST_ROW else "scaling"
 
 
 def forget(folder: Path, ledgers: bool) -> int:

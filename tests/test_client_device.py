@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from fedveil.cli.client import status
 from fedveil.client.device import agent
 from fedveil.client.device.client_bundle import Eligibility
 from fedveil.client.device.eligibility import obstacle
@@ -38,6 +39,7 @@ from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
+from fedveil.server.evaluations import FIRST_ROW
 from fedveil.strategies.run_over import RunOver, message_to
 from fedveil.strategies.secure_wire import Exchange, read_place, run_number
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
@@ -478,6 +480,20 @@ def test_health_is_whole_whenever_it_is_read_and_flushes_nothing(clients, monkey
         keeper.say("training")
         assert json.load(file)["state"] == "idle"
     assert agent.read_health(clients / "c0" / "state").state == "training" and len(synced) == before
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [(20, "round 20 of"), (FIRST_ROW + 20, "evaluation after round 20 of"), (FIRST_ROW, "scaling of")],
+)
+def test_the_status_of_a_device_names_a_round_by_its_number(clients, capsys, row: int, said: str):
+    state = clients / "c0" / "state"
+    agent.Agent(device_of(clients / "c0").bundle).say("idle")
+    health = json.loads((state / agent.HEALTH).read_text())
+    told = {"round": row, "run": "spring", "outcome": "answered", "at": "2026-01-01T00:00:00+00:00"}
+    (state / agent.HEALTH).write_text(json.dumps({**health, **told}))
+    status(clients / "c0", as_json=False)
+    assert f"\n  {said} spring answered" in capsys.readouterr().out
 
 
 def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
