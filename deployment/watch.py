@@ -99,15 +99,18 @@ class Watch:
 
     def wait_for(self, clients: int) -> None:
         """Record that the next round waits for this many connected clients; 0: that it may begin."""
-        waiting = f"for {clients} of {len(self._rosters()[0].members)} clients" if clients else ""
+        waiting, link, members = "", self.settings.link, len(self._rosters()[0].members)
+        if clients:
+            of_all = clients <= math.ceil(link.clients * members)
+            why = f"link.clients={link.clients:g}" if of_all else "an encrypted sum needs them"
+            waiting = f"for {clients} of {members} clients ({why}), up to {link.wait:g} s (link.wait)"
         if waiting and self._state != "waiting":
             log("waits", run=self.settings.run, clients=clients)
             if not self._quiet:
                 say(f"waiting {waiting}")
         if not (clients or self._quiet or self._waited):
             self._waited = True
-            members, seconds = self._rosters()[0].members, self.settings.link.deadline
-            if away := away_of(members, self._presence(), seconds, "a round"):
+            if away := away_of(self._rosters()[0].members, self._presence(), link.deadline, "a round"):
                 say(away)
         self._say("waiting" if clients else "training", waiting)
 

@@ -392,14 +392,18 @@ def test_no_round_is_paid_for_before_enough_clients_are_there(
     assert (code, result_of(hearts)["status"]) == (1, "failed")
     assert result_of(hearts)["reason"] == "2 of 3 clients that a round needs were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
-    capsys.readouterr()
+    waits = "waiting for 3 of 5 clients (link.clients=0.5), up to 0.3 s (link.wait)"
+    assert waits in capsys.readouterr().out
     patient = ("link.deadline=20", "link.clients=0.4", "link.patience=3", "link.wait=5")  # as it may go on
     assert served(hearts, *CENTRAL, *patient, here=3)[0] == 0  # the same command, once they are
     assert capsys.readouterr().out.count("2 of 5 clients are not connected yet") == 1
 
 
-def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_needs(hearts: Path) -> None:
+def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_needs(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _ = served(hearts, *MASKED, here=3)
+    assert "waiting for 4 of 5 clients (an encrypted sum needs them), up to" in capsys.readouterr().out
     assert (code, result_of(hearts)["status"]) == (1, "failed")
     assert result_of(hearts)["reason"] == "3 of 4 clients that a round needs were connected after 0.3 s"
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
