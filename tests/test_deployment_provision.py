@@ -138,6 +138,7 @@ def test_both_ends_read_their_bundles(desk: Path) -> None:
 
 
 def test_a_server_knows_what_every_policy_allows(desk: Path) -> None:
+    provision(desk / "federation.yaml", desk / "hearts", None)
     allowed = read_server_bundle(desk / "hearts" / "server").allowed
     assert allowed == OwnersBudget(2.0, 1e-5)  # the least, which is Hungary's
 

@@ -2119,6 +2119,27 @@ MUTATIONS = {
         DIFFERENCE_TESTS,
         "is_not_begun",
     ),
+    "a status takes each unit for the client": Mutation(
+        "deployment/watch.py",
+        'rounds["epsilon_client" if unit == Unit.CLIENT else "epsilon_record"]',
+        'rounds["epsilon_client"] or 0.0',
+        "test_deployment_serve.py",
+        "names_the_unit",
+    ),
+    "a second run does not look at what is spent": Mutation(
+        "deployment/allowance.py",
+        "budget.target_epsilon == target and spent > (1 - least) * target:",
+        "budget.target_epsilon == target and spent > 1e9:",
+        "test_deployment_serve.py",
+        "second_run_says",
+    ),
+    "a run takes more than the least that an owner allows": Mutation(
+        "deployment/write_bundles.py",
+        "key: min(float(each[key])",
+        "key: max(float(each[key])",
+        PROVISION_TESTS,
+        "every_policy",
+    ),
     "a client is in two arms": Mutation(
         "privacy/arms.py",
         "return self.deal.arm_of(name) == self.number",
