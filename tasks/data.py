@@ -428,7 +428,7 @@ def held_out_of(task: Task) -> Data:
 
 
 def as_data(value: Any) -> Data:
-    """Return data from a task's value: data, a pair (inputs, targets), or a data set with a length.
+    """Return data from a task's value: data, a pair (inputs, targets), a dictionary of both, or a data set with a length.
 
     Raises:
       Refusal: the value is none of these.
@@ -437,6 +437,12 @@ def as_data(value: Any) -> Data:
         return value
     if isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
         return Examples(*cast(tuple[Any, Any], value))
+    if isinstance(value, Mapping):
+        fields = {str(name): each for name, each in cast(Mapping[Any, Any], value).items()}
+        if (name := next((each for each in TARGETS if each in fields), None)) is None:
+            remedy = f"name its targets {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, or give (inputs, targets)"
+            raise Refusal("client_data", f"a dictionary of {', '.join(fields)}", remedy)
+        return Examples({each: value for each, value in fields.items() if each != name}, fields[name])
     if hasattr(value, "__getitem__") and hasattr(value, "__len__"):
         return LazyExamples(value)
     remedy = "give (inputs, targets), fedveil.Examples, or a data set with a length and items by position"
