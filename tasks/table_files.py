@@ -32,15 +32,13 @@ TEXTS = (".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXTS, ".parquet")
 # Files that may hold a client's rows and are not read, by suffix: a client may not be left out in silence.
 UNREAD = {
-    **dict.fromkeys(
-        (".xlsx", ".xls", ".xlsm", ".ods"), "is a spreadsheet, which is not read; save it as CSV"
-    ),
-    **dict.fromkeys(
-        (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tgz"), "is packed, which is not read; unpack it"
-    ),
-    **dict.fromkeys(
-        (".feather", ".arrow", ".sav", ".dta", ".sas7bdat"), "is not read; save it as Parquet or CSV"
-    ),
+    suffix: why
+    for why, suffixes in (
+        ("is a spreadsheet, which is not read; save it as CSV", ".xlsx .xls .xlsm .ods"),
+        ("is packed, which is not read; unpack it", ".gz .zip .bz2 .xz .zst .7z .tgz"),
+        ("is not read; save it as Parquet or CSV", ".feather .arrow .sav .dta .sas7bdat"),
+    )
+    for suffix in suffixes.split()
 }
 SEPARATORS = (",", ";", "\t", "|")
 BLOCK_BYTES = 8 << 20  # of a CSV file
@@ -53,6 +51,7 @@ WRITTEN = re.compile(r"-?\d[\d.,' ]*%?|\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,
 LONGEST_NAME = 2000  # characters of a column's name
 LONGEST_WORD = 200  # characters of a category; what is longer is a text
 MOST_CATEGORIES = 50  # words of a column that a draft takes for categories; of more it is a name or a text
+MOST_TOLD = 6  # of names in a sentence
 MOST_MISSING = 3  # words of a column of numbers that a draft takes for missing values
 LEAST_NUMBERS = 10  # different numbers that such a column has; of fewer they are categories
 CODES = (-9.0, -99.0, -999.0, -9999.0, 999.0, 9999.0, 99999.0)  # numbers that often stand for a missing one
@@ -114,9 +113,9 @@ def clients_of(folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
 
 def _is_table(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if path.name.startswith((".", "~")) or path.is_dir():
+    if path.name.startswith(".") or path.is_dir():
         return False
-    if suffix in UNREAD:
+    if suffix in UNREAD and not path.name.startswith("~"):
         raise Refusal("table", str(path), f"{UNREAD[suffix]}, or move it away")
     if suffix in SUFFIXES and not path.is_file():
         remedy = "is no file, or a link that leads to none; put the table there, or move it away"
@@ -418,8 +417,9 @@ class CellReader:
         codes = table[places] if len(table) else np.full(len(places), -1, dtype=np.int64)
         if (codes == -2).any():
             row = int((codes == -2).argmax())
-            shown = ", ".join(column.words[:6]) + (", ..." if column.width > 6 else "")
-            remedy = f"is not one of its categories ({shown}); correct it, or add it to the schema"
+            remedy = (
+                f"is not one of its categories ({_some(column.words)}); correct it, or add it to the schema"
+            )
             self.refuse(column, row, words[places[row]], remedy)
         self._present_all(codes < 0, column, is_label)
         return codes
@@ -602,7 +602,7 @@ class _Seen:
     numeric: bool = True
     others: set[str] = field(default_factory=set[str])
     codes: set[float] = field(default_factory=set[float])
-    words: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+    words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])
 
     def absent(self) -> tuple[str, ...]:
         """Return what seems to stand for a missing value: words among numbers, and codes far from all others."""
@@ -633,7 +633,11 @@ class OtherWords:
         return sum(len(words) > 1 for _, words in self.of) > 1
 
     def __str__(self) -> str:
-        return "; ".join(f"{', '.join(files)}: {', '.join(words)}" for files, words in self.of)
+        return _some([f"{_some(files)}: {_some(words)}" for files, words in self.of], "; ")
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    return between.join([*names[:MOST_TOLD], *(["..."] if len(names) > MOST_TOLD else [])])
 
 
 def draft_schema(
@@ -693,7 +697,9 @@ def draft_schema(
 def _other_words(column: Column, seen: _Seen) -> OtherWords:
     """Return the sets of a column's words; files that share a word have one set."""
     sets = list[tuple[set[str], set[str]]]()
-    for file, words in seen.words.items():
+    folder = os.path.commonpath([file.parent for file in seen.words])
+    for path, words in seen.words.items():
+        file = os.path.relpath(path, folder)
         joined = [each for each in sets if each[1] & words]
         sets = [each for each in sets if not each[1] & words]
         sets.append(({file}.union(*(each[0] for each in joined)), words.union(*(each[1] for each in joined))))
@@ -713,7 +719,8 @@ def _in_order_of(words: Sequence[str], others: Sequence[str]) -> tuple[str, ...]
     """Return other words in the order of these: by their initials if each has its own, else as they are."""
     by_initial = {plain(each)[0]: each for each in others}
     initials = [plain(each)[0] for each in words]
-    return tuple(map(by_initial.__getitem__, initials)) if set(initials) == set(by_initial) else tuple(others)
+    own = len(by_initial) == len(others) and set(initials) == set(by_initial)
+    return tuple(map(by_initial.__getitem__, initials)) if own else tuple(others)
 
 
 def _look(seen: _Seen, cells: CellReader, values: Any, column: Column, file: Path) -> None:
@@ -722,7 +729,7 @@ def _look(seen: _Seen, cells: CellReader, values: Any, column: Column, file: Pat
     for word in words if len(seen.spellings) <= MOST_CATEGORIES else ():
         if word is not None and plain(word) not in cells.missing:
             seen.spellings.setdefault(plain(word), " ".join(word.split()))
-            seen.words.setdefault(file.name, set()).add(plain(word))
+            seen.words.setdefault(file, set()).add(plain(word))
     numbers = _numbers(seen, cells, values, column, words) if seen.numeric else None
     if numbers is None:
         seen.numeric = False

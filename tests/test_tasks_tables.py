@@ -301,6 +301,13 @@ def test_other_words_of_the_label_at_other_sites_are_not_trained_on_as_further_c
     assert "has other words in other tables (east.csv, north.csv: B, M; " in said
 
 
+def test_sites_whose_tables_have_one_name_are_told_apart(tmp_path: Path) -> None:
+    for site, words in (("east", "no yes"), ("west", "nein ja")):
+        sites(tmp_path / site, data=words)
+    other = draft_schema([tmp_path])[2]["diagnosis"]
+    assert str(other) == f"{Path('east', 'data.csv')}: no, yes; {Path('west', 'data.csv')}: ja, nein"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [(("M B", "B X"), False), (("a b c", "d"), True), (("a", "b"), True), (("1 2", "2 3"), False)],
