@@ -1,6 +1,7 @@
 """What fits into a masked sum and what its noise is worth, against published numbers and formulas of others."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import epsilon, grouped
 from fedveil.privacy.accounting.renyi import by_renyi, from_renyi, orders
 from fedveil.privacy.budget import Adjacency
@@ -19,6 +21,9 @@ from fedveil.privacy.mechanisms.rounding import limit_for
 from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.graph import colluders
+from fedveil.server.run.build import build
+from fedveil.server.run.unit_plan import unit_plans
 
 PLAIN = SumSpec(1.0)
 MILLION = 2**20
@@ -242,3 +247,17 @@ def test_what_is_not_proved_is_refused(field: str, changes: dict[str, object]) -
 def test_an_attendance_that_cannot_be_is_refused(counts: tuple[int, int, int]) -> None:
     with pytest.raises(Refusal):
         Attendance(*counts)
+
+
+@pytest.mark.parametrize(("mode", "clients"), [("record_distributed", 6), ("client_distributed", 30)])
+def test_a_plan_says_by_how_much_the_noise_of_a_sum_is_above_that_of_epsilon(mode: str, clients: int) -> None:
+    asked = ["task=digits", f"task.num_clients={clients}", f"privacy={mode}", "secagg=masked", "num_rounds=3"]
+    (plan,) = unit_plans(build(settings_from_overrides(asked)))
+    told = next(
+        float(found[1]) / 100
+        for each in plan.warnings
+        if (found := re.search(r"has (\d+)% more noise", each))
+    )
+    bad = colluders(clients, 0.1)  # whose shares the adversary knows; rounding adds at most 5 %
+    least = math.sqrt(clients / (clients - bad)) - 1
+    assert least - 0.005 <= told <= least + 0.055

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ...privacy.budget import UNLIMITED_EPSILON, Budget, Unit
+from ...privacy.mechanisms.sizing import Attendance, size_shares
+from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.plan import Plan
 from ...privacy.preconditions import emptiness, vacuity
 from ...privacy.refusal import Refusal
@@ -164,13 +166,13 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     sentences: list[str] = []
     clients = federation.population
     if plan.unit == "client":
-        sentences.append(_trust(federation, clients))
+        sentences.append(_trust(federation, plan))
         if (wrong := _vacuity(federation, plan)) is not None:
             told = f"This guarantee {wrong}, which hides whatever could be learned."
             sentences.append(f"{told} Use privacy=record_distributed.")
     elif federation.together is not None:
         simulated = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
-        sentences.append(simulated if federation.masking is None else _trust(federation, clients))
+        sentences.append(simulated if federation.masking is None else _trust(federation, plan))
     else:
         sentences.append("Client sampling hides no record: messages and models reveal who took part.")
     if plan.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
@@ -231,15 +233,28 @@ def _vacuity(federation: Federation, plan: Plan) -> str | None:
     return vacuity(plan, federation.cohort.expected_size(clients), clients, dimension_of(federation.task))
 
 
-def _trust(federation: Federation, clients: int) -> str:
+def _trust(federation: Federation, plan: Plan) -> str:
     masking = federation.masking
     if masking is None:
         return (
             "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
         )
-    expected = round(federation.cohort.expected_size(clients))
+    expected = round(federation.cohort.expected_size(federation.population))
     attendance = masking.attendance(expected)
     return (
         f"The server sees only sums: of {expected} clients at least {attendance.least} must answer, or nothing is "
-        f"released. The noise of {attendance.colluders} of them is not counted: they may collude with the server."
+        f"released. The noise of {attendance.colluders} of them is not counted: they may collude with the server. So "
+        f"a sum of all {expected} has {_uncounted(federation, plan, attendance):.0%} more noise than epsilon counts."
     )
+
+
+def _uncounted(federation: Federation, plan: Plan, attendance: Attendance) -> float:
+    """Return by which share the noise in an encrypted sum of all clients is above that which epsilon counts."""
+    from ...tasks.arrays import dimension_of  # torch
+
+    assert federation.masking is not None
+    unit = None if federation.together is None else plan.clipping_norm
+    spec = SumSpec(plan.clipping_norm * (1 if unit is None else federation.units.most), unit_norm=unit)
+    noise, bits = plan.noise_over_clip, federation.masking.bits
+    shares = size_shares(spec, dimension_of(federation.task), attendance, noise, bits, layered=True)
+    return shares.noise_multiplier(attendance.most, attendance.most) / noise - 1
