@@ -1671,6 +1671,27 @@ MUTATIONS = {
         "test_preconditions.py",
         "one_client_to_the_next_is",
     ),
+    "nobody is warned of data that are scaled by themselves": Mutation(
+        "server/run/prepare.py",
+        "    _warn_of_own_scale(federation)\n",
+        "    pass\n",
+        "test_tasks_own_scale.py",
+        "who_has_the_data",
+    ),
+    "a hidden client is warned of its own scale": Mutation(
+        "server/run/prepare.py",
+        "    elif pooled and not all(scales):",
+        "    elif pooled:",
+        "test_tasks_own_scale.py",
+        "who_has_the_data",
+    ),
+    "declared bounds are taken for the data's own": Mutation(
+        "tasks/own_scale.py",
+        "times[0] == times[-1] == 1 and",
+        "",
+        "test_tasks_own_scale.py",
+        "other_data",
+    ),
     "an embedding writes to its own weights": Mutation(
         "tasks/independence.py",
         "if func.overloadpacket is torch.ops.aten.embedding_renorm_:",

@@ -463,11 +463,14 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
 def _check_own(task: Task, client: int) -> None:
     """Refuse unusable data of the owner, when the client starts and before any charge."""
-    from ...tasks.data import check_data, check_taken, data_of
+    from ...tasks.data import check_data, check_taken, data_of, data_of_all
+    from ...tasks.own_scale import SAID, own_scale
     from ...tasks.protocol import own_training
 
     data, whose = data_of(task, client), f"client {client}"
     check_data(data, whose)
+    if scale := own_scale(lambda: [data_of_all(task, client)]):  # in the device's own log alone
+        logger.warning("columns of this device's data %s", SAID.format(scale))
     if own_training(task) is None:
         check_taken(data, whose, task.model().eval(), task.loss)
 

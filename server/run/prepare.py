@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ...tasks.data import (
     check_size,
     check_taken,
     data_of,
+    data_of_all,
     figures_of,
     held_out_of,
     placeholder,
@@ -45,6 +47,7 @@ from ...tasks.independence import (
     check_independence,
     check_measured_apart,
 )
+from ...tasks.own_scale import SAID, own_scale
 from ...tasks.persons import names_of
 from ...tasks.protocol import Task, check_trainable, own_training
 from ...tasks.scaling import ASKED, FIELD
@@ -112,6 +115,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         client, spent = client_settings(federation, folder, 0), str(refusal)
     _check_every(federation, canaries=federation.canary_records > 0)
     _check_base(federation)
+    _warn_of_own_scale(federation)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
     elif federation.settings.task.target is not None and own_training(federation.task) is None:
@@ -267,6 +271,24 @@ def _check_base(federation: Federation) -> None:
         warn(
             f"model: noise moves {still[0]}, which training does not; if it is to stay, set track_running_stats = False on its module"
         )
+
+
+def _warn_of_own_scale(federation: Federation) -> None:
+    """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
+    task, hides = federation.task, federation.record is not None or federation.together is not None
+    own = federation.settings.task.target is not None and not federation.simulated
+    if not own or federation.deployed is not None or not (hides or federation.summed is not None):
+        return
+    every = [partial(data_of_all, task, client) for client in range(task.num_clients)]
+    scales = [own_scale(lambda read=read: [read()]) for read in every]
+    pooled = own_scale(lambda: (read() for read in every))
+    if hides and any(scales):
+        number = next(client for client, scale in enumerate(scales) if scale)
+        warn(
+            f"columns of client {number}, and of {sum(map(bool, scales)) - 1} others, {SAID.format(scales[number])}"
+        )
+    elif pooled and not all(scales):  # where clients are hidden, each may scale by its own
+        warn(f"columns of all clients' data together {SAID.format(pooled)}")
 
 
 def _check_measured(task: Task) -> None:
