@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .files import CARD
+from .files import ASSESSMENT, CARD
+from .model import INTENDED
 from .run_files import Fields
 from .shown import shown
 
@@ -29,10 +30,10 @@ def _front_matter(report: Fields) -> dict[str, Any]:
         found["co2_eq_emissions"] = {"emissions": carbon["value"], "source": carbon["source"]}
     if not metrics:
         return found
-    task = str(run["task"])
+    task = str(report["model"]["title"])
     result = {
         "task": {"type": "other", "name": task},
-        "dataset": {"type": task, "name": f"held-out data of {task}"},
+        "dataset": {"type": str(run["task"]), "name": f"held-out data of {task}"},
         "metrics": [{"type": each["name"], "name": each["name"], "value": each["value"]} for each in metrics],
     }
     return {
@@ -45,10 +46,12 @@ def _front_matter(report: Fields) -> dict[str, Any]:
 def _body(report: Fields) -> list[str]:
     run, stamps = report["run"], report["stamps"]
     lines = [
-        f"# {plain(run['task'])}",
+        f"# {plain(report['model']['title'])}",
         "",
         f"Trained by federated learning, {run['rounds_completed']} rounds, status {plain(run['status'])}.",
         "`report.html` beside this card has the whole story, and `report.json` its numbers.",
+        "",
+        *_model(report),
         "",
         "## What is promised to whom",
         "",
@@ -67,9 +70,32 @@ def _body(report: Fields) -> list[str]:
         ),
     ]
     if report["metrics"]:
-        told = ", ".join(f"{plain(each['name'])} {shown(each['value'])}" for each in report["metrics"])
-        lines += ["", "## Held-out metrics", "", f"{told}."]
+        said = (
+            f"{plain(shown(each['name'], 'word'))} {shown(each['value'], 'metric')}"
+            for each in report["metrics"]
+        )
+        lines += ["", "## Held-out metrics", "", f"{', '.join(said)}."]
+    if rows := report["model"]["confusion"]:
+        names = " | ".join(plain(row["class"]) for row in rows)
+        lines += ["", "Held-out examples of each class, by the class that the model gives them:", ""]
+        lines += [f"| class | {names} |", "|---" * (len(rows) + 1) + "|"]
+        lines += [f"| {plain(row['class'])} | {' | '.join(map(str, row['counts']))} |" for row in rows]
     return lines
+
+
+def _model(report: Fields) -> list[str]:
+    """Return what the model is, takes and answers, as far as the run knows it."""
+    model, parameters = report["model"], report["run"]["parameters"]
+    arrays = ", ".join(f"{each['name']} {each['shape']}" for each in model["layers"])
+    kind = model["architecture"] or (f"arrays {arrays}" if arrays else None)
+    lines = ["## The model", "", f"- Architecture: {plain(kind)}", f"- Parameters: {plain(parameters)}"]
+    if model["label"]:
+        lines.append(f"- Predicts: {plain(model['label'])}")
+    if model["classes"]:
+        lines.append(f"- Classes: {plain(', '.join(model['classes']))}")
+    lines += [f"- Input {plain(each['column'])}: {plain(each['values'])}" for each in model["inputs"]]
+    unsaid = f"not stated; answer {INTENDED} of {ASSESSMENT}"
+    return [*lines, f"- Intended use: {plain(model['intended'] or unsaid)}"]
 
 
 def contradicts(folder: Path, report: Fields) -> bool:

@@ -19,6 +19,7 @@ from .cost import cost
 from .coverage import not_covered
 from .forms import counted_items, forms, known_to_the_run, nist_blocks
 from .ledger_history import ledger_history, plan_curve
+from .model import model_of
 from .promise import FALSE_POSITIVE, MIXED, REFUTED, VIOLATED, in_words, main_row, promise_rows
 from .receipts import receipts_of
 from .run_files import Fields, RunFiles, flat
@@ -47,6 +48,7 @@ def report_of(
     report: dict[str, Any] = {
         "format": FORMAT,
         "run": {**_about(run, ledger, as_of), "parameters": spent["parameters"]},
+        "model": model_of(run),
         "stamps": stamps,
         "promise": in_words(rows, bool(run.result), _refuted(run, stamps)),
         "false_positive": FALSE_POSITIVE,

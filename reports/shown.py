@@ -26,7 +26,7 @@ def shown(value: object, form: str = "plain") -> str:
       form: `plain`, `figure` (of an answer) and `share` (in percent), both of which have words for what is lost in the
         noise, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share from
         0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its
-        first digits), `day` and `hour` (of a time), `unit` (of privacy) or `members` (of a roster, each as "name fingerprint").
+        first digits), `day` and `hour` (of a time), `unit` (of privacy), `metric` (four decimals below 10), `word` (a name as words) or `members` (of a roster, each as "name fingerprint").
 
     Returns:
       The text; `UNKNOWN` or `UNSAID` for None.
@@ -81,6 +81,8 @@ _FORMS: Mapping[str, Callable[[Any], str]] = {
     "bytes": _bytes,
     "hash": lambda value: str(value)[:PREFIX],
     "day": lambda value: str(value)[:10],
+    "metric": lambda value: f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else _plain(value),
+    "word": lambda value: str(value).replace("_", " "),
     "hour": lambda value: str(value)[11:19],
     "unit": lambda value: str(value).partition("_")[0],
     "members": _members,

@@ -47,7 +47,8 @@ def test_a_card_of_a_better_guarantee_contradicts_its_report(report: dict[str, A
 
 def test_a_name_is_no_markdown_and_no_yaml(report: dict[str, Any]) -> None:
     honest = card_of(report)
-    report["run"]["task"] = report["metrics"][0]["name"] = report["not_covered"][0]["said"] = EVIL
+    report["model"]["title"] = report["model"]["intended"] = report["run"]["task"] = EVIL
+    report["metrics"][0]["name"] = report["not_covered"][0]["said"] = EVIL
     card = card_of(report)
     front = yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
     assert front["model-index"][0]["results"][0]["task"]["name"] == EVIL

@@ -30,7 +30,7 @@ from fedveil.reports.materials import materials_of
 from fedveil.reports.page import PAGE, page_of
 from fedveil.reports.promise import in_words, promise_rows, recognised
 from fedveil.reports.run_files import Assessment, read_run
-from fedveil.reports.shown import differences
+from fedveil.reports.shown import differences, references
 from fedveil.server.binding.verify import Knowledge, verify_folder
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -645,3 +645,69 @@ def test_no_string_becomes_markup(golden: dict[str, Any], text: str, kind: str) 
         assert tag != "script" and not [name for name in names if name.startswith("on")]
     if text.isprintable():  # a browser's parser reads NUL as another character
         assert differences(page, report) == []
+
+
+# --- the model ---
+
+HOSPITALS = """label: num
+columns:
+  age: {low: 20, high: 90}
+  pain: {categories: ["FALSE", "TRUE"]}
+  num: {categories: [healthy, ill]}
+"""
+
+
+def of_tables(kept: Path) -> None:
+    """Let a kept run be one of tables, whose rows were hidden."""
+    config = yaml.safe_load((kept / "config.yaml").read_text())
+    task = {
+        "name": "csv",
+        "folder": "/home/somebody/hospitals",
+        "data_id": None,
+        "model": "mlp",
+        "hidden": [8, 4],
+    }
+    privacy = {"name": "record", "max_grad_norm": 0.75, **OF_RECORDS}
+    (kept / "config.yaml").write_text(yaml.safe_dump(config | {"task": task, "privacy": privacy}))
+    (kept / "schema.yaml").write_text(HOSPITALS)
+    edited(kept, "result.json", lambda result: result.update(confusion=[[5, 1], [2, 7]]))
+    lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.dumps({**row, "clipping_norm": None, "balanced_accuracy": 0.662}) for row in lines]
+    (kept / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    edited(kept, "result.json", lambda result: result["metrics"].update(balanced_accuracy=0.662))
+
+
+def test_page_and_card_say_what_the_model_is(kept: Path) -> None:
+    of_tables(kept)
+    report = validated(report_of(read_run(kept, Assessment({"ai_annex_iv_1": "Sorts letters."}))))
+    page, card = page_of(report), card_of(report)
+    assert differences(page, report) == []
+    shown = {each.pointer: each.text for each in references(page)}
+    assert shown["/model/title"] == "num of hospitals" and "# num of hospitals" in card
+    assert (
+        shown["/model/architecture"] == "mlp, hidden layers of 8, 4" and "mlp, hidden layers of 8, 4" in card
+    )
+    assert [shown[f"/model/inputs/{at}/values"] for at in (0, 1)] == ["20 to 90", "FALSE, TRUE"]
+    assert shown["/model/classes/1"] == "ill" and "- Classes: healthy, ill" in card
+    assert shown["/model/intended"] == "Sorts letters." and "- Intended use: Sorts letters" in card
+    assert shown["/model/confusion/1/counts/0"] == "2" and "| ill | 2 | 7 |" in card
+    assert shown["/model/max_grad_norm"] == "0.75" and "Clipping norm</th>" not in page
+    assert "balanced accuracy 0.6620" in card
+    assert {"balanced accuracy", "0.6620"} <= set(shown.values()) and "0.662" not in shown.values()
+
+
+def test_a_model_of_which_little_is_known_claims_nothing(kept: Path) -> None:
+    report = report_of(read_run(kept))
+    assert report["model"]["confusion"] is None and report["model"]["inputs"] == []
+    card = card_of(report)
+    assert "- Intended use: not stated" in card and "Confusion matrix" not in page_of(report)
+    assert "arrays bias 10, weight 10 x 64" in card and "- Parameters: 650" in card
+
+
+def test_accuracy_comes_before_the_forms(golden: dict[str, Any]) -> None:
+    page = page_of(golden)
+    assert (
+        page.index("What is promised to whom")
+        < page.index("Accuracy and its epsilon")
+        < page.index("Forms of impact")
+    )

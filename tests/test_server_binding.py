@@ -10,18 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import fedveil as fv
 import fedveil.server.run.run
+from fedveil.cli.report import report as make_report
 from fedveil.cli.report_bundle import bundle, key
 from fedveil.cli.verify import UNBOUND
 from fedveil.cli.verify import verify as verify_path
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.content import to_json
+from fedveil.reports.page import page_of
 from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest, write_manifest
+from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.run import run_folder
 from fedveil.server.run.close import close_again
 from fedveil.server.run.run import RunResult
@@ -248,6 +253,25 @@ def test_a_run_that_only_its_own_files_speak_for_is_not_called_verified(
     (run / "model.safetensors").write_bytes(b"another")
     assert verify_path(run, []) == 2
     assert "1 failed: manifest; " in capsys.readouterr().out
+
+
+def test_a_result_counts_confusions_of_public_held_out_examples(finished: Path, tmp_path: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    counts = np.array(result["confusion"])
+    assert counts.shape == (10, 10) and counts.sum() == 360
+    assert np.trace(counts) / counts.sum() == pytest.approx(result["metrics"]["accuracy"])
+    assert counts.sum(1).min() > 20  # of each digit's true examples, a row
+    keys: dict[str, Any] = {"privacy": "record", "num_rounds": 1, "cohort": "all", "quiet": True}
+    fv.simulate(Shops(), folder=tmp_path / "private", **keys, **{"ledger.dir": str(tmp_path / "ledgers")})
+    assert "confusion" not in json.loads((tmp_path / "private" / "result.json").read_text())
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    make_report(run)
+    report = json.loads((run / "report.json").read_text())
+    report["model"]["confusion"][0]["counts"][0] = 999
+    (run / "report.json").write_text(to_json(report))
+    (run / "report.html").write_text(page_of(report))
+    (line,) = (each for each in verify_folder(run, Knowledge()) if each.name == "page")
+    assert line.ok is False and line.finding.startswith("confusion matrix is [[999")
 
 
 def test_a_run_that_its_ledger_binds_is_verified(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

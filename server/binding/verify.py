@@ -683,3 +683,5 @@ def _told_twice(held: BoundFolder, report: Mapping[str, Any]) -> Iterator[tuple[
     metrics = held.result["metrics"] or (held.rounds[-1] if held.rounds else {})
     for each in report["metrics"]:
         yield each["name"], each["value"], metrics.get(each["name"])
+    if confused := report.get("model", {}).get("confusion"):
+        yield "confusion matrix", [row["counts"] for row in confused], held.result.get("confusion")

@@ -64,6 +64,7 @@ from .tuning import names_of, require_arms, tuned_order
 
 Arrays = dict[str, NDArray[np.generic]]
 
+MOST_CLASSES = 32  # of a confusion matrix
 EXIT_CODES = {
     Status.COMPLETED: 0,
     Status.FAILED: 1,
@@ -168,9 +169,9 @@ def run_federation(
         stop_keeping()
         state = ending.state
         averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
-        result = run_folder.finish(
-            progress, ending, since(begin), title_of(progress.run.federation), averaged
-        )
+        title = title_of(progress.run.federation)
+        confused = confusion(run.federation, state.model)
+        result = run_folder.finish(progress, ending, since(begin), title, averaged, confused)
         model = shown_model(state.model)
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
@@ -445,12 +446,9 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     """Return the function that evaluates arrays on public held-out examples; private ones would need a release."""
     if not federation.held_out_public:
         return lambda arrays, number: {}
-    task = federation.task
-    engine = federation.settings.engine
-    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
-    alone = getattr(engine, "workers", 1) == 1
-    device = device_of(engine.device if alone else "cpu")
-    model, public = emptied(task.model().to(device)), held_out_of(task)
+    task, engine = federation.task, federation.settings.engine
+    device, model = _evaluated_on(federation)
+    public = held_out_of(task)
     give_back()  # models that were made to look at them
     held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
 
@@ -472,3 +470,35 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
             return dict(means)
 
     return evaluate
+
+
+def _evaluated_on(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
+    """Return the device of evaluations, and a model on it without values."""
+    engine = federation.settings.engine
+    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
+    alone = getattr(engine, "workers", 1) == 1
+    device = device_of(engine.device if alone else "cpu")
+    return device, emptied(federation.task.model().to(device))
+
+
+def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
+    """Return how many public held-out examples of each class the model gives each class; None without such classes."""
+    task = federation.task
+    if not federation.held_out_public or not arrays:
+        return None
+    device, model = _evaluated_on(federation)
+    counts = torch.zeros(0, dtype=torch.int64)
+    with holding(model.eval(), arrays), torch.no_grad():
+        for inputs, targets in batches_of(placed(held_out_of(task), device)):
+            with precision(device, federation.settings.engine.dtype):
+                outputs = run_on(model, inputs)
+            if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
+                return None
+            classes = outputs.shape[1]
+            if targets.is_floating_point() or not 2 <= classes <= MOST_CLASSES or (targets < 0).any():
+                return None
+            # Targets of tables may say a group as well.
+            cells = targets.long() % classes * classes + outputs.argmax(1)
+            found = torch.bincount(cells, minlength=classes**2).cpu()
+            counts = found + counts if len(counts) else found
+    return counts.reshape(classes, classes).tolist() if len(counts) else None

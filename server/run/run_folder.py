@@ -460,7 +460,12 @@ def _rows_until(path: Path, last: int) -> list[dict[str, Any]]:
 
 
 def finish(
-    progress: Progress, ending: Ending, used: MachineTime, title: str, metrics: Mapping[str, float]
+    progress: Progress,
+    ending: Ending,
+    used: MachineTime,
+    title: str,
+    metrics: Mapping[str, float],
+    confusion: Sequence[Sequence[int]] | None,
 ) -> dict[str, Any]:
     """Write model, result and curve, and return the result; a full disk makes the run failed.
 
@@ -470,6 +475,7 @@ def finish(
       used: time and energy of this process.
       title: one line above the pictures.
       metrics: of the released model where it is an average; empty where it is that of the last round.
+      confusion: of the released model on public held-out examples, by class and answer; None without classes.
     """
     told, folder, ledger = _measured(progress, used), progress.run.folder, progress.run.ledger
     if ledger is not None:
@@ -478,6 +484,8 @@ def finish(
             ledger.settle()
     result = _result(progress, ending, told)
     result["metrics"] |= metrics
+    if confusion is not None:
+        result["confusion"] = confusion
     try:
         if progress.run.federation.keeps_counts:
             _tell_operator(
