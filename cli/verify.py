@@ -46,6 +46,10 @@ def verify(
     Raises:
       Refusal: there is nothing to check, or a key or head is none.
     """
+    if not path.exists():
+        raise Refusal(
+            "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
+        )
     asked = Knowledge(tuple(map(read_public, keys)), known_head(*head) if head else None, device)
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)

@@ -16,8 +16,8 @@ def model_of(run: RunFiles) -> dict[str, Any]:
     """Return what is known of a run's model without its weights; null where the folder does not say."""
     schema = _schema(run)
     columns: Fields = schema.get("columns", {})
-    label = schema.get("label")
-    classes = _words(columns.get(label, {}))
+    label: str | None = schema.get("label")
+    classes = [] if label is None else _words(columns.get(label, {}))
     return {
         "title": _title(run, label),
         "architecture": _architecture(run),

@@ -262,7 +262,8 @@ def test_a_result_counts_confusions_of_public_held_out_examples(finished: Path, 
     assert np.trace(counts) / counts.sum() == pytest.approx(result["metrics"]["accuracy"])
     assert counts.sum(1).min() > 20  # of each digit's true examples, a row
     keys: dict[str, Any] = {"privacy": "record", "num_rounds": 1, "cohort": "all", "quiet": True}
-    fv.simulate(Shops(), folder=tmp_path / "private", **keys, **{"ledger.dir": str(tmp_path / "ledgers")})
+    keys["ledger.dir"] = str(tmp_path / "ledgers")
+    fv.simulate(Shops(), folder=tmp_path / "private", **keys)
     assert "confusion" not in json.loads((tmp_path / "private" / "result.json").read_text())
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     make_report(run)

@@ -110,6 +110,11 @@ def test_a_run_and_its_bundle_hold(made: Signed, capsys: pytest.CaptureFixture[s
     assert not names & {"operator.jsonl", "checkpoint.safetensors", "audit.key", "ledger"}
 
 
+def test_a_path_that_is_not_there_is_refused_as_a_path(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"^PATH='.*nothere': does not exist; name a run folder, a bundle"):
+        verify(tmp_path / "nothere", [])
+
+
 def test_json_tells_every_check(made: Signed, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(made.bundle, [], as_json=True) == 0
     told = json.loads(capsys.readouterr().out)

@@ -247,24 +247,25 @@ def test_a_question_to_tables_hides_a_row_unless_something_says_a_client(tmp_pat
     task = {"name": "csv", "folder": str(tmp_path / "tables"), "label": "ill", "simulated": True}
     keys: dict[str, Any] = {"epsilon": 1.0, "privacy.allow_large_delta": True}
     count = {"records": 40, "ask": [{"kind": "count"}]}
-    for name, more, unit in (
+    said: list[tuple[str, dict[str, Any], str]] = [
         ("default", {}, "record"),
         ("named", {"unit": "client"}, "client"),
         ("mode", {"privacy": fv.ClientCentral(target_epsilon=9.0)}, "client"),
-    ):
+    ]
+    for name, more, unit in said:
         record = fv.ask({**count, "name": name}, task, folder=tmp_path / name, **keys, **more)
         assert record["unit"] == unit
     given = ["task=csv", f"task.folder={tmp_path / 'tables'}", "task.label=ill", "task.simulated=true"]
-    said = InquiryOptions(name="n", records=40.0, epsilon=1.0), QuestionOptions()
+    options = InquiryOptions(name="n", records=40.0, epsilon=1.0), QuestionOptions()
     for place, (more, unit) in enumerate((([], "record"), (["privacy=client_central"], "client"))):
         where = tmp_path / f"typed{place}"
         assert (
-            ask_command("count", [*given, *more, "privacy.allow_large_delta=true"], said, (where, None)) == 0
+            ask_command("count", [*given, *more, "privacy.allow_large_delta=true"], options, (where, None))
+            == 0
         )
         assert json.loads((where / "n.json").read_text())["unit"] == unit
-    assert (
-        "unit" not in read_inquiry({**count, "name": "digits"}).text
-    )  # stored answers of other tasks stay theirs
+    # Stored answers of other tasks stay theirs.
+    assert "unit" not in read_inquiry({**count, "name": "digits"}).text
 
 
 def test_a_question_that_the_budget_does_not_afford_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:

@@ -487,7 +487,7 @@ def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
     if not federation.held_out_public or not arrays:
         return None
     device, model = _evaluated_on(federation)
-    counts = torch.zeros(0, dtype=torch.int64)
+    counts, classes = torch.zeros(0, dtype=torch.int64), 0
     with holding(model.eval(), arrays), torch.no_grad():
         for inputs, targets in batches_of(placed(held_out_of(task), device)):
             with precision(device, federation.settings.engine.dtype):
