@@ -499,6 +499,12 @@ def figures_of(task: Task, outputs: Any, targets: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in task.metrics(outputs, targets).items()}
 
 
+def derived(task: Task, means: Mapping[str, float]) -> dict[str, float]:
+    """Return a run's metrics of means over all held-out examples; a task may derive some, such as a perplexity."""
+    own = getattr(task, "derived", None)
+    return dict(means) if own is None else own(means)
+
+
 def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
     """Yield all of the data in order: at once if they are in memory, in batches if they are read lazily."""
     import torch

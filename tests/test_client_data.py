@@ -551,6 +551,15 @@ def test_the_check_reads_the_first_and_the_last_example() -> None:
     assert counted.read == [0, EACH - 1]
 
 
+def test_a_dictionary_of_columns_is_data() -> None:
+    columns = {"x": np.zeros((5, 3)), "labels": np.arange(5)}
+    data = as_data(columns)
+    assert isinstance(data, fv.Examples) and len(data) == 5 and set(data.inputs) == {"x"}
+    assert data.targets.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(fv.Refusal, match="a dictionary of x, mask.*name its targets labels"):
+        as_data({"x": columns["x"], "mask": columns["x"]})
+
+
 def test_held_out_data_that_are_read_give_the_same_metrics() -> None:
     lazy, whole = (
         fv.simulate(replace(Made(give), num_clients=2), privacy="none", num_rounds=1, quiet=True).metrics

@@ -10,6 +10,8 @@ from flwr.serverapp.strategy import FedProx
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression, Perceptron, SGDClassifier, SGDRegressor
 from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 import fedveil as fv
 from fedveil.configs.local_training import LocalTraining
@@ -113,3 +115,63 @@ def test_a_target_of_no_class_is_refused_before_the_run() -> None:
     task = SklearnTask(SGDClassifier(), [shop(0, 3)], shop(1), simulated=True)
     with pytest.raises(fv.Refusal, match=r"client 0: targets='[0-9]+ of no class': the classes are 5, 6"):
         fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=1, quiet=True)
+
+
+def named(number: int) -> tuple[Any, Any]:
+    inputs, targets = shop(number, 3)
+    return inputs, np.array(["yes", "no", "perhaps"])[targets - 5]
+
+
+NO_NOISE: dict[str, Any] = {"privacy": fv.NoPrivacy(), "cohort": "all", "num_rounds": 3, "quiet": True}
+
+
+def test_a_run_gives_back_a_fitted_estimator() -> None:
+    task = task_of(slow(SGDClassifier, loss="log_loss"), lambda n: shop(n, 3))
+    run = fv.simulate(task, **NO_NOISE)
+    inputs, targets = shop(999, 3)
+    for given in (run, run.model, {name: value.numpy() for name, value in run.model.state_dict().items()}):
+        fitted = task.estimator(given)
+        assert fitted.classes_.tolist() == [5, 6, 7] and fitted.coef_.shape == (3, 4)
+        np.testing.assert_array_equal(fitted.coef_, run.model.state_dict()["coef_"].numpy())
+        assert (fitted.predict(inputs) == targets).mean() == pytest.approx(run.metrics["accuracy"])
+    assert SGDClassifier().set_params(**fitted.get_params()).get_params() == fitted.get_params()
+    assert (
+        SklearnTask(SGDClassifier(), [shop(0)], shop(1))
+        .estimator(task.arrays() | {"coef_": np.ones((1, 4)), "intercept_": np.ones(1)})
+        .get_params()["random_state"]
+        is None
+    )
+    numbers_task = task_of(slow(SGDRegressor), numbers)
+    fitted = numbers_task.estimator(fv.simulate(numbers_task, **NO_NOISE))
+    assert np.abs(fitted.predict(inputs) - numbers(999)[1]).mean() < 0.5
+
+
+def test_classes_may_be_words_that_are_declared() -> None:
+    words = ["no", "perhaps", "yes"]
+    estimator = slow(SGDClassifier, loss="log_loss")
+    clients = [named(n) for n in range(40)]
+    task = SklearnTask(estimator, clients, named(999), classes=words[::-1], simulated=True)
+    run = fv.simulate(task, **NO_NOISE)
+    inputs, targets = named(999)
+    fitted = task.estimator(run)
+    assert fitted.classes_.tolist() == words
+    assert (fitted.predict(inputs) == targets).mean() == pytest.approx(
+        run.metrics["accuracy"]
+    ) and run.metrics["accuracy"] > 0.65
+    with pytest.raises(fv.Refusal, match=r"words in classes="):
+        SklearnTask(estimator, clients, named(999), simulated=True)
+    with pytest.raises(fv.Refusal, match=r"held-out data: targets=.*the classes are no, yes"):
+        SklearnTask(estimator, clients, named(999), classes=["no", "yes"], simulated=True)
+
+
+def test_a_pipeline_takes_what_needs_no_client_to_be_fitted() -> None:
+    public = StandardScaler().fit(shop(12345)[0])
+    for first in (public, Normalizer(), FunctionTransformer(lambda each: each * 2)):
+        task = task_of(make_pipeline(first, "passthrough", slow(SGDClassifier)), lambda n: shop(n, 3))
+        run = fv.simulate(task, **NO_NOISE)
+        inputs, targets = shop(999, 3)
+        fitted = task.estimator(run)
+        assert isinstance(fitted, Pipeline) and run.result["task"] == "SGDClassifier"
+        assert (fitted.predict(inputs) == targets).mean() == pytest.approx(run.metrics["accuracy"])
+    with pytest.raises(fv.Refusal, match=r"estimator='StandardScaler': .*public data first"):
+        task_of(make_pipeline(StandardScaler(), slow(SGDClassifier)))

@@ -87,6 +87,35 @@ def test_the_loss_of_a_language_model_is_the_mean_of_its_texts() -> None:
     check_independence(task.model(), task, task.client_data(0))
 
 
+def test_figures_of_a_language_model_do_not_depend_on_how_texts_are_batched() -> None:
+    task = writer()
+    model, data = task.model().eval(), task.held_out()
+
+    def figures(size: int) -> dict[str, float]:
+        means: dict[str, float] = {}
+        for rows in torch.arange(len(data)).split(size):
+            inputs, labels = data.batch(rows)
+            for name, value in task.metrics(model(**inputs), labels).items():
+                means[name] = means.get(name, 0.0) + value * len(rows) / len(data)
+        return task.derived(means)
+
+    whole = figures(40)
+    assert set(whole) == {"accuracy", "perplexity"}
+    for size in (1, 7):
+        assert figures(size) == pytest.approx(whole, rel=1e-4)
+    inputs, labels = data.batch(torch.arange(40))
+    outputs = model(**inputs)  # transformers' own loss is the mean over all tokens
+    assert whole["perplexity"] == pytest.approx(outputs.loss.exp().item(), rel=1e-4)
+    right = outputs.logits[:, :-1].argmax(-1) == labels[:, 1:]
+    known = labels[:, 1:] != -100
+    each = [float(right[row][known[row]].float().mean()) for row in range(40)]
+    assert whole["accuracy"] == pytest.approx(np.mean(each), abs=1e-6)
+    run = fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=1, quiet=True)
+    assert {"accuracy", "perplexity", "loss"} <= set(run.metrics) and not {"nats", "tokens"} & set(
+        run.metrics
+    )
+
+
 def test_the_loss_of_a_classifier_is_the_models_own() -> None:
     task = classifier()
     inputs, labels = task.client_data(0).batch(torch.arange(8))

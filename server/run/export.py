@@ -25,7 +25,7 @@ from ...privacy.refusal import Refusal
 from ...reports.files import MODEL, RESULT, SAVED, SINGLY
 from ...reports.run_files import read_object
 from ...tasks import Task, load_task, numpy_model
-from ...tasks.data import as_data, figures_of, placeholder
+from ...tasks.data import as_data, derived, figures_of, placeholder
 from ...tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
 from ...tasks.other_model import model_named
 from ...tasks.protocol import PredictingTask
@@ -231,7 +231,8 @@ def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
         same = float((was.argmax(1) == now.argmax(1)).double().mean())
     if targets is not None:
         both = {"released": was, "exported": now}
-        metrics = {name: figures_of(parts.task, outputs, targets) for name, outputs in both.items()}
+        task = parts.task
+        metrics = {name: derived(task, figures_of(task, out, targets)) for name, out in both.items()}
     return {
         "measured_on": where,
         "rows": len(inputs),

@@ -30,7 +30,7 @@ from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
 from ...strategies.wire import DROP_REASONS, MIXES
 from ...tasks.arrays import emptied, holding
-from ...tasks.data import Examples, batches_of, figures_of, held_out_of, run_on
+from ...tasks.data import Examples, batches_of, derived, figures_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
 from ...tasks.independence import Mixing
@@ -467,7 +467,7 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
                     found |= group_figures(outputs, targets, groups, task.group_words)
                 for name, value in found.items():
                     means[name] += value * len(targets) / len(held_out)
-            return dict(means)
+            return derived(task, means)
 
     return evaluate
 

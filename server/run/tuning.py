@@ -15,7 +15,7 @@ from ...privacy.arms import ArmDeal
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import in_arm, invited_size
 from ...strategies.training_order import ORDER_KEY, TrainingOrder
-from ...tasks.data import batches_of, figures_of, held_out_of, run_on
+from ...tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ...tasks.protocol import Task
 from ..checkpoint import State
 from ..tuning import LOSS, Tuning
@@ -64,7 +64,7 @@ def _reported(task: Task) -> dict[str, float]:
     for inputs, targets in batches_of(held_out_of(task)):
         with torch.no_grad():
             outputs = run_on(task.model().eval(), inputs)
-        return {**figures_of(task, outputs, targets), LOSS: float(task.loss(outputs, targets))}
+        return derived(task, figures_of(task, outputs, targets) | {LOSS: float(task.loss(outputs, targets))})
     return {}
 
 

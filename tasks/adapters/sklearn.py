@@ -19,14 +19,16 @@ class SklearnTask:
     A client's estimator is new in every round and starts from the model's coefficients. It uses its own learning rates.
 
     Args:
-      estimator: not fitted; it is never changed.
-      clients: inputs and targets of each client, a pair of arrays; classes are whole numbers.
+      estimator: not fitted; it is never changed. Or a pipeline that ends with it, of transformers without a state or
+        fitted on public data.
+      clients: inputs and targets of each client, a pair of arrays; classes are whole numbers or words.
       held_out: inputs and targets on which the model is evaluated; it names the classes, unless `classes` does.
-      classes: all classes, public.
+      classes: all classes, public; needed if they are words.
       simulated: whether the data are public or made up.
 
     Raises:
-      Refusal: the estimator has no `partial_fit` or no such coefficients, or averages them over steps.
+      Refusal: the estimator has no `partial_fit` or no such coefficients, or averages them over steps; or a transformer
+        of its pipeline would have to be fitted.
     """
 
     def __init__(
@@ -35,12 +37,13 @@ class SklearnTask:
         clients: Sequence[Any],
         held_out: Any,
         *,
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int] | Sequence[str] | None = None,
         simulated: bool = False,
     ) -> None:
         from sklearn.base import is_classifier
 
         self.simulated, self.num_clients = simulated, len(clients)
+        self._before, estimator = _parted(estimator)
         self.name = type(estimator).__name__
         self._estimator, self._clients, self._held_out = estimator, clients, held_out
         if not hasattr(estimator, "partial_fit"):
@@ -49,15 +52,19 @@ class SklearnTask:
         if getattr(estimator, "average", False):
             remedy = "its average over steps cannot be averaged over clients; leave it out"
             raise Refusal(f"{self.name}.average", estimator.average, remedy)
-        inputs, targets = _arrays(held_out)
+        self._words: NDArray[Any] | None = None
         self._classes: NDArray[Any] | None = None
         self._all_classes = np.zeros(1)
         if is_classifier(estimator):
-            self._classes = np.unique(targets if classes is None else np.asarray(classes))
-            if self._classes.dtype.kind not in "iu" or len(self._classes) < 2:
-                remedy = "give at least two whole numbers, in classes= or in the held-out targets"
-                raise Refusal("classes", self._classes.tolist(), remedy)
-            self._all_classes = self._classes
+            known = np.unique(np.asarray(held_out[1] if classes is None else classes))
+            if known.dtype.kind == "U" and classes is not None:
+                self._words, known = known, np.arange(len(known))
+            if known.dtype.kind not in "iu" or len(known) < 2:
+                remedy = "give at least two whole numbers, in classes= or in the held-out targets, or words in classes="
+                raise Refusal("classes", known.tolist(), remedy)
+            self._classes = self._all_classes = known
+        inputs, targets = self.held_out()
+        self._inputs = inputs[:1] * 0
         self._begun = {name: np.zeros_like(value) for name, value in self._shapes(inputs).items()}
         self._pass(self._with(self._begun, inputs), inputs[:2], targets[:2])  # before anything is spent
 
@@ -162,23 +169,64 @@ class SklearnTask:
             return {"mae": float(np.abs(outputs - targets).mean())}
         return {"accuracy": float((self._classes[outputs.argmax(1)] == targets).mean())}
 
+    def estimator(self, model: Any) -> Any:
+        """Return a fitted copy of the estimator, or of its pipeline, with a model's `coef_` and `intercept_`.
+
+        Args:
+          model: a finished run, its model, or arrays by name.
+        """
+        state: Any = getattr(model, "model", model)
+        state = state.state_dict() if hasattr(state, "state_dict") else state
+        fitted = self._with({name: np.asarray(state[name]) for name in COEFFICIENTS}, self._inputs)
+        fitted.set_params(**self._estimator.get_params())
+        if self._words is not None:
+            fitted.classes_ = self._words
+        if not self._before:
+            return fitted
+        from sklearn.pipeline import make_pipeline
+
+        return make_pipeline(*self._before, fitted)
+
     def client_data(self, client: int) -> Any:
         """Return a client's arrays.
 
         Raises:
           Refusal: a target is not a known class.
         """
-        inputs, targets = _arrays(self._clients[client])
-        if self._classes is not None and not (known := np.isin(targets, self._classes)).all():
-            remedy = f"the classes are {', '.join(map(str, self._classes))}; name all of them in classes="
-            raise Refusal(f"client {client}: targets", f"{int((~known).sum())} of no class", remedy)
-        return inputs, targets
+        return self._arrays(self._clients[client], f"client {client}")
 
     def held_out(self) -> Any:
         """Return the held-out arrays."""
-        return _arrays(self._held_out)
+        return self._arrays(self._held_out, "held-out data")
+
+    def _arrays(self, pair: Any, whose: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        inputs, targets = pair[0], np.asarray(pair[1])
+        for each in self._before:
+            inputs = each.transform(inputs)
+        inputs = inputs.toarray() if hasattr(inputs, "toarray") else inputs
+        names = self._classes if self._words is None else self._words
+        if names is not None and not (known := np.isin(targets, names)).all():
+            remedy = f"the classes are {', '.join(map(str, names))}; name all of them in classes="
+            raise Refusal(f"{whose}: targets", f"{int((~known).sum())} of no class", remedy)
+        if self._words is not None:
+            targets = np.searchsorted(self._words, targets)
+        return np.asarray(inputs, np.float32), targets
 
 
-def _arrays(given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    inputs, targets = given
-    return np.asarray(inputs, np.float32), np.asarray(targets)
+def _parted(estimator: Any) -> tuple[tuple[Any, ...], Any]:
+    """Return the transformers of a pipeline and its last step; refuse one that would be fitted on clients' data."""
+    from sklearn.exceptions import NotFittedError
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import check_is_fitted
+
+    if not isinstance(estimator, Pipeline):
+        return (), estimator
+    steps: list[Any] = [each for _, each in estimator.steps]
+    before = tuple(each for each in steps[:-1] if each not in (None, "passthrough"))
+    for each in before:
+        try:
+            check_is_fitted(each)
+        except NotFittedError as error:
+            remedy = "it would be fitted on clients' data: fit it on public data first, or use one without a state, such as Normalizer"
+            raise Refusal("estimator", type(each).__name__, remedy) from error
+    return before, steps[-1]

@@ -1,7 +1,8 @@
 """Transformers task: a Hugging Face model trained by its own loss, with or without PEFT adapters."""
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 
 IGNORED = -100  # label of a token that has no loss
+NATS, TOKENS = "nats", "tokens"  # an example's loss over all of its tokens, and their number
+MOST_NATS = 700.0  # a token's; above it the perplexity is no number of double precision
 
 
 class TransformersTask:
@@ -27,8 +30,8 @@ class TransformersTask:
       clients: the data of each client, in any form that `Task.client_data` may return: dictionaries of the model's
         inputs and the labels.
       held_out: data on which the model is evaluated.
-      metrics: takes logits and labels and returns means over the examples, by name; None: `accuracy` of classes and
-        tokens.
+      metrics: takes logits and labels and returns means over the examples, by name; None: `accuracy`, of an example's
+        class or the share of its tokens, and with token labels the `perplexity` of all tokens.
       simulated: whether the data are public or made up.
 
     Raises:
@@ -47,7 +50,7 @@ class TransformersTask:
         self.simulated, self.num_clients = simulated, len(clients)
         self._model: Any = made_once(model)
         self._clients, self._held_out = clients, held_out
-        self._metrics = metrics or self._accuracy
+        self._metrics = metrics or self._figures
         self._shift = _predicts_next(self._model)
         self.name = type(_base_of(self._model)).__name__
         if hasattr(self._model.config, "use_cache"):
@@ -101,11 +104,27 @@ class TransformersTask:
         return (outputs.logits[:, :-1], labels[:, 1:]) if self._shift else (outputs.logits, labels)
 
     @staticmethod
-    def _accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def _figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return means over the examples, which do not depend on how these are batched."""
         if labels.is_floating_point():
             return {}
-        known = labels != IGNORED
-        return {"accuracy": (logits.argmax(-1) == labels)[known].float().mean().item()}
+        known = (labels != IGNORED).reshape(len(labels), -1)
+        right = (logits.argmax(-1) == labels).reshape(known.shape) & known
+        found = {"accuracy": (right.sum(1) / known.sum(1).clamp(min=1)).mean().item()}
+        if labels.dim() > 1:
+            nats = nn.functional.cross_entropy(
+                logits.transpose(1, -1), labels, ignore_index=IGNORED, reduction="sum"
+            )
+            found |= {NATS: nats.item() / len(labels), TOKENS: known.sum().item() / len(labels)}
+        return found
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return a run's metrics of means over all held-out examples: with token labels, the perplexity of all tokens."""
+        found = dict(means)
+        nats, tokens = found.pop(NATS, None), found.pop(TOKENS, None)
+        if nats is not None and tokens:
+            found["perplexity"] = math.exp(min(nats / tokens, MOST_NATS))
+        return found
 
     def client_data(self, client: int) -> Data:
         """Return the data of one client, with the labels in the batch."""
