@@ -529,7 +529,7 @@ def test_what_model_or_loss_does_not_take_is_refused_before_anybody_pays(
         fv.simulate(
             task, privacy=fv.Record(target_delta=1e-2), cohort="all", num_rounds=1, folder=tmp_path / "run"
         )
-    assert "7" not in str(caught.value).replace(refused, "") and not (tmp_path / "run").exists()
+    assert "Error: " in str(caught.value) and not (tmp_path / "run").exists()  # torch's own words
 
 
 class Owned(Made):
