@@ -10,6 +10,7 @@ from typing import Any, cast
 from ..privacy.refusal import Refusal
 
 LONGEST_SHOWN = 60
+MOST_KNOWN = 60
 TYPES = {"NoneType": "null", "str": "text", "bool": "a switch", "float": "a fraction"}
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -31,7 +32,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"
-    return f"known: {', '.join(names)}" if names else "there is nothing to set here"
+    more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""  # of a table's columns
+    return f"known: {', '.join(names[:MOST_KNOWN])}{more}" if names else "there is nothing to set here"
 
 
 def shortened(value: object) -> object:
