@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from ..configs.round_line import GROUPS
+from ..configs.round_line import GROUPS, TRAIN
 from ..configs.strict import leaves
 from ..privacy.refusal import Refusal
 from ..reports.run_files import read_object
@@ -146,7 +146,7 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
         {
             key: value
             for key, value in (result.get("metrics") or {}).items()
-            if isinstance(value, int | float)
+            if isinstance(value, int | float) and not key.startswith(TRAIN)
         },
         {each["unit"]: float(each["epsilon"]) for each in privacy},
         _bytes(result.get("bytes")),

@@ -216,3 +216,10 @@ def test_the_jobs_of_a_sweep_are_shown(tmp_path: Path) -> None:
         "seed: 4",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_of_noised_training_are_no_columns_of_a_comparison(runs: list[Path], tmp_path: Path) -> None:
+    rows = rows_of(runs)
+    assert all(set(row.metrics) == {"accuracy"} for row in rows)
+    write_csv(rows, tmp_path / "all.csv")
+    assert "train/" not in (tmp_path / "all.csv").read_text()

@@ -18,6 +18,7 @@ from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
 from fedveil.privacy.audit.summary import Raised
 from fedveil.server.run.audit_line import AuditLine
+from fedveil.server.run.average import early_of
 from fedveil.server.run.trackers import MetricsCsv
 
 OTHERS = pytest.mark.filterwarnings("ignore")  # of other people's code
@@ -360,3 +361,15 @@ def test_what_is_infinite_or_no_number_reaches_no_tracker() -> None:
         "abandoned": True,
     }
     assert numbers_of(row) == {"round": 3.0, "dropped/late": 2.0, "abandoned": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("last", "mean", "early"), [(1.0, 1.2, True), (1.0, 1.05, False), (1.0, 0.7, False), (None, 1.0, False)]
+)
+def test_a_mean_of_models_that_had_not_converged_is_said_to_be_worse(
+    last: float | None, mean: float, early: bool
+) -> None:
+    said = early_of({"loss": last}, {"loss": mean}, 7)
+    assert (said is not None) is early
+    assert early_of({"loss": last}, {}, 1) is None
+    assert not early or "the last 7 models" in str(said)

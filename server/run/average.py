@@ -7,9 +7,12 @@ last rounds; a mean of k models contains less and lags by k / 2 rounds. More noi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from ...tasks.arrays import dimension_of
 from .federation import Run
+from .learning_rate import RISE
 
 # Shares of the rounds. Both were found on digits and mnist5k: docs/evidence/accuracy.md.
 SHARE_PER_RATIO, MOST = 1 / 8, 1 / 2
@@ -46,3 +49,20 @@ def noise_ratio(run: Run) -> float:
     )
     plan = privacy.plan
     return plan.noise_std / plan.clipping_norm * math.sqrt(dimension_of(federation.task)) / expected
+
+
+def early_of(last: Mapping[str, Any], mean: Mapping[str, float], models: int) -> str | None:
+    """Return a sentence if the loss of the mean of the last models is a tenth above that of the last one; else None.
+
+    Args:
+      last: line of the last round.
+      mean: metrics of the mean; empty without one.
+      models: in the mean.
+    """
+    before, after = last.get("loss"), mean.get("loss")
+    if before is None or after is None or not after > before * (1 + RISE):
+        return None
+    return (
+        f"the mean of the last {models} models has loss {after:.4g} and the last model {before:.4g}: the run had not converged; "
+        "use more rounds, or model=last"
+    )

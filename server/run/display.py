@@ -67,8 +67,8 @@ class Display:
             say(f"mean of the last {models} models: {shown}")
         if told := tuned_line(ending.result.get("tuning")):
             say(told)
-        if rise := ending.result.get("rise"):
-            say(rise)
+        for hint in filter(None, map(ending.result.get, ("rise", "early"))):
+            say(hint)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
         in_vain = (
             f"; rounds abandoned: {lost} (what was charged for them stays spent)"

@@ -57,6 +57,7 @@ from ..rounds import Ending, Status
 from .acts import write_refusal
 from .audit import RunAudit, shown
 from .audit import end as end_audit
+from .average import early_of
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
 from .evaluation_figures import shown_metrics
@@ -483,6 +484,8 @@ def finish(
             write_refusal(progress.run, ending)
             ledger.settle()
     result = _result(progress, ending, told)
+    last = progress.history[-1] if progress.history else {}
+    result["early"] = early_of(last, metrics, result["models_averaged"])
     result["metrics"] |= metrics
     if confusion is not None:
         result["confusion"] = confusion
