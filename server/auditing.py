@@ -6,6 +6,7 @@ Its inputs are releases, canaries' seeds, and planted data. So it costs no priva
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,10 @@ from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.free_checks import NORM_TESTS, draw_p
 from ..privacy.audit.interference import block_of
 from ..privacy.audit.memorisation import MemorisationProbe, Memorised, pooled_p
-from ..privacy.audit.round_rows import Rows
+from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.watching import NO_MEMORY, Memory, Released, noise_p, unwatched, watch
+from ..privacy.audit.watching import NO_MEMORY, Memory, Released, layers_of, noise_p, unwatched, watch
 from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Auditor:
     memorised: Sequence[Memorised] = ()
     _room: Rows = field(init=False, repr=False)
     _count: int = 0
+    _layers: dict[int, tuple[int, NDArray[np.float64]]] = field(
+        default_factory=dict[int, tuple[int, "NDArray[np.float64]"]]
+    )
     _alarms: AlarmState | None = None
 
     def __post_init__(self) -> None:
@@ -147,7 +151,16 @@ class Auditor:
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         since = max((each.round for each in alarms), default=0)
         rows = self._and(row)
-        return rows[rows["round"] > since] if since else rows
+        return rows[bisect_right(rows["round"], since) :] if since else rows
+
+    def _noise_p(self, rows: Rows) -> float:
+        """Return `noise_p` of the last rows, with sums of layers that are kept from round to round."""
+        first = self._count + 1 - len(rows)
+        counted, sums = self._layers.get(first, (first, np.zeros((4, LAYERS))))
+        for each in self._room[counted : self._count]:
+            sums = sums + layers_of(each[None])
+        self._layers[first] = self._count, sums
+        return noise_p(rows, sums + layers_of(rows[-1:]))
 
     def _draw_p(self, row: Rows) -> float:
         if not self.terms.clients:
@@ -164,8 +177,8 @@ class Auditor:
         rows, every = (
             self._since_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
         )
-        p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), noise_p(rows)))
-        whole = NORM_TESTS * noise_p(every)
+        p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), self._noise_p(rows)))
+        whole = NORM_TESTS * self._noise_p(every)
         certain = whole < CERTAIN * self.terms.alarms().threshold(Check.NORM)
         return min(p_value, whole) if certain else p_value
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
-import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def limited_to(seconds: float) -> Generator[None]:
         yield
         return
 
-    outside = _imports(sys._getframe())
+    outside = _imports(inspect.currentframe())
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if _imports(frame) > outside:

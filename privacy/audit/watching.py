@@ -153,18 +153,26 @@ def _add_layers(row: Rows, released: Released, total: Vector) -> None:
         row["layer_means"][place] = layer.sum() ** 2 / layer.size / released.noise**2
 
 
-def noise_p(rows: Rows) -> float:
+def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:
     """Return the smallest p-value of all rounds' noise: of the whole sum, of its layers, and of their means.
 
     A mean is a fixed direction. Gradients of the biases before a softmax sum to zero, so the mean of these is pure
     noise.
+
+    Args:
+      rows: of the rounds.
+      layers: `layers_of` these rows; None computes it.
     """
+    sums = (layers_of(rows) if layers is None else layers)[:, None]
+    whole = run_p(rows["energy"], rows["dimensions"])
+    return min(whole, run_p(sums[0], sums[1]), run_p(sums[2], sums[3]))
+
+
+def layers_of(rows: Rows) -> NDArray[np.float64]:
+    """Return the layers' sums over rows, (4, layers): of energies and their sizes, of means and theirs."""
     sizes = rows["layer_dimensions"]
-    return min(
-        run_p(rows["energy"], rows["dimensions"]),
-        run_p(rows["layer_energies"], sizes),
-        run_p(rows["layer_means"], np.minimum(sizes, 1)),
-    )
+    parts = (rows["layer_energies"], sizes, rows["layer_means"], np.minimum(sizes, 1))
+    return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
 
 
 def unwatched(number: int, canaries: int) -> Rows:
