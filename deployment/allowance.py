@@ -6,7 +6,7 @@ and comes back as a code only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
 from ..links.server_bundle import OwnersBudget, ServerBundle
@@ -20,10 +20,8 @@ from ..privacy.refusal import Refusal
 from ..server.run.federation import Federation
 from ..strategies.training_order import Mode
 
-LEVELS = {
-    Mode.NONE: (),
-    Mode.RECORD_AND_CLIENT: ("record", "client"),
-}  # groups of a mode's targets; others have one
+# Groups of targets; the modes that are not here have one, without a name.
+LEVELS: Mapping[str, tuple[str, ...]] = {Mode.NONE: (), Mode.RECORD_AND_CLIENT: ("record", "client")}
 
 
 def allowed_targets(
@@ -60,7 +58,9 @@ def begins_from(
     earlier: Iterable[tuple[str, ServerSettings]],
     least: float = LEAST_SHARE_LEFT,
 ) -> str:
-    """Return one line about what was spent before a run or question, and what owners allow; empty if nothing was.
+    """Return one line of what was spent before a run or question, its target, and what owners allow.
+
+    It is empty if nothing was spent, and owners allow the target.
 
     Args:
       federation: whose ledger is looked at.
@@ -74,19 +74,21 @@ def begins_from(
     level = federation.summed or federation.record
     if level is None or level.target_epsilon is None:
         return ""
-    unit, target, budget = f"{level.unit}s", level.target_epsilon, federation.sum_budget
+    unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.sum_budget
     owners = "" if allowed is None else f"owners allow {allowed.target_epsilon:g}"
-    spent, line = _spent(federation, level), ""
+    spent = _spent(federation, level)
     if budget is not None and budget.target_epsilon == target and spent > (1 - least) * target:
         told = (f"{unit} have spent {spent:.4g}", owners, _remedy(spent, allowed))
         raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, told)))
-    if spent:
-        line = f"{unit} have spent epsilon {spent:.4g}"
-    asked = {name: of_one for name, each in earlier if (of_one := _of_own_ledgers(each)) is not None}
-    if level.unit != Unit.CLIENT and asked and (most := max(asked.values())) > spent:
-        run, spent = max(asked, key=asked.__getitem__), most
-        line = f"run {run} let each client spend epsilon {most:g} on its records"
-    line = ", ".join(filter(None, (line and f"{line} before; the target is {target:g}", line and owners)))
+    before = f"{unit} have spent epsilon {spent:.4g} before; " if spent else ""
+    asked = {name: size for name, each in earlier if (size := _of_own_ledgers(each)) is not None}
+    run = max(asked, key=asked.__getitem__, default="")
+    if run and level.unit != Unit.CLIENT and asked[run] > spent:
+        spent = asked[run]
+        before = f"run {run} let each client spend epsilon {spent:g} on its records before; "
+    if not before and (allowed is None or target <= allowed.target_epsilon):
+        return ""
+    line = before + ", ".join(filter(None, (f"the target is {target:g}", owners)))
     over = budget is None and spent > (1 - least) * target
     return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if over else line
 

@@ -97,15 +97,17 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
 
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:
-    target = "no target" if row["target"] is None else f"{row['target']:g}"
+    unit, target = f"{row['unit'].partition('_')[0]}s", row["target"]
+    most = "without a target" if target is None else f"at most epsilon {target:g}"
     if row.get("own_ledgers", row["unit"] != Unit.CLIENT):
         told = f"; in the last round {refused} reported theirs as spent" if refused else ""
-        return f"{row['unit']}s: each client spends at most epsilon {target} by its own ledger{told}"
+        return f"{unit}: each client spends {most} by its own ledger{told}"
     if row["spent"] is None:
-        return f"{row['unit']}s: no round has ended yet; at most epsilon {target} at delta {row['delta']:g}"
+        return f"{unit}: no round has ended yet; {most} at delta {row['delta']:g}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
     left = "" if row["left"] is None else f", {row['left']:.3f} left"
-    return f"{row['unit']}s: epsilon {spent} of {target} spent at delta {row['delta']:g}{left}"
+    of = "no target" if target is None else f"{target:g}"
+    return f"{unit}: epsilon {spent} of {of} spent at delta {row['delta']:g}{left}"
 
 
 def _table(clients: list[Mapping[str, Any]]) -> Table:

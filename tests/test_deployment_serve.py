@@ -340,6 +340,10 @@ def test_a_second_run_says_before_any_exchange_what_is_spent_and_what_owners_all
     capsys.readouterr()
     assert served(hearts, *TOGETHER, "run=second")[0] == 0
     assert "records have spent epsilon 2 before; the target is 20, owners allow 20" in capsys.readouterr().out
+    owners.write_text(before.replace("20.0", "2.0"))
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, "run=third", fault=killing(0))
+    assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
 
 
 def test_a_run_on_clients_ledgers_says_what_earlier_runs_let_them_spend(
