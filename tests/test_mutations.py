@@ -61,6 +61,13 @@ MUTATIONS = {
         "test_server_export.py",
         "private_held_out",
     ),
+    "a rate of tables ignores the curvature of the loss": Mutation(
+        "server/run/learning_rate.py",
+        "rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature",
+        "rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients))",
+        "test_server_learning_rate.py",
+        "no_mode_steps_further",
+    ),
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
         "and own <= known for client in clients",
