@@ -58,6 +58,7 @@ LATE = 64  # steps on other examples before the first ones are computed again
 LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
 MOST_LOOKED_INTO = 1000  # entries of a container that are compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
+COARSEST = 0.1  # of what two results are: in half precision that many roundings would be all of them
 ROUNDED = 0.1  # of that: share of an example's whole gradient by which a tensor may differ; 0.002 was measured at most
 REREAD = 1e-5  # by which a number of a client's data may differ that was computed again
 WEIGHTS_REMEDY = (
@@ -274,7 +275,8 @@ def check_order(task: Task) -> None:
     again = _read(task, clients)  # data that differ in the same order too are random
     for client in [each for each in apart if one[each] == again[each]][:: max(1, len(apart) - 1)]:
         a, b = (np.frombuffer(_read(task, order, client)[client]) for order in (clients, clients[::-1]))
-        if a.shape != b.shape or not np.allclose(a, b, REREAD, REREAD, equal_nan=True):
+        least = REREAD * float(np.abs(np.nan_to_num(a)).max(initial=0)) / 100
+        if a.shape != b.shape or not np.allclose(a, b, REREAD, least, equal_nan=True):
             remedy = (
                 "a client's data change with the clients that were read before; compute them from its own and public "
                 "data, and a generator's seed from its number"
@@ -886,5 +888,6 @@ class _Precision(_Mode):
             if isinstance(each, Tensor) and each.is_floating_point():
                 # Below double precision fewer roundings meet: rows of a batch differ by some hundreds at most.
                 eps = torch.finfo(each.dtype).eps
-                self.tolerance = max(self.tolerance, eps * (ROUNDINGS if eps < 1e-12 else ROUNDINGS / 100))
+                allowed = min(COARSEST, eps * (ROUNDINGS if eps < 1e-12 else ROUNDINGS / 100))
+                self.tolerance = max(self.tolerance, allowed)
         return made

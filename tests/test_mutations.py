@@ -1727,6 +1727,13 @@ MUTATIONS = {
         "test_tasks_own_scale.py",
         "other_data",
     ),
+    "half precision excuses everything": Mutation(
+        "tasks/independence.py",
+        "COARSEST = 0.1 ",
+        "COARSEST = 9.0 ",
+        "test_tasks_independence.py",
+        "mixes_examples_is",
+    ),
     "an embedding writes to its own weights": Mutation(
         "tasks/independence.py",
         "if func.overloadpacket is torch.ops.aten.embedding_renorm_:",

@@ -177,6 +177,10 @@ def ranking(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.relu(1 - (scores[:, None] - scores[None])).mean()
 
 
+def halved(inputs: Tensor) -> Tensor:
+    return inputs.bfloat16().to(inputs.dtype)
+
+
 DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
     "summed loss": (
         around(),
@@ -203,6 +207,7 @@ DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
     "loss of a vector": (around(), Objective(lambda o, t: F.cross_entropy(o, t, reduction="none")), "loss"),
     "history in the loss": (around(), KeepsHistory(), "loss.history"),
     "centring": (around(lambda h: h - h.mean(0)), Objective(), "1: Does"),
+    "centring in half precision": (around(lambda h: halved(h - h.mean(0))), Objective(), "1: Does"),
     "standardising": (around(lambda h: h / (h.std(0, correction=0) + 1)), Objective(), "1: Does"),
     "softmax over the batch": (around(lambda h: h.softmax(0)), Objective(), "1: Does"),
     "attention over the batch": (around(lambda h: (h @ h.T).softmax(1) @ h), Objective(), "1: Does"),
@@ -451,6 +456,7 @@ INDEPENDENT: dict[str, tuple[nn.Module, Objective]] = {
     ),
     "label smoothing": (around(), Objective(lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1))),
     "single precision": (Single(), Objective()),
+    "half precision": (around(halved, nn.Tanh(), nn.Linear(WIDTH, WIDTH), halved), Objective()),
 }
 INDEPENDENT["zero at first"][0][2].weight.data.zero_()
 
