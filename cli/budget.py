@@ -13,12 +13,13 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency
 from ..privacy.ledger import data_sets
-from ..privacy.ledger.book import read_book
-from ..privacy.ledger.caps import NAMED, Cap, caps_on, default_folder, read_caps, set_cap
+from ..privacy.ledger.book import Book, read_book
+from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, Cap, caps_on, default_folder, read_caps, set_cap
+from ..privacy.ledger.client_sums import read_records
 from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
-COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id")
+COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
 
 Asked = tuple[str, str, str, str | None, str | None, str | None]
 """Data, epsilon, delta, the last day, and what questions may spend and for what, as they were typed."""
@@ -82,9 +83,11 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
     """Print the caps of a folder of ledgers and what each ledger has spent; return the exit code."""
     folder = folder or default_folder()
     decisions = read_caps(folder)
-    names = _names(folder)
-    rows = [(*row, names.get(row[0], "")) for row in map(_row, sorted(folder.glob("*.ledger")))]
-    rows.sort(key=lambda row: _place(row[-1]))
+    names, clients = _names(folder), _clients_of(folder)
+    paths = dict.fromkeys([*sorted(folder.glob("*.ledger")), *sorted(clients)])
+    rows = [_row(path, clients.get(path)) for path in paths]
+    rows = [(*row[:-1], names.get(row[0], ""), row[-1]) for row in rows]
+    rows.sort(key=lambda row: _place(row[-2]))
     if as_json:
         ledgers = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
         print(json.dumps({"caps": [_plain(cap) for cap in decisions], "ledgers": ledgers}))
@@ -122,24 +125,38 @@ def _place(name: str) -> tuple[bool, str, int]:
     return not name, data_id, int(client) if client else -1
 
 
+def _clients_of(folder: Path) -> dict[Path, Path]:
+    """Return the ledgers of records that pay for sums of whole clients, each with the ledger of these."""
+    found: dict[Path, Path] = {}
+    for data_id in data_sets.read_data_sets(folder):
+        clients = data_sets.population_path(folder, data_id)
+        held = data_sets.record_paths(folder, data_id) or [data_sets.together_path(folder, data_id)]
+        found |= dict.fromkeys(held, clients) if clients.exists() else {}
+    return found
+
+
 def _plain(cap: Cap) -> dict[str, object]:
     return {**asdict(cap), "until": cap.until and cap.until.isoformat()}
 
 
-def _row(path: Path) -> tuple[str, ...]:
-    book = read_book(path)
-    caps = caps_on(path)
-    budgets = list(book.granted.values())
-    cap = " and ".join(map(_in_words, caps)) or "none"
-    named = (str(book.identity["owner"])[:NAMED], str(book.identity["unit"]))
-    if not budgets:
-        return (*named, "0", "", cap)
-    delta, adjacency = budgets[-1].target_delta, Adjacency(book.identity["adjacency"])
-    spent = max(
-        counted(book.events(adversary), delta, adjacency, book.filter_order, GATE_INTERVAL)
-        for adversary in book.spent
+def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
+    book, alone = (read_book(path), Book()) if clients is None else read_records(clients, path)
+    cap = " and ".join(map(_in_words, caps_on(path))) or "none"
+    owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
+    named = (str(owner)[:NAMED], str(book.identity["unit"]))
+    if not book.granted:
+        return (*named, "0", "", cap, "")
+    delta = list(book.granted.values())[-1].target_delta
+    part = f"{_spent(alone, delta):.4g}" if alone.releases else ""
+    return (*named, f"{_spent(book, delta):.4g}", f"{delta:g}", cap, part)
+
+
+def _spent(book: Book, delta: float) -> float:
+    adjacency, order = Adjacency(book.identity["adjacency"]), book.filter_order
+    return max(
+        (counted(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
+        default=0.0,
     )
-    return (*named, f"{spent:.4g}", f"{delta:g}", cap)
 
 
 def _in_words(cap: Cap) -> str:

@@ -27,7 +27,16 @@ from ..server.run.evaluation_plan import (
 from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..server.run.sum_plan import metrics_share_of
-from ..server.run.unit_plan import curve, is_asked, plans_of, questions_of, tries_of, unit_plans, warnings_for
+from ..server.run.unit_plan import (
+    curve,
+    is_asked,
+    plans_of,
+    questions_of,
+    record_epsilon,
+    tries_of,
+    unit_plans,
+    warnings_for,
+)
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
@@ -78,7 +87,6 @@ def _draw(federation: Federation, plot: Path) -> None:
 def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, rounds: int) -> None:
     unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
-    over = "sensitivity" if federation.records_of_unit == 1 else "clip of one example"
     console.print(
         f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
@@ -123,6 +131,10 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         )
     if (scaling := scaling_plan(federation)) is not None:
         console.print(_scaling(federation, plan, budget, scaling))
+    if (lost := record_epsilon(federation, plan, budget.target_delta, rounds)) is not None:
+        console.print(
+            f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
+        )
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
         if (asked := scoring_plan(federation)) is not None:
@@ -197,6 +209,7 @@ def plain(federation: Federation) -> list[dict[str, Any]]:
             "epsilon": [(mark, _spelled(value)) for mark, value in each.epsilon],
             "runs_epsilon": _spelled(each.runs_epsilon),
             "tries_epsilon": _spelled(each.tries_epsilon),
+            "record_epsilon": each.record_epsilon and _spelled(each.record_epsilon),
             "curve": each.curve.to_json(),
             "learning_rate": federation.settings.local_training.learning_rate,
         }

@@ -150,7 +150,7 @@ class Plan:
             planned = replace(self, noise_multiplier=noise)._after(self.num_rounds, prior)
             return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
 
-        noise = _least_noise(cost, budget.target_epsilon)
+        noise = least_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
         while not admits(
             calibrated._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL
@@ -237,7 +237,7 @@ class Plan:
         return self.noise_multiplier
 
 
-def _least_noise(cost: Callable[[float], float], target: float) -> float:
+def least_noise(cost: Callable[[float], float], target: float) -> float:
     """Return the least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
 
     Bracketing throughout, so ``cost`` need only fall with noise; the end that is returned was itself evaluated.

@@ -244,6 +244,7 @@ class Protected:
             cohort=self.rows.told(cohort),
             filter_order=order,
             segments=self._segments(plan),
+            source=self.privacy.source,
         )
 
 

@@ -22,8 +22,9 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
 from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
-from ..privacy.ledger.data_sets import owed_by_population, population_ledger, settle
+from ..privacy.ledger.data_sets import budgets_of_records, owed_by_population, population_ledger, settle
 from ..privacy.ledger.durable_files import open_for_owner
+from ..privacy.ledger.hash_chain import Lock
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.mechanisms.randomness import Randomness
@@ -164,8 +165,10 @@ def protect(
         _require_use(plan, cohort, population, parameters)
     with refusing("ledger_dir", path.parent, "cannot be made"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
-    with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
+    alone = Lock(
+        path.parent / population_ledger(data_id)[:NAMED], wait=0
+    )  # on the ledgers of its records too
+    with alone, _open_ledger(path, data_id, budget) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
         if not accept_vacuous:
@@ -175,6 +178,17 @@ def protect(
         protected = ProtectedGrid(inner, privacy, budget, evaluating)
         with start_checked(partial(_check_start, protected, held_out)):
             yield protected
+
+
+def _open_ledger(path: Path, data_id: str, budget: Budget) -> Ledger:
+    settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
+    ledger = Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False)
+    try:
+        ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
 
 
 # --- evaluation at the clients ---------------------------------------------------------------------------------------

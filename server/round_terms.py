@@ -48,6 +48,7 @@ class SumPrivacy:
       adaptation: choices from earlier releases.
       noise_key: of correlated noise, on real data; the same after a resume.
       units: in one client's vector.
+      source: of the releases, as `Release` has it.
     """
 
     plan: Plan
@@ -56,6 +57,7 @@ class SumPrivacy:
     adaptation: Adaptation = NOTHING_ADAPTS
     noise_key: bytes | None = field(default=None, repr=False)
     units: UnitsOfClient = UnitsOfClient()
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -556,7 +556,7 @@ def test_a_dictionary_of_columns_is_data() -> None:
     data = as_data(columns)
     assert isinstance(data, fv.Examples) and len(data) == 5 and set(data.inputs) == {"x"}
     assert data.targets.tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(fv.Refusal, match="a dictionary of x, mask.*name its targets labels"):
+    with pytest.raises(fv.Refusal, match=r"a dictionary of x, mask.*name its targets labels"):
         as_data({"x": columns["x"], "mask": columns["x"]})
 
 

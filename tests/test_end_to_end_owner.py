@@ -206,9 +206,11 @@ def test_budget_set_and_show(tmp_path: Path, clinics: list[str], commands: Any) 
     assert commands.run("budget", "set", folder, *sizes, f"--data={data}", "--until=2999-01-31")[0] == 0
     code, command = commands.run("budget", "show", folder)
     assert code == 0
-    decision, title, row = command.out.splitlines()
+    decision, title, *rows = command.out.splitlines()
+    row, of_records = sorted(rows)
+    assert of_records.split()[:2] == [data, "record"]
     assert decision.endswith(f"{data}: epsilon 2 at delta 1e-05 until 2999-01-31")
-    assert title.split() == ["data", "unit", "spent", "delta", "cap", "data_id"]
+    assert title.split() == ["data", "unit", "spent", "delta", "cap", "data_id", "as_client"]
     assert row.split()[:2] == [data, "client"]
     assert "epsilon 2 at delta 1e-05 until 2999-01-31" in row
 

@@ -2778,6 +2778,27 @@ MUTATIONS = {
         "test_client_one_budget.py",
         "not_charged_to_them_again",
     ),
+    "sums of whole clients spend nothing of records' budgets here": Mutation(
+        "server/run/prepare.py",
+        "ledger.shared = data_sets.budgets_of_records(path.parent, federation.data_id, ledger.book)",
+        "pass",
+        "test_server_one_budget.py",
+        "refused_or_within and not distributed",
+    ),
+    "a plan for records forgets sums of whole clients": Mutation(
+        "server/run/client_instructions.py",
+        "*whole.events(Adversary.MODEL)",
+        "*read_events(path, Adversary.MODEL)",
+        "test_server_one_budget.py",
+        "begins_from and not distributed",
+    ),
+    "a run of both units is charged to its records twice": Mutation(
+        "server/run/prepare.py",
+        "source = OF_RECORDS if local and federation.record is not None else None",
+        "source = None",
+        "test_server_one_budget.py",
+        "hides_both_units",
+    ),
     "a device releases without a reservation": Mutation(
         "client/device/own_ledger.py",
         "ledger.reserve_new(release)",

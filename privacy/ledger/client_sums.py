@@ -174,19 +174,22 @@ class RecordsBudget:
         take(self.book, Draft(RESERVE, canonical(list(mine.key)), canonical(payload)))
 
 
-def read_records(clients: Path, records: Path) -> tuple[Book, Book]:
+def read_records(
+    clients: Path, records: Path, adjacency: Adjacency = Adjacency.ZERO_OUT
+) -> tuple[Book, Book]:
     """Return what records have spent, and what of it by releases of their client alone, as books in memory.
 
     Args:
       clients: path of the client's ledger, which need not exist.
       records: path of its records' ledger, which need not exist.
+      adjacency: of the records before they have a ledger.
 
     Raises:
       Refusal: a ledger is damaged.
     """
     of_client, own = (read_book(each) if each.exists() else Book() for each in (clients, records))
     deltas = [each.target_delta for book in (of_client, own) for each in book.granted.values()]
-    unit, adjacency = own.identity.get("unit", Unit.RECORD), own.identity.get("adjacency", Adjacency.ZERO_OUT)
+    unit, adjacency = own.identity.get("unit", Unit.RECORD), own.identity.get("adjacency", adjacency)
     budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
     alone = as_records(of_client, None, budget)
     return as_records(of_client, own if own.identity else None, budget), alone

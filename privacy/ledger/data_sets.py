@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arms import charged
 from ..bounded_decoding import read_json
-from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release
+from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
 from ..refusal import Refusal, refusing
-from .book import event_of, identity_of, read_book, repeated, require_unit
-from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
+from .book import Book, ReleaseState, event_of, identity_of, read_book, repeated, require_unit
+from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
+from .client_sums import RecordsBudget, as_records, charge_records, owed
 from .durable_files import replace_file
 from .hash_chain import Lock
 from .ledger import BudgetExhausted, Ledger
@@ -164,15 +166,17 @@ class Owed:
       changed: whether the clients' data are not those of the last run.
       after: the folder's data sets once that is charged.
       questions: the part of the charges that questions have spent, by the ledger's name: their caps continue.
+      clients: ledger of all clients together, whose sums are charged to their records by `charge_client_sums`.
     """
 
     charges: Mapping[str, Charges]
     changed: bool
     after: DataSet
     questions: Mapping[str, Charges] = field(default_factory=dict[str, Charges])
+    clients: Path = Path()
 
     def events(self, name: str, adversary: Adversary) -> list[DpEvent]:
-        """Return the charges to a ledger."""
+        """Return the charges to a ledger; without those of sums of whole clients, which have keys of their own."""
         counts = self.charges.get(name, {}).get(adversary, Counter[str]())
         return [repeated(event_of(text), count) for text, count in counts.items()]
 
@@ -190,12 +194,12 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
     """
     known, prints = read_data_sets(folder).get(data_id, DataSet()), tuple(fingerprints)
     adopted = [each for each in known.adopted if _named(each, "")]
-    before = _most(folder, adopted)
+    before = _most(folder, adopted, _spent)
     changed = bool(known.fingerprints) and known.fingerprints != prints
     charges: dict[str, Charges] = {}
-    most = _most(folder, client_ledgers(data_id, known.fingerprints)) if changed else {}
+    most = _most(folder, client_ledgers(data_id, known.fingerprints), _of_records) if changed else {}
     for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, known.fingerprints)}:
-        own = _spent(folder / f"{name[:32]}.ledger") if changed else {}
+        own = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
         missing = {who: counts - own.get(who, Counter()) for who, counts in most.items()}
         charges[name] = _sum(missing, before)
     left = tuple(each for each in known.adopted if each not in adopted)
@@ -203,6 +207,7 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
         {name: each for name, each in charges.items() if any(each.values())},
         changed,
         replace(known, fingerprints=prints, adopted=left),
+        clients=population_path(folder, data_id),
     )
 
 
@@ -259,6 +264,86 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
         _change(folder, data_id, lambda now: replace(owed.after, records=now.records))
 
 
+def population_path(folder: Path, data_id: str) -> Path:
+    """Return the ledger of all clients of a data set together, which need not exist."""
+    return folder / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+
+
+def together_path(folder: Path, data_id: str) -> Path:
+    """Return the ledger of all records of a data set together, which need not exist."""
+    return folder / f"{POPULATION}{RECORDS}{population_ledger(data_id)[:NAMED]}.ledger"
+
+
+def record_paths(folder: Path, data_id: str) -> list[Path]:
+    """Return the ledgers of a data set's records: one of all of them, or one for each client."""
+    known = read_data_sets(folder).get(data_id, DataSet())
+    names = dict.fromkeys(client_ledgers(data_id, known.fingerprints))
+    together = together_path(folder, data_id)
+    return [
+        path for path in (together, *(folder / f"{name[:NAMED]}.ledger" for name in names)) if path.exists()
+    ]
+
+
+def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) -> None:
+    """Charge a ledger of records with the sums of whole clients that it lacks.
+
+    Args:
+      path: of the ledger, which is created if something is owed.
+      owner: of the ledger.
+      clients: path of the ledger of all clients together, which need not exist.
+      budget: of the records; its unit and adjacency are the ledger's.
+
+    Raises:
+      Refusal: a ledger cannot be read or written.
+    """
+    held = read_book(path) if path.exists() else Book()
+    if clients.exists() and owed(read_book(clients), held, budget):
+        with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
+            charge_records(ledger, clients, budget)
+
+
+def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[RecordsBudget, ...]:
+    """Return the budgets that sums of whole clients spend too, after what is owed is charged on their ledgers.
+
+    Args:
+      folder: of the ledgers.
+      data_id: of the data set.
+      clients: book of the ledger of all clients together.
+
+    Raises:
+      Refusal: a ledger cannot be read or written.
+    """
+    found: dict[tuple[object, ...], RecordsBudget] = {}
+    for path in record_paths(folder, data_id):
+        identity = identity_of(path)
+        budget = _granted(read_book(path))
+        charge_client_sums(path, identity["owner"], population_path(folder, data_id), budget)
+        book = read_book(path)
+        same = (
+            budget,
+            json.dumps({who: sorted(counts.items()) for who, counts in book.spent.items()}),
+            caps_on(path),
+        )
+        found[(same[0], same[1], str(same[2]))] = RecordsBudget(path, budget, book)
+    if found:
+        return tuple(found.values())
+    path = together_path(folder, data_id)
+    if not caps_on(path):
+        return ()  # nobody has said what records may lose: their first plan begins from what they have
+    budget = Budget(Unit.RECORD, UNLIMITED_EPSILON, 0.5)
+    return (RecordsBudget(path, budget, as_records(clients, None, budget)),)
+
+
+def _granted(book: Book) -> Budget:
+    """Return what the last run that protected these records was allowed to spend."""
+    unit, adjacency = book.identity["unit"], book.identity["adjacency"]
+    for key, booked in reversed(book.releases.items()):
+        if booked.source is None and not json.loads(key)[2].startswith((MECHANISM, EARLIER)):
+            return Budget(unit, adjacency=adjacency, **json.loads(booked.entry.payload)["budget"])
+    delta = min((each.target_delta for each in book.granted.values()), default=0.5)
+    return Budget(unit, UNLIMITED_EPSILON, delta, adjacency)
+
+
 def _charge(path: Path, owner: str, charges: Charges, budget: Budget, under: tuple[str, str]) -> None:
     run, mechanism = under
     texts = sorted({text for counts in charges.values() for text in counts})
@@ -290,11 +375,25 @@ def _spent(path: Path) -> Charges:
     return {who: +counts for who, counts in read_book(path).spent.items()} if path.exists() else {}
 
 
-def _most(folder: Path, names: Sequence[str]) -> Charges:
+def _of_records(path: Path) -> Charges:
+    """Return what a ledger has spent on records alone: sums of whole clients are charged to each ledger under their keys."""
+    if not path.exists():
+        return {}
+    book = read_book(path)
+    mine = [
+        each for each in book.releases.values() if each.source is None and each.state is not ReleaseState.VOID
+    ]
+    return {
+        who: charged((each.events[who], each.arm) for each in mine if who in each.events)
+        for who in book.spent
+    }
+
+
+def _most(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
     """Return the maximum count of each release over the ledgers."""
     most: Charges = {}
     for name in names:
-        for who, counts in _spent(folder / f"{name[:32]}.ledger").items():
+        for who, counts in spent(folder / f"{name[:32]}.ledger").items():
             most[who] = most.get(who, Counter()) | counts
     return most
 

@@ -12,6 +12,7 @@ from ...configs.schema import CsvTask, FlwrPartition, Record, RecordDistributed,
 from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
 from ...privacy.ledger.book import identity_of, read_events, require_unit
 from ...privacy.ledger.caps import CapEnded, capped
+from ...privacy.ledger.client_sums import read_records
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.plan import LEAST_NOISE, Unaffordable
 from ...privacy.refusal import Refusal
@@ -257,8 +258,10 @@ def _left(record: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPr
         raise Refusal("privacy.adjacency", record.adjacency, remedy)
     budget = capped(path, record.budget())
     within = replace(record, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
-    more = [] if owed is None else owed.events(name, Adversary.MODEL)
-    return within, [*read_events(path, Adversary.MODEL), *more]
+    if owed is None:
+        return within, read_events(path, Adversary.MODEL)
+    whole, _ = read_records(owed.clients, path, budget.adjacency)
+    return within, [*whole.events(Adversary.MODEL), *owed.events(name, Adversary.MODEL)]
 
 
 def traces_of(federation: Federation, folder: Path) -> str:

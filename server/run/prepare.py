@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...links.folder_lock import alone
-from ...privacy.budget import Adversary, Budget
+from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, CapEnded, caps_on
+from ...privacy.ledger.client_sums import RecordsBudget, charge_records
 from ...privacy.ledger.hash_chain import Lock
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
@@ -72,6 +73,7 @@ from .sum_plan import (
     require_one_round,
     sum_plan,
     sum_plan_with,
+    within_records,
 )
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
@@ -161,19 +163,25 @@ def settle_records(federation: Federation, client: ClientSettings) -> None:
             f"task.data_id={federation.data_id}: the clients' data are not those of the last run; as nobody knows at which client a "
             "person is now, each client's ledger goes on from the most that any of them held"
         )
-    data_sets.settle(Path(client.record.ledger_dir), federation.data_id, owed, client.record.budget())
+    folder, budget = Path(client.record.ledger_dir), client.record.budget()
+    data_sets.settle(folder, federation.data_id, owed, budget)
+    clients = data_sets.population_path(folder, federation.data_id)
+    for name in dict.fromkeys(federation.client_ledgers):
+        data_sets.charge_client_sums(client.record.ledger_path(name), name, clients, budget)
 
 
 @contextmanager
 def alone_on_records(federation: Federation) -> Generator[None]:
-    """Prevent other runs and questions from charging the clients' own ledgers of real data meanwhile.
+    """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile.
 
-    Of two with different clients' data, neither would carry over the other's pending charges.
+    Of two with different clients' data, neither would carry over the other's pending charges; nor would a run that hides
+    whole clients count what another one takes from its records.
 
     Raises:
       Refusal: another one is in progress.
     """
-    if federation.record is None or not _charges_records(federation):
+    hides = federation.record is not None or federation.summed is not None
+    if not hides or federation.simulated or federation.deployed is not None:
         yield
         return
     home = ledger_home(federation.settings.ledger_dir)
@@ -447,14 +455,18 @@ def opened(
     try:
         if plan is None:
             plan, spent = _planned(run, saved, ledger)
+        for shared in () if saved or federation.record is not None else ledger.shared:
+            assert isinstance(shared, RecordsBudget)
+            plan = within_records(federation, plan, shared)
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, saved)
-        privacy = SumPrivacy(
-            plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
-        )
+        share, local = metrics_share_of(federation, plan), not simulated and federation.deployed is None
+        # A sum of what the clients' own ledgers are charged for costs their records nothing more.
+        source = OF_RECORDS if local and federation.record is not None else None
+        privacy = SumPrivacy(plan, ledger, share, adaptation, key, federation.units, source)
         write_acts(run, saved.name if saved else None, ledger)
         run = replace(run, privacy=privacy, spent=run.spent or spent)
         run = replace(run, client=asking_for(run.client, _asked_plans(run)))
@@ -495,7 +507,19 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
         prefix = path.stem.removesuffix(federation.owner[:NAMED])
         owed = data_sets.owed_by_population(path.parent, data_id, prefix)
         data_sets.settle(path.parent, data_id, owed, budget, prefix)
-    return Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
+    ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
+    if simulated or federation.deployed is not None:
+        return ledger
+    try:
+        if budget.unit is Unit.CLIENT:
+            ledger.shared = data_sets.budgets_of_records(path.parent, federation.data_id, ledger.book)
+        else:
+            clients = data_sets.population_path(path.parent, federation.data_id)
+            charge_records(ledger, clients, budget)
+        return ledger
+    except BaseException:
+        ledger.close()
+        raise
 
 
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
-from ...privacy.budget import UNLIMITED_EPSILON, Budget, Unit
+from ...privacy.accounting.epsilon import epsilon
+from ...privacy.accounting.events import event_from_json, event_to_json
+from ...privacy.accounting.exchanged import exchanged
+from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ...privacy.mechanisms.sizing import Attendance, size_shares
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.plan import Plan
@@ -54,6 +57,8 @@ class UnitPlan:
       evaluation: at the clients, included in `affordable_rounds`, `runs_epsilon` and the curve, but not in `epsilon`;
         None without one.
       scoring: evaluation of each arm's model at its clients, counted like `evaluation`; None without one.
+      record_epsilon: of each record of a client whose vectors are summed, at the same delta, with the evaluations; None
+        where records are the unit, pay for their own steps, or noise is chosen as the run goes.
 
     Example:
       >>> import fedveil as fv
@@ -77,6 +82,7 @@ class UnitPlan:
     tries_epsilon: float = 0.0
     scoring: EvaluationPlan | None = None
     scaling: ScalingPlan | None = None
+    record_epsilon: float | None = None
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
@@ -101,7 +107,21 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         *tries_of(federation, plan, budget, rounds),
         scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
         scaling_plan(federation),
+        record_epsilon(federation, plan, budget.target_delta, rounds),
     )
+
+
+def record_epsilon(federation: Federation, plan: Plan, delta: float, rounds: int) -> float | None:
+    """Return what a record loses by sums of whole clients, which have a secret draw or none; see `UnitPlan`."""
+    if plan.unit is not Unit.CLIENT or federation.record is not None or plan.filter_order is not None:
+        return None
+    releases = -(-rounds // (plan.mechanism.rounds or 1))
+    plain = [
+        exchanged(event_to_json(each), Adjacency.ZERO_OUT)
+        for each in (plan.event(), *questions_of(federation, plan))
+    ]
+    round_, *questions = map(event_from_json, plain)
+    return epsilon([*[round_] * releases, *questions], delta, Adjacency.ZERO_OUT)
 
 
 def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
@@ -164,7 +184,6 @@ def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
 def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
     """Return sentences on limits that the numbers do not show."""
     sentences: list[str] = []
-    clients = federation.population
     if plan.unit == "client":
         sentences.append(_trust(federation, plan))
         if (wrong := _vacuity(federation, plan)) is not None:
