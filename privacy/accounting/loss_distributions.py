@@ -81,7 +81,7 @@ def distribution(
     total: Any = before
     for leaf, n in counts:
         if isinstance(leaf, GaussianDpEvent):
-            losses: Any = _once(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
+            losses: Any = _gaussian(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
         else:
             losses = _several(leaf, n, relation, interval)
         total = losses if total is None else _composed(total, losses)
@@ -228,7 +228,7 @@ class _Kept:
 
 def forget() -> None:
     """Clear cached distributions, such as those of the noise multipliers that a plan has tried."""
-    for cached in (_once, _growth, _kept_spectrum):
+    for cached in (_once, _gaussian, _growth, _kept_spectrum):
         cached.cache_clear()
 
 
@@ -371,6 +371,10 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
     return PrivacyLossDistribution(
         _removed(asked._pmf_remove, rate, interval), _added(asked._pmf_add, rate, interval)
     )
+
+
+# The Gaussians of a run add up to another one after each round, which is read a few times in that round alone.
+_gaussian = lru_cache(maxsize=8)(_once.__wrapped__)
 
 
 def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
