@@ -30,17 +30,12 @@ ROUNDS, CLIENTS, VICTIM = 4, 5, "boston"
 BELIEVED_SECONDS = 21.0  # two heartbeats of deaths.py, for which a SuperLink takes a dead device to be there
 TOO_MANY = (VICTIM, "cleveland", "hungary")  # more than a sum can spare
 EPSILON, OWNERS_EPSILON = 18.0, 20.0  # of all runs together
-ARGV = (
-    *(
-        "task=digits",
-        "batch_size=40",
-        "accept_vacuous=true",
-        "privacy=client_distributed",
-        "privacy.allow_large_delta=true",
-    ),
-    *("privacy.noise_multiplier=20", f"privacy.target_epsilon={EPSILON}"),
-    *("link.clients=1", "link.wait=60", "link.deadline=20"),
+COMMON = (
+    *("task=digits", "batch_size=40", "accept_vacuous=true", "privacy=client_distributed"),
+    *("privacy.allow_large_delta=true", "link.clients=1", "link.wait=60", "link.deadline=20"),
 )
+ARGV = (*COMMON, "privacy.noise_multiplier=20", f"privacy.target_epsilon={EPSILON}")
+WHOLE = (*COMMON, "privacy.target_epsilon=0.5")  # of each run alone: its rounds spend all of it
 Death = tuple[str, int]  # stage and round
 NOBODY: Death = ("", 0)
 
@@ -56,8 +51,8 @@ class World(SERVED["Served"]):
     def client(self, name: str, death: Death = NOBODY) -> None:
         super().client(name, death)  # nobody's death, too, makes the process draw from the seed
 
-    def server(self, run: str, rounds: int, death: Death = NOBODY) -> Any:
-        asked = (self.hearts / "server", *ARGV, f"num_rounds={rounds}", f"run={run}")
+    def server(self, run: str, rounds: int, death: Death = NOBODY, argv: Sequence[str] = ARGV) -> Any:
+        asked = (self.hearts / "server", *argv, f"num_rounds={rounds}", f"run={run}")
         return self.start("server", *asked, death=death)
 
 
@@ -266,3 +261,41 @@ def test_killed_at_every_stage(world: World, server: bool, death: Death) -> None
 @pytest.mark.parametrize("world", LINKS, indirect=True)
 def test_more_killed_than_a_sum_can_spare_at_every_stage(world: World, exchange: str) -> None:
     one_run(world, [], (f"begun: {exchange}", 1 if exchange in KEYS else 2), TOO_MANY)
+
+
+# --- where the rounds spend the whole budget ----------------------------------------------------------------------
+
+AT_THE_END = ("before the result", "between model and result", "before the close", "within the close")
+
+
+def last_deaths() -> Iterator[Death]:
+    """Return the stages of the last two rounds, in which keys do not travel alone, and those of writing the results."""
+    for stage in STAGES["SERVER"]:
+        if stage in AT_THE_END:
+            yield stage, ROUNDS
+        elif not stage.endswith(KEYS):
+            yield from ((stage, number) for number in (ROUNDS - 1, ROUNDS))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("death", list(last_deaths()), ids=str)
+@pytest.mark.parametrize("world", LINKS, indirect=True)
+def test_killed_in_the_last_rounds_a_run_that_spends_its_budget_is_finished(
+    world: World, death: Death
+) -> None:
+    run = f"last-{world.count}"
+    argv = (*WHOLE, f"ledger.dir={world.hearts / run}")  # which the run has for itself
+    assert world.server(run, ROUNDS, death, argv).wait() is None, f"{death} never came"
+    server = world.server(run, ROUNDS, NOBODY, argv)
+    assert server.wait() == 0, server.said
+    found = RULES["Lived"](world.hearts, run, ROUNDS, 1)
+    rows, result = RULES["rows_of"](found.folder), json.loads((found.folder / "result.json").read_text())
+    (ledger,) = (world.hearts / run).glob("*.ledger")
+    spent = verify(ledger)
+    print(json.dumps({"death": death, "link": world.link, "rounds": len(rows), "epsilon": spent.epsilon}))
+    assert result["status"] == "completed" and result["rounds_completed"] == len(rows) >= ROUNDS - 1
+    assert len(rows) == ROUNDS or death[1] == ROUNDS
+    assert [row["replies"] for row in rows] == [CLIENTS] * len(rows)
+    assert spent.ok and {row["epsilon"] for row in result["privacy"]} == {spent.epsilon}
+    assert 0.9 * 0.5 < spent.epsilon <= 0.5
+    assert {"model.safetensors", "manifest.json"} <= {path.name for path in found.folder.iterdir()}

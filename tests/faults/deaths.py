@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
@@ -22,7 +23,9 @@ from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
+from fedveil.reports.files import RESULT
 from fedveil.server import checkpoint, masked_sums, private_grid
+from fedveil.server.run import close as closing
 from fedveil.server.run import run_folder as recording
 from fedveil.server.secure_sum import Attempt, SecureSums
 from fedveil.strategies.secure_wire import USUAL, Exchange, read_place
@@ -115,6 +118,10 @@ def _of_state(number: int) -> Dies:
     return lambda _, state, *rest: state.round == number
 
 
+def _of_the_result(path: Path, *given: Any, **named: Any) -> bool:
+    return path.name == RESULT
+
+
 def _within_the_checkpoint(number: int) -> None:
     def dies(_: Any, state: Any, *given: Any) -> bool:
         if state.round == number:
@@ -138,6 +145,9 @@ SERVER: dict[str, Callable[[int], None]] = {
     "within the checkpoint": _within_the_checkpoint,
     "after the checkpoint": after(recording, "save", _of_state),
     "before the result": before(recording, "finish", lambda _: lambda *__: True),
+    "between model and result": before(recording, "replace_file", lambda _: _of_the_result),
+    "before the close": before(recording, "close", lambda _: lambda *__: True),
+    "within the close": before(closing, "write_manifest", lambda _: lambda *__: True),
 }
 
 
