@@ -221,7 +221,8 @@ def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
         furthest = sorted(range(len(values)), key=lambda at: -abs(values[at]))[:MOST_WORDS]
         return bars(name, title, [(shape["words"][at], values[at]) for at in sorted(furthest)], ends)
     edges = shape["edges"]
-    points = [*zip(edges[:-1], values, strict=True), (edges[-1], values[-1])]
-    lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=True)]
+    straight = len(values) == len(edges)  # of a number without bins
+    points = [*zip(edges, [*values, values[-1]][: len(edges)], strict=True)]
+    lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=not straight)]
     bottom, top = (ROOM * each for each in ends)
     return svg(Chart(name, title, shape["column"], "adds", lines, top=top, bottom=bottom, from_zero=False))

@@ -15,7 +15,7 @@ SHAPES = "shapes.json"
 
 
 def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
-    """Return the shapes of a run's released model; None if it is not additive over declared bins.
+    """Return the shapes of a run's released model; None if it is not additive.
 
     Args:
       schema: file of the tables' schema, stored with the run's model.
@@ -31,10 +31,12 @@ def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
     declared, arrays = read_schema(schema), load_file(model)
     if set(arrays) != {"weight", "bias"} or arrays["weight"].shape[1:] != (declared.width,):
         return None
-    return None if declared.numbers else shapes(declared, arrays["weight"], arrays["bias"])
+    return shapes(declared, arrays["weight"], arrays["bias"], lines=True)
 
 
-def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str, Any]:
+def shapes(
+    schema: Schema, weight: NDArray[Any], bias: NDArray[Any], *, lines: bool = False
+) -> dict[str, Any]:
     """Return the shapes of a linear model over bins and words, as JSON.
 
     A score is `intercept` plus one value for each column: that of the row's bin or word. A missing value adds
@@ -46,12 +48,13 @@ def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str
       schema: in which every number of the model has edges.
       weight: shape (outputs, schema.width).
       bias: shape (outputs,).
+      lines: whether a number without bins has a line, with values at its two bounds.
 
     Raises:
-      Refusal: a number has no bins, so its shape would be a line.
+      Refusal: a number has no bins, and no line is wanted.
     """
-    if lines := [each.name for each in schema.numbers]:
-        raise Refusal("task.model", ", ".join(lines), "have no bins; train with task.model=gam")
+    if (numbers := [each.name for each in schema.numbers]) and not lines:
+        raise Refusal("task.model", ", ".join(numbers), "have no bins; train with task.model=gam")
     if len(bias) == 2:
         weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
     origin, half = schema.unit
@@ -60,6 +63,9 @@ def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str
     intercept, found, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
         values = weight[:, start : start + column.width].astype(np.float64)
+        if not column.categories and not column.edges:
+            offset, scale = column.scale
+            values = values * ((np.array([column.low, column.high]) - offset) / scale)
         middle = values.mean(1)
         intercept = intercept + middle
         found.append(_shape(column, values - middle[:, None], -middle))
@@ -72,7 +78,7 @@ def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.floa
     """Return one column's shape; `values` have shape (scores, bins or words)."""
     edges = {"edges": [column.low, *column.edges, column.high]}
     where = {"words": list(column.words)} if column.categories else edges
-    rests = column.categories or column.missing is None  # else its number stands in
+    rests = column.categories or (column.edges and column.missing is None)  # else a number stands in
     return {
         "column": column.name,
         "range": float(np.ptp(values, 1).max()),

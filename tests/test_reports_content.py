@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
+from safetensors.numpy import save_file
 
 from fedveil.cli.report import report as make_report
 from fedveil.privacy.audit.round_rows import row_type
@@ -32,6 +33,7 @@ from fedveil.reports.promise import in_words, promise_rows, recognised
 from fedveil.reports.run_files import Assessment, read_run
 from fedveil.reports.shown import differences, references
 from fedveil.server.binding.verify import Knowledge, verify_folder
+from fedveil.tasks.shapes import read_shapes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KEPT, OLD = FIXTURES / "reported_run", FIXTURES / "before_the_rooms"
@@ -711,3 +713,17 @@ def test_accuracy_comes_before_the_forms(golden: dict[str, Any]) -> None:
         < page.index("Accuracy and its epsilon")
         < page.index("Forms of impact")
     )
+
+
+def test_a_linear_model_of_tables_shows_what_each_column_adds(kept: Path) -> None:
+    of_tables(kept)
+    weight = np.array([[0, 0, 0], [0.5, -1.0, 2.0]], np.float32)  # age, and the two words of pain
+    save_file({"weight": weight, "bias": np.zeros(2, np.float32)}, kept / "model.safetensors")
+    report = validated(
+        report_of(read_run(kept), shapes=read_shapes(kept / "schema.yaml", kept / "model.safetensors"))
+    )
+    shown = {each["column"]: each for each in report["shapes"]["shapes"]}
+    assert shown["age"]["edges"] == [20, 90] and shown["age"]["values"] == [-0.5, 0.5]
+    assert shown["pain"]["values"] == [-1.5, 1.5] and shown["age"]["missing"] is None
+    page = page_of(report)
+    assert differences(page, report) == [] and "a number without bins adds a straight line" in page
