@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..privacy.refusal import Refusal
@@ -177,7 +177,7 @@ def base_check(model: nn.Module) -> Callable[[], None]:
         present = base_of(model) if begun else {}
         for name, (value, version, copied) in begun.items():
             now = present.get(name)
-            still = now is value and now._version == version if copied is None else _equal(now, copied)
+            still = now is value and value._version == version if copied is None else _equal(now, copied)
             if not still:
                 raise Refusal("model", f"{name} of the base is changed by training", BASE_REMEDY)
 
@@ -243,7 +243,7 @@ def dimension_of(task: Task) -> int:
 def _sent_arrays(model: nn.Module) -> dict[str, Tensor]:
     found = sent_state(model)
     for name, each in found.items():
-        if not isinstance(each, Tensor) or isinstance(each, UninitializedTensorMixin):
+        if not isinstance(each, Tensor) or is_lazy(each):
             what = f"{name} of type {type(each).__name__}"
             raise Refusal("model", what, "is no array and cannot travel; keep it out of the state dictionary")
         if each.dtype == torch.bfloat16:
