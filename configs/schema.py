@@ -1117,7 +1117,7 @@ class FederationSettings(Group):
         Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
     ] = ()
     """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
-    together: Annotated[bool, Field(exclude=True)] = False
+    group_equal_rows: Annotated[bool, Field(exclude=True)] = False
     """Whether equal records are held out together: of a run that an earlier release began, which goes on by its rule."""
     rate_of_task: Annotated[bool, Field(exclude=True, repr=False)] = False
     """Whether learning_rate is null, so that it follows from the task; false once it does."""

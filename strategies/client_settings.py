@@ -213,7 +213,7 @@ class ClientSettings:
       dtype: precision that models run in, `float32` or `bfloat16`.
       held_out: share of its records that a device holds out of training, from its order; in a simulation the task holds
         them out.
-      together: whether equal records of those are held out together, as by the rule of earlier releases.
+      group_equal_rows: whether equal records of those are held out together, as by the rule of earlier releases.
     """
 
     task: str
@@ -230,7 +230,7 @@ class ClientSettings:
     accelerator: str = "cpu"
     dtype: str = "float32"
     held_out: float | None = None
-    together: bool = False
+    group_equal_rows: bool = False
 
     @property
     def per_person(self) -> int | None:

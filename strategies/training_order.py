@@ -156,7 +156,7 @@ class TrainingOrder:
       agreement: of the server's task, from `tasks.arrays.agreement_of`; None if the task has no schema.
       held_out: share of its records that a client holds out for evaluation; None for none, as if each client trains its
         records separately.
-      together: whether equal records of those are held out together, as a server of an earlier release expects; JSON says
+      group_equal_rows: whether equal records of those are held out together, as a server of an earlier release expects; JSON says
         the opposite, `singly`, and only if records are held out.
       arm: of a round for one arm; in JSON only if given.
       moments: mean and deviation of table columns for the scaling of inputs, from the clients' answer; in JSON only if
@@ -173,7 +173,7 @@ class TrainingOrder:
     record: RecordOrder | None = None
     agreement: str | None = None
     held_out: float | None = None
-    together: bool = False
+    group_equal_rows: bool = False
     arm: Arm | None = None
     moments: Mapping[str, tuple[float, float]] | None = None
 
@@ -213,10 +213,10 @@ class TrainingOrder:
         """Return the order as JSON, the same for equal orders."""
         plain = asdict(self)
         training, moments = plain.pop("training"), plain.pop("moments")
-        del plain["arm"], plain["together"]
+        del plain["arm"], plain["group_equal_rows"]
         arm = {} if self.arm is None else {"arm": self.arm.to_json()}
         scaled = {"moments": moments} if moments else {}
-        singly = {} if self.held_out is None or self.together else {"singly": True}
+        singly = {} if self.held_out is None or self.group_equal_rows else {"singly": True}
         return json.dumps(
             {**plain, **arm, **scaled, **singly, **{name: training[name] for name in ORDERED}}, sort_keys=True
         )
@@ -237,7 +237,7 @@ class TrainingOrder:
         arm, moments, singly = (
             plain.pop(key, None) if isinstance(plain, dict) else None for key in ("arm", "moments", "singly")
         )
-        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm", "moments", "together"})
+        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm", "moments", "group_equal_rows"})
         if singly is not None and singly is not True:
             raise Refusal("singly", singly, "must be true, or left out")
         client, record = plain.pop("client"), plain.pop("record")
@@ -247,7 +247,7 @@ class TrainingOrder:
                 **plain,
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
-                together=singly is None and plain["held_out"] is not None,
+                group_equal_rows=singly is None and plain["held_out"] is not None,
                 arm=None if arm is None else Arm.from_json(arm),
                 moments=moments,
             )

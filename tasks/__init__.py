@@ -8,7 +8,7 @@ from typing import Any
 from ..configs.strict import nearest
 from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
-from .held_back import HELD_ALONE, HELD_BACK, TOGETHER, held_back
+from .held_back import GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, held_back
 from .numpy_task import as_task
 from .other_model import MODEL, with_model
 from .pool import DEALT, PooledTask, dealt
@@ -16,10 +16,10 @@ from .protocol import Task
 
 __all__ = [
     "DEALT",
+    "GROUP_EQUAL_ROWS",
     "HELD_ALONE",
     "HELD_BACK",
     "TASKS",
-    "TOGETHER",
     "Examples",
     "PooledTask",
     "Task",
@@ -46,7 +46,7 @@ TASKS: Mapping[str, str] = {
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
-OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, TOGETHER)  # options that every task takes
+OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS)  # options that every task takes
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
@@ -114,7 +114,7 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
         simulated data.
     """
     kept = held_back(
-        task, options.get(HELD_BACK), *(options.get(key, False) for key in (HELD_ALONE, TOGETHER))
+        task, options.get(HELD_BACK), *(options.get(key, False) for key in (HELD_ALONE, GROUP_EQUAL_ROWS))
     )
     planted = options.get(PLANTED)
     if planted is None or not task.simulated:

@@ -20,7 +20,7 @@ from .protocol import Task
 MOST_KEPT = 10_000  # clients whose split is cached; with more it is computed again
 HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
 HELD_ALONE = "held back by itself"  # option: select each record independently of the others
-TOGETHER = "equal records held back together"  # option: of runs that an earlier release began, which go on by its rule
+GROUP_EQUAL_ROWS = "equal records held back together"  # option: of runs that an earlier release began, which go on by its rule
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -30,7 +30,7 @@ class _Split:
 
     share: float
     alone: bool = False
-    together: bool = False
+    group_equal_rows: bool = False
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
@@ -39,21 +39,23 @@ class _Split:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
             data = data_of_all(task, client)
-            by_person = data.persons is not None and not self.together
+            by_person = data.persons is not None and not self.group_equal_rows
             hashes = _hashes_of_persons(data, client) if by_person else _hashes_of(data)
-            held = held_rows(hashes, self.share, self.alone, self.together or by_person)
+            held = held_rows(hashes, self.share, self.alone, self.group_equal_rows or by_person)
             self.parts[client] = only(data, np.flatnonzero(~held)), only(data, np.flatnonzero(held))
         return self.parts[client]
 
 
-def held_back(task: AnyTask, share: float | None, alone: bool = False, together: bool = False) -> AnyTask:
+def held_back(
+    task: AnyTask, share: float | None, alone: bool = False, group_equal_rows: bool = False
+) -> AnyTask:
     """Return the task whose clients train without their held-out records; None leaves it unchanged.
 
     Args:
       task: any; it is not changed.
       share: of all records that are held out, in (0, 1).
       alone: whether each record is selected independently of the others, as the record level requires.
-      together: whether equal records are held out together, as by the rule of earlier releases.
+      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
 
     Raises:
       Refusal: the task takes no further attribute.
@@ -62,7 +64,7 @@ def held_back(task: AnyTask, share: float | None, alone: bool = False, together:
         return task
     made = copy(task)
     try:
-        object.__setattr__(made, SPLIT, _Split(share, alone, together))
+        object.__setattr__(made, SPLIT, _Split(share, alone, group_equal_rows))
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; turn evaluation off, or give it a __dict__"
         raise Refusal("evaluate.clients", type(task).__name__, remedy) from error

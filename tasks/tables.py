@@ -294,7 +294,7 @@ class TableKeys:
       scaling: file of an answer that tells mean and variance of each number, by which numbers are scaled; None: by the
         schema, which declares their bounds; `asked` likewise, until the run has asked.
       moments: mean and deviation by column, by which a run that has asked scales its numbers; None where it has not.
-      together: whether equal rows are held out together, as by the rule of earlier releases.
+      group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -323,7 +323,7 @@ class TableKeys:
     dealer: Mapping[str, Any] | None = None
     data: str | None = None
     moments: Moments | None = None
-    together: bool = False
+    group_equal_rows: bool = False
 
     def paths(self) -> list[Path]:
         """Return the clients' tables."""
@@ -475,7 +475,7 @@ def _split(
     if not 0 < share < 1:
         raise Refusal(field, share, "give a number above 0 and below 1")
     hashes = [row_hashes(by) if by.persons is None else person_hashes(by.persons) for by in hashed]
-    whole = held_rows(np.concatenate(hashes), share, True, how.together or how.person is not None)
+    whole = held_rows(np.concatenate(hashes), share, True, how.group_equal_rows or how.person is not None)
     parts = np.split(whole, np.cumsum([len(each) for each in clients])[:-1])
     kept, tests = (
         [only(each, np.flatnonzero(held == out)) for each, held in zip(clients, parts, strict=True)]

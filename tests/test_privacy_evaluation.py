@@ -154,7 +154,7 @@ def test_a_client_with_two_rows_holds_one_out_and_trains_on_one(hashes: list[int
     held = held_rows(np.array(hashes, np.uint64), share)
     assert held.shape == (len(hashes),)
     assert (held.any() and not held.all()) == (len(hashes) > 1)
-    whole = held_rows(np.array(hashes, np.uint64), share, together=True)
+    whole = held_rows(np.array(hashes, np.uint64), share, group_equal_rows=True)
     assert (whole.any() and not whole.all()) == (len({*hashes}) > 1)
     for value in {*hashes}:  # as those of a person
         assert len({bool(each) for each, here in zip(whole, hashes, strict=True) if here == value}) == 1

@@ -31,7 +31,7 @@ ORDERS = (
     TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10)),
     TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM),
     TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2),
-    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2, together=True),
+    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2, group_equal_rows=True),
     TrainingOrder("r", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
     TrainingOrder(
         "r", Mode.RECORD_DISTRIBUTED, LocalTraining(0.1, 1, 10), record=replace(RECORD, sample_rate=0.1)
@@ -57,7 +57,7 @@ def test_an_order_of_an_earlier_release_holds_equal_records_out_together():
     order = replace(ORDERS[3], held_out=0.2)
     plain = json.loads(order.to_json())
     assert plain.pop("singly") is True
-    assert TrainingOrder.from_json(json.dumps(plain)) == replace(order, together=True)
+    assert TrainingOrder.from_json(json.dumps(plain)) == replace(order, group_equal_rows=True)
     assert "singly" not in json.loads(BOTH.to_json())  # so that devices of earlier releases read it
 
 

@@ -207,11 +207,11 @@ class Cells:
         return LazyExamples([(inputs[row], int(targets[row])) for row in range(300)], persons=self.persons)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_device_without_torch_holds_out_the_same_rows_as_one_with_it(together: bool) -> None:
-    task = held_back(Cells(), SHARE, together=together)
+@pytest.mark.parametrize("group_equal_rows", [False, True])
+def test_a_device_without_torch_holds_out_the_same_rows_as_one_with_it(group_equal_rows: bool) -> None:
+    task = held_back(Cells(), SHARE, group_equal_rows=group_equal_rows)
     table = linear.Table(task.inputs, task.targets)
-    parts = linear.parts_of(table, SHARE, together)
+    parts = linear.parts_of(table, SHARE, group_equal_rows)
     for found, part in zip((data_of(task, 0), held_back_of(task, 0)), parts, strict=True):
         np.testing.assert_array_equal(found.inputs.numpy(), part.inputs)
         np.testing.assert_array_equal(found.targets.numpy(), part.targets)
@@ -272,7 +272,7 @@ def test_a_run_folder_of_an_earlier_release_goes_on_under_its_own_rule(tmp_path:
 
 def test_clients_of_a_resumed_run_hold_out_by_its_rule(tmp_path: Path) -> None:
     told = ["task=digits", "privacy=client_central", "evaluate.clients=final"]
-    for content, together in (({}, True), ({SINGLY: True}, False)):
+    for content, group_equal_rows in (({}, True), ({SINGLY: True}, False)):
         (tmp_path / SAVED).write_text(json.dumps(content))
         settings = settings_from_overrides(told).model_copy(update={"resume": str(tmp_path)})
-        assert build(settings).settings.together is together
+        assert build(settings).settings.group_equal_rows is group_equal_rows

@@ -26,11 +26,11 @@ def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[
         return Workbench(replace(settings, task_options=options))
 
     @lru_cache(maxsize=2)  # a run has one share
-    def holding(share: float | None, alone: bool, together: bool, moments: str) -> Workbench:
+    def holding(share: float | None, alone: bool, group_equal_rows: bool, moments: str) -> Workbench:
         bench = scaled(moments)
         if share is None:
             return bench
-        return Workbench(bench.settings, held_back(bench.task, share, alone, together))
+        return Workbench(bench.settings, held_back(bench.task, share, alone, group_equal_rows))
 
     @lru_cache(maxsize=2)
     def agreement(moments: str) -> str | None:

@@ -270,7 +270,7 @@ class Device:
             self.settings,
             training=order.training,
             held_out=order.held_out,
-            together=order.together,
+            group_equal_rows=order.group_equal_rows,
             task_options=options,
         )
         asked = order.record
@@ -384,13 +384,13 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
     table = linear.read_table(bundle.folder / (choice.data or ""))
 
     def train(message: Message, settings: ClientSettings) -> Message:
-        rows, _ = linear.parts_of(table, settings.held_out, settings.together)
+        rows, _ = linear.parts_of(table, settings.held_out, settings.group_equal_rows)
         return linear.train_round(message, choice.client, rows, settings)
 
     def evaluate(message: Message, evaluation: Evaluation) -> HeldOutMeans | None:
         order = read_order(message.content)
         assert order is not None
-        _, held = linear.parts_of(table, evaluation.share, order.together)
+        _, held = linear.parts_of(table, evaluation.share, order.group_equal_rows)
         return linear.measured(message, held, evaluation)
 
     def columns(content: RecordDict, inquiry: Inquiry) -> Table:
@@ -423,7 +423,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
     def train(message: Message, settings: ClientSettings) -> Message:
         alone, scaling = settings.step is not None, key_of(settings.task_options)
-        own = holding(settings.held_out, alone, settings.together, scaling)
+        own = holding(settings.held_out, alone, settings.group_equal_rows, scaling)
         reply = train_round(message, choice.client, own, settings)
         give_back()  # the gradients, before a vector is made
         return reply
@@ -432,7 +432,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
         order = read_order(message.content)
         assert order is not None
         alone, scaling = evaluation.unit is Unit.RECORD, key_of(order.told_to_task)
-        own = holding(evaluation.share, alone, order.together, scaling)
+        own = holding(evaluation.share, alone, order.group_equal_rows, scaling)
         return measured_at(own, choice.client, message.content, evaluation)
 
     _check_own(bench.task, choice.client)

@@ -84,17 +84,19 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
 
 
 @lru_cache(maxsize=2)
-def parts_of(table: Table, held_out: float | None, together: bool = False) -> tuple[Table, Table]:
+def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = False) -> tuple[Table, Table]:
     """Return the training part and the held-out part, chosen as by a task with torch.
 
     Args:
       table: the examples.
       held_out: share of all records; None holds none out.
-      together: whether equal records are held out together, as by the rule of earlier releases.
+      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])
-    held = held_rows(hashes_of_rows([table.inputs, table.targets]), held_out, together=together)
+    held = held_rows(
+        hashes_of_rows([table.inputs, table.targets]), held_out, group_equal_rows=group_equal_rows
+    )
     return Table(table.inputs[~held], table.targets[~held]), Table(table.inputs[held], table.targets[held])
 
 

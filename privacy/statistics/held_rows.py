@@ -24,7 +24,7 @@ BITS = 64  # of a hash
 
 
 def held_rows(
-    hashes: NDArray[np.uint64], share: float, alone: bool = False, together: bool = False
+    hashes: NDArray[np.uint64], share: float, alone: bool = False, group_equal_rows: bool = False
 ) -> NDArray[np.bool_]:
     """Return which of a client's rows are held out, shape (n,).
 
@@ -32,11 +32,11 @@ def held_rows(
       hashes: of the rows, or of their persons, shape (n,).
       share: of all rows of the world that are held out, in (0, 1).
       alone: whether each row is selected independently of the others, so that a client may hold out none, or all.
-      together: whether equal hashes go together, as those of a person do, or of a run that an earlier release began.
+      group_equal_rows: whether equal hashes go together, as those of a person do, or of a run that an earlier release began.
     """
     if not len(hashes):
         return np.zeros(0, np.bool_)
-    hashes = hashes if together else _numbered(hashes)
+    hashes = hashes if group_equal_rows else _numbered(hashes)
     held = hashes < np.uint64(int(share * 2**BITS))
     if alone:
         return held

@@ -75,8 +75,8 @@ def build(
     """
     seed = 0 if settings.seed is None else settings.seed
     if settings.resume is not None:
-        together = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
-        settings = settings.model_copy(update={"together": together})
+        group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
+        settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
     options = task_options(settings, seed) if deployed is None else settings.task.options
     task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
     task = task or _task(settings, options, given.task)

@@ -27,7 +27,7 @@ from ...strategies.client_settings import (
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, poisson_batches, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
-from ...tasks import DEALT, HELD_ALONE, HELD_BACK, PLANTED, TOGETHER
+from ...tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import plants_examples
@@ -335,8 +335,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
     if held and isinstance(settings.privacy, RecordDistributed):
         held[HELD_ALONE] = True
-    if settings.together:
-        held[TOGETHER] = True
+    if settings.group_equal_rows:
+        held[GROUP_EQUAL_ROWS] = True
     if settings.task.target is not None:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how
@@ -350,7 +350,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         "seed": seed or 0,
         **settings.task.options,
         PLANTED: (seed or 0) if plants_examples(settings) else None,
-        "together": (isinstance(settings.task, CsvTask) and settings.together) or None,
+        "group_equal_rows": (isinstance(settings.task, CsvTask) and settings.group_equal_rows) or None,
         **held,
     }
     return {key: value for key, value in options.items() if value is not None}
@@ -375,7 +375,7 @@ def order_of(run: Run) -> dict[str, str]:
         record=_record_order(run.federation),
         agreement=agreement_of(run.federation.task),
         held_out=held_out_share(s),
-        together=s.together and held_out_share(s) is not None,
+        group_equal_rows=s.group_equal_rows and held_out_share(s) is not None,
         moments=run.federation.moments,
     )
     return {ORDER_KEY: order.to_json()}

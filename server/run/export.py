@@ -178,8 +178,10 @@ def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, .
     for name in {"folder", "held_out_file"} & options.keys():
         if not Path(options[name]).exists():
             del options[name]
-    together = not read_object(run / SAVED).get(SINGLY)
-    return load_task("csv", {**options, "schema": str(run / "schema.yaml"), "together": together})
+    group_equal_rows = not read_object(run / SAVED).get(SINGLY)
+    return load_task(
+        "csv", {**options, "schema": str(run / "schema.yaml"), "group_equal_rows": group_equal_rows}
+    )
 
 
 def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:

@@ -184,7 +184,7 @@ def write_start(run: Run) -> None:
         "turns": turns,
         "deal": None if run.tuning is None else run.tuning.deal.key,
         "places": None if run.privacy is None else run.federation.places_under(run.privacy.noise_key),
-        SINGLY: not run.federation.settings.together,
+        SINGLY: not run.federation.settings.group_equal_rows,
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }
