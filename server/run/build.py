@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,8 +76,9 @@ def build(
     """
     seed = 0 if settings.seed is None else settings.seed
     if settings.resume is not None:
-        group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
-        settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
+        with suppress(Refusal):  # of a damaged file, which is refused where all of it is read
+            group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
+            settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
     options = task_options(settings, seed) if deployed is None else settings.task.options
     task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
     task = task or _task(settings, options, given.task)
