@@ -215,7 +215,7 @@ class Plan:
         )
         if before <= (1 - LEAST_SHARE_LEFT) * budget.target_epsilon < after:
             remedy = f"the run's planned evaluations and questions alone bring {before:.4g} to {after:.4g}: raise it, or ask less"
-            raise Refusal("target_epsilon", budget.target_epsilon, remedy)
+            raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
     def _check(self, budget: Budget) -> None:
         if budget.unit is not self.unit:
