@@ -17,6 +17,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .configs.round_line import TRAIN
 from .extras import require_extra
 from .privacy.refusal import Refusal
 from .reports.files import CONFIG, METRICS, RESULT, lies_now
@@ -87,8 +88,14 @@ class FinishedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Held-out metrics of the released model, by name; NaN where the model diverged."""
-        return {name: math.nan if value is None else value for name, value in self.result["metrics"].items()}
+        """Held-out metrics of the released model, by name; NaN where the model diverged.
+
+        What the cohort's sum says of training (`train/...`) is in `history`.
+        """
+        held_out = {
+            name: value for name, value in self.result["metrics"].items() if not name.startswith(TRAIN)
+        }
+        return {name: math.nan if value is None else value for name, value in held_out.items()}
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

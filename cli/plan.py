@@ -158,8 +158,8 @@ def _metrics(federation: Federation, plan: Plan) -> str:
     share = metrics_share_of(federation, plan)
     if share == 0:
         return "No metrics leave a client."
-    cost = 1 - math.sqrt(1 - share)
-    return f"Loss and count are part of the sum, under the same noise: they cost the update {cost:.1%} of its norm."
+    cost = f"they cost the update {1 - math.sqrt(1 - share):.1%} of its norm; metrics_share=0 leaves them out"
+    return f"Loss and count are part of the sum, under the same noise: {cost}."
 
 
 def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:

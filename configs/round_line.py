@@ -5,6 +5,7 @@ from typing import Any
 
 AUDIT = "audit/"  # what the canaries say
 TRAIN = "train/"  # what the private sum says of training
+AT_BOUND = "at_bound"  # names of noised figures that lay outside their range and were set to its end
 AT_CLIENTS = "clients/"  # what clients measured on their own records
 GROUPS = "groups/"  # of one group of people, each "attribute=word/figure"
 # Prefixes of the numbers that are of the round, and none of its model.

@@ -149,6 +149,7 @@ def test_a_sweep_leaves_its_table_and_is_not_swept_over(commands: Any, tmp_path:
     with open(tmp_path / "sweep" / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [{row[key] for key in row if key.startswith("epsilon")} for row in rows] == [{"inf"}, {"inf"}]
+    assert not any(key.startswith("train/") for key in rows[0])
     for result in map(json.loads, (each.read_text() for each in tmp_path.glob("sweep/*/result.json"))):
         told = {key: result[key] for key in ("task", "population", "cohort", "strategy", "partition")}
         assert told == {

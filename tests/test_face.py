@@ -26,6 +26,7 @@ import fedveil as fv
 from fedveil.__main__ import main
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.face import FinishedRun
+from fedveil.server.run.federation import COUNT_BOUND_BATCHES, LOSS_BOUND
 from fedveil.server.run.plots import curve
 from fedveil.tasks import load_task
 
@@ -168,6 +169,18 @@ def test_a_run_without_held_out_data_has_a_plot(measured: dict[str, float], labe
     figure = curve([rows[0], rows[1] | measured], [], "clinics")
     assert [axes.get_ylabel() for axes in figure.axes] == [label, "epsilon spent (client level)"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2] * bool(measured)
+
+
+def test_noised_training_figures_are_no_metrics_of_the_model_and_are_marked_at_their_bounds() -> None:
+    much = fv.ClientCentral(target_epsilon=None, noise_multiplier=1000.0)
+    run = quick(privacy=much, num_rounds=6, cohort=fv.All(), batch_size=10, accept_vacuous=True)
+    assert "train/train_loss" in run.result["metrics"] and "accuracy" in run.metrics
+    assert not any(name.startswith("train/") for name in run.metrics)
+    bounds = {"train/train_loss": (0.0, LOSS_BOUND), "train/num-examples": (0.0, COUNT_BOUND_BATCHES * 10.0)}
+    cut = [name for row in run.history for name in row.get("at_bound", ())]
+    assert cut == [name for row in run.history for name, ends in bounds.items() if row[name] in ends]
+    assert cut  # noise is 75 times as wide as their range
+    assert not any("at_bound" in row for row in quick(**NO_NOISE).history)
 
 
 def test_where_nothing_is_promised_epsilon_is_a_number_all_the_same() -> None:

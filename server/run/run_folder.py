@@ -17,7 +17,7 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ...configs.round_line import OF_THE_ROUND, TRAIN
+from ...configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
 from ...configs.schema import CustomTask
 from ...configs.settings import shown_keys
 from ...links.traffic import NOTHING, Carried, Tally
@@ -326,6 +326,7 @@ def record_round(
         **({"arm": done.arm} if done.arm else {}),
         **metrics,
         **{f"{TRAIN}{name}": value for name, value in done.scalars.items()},
+        **({AT_BOUND: cut} if (cut := _at_bound(progress.run, done)) else {}),
         **_counts(progress, done),
         "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
@@ -362,6 +363,14 @@ def keep(progress: Progress, state: State) -> None:
     if state.round % settings.checkpoint_every == 0 or state.round == settings.steps:
         save(progress, state, remembered)
     progress.state, progress.remembered = state, remembered
+
+
+def _at_bound(run: Run, done: Round) -> list[str]:
+    """Return the names of noised figures at an end of their range, where noise carried them beyond it."""
+    if run.privacy is None:
+        return []
+    bounds = {each.name: each.bound for each in run.federation.metrics}
+    return [f"{TRAIN}{name}" for name, value in done.scalars.items() if value in (0.0, bounds.get(name, 1.0))]
 
 
 def _counts(progress: Progress, done: Round) -> dict[str, Any]:
