@@ -6,28 +6,46 @@ and comes back as a code only.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
 from ..links.server_bundle import OwnersBudget, ServerBundle
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
-from ..privacy.budget import Unit
-from ..privacy.ledger.book import read_book
+from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
+from ..privacy.accounting.exchanged import exchanged
+from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
+from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.budget import Adjacency, Adversary, Budget, Unit
+from ..privacy.ledger.book import Book, BookedRelease, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS
-from ..privacy.plan import LEAST_SHARE_LEFT
+from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
 from ..privacy.refusal import Refusal
 from ..server.run.federation import Federation
-from ..strategies.training_order import Mode
+from ..server.run.sum_plan import sum_plan
+from ..server.run.unit_plan import questions_of
+from ..strategies.cohorts import All, likely_participations
+from ..strategies.training_order import Mode, people_call
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 # Groups of targets; the modes that are not here have one, without a name.
 LEVELS: Mapping[str, tuple[str, ...]] = {Mode.NONE: (), Mode.RECORD_AND_CLIENT: ("record", "client")}
+WHOLE = (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED)  # whose sums cost records too
+NOTHING_LEFT = "nothing is left unless owners raise target_epsilon in their policy.toml"
 
 
 def allowed_targets(
     bundle: ServerBundle, overrides: Sequence[str], begun: ServerSettings | None = None
 ) -> list[str]:
     """Return overrides that set the targets which a command leaves out: to what owners allow, or as the run began.
+
+    Sums of whole clients get so much that records, which pay for them as for half the noise, stay within what owners
+    allow where every client takes part in each.
 
     Args:
       bundle: the server's; one of an earlier release does not say what owners allow, and sets nothing.
@@ -40,7 +58,7 @@ def allowed_targets(
     mode = named.get("privacy", str(Mode.RECORD))
     found: list[str] = []
     for level in LEVELS.get(mode, ("",)):
-        source = bundle.allowed
+        source = _for_clients(bundle.allowed) if mode in WHOLE else bundle.allowed
         if begun is not None:
             if begun.privacy.name != mode:
                 return []
@@ -50,6 +68,15 @@ def allowed_targets(
             if path not in named:
                 found.append(f"{path}={'null' if value is None else value}")
     return found
+
+
+def _for_clients(allowed: OwnersBudget | None) -> OwnersBudget | None:
+    if allowed is None:
+        return None
+    delta = allowed.target_delta
+    most = gaussian_epsilon(gaussian_mu(allowed.target_epsilon, delta) / 2, delta)
+    digit = 10.0 ** (math.floor(math.log10(most)) - 2) if most else 1.0
+    return replace(allowed, target_epsilon=float(f"{math.floor(most / digit) * digit:.3g}"))
 
 
 def begins_from(
@@ -93,23 +120,115 @@ def begins_from(
     return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if over else line
 
 
+def records_line(
+    federation: Federation, allowed: OwnersBudget | None, earlier: Iterable[tuple[str, ServerSettings]]
+) -> str:
+    """Return one line on what sums of whole clients cost each record at its device; empty if owners allow all of them.
+
+    A device charges a sum to its records as half its noise, without amplification. What it has spent is known here at
+    most: as if it took part in every earlier round, and spent the targets of earlier runs on its own ledger.
+
+    Args:
+      federation: of the run.
+      allowed: as of `begins_from`.
+      earlier: as of `begins_from`.
+
+    Raises:
+      Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.
+    """
+    level, runs = federation.summed, dict(earlier)
+    if allowed is None or level is None or level.unit != Unit.CLIENT or federation.record is not None:
+        return ""
+    clients, records = (_book(federation, unit) or Book() for unit in (Unit.CLIENT, Unit.RECORD))
+    prior = tuple(clients.events(Adversary.MODEL))
+    plan = sum_plan(federation, prior, None, clients.filter_order)
+    assert plan is not None
+    adjacency = Adjacency(records.identity.get("adjacency", Adjacency.ZERO_OUT))
+    budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
+
+    def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
+        return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
+
+    def is_sum(booked: BookedRelease) -> bool:
+        begun = runs.get(people_call(json.loads(booked.entry.key)[0]))
+        return begun is None or not isinstance(begun.privacy, RecordAndClient)
+
+    spent = [*of_records(clients.events(Adversary.MODEL, is_sum)), *records.events(Adversary.MODEL)]
+    rounds = likely_participations(federation.cohort, federation.num_clients, plan.num_rounds)
+    noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2
+    mine = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
+    every = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
+    own = max((_of_own_ledgers(each) or 0.0 for each in runs.values()), default=0.0)
+    known = [gaussian_event(1 / gaussian_mu(own, budget.target_delta))] if own else []
+    beside = [*spent, *known, *of_records(questions_of(federation, plan))]
+    affordable = mine.affordable_rounds(budget, beside)
+    if affordable >= rounds:
+        return ""
+    of = f"of epsilon {budget.target_epsilon:g} at delta {budget.target_delta:g}, which owners allow,"
+    why = "a device charges its records for a sum of whole clients as for half its noise"
+    remedy = _fitting(federation, plan, mine, budget, beside, prior)
+    if not admits([*(spent if every else []), mine.event()], budget, None):
+        raise Refusal(*_named(level), f"{why}: {of} records cannot pay for one round; {remedy}")
+    return f"{why}: {of} records pay for {affordable} of {rounds} rounds; {remedy}"
+
+
+def _named(level: SumLevel) -> tuple[str, float | None]:
+    field = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
+    return f"privacy.{field}", getattr(level, field)
+
+
+def _fitting(
+    federation: Federation,
+    plan: Plan,
+    mine: Plan,
+    budget: Budget,
+    beside: Sequence[DpEvent],
+    prior: Sequence[DpEvent],
+) -> str:
+    """Return the target, or the noise, that pays for all rounds."""
+    level, runs = federation.summed, federation.settings.budget.runs
+    assert level is not None and plan.noise_multiplier is not None and mine.noise_multiplier is not None
+    try:
+        least = mine.calibrate(budget, beside).noise_multiplier
+    except Unaffordable:
+        return NOTHING_LEFT
+    assert least is not None
+    enough = plan.noise_multiplier * least / mine.noise_multiplier
+    if level.noise_multiplier is not None:
+        return f"privacy.noise_multiplier={enough:.4g} pays for all"
+    asked = questions_of(federation, plan) * runs
+    fitting = replace(plan, noise_multiplier=enough)
+    target = fitting.epsilon(
+        level.target_delta, plan.num_rounds * runs, asked if runs > 1 else [*prior, *asked]
+    )
+    spent = counted(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
+    if (target := 0.99 * target) * (1 - LEAST_SHARE_LEFT) <= spent:
+        return NOTHING_LEFT
+    return f"privacy.target_epsilon={target:.3g} pays for all"
+
+
 def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
     if allowed is not None and spent > (1 - LEAST_SHARE_LEFT) * allowed.target_epsilon:
-        return "nothing is left unless owners raise target_epsilon in their policy.toml"
+        return NOTHING_LEFT
     return f"give a target above {spent:.4g}"
 
 
 def _spent(federation: Federation, level: SumLevel | Record) -> float:
     """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
-    assert federation.deployed is not None
-    prefix = POPULATION if level.unit == Unit.CLIENT else POPULATION + RECORDS
-    path = federation.deployed.ledgers / f"{prefix}{federation.owner[:NAMED]}.ledger"
-    book = read_book(path) if path.exists() else None
+    book = _book(federation, level.unit)
     if book is None or book.identity.get("adjacency") != str(level.adjacency):
         return 0.0
     order, delta = book.filter_order, level.target_delta
     found = (counted(book.events(who), delta, level.adjacency, order, GATE_INTERVAL) for who in book.spent)
     return max(found, default=0.0)
+
+
+def _book(federation: Federation, unit: Unit | str) -> Book | None:
+    """Return what this server's ledger of clients, or of records, holds; None without one."""
+    assert federation.deployed is not None
+    prefix = POPULATION if unit == Unit.CLIENT else POPULATION + RECORDS
+    path = federation.deployed.ledgers / f"{prefix}{federation.owner[:NAMED]}.ledger"
+    return read_book(path) if path.exists() else None
 
 
 def _of_own_ledgers(settings: ServerSettings) -> float | None:

@@ -52,7 +52,7 @@ from ..server.run.scaling import as_answered
 from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
-from .allowance import allowed_targets, begins_from
+from .allowance import allowed_targets, begins_from, records_line
 from .open_link import Link, open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
@@ -258,7 +258,9 @@ def _run(
     reach: Open,
 ) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
-    begins = "" if settings.resume else begins_from(federation, bundle.allowed, earlier_runs(bundle.folder))
+    earlier = () if settings.resume else tuple(earlier_runs(bundle.folder))
+    lines = (f(federation, bundle.allowed, earlier) for f in (begins_from, records_line))
+    begins = [] if settings.resume else [each for each in lines if each]
     check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
@@ -266,10 +268,7 @@ def _run(
     ):
         link = logged(with_differences(unlogged, federation), bundle, rosters)
         if not quiet:
-            print(
-                "\n".join(filter(None, (f"{bundle.federation}: listening on {bundle.listen}", begins))),
-                flush=True,
-            )
+            print("\n".join([f"{bundle.federation}: listening on {bundle.listen}", *begins]), flush=True)
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
-from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.client.device.own_ledger import epsilon_of, spent_on
 from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
 from fedveil.deployment.open_link import Link, Presence, open_link
 from fedveil.deployment.pace import fewest, pace_of
@@ -197,7 +197,7 @@ def test_a_run_trains_on_devices_that_keep_their_own_ledgers(
         spent = epsilon_of(ledger)
         assert spent is not None and 0 < spent[0] <= 80
         if mode is RECORD:  # the server states a bound, and the device knows
-            assert spent[0] <= by_adversary["server"] == 20.0  # what owners allow
+            assert spent[0] <= by_adversary["server"] == 80.0  # what owners allow
     if mode is not RECORD:
         assert by_adversary["model"] == pytest.approx(rows_of(hearts)[-1]["epsilon_client"], rel=0.02)
         assert by_adversary["server"] == by_adversary["model"]
@@ -297,14 +297,14 @@ def test_a_run_of_an_earlier_release_goes_on_by_the_same_command(hearts: Path) -
 
 def test_a_target_that_a_command_leaves_out_is_what_owners_allow(hearts: Path) -> None:
     bundle = read_server_bundle(hearts / "server")
-    assert bundle.allowed == OwnersBudget(20.0, 1e-5)
+    assert bundle.allowed == OwnersBudget(80.0, 1e-5)
     privacy = settings_for(bundle, ["task=digits"]).privacy
-    assert isinstance(privacy, Record) and (privacy.target_epsilon, privacy.target_delta) == (20.0, 1e-5)
+    assert isinstance(privacy, Record) and (privacy.target_epsilon, privacy.target_delta) == (80.0, 1e-5)
     both = settings_for(
         bundle, ["task=digits", "privacy=record_and_client", "privacy.client.target_epsilon=2"]
     )
     assert isinstance(both.privacy, RecordAndClient)
-    assert (both.privacy.record.target_epsilon, both.privacy.client.target_epsilon) == (20.0, 2.0)
+    assert (both.privacy.record.target_epsilon, both.privacy.client.target_epsilon) == (80.0, 2.0)
     assert settings_for(bundle, ["task=digits", "privacy=none"]).privacy.name == "none"
     (hearts / "server" / "owners.toml").unlink()  # as in a bundle of an earlier release
     privacy = settings_for(read_server_bundle(hearts / "server"), ["task=digits"]).privacy
@@ -316,33 +316,34 @@ def test_a_run_that_began_before_its_owners_changed_what_they_allow_goes_on(hear
     with pytest.raises(Killed):
         served(hearts, *left_out, fault=killing(7))
     owners = hearts / "server" / "owners.toml"
-    owners.write_text(owners.read_text().replace("20.0", "5.0"))
+    owners.write_text(owners.read_text().replace("80.0", "5.0"))
     assert served(hearts, *left_out)[0] == 0
-    assert {row["target_epsilon"] for row in result_of(hearts)["privacy"]} == {None, 20.0}
+    assert {row["target_epsilon"] for row in result_of(hearts)["privacy"]} == {None, 29.2}
 
 
 def test_a_second_run_says_before_any_exchange_what_is_spent_and_what_owners_allow(
-    hearts: Path, capsys: pytest.CaptureFixture[str]
+    hearts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = "privacy.target_epsilon=2"
     assert served(hearts, *TOGETHER, two, "run=first")[0] == 0
-    said = r"privacy\.target_epsilon=2\.0: records have spent 2; owners allow 20; give a target above 2"
+    said = r"privacy\.target_epsilon=2\.0: records have spent 2; owners allow 80; give a target above 2"
     ledger = ledger_of(hearts).read_bytes()
     with pytest.raises(Refusal, match=said):
         served(hearts, *TOGETHER, two, "run=second")
     assert ledger_of(hearts).read_bytes() == ledger and not (hearts / "server" / "runs" / "second").exists()
     owners = hearts / "server" / "owners.toml"
     before = owners.read_text()
-    owners.write_text(before.replace("20.0", "2.0"))
+    owners.write_text(before.replace("80.0", "2.0"))
     with pytest.raises(Refusal, match="owners allow 2; nothing is left unless owners raise target_epsilon"):
         served(hearts, *TOGETHER, "run=second")
     owners.write_text(before)
     capsys.readouterr()
     assert served(hearts, *TOGETHER, "run=second")[0] == 0
-    assert "records have spent epsilon 2 before; the target is 20, owners allow 20" in capsys.readouterr().out
-    owners.write_text(before.replace("20.0", "2.0"))
+    assert "records have spent epsilon 2 before; the target is 80, owners allow 80" in capsys.readouterr().out
+    owners.write_text(before.replace("80.0", "2.0"))
+    anew = ("run=third", f"ledger.dir={tmp_path}", "num_rounds=100")
     with pytest.raises(Killed):
-        served(hearts, *CENTRAL, "run=third", fault=killing(0))
+        served(hearts, *CENTRAL, *anew, fault=killing(0))
     assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
 
 
@@ -355,11 +356,46 @@ def test_a_run_on_clients_ledgers_says_what_earlier_runs_let_them_spend(
     code, _ = served(hearts, *RECORD, two, "run=second")
     out = capsys.readouterr().out
     assert (
-        "run first let each client spend epsilon 2 on its records before; the target is 2, owners allow 20: "
+        "run first let each client spend epsilon 2 on its records before; the target is 2, owners allow 80: "
         "clients that have spent it decline; give a target above 2" in out
     )
     assert code == 3 and "abandoned: nothing was released (budget spent 5)" in out
     assert "this target_epsilon or its owner's budget is spent or over" in out
+
+
+def test_sums_of_clients_are_refused_or_counted_by_what_owners_allow_for_records(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owners = hearts / "server" / "owners.toml"
+    owners.write_text(owners.read_text().replace("80.0", "8.0"))
+    half = "a device charges its records for a sum of whole clients as for half its noise: of epsilon 8 "
+    with pytest.raises(Refusal, match=f"{half}.*cannot pay for one round; ") as refused:
+        served(hearts, *CENTRAL, "run=dear")
+    assert not (hearts / "server" / "ledgers").exists()
+    fitting = str(refused.value).partition("; ")[2].removesuffix(" pays for all")
+    assert fitting.startswith("privacy.target_epsilon=3.")
+    assert served(hearts, *CENTRAL, fitting, "run=fits")[0] == 0
+    assert half not in capsys.readouterr().out
+    for client in (hearts / "clients").iterdir():
+        of_records = max(spent[0][0] for spent in spent_on(client / "state" / "ledgers").values() if spent[0])
+        assert 7 < of_records <= 8
+    with pytest.raises(Refusal, match="cannot pay for one round; nothing is left unless owners raise"):
+        served(hearts, *CENTRAL, "run=again")
+
+
+def test_sums_of_clients_that_owners_allow_in_part_say_for_how_many_rounds(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owners = hearts / "server" / "owners.toml"
+    owners.write_text(owners.read_text().replace("80.0", "8.0"))
+    long = ("num_rounds=22", "run=long")
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, *long, fault=killing(0))
+    assert "records pay for 5 of 22 rounds; privacy.target_epsilon=3." in capsys.readouterr().out
+    left_out = [each for each in CENTRAL if not each.startswith("privacy.target_epsilon")]
+    with pytest.raises(Killed):
+        served(hearts, *left_out, "run=default", f"ledger.dir={hearts / 'anew'}", fault=killing(0))
+    assert "half its noise" not in capsys.readouterr().out
 
 
 def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(hearts: Path) -> None:

@@ -2196,6 +2196,20 @@ MUTATIONS = {
         "test_deployment_serve.py",
         "second_run_says",
     ),
+    "a server does not count what sums of clients cost records": Mutation(
+        "deployment/allowance.py",
+        "noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2",
+        "noise = plan.noise_over_clip * plan.mechanism.sensitivity",
+        "test_deployment_serve.py",
+        "sums_of_clients",
+    ),
+    "a default target of whole clients is all that owners allow for records": Mutation(
+        "deployment/allowance.py",
+        "_for_clients(bundle.allowed) if mode in WHOLE else bundle.allowed",
+        "bundle.allowed",
+        "test_deployment_serve.py",
+        "sums_of_clients",
+    ),
     "a run takes more than the least that an owner allows": Mutation(
         "deployment/write_bundles.py",
         "key: min(float(each[key])",

@@ -149,6 +149,8 @@ BEYOND: dict[str, str] = {
     "a device that could not make its model is not asked again": "a device that sits a round out, and no number that is released",
     "a status takes each unit for the client": TOLD,
     "a second run does not look at what is spent": PLANNED,
+    "a server does not count what sums of clients cost records": PLANNED,
+    "a default target of whole clients is all that owners allow for records": PLANNED,
     "a run takes more than the least that an owner allows": PLANNED,
     "a client is in two arms": ARMS,
     "clients that have moved keep the arms of their places": ARMS,
