@@ -105,7 +105,8 @@ def contradicts(folder: Path, report: Fields) -> bool:
 
 
 def _guarantee(report: Fields) -> list[str]:
-    rows = map(_row, report["privacy"])
+    lost = report.get("record_by_sums")  # not in a report of an earlier release
+    rows = map(_row, [*report["privacy"], *([lost] if lost else [])])
     words = " ".join(map(plain, report["promise"]))
     return [words, "", "| against | hidden | epsilon | delta | relies on |", "|---|---|---|---|---|", *rows]
 

@@ -20,7 +20,7 @@ from .coverage import not_covered
 from .forms import counted_items, forms, known_to_the_run, nist_blocks
 from .ledger_history import ledger_history, plan_curve
 from .model import model_of
-from .promise import FALSE_POSITIVE, MIXED, REFUTED, VIOLATED, in_words, main_row, promise_rows
+from .promise import FALSE_POSITIVE, MIXED, REFUTED, VIOLATED, in_words, main_row, promise_rows, row_by_sums
 from .receipts import receipts_of
 from .run_files import Fields, RunFiles, flat
 from .shapes import told_shapes
@@ -77,6 +77,8 @@ def report_of(
         "commands": list(commands),
         "missing": _missing(run, ledger),
     }
+    if (lost := row_by_sums(run)) is not None:
+        report["record_by_sums"] = lost
     report["nist"] = nist_blocks(report)
     report["forms"] = forms(run.assessment.answers, known_to_the_run(report) if run.result else {})
     report["forms_counted"] = counted_items(report["forms"])

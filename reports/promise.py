@@ -64,6 +64,16 @@ def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
     return rows
 
 
+def row_by_sums(run: RunFiles) -> dict[str, Any] | None:
+    """Return what a record has lost by sums of whole clients, as a row; None where the result does not say."""
+    row = run.result.get("record_by_sums")
+    if row is None:
+        return None
+    mode = str(run.said("privacy", "name"))
+    promised = _row(mode, {**row, "unit": "client"})
+    return {**promised, "unit": "record", "hides": f"{HIDES['record']}, by sums of whole clients"}
+
+
 def _row(mode: str, row: Fields) -> dict[str, Any]:
     unit, adversary = str(row["unit"]), str(row["adversary"])
     promised = row["epsilon"] != "infinity"

@@ -2792,6 +2792,13 @@ MUTATIONS = {
         "test_client_one_budget.py",
         "not_charged_to_them_again",
     ),
+    "verify takes what a record has lost by sums of clients as stated": Mutation(
+        "server/binding/verify.py",
+        'if found is None or not _same(found, _number(lost["epsilon"])):',
+        "if False:",
+        "test_server_one_budget.py",
+        "verify_recomputes",
+    ),
     "sums of whole clients spend nothing of records' budgets here": Mutation(
         "server/run/prepare.py",
         "ledger.shared = data_sets.budgets_of_records(path.parent, federation.data_id, ledger.book)",

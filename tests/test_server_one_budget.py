@@ -10,6 +10,7 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.cli.budget import show
+from fedveil.cli.report import report
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.accounting.exchanged import exchanged
@@ -19,6 +20,7 @@ from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.binding.verify import Knowledge, verify_folder
 
 DELTA = 1e-3
 DISTRIBUTED = fv.RecordDistributed(
@@ -124,6 +126,37 @@ def test_sums_of_clients_after_records_are_refused_or_within_what_records_have_l
         ran(whole(50.0, 4.0), "over")
     for path in paths:
         assert verify(path).ok and 5 < (verify(path).epsilon or 0) <= 6.0
+
+
+def test_a_result_its_page_and_its_card_say_what_sums_of_clients_cost_a_record(
+    ran: Any, tmp_path: Path
+) -> None:
+    ran(whole(), "first")
+    result = ran(whole(2.0), "second").result
+    lost = result["record_by_sums"]
+    assert (lost["unit"], lost["sampling"]) == ("record", "by sums of whole clients")
+    assert lost["epsilon"] == pytest.approx(epsilon(of_clients(tmp_path), DELTA), rel=1e-6)
+    assert lost["epsilon"] > 4.0
+    assert report(tmp_path / "second", tmp_path / "page") == 0
+    made = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert made["record_by_sums"]["epsilon"] == lost["epsilon"]
+    for name in ("report.html", "CARD.md"):
+        assert "one example of one client, by sums of whole clients" in (tmp_path / "page" / name).read_text()
+    both = ran(fv.RecordAndClient(record=LEVELS["record"], client=whole(9.0)), "both").result
+    assert both["record_by_sums"] is None
+
+
+def test_verify_recomputes_what_sums_of_clients_cost_a_record(tmp_path: Path) -> None:
+    fv.simulate(
+        "digits", privacy=whole(), num_rounds=2, folder=tmp_path / "run", quiet=True, accept_vacuous=True
+    )
+    lines = {each.name: each for each in verify_folder(tmp_path / "run", Knowledge())}
+    assert lines["epsilon"].ok
+    stated = json.loads((tmp_path / "run" / "result.json").read_text())
+    stated["record_by_sums"]["epsilon"] /= 2
+    (tmp_path / "run" / "result.json").write_text(json.dumps(stated))
+    lines = {each.name: each for each in verify_folder(tmp_path / "run", Knowledge())}
+    assert not lines["epsilon"].ok and "a record has lost" in lines["epsilon"].finding
 
 
 def test_a_cap_of_the_owner_holds_for_records_before_they_have_a_ledger(ran: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
 from ..accounting.exchanged import exchanged, exchanged_text
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Budget, Release, Unit
@@ -116,6 +117,25 @@ def as_records(clients: Book, records: Book | None, budget: Budget) -> Book:
     for draft in owed(clients, book, budget):
         take(book, draft)
     return book
+
+
+def lost_by_records(clients: Book, delta: float) -> float | None:
+    """Return the epsilon of each record by what its client released as a whole, to the adversary who saw most of it.
+
+    Args:
+      clients: book of a ledger of clients.
+      delta: in (0, 1).
+
+    Returns:
+      None where a filter composes the releases: what it counts is no guarantee.
+    """
+    if clients.filter_order is not None:
+        return None
+    seen = (clients.events(who, lambda booked: booked.source != OF_RECORDS) for who in clients.spent)
+    mine = (
+        [event_from_json(exchanged(event_to_json(one), Adjacency.ZERO_OUT)) for one in each] for each in seen
+    )
+    return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in mine), default=0.0)
 
 
 def take(book: Book, draft: Draft) -> None:

@@ -22,6 +22,7 @@ from ...privacy.audit.summary import UNCLAIMED
 from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.book import RESERVE, Book, event_of, repeated, run_of, verify_entries
 from ...privacy.ledger.caps import ledger_folder
+from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
@@ -441,6 +442,10 @@ def _epsilon(held: BoundFolder) -> str:
             raise Wrong(why)
         limited, most = granted.target_epsilon < 1e6, f"{granted.target_epsilon:.4g}"
         told.append(f"{claimed:.4g} of {most if limited else 'an unlimited budget'} against the {name}")
+    if (lost := held.result.get("record_by_sums")) is not None:
+        found = lost_by_records(book, lost["delta"])
+        if found is None or not _same(found, _number(lost["epsilon"])):
+            raise Wrong(f"a record has lost {lost['epsilon']} in the result and {found} by the ledger")
     return f"recomputed and within the budget: {'; '.join(told)}" if told else "nothing was released"
 
 
@@ -680,6 +685,9 @@ def _told_twice(held: BoundFolder, report: Mapping[str, Any]) -> Iterator[tuple[
         measured = (found.get("measured") or {}).get(name)
         yield f"measured {name}", (stamps["measured"] or {}).get(name), measured
     yield "ceiling", stamps["ceiling"], found.get("ceiling")
+    lost, stated = (each.get("record_by_sums") or {} for each in (report, held.result))
+    for name in ("epsilon", "delta") if lost else ():
+        yield f"{name} of a record by sums of whole clients", lost[name], stated.get(name)
     metrics = held.result["metrics"] or (held.rounds[-1] if held.rounds else {})
     for each in report["metrics"]:
         yield each["name"], each["value"], metrics.get(each["name"])

@@ -31,6 +31,7 @@ from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ...privacy.accounting.renyi_filter import accountant
 from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.book import read_events
+from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.ledger import Ledger
 from ...reports.so_far import OWN_LEDGERS
 from ...strategies.client_settings import ClientSettings
@@ -43,6 +44,7 @@ TAKEN_PART = "poisson batches, in the rounds taken part in"
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 OF_ALL = "poisson, by a coin for each record of all clients"
+BY_SUMS = "by sums of whole clients"
 MOST_KINDS = 8  # of clients, for which the loss of several records is computed
 Known = tuple[float, PrivacyCurve | None]
 
@@ -109,6 +111,24 @@ def spent(
         return rows
     why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
     return [_unprotected(adversary, 0.0, why) for adversary in EVERYBODY]
+
+
+def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
+    """Return what each record has lost by sums of whole clients, as a row; None where records have rows of their own.
+
+    Args:
+      federation: its parts.
+      ledger: the population's.
+    """
+    client = federation.summed
+    if ledger is None or client is None or client.unit != Unit.CLIENT or federation.record is not None:
+        return None
+    delta, adjacency = client.target_delta, Adjacency.ZERO_OUT
+    lost = lost_by_records(ledger.book, delta)
+    if lost is None:
+        return None
+    name = accountant_name(delta, adjacency, GATE_INTERVAL)
+    return Spent(Unit.RECORD, Adversary.MODEL, adjacency, lost, delta, None, name, BY_SUMS).to_json()
 
 
 def encryption(federation: Federation) -> dict[str, Any] | None:

@@ -65,7 +65,7 @@ from .federation import Federation, Run
 from .learning_rate import rise_of
 from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
-from .report import encryption, open_draws, spent, versions
+from .report import encryption, open_draws, record_by_sums, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .tuning import tuned
 
@@ -583,6 +583,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "rng": federation.randomness.kind,
         **_configured(federation),
         "privacy": _privacy(progress, ending),
+        "record_by_sums": record_by_sums(federation, ledger),
         "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
         **_scaling(run),
         "secagg": encryption(federation),
