@@ -116,7 +116,6 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
             raise
         client, spent = client_settings(federation, folder, 0), str(refusal)
     _check_every(federation, canaries=federation.canary_records > 0)
-    _check_base(federation)
     _warn_of_own_scale(federation)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
@@ -128,6 +127,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
             check_independence(federation.task.model(), federation.task, data)
             if federation.together is not None and one_evaluation(federation) is not None:
                 check_evaluated_apart(federation.task.model(), federation.task, data)
+    _check_base(federation)  # after layers that no record-level mode can train
     _check_other_mode(federation)
     make_strategy_of(federation)
     won = checkpoint is not None and checkpoint.state.winner is not None
