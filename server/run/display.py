@@ -76,7 +76,9 @@ class Display:
             else ""
         )
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
-        if said := _last_line(ending.folder / CLIENTS_LOG):
+        # Elsewhere it would show whether a client was drawn that fails.
+        shows = not ending.result["privacy"] or (failed and ending.result["rng"] == "seeded")
+        if shows and (said := _last_line(ending.folder / CLIENTS_LOG)):
             say(f"{CLIENTS_LOG} ends with: {said}", True)
 
     def close(self) -> None:
