@@ -341,7 +341,7 @@ class _FlowerStrategy(Group):
 
 
 class AutoStrategy(_FlowerStrategy):
-    """FedAvgM if a round is one step on all rows: batches of at least 100 000, and no privacy; else FedAvg."""
+    """FedAvgM if a round is one step on all rows (with momentum that suits num_rounds); else FedAvg."""
 
     name: Literal["auto"] = "auto"
 

@@ -32,6 +32,7 @@ from ...tasks.protocol import Task
 TRAIN_LOSS = "train/train_loss"
 WHOLE = 100_000  # a batch of at least this many rows is all that a client of tables has
 RISE = 0.1  # share of the lowest loss; a converged run with noise stays within it
+MEMORIES = 10  # of momentum in a run: with fewer it ends while it swings, worse than it began
 OF_CLIPPED = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
 
 
@@ -49,7 +50,8 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
     training = settings.training
     if isinstance(settings.strategy, AutoStrategy):
         together = _steps_of_a_round(settings) is not None
-        settings = settings.model_copy(update={"strategy": FedAvgM() if together else FedAvg()})
+        suits = FedAvgM(server_momentum=_momentum(settings.num_rounds)) if together else FedAvg()
+        settings = settings.model_copy(update={"strategy": suits})
     if not settings.rate_of_task:
         return settings
     curvature, length = getattr(task, "curvature", None), getattr(task, "squared_length", None)
@@ -65,6 +67,11 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
     return settings.model_copy(
         update={"training": replace(training, learning_rate=rate), "rate_of_task": False}
     )
+
+
+def _momentum(num_rounds: int) -> float:
+    """Return the server's momentum: it remembers 1 / (1 - momentum) rounds, of which a run needs ten to settle."""
+    return float(f"{min(FedAvgM().server_momentum, max(1 - MEMORIES / num_rounds, 0.0)):.3g}")
 
 
 def _steps_of_a_round(settings: SimulationSettings) -> int | None:
