@@ -68,6 +68,13 @@ MUTATIONS = {
         "test_server_learning_rate.py",
         "no_mode_steps_further",
     ),
+    "momentum of tables ignores the number of rounds": Mutation(
+        "server/run/learning_rate.py",
+        "max(1 - MEMORIES / num_rounds, 0.0)",
+        "1.0",
+        "test_server_learning_rate.py",
+        "momentum_suits",
+    ),
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
         "and own <= known for client in clients",
