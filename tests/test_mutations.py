@@ -2771,6 +2771,13 @@ MUTATIONS = {
         "test_privacy_exchanged.py",
         "two_mixtures",
     ),
+    "an auditor's script takes a vector that is exchanged for one that is left out": Mutation(
+        "server/binding/recompute_ledger.py",
+        'return Exchanged(event_of(fields["event"]))',
+        'return event_of(fields["event"])',
+        "test_privacy_exchanged.py",
+        "auditors",
+    ),
     "a device's records pay nothing for a sum of clients": Mutation(
         "client/device/own_ledger.py",
         "if of_records is None and release.source is None and self.records.exists():",

@@ -1,6 +1,8 @@
 """Cost of a client's release to one of its records: an attack, and oracles for the client's vector exchanged."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from fedveil.privacy.accounting.exchanged import exchanged
 from fedveil.privacy.accounting.gate import Gate
 from fedveil.privacy.accounting.openly_sampled import ExchangedDpEvent
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, verify
 from fedveil.privacy.refusal import Refusal
 
+RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"))
 DELTA = 1e-5
 
 
@@ -117,6 +121,33 @@ def test_the_event_of_an_exchange_counts_beside_those_of_records() -> None:
         assert within(events, budget) == Gate().fits(events[1:], swapped, budget) == (size > both)
     curve = privacy_curve({swapped: 10, own: 100}, Adjacency.ZERO_OUT, 1e-3)
     assert curve.mu is None and dict(curve.epsilon)[DELTA] == pytest.approx(both, rel=1e-2)
+
+
+@pytest.mark.parametrize("adjacency", list(Adjacency))
+def test_the_auditors_own_script_recomputes_exchanges_beside_steps_of_records(
+    tmp_path: Path, adjacency: Adjacency
+) -> None:
+    budget = Budget(Unit.RECORD, 1e6, DELTA, adjacency)
+    swapped = of_records(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(2.0)), adjacency)
+    step = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.0)), 10)
+    with Ledger.open(tmp_path / "x.ledger", budget, owner="a", simulated=False) as ledger:
+        for number in range(30):
+            event = step if number % 3 else swapped
+            ledger.reserve(Release(Unit.RECORD, "run", number + 1, "sum", {Adversary.MODEL: event}, "system"))
+    found = verify(tmp_path / "x.ledger")
+    oracle = RECOMPUTE["main"](str(tmp_path / "x.ledger"))["model"]
+    assert found.ok and found.epsilon == pytest.approx(oracle["epsilon"], rel=5e-3)
+
+
+def test_the_auditors_own_script_knows_two_mixtures() -> None:
+    low, high = mixtures(0.25, 3.0, 20, 1e-4)
+    event = dp.PoissonSampledDpEvent(0.25, dp.GaussianDpEvent(3.0))
+    text = canonical(event_to_json(ExchangedDpEvent(event)))
+    for adjacency in ("zero-out", "replace-one"):
+        found = RECOMPUTE["epsilon"]({text: 20}, adjacency, 1e-4, None)
+        assert low * (1 - 1e-3) <= found <= high * (1 + 1e-2)
+    nested = RECOMPUTE["nested_epsilon"]([(RECOMPUTE["Exchanged"](event), 20)], 1e-4)
+    assert low * (1 - 1e-3) <= nested <= high * (1 + 1e-2)
 
 
 @pytest.mark.parametrize("adjacency", list(Adjacency))

@@ -67,6 +67,10 @@ def event_of(fields):
             return dp.ComposedDpEvent([event_of(part) for part in fields["events"]])
         case "OpenlySampled":
             return Open(float(fields["sampling_probability"]), event_of(fields["event"]))
+        case "Exchanged":
+            return Exchanged(event_of(fields["event"]))
+        case "NonPrivate":
+            return dp.NonPrivateDpEvent()
         case "NoOp":
             return dp.NoOpDpEvent()
     raise ValueError(fields["kind"])
@@ -76,6 +80,12 @@ class Open(NamedTuple):
     """Sample with a public draw: the event happens with this probability, otherwise nothing does."""
 
     sampling_probability: float
+    event: dp.DpEvent
+
+
+class Exchanged(NamedTuple):
+    """Secret sample of a Gaussian on a vector that is turned around: the neighbours are those of replace-one."""
+
     event: dp.DpEvent
 
 
@@ -131,15 +141,14 @@ def nested_epsilon(events, delta):
 
 def _outer(event, sign):
     """Return losses and their probabilities of one sample in one direction, without infinity (below 1e-10)."""
-    rate, accountant = (
-        event.sampling_probability,
-        PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4),
-    )
-    accountant.compose(event.event)
-    pld: PrivacyLossDistribution = accountant._pld
+    relation = "replace-one" if isinstance(event, Exchanged) else "add-or-remove-one"
+    pld = _composed([(event.event, 1)], relation)
     inner = pld._pmf_remove.to_dense_pmf()
     losses = (np.arange(inner._probs.size) + inner._lower_loss) * 1e-4
     under_p = inner._probs
+    if isinstance(event, Exchanged):
+        return losses, under_p  # the same in both directions
+    rate = event.sampling_probability
     under_q = under_p * np.exp(-losses)
     if isinstance(event, Open):
         mass = np.append(rate * (under_p if sign > 0 else under_q), 1 - rate)
@@ -148,6 +157,16 @@ def _outer(event, sign):
     if sign > 0:
         return outer, (1 - rate) * under_q + rate * under_p
     return -outer, under_q
+
+
+def _composed(events, adjacency):
+    """Return the privacy loss distribution of [(event, count)]; each direction of a pair is composed with its own."""
+    accountants = [PLDAccountant(RELATIONS[each], 1e-4) for each in (adjacency, "replace-one")]
+    for event, count in events:
+        swapped = isinstance(event, Exchanged)
+        accountants[swapped].compose(event.event if swapped else event, count)
+    whole, swapped = (each._pld for each in accountants)
+    return whole.compose(swapped) if any(isinstance(event, Exchanged) for event, _ in events) else whole
 
 
 def _epsilon_of(losses, mass, delta):
@@ -167,6 +186,11 @@ def epsilon(counts, adjacency, delta, order):
         return 0.0
     if any(is_nested(event) for event, _ in events):
         return nested_epsilon(events, delta)
+    if any(isinstance(event, Exchanged) for event, _ in events):
+        if order is not None:
+            raise ValueError("an exchanged vector beside a filter's order")
+        pld: PrivacyLossDistribution = _composed(events, adjacency)
+        return pld.get_epsilon_for_delta(delta)
     accountants = [PLDAccountant(RELATIONS[adjacency], 1e-4)] if order is None else []
     if adjacency != "replace-one":
         orders = {} if order is None else {"orders": [order]}

@@ -434,6 +434,7 @@ BEYOND: dict[str, str] = {
     "ledger not fsynced": BOOKS,
     "ledger reset on reinstall": BOOKS,
     "a device releases without a reservation": BOOKS,
+    "an auditor's script takes a vector that is exchanged for one that is left out": BOOKS,
     "verify takes what a record has lost by sums of clients as stated": BOOKS,
     "sums of whole clients spend nothing of records' budgets here": BOOKS,
     "a plan for records forgets sums of whole clients": BOOKS,
