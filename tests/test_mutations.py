@@ -691,6 +691,13 @@ MUTATIONS = {
         "test_privacy_prefixes.py",
         "before_its_first_level",
     ),
+    "a search begins that the records' budget does not afford": Mutation(
+        "server/run/asking.py",
+        "each.require(whole)",
+        "pass",
+        "test_privacy_prefixes.py",
+        "records_budget_does_not",
+    ),
     "the parts of a record's questions are each as long as its norm": Mutation(
         "privacy/statistics/inquiry.py",
         "return math.sqrt((1 - CLIPPED_SHARE) / many) / each.statistic.row_norm",

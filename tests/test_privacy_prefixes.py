@@ -163,7 +163,26 @@ def test_a_search_above_the_owners_cap_on_questions_is_refused_before_its_first_
     assert not [
         each for path in home.rglob("*.ledger") for each in read_entries(path) if each.kind == "reserve"
     ]
-    assert ask_here(parts, inquiry("one"), Spend(epsilon=25.0), tmp_path)["released"]
+    with pytest.raises(BudgetExhausted, match="of a record questions may spend epsilon 30"):
+        ask_here(parts, inquiry(), Spend(epsilon=25.0), tmp_path)
+    assert ask_here(parts, inquiry("one"), Spend(epsilon=10.0), tmp_path)["released"]
+
+
+def test_a_search_that_the_records_budget_does_not_afford_is_refused_before_its_first_level(
+    tmp_path: Path,
+) -> None:
+    class Real(Notes):
+        simulated, data_id = False, "notes-2026"
+
+    home = tmp_path / "ledgers"
+    set_cap(home, Cap("all", 60.0, 0.005))  # the clients' too, of which it asks for less
+    parts = federation(f"ledger.dir={home}", "task.held_out=public", task=Real())
+    with pytest.raises(BudgetExhausted, match="the record budget is spent"):
+        ask_here(parts, inquiry(), Spend(epsilon=50.0), tmp_path)
+    assert not [
+        each for path in home.rglob("*.ledger") for each in read_entries(path) if each.kind == "reserve"
+    ]
+    assert ask_here(parts, inquiry("one"), Spend(epsilon=15.0), tmp_path)["released"]
 
 
 def test_words_that_would_be_lost_are_refused_before_they_are_charged(tmp_path: Path) -> None:

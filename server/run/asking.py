@@ -144,7 +144,7 @@ class Asking:
 
 
 def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
-    """Refuse a question of several rounds before the first one if budget or owners' caps do not cover them all.
+    """Refuse a question of several rounds before the first one if a budget, of records too, or a cap does not cover all.
 
     Raises:
       BudgetExhausted: nothing was written.
@@ -153,13 +153,16 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
         return  # the ledger's own gate refuses it
     key, told = (inquiry.name, ROW, QUESTION), inquiry.asked
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
-    ledger.require_asked(Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION))
+    whole = Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION)
+    ledger.require_asked(whole)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):
             budget = ledger.budget
             would = counted(events, budget.target_delta, budget.adjacency, ledger.filter_order)
             raise BudgetExhausted(budget, adversary, would)
+    for each in ledger.shared:
+        each.require(whole)
 
 
 def question_order(

@@ -179,6 +179,7 @@ BEYOND: dict[str, str] = {
     "a device charges a person for one row of a question": ASKED,
     "what noise alone may have made is followed": ASKED,
     "a search begins that the budget does not afford": ASKED,
+    "a search begins that the records' budget does not afford": ASKED,
     "what a client measures has no bound": EVALUATED,
     "clients train on what they hold out": EVALUATED,
     "clients evaluate uncharged": EVALUATED,
