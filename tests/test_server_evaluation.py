@@ -21,6 +21,7 @@ from fedveil.client import secure_update
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
@@ -32,14 +33,21 @@ from fedveil.server import masked_sums
 from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.evaluations import FIRST_ROW
 from fedveil.server.questions import CELLS, Charge
+from fedveil.server.run.asking import question_order
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.client_instructions import client_settings
-from fedveil.server.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan
+from fedveil.server.run.evaluation_plan import (
+    evaluated_rounds,
+    evaluation_of,
+    evaluation_plan,
+    one_evaluation,
+)
 from fedveil.server.run.federation import Federation
 from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.question_wire import evaluation_content, question_of
+from fedveil.strategies.training_order import ORDER_KEY, TrainingOrder
 from fedveil.strategies.wire import memory_arrays
 from fedveil.tasks.data import data_of, data_of_all
 from fedveil.tasks.held_back import held_back, held_back_of
@@ -73,6 +81,21 @@ def federation(*overrides: str, task: object | None = None) -> Federation:
 
 def ran(folder: Path, *overrides: str, task: object | None = None) -> dict[str, Any]:
     return run_simulation(federation(*overrides, task=task), folder, quiet=True).result
+
+
+def test_the_order_of_an_evaluation_names_arm_scaling_and_rule_of_held_out_rows() -> None:
+    parts = federation("privacy=client_central", "evaluate.clients=final", *FREE)
+    arm, moments = ArmDeal("5e" * 16, 3).arm(2), {"age": (40.0, 9.5)}
+    parts = replace(parts, moments=moments)
+    plan = one_evaluation(parts)
+    assert plan is not None
+    asked = evaluation_of(parts, "e")
+    for together in (False, True):
+        settings = parts.settings.model_copy(update={"together": together})
+        sent = question_order(replace(parts, settings=settings), asked, plan, arm)
+        order = TrainingOrder.from_json(sent[ORDER_KEY])
+        assert (order.arm, order.moments, order.held_out) == (arm, moments, asked.share)
+        assert order.together == together
 
 
 def means(record: dict[str, Any]) -> dict[str, float]:

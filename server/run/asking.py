@@ -187,8 +187,18 @@ def question_order(
         asked_for = budget.target_epsilon, budget.target_delta
         record = RecordOrder(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
     agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
-    levels = federation.mode, LocalTraining(), client, record
-    order = TrainingOrder(asked.name, *levels, agreement, share, arm, federation.moments)
+    order = TrainingOrder(
+        run=asked.name,
+        privacy=federation.mode,
+        training=LocalTraining(),
+        client=client,
+        record=record,
+        agreement=agreement,
+        held_out=share,
+        together=federation.settings.together and share is not None,  # the rows on which no round trains
+        arm=arm,
+        moments=federation.moments,
+    )
     return {ORDER_KEY: order.to_json()}
 
 
