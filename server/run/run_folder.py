@@ -583,7 +583,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "rng": federation.randomness.kind,
         **_configured(federation),
         "privacy": _privacy(progress, ending),
-        "record_by_sums": record_by_sums(federation, ledger),
+        "record_by_sums": record_by_sums(federation, ledger) if federation.reported else None,
         "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
         **_scaling(run),
         "secagg": encryption(federation),
