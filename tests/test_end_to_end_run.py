@@ -68,6 +68,11 @@ RESULT_KEYS = {
     "budget_runs",
     "evaluations",
     "tuning",
+    "confusion",
+    "early",
+    "learning_rate",
+    "record_by_sums",
+    "rise",
 }
 PRIVACY_KEYS = {
     "groups",
