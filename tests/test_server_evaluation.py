@@ -95,7 +95,7 @@ def test_the_order_of_an_evaluation_names_arm_scaling_and_rule_of_held_out_rows(
         sent = question_order(replace(parts, settings=settings), asked, plan, arm)
         order = TrainingOrder.from_json(sent[ORDER_KEY])
         assert (order.arm, order.moments, order.held_out) == (arm, moments, asked.share)
-        assert order.together == together
+        assert order.group_equal_rows == together
 
 
 def means(record: dict[str, Any]) -> dict[str, float]:

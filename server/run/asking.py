@@ -195,7 +195,7 @@ def question_order(
         record=record,
         agreement=agreement,
         held_out=share,
-        together=federation.settings.together and share is not None,  # the rows on which no round trains
+        group_equal_rows=federation.settings.group_equal_rows and share is not None,
         arm=arm,
         moments=federation.moments,
     )
