@@ -90,12 +90,12 @@ def test_the_order_of_an_evaluation_names_arm_scaling_and_rule_of_held_out_rows(
     plan = one_evaluation(parts)
     assert plan is not None
     asked = evaluation_of(parts, "e")
-    for together in (False, True):
-        settings = parts.settings.model_copy(update={"together": together})
+    for grouped in (False, True):
+        settings = parts.settings.model_copy(update={"group_equal_rows": grouped})
         sent = question_order(replace(parts, settings=settings), asked, plan, arm)
         order = TrainingOrder.from_json(sent[ORDER_KEY])
         assert (order.arm, order.moments, order.held_out) == (arm, moments, asked.share)
-        assert order.group_equal_rows == together
+        assert order.group_equal_rows == grouped
 
 
 def means(record: dict[str, Any]) -> dict[str, float]:
