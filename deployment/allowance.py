@@ -103,20 +103,24 @@ def begins_from(
         return ""
     unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.sum_budget
     owners = "" if allowed is None else f"owners allow {allowed.target_epsilon:g}"
-    spent = _spent(federation, level)
+    runs, spent = dict(earlier), _spent(federation, level)
     if budget is not None and budget.target_epsilon == target and spent > (1 - least) * target:
         told = (f"{unit} have spent {spent:.4g}", owners, _remedy(spent, allowed))
         raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, told)))
     before = f"{unit} have spent epsilon {spent:.4g} before; " if spent else ""
-    asked = {name: size for name, each in earlier if (size := _of_own_ledgers(each)) is not None}
+    asked = {name: size for name, each in runs.items() if (size := _of_own_ledgers(each)) is not None}
     run = max(asked, key=asked.__getitem__, default="")
     if run and level.unit != Unit.CLIENT and asked[run] > spent:
         spent = asked[run]
         before = f"run {run} let each client spend epsilon {spent:g} on its records before; "
+    sums = [] if level.unit == Unit.CLIENT else _sums_of_records(federation, runs, level.adjacency)
+    if (cost := counted(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
+        spent = cost
+        before = f"sums of whole clients have cost records epsilon {spent:.4g} before; "
     if not before and (allowed is None or target <= allowed.target_epsilon):
         return ""
     line = before + ", ".join(filter(None, (f"the target is {target:g}", owners)))
-    over = budget is None and spent > (1 - least) * target
+    over = spent > (1 - least) * target
     return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if over else line
 
 
@@ -145,22 +149,14 @@ def records_line(
     assert plan is not None
     adjacency = Adjacency(records.identity.get("adjacency", Adjacency.ZERO_OUT))
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
-
-    def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
-        return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
-
-    def is_sum(booked: BookedRelease) -> bool:
-        begun = runs.get(people_call(json.loads(booked.entry.key)[0]))
-        return begun is None or not isinstance(begun.privacy, RecordAndClient)
-
-    spent = [*of_records(clients.events(Adversary.MODEL, is_sum)), *records.events(Adversary.MODEL)]
+    spent = [*_sums_of_records(federation, runs, adjacency), *records.events(Adversary.MODEL)]
     rounds = likely_participations(federation.cohort, federation.num_clients, plan.num_rounds)
     noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2
     mine = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
     every = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
     own = max((_of_own_ledgers(each) or 0.0 for each in runs.values()), default=0.0)
     known = [gaussian_event(1 / gaussian_mu(own, budget.target_delta))] if own else []
-    beside = [*spent, *known, *of_records(questions_of(federation, plan))]
+    beside = [*spent, *known, *_of_records(questions_of(federation, plan), adjacency)]
     affordable = mine.affordable_rounds(budget, beside)
     if affordable >= rounds:
         return ""
@@ -170,6 +166,23 @@ def records_line(
     if not admits([*(spent if every else []), mine.event()], budget, None):
         raise Refusal(*_named(level), f"{why}: {of} records cannot pay for one round; {remedy}")
     return f"{why}: {of} records pay for {affordable} of {rounds} rounds; {remedy}"
+
+
+def _sums_of_records(
+    federation: Federation, runs: Mapping[str, ServerSettings], adjacency: Adjacency
+) -> list[DpEvent]:
+    """Return the events of each record by earlier sums of clients: as a device charges them that took part in each."""
+
+    def is_sum(booked: BookedRelease) -> bool:
+        begun = runs.get(people_call(json.loads(booked.entry.key)[0]))
+        return begun is None or not isinstance(begun.privacy, RecordAndClient)
+
+    clients = _book(federation, Unit.CLIENT) or Book()
+    return _of_records(clients.events(Adversary.MODEL, is_sum), adjacency)
+
+
+def _of_records(events: Iterable[DpEvent], adjacency: Adjacency) -> list[DpEvent]:
+    return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
 
 
 def _named(level: SumLevel) -> tuple[str, float | None]:

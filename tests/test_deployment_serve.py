@@ -1,6 +1,7 @@
 """A server's run from its command line to its folder, on devices that are called in this process."""
 
 import json
+import re
 import runpy
 import shutil
 import threading
@@ -396,6 +397,25 @@ def test_sums_of_clients_that_owners_allow_in_part_say_for_how_many_rounds(
     with pytest.raises(Killed):
         served(hearts, *left_out, "run=default", f"ledger.dir={hearts / 'anew'}", fault=killing(0))
     assert "half its noise" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", [RECORD], ids=["record"])
+def test_a_run_of_records_says_what_earlier_sums_of_clients_cost_them(
+    mode: tuple[str, ...], hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert served(hearts, *CENTRAL, "run=sums")[0] == 0
+    capsys.readouterr()
+    code, _ = served(hearts, *mode, "privacy.target_epsilon=9", "run=low")
+    out = capsys.readouterr().out
+    least = re.search(
+        r"sums of whole clients have cost records epsilon (\S+) before; the target is 9, owners allow 80: "
+        r"clients that have spent it decline; give a target above (\S+)\n",
+        out,
+    )
+    assert code == 3 and "(budget spent 5)" in out
+    assert least is not None and least[1] == least[2] and 15 < float(least[1]) < 20
+    assert served(hearts, *mode, f"privacy.target_epsilon={1.3 * float(least[1]):.3g}", "run=enough")[0] == 0
+    assert "give a target above" not in capsys.readouterr().out
 
 
 def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(hearts: Path) -> None:

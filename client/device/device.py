@@ -338,8 +338,9 @@ class Device:
         try:
             ledger = record.ledger_path(settings.device or "")
             book = read_book(ledger) if ledger.exists() else Book()
-            prior = book.events(Adversary.SERVER, lambda each: not is_own(each))
-            asked = book.events(Adversary.SERVER, lambda each: is_own(each) and is_question(each))
+            seen = Adversary.MODEL  # everything is charged against it; sums of clients not against a trusted server
+            prior = book.events(seen, lambda each: not is_own(each))
+            asked = book.events(seen, lambda each: is_own(each) and is_question(each))
             return calibrated_noise(record, records, settings, participations, prior, beside=asked)
         except Refusal as refusal:
             if refusal.field not in ("ledger", "target_epsilon"):
