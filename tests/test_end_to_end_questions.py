@@ -115,7 +115,8 @@ def test_devices_tell_what_a_released_model_says_of_their_rows_and_refuse_anothe
     other = world.hearts / "server" / "runs" / "other"
     shutil.copytree(world.hearts / "server" / "runs" / "first", other)
     save_file({"weight": np.zeros((2, 2), np.float32)}, other / "model.safetensors")
-    refused = ask_file(world, {**about, "name": "other", "model": str(other)}, "privacy=client_central")
+    asked_for = ("privacy=client_central", "privacy.target_epsilon=20")
+    refused = ask_file(world, {**about, "name": "other", "model": str(other)}, *asked_for)
     assert refused.wait() == 2 and "another task" in refused.said, refused.said
     assert before == [[each.name for each in questions_of(ledger)] for ledger in ledgers]
 

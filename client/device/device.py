@@ -338,7 +338,7 @@ class Device:
         try:
             ledger = record.ledger_path(settings.device or "")
             book = read_book(ledger) if ledger.exists() else Book()
-            seen = Adversary.MODEL  # everything is charged against it; sums of clients not against a trusted server
+            seen = Adversary.MODEL  # sums that a trusted server saw are not charged against the server
             prior = book.events(seen, lambda each: not is_own(each))
             asked = book.events(seen, lambda each: is_own(each) and is_question(each))
             return calibrated_noise(record, records, settings, participations, prior, beside=asked)
