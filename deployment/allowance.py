@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
@@ -22,6 +23,7 @@ from ..privacy.accounting.renyi_filter import admits, counted
 from ..privacy.budget import Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.book import Book, BookedRelease, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS
+from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
 from ..privacy.refusal import Refusal
 from ..server.run.federation import Federation
@@ -103,24 +105,24 @@ def begins_from(
         return ""
     unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.sum_budget
     owners = "" if allowed is None else f"owners allow {allowed.target_epsilon:g}"
-    runs, spent = dict(earlier), _spent(federation, level)
+    spent, what = _spent(federation, level), f"{unit} have spent"
+    clients = _path(federation, Unit.CLIENT)
+    sums = [] if level.unit == Unit.CLIENT else sums_of_records(clients, level.adjacency)
+    if (cost := counted(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
+        spent, what = cost, "sums of whole clients have cost records"
     if budget is not None and budget.target_epsilon == target and spent > (1 - least) * target:
-        told = (f"{unit} have spent {spent:.4g}", owners, _remedy(spent, allowed))
+        told = (f"{what} {spent:.4g}", owners, _remedy(spent, allowed))
         raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, told)))
-    before = f"{unit} have spent epsilon {spent:.4g} before; " if spent else ""
-    asked = {name: size for name, each in runs.items() if (size := _of_own_ledgers(each)) is not None}
+    before = f"{what} epsilon {spent:.4g} before; " if spent else ""
+    asked = {name: size for name, each in earlier if (size := _of_own_ledgers(each)) is not None}
     run = max(asked, key=asked.__getitem__, default="")
     if run and level.unit != Unit.CLIENT and asked[run] > spent:
         spent = asked[run]
         before = f"run {run} let each client spend epsilon {spent:g} on its records before; "
-    sums = [] if level.unit == Unit.CLIENT else _sums_of_records(federation, runs, level.adjacency)
-    if (cost := counted(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
-        spent = cost
-        before = f"sums of whole clients have cost records epsilon {spent:.4g} before; "
     if not before and (allowed is None or target <= allowed.target_epsilon):
         return ""
     line = before + ", ".join(filter(None, (f"the target is {target:g}", owners)))
-    over = spent > (1 - least) * target
+    over = budget is None and spent > (1 - least) * target
     return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if over else line
 
 
@@ -149,14 +151,22 @@ def records_line(
     assert plan is not None
     adjacency = Adjacency(records.identity.get("adjacency", Adjacency.ZERO_OUT))
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
-    spent = [*_sums_of_records(federation, runs, adjacency), *records.events(Adversary.MODEL)]
+
+    def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
+        return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
+
+    def is_sum(booked: BookedRelease) -> bool:
+        begun = runs.get(people_call(json.loads(booked.entry.key)[0]))
+        return begun is None or not isinstance(begun.privacy, RecordAndClient)
+
+    spent = [*of_records(clients.events(Adversary.MODEL, is_sum)), *records.events(Adversary.MODEL)]
     rounds = likely_participations(federation.cohort, federation.num_clients, plan.num_rounds)
     noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2
     mine = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
     every = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
     own = max((_of_own_ledgers(each) or 0.0 for each in runs.values()), default=0.0)
     known = [gaussian_event(1 / gaussian_mu(own, budget.target_delta))] if own else []
-    beside = [*spent, *known, *_of_records(questions_of(federation, plan), adjacency)]
+    beside = [*spent, *known, *of_records(questions_of(federation, plan))]
     affordable = mine.affordable_rounds(budget, beside)
     if affordable >= rounds:
         return ""
@@ -166,23 +176,6 @@ def records_line(
     if not admits([*(spent if every else []), mine.event()], budget, None):
         raise Refusal(*_named(level), f"{why}: {of} records cannot pay for one round; {remedy}")
     return f"{why}: {of} records pay for {affordable} of {rounds} rounds; {remedy}"
-
-
-def _sums_of_records(
-    federation: Federation, runs: Mapping[str, ServerSettings], adjacency: Adjacency
-) -> list[DpEvent]:
-    """Return the events of each record by earlier sums of clients: as a device charges them that took part in each."""
-
-    def is_sum(booked: BookedRelease) -> bool:
-        begun = runs.get(people_call(json.loads(booked.entry.key)[0]))
-        return begun is None or not isinstance(begun.privacy, RecordAndClient)
-
-    clients = _book(federation, Unit.CLIENT) or Book()
-    return _of_records(clients.events(Adversary.MODEL, is_sum), adjacency)
-
-
-def _of_records(events: Iterable[DpEvent], adjacency: Adjacency) -> list[DpEvent]:
-    return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
 
 
 def _named(level: SumLevel) -> tuple[str, float | None]:
@@ -238,10 +231,14 @@ def _spent(federation: Federation, level: SumLevel | Record) -> float:
 
 def _book(federation: Federation, unit: Unit | str) -> Book | None:
     """Return what this server's ledger of clients, or of records, holds; None without one."""
+    path = _path(federation, unit)
+    return read_book(path) if path.exists() else None
+
+
+def _path(federation: Federation, unit: Unit | str) -> Path:
     assert federation.deployed is not None
     prefix = POPULATION if unit == Unit.CLIENT else POPULATION + RECORDS
-    path = federation.deployed.ledgers / f"{prefix}{federation.owner[:NAMED]}.ledger"
-    return read_book(path) if path.exists() else None
+    return federation.deployed.ledgers / f"{prefix}{federation.owner[:NAMED]}.ledger"
 
 
 def _of_own_ledgers(settings: ServerSettings) -> float | None:

@@ -399,13 +399,24 @@ def test_sums_of_clients_that_owners_allow_in_part_say_for_how_many_rounds(
     assert "half its noise" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode", [RECORD], ids=["record"])
+def test_one_sum_of_records_is_planned_beside_what_sums_of_clients_cost_them(hearts: Path) -> None:
+    assert served(hearts, *CENTRAL, "run=sums")[0] == 0
+    with pytest.raises(
+        Refusal, match=r"sums of whole clients have cost records 19\.\d+; .*give a target above"
+    ):
+        served(hearts, *TOGETHER, "privacy.target_epsilon=9", "run=low")
+    assert served(hearts, *TOGETHER, "privacy.target_epsilon=25", "run=enough")[0] == 0
+    for client in (hearts / "clients").iterdir():
+        spent = [spent[0][0] for spent in spent_on(client / "state" / "ledgers").values() if spent[0]]
+        assert 23 < max(spent) <= 25
+
+
 def test_a_run_of_records_says_what_earlier_sums_of_clients_cost_them(
-    mode: tuple[str, ...], hearts: Path, capsys: pytest.CaptureFixture[str]
+    hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert served(hearts, *CENTRAL, "run=sums")[0] == 0
     capsys.readouterr()
-    code, _ = served(hearts, *mode, "privacy.target_epsilon=9", "run=low")
+    code, _ = served(hearts, *RECORD, "privacy.target_epsilon=9", "run=low")
     out = capsys.readouterr().out
     least = re.search(
         r"sums of whole clients have cost records epsilon (\S+) before; the target is 9, owners allow 80: "
@@ -414,7 +425,9 @@ def test_a_run_of_records_says_what_earlier_sums_of_clients_cost_them(
     )
     assert code == 3 and "(budget spent 5)" in out
     assert least is not None and least[1] == least[2] and 15 < float(least[1]) < 20
-    assert served(hearts, *mode, f"privacy.target_epsilon={1.3 * float(least[1]):.3g}", "run=enough")[0] == 0
+    assert (
+        served(hearts, *RECORD, f"privacy.target_epsilon={1.3 * float(least[1]):.3g}", "run=enough")[0] == 0
+    )
     assert "give a target above" not in capsys.readouterr().out
 
 

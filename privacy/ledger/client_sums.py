@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
 from ..accounting.exchanged import exchanged, exchanged_text
-from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Budget, Release, Unit
+from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from .book import RESERVE, Book, BookedRelease, ReleaseState, read_book
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
@@ -136,6 +136,16 @@ def lost_by_records(clients: Book, delta: float) -> float | None:
         [event_from_json(exchanged(event_to_json(one), Adjacency.ZERO_OUT)) for one in each] for each in seen
     )
     return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in mine), default=0.0)
+
+
+def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
+    """Return the events of each record by the sums of clients on a ledger at this path; none without one."""
+    if not clients.exists():
+        return []
+    book = read_book(clients)
+    sums = book.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
+    secret = book.filter_order is None
+    return [event_from_json(exchanged(event_to_json(each), adjacency, secret)) for each in sums]
 
 
 def take(book: Book, draft: Draft) -> None:

@@ -9,13 +9,13 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...links.folder_lock import alone
 from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
-from ...privacy.ledger.caps import NAMED, CapEnded, caps_on
-from ...privacy.ledger.client_sums import RecordsBudget, charge_records
+from ...privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
+from ...privacy.ledger.client_sums import RecordsBudget, charge_records, sums_of_records
 from ...privacy.ledger.hash_chain import Lock
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
@@ -77,6 +77,9 @@ from .sum_plan import (
 )
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 SEVERAL = 256  # held-out examples
 NOT_MEASURED = (
@@ -544,7 +547,7 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan
     ):
         plan = sum_plan_with(federation, saved.noise, saved.filter_order)
     else:
-        prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
+        prior = (*ledger.events(Adversary.MODEL), *_sums_before(federation)) if ledger else ()
         try:
             plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
         except Unaffordable as refusal:
@@ -562,6 +565,14 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan
             require_one_round(plan, federation.sum_budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
     return plan, spent
+
+
+def _sums_before(federation: Federation) -> Sequence[DpEvent]:
+    """Return the events of records by a server's earlier sums of clients, which devices charge to their records."""
+    if federation.deployed is None or federation.together is None:
+        return ()
+    clients = federation.deployed.ledgers / f"{POPULATION}{federation.owner[:NAMED]}.ledger"
+    return sums_of_records(clients, federation.together.adjacency)
 
 
 def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
