@@ -72,6 +72,12 @@ class World(SERVED["Served"]):
     def health(self, name: str) -> str:
         return json.loads((self.hearts / "clients" / name / "state" / "health.json").read_text())["state"]
 
+    def cap(self, name: str, epsilon: float) -> None:
+        policy = self.hearts / "clients" / name / "policy.toml"
+        policy.write_text(re.sub(r"target_epsilon = .*", f"target_epsilon = {epsilon}", policy.read_text()))
+        self.clients[name].kill(signal.SIGTERM)
+        self.client(name)
+
     def population(self) -> Path:
         (path,) = (self.folder / "ledgers").glob("*.ledger")
         return path
@@ -177,10 +183,7 @@ def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> No
 
 
 def test_a_client_whose_cap_is_spent_says_so_and_the_others_go_on(world: World) -> None:
-    policy = world.hearts / "clients" / "boston" / "policy.toml"
-    policy.write_text(re.sub(r"target_epsilon = .*", "target_epsilon = 0.5", policy.read_text()))
-    world.clients["boston"].kill(signal.SIGTERM)
-    world.client("boston")
+    world.cap("boston", 0.5)
     asked = ("privacy=client_central", *CAPPED, "num_rounds=2", "run=capped", "link.clients=1")
     server = world.server(*asked)
     assert server.wait() == 0, server.said
@@ -192,19 +195,20 @@ def test_a_client_whose_cap_is_spent_says_so_and_the_others_go_on(world: World) 
 
 
 def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> None:
+    world.cap("boston", 30)  # its records have spent more than 0.5 by sums of whole clients
     server = world.server(
-        "privacy.target_epsilon=3", "num_rounds=2", "run=records", "link.clients=1", "link.deadline=60"
+        "privacy.target_epsilon=40", "num_rounds=2", "run=records", "link.clients=1", "link.deadline=60"
     )
     assert server.wait() == 0, server.said
     rows = world.rows("records")
     assert [row["replies"] for row in rows] == [5, 5]
     assert {row["epsilon_record"] for row in rows} == {None}
-    assert {row["epsilon"] for row in world.result("records")["privacy"]} == {3.0}
+    assert {row["epsilon"] for row in world.result("records")["privacy"]} == {40.0}
     ledgers = [path for path in world.own_ledgers("") if not path.name.startswith("client-")]
     spent = [epsilon_of(path) for path in ledgers]
-    assert len(spent) == 5 and all(each is not None and 0 < each[0] <= 3 for each in spent)
+    assert len(spent) == 5 and all(each is not None and 0 < each[0] <= 40 for each in spent)
     boston = epsilon_of(next(path for path in ledgers if "boston" in str(path)))
-    assert boston is not None and boston[0] <= 0.5  # its owner's cap
+    assert boston is not None and boston[0] <= 30  # its owner's cap
 
 
 def test_records_of_all_clients_are_hidden_in_one_masked_sum(world: World) -> None:
@@ -217,7 +221,7 @@ def test_records_of_all_clients_are_hidden_in_one_masked_sum(world: World) -> No
     asked = (
         *asked,
         "privacy.noise_multiplier=2",
-        "privacy.target_epsilon=18",
+        "privacy.target_epsilon=60",
         "num_rounds=3",
         "batch_size=10",
     )
@@ -236,7 +240,7 @@ def test_records_of_all_clients_are_hidden_in_one_masked_sum(world: World) -> No
     assert len(charged) == 4 and not any("boston" in str(path) for path in charged)
     for path in charged:
         now, then = epsilon_of(path), before[path]
-        assert now is not None and then is not None and then[0] < now[0] <= 18
+        assert now is not None and then is not None and then[0] < now[0] <= 60
         events = [json.loads(each.payload)["events"] for each in read_entries(path) if each.kind == "reserve"]
         assert events[-1]["server"]["kind"] == "PoissonSampled"
         assert events[-1]["server"]["sampling_probability"] == 0.1
@@ -247,7 +251,7 @@ def test_after_a_run_each_client_has_its_model_and_says_that_it_is_over(world: W
     world.clients["longbeach"] = world.start(
         "client", "start", "--once", world.hearts / "clients" / "longbeach"
     )
-    server = world.server("privacy.target_epsilon=3.5", "num_rounds=2", "run=over", "link.clients=1")
+    server = world.server("privacy.target_epsilon=45", "num_rounds=2", "run=over", "link.clients=1")
     assert server.wait() == 0, server.said
     model = (world.folder / "runs" / "over" / "model.safetensors").read_bytes()
     for name in world.clients:
