@@ -193,7 +193,7 @@ def test_the_evidence_is_there() -> None:
 
 @pytest.mark.parametrize("page", sorted(EVIDENCE.glob("*.md")), ids=identity)
 def test_the_commands_of_the_evidence_exist(page: Path) -> None:
-    """Each is a module, a campaign, or `fedveil` with keys that exist (another test looks at the keys)."""
+    """Each is a module, a campaign, a script with its options, or `fedveil` with keys that exist."""
     for command in commands_of(page):
         campaign = re.search(r"-m pytest -m campaign -s (tests/\S+\.py) -k (\w+)", command)
         if campaign:
@@ -201,6 +201,10 @@ def test_the_commands_of_the_evidence_exist(page: Path) -> None:
             assert any(campaign[2] in test and "mark.campaign" in test for test in tests), command
         elif module := re.search(r"python3? -m (\S+)", command):
             assert importlib.util.find_spec(module[1]), command
+        elif oracle := re.match(r"python (tests/oracles/\S+\.py) ", command):
+            options = set(re.findall(r"--[a-z][a-z-]*", command))
+            script = (ROOT / oracle[1]).read_text()
+            assert all(f'"{each}"' in script for each in options), command
         else:
             assert command.startswith("fedveil simulate "), command
             assert unknown_keys(command) == [], command

@@ -451,8 +451,11 @@ def test_owners_caps_on_questions_hold_on_this_machine(tmp_path: Path) -> None:
         simulated, data_id = False, "ages-2026"
 
     home = tmp_path / "ledgers"
-    set_cap(home, Cap("all", 100.0, 0.005, questions=0.35, purposes=("statistics",)))
     parts = federation(f"ledger.dir={home}", "task.held_out=public", task=Real())
+    set_cap(home, Cap("all", 100.0, 0.005, questions=0.35))
+    with pytest.raises(BudgetExhausted, match="of a record questions may spend"):  # half the noise hides it
+        ask_here(parts, inquiry("one"), Spend(epsilon=0.3), tmp_path)
+    set_cap(home, Cap("all", 100.0, 0.005, questions=0.8, purposes=("statistics",)))
     ask_here(parts, inquiry("one"), Spend(epsilon=0.3), tmp_path)
     with pytest.raises(BudgetExhausted, match="questions may spend"):
         ask_here(parts, inquiry("two"), Spend(epsilon=0.3), tmp_path)
@@ -471,7 +474,7 @@ def test_what_questions_spent_under_an_older_name_counts(tmp_path: Path) -> None
         data_id = "ages-2027"
 
     home = tmp_path / "ledgers"
-    set_cap(home, Cap("all", 100.0, 0.005, questions=0.35))
+    set_cap(home, Cap("all", 100.0, 0.005, questions=0.9))  # of which a record loses more than its client
     overrides = f"ledger.dir={home}", "task.held_out=public"
     ask_here(federation(*overrides, task=Real()), inquiry("one"), Spend(epsilon=0.3), tmp_path)
     adopt(home, f"population-{population_ledger('ages-2026')[:32]}", "ages-2027")
