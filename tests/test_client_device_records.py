@@ -198,6 +198,18 @@ def test_a_record_ledger_that_cannot_be_used_is_named_and_the_clients_is_given_b
     assert kinds == ["open", "reserve", "void"]
 
 
+def test_records_are_planned_from_what_sums_of_the_whole_client_left_so_that_all_rounds_fit(device):
+    fresh = device.merged(ORDER).record
+    device._noise.clear()  # as when another run begins
+    claim = ClientClaim(12.0, Adjacency.ZERO_OUT)  # to a trusted server, which is charged nothing
+    whole = replace(ORDER, run="winter", privacy=Mode.CLIENT_CENTRAL, client=claim, record=None)
+    answers = [device.answer(asked(device, whole, spec=MADE["SPEC"]))]
+    planned = device.merged(ORDER).record
+    assert planned.noise_by_records[0][1] > 1.01 * fresh.noise_by_records[0][1]
+    answers += [device.answer(asked(device, ORDER, number)) for number in (2, 3, 4)]
+    assert not any(reply.has_error() for reply in answers)
+
+
 def test_a_second_run_plans_from_what_the_first_left_and_so_does_a_device_that_restarts(device):
     first = replace(ORDER, record=replace(RECORD, target_epsilon=1.0))
     answers = [device.answer(asked(device, first, number)) for number in (1, 2, 3)]

@@ -2799,6 +2799,13 @@ MUTATIONS = {
         "test_client_one_budget.py",
         "twenty_six",
     ),
+    "a device plans for records as if sums of its whole client were free": Mutation(
+        "client/device/device.py",
+        "prior = book.events(Adversary.MODEL, lambda each: not is_own(each))",
+        "prior = book.events(Adversary.SERVER, lambda each: not is_own(each))",
+        "test_client_device_records.py",
+        "records_are_planned_from",
+    ),
     "earlier releases of a client are not charged to its records": Mutation(
         "privacy/ledger/client_sums.py",
         "if spent and key not in records.releases:",

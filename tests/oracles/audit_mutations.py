@@ -439,6 +439,7 @@ BEYOND: dict[str, str] = {
     "verify takes what a record has lost by sums of clients as stated": BOOKS,
     "sums of whole clients spend nothing of records' budgets here": BOOKS,
     "a plan for records forgets sums of whole clients": BOOKS,
+    "a device plans for records as if sums of its whole client were free": BOOKS,
     "a run of both units is charged to its records twice": BOOKS,
     "a record pays for its client's sum as the client does": BOOKS,
     "a secret draw hides an exchanged vector as it hides the client": BOOKS,
