@@ -338,9 +338,9 @@ class Device:
         try:
             ledger = record.ledger_path(settings.device or "")
             book = read_book(ledger) if ledger.exists() else Book()
-            seen = Adversary.MODEL  # sums that a trusted server saw are not charged against the server
-            prior = book.events(seen, lambda each: not is_own(each))
-            asked = book.events(seen, lambda each: is_own(each) and is_question(each))
+            # The model is all releases; of sums of whole clients a trusted server is charged nothing.
+            prior = book.events(Adversary.MODEL, lambda each: not is_own(each))
+            asked = book.events(Adversary.MODEL, lambda each: is_own(each) and is_question(each))
             return calibrated_noise(record, records, settings, participations, prior, beside=asked)
         except Refusal as refusal:
             if refusal.field not in ("ledger", "target_epsilon"):
