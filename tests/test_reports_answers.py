@@ -417,7 +417,8 @@ def test_the_shapes_are_read_from_schema_and_model(tmp_path: Path) -> None:
     assert read_shapes(schema, model) is None
     schema.write_text("label: y\ncolumns:\n  age: {low: 0, high: 80}\n  y: {categories: [a, b]}\n")
     save_file({"weight": np.zeros((2, 1), np.float32), "bias": np.zeros(2, np.float32)}, model)
-    assert read_shapes(schema, model) is None
+    linear = read_shapes(schema, model)
+    assert linear is not None and linear["shapes"][0]["values"] == [[0.0, 0.0]]
 
 
 # --- receipts ---

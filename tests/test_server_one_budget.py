@@ -146,10 +146,8 @@ def test_a_result_its_page_and_its_card_say_what_sums_of_clients_cost_a_record(
     assert both["record_by_sums"] is None
 
 
-def test_verify_recomputes_what_sums_of_clients_cost_a_record(tmp_path: Path) -> None:
-    fv.simulate(
-        "digits", privacy=whole(), num_rounds=2, folder=tmp_path / "run", quiet=True, accept_vacuous=True
-    )
+def test_verify_recomputes_what_sums_of_clients_cost_a_record(ran: Any, tmp_path: Path) -> None:
+    ran(whole(), "run")
     lines = {each.name: each for each in verify_folder(tmp_path / "run", Knowledge())}
     assert lines["epsilon"].ok
     stated = json.loads((tmp_path / "run" / "result.json").read_text())

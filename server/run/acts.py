@@ -1,12 +1,18 @@
 """Acts of people before a run continues, written to its ledger: what was accepted, by whom, when and why, and the caps."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
 from ...privacy.ledger.caps import cap_acts
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.refusal import Refusal
-from ..rounds import Ending, Status
 from .display import warn
 from .federation import Federation, Run
+
+if TYPE_CHECKING:
+    from ..rounds import Ending
 
 PAUSE = "pause"  # action of an alarm after which only a person can resume the run
 
@@ -50,6 +56,8 @@ def write_refusal(run: Run, ending: Ending) -> None:
     Raises:
       LedgerUnavailable: it could not be written.
     """
+    from ..rounds import Status  # Flower, which a plan does without
+
     if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:
         run.ledger.act(REFUSAL, (run.name, ending.state.round + 1, REFUSAL), {"reason": ending.reason})
 

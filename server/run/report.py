@@ -114,7 +114,7 @@ def spent(
 
 
 def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
-    """Return what each record has lost by sums of whole clients, as a row; None where records have rows of their own.
+    """Return what each real record has lost by sums of whole clients, as a row; None if records have rows of their own.
 
     Args:
       federation: its parts.
@@ -122,6 +122,8 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
     """
     client = federation.summed
     if ledger is None or client is None or client.unit != Unit.CLIENT or federation.record is not None:
+        return None
+    if federation.simulated:  # nobody's records
         return None
     delta, adjacency = client.target_delta, Adjacency.ZERO_OUT
     lost = lost_by_records(ledger.book, delta)

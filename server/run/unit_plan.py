@@ -16,7 +16,7 @@ from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ...privacy.mechanisms.sizing import Attendance, size_shares
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.plan import Plan
-from ...privacy.preconditions import emptiness, vacuity
+from ...privacy.preconditions import VACUOUS_CLIENTS, emptiness, vacuity
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
@@ -246,10 +246,13 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
 
 
 def _vacuity(federation: Federation, plan: Plan) -> str | None:
-    from ...tasks.arrays import dimension_of  # torch
-
     clients = federation.population
-    return vacuity(plan, federation.cohort.expected_size(clients), clients, dimension_of(federation.task))
+    expected = federation.cohort.expected_size(clients)
+    if clients >= VACUOUS_CLIENTS or vacuity(plan, expected, clients) is None:
+        return vacuity(plan, expected, clients)
+    from ...tasks.arrays import dimension_of  # torch, which a plan of many clients does without
+
+    return vacuity(plan, expected, clients, dimension_of(federation.task))
 
 
 def _trust(federation: Federation, plan: Plan) -> str:
