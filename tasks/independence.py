@@ -701,9 +701,8 @@ def _kept(probe: Probe) -> Iterator[tuple[str, Any]]:
     for name, buffer in probe.model.named_buffers():
         yield f"model: buffer {name}", buffer.detach().clone()
     for name, parameter in probe.model.named_parameters():
-        # Other libraries' packed weights, which are frozen, have no sum.
-        trains = parameter.requires_grad
-        yield f"model: parameter {name}", float(parameter.detach().sum()) if trains else parameter._version
+        plain = type(parameter) is nn.Parameter  # other libraries' packed weights have no sum
+        yield f"model: parameter {name}", float(parameter.detach().sum()) if plain else parameter._version
     for name, module in probe.model.named_modules():
         path = f"model: {name or type(module).__name__}"
         yield from _inside(path, {k: v for k, v in vars(module).items() if k not in _MODULE_OWN}, 0)

@@ -238,13 +238,11 @@ def test_data_of_another_name_have_a_budget_of_their_own(home: Path) -> None:
     assert len(ledgers(default_folder())) == len(ledgers(home / "own")) == 1
 
 
-def test_a_cap_of_the_owner_holds_and_is_planned_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cap_of_the_owner_holds_for_records_too() -> None:
+    """The clients' rounds are planned for it; records pay for the first of them as for half its noise."""
     set_cap(default_folder(), Cap("all", 2.0, 1e-3))
-    with caplog.at_level(logging.INFO, "flwr"):
-        _, protected = run(grid_of())
-    assert protected.ended is None and protected.grid.rounds[-1].number == 3
-    assert "of 2 at delta 0.001" in caplog.text
-    assert 1.9 < protected.privacy.plan.epsilon(1e-3) <= 2.0
+    with pytest.raises(Refusal, match=r"record budget.* of 2 at delta 0\.001"):
+        run(grid_of())
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------
