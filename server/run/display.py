@@ -76,8 +76,8 @@ class Display:
             else ""
         )
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
-        # Elsewhere it would show whether a client was drawn that fails.
-        shows = not ending.result["privacy"] or (failed and ending.result["rng"] == "seeded")
+        # Of a run that goes on, or of real data, it would show whether a client was drawn that fails.
+        shows = failed and ending.result["rng"] == "seeded"
         if shows and (said := _last_line(ending.folder / CLIENTS_LOG)):
             say(f"{CLIENTS_LOG} ends with: {said}", True)
 
