@@ -60,6 +60,7 @@ MOST_LOOKED_INTO = 1000  # entries of a container that are compared
 ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
 COARSEST = 0.1  # of what two results are: in half precision that many roundings would be all of them
 ROUNDED = 0.1  # of that: share of an example's whole gradient by which a tensor may differ; 0.002 was measured at most
+NAMED = 0.1  # of the tolerance: the layer that mixes may move less than the next one makes of it
 REREAD = 1e-5  # by which a number of a client's data may differ that was computed again
 WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
@@ -746,6 +747,7 @@ def _culprit(
     probe: Probe, again: Callable[[], Tensor], row: int | None, part: Tensor | None = None
 ) -> str | None:
     """Return the innermost layer whose output changes at rows where its input does not."""
+    probe = replace(probe, tolerance=NAMED * probe.tolerance)
     calm = _traced(probe.model, partial(probe.outputs, draw=row or 0))
     disturbed = _traced(probe.model, again)
     rows = [i for i in range(BATCH) if i != row] if part is None else part.tolist()
@@ -758,8 +760,9 @@ def _culprit(
         after_in, after_out = (_rows(each, where) for each in (now_in, now_out))
         if before_out is None or after_out is None:
             continue
-        still = before_in is None or after_in is None or not probe.differ(before_in, after_in)
-        if still and (before_out.shape != after_out.shape or probe.differ(before_out, after_out)):
+        still = before_in is None or after_in is None or not probe.differ(before_in, after_in, by_row=True)
+        moved = before_out.shape != after_out.shape or probe.differ(before_out, after_out, by_row=True)
+        if still and moved:
             return name
     return None
 

@@ -271,6 +271,14 @@ def test_what_mixes_examples_is_refused_by_name(name: str) -> None:
     assert part in str(refused.value)
 
 
+@pytest.mark.parametrize("seed", [60, 114, 226])
+def test_the_layer_that_mixes_is_named_though_the_next_one_moves_more(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = around(lambda h: halved(h - h.mean(0)))
+    with pytest.raises(Refusal, match="1: Does"):
+        check_independence(model, Objective(), examples())
+
+
 @pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize(
     "odd", [(torch.zeros(3), 0), (torch.zeros(5), 99), (None, 0), (torch.zeros(5), 0, 1)]
