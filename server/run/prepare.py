@@ -54,13 +54,14 @@ from ...tasks.protocol import Task, check_trainable, own_training
 from ...tasks.scaling import ASKED, FIELD
 from .. import noise_key
 from ..checkpoint import Checkpoint, read
+from ..records_plan import within_records
 from ..round_terms import SumPrivacy
 from . import run_folder
 from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
-from .evaluation_plan import evaluation_plan, one_evaluation, scored_metric, scoring_plan
+from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
 from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
@@ -73,7 +74,6 @@ from .sum_plan import (
     require_one_round,
     sum_plan,
     sum_plan_with,
-    within_records,
 )
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
@@ -459,8 +459,9 @@ def opened(
         if plan is None:
             plan, spent = _planned(run, saved, ledger)
         for shared in () if saved or federation.record is not None else ledger.shared:
-            assert isinstance(shared, RecordsBudget)
-            plan = within_records(federation, plan, shared)
+            assert isinstance(shared, RecordsBudget) and federation.summed is not None
+            target = None if federation.summed.noise_multiplier is not None else budget
+            plan = within_records(plan, shared, target, "privacy", evaluation_events(federation))
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)

@@ -8,18 +8,13 @@ from dataclasses import replace
 from dp_accounting.dp_event import DpEvent
 
 from ...configs.schema import ClientCentral, RecordAndClient, SimulationSettings, sum_level
-from ...privacy.accounting.epsilon import GATE_INTERVAL
-from ...privacy.accounting.events import event_from_json, event_to_json
-from ...privacy.accounting.exchanged import exchanged
-from ...privacy.accounting.renyi_filter import admits, counted
+from ...privacy.accounting.renyi_filter import admits
 from ...privacy.adaptation import Adaptation, AdaptiveNoise
-from ...privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
-from ...privacy.ledger.caps import capped
-from ...privacy.ledger.client_sums import RecordsBudget
+from ...privacy.budget import Budget
 from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ...privacy.mechanisms.correlated_noise import Correlation
 from ...privacy.mechanisms.sum_spec import least_share
-from ...privacy.plan import Plan, Unaffordable, least_noise
+from ...privacy.plan import Plan, Unaffordable
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import TRAIN_LOSS
 from ...strategies.cohorts import CyclicPoisson
@@ -180,50 +175,6 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
         return given
     expected = federation.cohort.expected_size(federation.population)
     return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.metrics))
-
-
-def within_records(federation: Federation, plan: Plan, shared: RecordsBudget) -> Plan:
-    """Return a plan whose sums of whole clients cost the records of these data no more than they may still lose.
-
-    Before records have a ledger a run is planned within their owner's caps, as for clients. Later it is refused.
-
-    Args:
-      federation: its parts.
-      plan: of the whole clients, calibrated.
-      shared: budget of records that the sums spend too.
-
-    Raises:
-      Refusal: it does not cover the run or, if noise is given instead of a target, its first round; the sentence gives
-        what it covers.
-    """
-    level, budget = federation.summed, capped(shared.path, shared.budget)
-    assert level is not None and plan.noise_multiplier is not None
-    given, beside = level.noise_multiplier is not None, evaluation_events(federation)
-    releases = 1 if given else -(-plan.num_rounds // (plan.mechanism.rounds or 1))
-    delta, order = budget.target_delta, shared.book.filter_order or plan.filter_order
-    prior = shared.book.events(Adversary.MODEL)
-
-    def cost(noise: float | None) -> float:
-        mine = [] if noise is None else [*[replace(plan, noise_multiplier=noise).event()] * releases, *beside]
-        plain = [exchanged(event_to_json(each), budget.adjacency, order is None) for each in mine]
-        events = [*prior, *map(event_from_json, plain)]
-        return counted(events, delta, budget.adjacency, order, GATE_INTERVAL)
-
-    if cost(plan.noise_multiplier) <= budget.target_epsilon:
-        return plan
-    of = f"{cost(None):.4g} of epsilon {budget.target_epsilon:g} at delta {delta:g}"
-    why = f"records of these data have spent {of}, and pay for a sum of whole clients as for half its noise"
-    try:
-        least = least_noise(cost, budget.target_epsilon)
-    except Refusal:
-        raise Refusal("privacy", str(federation.mode), f"{why}; keep the model that you have") from None
-    if given:
-        raise Refusal("privacy.noise_multiplier", plan.noise_multiplier, f"{why}; give at least {least:.4g}")
-    fitting = replace(plan, noise_multiplier=least)
-    if shared.budget.target_epsilon >= UNLIMITED_EPSILON:
-        return fitting
-    enough = fitting.epsilon(level.target_delta, prior=beside)
-    raise Refusal("privacy.target_epsilon", level.target_epsilon, f"{why}; give at most {0.99 * enough:.3g}")
 
 
 def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:

@@ -1,0 +1,67 @@
+"""Plan of sums of whole clients within what their records may still lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dp_accounting.dp_event import DpEvent
+
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.accounting.events import event_from_json, event_to_json
+from ..privacy.accounting.exchanged import exchanged
+from ..privacy.accounting.renyi_filter import counted
+from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
+from ..privacy.ledger.caps import capped
+from ..privacy.ledger.client_sums import RecordsBudget
+from ..privacy.plan import Plan, least_noise
+from ..privacy.refusal import Refusal
+
+
+def within_records(
+    plan: Plan, shared: RecordsBudget, budget: Budget | None, group: str, beside: Sequence[DpEvent]
+) -> Plan:
+    """Return a plan whose sums of whole clients cost the records of these data no more than they may still lose.
+
+    Before records have a ledger a run is planned within their owner's caps, as for clients. Later it is refused.
+
+    Args:
+      plan: of the whole clients, calibrated.
+      shared: budget of records that the sums spend too.
+      budget: of the whole clients; None if noise is given instead.
+      group: of the fields that a refusal names, such as `privacy`.
+      beside: events of the run's evaluations.
+
+    Raises:
+      Refusal: it does not cover the run or, if noise is given, its first round; the sentence gives what it covers.
+    """
+    allowed = capped(shared.path, shared.budget)
+    assert plan.noise_multiplier is not None
+    releases = 1 if budget is None else -(-plan.num_rounds // (plan.mechanism.rounds or 1))
+    delta, order = allowed.target_delta, shared.book.filter_order or plan.filter_order
+    prior = shared.book.events(Adversary.MODEL)
+
+    def cost(noise: float | None) -> float:
+        mine = [] if noise is None else [*[replace(plan, noise_multiplier=noise).event()] * releases, *beside]
+        plain = [exchanged(event_to_json(each), allowed.adjacency, order is None) for each in mine]
+        events = [*prior, *map(event_from_json, plain)]
+        return counted(events, delta, allowed.adjacency, order, GATE_INTERVAL)
+
+    if cost(plan.noise_multiplier) <= allowed.target_epsilon:
+        return plan
+    of = f"{cost(None):.4g} of epsilon {allowed.target_epsilon:g} at delta {delta:g}"
+    why = f"records of these data have spent {of}, and pay for a sum of whole clients as for half its noise"
+    asked = f"{group}.noise_multiplier", plan.noise_multiplier
+    if budget is not None:
+        asked = f"{group}.target_epsilon", budget.target_epsilon
+    try:
+        least = least_noise(cost, allowed.target_epsilon)
+    except Refusal:
+        raise Refusal(*asked, f"{why}; keep the model that you have") from None
+    if budget is None:
+        raise Refusal(*asked, f"{why}; give at least {least:.4g}")
+    fitting = replace(plan, noise_multiplier=least)
+    if shared.budget.target_epsilon >= UNLIMITED_EPSILON:
+        return fitting
+    enough = fitting.epsilon(budget.target_delta, prior=beside)
+    raise Refusal(*asked, f"{why}; give at most {0.99 * enough:.3g}")
