@@ -22,6 +22,7 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
 from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
+from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.data_sets import budgets_of_records, owed_by_population, population_ledger, settle
 from ..privacy.ledger.durable_files import open_for_owner
 from ..privacy.ledger.hash_chain import Lock
@@ -50,6 +51,7 @@ from .evaluations import (
 from .participants import Participants
 from .private_grid import PrivateGrid
 from .questions import Charge, put
+from .records_plan import within_records
 from .round_terms import Round, SumPrivacy
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
@@ -171,6 +173,9 @@ def protect(
     with alone, _open_ledger(path, data_id, budget) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
+        for shared in ledger.shared:
+            assert isinstance(shared, RecordsBudget)
+            plan = within_records(plan, shared, budget, "budget", beside)
         if not accept_vacuous:
             _require_use(plan, cohort, population, parameters)
         privacy = SumPrivacy(plan, ledger)

@@ -23,9 +23,13 @@ from flwr.serverapp.strategy import (
 
 from fedveil.client.private_evaluation import private_evaluation
 from fedveil.client.private_update import private_update
-from fedveil.privacy.budget import Budget
+from fedveil.privacy.accounting.epsilon import epsilon
+from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.caps import Cap, default_folder, set_cap
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.client_sums import RecordsBudget
+from fedveil.privacy.ledger.data_sets import together_path
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.evaluations import ClientEvaluation
 from fedveil.server.protect import NobodyAnswered, ProtectedGrid, protect
@@ -238,11 +242,36 @@ def test_data_of_another_name_have_a_budget_of_their_own(home: Path) -> None:
     assert len(ledgers(default_folder())) == len(ledgers(home / "own")) == 1
 
 
-def test_a_cap_of_the_owner_holds_for_records_too() -> None:
-    """The clients' rounds are planned for it; records pay for the first of them as for half its noise."""
+def test_a_cap_of_the_owner_holds_for_records_too(caplog: pytest.LogCaptureFixture) -> None:
+    """All rounds are planned within it; records pay for each as for half its noise."""
     set_cap(default_folder(), Cap("all", 2.0, 1e-3))
-    with pytest.raises(Refusal, match=r"record budget.* of 2 at delta 0\.001"):
+    _, protected = run(grid_of(), accept_vacuous=True)
+    assert len(protected.grid.rounds) == 3 and protected.ended is None
+    assert protected.budget.target_epsilon == 2.0
+    ledger = protected.privacy.ledger
+    (shared,) = ledger.shared
+    assert isinstance(shared, RecordsBudget)
+    of_records = epsilon(shared.book.events(Adversary.MODEL), 1e-3)
+    assert 1.98 < of_records <= 2.0 and verify(ledger.path).epsilon < of_records
+
+
+def test_rounds_that_records_cannot_pay_for_are_refused_before_any() -> None:
+    records = Budget("record", target_epsilon=4.0, target_delta=1e-2)  # pyright: ignore[reportArgumentType]
+    path = together_path(default_folder(), "shops")
+    path.parent.mkdir(parents=True)
+    with Ledger.open(path, records, owner="shops", simulated=False) as ledger:
+        ledger.reserve_new(Release(records.unit, "a", 1, "x", {Adversary.MODEL: Gaussian(8.0)}, "system"))
+    with pytest.raises(Refusal, match=r"budget\.target_epsilon=8\.0: records of .*; give at most") as refused:
         run(grid_of())
+    at_most = float(str(refused.value).rpartition(" ")[2])
+    assert all(
+        entry.kind != "reserve"
+        for each in ledgers(default_folder())
+        if each != path
+        for entry in read_entries(each)
+    )
+    _, protected = run(grid_of(), budget=replace(BUDGET, target_epsilon=at_most), accept_vacuous=True)
+    assert len(protected.grid.rounds) == 3 and protected.ended is None
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------
