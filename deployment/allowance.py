@@ -6,7 +6,6 @@ and comes back as a code only.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +19,8 @@ from ..privacy.accounting.events import event_from_json, event_to_json, gaussian
 from ..privacy.accounting.exchanged import exchanged
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from ..privacy.accounting.renyi_filter import admits, counted
-from ..privacy.budget import Adjacency, Adversary, Budget, Unit
-from ..privacy.ledger.book import Book, BookedRelease, read_book
+from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
+from ..privacy.ledger.book import Book, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
@@ -30,7 +29,7 @@ from ..server.run.federation import Federation
 from ..server.run.sum_plan import sum_plan
 from ..server.run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
-from ..strategies.training_order import Mode, people_call
+from ..strategies.training_order import Mode
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -142,7 +141,7 @@ def records_line(
     Raises:
       Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.
     """
-    level, runs = federation.summed, dict(earlier)
+    level = federation.summed
     if allowed is None or level is None or level.unit != Unit.CLIENT or federation.record is not None:
         return ""
     clients, records = (_book(federation, unit) or Book() for unit in (Unit.CLIENT, Unit.RECORD))
@@ -155,16 +154,13 @@ def records_line(
     def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
         return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
 
-    def is_sum(booked: BookedRelease) -> bool:
-        begun = runs.get(people_call(json.loads(booked.entry.key)[0]))
-        return begun is None or not isinstance(begun.privacy, RecordAndClient)
-
-    spent = [*of_records(clients.events(Adversary.MODEL, is_sum)), *records.events(Adversary.MODEL)]
+    sums = clients.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
+    spent = [*of_records(sums), *records.events(Adversary.MODEL)]
     rounds = likely_participations(federation.cohort, federation.num_clients, plan.num_rounds)
     noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2
     mine = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
     every = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
-    own = max((_of_own_ledgers(each) or 0.0 for each in runs.values()), default=0.0)
+    own = max((_of_own_ledgers(each) or 0.0 for _, each in earlier), default=0.0)
     known = [gaussian_event(1 / gaussian_mu(own, budget.target_delta))] if own else []
     beside = [*spent, *known, *of_records(questions_of(federation, plan))]
     affordable = mine.affordable_rounds(budget, beside)

@@ -39,8 +39,8 @@ from fedveil.links.server_log import LOG
 from fedveil.links.server_log import read_entries as read_log
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
-from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.book import read_events
+from fedveil.privacy.budget import OF_RECORDS, Adversary
+from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
@@ -409,6 +409,24 @@ def test_one_sum_of_records_is_planned_beside_what_sums_of_clients_cost_them(hea
     for client in (hearts / "clients").iterdir():
         spent = [spent[0][0] for spent in spent_on(client / "state" / "ledgers").values() if spent[0]]
         assert 23 < max(spent) <= 25
+
+
+def test_a_sum_of_what_records_paid_for_costs_them_nothing_more_at_server_and_device(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = ("record.target_epsilon=4", "client.target_epsilon=20", "client.clipping_norm=1")
+    both = [f"privacy.{each}" for each in levels]
+    code, _ = served(hearts, *RECORD, "privacy=record_and_client", *both, "accept_vacuous=true", "run=both")
+    sums = read_book(ledger_of(hearts)).releases.values()
+    assert code == 0 and len(sums) == 3 and {each.source for each in sums} == {OF_RECORDS}
+    served(
+        hearts, *TOGETHER, "privacy.target_epsilon=9", "run=together"
+    )  # sums at 20 would leave nothing of 9
+    assert "run both let each client spend epsilon 4 on its records before; the" in capsys.readouterr().out
+    assert rows_of(hearts, "together")[0]["replies"] == 5
+    for client in (hearts / "clients").iterdir():
+        spent = [each[0][0] for each in spent_on(client / "state" / "ledgers").values() if each[0]]
+        assert 4 < min(spent) <= 9
 
 
 def test_a_run_of_records_says_what_earlier_sums_of_clients_cost_them(

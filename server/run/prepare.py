@@ -467,9 +467,9 @@ def opened(
         adaptation = adaptation_of(federation, plan, prior, begun)
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, saved)
-        share, local = metrics_share_of(federation, plan), not simulated and federation.deployed is None
+        share = metrics_share_of(federation, plan)
         # A sum of what the clients' own ledgers are charged for costs their records nothing more.
-        source = OF_RECORDS if local and federation.record is not None else None
+        source = OF_RECORDS if federation.record is not None and not simulated else None
         privacy = SumPrivacy(plan, ledger, share, adaptation, key, federation.units, source)
         write_acts(run, saved.name if saved else None, ledger)
         run = replace(run, privacy=privacy, spent=run.spent or spent)
