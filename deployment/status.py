@@ -22,6 +22,7 @@ STATUS = "status.json"
 RUNNING = "server"
 NOT_RUNNING = 1
 OVER = (Status.COMPLETED, Status.EXHAUSTED)
+NOTHING = 0.0005  # of epsilon: what rounds to 0.000
 
 
 def show(folder: Path, *, as_json: bool) -> int:
@@ -91,6 +92,9 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
         console.print(sentence(name, faults[-1], len(faults)), markup=False, highlight=False)
     for name, said in status.get("suspected", {}).items():
         console.print(f"{name} {said[-1]}", markup=False, highlight=False)
+    if not status["clients"]:
+        console.print("no client is on the roster")
+        return
     console.print(
         _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
     )
@@ -105,7 +109,13 @@ def _budget(row: Mapping[str, Any], refused: int) -> str:
     if row["spent"] is None:
         return f"{unit}: no round has ended yet; {most} at delta {row['delta']:g}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
-    left = "" if row["left"] is None else f", {row['left']:.3f} left"
+    left = (
+        ""
+        if row["left"] is None
+        else f", {row['left']:.3f} left"
+        if row["left"] >= NOTHING
+        else ", nothing left"
+    )
     of = "no target" if target is None else f"{target:g}"
     return f"{unit}: epsilon {spent} of {of} spent at delta {row['delta']:g}{left}"
 
