@@ -88,3 +88,19 @@ def test_a_failure_in_a_round_is_told_with_the_end_of_the_run(
     run = fv.simulate(Shops(), privacy="none", folder=tmp_path, optimizer="adam", num_rounds=1)
     assert run.status == "failed" and TEXT not in (tmp_path / "result.json").read_text()
     assert f"clients.log ends with: RuntimeError: {TEXT}" in capsys.readouterr().err
+
+
+def test_a_failure_on_real_data_is_for_its_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a screen it would show whether a client was drawn that fails."""
+    monkeypatch.setattr(Shops, "loss", staticmethod(late))
+    monkeypatch.setattr(Shops, "simulated", False, raising=False)
+    monkeypatch.setattr(Shops, "data_id", "shops", raising=False)
+    ledger = {"dir": str(tmp_path / "ledgers")}
+    run = fv.simulate(
+        Shops(), privacy="none", folder=tmp_path / "run", optimizer="adam", num_rounds=1, ledger=ledger
+    )
+    assert run.status == "failed" and TEXT in (tmp_path / "run" / "clients.log").read_text()
+    said = capsys.readouterr()
+    assert TEXT not in said.err and TEXT not in said.out
