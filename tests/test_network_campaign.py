@@ -26,6 +26,7 @@ import pytest
 
 from fedveil.deployment.provision import provision
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.checkpoint import read
 from fedveil.tasks.digits import load
 
 HERE = Path(__file__).parent
@@ -245,7 +246,10 @@ def lived(federation: Federation) -> list[dict[str, Any]]:
         time.sleep(draw.uniform(0, 1 + 4 * faults.delay / 1000))
         federation.kill(*victims)
         if 0 in victims:
-            before = federation.rows()
+            saved = read(
+                federation.hearts / "server" / "runs" / "net"
+            )  # a round is done once it is in the checkpoint
+            before = federation.rows()[: saved.state.round if saved else 0]
         time.sleep(BACK_AFTER if victims else 0)
         federation.start(*victims)
         if federation.ended() not in (0, INTERRUPTED):
