@@ -582,7 +582,10 @@ def killed_and_finished(commands: Any, mode: str, arrange: Callable[[], None]) -
     if mode != "none":
         found = [verify(path) for path in ledgers.rglob("*.ledger")]
         shown = [row["epsilon"] for row in result["privacy"] if row["adversary"] == "model"]
-        assert all(each.ok for each in found) and max(shown) == max(each.epsilon for each in found) <= 3
+        spent = max(each.epsilon for each in found)
+        assert all(each.ok for each in found) and spent <= max(shown) <= 3
+        # A filter promises its target; of many sizes of clients one bound is shown that is a little above each ledger.
+        assert mode == "adaptive" or max(shown) - spent < 1e-5
     return result
 
 
