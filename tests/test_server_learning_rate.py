@@ -38,6 +38,24 @@ def number(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def shops(tmp_path: Path) -> list[str]:
+    """Tables of two shops with a label of two classes; the settings that name them."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "shops").mkdir()
+    (tmp_path / "shops" / "schema.yaml").write_text(
+        "label: back\ncolumns:\n  visits: {low: 0, high: 20, edges: [2, 5, 10]}\n  age: {low: 18, high: 90}\n"
+        '  member: {categories: ["no", "yes"]}\n  back: {categories: ["no", "yes"]}\n'
+    )
+    for name in ("north", "south"):
+        visits, age, member = draw.integers(0, 21, 400), draw.integers(18, 91, 400), draw.random(400) < 0.5
+        back = draw.random(400) < 0.2 + 0.5 * (visits > 5) + 0.2 * member
+        words = (np.where(each, "yes", "no") for each in (member, back))
+        lines = [",".join(map(str, row)) for row in zip(visits, age, *words, strict=True)]
+        (tmp_path / "shops" / f"{name}.csv").write_text("\n".join(["visits,age,member,back", *lines]))
+    return [*TABLES, f"task.folder={tmp_path / 'shops'}"]
+
+
 def settings(where: Path, *more: str) -> SimulationSettings:
     folder, public = f"task.folder={where / 'tables'}", f"task.held_out_file={where / 'public.csv'}"
     return settings_from_overrides([*TABLES, folder, public, *more])
@@ -84,25 +102,24 @@ def test_no_mode_steps_further_than_the_curvature_allows(
     assert (many.settings.training.learning_rate < few.settings.training.learning_rate / 2) is noised
 
 
+def test_updates_of_classes_that_are_clipped_take_longer_steps(shops: list[str]) -> None:
+    rates = {
+        mode: build(settings_from_overrides([*shops, f"privacy={mode}", "num_rounds=1"])).settings.training
+        for mode in ("client_central", "client_distributed", "record_distributed")
+    }
+    one = 1 / (4 * 0.5)
+    found = {mode: each.learning_rate / one for mode, each in rates.items()}
+    assert found == pytest.approx(
+        {"client_central": 4, "client_distributed": 4, "record_distributed": 1}, rel=5e-3
+    )
+
+
 @pytest.mark.parametrize("rounds", [3, 20])
 def test_momentum_suits_the_rounds_so_that_a_short_run_does_not_end_while_it_swings(
-    tmp_path: Path, rounds: int
+    tmp_path: Path, shops: list[str], rounds: int
 ) -> None:
-    draw = np.random.default_rng(0)
-    (tmp_path / "shops").mkdir()
-    (tmp_path / "shops" / "schema.yaml").write_text(
-        "label: back\ncolumns:\n  visits: {low: 0, high: 20, edges: [2, 5, 10]}\n  age: {low: 18, high: 90}\n"
-        '  member: {categories: ["no", "yes"]}\n  back: {categories: ["no", "yes"]}\n'
-    )
-    for name in ("north", "south"):
-        visits, age, member = draw.integers(0, 21, 400), draw.integers(18, 91, 400), draw.random(400) < 0.5
-        back = draw.random(400) < 0.2 + 0.5 * (visits > 5) + 0.2 * member
-        words = (np.where(each, "yes", "no") for each in (member, back))
-        lines = [",".join(map(str, row)) for row in zip(visits, age, *words, strict=True)]
-        (tmp_path / "shops" / f"{name}.csv").write_text("\n".join(["visits,age,member,back", *lines]))
-    asked = ["task=csv", f"task.folder={tmp_path / 'shops'}", "task.simulated=true", "privacy=none"]
     run = tmp_path / "run"
-    simulate(settings_from_overrides([*asked, "audit=off", f"num_rounds={rounds}"]), run, quiet=True)
+    simulate(settings_from_overrides([*shops, "privacy=none", f"num_rounds={rounds}"]), run, quiet=True)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(losses) < 1.05 * losses[0] and losses[-1] < 1.05 * min(losses), losses
 
@@ -161,3 +178,9 @@ def test_a_loss_of_training_counts_only_in_the_clear_and_noise_of_clients_has_it
     hidden = settings_from_overrides(["task=digits"])
     assert rise_of(rows, hidden) is None
     assert "clipping_norm" in str(rise_of([{"loss": each} for each in (1.0, 2.0, 3.0)], hidden))
+
+
+@pytest.mark.parametrize(("mode", "norm"), [("record", 1), ("record_distributed", 0.5)])
+def test_a_loss_that_rises_under_clipped_records_names_the_clip_as_the_remedy(mode: str, norm: float) -> None:
+    rows, run = [{"loss": each} for each in (1.0, 2.0, 3.0)], settings_from_overrides([f"privacy={mode}"])
+    assert f"try a privacy.max_grad_norm above {norm:g}, or fewer rounds" in str(rise_of(rows, run))

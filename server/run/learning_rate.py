@@ -60,7 +60,7 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
     momentum = settings.strategy.server_momentum if isinstance(settings.strategy, FedAvgM) else 0.0
     steps = _steps_of_a_round(settings)
     limit = (1 - momentum if steps is None else (1 + momentum) / steps) / length
-    if isinstance(settings.privacy, Record | RecordAndClient):
+    if _short_where_steep(settings, task):
         limit *= OF_CLIPPED
     rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature
     rate = float(f"{rate:.3g}")
@@ -80,6 +80,13 @@ def _steps_of_a_round(settings: SimulationSettings) -> int | None:
         return 1
     whole = isinstance(settings.privacy, NoPrivacy) and settings.training.batch_size >= WHOLE
     return settings.training.local_epochs if whole else None
+
+
+def _short_where_steep(settings: SimulationSettings, task: Task) -> bool:
+    """Return whether steps are bounded: of clipped records, or of classes in an update that is clipped."""
+    if isinstance(settings.privacy, Record | RecordAndClient):
+        return True
+    return isinstance(settings.privacy, ClientLevel) and bool(getattr(task, "classes", 0))
 
 
 def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) -> float:
@@ -120,10 +127,10 @@ def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> 
     if not above or 2 * above < len(losses):
         return None
     rate = settings.local_training.learning_rate
-    remedy = f"a learning_rate below {rate:g}"
-    if isinstance(
-        sum_level(settings.privacy), ClientLevel
-    ):  # the noise is that of the clip, whatever the rate
+    remedy, level = f"a learning_rate below {rate:g}", settings.privacy
+    if isinstance(level, Record | RecordDistributed):  # of directions alone a model learns to be too sure
+        remedy = f"a privacy.max_grad_norm above {level.max_grad_norm:g}"
+    elif isinstance(sum_level(level), ClientLevel):  # the noise is that of the clip, whatever the rate
         remedy = "a smaller clipping_norm or more clients"
     said = f"the loss was at least a tenth above its lowest in {above} of {len(losses)} rounds"
     return f"{said}: try {remedy}, or fewer rounds"
