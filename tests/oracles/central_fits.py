@@ -62,10 +62,11 @@ def table(name: str) -> tuple[list[str], list[list[Any]]]:
 TABLES = ("diabetes", "boston", "pressure", "cancer", "wine")
 
 
-def write(folder: Path, name: str) -> int:
+def write(folder: Path, name: str, clients: int = CLIENTS) -> int:
+    """Write a table's held-out rows and, in a folder of its name, the others as clients' tables; return how many these have."""
     names, rows = table(name)
     order = np.random.default_rng(0).permutation(len(rows))
-    held, parts = order[: len(rows) // 4], np.array_split(order[len(rows) // 4 :], CLIENTS)
+    held, parts = order[: len(rows) // 4], np.array_split(order[len(rows) // 4 :], clients)
     (folder / name).mkdir()
     paths = {
         folder / f"{name}.csv": held,
@@ -97,8 +98,8 @@ def central(folder: Path, name: str, model: str) -> float:
     return float(fit.score(task.test.inputs.numpy(), task.test.targets.numpy()))
 
 
-def one(folder: Path, name: str, model: str, mode: str, seed: int) -> float:
-    asked = ["task=csv", "task.simulated=true", "audit=off", f"privacy={mode}", f"seed={seed}"]
+def one(folder: Path, name: str, model: str, seed: int, asked: list[str]) -> float:
+    asked = ["task=csv", "task.simulated=true", "audit=off", f"seed={seed}", *asked]
     with tempfile.TemporaryDirectory() as run:
         simulate(settings_from_overrides([*asked, *keys(folder, name, model)]), Path(run) / "run", quiet=True)
         found = json.loads((Path(run) / "run" / "result.json").read_text())["metrics"]
@@ -113,7 +114,8 @@ def lines(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         for model in options.models:
             cells: list[str] = []
             for mode in options.modes:
-                scores = [one(folder, name, model, mode, seed) for seed in range(options.seeds)]
+                asked = [f"privacy={mode}", *options.keys]
+                scores = [one(folder, name, model, seed, asked) for seed in range(options.seeds)]
                 cells.append(f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})")
             yield f"| {name}, {model} | {rows} | {central(folder, name, model):.3f} | {' | '.join(cells)} |"
 
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--models", nargs="+", default=["linear"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keys", nargs="+", default=[], help="of each run, such as privacy.max_grad_norm=2")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
