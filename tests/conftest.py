@@ -3,7 +3,6 @@
 import base64
 import gc
 import os
-import pickle
 import random
 import runpy
 import shutil
@@ -35,6 +34,7 @@ FORKS = FAULTS / "forked_commands.py"
 SELDOM = FAULTS / "seldom_alarms.py"
 free_port = runpy.run_path(str(FAULTS / "ports.py"))["free_port"]
 seldom_alarm = runpy.run_path(str(SELDOM))["seldom_alarm"]
+COMPOSED = runpy.run_path(str(FAULTS / "composed_once.py"))
 # What most commands import: here once, and not in each child.
 IMPORTED = (
     *("fedveil.__main__", "fedveil.cli.simulate", "fedveil.simulations.simulate", "hydra.core.utils"),
@@ -142,34 +142,10 @@ def distributions_are_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def configurations_are_read_once() -> Iterator[None]:
-    """Keep what YAML says inside packages: to read it takes a fifth of the time in which Hydra composes.
-
-    Another fifth are maps of the choices for each file, which only those read whose choices name others.
-    """
-    from hydra._internal import defaults_list
-    from hydra._internal.sources_registry import SourcesRegistry
-    from hydra.core.plugins import Plugins
-
-    Plugins.instance()
-    source: Any = SourcesRegistry.instance().resolve("pkg")
-    read = source.load_config
-    kept: dict[tuple[str, ...], bytes] = {}
-
-    def load_config(self: Any, config_path: str) -> Any:
-        place = self.provider, self.path, config_path
-        if place not in kept:
-            kept[place] = pickle.dumps(read(self, config_path))
-        return pickle.loads(kept[place])  # noqa: S301 (of these very bytes)
-
-    true: Any = vars(defaults_list)["_create_interpolation_map"]
-
-    def map_of(overrides: Any, listed: Any, own: bool) -> Any:
-        return true(overrides, listed, own) if any(each.is_interpolation() for each in listed) else None
-
+def configurations_are_composed_once() -> Iterator[None]:
+    """Keep what Hydra composes of the same choices."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "load_config", load_config)
-        patch.setattr(defaults_list, "_create_interpolation_map", map_of)
+        COMPOSED["remember"](patch)
         yield
 
 
@@ -292,6 +268,7 @@ def commands(tmp_path: Path) -> Commands:
     """`fedveil`, as a user starts it, in an empty folder."""
     for name in IMPORTED:
         import_module(name)
+    COMPOSED["compose_usual"]()
     seldom_alarm()
     return Commands(tmp_path)
 
