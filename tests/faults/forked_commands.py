@@ -62,11 +62,15 @@ def serve(path: str) -> None:
     """Answer until ended. This process has no threads, so that its children may."""
     import gc
     import importlib
+    from types import SimpleNamespace
 
+    from composed_once import compose_usual, remember
     from seldom_alarms import seldom_alarm
 
     for name in IMPORTED:
         importlib.import_module(name)
+    remember(SimpleNamespace(setattr=lambda place, name, value, _=True: setattr(place, name, value)))
+    compose_usual()
     vars(importlib.import_module("fedveil.server.run.plots"))["draw_run"] = draw_nothing
     seldom_alarm()
     gc.freeze()  # what was imported is no garbage, and no command need look for any in it
