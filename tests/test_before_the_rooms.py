@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +62,8 @@ def test_a_federation_serves_its_next_run(kept: Path, forks: dict[str, str]) -> 
             )
             for path in sorted((hearts / "clients").iterdir())
         ]
-        served = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "fedveil",
-                "server",
-                str(hearts / "server"),
-                *asked,
-                *promise,
-                "run=after",
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [program, "server", str(hearts / "server"), *asked, *promise, "run=after"]
+        served = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         for client in clients:
             client.send_signal(signal.SIGTERM)
         codes = [client.wait(60) for client in clients]
