@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, unreadable
 from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.roster import MEMBER_NAME, Roster, read_roster
@@ -87,8 +87,8 @@ def _read(path: Path, forbidden: int) -> bytes:
                 raise Refusal("file", str(path), remedy)
             return file.read()
     except OSError as error:
-        remedy = f"cannot be read ({error.strerror}); see whether it is there and whose it is"
-        raise Refusal("file", str(path), remedy) from None
+        told = unreadable(error, "see whether it is there and whose it is")
+        raise Refusal("file", str(path), told) from None
 
 
 def refuse_writable(folder: Path, *names: str) -> None:

@@ -11,8 +11,24 @@ from typing import TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
 LONGEST = 400  # characters of a value that a refusal shows
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
-_DISK_OF_SQLITE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})  # the low byte of its codes
+# What to do where a disk or the system fails and not a file: a file behind such an error is whole, and an older copy of a
+# ledger in its place would lose entries.
+_ROOM, _MEND = "make room on its disk (df -h, df -i)", "mend its disk"
+_WRITABLE = "mount its disk for writing (mount -o remount,rw), or mend it"
+_FILES = "close files, or raise the limit of open files (LimitNOFILE, ulimit -n)"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
+    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE), _MEND),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES),
+    errno.EROFS: _WRITABLE,
+}
+_REMEDIES_OF_SQLITE = {  # by the low byte of its codes
+    sqlite3.SQLITE_FULL: _ROOM,
+    sqlite3.SQLITE_IOERR: _MEND,
+    sqlite3.SQLITE_READONLY: _WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: f"{_ROOM}, or {_FILES}",  # SQLite keeps the system's reason to itself
+    sqlite3.SQLITE_BUSY: "wait for the program that reads or writes it, or end it",
+}
 
 
 class Refusal(Exception):
@@ -51,17 +67,32 @@ def _shown(value: object) -> str:
 
 
 def disk_failed(error: BaseException | None) -> bool:
-    """Return whether a disk that is full or fails is behind an error: the same request may work later."""
+    """Return whether a disk or the system is behind an error: the same request may work later."""
+    return disk_remedy(error) is not None
+
+
+def disk_remedy(error: BaseException | None) -> str | None:
+    """Return what to do about the disk or the system behind an error; None where neither is."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return True
-        if (
-            isinstance(error, sqlite3.Error)
-            and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_OF_SQLITE
-        ):
-            return True
+        remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+        if isinstance(error, sqlite3.Error):
+            remedy = _REMEDIES_OF_SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        if remedy is not None:
+            return remedy
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read") -> str:
+    """Return the clause for a file that cannot be used, whose remedy is another where the disk or the system fails.
+
+    Args:
+      error: that occurred.
+      remedy: for the file itself.
+      fault: of the file itself.
+    """
+    mend = disk_remedy(error)
+    return f"{fault} ({error}); {remedy}" if mend is None else f"cannot be used now ({error}); {mend}"
 
 
 @contextmanager
@@ -70,7 +101,10 @@ def refusing(field: str, value: object, remedy: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise Refusal(field, str(value), f"{remedy} ({error.strerror})") from error
+        mend = disk_remedy(error)
+        raise Refusal(
+            field, str(value), f"{remedy} ({error.strerror}){'' if mend is None else f'; {mend}'}"
+        ) from error
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:

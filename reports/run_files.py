@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, unreadable
 from .files import (
     AUDIT_TERMS,
     CONFIG,
@@ -240,7 +240,7 @@ def read_object(path: Path) -> Fields:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
-        raise Refusal("file", str(path), f"cannot be read ({problem}); restore it") from None
+        raise Refusal("file", str(path), unreadable(problem, "restore it")) from None
     if not isinstance(found, dict):
         raise Refusal("file", str(path), "holds no JSON object; restore it")
     return cast("Fields", found)

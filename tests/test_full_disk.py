@@ -4,21 +4,29 @@ import errno
 import json
 import logging
 import os
+import resource
 import runpy
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedveil.__main__ import FAILED, run
+from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.budget import Budget
+from fedveil.privacy.ledger.caps import read_caps
+from fedveil.privacy.ledger.data_sets import read_data_sets
 from fedveil.privacy.ledger.durable_files import append_line, replace_file
 from fedveil.privacy.ledger.hash_chain import refusing_ledger
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal, disk_failed
+from fedveil.reports.run_files import read_object
+from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.run.log_file import LogFile
 from fedveil.simulations.simulate import simulate
 
@@ -38,6 +46,10 @@ ASKED = (
     "privacy.allow_large_delta=true",
     "audit.on_alarm=stop",
 )
+
+
+def open_record_ledger(path: Path) -> Ledger:
+    return Ledger.open(path, Budget("record", 1.0, 1e-6), owner="clinic", simulated=False)
 
 
 def begin(folder: Path) -> int:
@@ -208,6 +220,74 @@ def test_a_ledger_on_a_full_disk_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="is damaged") as raised, refusing_ledger(tmp_path, "is damaged"):
         raise sqlite3.DatabaseError("file is not a database")
     assert not disk_failed(raised.value)
+
+
+@contextmanager
+def files_left(count: int) -> Iterator[None]:
+    """Leave this process so many files that it may still open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def told_of(reader: Callable[[Path], object], path: Path) -> str:
+    """Return the sentence of a refusal that a unit tries again, and that takes no file for damaged."""
+    with pytest.raises(Refusal) as raised:
+        reader(path)
+    assert disk_failed(raised.value), raised.value
+    assert not {"restore", "damaged", "permissions"} & set(str(raised.value).split()), raised.value
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_a_process_without_open_files_takes_no_ledger_for_damaged(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "ledger"
+    open_record_ledger(path).close()
+    with files_left(left):
+        assert "raise the limit of open files" in told_of(open_record_ledger, path)
+    open_record_ledger(path).close()
+
+
+READERS: list[tuple[str, Callable[[Path], object]]] = [
+    ("caps.json", lambda path: read_caps(path.parent)),
+    ("data_sets.json", lambda path: read_data_sets(path.parent)),
+    ("manifest.json", lambda path: read_manifest(path.parent)),
+    ("result.json", read_object),
+    ("policy.toml", read_file),
+]
+
+
+@pytest.mark.parametrize(("name", "reader"), READERS, ids=[name for name, _ in READERS])
+def test_a_process_without_open_files_takes_no_file_for_damaged(
+    tmp_path: Path, name: str, reader: Callable[[Path], object]
+) -> None:
+    path = tmp_path / name
+    path.write_text("{}")
+    path.chmod(0o600)
+    with files_left(0):
+        assert "raise the limit of open files" in told_of(reader, path)
+
+
+def test_a_ledger_that_another_program_holds_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedveil.privacy.ledger.hash_chain.BUSY_SECONDS", 0.01)
+    path = tmp_path / "ledger"
+    open_record_ledger(path).close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "wait for the program" in told_of(open_record_ledger, path)
 
 
 def test_a_log_on_a_full_disk_loses_its_lines_and_says_nothing_of_them(

@@ -5,24 +5,37 @@ Figures for docs/evidence/reliability.md. Linux, as root. `test_full_disk.py` fa
 
 import json
 import os
+import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dp_accounting import GaussianDpEvent
 
+from fedveil.__main__ import run
+from fedveil.privacy.budget import Budget, Release
+from fedveil.privacy.ledger.ledger import Ledger
+from fedveil.privacy.refusal import Refusal, disk_failed
 from fedveil.server.checkpoint import read
 
 FAULTS = Path(__file__).parent / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
+DEVICES = runpy.run_path(str(FAULTS / "devices.py"))
 RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
-PAGE, DISK_MEBIBYTES = 4096, 16
+PAGE, DISK_MEBIBYTES, DISK_NAMES = 4096, 16, 4096
+# errno and calls of sick_disk.c: syncs fail, everything fails, and mounted anew by the kernel after an error.
+CALLS = {"syncs": "5 S", "gone": "5 OWSR", "read-only": "30 OWR"}
+HOW = ("names", "read-only")
+REMEDY = {"names": "make room on its disk", "read-only": "mount its disk for writing"}
 LEFT = (0, 1, 2, 3, 5, 8, 13, 21)  # pages: another write of a round is the first without room
 ROUNDS, MANY, CLIENTS, VICTIM = 8, 400, 5, "boston"
 FAILED, INTERRUPTED = 1, 130  # exit codes
@@ -54,6 +67,28 @@ class Disk:
     def clear(self) -> None:
         self.ballast.unlink()
 
+    def fill_names(self) -> None:
+        """Take all inodes; there is room for bytes."""
+        names = self.folder / "names"
+        names.mkdir()
+        with suppress(OSError):
+            for number in count():
+                (names / str(number)).touch()
+
+    def clear_names(self) -> None:
+        shutil.rmtree(self.folder / "names")
+
+    def remount(self, access: str) -> None:
+        """Mount it read-only, `ro`, or for writing, `rw`; no process has a file of it open for writing."""
+        subprocess.run(["mount", "-o", f"remount,{access}", self.folder], check=True)
+
+    def fail(self, how: str) -> None:
+        """Let it fail, `names` or `read-only`."""
+        self.fill_names() if how == "names" else self.remount("ro")
+
+    def mend(self, how: str) -> None:
+        self.clear_names() if how == "names" else self.remount("rw")
+
 
 @contextmanager
 def disks() -> Iterator[Callable[[Path], Disk]]:
@@ -63,7 +98,7 @@ def disks() -> Iterator[Callable[[Path], Disk]]:
     mounted: list[Path] = []
 
     def mount(folder: Path) -> Disk:
-        options = f"size={DISK_MEBIBYTES}m,mode=700"
+        options = f"size={DISK_MEBIBYTES}m,nr_inodes={DISK_NAMES},mode=700"
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:
@@ -95,6 +130,22 @@ class World(SERVED["Served"]):
     def server(self, run: str, rounds: int) -> Any:
         return self.start("server", self.hearts / "server", *ARGV, f"num_rounds={rounds}", f"run={run}")
 
+    @contextmanager
+    def faulty(self, how: str, folder: Path, process: Any) -> Iterator[None]:
+        """Let a process meet a fault in the block: no open file is left, or its disk fails with an errno at such calls."""
+        if how == "files":
+            limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            opened = len(os.listdir(f"/proc/{process.pid}/fd"))
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (opened, limits[1]))
+            yield
+            with suppress(ProcessLookupError):  # it has ended
+                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+            return
+        fault = folder.with_name(f"{folder.name}.fault")
+        fault.write_text(CALLS[how])
+        yield
+        fault.unlink()
+
     def rows(self, run: str) -> list[dict[str, Any]]:
         return RULES["rows_of"](self.hearts / "server" / "runs" / run)
 
@@ -118,6 +169,66 @@ def server_disk(world: World, mount: Callable[[Path], Disk]) -> Disk:
         (folder / name).write_bytes(data)
         (folder / name).chmod(0o600)
     return disk
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_ledger_on_a_disk_that_takes_no_file_is_not_called_damaged(tmp_path: Path, how: str) -> None:
+    def entries(path: Path) -> int:
+        with Ledger.open(path, Budget("record", 1.0, 1e-6), owner="clinic", simulated=False) as ledger:
+            release = Release(
+                "record", "run", ledger.head.seq, "mean", {"model": GaussianDpEvent(50.0)}, "system"
+            )
+            return ledger.reserve_new(release).seq
+
+    with disks() as mount:
+        disk = mount(tmp_path)
+        before = entries(tmp_path / "ledger")
+        disk.fail(how)
+        for name in ("ledger", "new"):
+            with pytest.raises(Refusal, match=REMEDY[how]) as raised:
+                entries(tmp_path / name)
+            assert disk_failed(raised.value)
+            assert not {"restore", "damaged", "permissions"} & set(str(raised.value).split())
+        disk.mend(how)
+        assert entries(tmp_path / "ledger") > before and entries(tmp_path / "new")
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_device_whose_disk_takes_no_file_is_missed_and_comes_back(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients = DEVICES["make_federation"](tmp_path) / "clients"
+    state = clients / "c0" / "state"
+    state.mkdir(mode=0o700)
+    grid = DEVICES["Devices"](
+        {number + 2: DEVICES["device_of"](clients / f"c{number}") for number in range(5)}
+    )
+    with disks() as mount:
+        disk = mount(state)
+        assert DEVICES["masked_sum"](grid, 1).survivors == 5
+        disk.fail(how)
+        assert DEVICES["masked_sum"](grid, 2).survivors == 4
+        said = [each for each in caplog.records if each.name == "fedveil.client"]
+        assert any(REMEDY[how] in each.getMessage() for each in said)
+        assert not any(each.exc_info or "restore" in each.getMessage() for each in said)
+        disk.mend(how)
+        assert DEVICES["masked_sum"](grid, 3).survivors == 5
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_command_on_a_disk_that_takes_no_file_fails_and_is_not_refused_for_good(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = DEVICES["make_federation"](tmp_path) / "clients" / "c0"
+    state = bundle / "state"
+    state.mkdir(mode=0o700)
+    with disks() as mount:
+        disk = mount(state)
+        disk.fail(how)
+        assert run(["client", "start", str(bundle)]) == FAILED
+        said = capsys.readouterr().err
+        disk.mend(how)
+    assert REMEDY[how] in said and len(said.splitlines()) == 1 and "restore" not in said
 
 
 def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) -> None:
@@ -206,3 +317,70 @@ def test_a_device_whose_disk_fills_up_is_missed_and_comes_back_once_there_is_roo
             assert "Traceback" not in said, said
             assert {row["replies"] for row in world.rows("run")} == {CLIENTS, CLIENTS - 1}
             assert not wrongs(world, "run", MANY, 0, [], {})
+
+
+@contextmanager
+def world_on_a_sick_disk(folder: Path, sick: str) -> Iterator[World]:
+    """Serve a federation of which one folder lies on a disk that can be made to fail."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler on Linux")
+    library = folder / "sick_disk.so"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, FAULTS / "sick_disk.c", "-ldl"]
+    subprocess.run(command, check=True)
+    environment = {"LD_PRELOAD": str(library), "SICK": str(folder / "hearts" / sick)}
+    with SERVED["serving"](World, folder, environment=environment) as world:
+        yield world
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("how", ["files", *CALLS])
+def test_a_device_whose_disk_is_gone_is_missed_until_it_is_mended(tmp_path: Path, how: str) -> None:
+    sick = f"clients/{VICTIM}/state"
+    with world_on_a_sick_disk(tmp_path, sick) as world:
+        server, victim = world.server("run", MANY), world.clients[VICTIM]
+
+        def comes(replies: int) -> None:
+            before = len(world.rows("run"))
+            until(
+                lambda: replies in [row["replies"] for row in world.rows("run")[before:]] or not server.alive,
+                server,
+            )
+            assert server.alive, server.said
+
+        comes(CLIENTS)
+        with world.faulty(how, world.hearts / sick, victim):
+            comes(CLIENTS - 1)
+            paid = RULES["entries_of"](world.hearts)
+            comes(CLIENTS - 1)
+        comes(CLIENTS)
+        now = RULES["entries_of"](world.hearts)
+        assert all(now[path][: len(known)] == known for path, known in paid.items())
+        assert victim.alive and server.kill(signal.SIGTERM) == INTERRUPTED
+        print(json.dumps([how, victim.said.splitlines()]), flush=True)
+        assert "Traceback" not in victim.said and "restore" not in victim.said, victim.said
+        assert not wrongs(world, "run", MANY, 0, [], {})
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("how", ["files", *CALLS])
+def test_a_server_whose_disk_is_gone_ends_in_a_sentence_and_goes_on_once_it_is_mended(
+    tmp_path: Path, how: str
+) -> None:
+    with world_on_a_sick_disk(tmp_path, "server") as world:
+        folder = world.hearts / "server"
+        server = world.server("run", ROUNDS)
+        until(lambda: len(world.rows("run")) >= 2 or not server.alive, server)
+        assert server.alive, server.said
+        with world.faulty(how, folder, server):
+            assert server.wait() == FAILED, server.said
+            if how != "files":
+                again = world.server("run", ROUNDS)
+                assert again.wait() == FAILED, again.said  # a unit tries it again
+        print(json.dumps([how, server.said.splitlines()[-1]]), flush=True)
+        assert "Traceback" not in server.said and "restore" not in server.said, server.said
+        saved, paid = read(folder / "runs" / "run"), RULES["entries_of"](world.hearts)
+        before = world.rows("run")[: saved.state.round if saved else 0]
+        last = world.server("run", ROUNDS)
+        assert last.wait() == 0, last.said
+        assert not wrongs(world, "run", ROUNDS, 1, before, paid)

@@ -1496,6 +1496,27 @@ MUTATIONS = {
         "test_full_disk.py",
         "not_refused_for_good",
     ),
+    "a ledger that SQLite cannot open for want of files is called damaged": Mutation(
+        "privacy/refusal.py",
+        "    sqlite3.SQLITE_CANTOPEN: ",
+        "    -1: ",
+        "test_full_disk.py",
+        "takes_no_ledger_for_damaged",
+    ),
+    "a file that cannot be opened for want of files is called damaged": Mutation(
+        "privacy/refusal.py",
+        "dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES)",
+        "dict.fromkeys((), _FILES)",
+        "test_full_disk.py",
+        "takes_no_file_for_damaged",
+    ),
+    "a read-only disk is taken for a matter of permissions": Mutation(
+        "privacy/ledger/hash_chain.py",
+        "        if os.statvfs(name).f_flag & os.ST_RDONLY:\n",
+        "        if False:\n",
+        "test_full_disk_of_a_process.py",
+        "is_not_called_damaged",
+    ),
     "a device is admitted by Ed25519 alone under post-quantum signatures": Mutation(
         "client/device/admission.py",
         "        verify_authority(authority, _CONTEXT,",

@@ -30,7 +30,7 @@ from ...links.device_answers import AWAY, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, disk_remedy
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal
 from ...strategies.run_over import RunOver, read_over, reply_with
@@ -146,7 +146,8 @@ class Agent:
         except NotTrained as said:
             return Message(Error(said.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
-            logger.error("the final model is not stored (%s); make room in %s", error.strerror, self._state)
+            mend = disk_remedy(error) or "mend it"
+            logger.error("the final model is not stored in %s (%s); %s", self._state, error.strerror, mend)
             return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
         self._rests = True
         self._over.set()

@@ -33,7 +33,7 @@ from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, disk_failed, disk_remedy
 from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
@@ -123,10 +123,11 @@ class Device:
                 return self._answer(message)
             except NotTrained as said:
                 return Message(Error(said.code, "the client did not train"), reply_to=message)
-            except OSError as error:
-                logger.error("%s cannot be written (%s); make room", self.bundle.state, error.strerror)
-                return Message(Error(wire.NOT_READY, "the client cannot write"), reply_to=message)
-            except Exception:
+            except Exception as error:
+                if isinstance(error, OSError) or disk_failed(error):
+                    mend = disk_remedy(error) or "mend it"
+                    logger.error("%s cannot be used now (%s); %s", self.bundle.state, error, mend)
+                    return Message(Error(wire.NOT_READY, "the client cannot write"), reply_to=message)
                 logger.exception("a message could not be answered")
                 return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
@@ -351,12 +352,12 @@ class Device:
 
 @contextmanager
 def _refusing(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
-    """Log a refusal, of which only a code is sent."""
+    """Log a refusal, of which only a code is sent; behind one of the disk or the system the device is not ready."""
     try:
         yield
     except Refusal as refusal:
         logger.log(level, "%s%s", what, refusal)
-        raise NotTrained(code) from refusal
+        raise NotTrained(wire.NOT_READY if disk_failed(refusal) else code) from refusal
 
 
 def read_device(bundle: ClientBundle) -> Device:

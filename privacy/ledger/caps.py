@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bounded_decoding import read_json
 from ..budget import Budget, Unit
-from ..refusal import Refusal, real
+from ..refusal import Refusal, real, unreadable
 from .acts import CAPS, acting_user
 from .durable_files import replace_file
 from .hash_chain import Lock, regular
@@ -138,8 +138,8 @@ def read_caps(folder: Path) -> list[Cap]:
             raise ValueError(f"version {found['version']!r}")
         return [_read(fields) for fields in found["caps"]]
     except (OSError, ValueError, LookupError, TypeError, Refusal) as error:
-        remedy = f"cannot be read ({error}); restore it, or remove it and set the caps anew"
-        raise Refusal("caps", str(path), remedy) from error
+        told = unreadable(error, "restore it, or remove it and set the caps anew")
+        raise Refusal("caps", str(path), told) from error
 
 
 def caps_on(ledger: Path) -> list[Cap]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..arms import charged
 from ..bounded_decoding import read_json
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from ..refusal import Refusal, refusing
+from ..refusal import Refusal, refusing, unreadable
 from .book import Book, ReleaseState, event_of, identity_of, read_book, repeated, require_unit
 from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
 from .client_sums import RecordsBudget, as_records, charge_records, owed
@@ -83,8 +83,8 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        remedy = f"cannot be read ({error}); restore it, for it says which ledgers belong together"
-        raise Refusal("ledger", str(path), remedy) from error
+        told = unreadable(error, "restore it, for it says which ledgers belong together")
+        raise Refusal("ledger", str(path), told) from error
 
 
 def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) -> None:

@@ -5,6 +5,7 @@ the chain. A cut at the end leaves a shorter chain that is whole; only a head ke
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..refusal import Refusal, disk_failed
+from ..refusal import Refusal, unreadable
 from .durable_files import sync_folder
 
 BUSY_SECONDS = 30.0
@@ -139,9 +140,7 @@ def refusing_ledger(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        told = f"{what} ({error}); restore the file or its permissions"
-        if disk_failed(error):
-            told = f"cannot be written or read now ({error}); make room on its disk, or mend it"
+        told = unreadable(error, "restore the file or its permissions", what)
         raise Refusal("ledger", str(path), told) from error
 
 
@@ -226,7 +225,7 @@ def holds_entries(path: Path) -> bool:
     """
     size = _size(path)
     _size(_beside(path, ".lock"))
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    if not _writable(path.parent, os.W_OK | os.X_OK):
         raise Refusal("ledger", str(path), "its folder is missing or not writable; create the folder")
     return size > 0
 
@@ -237,9 +236,22 @@ def _size(name: Path) -> int:
     if status is None:
         return 0
     # Root could write a read-only file; the ledger respects the mode.
-    if not status.st_mode & stat.S_IWUSR or not os.access(name, os.R_OK | os.W_OK):
+    if not status.st_mode & stat.S_IWUSR or not _writable(name, os.R_OK | os.W_OK):
         raise Refusal("ledger", str(name), "cannot be read and written; mend its permissions")
     return status.st_size
+
+
+def _writable(name: Path, access: int) -> bool:
+    """Return whether this user has such access; a disk that is mounted read-only is no matter of permissions."""
+    if os.access(name, access):
+        return True
+    with (
+        refusing_ledger(name, "cannot be written"),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
+        if os.statvfs(name).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+    return False
 
 
 def regular(name: Path) -> os.stat_result | None:

@@ -24,7 +24,7 @@ from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adversary, Budget, Release
-from ..refusal import Refusal
+from ..refusal import Refusal, disk_remedy
 from .book import (
     CLOSE,
     COMMIT,
@@ -532,9 +532,8 @@ class Ledger:
                     self._chain.append(drafts, self._book.head)
             except sqlite3.Error as error:
                 self._resources.close()
-                remedy = (
-                    f"could not be written ({error}); nothing may leave until it can: mend the disk, resume"
-                )
+                mend = disk_remedy(error) or "mend the disk"
+                remedy = f"could not be written ({error}); nothing may leave until it can: {mend}; resume"
                 raise LedgerUnavailable("ledger", str(self.path), remedy) from error
             self._book.replay(self._chain)
             self._pending.clear()

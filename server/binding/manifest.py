@@ -11,7 +11,7 @@ from typing import Any
 
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import Head, canonical
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, unreadable
 from ...reports.files import (
     ASSESSMENT,
     AUDIT_ROWS,
@@ -171,5 +171,5 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise Refusal("manifest", str(path), "is missing; resume the run, which closes it") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
-        raise Refusal("manifest", str(path), f"cannot be read ({problem}); restore it") from problem
+        raise Refusal("manifest", str(path), unreadable(problem, "restore it")) from problem
     return manifest

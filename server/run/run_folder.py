@@ -27,7 +27,7 @@ from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal, refusing
+from ...privacy.refusal import Refusal, disk_remedy, refusing
 from ...privacy.tensor_file import safetensors_parts
 from ...reports.files import (
     AUDIT_KEY,
@@ -527,8 +527,8 @@ def _close(progress: Progress) -> None:
 def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> str:
     """Return the sentence for a run whose folder or ledger can no longer be written."""
     said, done = problem.strerror if isinstance(problem, OSError) else None, progress.state.round
-    what = said or str(problem)
-    return f"stopped after round {done}: {what}; make room, then {again(progress.run)} goes on from there"
+    what, mend = said or str(problem), disk_remedy(problem) or "mend it"
+    return f"stopped after round {done}: {what}; {mend}, then {again(progress.run)} goes on from there"
 
 
 def again(run: Run) -> str:
