@@ -52,7 +52,7 @@ def test_three_real_clients_charge_their_ledgers_by_person(mode: str, tmp_path: 
     everywhere = "privacy.clients_per_person=2"
     if mode == "record":
         code, said = processes.ended("server", "visits/server", *own, everywhere)
-        assert code == 2 and "no party can add those of one person's clients" in said
+        assert code == 2 and "nobody can add up the ledgers of one person's clients" in said
     else:
         own.append(everywhere)
     unit = "person" if mode == "record" else "person_everywhere"
