@@ -115,7 +115,8 @@ class Agent:
         if reply.has_error():
             outcome = DROP_REASONS.get(reply.error.code, "failed")
         if outcome in ("not eligible", "not ready"):
-            outcome += f": {self.device.why_not() or 'a moment ago'}"
+            with suppress(OSError):  # without open files; the device has logged it
+                outcome += f": {self.device.why_not() or 'a moment ago'}"
         run, number = ("", 0) if SPEC_RECORD not in message.content else read_round(message.content)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._note(run=run, round=number, outcome=outcome, at=now, answered=self._health.answered + 1)
