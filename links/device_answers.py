@@ -4,6 +4,7 @@ Work on an instruction is recorded on disk before it begins. After a power cut t
 instruction that it had begun with an error: its cost stays spent, and it is neither executed nor charged a second time.
 """
 
+import logging
 import os
 import random
 from collections import OrderedDict
@@ -14,13 +15,16 @@ from typing import TextIO
 from flwr.app import Error, Message
 
 from ..privacy.ledger.durable_files import replace_file
-from ..strategies.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE
+from ..privacy.refusal import disk_remedy
+from ..strategies.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
 
 MOST_BYTES = 1 << 30  # of an instruction
 KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MOST_DOUBLINGS = 16
 AWAY = "not connected"  # how a device says that it has lost its connection
+
+logger = logging.getLogger("fedveil.client")
 
 Handle = Callable[[Message], Message]
 Longest = Callable[[], float]
@@ -88,11 +92,18 @@ class Journal:
 def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
     """Return the reply to an instruction, without executing it a second time.
 
-    An instruction for which the device is not eligible, or whose model it cannot restore, counts as not begun.
+    An instruction for which the device is not eligible, whose model it cannot restore, or that it cannot record, counts
+    as not begun.
     """
     if name in begun:
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
-    begun.note(name)
+    try:
+        begun.note(name)
+    except OSError as error:
+        logger.error(
+            "no instruction can be begun (%s); %s", error.strerror, disk_remedy(error) or "mend the disk"
+        )
+        return Message(Error(NOT_READY, "the client's disk fails"), reply_to=message)
     reply = handle(message)
     if reply.has_error() and reply.error.code in (NOT_ELIGIBLE, NO_BASE):
         begun.take_back(name)

@@ -1,5 +1,7 @@
 """A device as a SuperNode: what it answers twice, what it owes."""
 
+import errno
+import os
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from fedveil.links.flower.device_end import ReplyMemory, read_node_key
 from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.wire import HANDLED_BEFORE
+from fedveil.strategies.wire import HANDLED_BEFORE, NOT_READY
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))
 asking = MADE["asking"]
@@ -75,6 +77,25 @@ def test_what_fails_leaves_as_a_code_without_words(journal: Journal) -> None:
 
     reply = ReplyMemory(2, failing, journal).to(arriving("a"))
     assert "17" not in str(reply.error)
+
+
+def test_an_instruction_that_cannot_be_noted_is_not_begun_and_has_a_sentence(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Handler()
+    answers = ReplyMemory(2, handler, journal)
+    with monkeypatch.context() as sick:
+        sick.setattr(os, "fsync", failing_sync)
+        reply = answers.to(arriving("a"))
+    assert (handler.handled, reply.error.code) == (0, NOT_READY)
+    assert caplog.messages == ["no instruction can be begun (Input/output error); mend its disk"]
+    assert not caplog.records[0].exc_info
+    answers.to(arriving("b", attempt=1))
+    assert handler.handled == 1
+
+
+def failing_sync(_: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 class Connection:

@@ -7,7 +7,7 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -215,8 +215,9 @@ def _client_log(federation: Federation, folder: Path) -> Generator[None]:
         with written_by(logging.getLogger("fedveil.client"), log):
             yield
     finally:
-        if path.exists() and not path.stat().st_size:
-            path.unlink()
+        with suppress(OSError):  # a disk that fails has ended the run with its own sentence
+            if path.exists() and not path.stat().st_size:
+                path.unlink()
 
 
 def _run_on(
