@@ -139,7 +139,7 @@ def opens_all(world: World, client: Death) -> bool:
     return stage in ("", *again) or exchange not in ("survivors", "confirmed")
 
 
-def wrongs(world: World, found: Any, client: Death = NOBODY) -> list[str]:
+def wrongs(world: World, found: Any, compared: bool = True) -> list[str]:
     """Return what must not be: a model other than that of the same cohorts among it, and noise that was not charged."""
     wrong = list(RULES["wrongs"](found, EPSILON, OWNERS_EPSILON))
     if replies(found)[-1] != CLIENTS:
@@ -150,9 +150,14 @@ def wrongs(world: World, found: Any, client: Death = NOBODY) -> list[str]:
         if ratio and row["abandoned"]:
             wrong.append(f"round {row['round']} was abandoned, and changed the model")
     model = (found.folder / "model.safetensors").read_bytes()
-    if opens_all(world, client) and world.models.setdefault(tuple(replies(found)), model) != model:
+    if compared and world.models.setdefault(tuple(replies(found)), model) != model:
         wrong.append("the model is another than that of the same cohorts")
     return wrong
+
+
+def says_who(found: Any, victims: Sequence[str]) -> bool:
+    """Whether the numbers of replies tell whose they are: of several victims any may be missing from a round."""
+    return len(victims) < 2 or all(count in (0, CLIENTS) for count in replies(found))
 
 
 def noise_over_charge(found: Any) -> list[float]:
@@ -227,16 +232,17 @@ def figures(world: World) -> dict[str, Any]:
 def one_run(world: World, server: Sequence[Death], client: Death, victims: Sequence[str] = ()) -> None:
     known = set(world.models)
     found = lived(world, f"run-{world.count}", server, client, victims)
+    compared = opens_all(world, client) and says_who(found, victims)
     told = {
         "death": [*server, client][0],
         "server": len(server),
         "clients": victims,
         "replies": replies(found),
         "dropped": [row["dropped"] for row in RULES["rows_of"](found.folder)],
-        "compared": opens_all(world, client) and tuple(replies(found)) in known,
+        "compared": compared and tuple(replies(found)) in known,
         "noise": noise_over_charge(found),
         "epsilon": verify(found.population).epsilon,
-        "wrong": wrongs(world, found, client),
+        "wrong": wrongs(world, found, compared),
     }
     print(json.dumps(told), flush=True)
     world.told.append(told)
