@@ -2899,7 +2899,7 @@ MUTATIONS = {
     ),
     "a run of both units is charged to its records twice": Mutation(
         "server/run/prepare.py",
-        "source = OF_RECORDS if local and federation.record is not None else None",
+        "source = OF_RECORDS if federation.record is not None and not simulated else None",
         "source = None",
         "test_server_one_budget.py",
         "hides_both_units",
