@@ -341,7 +341,9 @@ def test_each_device_trains_in_one_arm_also_after_the_server_was_killed_there(
         deal = ArmDeal(deals.pop(), 2)
         for name in world.clients:
             state = world.hearts / "clients" / name / "state"
-            assert json.loads((state / "deals.json").read_text()) == {"arms": [deal.key, 2, deal.arm_of(name)]}
+            assert json.loads((state / "deals.json").read_text()) == {
+                "arms": [deal.key, 2, deal.arm_of(name)]
+            }
             (own,) = (state / "ledgers").glob("client-*.ledger")
             taken = {number for _, number in reservations(own, "arms")}
             of_arm = {number for number in range(1, 7) if (number - 1) % 2 + 1 == deal.arm_of(name)}
