@@ -91,8 +91,8 @@ def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read")
       remedy: for the file itself.
       fault: of the file itself.
     """
-    mend = disk_remedy(error)
-    return f"{fault} ({error}); {remedy}" if mend is None else f"cannot be used now ({error}); {mend}"
+    mend, why = disk_remedy(error), getattr(error, "strerror", None) or error
+    return f"{fault} ({why}); {remedy}" if mend is None else f"cannot be used now ({why}); {mend}"
 
 
 @contextmanager

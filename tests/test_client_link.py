@@ -20,7 +20,7 @@ from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, view
+from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, NOT_READY, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
 MadeAuthority, Federation = MADE["MadeAuthority"], MADE["Federation"]
@@ -167,7 +167,7 @@ def test_a_failure_leaves_as_a_code_and_a_full_disk_trains_nothing(
     handled: list[Message] = []
     monkeypatch.setattr(begun, "note", full)
     monkeypatch.setattr(Journal, "__contains__", lambda *_: False)
-    assert reply_to(instruction(), lambda m: handled.append(m) or moved(m), begun).error.code == FAILED
+    assert reply_to(instruction(), lambda m: handled.append(m) or moved(m), begun).error.code == NOT_READY
     assert not handled
 
 

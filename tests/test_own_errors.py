@@ -90,17 +90,26 @@ def test_a_failure_in_a_round_is_told_with_the_end_of_the_run(
     assert f"clients.log ends with: RuntimeError: {TEXT}" in capsys.readouterr().err
 
 
+class Breaks(fv.Callback):
+    """Lets training fail once the run's checks have passed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
+
+    def start(self, run: fv.RunStart) -> None:
+        self.patch.setattr(Shops, "loss", staticmethod(failing(RuntimeError(TEXT))))
+
+
 def test_a_failure_on_real_data_is_for_its_log_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a screen it would show whether a client was drawn that fails."""
-    monkeypatch.setattr(Shops, "loss", staticmethod(late))
     monkeypatch.setattr(Shops, "simulated", False, raising=False)
     monkeypatch.setattr(Shops, "data_id", "shops", raising=False)
-    ledger = {"dir": str(tmp_path / "ledgers")}
-    run = fv.simulate(
-        Shops(), privacy="none", folder=tmp_path / "run", optimizer="adam", num_rounds=1, ledger=ledger
-    )
+    privacy = fv.ClientCentral(target_epsilon=8.0, target_delta=1e-2, allow_large_delta=True)
+    keys: dict[str, Any] = {"cohort": fv.All(), "num_rounds": 1, "accept_vacuous": True}
+    keys |= {"ledger": {"dir": str(tmp_path / "ledgers")}, "callbacks": [Breaks(monkeypatch)]}
+    run = fv.simulate(Shops(), privacy=privacy, folder=tmp_path / "run", **keys)
     assert run.status == "failed" and TEXT in (tmp_path / "run" / "clients.log").read_text()
     said = capsys.readouterr()
     assert TEXT not in said.err and TEXT not in said.out
