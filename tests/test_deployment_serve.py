@@ -419,9 +419,8 @@ def test_a_sum_of_what_records_paid_for_costs_them_nothing_more_at_server_and_de
     code, _ = served(hearts, *RECORD, "privacy=record_and_client", *both, "accept_vacuous=true", "run=both")
     sums = read_book(ledger_of(hearts)).releases.values()
     assert code == 0 and len(sums) == 3 and {each.source for each in sums} == {OF_RECORDS}
-    served(
-        hearts, *TOGETHER, "privacy.target_epsilon=9", "run=together"
-    )  # sums at 20 would leave nothing of 9
+    # Were sums at 20 a cost of records, nothing would be left of 9.
+    served(hearts, *TOGETHER, "privacy.target_epsilon=9", "run=together")
     assert "run both let each client spend epsilon 4 on its records before; the" in capsys.readouterr().out
     assert rows_of(hearts, "together")[0]["replies"] == 5
     for client in (hearts / "clients").iterdir():
@@ -925,6 +924,19 @@ def test_a_status_shows_brackets_of_a_reason_as_they_are(
     show(tmp_path, as_json=False)
     out = capsys.readouterr().out
     assert "hearts, run spring: failed: [red] is no [/value]" in out and "audit: [/b]" in out
+
+
+@pytest.mark.parametrize(("left", "said"), [(0.0004, ", nothing left"), (0.0006, ", 0.001 left")])
+def test_a_status_says_that_nothing_is_left_and_that_nobody_is_enrolled(
+    left: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"unit": "client", "target": 3.0, "spent": 3.0 - left, "left": left, "delta": 1e-4}
+    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [{**row, "own_ledgers": False}]}
+    about = {"federation": "hearts", "run": "spring", "state": "completed", "reason": ""}
+    (tmp_path / "status.json").write_text(json.dumps({**status, **about}))
+    assert show(tmp_path, as_json=False) == 0
+    out = capsys.readouterr().out
+    assert f"of 3 spent at delta 0.0001{said}\n" in out and "no client is on the roster" in out
 
 
 def test_prometheus_is_answered_before_the_first_round_of_a_trusted_server() -> None:
