@@ -23,7 +23,6 @@ from ..privacy.secagg.attempt import Openings, Work
 from ..privacy.secagg.client import Participant, declined, read_state, write_state
 from ..privacy.secagg.graph import colluders
 from ..privacy.secagg.masks import Vector
-from ..privacy.secagg.messages import Proposal, read_any
 from ..privacy.secagg.refusal import Reason, Refused
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
@@ -88,7 +87,7 @@ def _answered(job: TrainingJob, asked: Sequence[bytes]) -> Message:
     node = _remembered(context, _for_vectors(identity, message.content))
     try:
         work = job.work(node) if records_of(message.content, ArrayRecord) else None
-        replies = [_handled(node, identity, each, work) for each in asked]
+        replies = [_handled(node, each, work) for each in asked]
     finally:
         context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
     codes = [reply for reply in replies if isinstance(reply, int)]
@@ -124,10 +123,9 @@ def _remembered(context: Context, identity: Identity) -> Participant:
     return node
 
 
-def _handled(node: Participant, identity: Identity, message: bytes, work: Work | None) -> bytes | int:
+def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | int:
     """Return the reply to one message, or the code of the reason; other messages of the instruction are still answered."""
     try:
-        _check_peers(identity, message)
         return node.handle(message, int(time.time()), work)
     except Refused as refused:
         logger.warning("node %s stops: %s", node.node, refused)
@@ -138,16 +136,6 @@ def _handled(node: Participant, identity: Identity, message: bytes, work: Work |
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return FAILED
-
-
-def _check_peers(identity: Identity, message: bytes) -> None:
-    """Refuse a proposal whose cohort has fewer of the owner's peers than the policy requires."""
-    policy = identity.policy
-    if policy.peers_at_least and isinstance(said := read_any(message), Proposal):
-        others = [node for node in said.candidates if node != identity.node]
-        here = len(others) - identity.roster.outsiders(others, policy.peers)
-        if here < policy.peers_at_least:
-            raise Refused(Reason.POLICY, f"peers_at_least: {here} of the owner's peers are in the cohort")
 
 
 @dataclass(frozen=True)
@@ -199,7 +187,7 @@ class TrainingJob:
             return OwnNoise(0, terms.noise_multiplier)
         cohort = next(each.candidates for each in node.attempts.values() if each.terms == terms)
         others = [each for each in cohort if each != self.identity.node]
-        outsiders = self.identity.roster.outsiders(others, policy.peers)
+        outsiders = len(others) - len(self.identity.roster.holders(policy.peers, others))
         sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
         multiplier = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
         if multiplier < policy.minimum_noise_multiplier:

@@ -1658,11 +1658,25 @@ MUTATIONS = {
         "wait_for_their_owner",
     ),
     "a cohort without the owner's peers is joined": Mutation(
-        "client/secure_update.py",
-        "if here < policy.peers_at_least:",
-        "if False:",
+        "privacy/secagg/client.py",
+        "        self._check_peers(candidates)\n",
+        "",
         "test_client_rosters.py",
         "too_few_peers",
+    ),
+    "a vector is summed though the owner's peers have left": Mutation(
+        "privacy/secagg/client.py",
+        "        self._check_peers(nodes)\n",
+        "",
+        "test_privacy_secagg_attacks.py",
+        "too_few_of_its_owners_peers",
+    ),
+    "a peer is one that the server names": Mutation(
+        "privacy/secagg/client.py",
+        "for peer in {*peers, *demanded}], now)",
+        "for peer in peers], now)",
+        "test_privacy_secagg_attacks.py",
+        "only_names",
     ),
     "members that nobody vouches for are believed": Mutation(
         "client/secure_update.py",

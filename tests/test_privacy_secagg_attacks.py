@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.secagg import bindings, client, messages
 from fedveil.privacy.secagg.attempt import Work, quorum
-from fedveil.privacy.secagg.bindings import advert_body, confirmation_body
+from fedveil.privacy.secagg.bindings import Agreement, advert_body, confirmation_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.deal import challenge_of, label_of
 from fedveil.privacy.secagg.masks import add_masks
@@ -506,6 +506,82 @@ def test_an_attempt_ends_where_its_node_has_another_roster_since(stage):
     node.roster = replace(cohort.roster, version=4)
     assert refusal(cohort, victim, out[victim]) is Reason.UNKNOWN_MEMBER
     assert not node.attempts
+
+
+# What an owner demands of a cohort's members holds to the end.
+
+
+def demanding(cohort, least, count):
+    """Let the first node's owner demand so many of `count` peers, the last nodes; return the node and the peers."""
+    victim, *others = cohort.nodes
+    peers = others[-count:]
+    names = frozenset(cohort.roster.member(node, NOW).fingerprint for node in peers)
+    node = cohort.nodes[victim]
+    node.policy = replace(node.policy, peers=names, peers_at_least=least)
+    return victim, peers
+
+
+def without(message, kind, gone):
+    """Return a message that names a cohort without some of its nodes."""
+    said = read(message, kind)
+    if kind is messages.CohortAdverts:
+        return write(replace(said, adverts=tuple(each for each in said.adverts if each.node not in gone)))
+    if kind is messages.Survivors:
+        alive = tuple(node for node in said.alive if node not in gone)
+        return write(replace(said, alive=alive, dead=tuple(sorted({*said.dead, *gone}))))
+    return write(replace(said, sharers=tuple(node for node in said.sharers if node not in gone)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [("share", messages.CohortAdverts), ("mask", messages.Inbox), ("confirm", messages.Survivors)],
+)
+def test_a_node_is_not_summed_once_too_few_of_its_owners_peers_are_left(stage, kind):
+    for least, reason in ((2, Reason.POLICY), (1, None)):
+        cohort = Cohort(7, 4)
+        victim, peers = demanding(cohort, least, count=2)
+        _, out = play(cohort, stage)
+        message, node = without(out[victim], kind, peers[:1]), cohort.nodes[victim]
+        if reason is None:
+            node.handle(message, NOW, Work(MODEL, lambda terms: (np.zeros(DIMENSION, np.uint32), ())))
+        else:
+            assert refusal(cohort, victim, message) is reason
+            assert not node.attempts
+
+
+def test_a_node_does_not_deal_among_too_few_peers_who_dealt():
+    cohort = Cohort(7, 4)
+    victim, peers = demanding(cohort, 2, count=2)
+    vectors = cohort.vectors(DIMENSION)
+    assert isinstance(cohort.run(vectors, silent={"share": peers[:1]}), OpenedSum)
+    assert cohort.refusals == {victim: Reason.POLICY} and victim not in cohort.charged
+    assert len(cohort.charged) == 5
+
+
+def agreed_of(attempt, adverts):
+    return Agreement(attempt.terms, attempt.context, attempt.candidates, adverts)
+
+
+def test_a_peer_that_the_server_only_names_is_no_peer():
+    """In a sparse graph a node checks the keys of its neighbours; the keys of its owner's peers as well."""
+    for demanded, reason in ((0, None), (1, Reason.BAD_SIGNATURE)):
+        cohort = Cohort(40, 6, neighbours=8)
+        attempt, out = play(cohort, "share")
+        victim, node = next(iter(cohort.nodes.items()))
+        adverts = read(out[victim], messages.CohortAdverts).adverts
+        far, forged = next(
+            (far, named)
+            for far in cohort.nodes
+            for named in [tuple(replace(a, signature=bytes(64)) if a.node == far else a for a in adverts)]
+            if far not in [victim, *agreed_of(node.attempts[attempt.context], named).neighbours(victim)]
+        )
+        names = frozenset({cohort.roster.member(far, NOW).fingerprint})
+        node.policy = replace(node.policy, peers=names, peers_at_least=demanded)
+        message = edited(out[victim], messages.CohortAdverts, adverts=forged)
+        if reason is None:
+            assert node.handle(message, NOW)
+        else:
+            assert refusal(cohort, victim, message) is reason
 
 
 def test_a_roster_of_the_servers_own_is_refused():

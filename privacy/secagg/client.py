@@ -122,6 +122,22 @@ class Participant:
         if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
             raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
 
+    def _enough(self, terms: AttemptTerms, nodes: Sequence[int], neighbours: Sequence[int]) -> None:
+        if len(nodes) < terms.minimum_survivors or len(neighbours) < terms.threshold:
+            raise Refused(Reason.TOO_FEW, "too few nodes are left to hide this one among them")
+        self._check_peers(nodes)
+
+    def _check_peers(self, nodes: Sequence[int]) -> list[int]:
+        """Return the owner's peers among the nodes of a sum, if the owner requires any."""
+        least = self.policy.peers_at_least
+        peers = self.roster.holders(self.policy.peers, nodes) if least else []
+        peers = [node for node in peers if node != self.node]
+        if len(peers) < least:
+            raise Refused(
+                Reason.POLICY, f"peers_at_least={least}: {len(peers)} of the owner's peers are left"
+            )
+        return peers
+
     def _join(self, proposal: wire.Proposal, now: int) -> bytes:
         """0: hold the terms against the policy, and make the keys of this attempt."""
         terms, candidates = proposal.terms, proposal.candidates
@@ -129,6 +145,7 @@ class Participant:
         self._check_roster(terms)
         if len(candidates) != terms.cohort_size or self.node not in candidates:
             raise Refused(Reason.WRONG_COHORT, "the cohort is not of the stated size, or without this node")
+        self._check_peers(candidates)
         for node in candidates:
             self.roster.member(node, now)
         self._once(terms)
@@ -174,8 +191,11 @@ class Participant:
         agreed = attempt.agreed
         agreed.check_keys()
         peers = agreed.neighbours(self.node)
-        check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in peers], now)
-        _enough(attempt.terms, agreed.nodes, peers)
+        demanded = self._check_peers(
+            agreed.nodes
+        )  # a name that the server repeats is no peer that takes part
+        check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in {*peers, *demanded}], now)
+        self._enough(attempt.terms, agreed.nodes, peers)
         points = [agreed.points[peer] for peer in peers]
         seeds = attempt.own_seed, attempt.mask_seed
         dealt = deal(agreed.cohort, self.node, seeds, attempt.terms.threshold, points)
@@ -206,7 +226,7 @@ class Participant:
         if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
         peers = agreed.neighbours(self.node, set(parcels.sharers))
-        _enough(attempt.terms, parcels.sharers, peers)
+        self._enough(attempt.terms, parcels.sharers, peers)
         found = _parcels(agreed, self.node, peers, parcels)
         held, accused = bytearray(), list[int]()
         for parcel in found:
@@ -279,7 +299,7 @@ class Participant:
         if self.node not in inbox.sharers or not set(inbox.sharers) <= dealt:
             raise Refused(Reason.WRONG_COHORT, "who stays is not a part of who shared, with this node")
         peers = agreed.neighbours(self.node, set(inbox.sharers))
-        _enough(attempt.terms, inbox.sharers, peers)
+        self._enough(attempt.terms, inbox.sharers, peers)
         pairs = dict(
             zip(agreed.neighbours(self.node, dealt), cut(attempt.held, 2 * wire.SHARE_BYTES), strict=True)
         )
@@ -308,7 +328,7 @@ class Participant:
         if alive | set(sets.dead) != set(attempt.sharers) or self.node not in alive:
             raise Refused(Reason.WRONG_COHORT, "alive and dead are not who shared, or this node is not alive")
         agreed = attempt.agreed
-        _enough(attempt.terms, sets.alive, agreed.neighbours(self.node, alive))
+        self._enough(attempt.terms, sets.alive, agreed.neighbours(self.node, alive))
         attempt.alive = sets.alive
         if attempt.terms.profile is Profile.SEMI_HONEST:
             return self._reveal(attempt)
@@ -363,11 +383,6 @@ def _parcels(agreed: Agreement, node: int, peers: Sequence[int], message: wire.P
 
 def _put(row: bytes, place: int, piece: bytes) -> bytes:
     return row[: len(piece) * place] + piece + row[len(piece) * (place + 1) :]
-
-
-def _enough(terms: AttemptTerms, nodes: Sequence[int], peers: Sequence[int]) -> None:
-    if len(nodes) < terms.minimum_survivors or len(peers) < terms.threshold:
-        raise Refused(Reason.TOO_FEW, "too few nodes are left to hide this one among them")
 
 
 # --- what a node remembers between two messages, sealed under a key of its own

@@ -104,15 +104,10 @@ class Roster:
         parts = (part for member in self.members for part in member.parts)
         return digest(Purpose.ROSTER, self.version, len(self.earlier), *self.earlier, *parts)
 
-    def outsiders(self, nodes: Iterable[int], vouched: AbstractSet[str]) -> int:
-        """Return how many of the nodes hold none of the keys with these fingerprints.
-
-        Args:
-          nodes: of members, or of nobody.
-          vouched: fingerprints as `Member.fingerprint` has them.
-        """
-        known = (self._by_node.get(node) for node in nodes)
-        return sum(member is None or member.fingerprint not in vouched for member in known)
+    def holders(self, fingerprints: AbstractSet[str], nodes: Iterable[int]) -> list[int]:
+        """Return those of the nodes that hold keys with these fingerprints, as `Member.fingerprint` has them."""
+        known = ((node, self._by_node.get(node)) for node in nodes)
+        return [node for node, member in known if member and member.fingerprint in fingerprints]
 
     def follows(self, other: Roster) -> bool:
         """Return whether this version's chain holds the other one, as it holds every version that it came from."""
