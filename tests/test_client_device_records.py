@@ -93,6 +93,17 @@ def test_noise_is_planned_from_the_devices_own_records_and_the_smaller_budget(de
     assert less is not None and less.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
 
 
+def test_an_owner_has_at_least_the_noise_that_the_policy_names(device):
+    """Whatever the budget would allow; a record that is exchanged moves a step by two norms."""
+    generous = replace(ORDER, record=replace(RECORD, participations=1))
+    for adjacency, least in ((Adjacency.ZERO_OUT, 40.0), (Adjacency.REPLACE_ONE, 20.0)):
+        order = replace(generous, record=replace(generous.record, adjacency=adjacency))
+        assert device.merged(order).record.noise_multiplier(100) < least
+        policy = replace(device.bundle.policy, minimum_noise_multiplier=40.0)
+        strict = replace(device, bundle=replace(device.bundle, policy=policy))
+        assert strict.merged(order).record.noise_multiplier(100) == least
+
+
 def test_an_order_that_the_task_cannot_follow_is_refused_before_anything_is_charged(device):
     for name, code in (("muon", FAILED), ("adam", 0)):  # Muon trains matrices, and the model has a bias
         order = replace(ORDER, training=replace(ORDER.training, optimizer=Optimizer(name)))

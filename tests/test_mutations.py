@@ -383,6 +383,20 @@ MUTATIONS = {
         QUESTION_TESTS,
         "older_name",
     ),
+    "a record-level question takes any noise": Mutation(
+        "client/device/order_policy.py",
+        "if noise is not None and not noise >= policy.minimum_noise_multiplier:",
+        "if order.client and not noise >= policy.minimum_noise_multiplier:",
+        RECORD_QUESTION_TESTS,
+        "no_less_noise",
+    ),
+    "a step on records has less noise than its owner demands": Mutation(
+        "client/device/device.py",
+        "((0, max(self._noise[plan], least)),)",
+        "((0, self._noise[plan]),)",
+        "test_client_device_records.py",
+        "at_least_the_noise",
+    ),
     "a device answers for any purpose": Mutation(
         "client/device/order_policy.py",
         "if purpose not in policy.purposes:",

@@ -285,6 +285,15 @@ def test_a_device_refuses_what_its_owner_did_not_allow(
     assert not device.own_ledger.records.exists() and not device.own_ledger.path.exists()
 
 
+def test_a_device_adds_no_less_noise_than_its_owner_demands(clients: Path) -> None:
+    """In the clear nothing else hides the records of one client."""
+    for least, code in ((3.1, OWNERS_POLICY), (3.0, 0)):
+        allowed = {"purposes": ("statistics",), "minimum_noise_multiplier": least}
+        device = MADE["device_of"](clients / "c0", **allowed)
+        assert MADE["code_of"](device, message(of_labels())) == code
+        assert device.own_ledger.records.exists() == (code == 0)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_servers_folder_asks_its_clients_about_records(tmp_path: Path, mode: str) -> None:
     hearts = SERVED["make_federation"](tmp_path)

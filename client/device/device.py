@@ -321,7 +321,8 @@ class Device:
         plan = (record, records, settings.training, order.participations, run)
         if plan not in self._noise:
             self._noise[plan] = self._planned(record, records, settings, order.participations, run)
-        return replace(record, noise_by_records=((0, self._noise[plan]),))
+        least = self.bundle.policy.minimum_noise_multiplier / order.adjacency.distance
+        return replace(record, noise_by_records=((0, max(self._noise[plan], least)),))
 
     def _planned(
         self, record: RecordPrivacy, records: int, settings: ClientSettings, participations: int, run: str

@@ -185,10 +185,12 @@ def _violations(
         if (sum_spec_of(content).unit_norm is not None) != (order.privacy in STEP_MODES):
             yield "unit_norm", sum_spec_of(content).unit_norm, f"is not of privacy={order.privacy}"
         yield from _too_long(sum_spec_of(content), policy)
-    elif order.client is not None:
+    noise = own_noise_of(content)
+    if terms is None and order.client is not None:
         yield from _too_long(read_spec(content) or SumSpec(None), policy)
-        if not (noise := noise_over_clip(order.client)) >= policy.minimum_noise_multiplier:
-            yield "noise_multiplier", noise, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}"
+        noise = noise_over_clip(order.client)
+    if noise is not None and not noise >= policy.minimum_noise_multiplier:
+        yield "noise_multiplier", noise, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}"
 
 
 def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object, str]]:
