@@ -115,19 +115,21 @@ def roster(
     Raises:
       Refusal: the bundle cannot be used, no such version waits, or the roster in the file is not to be signed.
     """
+    if version is not None:
+        # The bundle may not be usable before this approval, or before its keys are renewed.
+        state, policy = state_of(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+        waiting = roster_changes.waiting_for(state, version)
+        own = OwnLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
+        own.approved(waiting.version, waiting.hash, reason)
+        roster_changes.approve(state, waiting)
+        print(f"approved: {waiting}")
+        return 0
     bundle = read_client_bundle(folder)
     if sign is not None:
         asked, _ = read_signed_roster(sign, bundle.identity.policy.authority)
         written = write_cosignature(bundle, asked)
         print(change_between(bundle.identity.roster, asked))
         print(f"signed: send {written} to the holder of the authority")
-        return 0
-    if version is not None:
-        waiting = roster_changes.waiting_for(bundle.state, version)
-        own = OwnLedger(bundle.state / LEDGERS, device_name(bundle), bundle.policy.cap)
-        own.approved(waiting.version, waiting.hash, reason)
-        roster_changes.approve(bundle.state, waiting)
-        print(f"approved: {waiting}")
         return 0
     held, vouched = bundle.identity.roster, bundle.identity.policy.peers
     waiting, seen = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
@@ -157,6 +159,8 @@ def roster(
         demands = [f"--approve {waiting.version}"] * bundle.policy.approve_rosters
         if least := bundle.policy.cosigned_by_at_least:
             demands.append(f"{least} signatures of others")
+        if least := bundle.policy.peers_at_least:
+            demands.append(f"{least} of [peers]")
         print(f"waits ({', '.join(demands)}): {waiting}")
     return 0
 

@@ -267,12 +267,7 @@ def test_a_roster_that_too_few_members_signed_is_refused_by_name(
     enough = cosigned(desk, "c2")
     assert "signed by c0, c1, c2" in capsys.readouterr().out
     assert rosters()[1] == enough and rosters()[0].version == 2  # a running server sends it on
-    pinned_to = replace(
-        bundle,
-        identity=replace(
-            bundle.identity, policy=replace(bundle.identity.policy, peers=frozenset(("0" * 64,)))
-        ),
-    )
+    pinned_to = replace(bundle, policy=replace(bundle.policy, peers={"nobody": "0" * 64}))
     with pytest.raises(Refusal, match="is signed by nobody of the owner's peers"):
         renew_roster(pinned_to, enough)
     renewed = renew_roster(bundle, enough)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,6 @@ from ...configs.bundle_files import (
     ROSTER,
     Credentials,
     read_credentials,
-    read_file,
     read_private_key,
     read_secret,
     read_signed_roster,
@@ -29,19 +29,19 @@ from ...configs.bundle_files import (
     refuse_writable,
 )
 from ...configs.strict import Section
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.durable_files import replace_file, sync_folder
 from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
+from .enrolment import REQUEST
 from .owner_policy import POLICY_DEFAULTS, OwnerPolicy, read_policy
-from .roster_changes import Demands, check_change, note
+from .roster_changes import adopt, check_change
 
-logger = logging.getLogger("fedveil.client")
-
-DEVICE_FILE, POLICY = "client.toml", "policy.toml"
+DEVICE_FILE, POLICY = OWNERS = ("client.toml", "policy.toml")  # which a new enrolment keeps
+REPLACING = "replacing"  # folder of a whole new bundle, of which every reader completes the replacement
 KINDS = ("linear",)
 TABLES = "csv"  # the shipped task on the device's own tables
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
@@ -161,39 +161,44 @@ class ClientBundle:
         return self.folder / "supernode.key"
 
 
-def read_client_bundle(folder: Path) -> ClientBundle:
+def read_client_bundle(folder: Path, place: Path | None = None) -> ClientBundle:
     """Return the bundle in `folder`.
 
+    Args:
+      folder: of its files.
+      place: folder of the bundle that it shall replace, with the device's state; None if it is in its place.
+
     Raises:
-      Refusal: a file is missing, invalid or inconsistent with the others, or other users may read a secret.
+      Refusal: a file is missing, invalid or inconsistent with the others, other users may read a secret, or its roster
+        changes the device's in a way that the owner does not allow.
     """
     settings = read_device_file(folder)
     policy = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
     credentials = read_credentials(folder, settings.federation, settings.name)
-    key, state = read_private_key(folder / "identity.key"), folder / settings.state
+    key = read_private_key(folder / "identity.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
-    roster = _newest_roster(folder / ROSTER, state / ROSTER, policy)
-    _check_membership(settings.node, settings.name, key, roster)
-    identity = Identity(settings.node, key, _node_key(state / "node.key"), policy.floors, roster)
+    roster = _roster_in_force(folder, place or folder, settings, policy, key)
+    _check_membership(settings, key, roster)
+    node_key = _node_key((place or folder) / settings.state / "node.key")
+    identity = Identity(settings.node, key, node_key, policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
 
 
 def take_shipped(bundle: ClientBundle) -> None:
-    """Record the changes of a roster that the owner has put into the bundle, and store it as the newest.
+    """Store a roster that the owner has put into the bundle as the device's, and record its changes.
 
     Raises:
       OSError: the state folder cannot be written.
     """
-    kept, newest = bundle.state / ROSTER, bundle.identity.roster
-    if kept.exists():
-        held, _ = read_signed_roster(kept, bundle.identity.policy.authority)
-        if held.version >= newest.version:
-            return
-        if not newest.follows(held):
-            logger.error("roster version %s does not follow from version %s", newest.version, held.version)
-        note(bundle.state, change_between(held, newest))
-    replace_file(kept, read_file(bundle.folder / ROSTER))
+    kept, newest, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.identity.policy.authority
+    shipped, signed = read_signed_roster(bundle.folder / ROSTER, authority)
+    if shipped.hash != newest.hash:  # the device has a newer one, or its owner does not allow this one yet
+        return
+    if not kept.exists():
+        replace_file(kept, signed)
+    elif (held := read_signed_roster(kept, authority)[0]).version < newest.version:
+        adopt(bundle.state, change_between(held, newest), signed)
 
 
 def read_device_file(folder: Path) -> DeviceFile:
@@ -203,7 +208,41 @@ def read_device_file(folder: Path) -> DeviceFile:
       Refusal: it is missing or invalid, or other users may change it, the policy or the folder.
     """
     refuse_writable(folder, DEVICE_FILE, POLICY)
+    finish_replacement(folder)
     return read_toml(folder / DEVICE_FILE, read_settings, DEFAULTS)
+
+
+def replace_bundle(folder: Path, whole: Path) -> None:
+    """Replace the bundle in `folder`, except its owner's files, by one that was read whole.
+
+    One rename decides: before it the old bundle is in force, and after it every reader completes the new one.
+
+    Args:
+      folder: of the bundle.
+      whole: a folder in it with the new files.
+
+    Raises:
+      Refusal: the folder cannot be written.
+    """
+    with refusing("folder", folder, "cannot be written"):
+        sync_folder(whole)
+        whole.rename(folder / REPLACING)
+        sync_folder(folder)
+    finish_replacement(folder)
+
+
+def finish_replacement(folder: Path) -> None:
+    """Complete the replacement of a bundle that was interrupted, if there is one."""
+    fresh = folder / REPLACING
+    if not fresh.exists():
+        return
+    with refusing("folder", folder, "cannot be written"):
+        for path in fresh.iterdir():
+            kept = path.name == REQUEST or (path.name in OWNERS and (folder / path.name).exists())
+            with suppress(FileNotFoundError):  # another process completes it as well
+                path.unlink() if kept else path.replace(folder / path.name)
+        sync_folder(folder)
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
@@ -214,23 +253,21 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
       signed: from the server; it needs the authority's signature and a higher version.
 
     Raises:
-      Refusal: the authority did not sign it, it does not follow from the device's roster, it no longer lists this
-        client, or it lacks signatures or an approval that the owner requires.
+      Refusal: the authority did not sign it, it no longer lists this client, or as of `check_change`.
     """
+    own, settings = bundle.identity, bundle.settings
     try:
-        roster = read_roster(signed, bundle.identity.policy.authority)
+        roster = read_roster(signed, own.policy.authority)
     except Refused as refused:
         remedy = f"is not signed by the authority ({refused})"
-        raise Refusal("roster", bundle.settings.federation, remedy) from None
-    if roster.version <= bundle.identity.roster.version:
+        raise Refusal("roster", settings.federation, remedy) from None
+    if roster.version <= own.roster.version:
         return bundle
-    _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
+    _check_membership(settings, own.key, roster)
+    change = check_change(bundle.state, own.roster, roster, signed, settings.name, bundle.policy)
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own, policy = bundle.identity, bundle.policy
-    demands = Demands(policy.approve_rosters, policy.cosigned_by_at_least, own.policy.peers)
-    check_change(bundle.state, own.roster, roster, signed, public_of(own.key), demands)
-    replace_file(bundle.state / ROSTER, signed)
-    return replace(bundle, identity=replace(bundle.identity, roster=roster))
+    adopt(bundle.state, change, signed)
+    return replace(bundle, identity=replace(own, roster=roster))
 
 
 def read_settings(section: Section) -> DeviceFile:
@@ -292,25 +329,38 @@ def _nested(section: Section, key: str, read: Callable[[Section], Read]) -> Read
     return made
 
 
-def _newest_roster(shipped: Path, received: Path, policy: OwnerPolicy) -> Roster:
-    authority = bytes.fromhex(policy.authority)
-    rosters = [
-        read_signed_roster(path, authority)[0]
-        for path in (shipped, received)
-        if path == shipped or path.exists()
-    ]
-    newest = max(rosters, key=lambda roster: roster.version)
-    if newest.version < policy.minimum_roster_version:
+def _roster_in_force(
+    folder: Path, place: Path, own: DeviceFile, policy: OwnerPolicy, key: Ed25519PrivateKey
+) -> Roster:
+    """Return the bundle's roster or, if the owner does not allow its changes yet, the one that the device has."""
+    state, authority = place / own.state, bytes.fromhex(policy.authority)
+    roster, signed = read_signed_roster(folder / ROSTER, authority)
+    path = state / ROSTER if (state / ROSTER).exists() else place / ROSTER
+    held = read_signed_roster(path, authority)[0] if path.exists() else roster
+    if roster.version > held.version:
+        try:
+            check_change(state, held, roster, signed, own.name, policy)
+        except Refusal:
+            if not _lists(held, own, key):
+                raise
+            roster = held
+    else:
+        roster = held
+    if roster.version < policy.minimum_roster_version:
         least = policy.minimum_roster_version
-        remedy = f"has version {newest.version}; the policy requires {least} or newer"
-        raise Refusal("file", str(shipped), remedy)
-    return newest
+        remedy = f"has version {roster.version}; the policy requires {least} or newer"
+        raise Refusal("file", str(folder / ROSTER), remedy)
+    return roster
 
 
-def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Roster) -> None:
-    if [(m.name, m.public) for m in roster.members if m.node == node] != [(name, public_of(key))]:
+def _lists(roster: Roster, own: DeviceFile, key: Ed25519PrivateKey) -> bool:
+    return [(m.name, m.public) for m in roster.members if m.node == own.node] == [(own.name, public_of(key))]
+
+
+def _check_membership(own: DeviceFile, key: Ed25519PrivateKey, roster: Roster) -> None:
+    if not _lists(roster, own, key):
         remedy = f"is not in roster version {roster.version} with this key: it was revoked or has new keys"
-        raise Refusal("name", name, remedy)
+        raise Refusal("name", own.name, remedy)
 
 
 def _node_key(path: Path) -> bytes:

@@ -47,7 +47,7 @@ from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, peopl
 from ..private_update import NotTrained, or_unchanged, private_update
 from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
-from .client_bundle import TABLES, ClientBundle, renew_roster
+from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .eligibility import ROOT, obstacle
 from .held_model import FILE, HeldModel
 from .order_policy import accepted
@@ -373,7 +373,7 @@ def read_device(bundle: ClientBundle) -> Device:
         LocalTraining(),  # each order has its own
         task_options={**choice.options, **choice.args},
         allow_modules=choice.allow_modules,
-        device=device_name(bundle),
+        device=device_name(bundle.settings),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
     make = _of_task if choice.kind is None else _of_linear_model
@@ -478,9 +478,8 @@ def _check_own(task: Task, client: int) -> None:
         check_taken(data, whose, task.model().eval(), task.loss)
 
 
-def device_name(bundle: ClientBundle) -> str:
+def device_name(own: DeviceFile) -> str:
     """Return the device's name on its ledgers: SHA-256 of the federation's name and its own, in hexadecimal."""
-    own = bundle.settings
     return hashlib.sha256(f"{own.federation}/{own.name}".encode()).hexdigest()
 
 

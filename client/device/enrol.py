@@ -11,21 +11,30 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ...configs.bundle_files import ROSTER, read_file
+from ...configs.bundle_files import ROSTER, read_file, read_toml
 from ...links.enrolment.device_end import ask, authority_of
 from ...links.enrolment.token import Token, lock_of, seal_of
 from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
 from ...privacy.refusal import Refusal, refusing
+from ...privacy.secagg.suite import KEY_BYTES
 from .admission import read_admission
-from .client_bundle import DEVICE_FILE, POLICY, read_client_bundle, read_device_file
+from .client_bundle import (
+    DEVICE_FILE,
+    OWNERS,
+    POLICY,
+    finish_replacement,
+    read_client_bundle,
+    read_device_file,
+    replace_bundle,
+)
 from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
+from .owner_policy import POLICY_DEFAULTS, read_policy
 
 logger = logging.getLogger("fedveil.client")
 
 MAKING = "enrolling"  # folder of the keys before their admission
 ENROLLED = "enrolled"  # file with the token's lock
 ASK_SECONDS = 5.0  # between two polls for the authority's answer
-OWNERS = (DEVICE_FILE, POLICY)  # the owner's files: a new enrolment of the device keeps them
 WHY = {
     "unknown": "is not known there: it was withdrawn or replaced; ask for a new one",
     "ended": "has ended; ask for a new one",
@@ -48,8 +57,10 @@ def enrol(
       Whether the device was admitted.
 
     Raises:
-      Refusal: the token is not accepted, the connection is intercepted, or the folder is another device's.
+      Refusal: the token is not accepted, the connection is intercepted, the folder is another device's, or its owner's
+        policy does not allow the roster. The device's bundle stays as it is.
     """
+    finish_replacement(folder)
     completed = folder / ENROLLED
     if completed.exists() and completed.read_bytes() == lock_of(token.door).encode():
         return True
@@ -88,6 +99,7 @@ def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> 
     """Ask once; return None once the device is admitted, and otherwise the pending step, in words."""
     try:
         ca, authority = authority_of(token)
+        _check_authority(token, folder, authority)
         reply = ask(token, ca, request, seal_of(token.sealing, request))
     except ssl.SSLCertVerificationError as error:
         remedy = f"has no certificate of the authority for that name ({error.verify_message})"
@@ -112,14 +124,21 @@ def _check_folder(token: Token, folder: Path) -> None:
         raise Refusal("folder", str(folder), "already holds keys; name another folder for new ones")
 
 
+def _check_authority(token: Token, folder: Path, authority: bytes) -> None:
+    """Refuse an authority other than the one in the owner's policy, before it is asked to admit anything."""
+    if (folder / POLICY).exists():
+        named = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS).authority
+        if bytes.fromhex(named)[:KEY_BYTES] != authority[:KEY_BYTES]:
+            remedy = f"is of another authority than {folder / POLICY} names; enrol into another folder"
+            raise Refusal("token", token.name, remedy)
+
+
 def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes) -> None:
-    """Store the authority's files beside the device's keys; a later call completes an interrupted one."""
+    """Make the whole bundle beside the device's, read it, and replace that; a later call repeats what was cut short."""
     making = folder / MAKING
     with refusing("folder", folder, "cannot be written"):
-        kept = {name for name in OWNERS if (folder / name).exists()}
-        public = {name: data for name, data in files.items() if name not in kept}
-        replace_files(folder, {name: read_file(making / name) for name in PRIVATE})
-        replace_files(folder, {**public, ROSTER: roster}, PUBLIC)
-        read_client_bundle(folder)
-        replace_file(folder / ENROLLED, lock_of(token.door).encode())
-        shutil.rmtree(making)
+        kept = {name: read_file(folder / name) for name in OWNERS if (folder / name).exists()}
+        replace_files(making, {**files, **kept, ROSTER: roster}, PUBLIC)
+        replace_file(making / ENROLLED, lock_of(token.door).encode())
+    read_client_bundle(making, folder)
+    replace_bundle(folder, making)

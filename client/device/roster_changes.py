@@ -6,14 +6,16 @@ party.
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from ...configs.bundle_files import ROSTER
 from ...privacy.bounded_decoding import read_kept, read_lines
 from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster, cosignatures_in, cosigned_by
 from ...privacy.secagg.roster_change import RosterChange, change_between
+from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
 
@@ -21,73 +23,72 @@ CHANGES, PENDING, APPROVED = "rosters.jsonl", "roster.pending.json", "roster.app
 PENDING_ROSTER = "roster.pending.bin"  # as received, for its owner to sign
 
 
-@dataclass(frozen=True)
-class Demands:
-    """An owner's requirements on a roster with changed members.
-
-    Attributes:
-      approval: whether the owner must approve.
-      cosigned: smallest number of other members' signatures.
-      peers: fingerprints of the signers that count; empty for all members of the previous roster.
-    """
-
-    approval: bool
-    cosigned: int
-    peers: frozenset[str]
-
-
-def check_change(state: Path, old: Roster, new: Roster, signed: bytes, own: bytes, demands: Demands) -> None:
-    """Replace an older roster by a newer one, and record the changes.
+def check_change(
+    state: Path, old: Roster, new: Roster, signed: bytes, own: str, policy: OwnerPolicy
+) -> RosterChange:
+    """Return the change from a device's roster to a newer one; one that its owner does not allow yet waits.
 
     Args:
       state: the device's state folder.
       old: of the device.
       new: of a higher version, signed by the authority.
       signed: its bytes, with the signatures of members.
-      own: public key of this device, whose signature does not count.
-      demands: of the owner.
+      own: name of this device, whose own new keys need no approval, and whose signature does not count.
+      policy: the owner's.
 
     Raises:
-      Refusal: it does not follow from the older one, too few of its members have signed it, or the owner's approval is
-      pending.
+      Refusal: it does not follow from the older one, it has too few of the owner's peers, too few members have signed
+        it, or the owner's approval is pending.
     """
     if not new.follows(old):
         remedy = f"does not follow from version {old.version}, which this device has: the authority signed two; ask it"
         logger.error("roster version %s %s", new.version, remedy)
         raise Refusal("roster", f"version {new.version}", remedy)
     change = change_between(old, new)
-    if change.added or change.removed:
-        short = _too_few_signed(old, new, signed, own, demands)
-        if not short and demands.approval and _approved(state) != change.hash:
+    if {who.split()[0] for who in (*change.added, *change.removed)} - {own}:
+        short = _too_few_peers(new, own, policy) or _too_few_signed(old, new, signed, own, policy)
+        if not short and policy.approve_rosters and _approved(state) != change.hash:
             short = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
         if short:
             _wait(state, change, signed)
             raise Refusal("roster", f"version {new.version}", short)
-    note(state, change)
+    return change
 
 
-def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: bytes, demands: Demands) -> str:
+def _too_few_peers(new: Roster, own: str, policy: OwnerPolicy) -> str:
+    peers = set(policy.peers.values())
+    here = sum(member.fingerprint in peers for member in new.members if member.name != own)
+    if here >= policy.peers_at_least:
+        return ""
+    remedy = "compare new fingerprints with their owners, and name them in [peers] of policy.toml"
+    return f"has {here} of the owner's peers, and peers_at_least={policy.peers_at_least}; {remedy}"
+
+
+def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: str, policy: OwnerPolicy) -> str:
     """Return a clause if too few members of the older roster signed the newer one; empty if enough did."""
+    peers = set(policy.peers.values())
     others = {
         member.public: member.name
         for member in old.members
-        if member.public != own and (not demands.peers or member.fingerprint in demands.peers)
+        if member.name != own and (not peers or member.fingerprint in peers)
     }
     given = {public: each for public, each in cosignatures_in(signed).items() if public in others}
     names = sorted(others[public] for public in cosigned_by(new, given))
-    if len(names) >= demands.cosigned:
+    if len(names) >= policy.cosigned_by_at_least:
         return ""
-    whose = "the owner's peers" if demands.peers else f"the members of version {old.version}"
+    whose = "the owner's peers" if peers else f"the members of version {old.version}"
     return (
-        f"is signed by {', '.join(names) or 'nobody'} of {whose}, and cosigned_by_at_least={demands.cosigned}; "
+        f"is signed by {', '.join(names) or 'nobody'} of {whose}, and "
+        f"cosigned_by_at_least={policy.cosigned_by_at_least}; "
         f"ask them for fedveil client roster FOLDER --sign FOLDER/state/{PENDING_ROSTER}"
     )
 
 
-def note(state: Path, change: RosterChange) -> None:
-    """Log a change and append it durably to the earlier ones."""
+def adopt(state: Path, change: RosterChange, signed: bytes) -> None:
+    """Log a change, append it durably to the earlier ones, and store its roster as the device's."""
     logger.warning("%s", change)
     append_line(state / CHANGES, asdict(change))
+    replace_file(state / ROSTER, signed)
     for name in (PENDING, PENDING_ROSTER, APPROVED):
         (state / name).unlink(missing_ok=True)
 
@@ -145,5 +146,6 @@ def _wait(state: Path, change: RosterChange, signed: bytes) -> None:
             )
         return
     logger.warning("not applied yet: %s", change)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(state / PENDING_ROSTER, signed)
     replace_file(state / PENDING, (json.dumps(asdict(change)) + "\n").encode())
