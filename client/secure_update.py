@@ -188,6 +188,8 @@ class TrainingJob:
         cohort = next(each.candidates for each in node.attempts.values() if each.terms == terms)
         others = [each for each in cohort if each != self.identity.node]
         outsiders = len(others) - len(self.identity.roster.holders(policy.peers, others))
+        if outsiders >= terms.threshold:  # they open this vector alone, without the noise of its peers
+            outsiders = len(others)
         sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
         multiplier = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
         if multiplier < policy.minimum_noise_multiplier:

@@ -1734,6 +1734,13 @@ MUTATIONS = {
         "test_privacy_secagg_attacks.py",
         "only_names",
     ),
+    "peers hide a vector that others open alone": Mutation(
+        "client/secure_update.py",
+        "if outsiders >= terms.threshold:",
+        "if False:",
+        "test_client_rosters.py",
+        "nobody_vouches",
+    ),
     "members that nobody vouches for are believed": Mutation(
         "client/secure_update.py",
         "            if noise.sigma:\n",
