@@ -15,6 +15,7 @@ from ..configs.strict import leaves
 from ..privacy.refusal import Refusal
 from ..reports.run_files import read_object
 from ..reports.shown import shown
+from .csv_cells import cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -372,7 +373,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     text = io.StringIO()
     out = tables.writer(text, lineterminator="\n")
     spread = [f"{name} {part}" for name in metrics for part in ("mean", "low", "high")]
-    out.writerow(["run", *keys, SEED, "status", *metrics, *(f"epsilon {unit}" for unit in units), *spread])
+    head = ["run", *keys, SEED, "status", *metrics, *(f"epsilon {unit}" for unit in units), *spread]
+    out.writerow(map(cell, head))
     for row in rows:
         group = means.get(tuple(row.overrides.items()))
         found = [group.metrics.get(name) if group else None for name in metrics]
@@ -383,7 +385,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         values = [row.metrics.get(name, "") for name in metrics] + [
             row.epsilon.get(unit, "") for unit in units
         ]
-        out.writerow([row.run, *given, row.seed, row.status, *values, *cells])
+        out.writerow(map(cell, [row.run, *given, row.seed, row.status, *values, *cells]))
     path.write_text(text.getvalue(), encoding="utf-8")
 
 

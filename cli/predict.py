@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..extras import require_extra
 from ..privacy.refusal import Refusal
 from ..tasks.exported import read_export
+from .csv_cells import cell
 
 
 def predict(
@@ -99,17 +100,17 @@ def explanation(
 
 
 def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
-    """Write columns of shape (n,) as CSV; None prints.
+    """Write columns of shape (n,) as CSV, of which a spreadsheet runs nothing; None prints.
 
     Raises:
       Refusal: the file cannot be written.
     """
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    shown = ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    shown = ([f"{each:.6g}" if isinstance(each, float) else cell(each) for each in row] for row in rows)
     try:
         with open(out, "w", newline="", encoding="utf-8") if out else nullcontext(sys.stdout) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
+            writer.writerow(map(cell, columns))
             writer.writerows(shown)
     except OSError as error:
         if out is None:

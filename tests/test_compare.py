@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedveil.cli.compare import compare, over_seeds, rows_of, table_of, write_csv
+from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.table_files import draft_schema
 
 SMALL = (
     "task=digits",
@@ -127,6 +130,26 @@ def test_a_diverged_metric_is_still_a_table(tmp_path: Path) -> None:
     rows = rows_of([kept(tmp_path / "a", math.nan, 0), kept(tmp_path / "b", 0.5, 1)])
     assert "nan" in table_of(rows)
     write_csv(rows, tmp_path / "t.csv")
+
+
+FORMULA = '=HYPERLINK("https://example.org","ok")'
+CELLS = [FORMULA, "+1+cmd", "-a", "@sum", "\t=1", "＝1"]
+
+
+def test_a_spreadsheet_runs_no_cell_of_predictions_or_of_a_comparison(tmp_path: Path) -> None:
+    numbers = ["-1", "+2.5", "1e3"]
+    words = [*CELLS, *numbers] * 4
+    columns = {"=label": np.array(words), "probability": np.linspace(-0.5, 1, len(words))}
+    write(columns, tmp_path / "p.csv")
+    with open(tmp_path / "p.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["'=label", "probability"]
+    assert [row[0] for row in rows] == [*(f"'{each}" for each in CELLS), *numbers] * 4
+    assert rows[0][1] == "-0.5"
+    draft, *_ = draft_schema([tmp_path / "p.csv"], "'=label")
+    assert (f"'{FORMULA}",) in draft.columns[0].categories  # our own reader reads it
+    write_csv(rows_of([kept(tmp_path / FORMULA[:10], 0.5, 0)]), tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("'=HYPERLINK")
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------------

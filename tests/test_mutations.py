@@ -1552,6 +1552,13 @@ MUTATIONS = {
         "test_full_disk.py",
         "not_refused_for_good",
     ),
+    "a spreadsheet runs a cell of predictions": Mutation(
+        "cli/csv_cells.py",
+        'return f"\'{value}"',
+        "return value",
+        "test_compare.py",
+        "runs_no_cell",
+    ),
     "a ledger that SQLite cannot open for want of files is called damaged": Mutation(
         "privacy/refusal.py",
         "    sqlite3.SQLITE_CANTOPEN: ",
