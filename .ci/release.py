@@ -1,5 +1,6 @@
-"""Release of fedveil: wheel, source, bill of materials, requirements with hashes, and a signed statement of provenance.
+"""Release of fedveil: wheel, source, bills of materials, advisories, requirements with hashes, and a signed provenance.
 
+    python .ci/release.py scan                                 (advisories of the locks, where pip-audit can look them up)
     python .ci/release.py make FOLDER --key release.key        (what Python builds with: build, setuptools, cyclonedx-bom)
     python .ci/release.py verify FOLDER --public release.pub   (needs the package cryptography alone)
 
@@ -29,6 +30,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 ROOT = Path(__file__).parents[1]
 LOCKS = ("client", "server")
 PROVENANCE = "provenance.json"
+# Judgements of advisories: id -> {"state", "justification", "detail"}, the words of CycloneDX 1.6, vulnerabilities.analysis.
+JUDGED, VEX = ROOT / ".ci" / "advisories.json", "vex.cdx.json"
+AUDIT = ("pip-audit", "--disable-pip", "--require-hashes", "--format=json", "--progress-spinner=off")
 # https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance, https://github.com/secure-systems-lab/dsse
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 PAYLOAD = "application/vnd.in-toto+json"
@@ -46,6 +50,7 @@ def make(folder: Path, key: Ed25519PrivateKey) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, env={**os.environ, "SOURCE_DATE_EPOCH": time}, stdout=sys.stderr, check=True)
     (wheel,) = folder.glob("*.whl")
+    (folder / VEX).write_text(json.dumps(vex(), indent=1) + "\n")
     for name in LOCKS:
         lock = ROOT / "containers" / f"{name}.lock"
         write_bill(lock, folder / f"sbom-{name}.cdx.json")
@@ -54,6 +59,55 @@ def make(folder: Path, key: Ed25519PrivateKey) -> None:
     (folder / PROVENANCE).write_text(
         json.dumps(signed(statement(folder, commit, started), key), indent=1) + "\n"
     )
+
+
+def vex() -> dict[str, Any]:
+    """Return the statement, in CycloneDX, on each known advisory of what the locks name; say what was not looked up.
+
+    An advisory that nobody has judged ends the program: a release says of each whether it concerns fedveil.
+    """
+    judged, found, unseen = json.loads(JUDGED.read_text()), set[tuple[str, str]](), set[str]()
+    for name in LOCKS:
+        more, left = advisories(ROOT / "containers" / f"{name}.lock")
+        found, unseen = found | more, unseen | left
+    new = sorted(f"{each} ({package})" for each, package in found if each not in judged)
+    if new:
+        sys.exit(
+            f"{JUDGED.name}: does not judge {', '.join(new)}; take newer versions, or add what they mean for fedveil"
+        )
+    if unseen:
+        print(f"advisories were not looked up: {'; '.join(sorted(unseen))}", file=sys.stderr)
+    statements = [
+        {"id": each, "affects": [{"ref": package}], "analysis": judged[each]}
+        for each, package in sorted(found)
+    ]
+    component = {"type": "application", "name": "fedveil", "purl": "pkg:generic/fedveil"}
+    properties = [{"name": "fedveil:not-looked-up", "value": each} for each in sorted(unseen)]
+    metadata = {"timestamp": _now(), "component": component, "properties": properties}
+    head = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
+    return {**head, "metadata": metadata, "vulnerabilities": statements}
+
+
+def advisories(lock: Path) -> tuple[set[tuple[str, str]], set[str]]:
+    """Return the advisories of a lock's packages, each with its package, and what could not be looked up, and why."""
+    try:
+        command = [*AUDIT, "--requirement", str(lock)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        packages = json.loads(done.stdout)["dependencies"]
+    except FileNotFoundError:
+        return set(), {"pip-audit is not installed"}
+    except (ValueError, KeyError):
+        return set(), {f"{lock.name}: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}"}
+    skipped = [each["skip_reason"] for each in packages if "skip_reason" in each]
+    unseen = (
+        {f"{lock.name}: {len(skipped)} of {len(packages)} packages ({skipped[0]})"} if skipped else set[str]()
+    )
+    found = {
+        (advisory["id"], f"pkg:pypi/{each['name']}@{each['version']}")
+        for each in packages
+        for advisory in each.get("vulns", ())
+    }
+    return found, unseen
 
 
 def write_bill(lock: Path, to: Path) -> None:
@@ -168,14 +222,17 @@ def _git(*arguments: str) -> str:
 def main(given: Sequence[str] | None = None) -> int:
     """Make or verify a release; return the exit code."""
     parser = argparse.ArgumentParser(description="A release of fedveil.")
-    parser.add_argument("act", choices=("make", "verify"))
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("act", choices=("scan", "make", "verify"))
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--key", type=Path, help="private, Ed25519 in PEM")
     parser.add_argument("--public", type=Path, help="public, Ed25519 in PEM")
     asked = parser.parse_args(given)
+    if asked.act == "scan":
+        print(f"{len(vex()['vulnerabilities'])} advisories, all judged in {JUDGED.name}")
+        return 0
     path = asked.key if asked.act == "make" else asked.public
-    if path is None:
-        parser.error("make needs --key, verify needs --public")
+    if path is None or asked.folder is None:
+        parser.error("make needs FOLDER and --key, verify needs FOLDER and --public")
     if asked.act == "make":
         passphrase = os.environ.get("FEDVEIL_PASSPHRASE")
         key = load_pem_private_key(path.read_bytes(), passphrase.encode() if passphrase else None)

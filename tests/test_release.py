@@ -20,7 +20,11 @@ from packaging.utils import canonicalize_name
 from fedveil.deployment.requirements import wheel_requirements
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"client": ("client", "tables"), "server": ("simulation",)}
+EXTRAS = {
+    "containers/client.lock": ("client", "tables"),
+    "containers/server.lock": ("simulation",),
+    ".ci/dev.lock": ("dev",),
+}
 
 
 def load() -> Any:
@@ -47,7 +51,7 @@ def asked_by(extras: tuple[str, ...]) -> list[Requirement]:
 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_a_lock_holds_all_that_its_extras_ask_for_and_a_hash_for_each(name: str) -> None:
-    text = (ROOT / "containers" / f"{name}.lock").read_text()
+    text = (ROOT / name).read_text()
     blocks = [each for each in re.split(r"\n(?=[a-z0-9])", text) if not each.startswith("#")]
     locked: dict[str, list[str]] = {}
     for block in blocks:
@@ -100,6 +104,55 @@ def test_a_release_is_whole_and_signed_or_says_what_is_wrong(folder: Path, key: 
     assert release.faults(folder, public) == ["provenance.json: another key signed it, or it was changed"]
     (folder / "provenance.json").write_text("{}")
     assert release.faults(folder, public)[0].startswith("provenance.json: cannot be read")
+
+
+def test_what_the_checks_install_is_locked_by_hash() -> None:
+    """Every line that installs requires hashes, but for the checkout itself, which brings nothing along."""
+    text = (ROOT / ".ci" / "run").read_text()
+    assert "--no-deps --no-build-isolation" in text and text.count("-m pip install") == 1
+    lines = [line for line in text.splitlines() if re.search(r"(?<!pip )\binstall\b (?!\(\))", line)]
+    bare = [line for line in lines if "--require-hashes" not in line and not line.startswith("#")]
+    assert [line.strip() for line in bare if not line.startswith("install()")] == ["install --editable ."]
+    for name in ("alone", "torch"):
+        blocks = (ROOT / ".ci" / f"{name}.lock").read_text().replace("\\\n", "").splitlines()
+        assert all(line.startswith("#") or "--hash=sha256:" in line for line in blocks)
+
+
+AUDITED = {
+    "dependencies": [
+        {"name": "torch", "version": "2.10.0", "vulns": [{"id": "PYSEC-1", "fix_versions": []}]},
+        {"name": "sympy", "version": "1.14", "vulns": []},
+        {"name": "local", "skip_reason": "is on no index"},
+    ]
+}
+
+
+def test_a_release_states_what_each_advisory_means_and_what_was_not_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit, judged = tmp_path / "audit", tmp_path / "advisories.json"
+    monkeypatch.setattr(release, "AUDIT", (str(audit),))
+    monkeypatch.setattr(release, "JUDGED", judged)
+    judged.write_text("{}")
+    found = release.vex()
+    assert found["vulnerabilities"] == [] and "pip-audit is not installed" in capsys.readouterr().err
+    assert found["metadata"]["properties"][0]["value"] == "pip-audit is not installed"
+    audit.write_text("#!/bin/sh\necho 'no service answers' >&2; exit 1\n")
+    audit.chmod(0o755)
+    release.vex()
+    assert "client.lock: no service answers" in capsys.readouterr().err
+    audit.write_text(f"#!/bin/sh\necho '{json.dumps(AUDITED)}'; exit 1\n")
+    with pytest.raises(SystemExit, match=r"does not judge PYSEC-1 \(pkg:pypi/torch@2\.10\.0\)"):
+        release.vex()
+    judgement = {"state": "not_affected", "justification": "code_not_reachable", "detail": "is not called"}
+    judged.write_text(json.dumps({"PYSEC-1": judgement}))
+    (statement,) = release.vex()["vulnerabilities"]
+    assert statement == {
+        "id": "PYSEC-1",
+        "affects": [{"ref": "pkg:pypi/torch@2.10.0"}],
+        "analysis": judgement,
+    }
+    assert "client.lock: 1 of 3 packages (is on no index)" in capsys.readouterr().err
 
 
 def commands() -> str:
@@ -165,7 +218,7 @@ def test_the_release_command_makes_what_its_verification_accepts(
         wheels += [path.read_bytes() for path in (tmp_path / place).glob("*.whl")]
     assert wheels[0] == wheels[1]  # anyone can build it again and compare
     names = {path.name for path in (tmp_path / "one").iterdir()}
-    assert {"requirements-client.txt", "requirements-server.txt", "provenance.json"} < names
+    assert {"requirements-client.txt", "requirements-server.txt", "provenance.json", "vex.cdx.json"} < names
     bill = json.loads((tmp_path / "one" / "sbom-client.cdx.json").read_text())
     assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["name"] == "fedveil"
     locked = re.findall(r"^([a-z0-9._-]+)==", (ROOT / "containers/client.lock").read_text(), re.MULTILINE)
