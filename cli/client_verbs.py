@@ -18,7 +18,12 @@ Ledgers = Annotated[
 
 @verb(client, "enrol", "Enrol this device by token.", needs="client")
 def client_enrol(
-    token: Annotated[str, argument("TOKEN", "Token of the operator; - reads it from standard input.")],
+    token: Annotated[
+        str,
+        argument(
+            "TOKEN", "File of the operator's token; - for standard input. Others can see a token itself."
+        ),
+    ],
     folder: Annotated[Path, argument("FOLDER", "Folder of the new bundle.", file_okay=False)],
     wait: Annotated[
         float | None, option("SECONDS", "Time to wait for the authority; no limit by default.")
@@ -27,7 +32,7 @@ def client_enrol(
     """Make this device's keys, get them admitted, and complete its bundle. Exit code 1 if no answer has come yet.
 
     Example:
-      fedveil client enrol TOKEN hearts-cleveland
+      fedveil client enrol cleveland.token hearts-cleveland
     """
     from .enrolment import enrol_device
 

@@ -7,9 +7,10 @@ import threading
 from pathlib import Path
 
 from ..client.device.enrol import enrol
+from ..configs.bundle_files import read_secret
 from ..links.core_dumps import without_core_dumps
 from ..links.enrolment.server_end import EnrolmentPort
-from ..links.enrolment.token import read_token
+from ..links.enrolment.token import SCHEME, read_token
 from ..links.server_bundle import read_server_bundle
 from ..privacy.refusal import Refusal
 
@@ -40,15 +41,25 @@ def enrol_device(text: str, folder: Path, wait: float | None) -> int:
     Arguments as of `fedveil client enrol`.
 
     Raises:
-      Refusal: the token opens nothing, or somebody stands in between.
+      Refusal: the token opens nothing, its file can be read by others, or somebody stands in between.
     """
     without_core_dumps()
-    token = read_token(sys.stdin.readline() if text == "-" else text)
+    token = read_token(_token_in(text))
     if enrol(token, folder, wait=float("inf") if wait is None else wait, notify=_say):
         print(f"enrolled; start it with: fedveil client start {folder}")
         return 0
     _say("not admitted yet; repeat the command to continue")
     return NOT_YET
+
+
+def _token_in(text: str) -> str:
+    """Return the line of a token: of standard input, of a file, or as it is."""
+    if text == "-":
+        return sys.stdin.readline()
+    if not text.startswith(f"{SCHEME}:"):
+        return read_secret(Path(text)).decode(errors="replace")
+    print("warning: the process list shows the token to all users; give its file, or -", file=sys.stderr)
+    return text
 
 
 def _say(text: str) -> None:

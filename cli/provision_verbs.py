@@ -87,10 +87,10 @@ def provision_token(
     qr: Annotated[bool, Option("--qr", help="Print the tokens as QR codes too.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Print a token for each name. A token enrols one device once: fedveil client enrol TOKEN FOLDER.
+    """Print a token for each name. A token enrols one device once: fedveil client enrol FILE FOLDER.
 
     Example:
-      fedveil provision token hearts cleveland hungary --hours 2
+      fedveil provision token hearts cleveland --hours 2 > cleveland.token
     """
     from .provision import tokens
 

@@ -20,15 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
-    PrivateFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..client.device.enrolment import new_tls_key, pem_of
 from ..configs.bundle_files import load_certificate, read_file, read_secret
+from ..configs.passphrase import encrypted, is_scrypt
 from ..privacy.ledger.durable_files import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.double_signature import both_of
@@ -40,7 +39,7 @@ AUTHORITY_LIFE = timedelta(days=3650)
 SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
 PASSPHRASE_FILE = "FEDVEIL_PASSPHRASE_FILE"  # environment variable: a file that holds it, for its owner alone
-SHORTEST = 16  # characters of it; the library derives the key by PBKDF2, which slows a guess down and no more
+SHORTEST = 16  # characters of it; scrypt slows a guess down and no more
 ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
 
@@ -153,17 +152,23 @@ def _certificate(ca_key: EllipticCurvePrivateKey, federation: str) -> bytes:
 
 
 def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
-    """Return the keys of the roster's signer and of the authority for TLS, decrypted by one passphrase if encrypted."""
+    """Return the keys of the roster's signer and of the authority for TLS, decrypted by one passphrase if encrypted.
+
+    Keys that an earlier release encrypted, by PBKDF2, are encrypted anew by scrypt.
+    """
     pems = {folder / name: read_secret(folder / name) for name in (SIGNER, CA_KEY)}
     for path, pem in pems.items():
         if care.passphrase and ENCRYPTED not in pem:
-            remedy = "is not encrypted, and federation.yaml requires a passphrase; encrypt it with openssl pkcs8 -topk8 -v2 aes256"
+            remedy = "is not encrypted, and federation.yaml requires a passphrase; encrypt it with openssl pkcs8 -topk8 -scrypt"
             raise Refusal("authority.passphrase", str(path), remedy)
     secret = None
     if any(ENCRYPTED in pem for pem in pems.values()):
         secret = _given() or _asked(folder, f"passphrase of {folder}: ")
-    signer, ca_key = (_opened(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items())
-    return signer, ca_key
+    keys = {path: _opened(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items()}
+    if secret is not None:
+        old = [path for path, pem in pems.items() if ENCRYPTED in pem and not is_scrypt(pem)]
+        replace_files(folder, {path.name: encrypted(keys[path], secret) for path in old})
+    return keys[folder / SIGNER], keys[folder / CA_KEY]
 
 
 def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
@@ -204,7 +209,7 @@ def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | No
     if len(secret) < SHORTEST:
         remedy = f"use at least {SHORTEST}: an attacker with the files can guess a short one"
         raise Refusal("passphrase", f"{len(secret)} characters", remedy)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
+    return encrypted(key, secret)
 
 
 def _builder(subject: x509.Name, public: EllipticCurvePublicKey, life: timedelta) -> x509.CertificateBuilder:

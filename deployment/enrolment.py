@@ -12,21 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from ..client.device.admission import write_admission
 from ..client.device.enrolment import Enrolment, parse_request
 from ..configs.bundle_files import NAME, NAME_FORM, read_file
 from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, place_of
 from ..links.enrolment.token import SECRET_BYTES, Token, fingerprint_of, lock_of, seal_of
 from ..links.server_bundle import SERVER
-from ..privacy.bounded_decoding import Undecodable, build, read_json
+from ..privacy.bounded_decoding import build, read_json
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.suite import derive
+from ..privacy.secagg.transcript import Purpose, frame
 from .provision import AUTHORITY, Desk, admit, check_request, opened, publish, requirements_of
 from .write_bundles import client_files
 
 HOURS, MOST_HOURS = 24, 24 * 30
 SEAL_BYTES = 32
-GIVEN = "tokens.json"  # of the authority, with the keys that seal
+GIVEN = "tokens.json"  # of the authority, with the keys that seal, encrypted
+NONCE_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class GivenToken:
 
     Attributes:
       lock: the server's part of it.
-      seal: the key that seals the request, in hexadecimal, secret.
+      seal: the key that seals the request, in hexadecimal, secret; in the file it is encrypted.
       end: Unix second.
       answered: whether a device was admitted by it.
     """
@@ -89,9 +95,9 @@ def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> lis
         )
         end = int(time.time() + hours * 3600)
         tokens = [Token(port[1], name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
-        given = {name: each for name, each in _read_given(folder).items() if each.end >= time.time()}
+        given = {name: each for name, each in _read_given(desk).items() if each.end >= time.time()}
         given |= {each.name: GivenToken(lock_of(each.door), each.sealing.hex(), end) for each in tokens}
-        _keep(folder, given)
+        _keep(desk, given)
         return tokens
 
 
@@ -106,7 +112,7 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
       Refusal: a name has no open token.
     """
     with opened(folder) as desk:
-        given = _read_given(folder)
+        given = _read_given(desk)
         for name in names:
             if name not in given:
                 raise Refusal("name", name, "has no token; create one with fedveil provision token")
@@ -132,7 +138,7 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
         desk = publish(desk)
         for name, enrolment in asked.items():
             _answer(desk, name, given[name], enrolment)
-        _keep(folder, given | {name: replace(given[name], answered=True) for name in asked})
+        _keep(desk, given | {name: replace(given[name], answered=True) for name in asked})
         return Approved(desk, tuple(asked), refused, tuple(silent))
 
 
@@ -181,10 +187,22 @@ def _answer(desk: Desk, name: str, token: GivenToken, enrolment: Enrolment) -> N
     replace_file(place.with_name(f"{place.name}.answer"), answer)
 
 
-def _keep(folder: Path, given: Mapping[str, GivenToken]) -> None:
+def _cipher(desk: Desk) -> AESGCM:
+    """Return the cipher of the keys that seal; only who can sign as the authority has its key."""
+    return AESGCM(
+        derive(desk.authority.signer.sign(frame(Purpose.TOKEN, "desk")), frame(Purpose.TOKEN, "keys"))
+    )
+
+
+def _keep(desk: Desk, given: Mapping[str, GivenToken]) -> None:
     """Write the list of tokens for the desk and for the server, and remove requests under other tokens."""
-    plain = {name: asdict(each) for name, each in given.items()}
-    replace_file(folder / AUTHORITY / GIVEN, (json.dumps(plain, indent=1) + "\n").encode())
+    folder, cipher = desk.folder, _cipher(desk)
+    sealed: dict[str, object] = {}
+    for name, each in given.items():
+        nonce = os.urandom(NONCE_BYTES)
+        hidden = nonce + cipher.encrypt(nonce, bytes.fromhex(each.seal), each.lock.encode())
+        sealed[name] = asdict(replace(each, seal=hidden.hex()))
+    replace_file(folder / AUTHORITY / GIVEN, (json.dumps(sealed, indent=1) + "\n").encode())
     shown = {name: asdict(OpenToken(each.lock, each.end)) for name, each in given.items()}
     replace_file(folder / SERVER / TOKENS, (json.dumps(shown, indent=1) + "\n").encode())
     kept = {place_of(folder / SERVER, name, each.lock).name for name, each in given.items()}
@@ -195,11 +213,23 @@ def _keep(folder: Path, given: Mapping[str, GivenToken]) -> None:
             path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
 
 
-def _read_given(folder: Path) -> dict[str, GivenToken]:
-    path = folder / AUTHORITY / GIVEN
+def _read_given(desk: Desk) -> dict[str, GivenToken]:
+    path, cipher = desk.folder / AUTHORITY / GIVEN, _cipher(desk)
     if not path.exists():
         return {}
     try:
-        return {name: build(GivenToken, each) for name, each in read_json(read_file(path)).items()}
-    except (Undecodable, AttributeError) as error:
+        given = {name: build(GivenToken, each) for name, each in read_json(read_file(path)).items()}
+        return {name: replace(each, seal=_opened(cipher, each).hex()) for name, each in given.items()}
+    except InvalidTag:
+        remedy = "is of another authority, or was changed; remove it, and create the open tokens anew"
+        raise Refusal("file", str(path), remedy) from None
+    except (ValueError, AttributeError) as error:
         raise Refusal("file", str(path), f"cannot be read ({error}); restore it from a backup") from None
+
+
+def _opened(cipher: AESGCM, token: GivenToken) -> bytes:
+    """Return the key that seals; an earlier release wrote it as it is."""
+    kept = bytes.fromhex(token.seal)
+    if len(kept) == SECRET_BYTES:
+        return kept
+    return cipher.decrypt(kept[:NONCE_BYTES], kept[NONCE_BYTES:], token.lock.encode())

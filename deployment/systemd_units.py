@@ -1,6 +1,7 @@
-"""Units of systemd for a device and for the server, with only the rights that they need."""
+"""Units of systemd for a device, for the server and for its port of enrolments, with only the rights that they need."""
 
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
+ENROLMENT_UNIT = "fedveil-enrolment.service"
 
 # Training a small convolutional network under DP-SGD peaks at 530 MiB; a server keeps a few models.
 _CLIENT = """\
@@ -15,6 +16,14 @@ EnvironmentFile=-%S/fedveil-server/run.env
 Restart=on-failure
 RestartPreventExitStatus=2 3 4 5
 MemoryMax=8G"""
+
+# The user is the server's, whose bundle it shares. It ends once no token is open.
+_ENROLMENT = """\
+ExecStart=/opt/fedveil/bin/fedveil server enrol %S/fedveil-server
+User=fedveil-server
+Restart=on-failure
+RestartPreventExitStatus=2 3 4 5
+MemoryMax=512M"""
 
 # The bundle is the state folder: systemd gives it to the service's own, fresh user. Nothing of torch, OpenBLAS or
 # SQLite needs what is taken away; MemoryDenyWriteExecute is not set since torch generates code. Of the open files
@@ -71,6 +80,11 @@ WantedBy=multi-user.target
 def client_unit(federation: str, name: str) -> str:
     """Return the unit of one client; its bundle is in /var/lib/fedveil-client, the package in /opt/fedveil."""
     return _UNIT.format(what=f"client {name}", federation=federation, folder="fedveil-client", own=_CLIENT)
+
+
+def enrolment_unit(federation: str) -> str:
+    """Return the unit of the server's port for enrolments, beside the server's own unit."""
+    return _UNIT.format(what="enrolment", federation=federation, folder="fedveil-server", own=_ENROLMENT)
 
 
 def server_unit(federation: str) -> str:

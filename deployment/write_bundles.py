@@ -16,7 +16,14 @@ from ..strategies.identity import FIRST_NODE
 from .authority import Authority
 from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
 from .register import Issued, Register
-from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
+from .systemd_units import (
+    CLIENT_UNIT,
+    ENROLMENT_UNIT,
+    SERVER_UNIT,
+    client_unit,
+    enrolment_unit,
+    server_unit,
+)
 
 REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 
@@ -39,6 +46,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
             "ca.pem": authority.ca_pem,
             "tls.pem": register.server.encode(),
             SERVER_UNIT: server_unit(federation.name).encode(),
+            **({ENROLMENT_UNIT: enrolment_unit(federation.name).encode()} if federation.enrolment else {}),
             **_tables(federation),
         },
     )

@@ -19,7 +19,14 @@ from fedveil.deployment.requirements import (
     unverified,
     wheel_requirements,
 )
-from fedveil.deployment.systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
+from fedveil.deployment.systemd_units import (
+    CLIENT_UNIT,
+    ENROLMENT_UNIT,
+    SERVER_UNIT,
+    client_unit,
+    enrolment_unit,
+    server_unit,
+)
 from fedveil.privacy.refusal import Refusal
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +180,11 @@ def test_cuda_is_found_in_the_metadata_of_torch() -> None:
 
 # --- systemd ----------------------------------------------------------------------------------------------------
 
-UNITS = {CLIENT_UNIT: client_unit("hearts", "cleveland"), SERVER_UNIT: server_unit("hearts")}
+UNITS = {
+    CLIENT_UNIT: client_unit("hearts", "cleveland"),
+    SERVER_UNIT: server_unit("hearts"),
+    ENROLMENT_UNIT: enrolment_unit("hearts"),
+}
 
 
 def complaints(folder: Path, name: str, text: str) -> str:
@@ -218,6 +229,17 @@ def test_a_client_comes_back_for_ever_and_takes_its_children_along() -> None:
         "LimitNOFILE=65536",
     ):
         assert line in lines
+
+
+def test_the_port_of_enrolments_has_the_user_and_the_folder_of_the_server() -> None:
+    """The user of a unit with DynamicUser is named as the unit: two names would take the folder from each other."""
+    lines = UNITS[ENROLMENT_UNIT].splitlines()
+    assert "ExecStart=/opt/fedveil/bin/fedveil server enrol %S/fedveil-server" in lines
+    assert f"User={SERVER_UNIT.removesuffix('.service')}" in lines
+    shared = set(UNITS[SERVER_UNIT].splitlines()) - set(lines)
+    assert not [
+        line for line in shared if line.startswith(("StateDirectory", "Protect", "Restrict", "System"))
+    ]
 
 
 # --- containers -------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Enrolment by a one-time token: keys made on the device, a server that carries and cannot forge, an authority that signs."""
 
 import base64
+import io
+import json
 import socket
 import ssl
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedveil.cli.enrolment import enrol_device
 from fedveil.cli.provision import tokens
 from fedveil.client.device.admission import write_admission
 from fedveil.client.device.client_bundle import read_client_bundle
@@ -84,6 +87,48 @@ def test_a_token_is_a_line_that_says_where_and_who() -> None:
     ):
         with pytest.raises(Refusal, match="must be fedveil:HOST:PORT/NAME"):
             read_token(wrong)
+
+
+def test_the_keys_that_seal_are_encrypted_at_the_desk(
+    desk: Path, served: ServerBundle, tmp_path: Path
+) -> None:
+    del served
+    file = desk / "authority" / "tokens.json"
+    (token,) = give_tokens(desk, ["sensor-1"])
+    assert token.sealing.hex() not in file.read_text()
+    # An earlier release wrote them as they are: they are read, and encrypted at the next use.
+    kept = json.loads(file.read_text())
+    kept["sensor-1"]["seal"] = token.sealing.hex()
+    file.write_text(json.dumps(kept))
+    assert not asked(token, tmp_path / "device")
+    assert approve(desk).admitted == ("sensor-1",)
+    assert token.sealing.hex() not in file.read_text()
+    # Under another token's lock a key opens nothing.
+    kept = json.loads(file.read_text())
+    kept["sensor-1"]["seal"] = kept["sensor-9"]["seal"]
+    file.write_text(json.dumps(kept))
+    with pytest.raises(Refusal, match="create the open tokens anew"):
+        approve(desk)
+
+
+def test_a_token_is_read_from_its_owners_file_and_shown_in_no_process_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = Token("localhost:1", "sensor-1", 1_900_000_000, bytes(32), bytes(32))
+    seen: list[Token] = []
+    monkeypatch.setattr("fedveil.cli.enrolment.enrol", lambda token, *_, **__: seen.append(token) or True)
+    file = tmp_path / "sensor-1.token"
+    file.write_text(f"{token.text()}\n")
+    with pytest.raises(Refusal, match="may be read by others"):
+        enrol_device(str(file), tmp_path, None)
+    file.chmod(0o600)
+    assert enrol_device(str(file), tmp_path, None) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{token.text()}\n"))
+    assert enrol_device("-", tmp_path, None) == 0
+    assert "process list" not in capsys.readouterr().err
+    assert enrol_device(token.text(), tmp_path, None) == 0
+    assert "process list shows the token" in capsys.readouterr().err
+    assert seen == [token] * 3
 
 
 def test_a_device_enrols_and_its_keys_never_leave_it(

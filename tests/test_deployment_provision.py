@@ -16,7 +16,9 @@ import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
     load_ssh_private_key,
@@ -31,6 +33,7 @@ from fedveil.client.device.client_bundle import (
     renew_roster,
 )
 from fedveil.client.device.enrolment import Keys, _request
+from fedveil.configs.passphrase import is_scrypt
 from fedveil.deployment import provision as provisioning
 from fedveil.deployment.authority import Authority
 from fedveil.deployment.provision import provision, revoke, rotate
@@ -503,6 +506,7 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
     provision(file, tmp_path / "hearts", None)
     for name in ("signer.key", "ca.key"):
         assert b"BEGIN ENCRYPTED PRIVATE KEY" in (tmp_path / "hearts" / "authority" / name).read_bytes()
+        assert is_scrypt((tmp_path / "hearts" / "authority" / name).read_bytes())
     for name in ("server/tls.key", "clients/cleveland/identity.key"):
         assert b"ENCRYPTED" not in (tmp_path / "hearts" / name).read_bytes()  # machines start by themselves
     assert revoke(tmp_path / "hearts", "cleveland").register.version == 2
@@ -519,6 +523,26 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
         revoke(tmp_path / "hearts", "hungary")
     (tmp_path / "secret").chmod(0o600)
     assert revoke(tmp_path / "hearts", "hungary").register.version == 3
+
+
+def test_keys_that_an_earlier_release_encrypted_are_encrypted_by_scrypt_at_their_next_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = b"correct horse battery staple"
+    monkeypatch.setenv("FEDVEIL_PASSPHRASE", secret.decode())
+    file = tmp_path / "federation.yaml"
+    file.write_text(FEDERATION.replace("    request: device/request.toml\n", ""))
+    provision(file, tmp_path / "hearts", None)
+    path, public = tmp_path / "hearts" / "authority" / "signer.key", Path("server/authority.pub")
+    key, before = load_pem_private_key(path.read_bytes(), secret), (tmp_path / "hearts" / public).read_bytes()
+    old = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
+    path.write_bytes(old)
+    assert not is_scrypt(old)
+    assert revoke(tmp_path / "hearts", "cleveland").register.version == 2
+    assert is_scrypt(path.read_bytes()) and path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "hearts" / public).read_bytes() == before
+    with pytest.raises(ValueError, match="password"):
+        load_pem_private_key(path.read_bytes(), b"another")
 
 
 def test_an_authority_that_must_have_a_passphrase_asks_for_one(

@@ -1552,6 +1552,27 @@ MUTATIONS = {
         "test_full_disk.py",
         "not_refused_for_good",
     ),
+    "the desk keeps the keys that seal in the clear": Mutation(
+        "deployment/enrolment.py",
+        "        sealed[name] = asdict(replace(each, seal=hidden.hex()))\n",
+        "        sealed[name] = asdict(each)\n",
+        "test_deployment_enrolment.py",
+        "keys_that_seal",
+    ),
+    "an older key's encryption stays as it is": Mutation(
+        "deployment/authority.py",
+        "if ENCRYPTED in pem and not is_scrypt(pem)",
+        "if False",
+        "test_deployment_provision.py",
+        "encrypted_by_scrypt",
+    ),
+    "a token that the process list shows is not warned of": Mutation(
+        "cli/enrolment.py",
+        '"warning: the process list shows the token to all users; ',
+        '"warning: ',
+        "test_deployment_enrolment.py",
+        "process_list",
+    ),
     "a spreadsheet runs a cell of predictions": Mutation(
         "cli/csv_cells.py",
         'return f"\'{value}"',

@@ -17,7 +17,6 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from ...configs.bundle_files import read_file, read_secret
+from ...configs.passphrase import encrypted
 from ...privacy.ledger.durable_files import PUBLIC, replace_files
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.refusal import Refusal, refusing
@@ -195,9 +195,11 @@ def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
     if path.exists():
         raise Refusal("key", str(path), "exists; name another file")
     key = MLDSA65PrivateKey.generate() if ml_dsa else Ed25519PrivateKey.generate()
-    locked = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
     public = key.public_key().public_bytes_raw().hex()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
+    if passphrase is None:
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    else:
+        pem = encrypted(key, passphrase)
     with refusing("key", path, "cannot be written"):
         replace_files(path.parent, {path.name: pem})
         replace_files(path.parent, {f"{path.name}.pub": f"{public}\n".encode()}, PUBLIC)
