@@ -29,7 +29,7 @@ from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
 from ..privacy.secagg.shamir import SECRET_BYTES
-from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
+from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from ..strategies.secure_wire import (
     Exchange,
     Place,
@@ -37,7 +37,6 @@ from ..strategies.secure_wire import (
     failure_of,
     messages_of,
     model_hash,
-    run_number,
     task_hash,
     with_roster,
 )

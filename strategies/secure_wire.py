@@ -138,11 +138,6 @@ def read_place(content: RecordDict) -> Place:
     return Place(str(record["run"]), round_, attempt, Exchange(exchange))
 
 
-def run_number(run: str) -> int:
-    """Return the number of a run in the terms of attempts, unsigned 64 bits."""
-    return int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big")
-
-
 def task_hash(spec: ShareSpec) -> bytes:
     """Return the hash that binds the spec to an attempt's terms, 32 bytes."""
     return hashlib.sha256(write_share_spec(spec).encode()).digest()

@@ -38,10 +38,10 @@ from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.server.evaluations import FIRST_ROW
 from fedveil.strategies.run_over import RunOver, message_to
-from fedveil.strategies.secure_wire import Exchange, read_place, run_number
+from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import (
     BUDGET_SPENT,

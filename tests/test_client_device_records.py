@@ -22,10 +22,9 @@ from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.record_plan import calibrated_noise
-from fedveil.strategies.secure_wire import run_number
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import (
     BUDGET_SPENT,

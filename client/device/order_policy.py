@@ -14,10 +14,9 @@ from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.refusal import Refusal
-from ...privacy.secagg.transcript import AttemptTerms
+from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.question_wire import Asked, own_noise_of, question_of
-from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
     STEP_MODES,

@@ -105,6 +105,11 @@ class AttemptTerms:
     task_hash: bytes
 
 
+def run_number(run: str) -> int:
+    """Return the number of a run in the terms of attempts, unsigned 64 bits."""
+    return int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big")
+
+
 def frame(purpose: Purpose, *parts: Part) -> bytes:
     """Return an injective encoding of the parts and their purpose: each part has its type and length.
 
