@@ -18,6 +18,7 @@ from fedveil.privacy.secagg.attempt import Work, quorum
 from fedveil.privacy.secagg.bindings import Agreement, advert_body, confirmation_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.deal import challenge_of, label_of
+from fedveil.privacy.secagg.dealings import dealings
 from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.refusal import Reason, Refused
@@ -178,7 +179,7 @@ def opened_by_split_views(cohort, honest, targets):
         for node, held in shares.items()
         if len(held) >= cohort.threshold
     }
-    opening = Opening(agreed, context, living, others, seeds, keys, {})
+    opening = Opening(dealings(agreed, {}), context, living, others, seeds, keys, {})
     add_masks(bare, list(opening.remaining_masks()), agreed.suite)
     return np.array_equal(bare, total(vectors, living, 32))
 

@@ -3,6 +3,7 @@
 The campaign: `python -m pytest tests/test_privacy_secagg_cheats.py -m campaign`.
 """
 
+import json
 import math
 import random
 import runpy
@@ -28,6 +29,7 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
 )
+from fedveil.privacy.secagg.evidence import convicted, evidence_from
 from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.parcel import cut
@@ -35,7 +37,7 @@ from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
 from fedveil.privacy.secagg.shamir import PRIME, codeword, combine, new_secret, parity, polynomial, values
-from fedveil.privacy.secagg.suite import new_key, public_of
+from fedveil.privacy.secagg.suite import SUITES, new_key, public_of
 from fedveil.privacy.secagg.transcript import Profile
 
 FAULTS = Path(__file__).parent / "faults"
@@ -43,7 +45,7 @@ COHORT = runpy.run_path(str(FAULTS / "secagg_cohort.py"))
 CHEATS = runpy.run_path(str(FAULTS / "secagg_cheats.py"))
 Cohort, total, NOW, MODEL = COHORT["Cohort"], COHORT["total"], COHORT["NOW"], COHORT["MODEL"]
 STAGES, STAGE_OF = COHORT["STAGES"], COHORT["STAGE_OF"]
-Cheat, WAYS = CHEATS["Cheat"], CHEATS["WAYS"]
+Cheat, WAYS, HYBRID_WAYS = CHEATS["Cheat"], CHEATS["WAYS"], CHEATS["HYBRID_WAYS"]
 DIMENSION = 20
 COLLUSION = 0.1  # of the cohort, as by default
 CAMPAIGN_RUNS = 2000
@@ -51,14 +53,21 @@ SAMPLE_RUNS = 40
 # A mask key that is not its seed's makes its owner's own vector another one, which everybody may choose; in a sum that
 # it leaves it must do no harm.
 SILENT_FROM = dict.fromkeys(
-    ("another mask seed, then silence", "another mask key", "mask key of the twist"), "mask"
+    (
+        "another mask seed, then silence",
+        "another mask key",
+        "mask key of the twist",
+        "another KEM key",
+        "another escrow",
+    ),
+    "mask",
 )
 
 
-def cohort_of(size, suite=1):
-    """A cohort of the smallest graph that stands the assumed collusion, all of which may be silent."""
+def cohort_of(size, suite=1, lost=0):
+    """A cohort of the smallest graph that stands the assumed collusion and some who are lost, all of them silent."""
     bad = colluders(size, COLLUSION)
-    neighbours, threshold = parameters(size, bad / size, COLLUSION, Profile.MALICIOUS)
+    neighbours, threshold = parameters(size, (bad + lost) / size, COLLUSION, Profile.MALICIOUS)
     return Cohort(size, threshold, neighbours, minimum=bad + 2, suite=suite, collusion=COLLUSION)
 
 
@@ -74,30 +83,62 @@ def corrupt(cohort, ways, seed=0):
     return friends
 
 
-def play(cohort, ways, seed=0, silent=None):
-    """Run an attempt with cheats, and hold it against what an honest node is promised; return outcome and cheats."""
+def require_evidence(cohort):
+    """Whoever is blamed is convicted by the evidence, with public keys alone, and no honest node ever is."""
+    found = cohort.last.evidence
+    if not cohort.blamed:
+        assert found is None
+        return
+    told = convicted(evidence_from(json.loads(json.dumps(found.to_json()))), cohort.roster, COLLUSION)
+    assert cohort.blamed.items() <= told, (cohort.blamed, told)
+    assert not {node for node, _ in told} & {
+        n for n, each in cohort.nodes.items() if not isinstance(each, Cheat)
+    }
+
+
+def play(cohort, ways, seed=0, silent=None, lost=None):
+    """Run an attempt with cheats, and hold it against what an honest node is promised; return outcome and cheats.
+
+    Args:
+      cohort: before the attempt.
+      ways: of the cheats.
+      seed: picks them.
+      silent: nodes that fall silent, by the stage.
+      lost: stage from which one honest node is lost, by accident.
+    """
     cheats = corrupt(cohort, ways, seed)
-    silent = dict(silent or {})
+    silent = {stage: list(nodes) for stage, nodes in (silent or {}).items()}
+    gone = random.Random(seed).choice([node for node in cohort.nodes if node not in cheats])
+    if lost is not None:
+        silent.setdefault(lost, []).append(gone)
     for node, way in zip(cheats, ways, strict=True):
         if way in SILENT_FROM:
             silent.setdefault(SILENT_FROM[way], []).append(node)
     vectors = cohort.vectors(DIMENSION, seed)
     honest = set(cohort.nodes) - set(cheats)
+    stays = honest - {gone} if lost in STAGES[: STAGES.index("confirm")] else honest
     outcome = cohort.run(vectors, silent)
+    require_evidence(cohort)
     # What two can still do: one deals another mask seed and vanishes, and the other is in the sum and does not reveal the
     # mask of the two. Nobody else knows it: the round is lost, and the first is named.
     mute = {node for stage in ("confirm", "reveal") for node in silent.get(stage, ())}
     mute |= {node for node, way in zip(cheats, ways, strict=True) if way == "nonsense"}
+    mute |= {
+        node
+        for node, way in zip(cheats, ways, strict=True)
+        if "wrong mask keys" in way and cohort.suite in (2, 3)
+    }
     if isinstance(outcome, Abandoned) and mute and SILENT_FROM.keys() & set(ways):
-        assert Fault.WRONG_SEED in cohort.blamed.values() and not honest & cohort.blamed.keys()
+        assert {Fault.WRONG_SEED, Fault.WRONG_SECRET} & set(cohort.blamed.values())
+        assert not honest & cohort.blamed.keys()
         return outcome, cheats
     assert isinstance(outcome, OpenedSum), (ways, outcome, cohort.refusals, cohort.dropped)
     # A mask between two cheats about which they disagree is the vector of one of them, which it may choose anyway.
-    if "wrong mask keys" not in ways or not SILENT_FROM.keys() & set(ways):
+    if not any("wrong mask keys" in way for way in ways) or not SILENT_FROM.keys() & set(ways):
         assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
-    assert honest <= set(outcome.survivors)
+    assert stays <= set(outcome.survivors)
     assert not honest & cohort.blamed.keys() and not honest & cohort.refusals.keys()
-    assert all(cohort.charged[node] == 1 for node in honest)
+    assert all(cohort.charged[node] == 1 for node in stays)
     return outcome, cheats
 
 
@@ -113,12 +154,12 @@ NAMED = {
     "shares too large": Fault.BAD_DEAL,
     "garbage seals": Fault.BAD_DEAL,
     "garbage to one": Fault.BAD_DEAL,
-    "unsigned deal": Fault.BAD_DEAL,
     "garbage commitments": Fault.BAD_DEAL,
     "garbage proof": Fault.BAD_DEAL,
     "false complaint of all": Fault.FALSE_COMPLAINT,
     "false complaint with a proof": Fault.FALSE_COMPLAINT,
     "false complaint with another's proof": Fault.FALSE_COMPLAINT,
+    "false complaint, then wrong mask keys": Fault.FALSE_COMPLAINT,
     "wrong reveal": Fault.WRONG_SHARE,
     "wrong reveal of one": Fault.WRONG_SHARE,
     "reveal off by the prime": Fault.WRONG_SHARE,
@@ -147,10 +188,13 @@ def test_one_cheat_on_a_ring_is_named_and_nobody_else(way):
     assert cohort.blamed == {cheat: NAMED[way]}
 
 
-def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around():
-    cohort = cohort_of(20)
+@pytest.mark.parametrize("dead", [0, 8, -1])
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around(suite, dead):
+    """Of lower and of higher nodes: with ML-KEM the lower one of a pair makes its secret."""
+    cohort = cohort_of(20, suite)
     (liar,) = corrupt(cohort, ["wrong mask keys"])
-    vectors, dead = cohort.vectors(DIMENSION), next(node for node in cohort.nodes if node != liar)
+    vectors, dead = cohort.vectors(DIMENSION), [node for node in cohort.nodes if node != liar][dead]
     outcome = cohort.run(vectors, {"mask": [dead]})
     assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
     assert cohort.blamed == {liar: Fault.WRONG_MASK} and len(outcome.survivors) == 19
@@ -316,24 +360,25 @@ def test_a_secret_is_not_disclosed_for_a_deal_that_its_dealer_did_not_sign():
         cohort.nodes[victim].handle(write(messages.Disputed(attempt.context, (dealer,), (deal_of,))), NOW)
 
 
-def behaviours(size, seed):
+def behaviours(size, seed, suite=1):
     """Return ways for as many cheats as the cohort stands, and who of them falls silent when."""
     draw = random.Random(seed)
     bad = colluders(size, COLLUSION)
-    ways = [draw.choice(WAYS) for _ in range(draw.randint(1, bad))]
+    all_ways = (*WAYS, *HYBRID_WAYS) if suite in (2, 3) else WAYS
+    ways = [draw.choice(all_ways) for _ in range(draw.randint(1, bad))]
     quiet = [draw.choice(STAGES) if draw.random() < 0.3 else None for _ in ways]
     return ways, quiet
 
 
-def holds(size, seed):
-    ways, quiet = behaviours(size, seed)
-    cohort = cohort_of(size)
+def holds(size, seed, suite=1, lost=None):
+    ways, quiet = behaviours(size, seed, suite)
+    cohort = cohort_of(size, suite, lost=lost is not None)
     hands = random.Random(seed)
     silent = {}
     for node, stage in zip(hands.sample(list(cohort.nodes), len(ways)), quiet, strict=True):
         if stage is not None:
             silent.setdefault(stage, []).append(node)
-    play(cohort, ways, seed, silent)
+    play(cohort, ways, seed, silent, lost)
 
 
 def test_a_round_without_the_cheats_is_given_up_before_anybody_pays():
@@ -343,18 +388,41 @@ def test_a_round_without_the_cheats_is_given_up_before_anybody_pays():
     assert cohort.blamed == {cheat: Fault.BAD_DEAL} and not cohort.charged
 
 
-@pytest.mark.parametrize("way", ["garbage seals", "garbage to one", "false complaint with a proof"])
-def test_hybrid_shares_go_around_who_cheats(way):
-    """Nobody else can tell whose hybrid secret is the right one: more complaints than may be lies are believed."""
-    cohort = cohort_of(20, suite=2)
-    outcome, (cheat,) = play(cohort, [way])
-    assert cohort.blamed == ({cheat: Fault.BAD_DEAL} if way == "garbage seals" else {})
-    assert (cheat in outcome.survivors) == (way != "garbage seals")
+HYBRID_NAMED = {  # nobody else can tell whose secret is the right one: more complaints than may be lies are believed
+    "garbage seals": Fault.BAD_DEAL,
+    "another ciphertext": Fault.BAD_DEAL,
+    "another mask secret committed": Fault.BAD_DEAL,
+    "another escrow": Fault.WRONG_SECRET,
+    "another KEM key": Fault.WRONG_SEED,
+}
+HARMLESS = (
+    "garbage to one",
+    "another ciphertext to one",
+    "false complaint with a proof",
+    "false complaint of all",
+)
+
+
+@pytest.mark.parametrize("lost", [None, "mask", "reveal"])
+@pytest.mark.parametrize("way", [*HYBRID_NAMED, *HARMLESS, "false complaint, then wrong mask keys"])
+def test_hybrid_shares_go_around_who_cheats(way, lost):
+    """Two of which one complains of the other add no mask that one of them could be wrong about afterwards."""
+    cohort = cohort_of(20, suite=2, lost=lost is not None)
+    if not isinstance((played := play(cohort, [way], seed=1, lost=lost))[0], OpenedSum):
+        assert lost == "reveal" and way in SILENT_FROM
+    outcome, (cheat,) = played
+    found = (
+        {Fault.WRONG_MASK} if way.endswith("wrong mask keys") and lost == "mask" else {HYBRID_NAMED.get(way)}
+    )
+    assert {cohort.blamed.get(cheat)} <= found
+    if cohort.blamed.get(cheat) is not Fault.BAD_DEAL and way not in SILENT_FROM:
+        assert cheat in outcome.survivors
 
 
 @pytest.mark.parametrize("seed", range(SAMPLE_RUNS))
 def test_sample_of_random_cheats(seed):
-    holds((5, 12, 20)[seed % 3], seed)
+    size, suite = (5, 12, 20)[seed % 3], 1 + seed // 3 % 4
+    holds(size, seed, suite, lost=(None, "mask", "reveal")[seed // 12 % 3] if size > 5 else None)
 
 
 @pytest.mark.campaign

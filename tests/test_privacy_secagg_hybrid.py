@@ -15,7 +15,7 @@ from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import FURTHER_BYTES, SEAL_BYTES, read, write
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.server import OpenedSum
-from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, SUITES, agree, key_from_seed
+from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, SUITES, agree, derive, key_from_seed
 from fedveil.privacy.secagg.transcript import HASH_BYTES, Profile, Purpose
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "secagg_cohort.py"))
@@ -97,7 +97,8 @@ def test_who_has_every_x25519_secret_has_no_mask() -> None:
     context = agreed.round(agreed.nodes, MODEL)
     info, secret = pair_mask_info(context), key_from_seed(held["seeds"][0])
     peers = agreed.neighbours(victim)
-    bare_keys = {peer: agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers}
+    of_x25519 = {peer: agree(secret, agreed.by_node[peer].mask_key, agreed.mask_info) for peer in peers}
+    bare_keys = {peer: derive(key, info) for peer, key in of_x25519.items()}
 
     def bared(keys: dict[int, bytes]) -> np.ndarray:
         words = np.frombuffer(frame[: -HASH_BYTES - FURTHER_BYTES - SEAL_BYTES], np.uint32).copy()
@@ -109,7 +110,7 @@ def test_who_has_every_x25519_secret_has_no_mask() -> None:
     assert abs(np.unpackbits((left - vectors[victim]).view(np.uint8)).mean() - 0.5) < 0.01
     parts = [held["secrets"][at : at + 32] for at in range(0, len(held["secrets"]), 32)]
     assert len(parts) == 3  # the victim is the lowest node: it made all of its pairs' secrets
-    whole = {peer: hybrid.mixed(bare_keys[peer], part, info) for peer, part in zip(peers, parts, strict=True)}
+    whole = {peer: derive(part, info) for peer, part in zip(peers, parts, strict=True)}
     assert np.array_equal(bared(whole), vectors[victim])  # the check can fail
 
 

@@ -15,7 +15,7 @@ from fedveil.privacy.secagg.policy import Policy, check
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_roster
 from fedveil.privacy.secagg.roster_change import change_between
-from fedveil.privacy.secagg.suite import public_of, sign
+from fedveil.privacy.secagg.suite import SUITES, public_of, sign
 from fedveil.privacy.secagg.transcript import (
     PROTOCOL_VERSION,
     AttemptTerms,
@@ -180,7 +180,7 @@ def test_a_type_and_a_boundary_are_part_of_the_hash() -> None:
 
 
 CHANGES = {
-    "protocol_version": 4,
+    "protocol_version": 5,
     "suite": 4,
     "run": 1,
     "round": 5,
@@ -251,6 +251,20 @@ def test_a_shape_that_shares_nothing_or_too_little_is_refused(neighbours: int, t
         check(POLICY, replace(TERMS, neighbours=neighbours, threshold=threshold))
 
 
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_version_three_is_spoken_where_it_promised_as_much(suite: int) -> None:
+    policy = replace(POLICY, authority=POLICY.authority + bytes(32))
+    check(policy, replace(TERMS, suite=suite))
+    old = replace(TERMS, protocol_version=3, suite=suite)
+    if suite in (1, 4):
+        check(policy, old)
+    else:
+        with pytest.raises(
+            Refused, match=rf"protocol_version=3 with suite={suite} is .* another release; install one"
+        ):
+            check(policy, old)
+
+
 NAN = float("nan")
 
 
@@ -259,6 +273,8 @@ NAN = float("nan")
     [
         ("protocol_version", 0),
         ("protocol_version", 1),
+        ("protocol_version", 2),
+        ("protocol_version", 5),
         ("suite", 5),
         ("profile", Profile.SEMI_HONEST),
         ("roster_version", 4),

@@ -73,14 +73,17 @@ class NodeAttempt:
       stage: the last step done.
       held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
       sharers: nodes that shared, ascending; then those whose shares are good.
+      accepted: `parcel.accepted` of each of these neighbours, zeros of one that is accused.
       accused: neighbours without a valid share at this node.
+      dealt: hash of this node's deal, as its signature has it.
       model_hash: of the round's model, 32 bytes.
       alive: survivors, ascending.
       openings: see `Openings`.
       pair_keys: keys of 32 bytes under which shares travel, by ascending neighbour.
       mask_secrets: hybrid ones of 32 bytes, by ascending neighbour: of the higher ones, which this node made; then of
         all that shared.
-      mask_keys: of the masks with the neighbours among the sharers, 32 bytes each, by ascending neighbour.
+      mask_keys: of the masks with the neighbours among the sharers, 32 bytes each, by ascending neighbour; of a hybrid
+        suite the secrets that they are derived from. Zeros where the two have no mask.
     """
 
     terms: AttemptTerms
@@ -101,6 +104,8 @@ class NodeAttempt:
     pair_keys: bytes = b""
     mask_secrets: bytes = b""
     mask_keys: bytes = b""
+    accepted: bytes = b""
+    dealt: bytes = b""
 
     @cached_property
     def agreed(self) -> Agreement:

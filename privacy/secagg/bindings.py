@@ -1,12 +1,13 @@
 """Bindings that both sides of an attempt compute alike: contexts, neighbours, and key derivation labels."""
 
+import hashlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
 from .graph import Ring, ring
-from .messages import Advert, Confirmation, SealedShares
+from .messages import Advert, Confirmation, Revealed, SealedShares
 from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
 from .transcript import AttemptTerms, Purpose, digest, frame, round_context, setup_context
@@ -37,6 +38,35 @@ def confirmation_body(confirmation: Confirmation) -> bytes:
     """Return the signed bytes of a confirmation, besides the attempt's context."""
     said = confirmation
     return frame(Purpose.SURVIVORS, said.node, said.model_hash, said.round_context, said.survivors)
+
+
+def complaint_body(holder: int, dealer: int, dealt: bytes, proof: bytes) -> bytes:
+    """Return the signed bytes of a complaint, besides the cohort.
+
+    Args:
+      holder: that complains.
+      dealer: that is accused.
+      dealt: hash of what the dealer signed, as `deal_hash` returns it.
+      proof: of the secret that the two share.
+    """
+    return frame(Purpose.DISPUTE, holder, dealer, dealt, proof)
+
+
+def deal_hash(dealer: int, shares: SealedShares) -> bytes:
+    """Return the hash of the signed bytes of a deal, 32 bytes."""
+    return hashlib.sha256(deal_body(dealer, shares)).digest()
+
+
+def reveal_body(node: int, revealed: Revealed, accepted: bytes) -> bytes:
+    """Return the signed bytes of a reveal, besides the attempt's context.
+
+    Args:
+      node: that reveals.
+      revealed: its shares and keys.
+      accepted: `parcel.accepted` of each neighbour that shared, ascending; zeros where the node accepted none.
+    """
+    said = revealed.survivors, revealed.shares, revealed.mask_keys, revealed.seeds
+    return frame(Purpose.REVEAL, node, *said, accepted)
 
 
 def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) -> bytes:
@@ -148,6 +178,11 @@ class Agreement:
     def share_info(self) -> bytes:
         """Context that the keys of shares are derived for."""
         return frame(Purpose.SHARE, self.cohort)
+
+    @cached_property
+    def mask_info(self) -> bytes:
+        """Context that the hybrid secrets of masks are derived for."""
+        return frame(Purpose.PAIR_MASK, self.cohort)
 
     def share_label(self, sender: int, receiver: int, block: bytes = b"") -> bytes:
         """Return the associated data of a sealed pair of shares.

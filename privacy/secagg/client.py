@@ -18,24 +18,27 @@ from .bindings import (
     Agreement,
     advert_body,
     attempt_context,
+    complaint_body,
     confirmation_body,
     deal_body,
+    deal_hash,
     mask_sign,
     own_mask_key,
     pair_mask_info,
     reply_info,
+    reveal_body,
 )
 from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
 from .double_signature import sign_by
-from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
-from .parcel import Parcel, cut, parcel_of, place_of
+from .hybrid import blocks, committed, mask_secret, mixed, offer, public_keys, share_secret
+from .parcel import Parcel, accepted, cut, parcel_of, place_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret
-from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, suite_of, unseal
-from .transcript import AttemptTerms, Profile, Purpose, frame
+from .suite import KEY_BYTES, SUITES, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
+from .transcript import HASH_BYTES, PROTOCOL_VERSION, AttemptTerms, Profile, Purpose, frame
 
 ToNode = wire.CohortAdverts | wire.Parcels | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
@@ -88,7 +91,7 @@ class Participant:
             case wire.Disputed():
                 return self._step(read, Stage.CHECKED, lambda attempt: self._complain(attempt, read, now))
             case wire.Inbox():
-                return self._step(read, Stage.CHECKED, lambda attempt: self._mask(attempt, read, work))
+                return self._step(read, Stage.CHECKED, lambda attempt: self._mask(attempt, read, now, work))
             case wire.Survivors():
                 return self._step(read, Stage.MASKED, lambda attempt: self._confirm(attempt, read))
             case wire.Confirmed():
@@ -218,6 +221,7 @@ class Participant:
             agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, dealt.seed, b"", b"".join(made)
         )
         signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
+        attempt.dealt = deal_hash(self.node, unsigned)
         return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _check(self, attempt: NodeAttempt, parcels: wire.Parcels) -> bytes:
@@ -228,16 +232,20 @@ class Participant:
         peers = agreed.neighbours(self.node, set(parcels.sharers))
         self._enough(attempt.terms, parcels.sharers, peers)
         found = _parcels(agreed, self.node, peers, parcels)
-        held, accused = bytearray(), list[int]()
+        higher = [peer for peer in agreed.neighbours(self.node) if peer > self.node]
+        made = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
+        none = bytes(KEY_BYTES if agreed.suite.hybrid else 0)
+        held, secrets, took, accused = bytearray(), bytearray(), bytearray(), list[int]()
         for parcel in found:
+            secret = made.get(parcel.dealer, none)
             try:
-                held += parcel.opened(agreed, self._seal_key(attempt, parcel))
+                pair, secret, row = self._opened(attempt, parcel, secret)
             except Refused:
-                held += bytes(2 * wire.SHARE_BYTES)
+                pair, row = bytes(2 * wire.SHARE_BYTES), bytes(HASH_BYTES)
                 accused.append(parcel.dealer)
-        if agreed.suite.hybrid:
-            attempt.mask_secrets = b"".join(self._mask_secret(attempt, parcel) for parcel in found)
-        attempt.held, attempt.sharers, attempt.accused = bytes(held), parcels.sharers, tuple(accused)
+            held, secrets, took = held + pair, secrets + secret, took + row
+        attempt.held, attempt.mask_secrets, attempt.accepted = bytes(held), bytes(secrets), bytes(took)
+        attempt.sharers, attempt.accused = parcels.sharers, tuple(accused)
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
         attempt.stage = Stage.CHECKED
@@ -250,14 +258,25 @@ class Participant:
             key = mixed(key, share_secret(attempt.share_seed, parcel.block), agreed.share_info)
         return key
 
-    def _mask_secret(self, attempt: NodeAttempt, parcel: Parcel) -> bytes:
-        agreed, peer = attempt.agreed, parcel.dealer
-        if peer < self.node:
+    def _opened(self, attempt: NodeAttempt, parcel: Parcel, made: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `accepted` of both.
+
+        Args:
+          attempt: with the keys of its pairs.
+          parcel: to open.
+          made: the secret, if this node made it; of a suite without one, empty.
+
+        Raises:
+          Refused: BAD_SHARE where the dealer did not commit to both.
+        """
+        agreed, peer, secret = attempt.agreed, parcel.dealer, made
+        pair = parcel.opened(agreed, self._seal_key(attempt, parcel))
+        if agreed.suite.hybrid and peer < self.node:
             offered = {peer: {self.node: parcel.block}}
-            return mask_secret(agreed, attempt.mask_seed, self.node, peer, offered)
-        higher = [other for other in agreed.neighbours(self.node) if other > self.node]
-        start = KEY_BYTES * bisect_left(higher, peer)
-        return attempt.mask_secrets[start : start + KEY_BYTES]
+            secret = mask_secret(agreed, attempt.mask_seed, self.node, peer, offered)
+            if not committed(agreed, self.node, peer, secret, offered):
+                raise Refused(Reason.BAD_SHARE, "a mask secret that its dealer did not commit to")
+        return pair, secret, accepted(parcel.evidence, parcel.block)
 
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: recheck the invalid deals, and disclose the evidence, if their dealers signed them.
@@ -271,27 +290,35 @@ class Participant:
         if not set(disputed.accused) <= set(attempt.accused):
             raise Refused(Reason.WRONG_COHORT, "a deal that this node did not complain of")
         secret, proofs = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY), dict[int, bytes]()
-        for peer, signed in zip(disputed.accused, disputed.deals, strict=True):
+        signed: list[bytes] = []
+        for peer, dealt in zip(disputed.accused, disputed.deals, strict=True):
             member = self.roster.member(peer, now)
-            member.check(agreed.suite, cohort, deal_body(peer, signed), signed.signature)
-            parcel = parcel_of(agreed, peer, self.node, signed)
+            member.check(agreed.suite, cohort, deal_body(peer, dealt), dealt.signature)
             try:
-                self._hold(attempt, parcel, parcel.opened(agreed, self._seal_key(attempt, parcel)))
+                self._hold(attempt, parcel_of(agreed, peer, self.node, dealt))
             except Refused:
                 key = agreed.by_node[peer].share_key
                 # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
-                proofs[peer] = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclosed(secret, key, cohort)
+                proof = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclosed(secret, key, cohort)
+                body = complaint_body(self.node, peer, deal_hash(peer, dealt), proof)
+                signed.append(sign_by(agreed.suite, self.key, cohort, body))
+                proofs[peer] = proof
         attempt.pair_keys = attempt.share_seed = b""
-        return tagged(attempt, wire.write(wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()))))
+        signatures = b"".join(signed) if signs(attempt.terms) else b""
+        said = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
+        return tagged(attempt, wire.write(said))
 
-    def _hold(self, attempt: NodeAttempt, parcel: Parcel, pair: bytes) -> None:
+    def _hold(self, attempt: NodeAttempt, parcel: Parcel) -> None:
         peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
         place = bisect_left(peers, parcel.dealer)
+        made = attempt.mask_secrets[KEY_BYTES * place :][:KEY_BYTES]
+        pair, secret, row = self._opened(attempt, parcel, made)
         attempt.held = _put(attempt.held, place, pair)
-        if attempt.agreed.suite.hybrid and parcel.dealer < self.node:
-            attempt.mask_secrets = _put(attempt.mask_secrets, place, self._mask_secret(attempt, parcel))
+        attempt.accepted = _put(attempt.accepted, place, row)
+        attempt.mask_secrets = _put(attempt.mask_secrets, place, secret)
+        attempt.accused = tuple(peer for peer in attempt.accused if peer != parcel.dealer)
 
-    def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, work: Work | None) -> bytes:
+    def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int, work: Work | None) -> bytes:
         """3: compute, and send the vector under all masks."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
@@ -299,25 +326,51 @@ class Participant:
         if self.node not in inbox.sharers or not set(inbox.sharers) <= dealt:
             raise Refused(Reason.WRONG_COHORT, "who stays is not a part of who shared, with this node")
         peers = agreed.neighbours(self.node, set(inbox.sharers))
-        self._enough(attempt.terms, inbox.sharers, peers)
-        pairs = dict(
-            zip(agreed.neighbours(self.node, dealt), cut(attempt.held, 2 * wire.SHARE_BYTES), strict=True)
-        )
-        mixes = dict(zip(pairs, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
-        attempt.held = b"".join(pairs[peer] for peer in peers)
+        bare = self._without_mask(attempt, inbox, now)
+        self._enough(attempt.terms, inbox.sharers, [peer for peer in peers if peer not in bare])
+        kept = [peer in set(peers) for peer in agreed.neighbours(self.node, dealt)]
+        attempt.held = _kept(attempt.held, 2 * wire.SHARE_BYTES, kept)
+        attempt.accepted = _kept(attempt.accepted, HASH_BYTES, kept)
         attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
         attempt.stage = Stage.MASKED
         context = agreed.round(inbox.sharers, inbox.model_hash)
-        secret, info = key_from_seed(attempt.mask_seed), pair_mask_info(context)
-        keys = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
+        info = pair_mask_info(context)
         if agreed.suite.hybrid:
-            keys = [mixed(key, mixes[peer], info) for key, peer in zip(keys, peers, strict=True)]
-        attempt.mask_secrets, attempt.mask_keys = b"", b"".join(keys)
-        attempt.pair_keys = attempt.share_seed = b""
+            shown = cut(_kept(attempt.mask_secrets, KEY_BYTES, kept), KEY_BYTES)
+            keys = [derive(each, info) for each in shown]
+        else:
+            secret = key_from_seed(attempt.mask_seed)
+            keys = shown = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
+        none = bytes(KEY_BYTES)
+        attempt.mask_keys = b"".join(
+            none if peer in bare else key for key, peer in zip(shown, peers, strict=True)
+        )
+        attempt.mask_secrets = attempt.pair_keys = attempt.share_seed = b""
         masks = [(own_mask_key(attempt.own_seed, context), 1)]
-        masks += [(key, mask_sign(self.node, peer)) for key, peer in zip(keys, peers, strict=True)]
+        pairs = zip(keys, peers, strict=True)
+        masks += [(key, mask_sign(self.node, peer)) for key, peer in pairs if peer not in bare]
         vector, attempt.openings = work.vector(attempt.terms)
         return masked(attempt, vector, masks, context, work.further(attempt.terms))
+
+    def _without_mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int) -> set[int]:
+        """Return the neighbours with which this node adds no mask: one of the two has complained of the other.
+
+        An honest node complains of no honest one, so that this mask hid nothing. Nor does a node go on with a dealer
+        of bad shares that has a mask with it: it could be blamed for what it cannot reveal.
+        """
+        agreed = attempt.agreed
+        bare = {
+            said.dealer for said in inbox.void if said.holder == self.node and said.dealer in attempt.accused
+        }
+        if not set(attempt.accused) & set(inbox.sharers) <= bare:
+            raise Refused(Reason.BAD_SHARE, "a node stays in the cohort whose share is not valid")
+        for said in inbox.void:
+            if said.dealer == self.node:
+                member = self.roster.member(said.holder, now)
+                body = complaint_body(said.holder, self.node, attempt.dealt, bytes(PROOF_BYTES))
+                member.check(agreed.suite, agreed.cohort, body, said.signature)
+                bare.add(said.holder)
+        return bare
 
     def _confirm(self, attempt: NodeAttempt, sets: wire.Survivors) -> bytes:
         """4: check the survivors against this node's view, and sign them."""
@@ -355,7 +408,11 @@ class Participant:
             if peer not in alive:
                 keys += attempt.mask_keys[KEY_BYTES * place : KEY_BYTES * (place + 1)]
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
-        reply = tagged(attempt, wire.write(wire.Revealed(view, bytes(shares), bytes(keys), seeds)))
+        said = wire.Revealed(view, bytes(shares), bytes(keys), seeds)
+        if signs(attempt.terms):
+            body = reveal_body(self.node, said, attempt.accepted)
+            said = replace(said, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
+        reply = tagged(attempt, wire.write(said))
         self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply
@@ -385,10 +442,19 @@ def _put(row: bytes, place: int, piece: bytes) -> bytes:
     return row[: len(piece) * place] + piece + row[len(piece) * (place + 1) :]
 
 
+def _kept(row: bytes, size: int, kept: Sequence[bool]) -> bytes:
+    return b"".join(piece for piece, stays in zip(cut(row, size), kept, strict=True) if stays)
+
+
+def signs(terms: AttemptTerms) -> bool:
+    """Return whether nodes sign what they complain of and reveal, as from version 4 on."""
+    return terms.protocol_version == PROTOCOL_VERSION
+
+
 # --- what a node remembers between two messages, sealed under a key of its own
 
-_STATE_FORMAT = 3
-_OLD_FORMAT = 2  # of the protocol's first version; what was asked is read, and its attempts are over
+_STATE_FORMAT = 4
+_OLD_FORMATS = (2, 3)  # of earlier versions; what was asked is read, and their attempts are over
 _STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
 _NODE_FIELDS = ("candidates", "sharers", "accused", "alive")
 
@@ -421,11 +487,11 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
     try:
         written, seen, attempts = row
         rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
-        restored = [_attempt(fields_) for fields_ in attempts if written != _OLD_FORMAT]
+        restored = [_attempt(fields_) for fields_ in attempts if written == _STATE_FORMAT]
         held = {attempt.context: attempt for attempt in restored}
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise Refused(Reason.MALFORMED, "a node's state of another version") from error
-    if written not in (_STATE_FORMAT, _OLD_FORMAT):
+    if written not in (_STATE_FORMAT, *_OLD_FORMATS):
         raise Refused(Reason.MALFORMED, f"a node's state of format {written}")
     participant.newest_attempts = {}
     for run, number, attempt in rounds:

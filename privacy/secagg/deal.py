@@ -132,6 +132,11 @@ def seed_commitment(label: bytes, seed: bytes) -> bytes:
     return hashlib.sha256(label + b"\2" + seed).digest()[:_BOUND_BYTES]
 
 
+def secret_commitment(label: bytes, point: int, secret: bytes) -> bytes:
+    """Return the commitment to the secret of the masks with a holder, which a hybrid dealer makes for the two."""
+    return hashlib.sha256(label + b"\3" + point.to_bytes(8, "big") + secret).digest()[:_BOUND_BYTES]
+
+
 def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments: bytes) -> bool:
     """Return whether a share matches its dealer's commitment and, for a private seed, the dealer's polynomial.
 

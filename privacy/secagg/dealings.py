@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from .bindings import Agreement, deal_body
+from .bindings import Agreement
 from .complaint import on_curve, proved
 from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
-from .parcel import cut, parcel_of
+from .parcel import accepted, cut, parcel_of
 from .refusal import Fault, Refused
-from .roster import Roster
 from .shamir import PRIME, Weights, codeword, parity, weights_at
 from .suite import pair_key
+from .transcript import HASH_BYTES
 
 Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told beside them, hybrid blocks
 
@@ -28,7 +28,7 @@ class Dealings:
       claims: by dealer.
       commitments: by dealer and holder, of `COMMITMENT_BYTES`.
       proofs: by dealer and holder, the value of the dealer's proof at the holder's point.
-      void: pairs of dealer and holder without a valid share, whose fault is undecidable.
+      void: pairs of dealer and holder without a valid share and without a mask, whose fault is undecidable.
     """
 
     agreed: Agreement
@@ -54,21 +54,13 @@ class Dealings:
                         kem += blocks[holder]
         return parts
 
-    def unsigned(self, dealer: int, roster: Roster, now: int) -> bool:
-        """Return whether a dealer did not sign what it dealt.
-
-        Args:
-          dealer: the node.
-          roster: of the attempt's terms.
-          now: Unix seconds, against which members expire.
-        """
-        said = self.deals[dealer]
-        try:
-            member = roster.member(dealer, now)
-            member.check(self.agreed.suite, self.agreed.cohort, deal_body(dealer, said), said.signature)
-        except Refused:
-            return True
-        return False
+    def accepted(self, dealer: int, holder: int, block: bytes) -> bytes:
+        """Return `parcel.accepted` of a holder without a complaint; zeros for a void pair."""
+        if (dealer, holder) in self.void:
+            return bytes(HASH_BYTES)
+        digest = digest_of(self.deals[dealer].commitments)
+        row = self.commitments[dealer][holder] + self.proofs[dealer][holder] + digest
+        return accepted(row, block)
 
     def verdict(self, holder: int, dealer: int, proof: bytes) -> tuple[int, Fault]:
         """Return the cheater in a dispute, and its fault.
@@ -95,7 +87,11 @@ class Dealings:
     def holders(self, dealer: int, among: frozenset[int]) -> int:
         """Return how many of these nodes hold a share of the dealer's."""
         peers = self.agreed.neighbours(dealer, among)
-        return sum((dealer, peer) not in self.void for peer in peers) if self.void else len(peers)
+        return sum(self.masked(dealer, peer) for peer in peers)
+
+    def masked(self, node: int, peer: int) -> bool:
+        """Return whether two neighbours have a mask: neither has complained of the other without a verdict."""
+        return (node, peer) not in self.void and (peer, node) not in self.void
 
     def dealt(self, owner: int, holder: int, share: bytes, *, private: bool) -> bool:
         """Return whether a share is the one that was dealt to a holder.

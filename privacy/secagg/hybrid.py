@@ -5,6 +5,9 @@ sender of shares encapsulates to the receiver's key for shares; the lower of two
 key for masks. The latter secret must be recoverable from either node's mask seed, once that is opened: the higher one's
 key is derived from its seed, and the lower one seals the secret under its own (`escrow`), which is public.
 
+The lower node also commits to what both secrets give, in the deal that it signs. The higher one checks it before it
+masks anything, so that afterwards anyone can tell the true secret from a false one, whichever of the two is lost.
+
 Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where ML-KEM's ciphertext need not be
 bound again.
 """
@@ -15,12 +18,26 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 
 from .bindings import Agreement
+from .deal import SEED_COMMITMENT_BYTES, label_of, secret_commitment
 from .refusal import Reason, Refused
-from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, TAG_BYTES, derive, seal, unseal
+from .suite import (
+    KEM_KEY_BYTES,
+    KEY_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    agree,
+    derive,
+    key_from_seed,
+    public_of,
+    seal,
+    unseal,
+)
 from .transcript import Purpose, frame
 
 CIPHERTEXT_BYTES = 1088
 ESCROW_BYTES = KEY_BYTES + NONCE_BYTES + TAG_BYTES
+_ESCROW = slice(2 * CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES + ESCROW_BYTES)
+_MASK_BYTES = CIPHERTEXT_BYTES + ESCROW_BYTES + SEED_COMMITMENT_BYTES  # of a block, for masks
 
 Offered = Mapping[int, Mapping[int, bytes]]  # blocks by sender and receiver
 
@@ -30,9 +47,9 @@ class Offer:
     """Material that a node makes for one neighbour: a block that travels, and secrets of 32 bytes.
 
     Attributes:
-      block: ciphertext for shares; from the lower to the higher node also ciphertext and escrow for masks.
+      block: ciphertext for shares; from the lower to the higher node also ciphertext, escrow and commitment for masks.
       share_secret: of the shares that the node seals for this neighbour.
-      mask_secret: of the pair's mask; empty where the neighbour makes it.
+      mask_secret: of the pair's masks, as `mask_secret` returns it; empty where the neighbour makes it.
     """
 
     block: bytes
@@ -50,6 +67,13 @@ def kem_key(seed: bytes) -> MLKEM768PrivateKey:
 def public_keys(share_seed: bytes, mask_seed: bytes) -> bytes:
     """Return a node's ML-KEM public keys for shares and for masks, of `KEM_KEY_BYTES` together."""
     return b"".join(kem_key(seed).public_key().public_bytes_raw() for seed in (share_seed, mask_seed))
+
+
+def fits_keys(mask_seed: bytes, mask_key: bytes, kem_keys: bytes) -> bool:
+    """Return whether a node's public keys for masks, of X25519 and of ML-KEM if it has any, are those of a mask seed."""
+    own = public_of(key_from_seed(mask_seed)) == mask_key
+    half = kem_keys[KEM_KEY_BYTES // 2 :]
+    return own and (not half or kem_key(mask_seed).public_key().public_bytes_raw() == half)
 
 
 def check_keys(keys: bytes) -> None:
@@ -87,9 +111,10 @@ def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Of
     share_secret, block = _public(for_shares).encapsulate()
     if sender > receiver:
         return Offer(block, share_secret, b"")
-    mask_secret, more = _public(for_masks).encapsulate()
-    escrow = seal(agreed.suite, _escrow_key(agreed, mask_seed, receiver), mask_secret, b"")
-    return Offer(block + more + escrow, share_secret, mask_secret)
+    half, more = _public(for_masks).encapsulate()
+    escrow = seal(agreed.suite, _escrow_key(agreed, mask_seed, receiver), half, b"")
+    secret = _whole(agreed, mask_seed, receiver, half)
+    return Offer(block + more + escrow + _commitment(agreed, sender, receiver, secret), share_secret, secret)
 
 
 def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -105,7 +130,7 @@ def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
     found: list[bytes] = []
     place = 0
     for sender, receiver in pairs:
-        size = CIPHERTEXT_BYTES + (CIPHERTEXT_BYTES + ESCROW_BYTES if sender < receiver else 0)
+        size = CIPHERTEXT_BYTES + (_MASK_BYTES if sender < receiver else 0)
         found.append(data[place : place + size])
         place += size
     if place != len(data):
@@ -119,7 +144,7 @@ def share_secret(share_seed: bytes, block: bytes) -> bytes:
 
 
 def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offered: Offered) -> bytes:
-    """Return the secret of a pair's mask from one node's seed, 32 bytes.
+    """Return the secret of a pair's masks, of X25519 and of ML-KEM, from one node's seed, 32 bytes.
 
     Args:
       agreed: the cohort.
@@ -133,10 +158,27 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
     """
     if peer < node:
         cipher = offered[peer][node][CIPHERTEXT_BYTES : 2 * CIPHERTEXT_BYTES]
-        return kem_key(mask_seed).decapsulate(cipher)
-    return unseal(
-        agreed.suite, _escrow_key(agreed, mask_seed, peer), offered[node][peer][-ESCROW_BYTES:], b""
-    )
+        half = kem_key(mask_seed).decapsulate(cipher)
+    else:
+        key, escrow = _escrow_key(agreed, mask_seed, peer), offered[node][peer][_ESCROW]
+        half = unseal(agreed.suite, key, escrow, b"")
+    return _whole(agreed, mask_seed, peer, half)
+
+
+def committed(agreed: Agreement, node: int, peer: int, secret: bytes, offered: Offered) -> bool:
+    """Return whether the lower node of a pair committed to this secret of their masks."""
+    lower, higher = sorted((node, peer))
+    said = offered[lower][higher][-SEED_COMMITMENT_BYTES:]
+    return _commitment(agreed, lower, higher, secret) == said
+
+
+def _commitment(agreed: Agreement, lower: int, higher: int, secret: bytes) -> bytes:
+    return secret_commitment(label_of(agreed.cohort, lower), agreed.points[higher], secret)
+
+
+def _whole(agreed: Agreement, mask_seed: bytes, peer: int, half: bytes) -> bytes:
+    info = agreed.mask_info
+    return mixed(agree(key_from_seed(mask_seed), agreed.by_node[peer].mask_key, info), half, info)
 
 
 def _escrow_key(agreed: Agreement, mask_seed: bytes, peer: int) -> bytes:

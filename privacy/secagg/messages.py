@@ -130,6 +130,7 @@ Nodes = Annotated[tuple[int, ...], _nodes]
 Hash = Annotated[bytes, _fixed(HASH_BYTES)]
 Key = Annotated[bytes, _fixed(KEY_BYTES)]
 Signature = Annotated[bytes, _bytes(SIGNATURES.__contains__, "no signature")]
+LateSignature = Annotated[bytes, _bytes({0, *SIGNATURES}.__contains__, "no signature")]
 Sealed = Annotated[bytes, _many(SEALED_BYTES)]
 Shares = Annotated[bytes, _many(SHARE_BYTES)]
 Kem = Annotated[bytes, _many(1)]
@@ -236,20 +237,45 @@ class Disputed:
 
 @dataclass(frozen=True)
 class Complaints:
-    """2a, reply: those whose signed deal is no good, and the secret shared with each, as `complaint` proves it."""
+    """2a, reply: those whose signed deal is no good, and the secret shared with each, as `complaint` proves it.
+
+    Attributes:
+      cohort: hash of all adverts, 32 bytes.
+      accused: dealers, ascending.
+      proofs: of each, `PROOF_BYTES`.
+      signatures: by the node's identity, over each complaint; none in version 3.
+    """
 
     cohort: Hash
     accused: Nodes
     proofs: Annotated[bytes, _many(PROOF_BYTES)]
+    signatures: Annotated[bytes, _many(1)] = b""
+
+
+@dataclass(frozen=True)
+class Void:
+    """Complaint that nobody else can judge: its two nodes add no mask that they share."""
+
+    holder: Node
+    dealer: Node
+    signature: Signature
 
 
 @dataclass(frozen=True)
 class Inbox:
-    """3, to the node: the sharers with valid shares, and the initial model."""
+    """3, to the node: the sharers with valid shares, and the initial model.
+
+    Attributes:
+      context: of the attempt, 32 bytes.
+      model_hash: of the round's model.
+      sharers: nodes that stay, ascending.
+      void: of a hybrid suite, undecided complaints between two of them.
+    """
 
     context: Hash
     model_hash: Hash
     sharers: Nodes
+    void: Annotated[tuple[Void, ...], _rows(Void)] = ()
 
 
 @dataclass(frozen=True)
@@ -287,14 +313,17 @@ class Revealed:
     Attributes:
       survivors: hash of the round's survivors, 32 bytes.
       shares: `SHARE_BYTES` for each neighbour.
-      mask_keys: for each neighbour that dropped out, the key of 32 bytes of the sender's mask with it.
+      mask_keys: for each neighbour that dropped out, the key of 32 bytes of the sender's mask with it, or what a hybrid
+        suite derives it from; zeros for one with which it has none.
       seeds: of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
+      signature: by the node's identity, over all of this and the deals that it accepted; none in version 3.
     """
 
     survivors: Hash
     shares: Shares
     mask_keys: Annotated[bytes, _many(KEY_BYTES)]
     seeds: Annotated[bytes, _many(SECRET_BYTES)]
+    signature: LateSignature = b""
 
 
 @dataclass(frozen=True)
@@ -320,7 +349,8 @@ Message = (
     | Disputed
     | Complaints
 )
-M = TypeVar("M", bound=Message)
+LATE = (Inbox, Complaints, Revealed)  # whose last field version 3 lacks; it is left out where it is empty
+M = TypeVar("M", bound=Message | Void)
 
 
 def write(message: Message) -> bytes:
@@ -357,8 +387,9 @@ def read(data: bytes, kind: type[M]) -> M:
     return message
 
 
-def _plain(value: Message) -> list[Any]:
-    return [_plain_field(getattr(value, name)) for name in _FIELDS[type(value)]]
+def _plain(value: Message | Void) -> list[Any]:
+    row = [_plain_field(getattr(value, name)) for name in _FIELDS[type(value)]]
+    return row[:-1] if isinstance(value, LATE) and not row[-1] else row
 
 
 def _plain_field(value: Any) -> Any:
@@ -369,15 +400,15 @@ def _plain_field(value: Any) -> Any:
     return value
 
 
-def _row(values: Sequence[Any], kind: type[Message]) -> Message:
+def _row(values: Sequence[Any], kind: type[M]) -> M:
     checks = _FIELDS[kind]
-    if len(values) != len(checks):
+    if not len(checks) - (kind in LATE) <= len(values) <= len(checks):
         raise Refused(Reason.MALFORMED, f"{kind.__name__} has {len(checks)} fields")
-    return kind(*(check(value) for check, value in zip(checks.values(), values, strict=True)))
+    return kind(*(check(value) for check, value in zip(checks.values(), values, strict=False)))
 
 
-def _rows(kind: type[Advert | Confirmation | SealedShares]) -> Callable[[Any], tuple[Message, ...]]:
-    def check(value: Any) -> tuple[Message, ...]:
+def _rows(kind: type[Advert | Confirmation | SealedShares | Void]) -> Callable[[Any], tuple[Any, ...]]:
+    def check(value: Any) -> tuple[Any, ...]:
         if type(value) is not list or any(type(item) is not list for item in cast(list[Any], value)):
             raise Refused(Reason.MALFORMED, f"not a list of {kind.__name__}")
         rows = tuple(_row(item, kind) for item in cast(list[Any], value))
@@ -388,7 +419,7 @@ def _rows(kind: type[Advert | Confirmation | SealedShares]) -> Callable[[Any], t
 
 
 _KINDS: tuple[type[Message], ...] = get_args(Message)
-_FIELDS: dict[type[Message], dict[str, Callable[[Any], Any]]] = {
+_FIELDS: dict[type[Message | Void], dict[str, Callable[[Any], Any]]] = {
     kind: {name: get_args(hint)[1] for name, hint in get_type_hints(kind, include_extras=True).items()}
-    for kind in _KINDS
+    for kind in (*_KINDS, Void)
 }

@@ -1,5 +1,6 @@
 """Parcel: one dealer's shares for one holder, with their verification by the holder and in a dispute."""
 
+import hashlib
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -50,6 +51,16 @@ class Parcel:
         point = agreed.points[self.holder]
         check_share(claim, point, pair, int.from_bytes(value, "big"), commitments)
         return pair
+
+
+def accepted(evidence: bytes, block: bytes) -> bytes:
+    """Return the hash by which a holder's signature names what a dealer committed to, 32 bytes.
+
+    Args:
+      evidence: of `EVIDENCE_BYTES`.
+      block: hybrid block beside it; empty for none.
+    """
+    return hashlib.sha256(evidence + block).digest()
 
 
 def parcel_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> Parcel:

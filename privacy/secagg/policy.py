@@ -12,6 +12,7 @@ from .suite import KEY_BYTES, SUITES
 from .transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 
 WIDTHS = (16, 32)
+_UNSIGNED = 3  # version in which nodes signed neither complaints nor reveals
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,25 @@ def check(policy: Policy, terms: AttemptTerms) -> None:
     Raises:
       Refused: POLICY, naming the first field of the terms that is weaker.
     """
-    if (spoken := terms.protocol_version) != PROTOCOL_VERSION:
+    if not speaks(terms):
+        said = (
+            f"protocol_version={terms.protocol_version} with suite={terms.suite} is that of another release"
+        )
         remedy = f"install one release of fedveil on both: this client speaks {PROTOCOL_VERSION}"
-        raise Refused(Reason.POLICY, f"protocol_version={spoken} is that of another release; {remedy}")
+        raise Refused(Reason.POLICY, f"{said}; {remedy}")
     for name in _shortfalls(policy, terms):
         raise Refused(Reason.POLICY, f"{name}={getattr(terms, name)!r} is not what this policy accepts")
+
+
+def speaks(terms: AttemptTerms) -> bool:
+    """Return whether this release keeps its promises in an attempt of these terms.
+
+    A server of an older release may still ask: in version 3 without ML-KEM a node is promised as much, but for blame that
+    others can check. With ML-KEM a false mask secret spoilt a sum and nobody was named.
+    """
+    suite = SUITES.get(terms.suite)
+    old = terms.protocol_version == _UNSIGNED and suite is not None and not suite.hybrid
+    return old or terms.protocol_version == PROTOCOL_VERSION
 
 
 def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:

@@ -32,6 +32,7 @@ class Fault(StrEnum):
     WRONG_MASK = "revealed a mask key that is not the pair's"
     WRONG_COMMITMENT = "committed to another seed than it dealt"
     WRONG_SEED = "dealt a mask seed that is not its key's"
+    WRONG_SECRET = "committed to another mask secret than it sealed"
 
 
 @final

@@ -7,13 +7,26 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 
 import numpy as np
 
 from . import messages as wire
-from .bindings import Agreement, advert_body, attempt_context, confirmation_body, reply_info, survivors_digest
+from .bindings import (
+    Agreement,
+    advert_body,
+    attempt_context,
+    complaint_body,
+    confirmation_body,
+    deal_body,
+    deal_hash,
+    reply_info,
+    reveal_body,
+    survivors_digest,
+)
 from .complaint import PROOF_BYTES
 from .dealings import dealings
+from .evidence import Evidence
 from .hybrid import blocks, check_keys
 from .masks import Vector, add_masks
 from .parcel import check_lengths, cut
@@ -25,6 +38,12 @@ from .transcript import HASH_BYTES, AttemptTerms, Profile
 from .unmask import Opening
 
 Outgoing = dict[int, bytes]
+_BY_SEED = (
+    Fault.WRONG_MASK,
+    Fault.WRONG_COMMITMENT,
+    Fault.WRONG_SEED,
+    Fault.WRONG_SECRET,
+)  # that others' shares show
 
 
 class Due(IntEnum):
@@ -108,6 +127,10 @@ class ServerAttempt:
         self._answered: set[int] = set()
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
+        self._evidence: Evidence | None = None
+        self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that shows it
+        self._revealed: dict[int, wire.Revealed] = {}
+        self._model_hash = b""
         self._adverts: dict[int, wire.Advert] = {}
         self._reply_keys: dict[int, bytes] = {}
         self._deals: dict[int, wire.SealedShares] = {}
@@ -190,6 +213,9 @@ class ServerAttempt:
         except Refused as refused:
             raise Refused(Reason.BAD_SIGNATURE, "not what this node sent in this attempt") from refused
 
+    def _require_signed(self, node: int, context: bytes, body: bytes, signature: bytes) -> None:
+        self._roster.member(node, self._now).check(self._suite, context, body, signature)
+
     def _take_advert(self, node: int, advert: wire.Advert) -> None:
         if advert.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "an advert of another node")
@@ -200,8 +226,7 @@ class ServerAttempt:
         check_public(advert.share_key)
         if self._suite.hybrid:
             check_keys(advert.kem_keys)
-        member = self._roster.member(node, self._now)
-        member.check(self._suite, self.context, advert_body(advert), advert.signature)
+        self._require_signed(node, self.context, advert_body(advert), advert.signature)
         self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
         self._adverts[node] = advert
 
@@ -209,6 +234,8 @@ class ServerAttempt:
         if shares.cohort != self._agreed.cohort:
             raise Refused(Reason.WRONG_COHORT, "shares for other adverts than these")
         check_lengths(self._agreed, node, shares)
+        # What others are blamed for, and what this node may be, must be what it signed.
+        self._require_signed(node, self._agreed.cohort, deal_body(node, shares), shares.signature)
         peers = self._agreed.neighbours(node) if self._suite.hybrid else ()
         made = blocks(shares.kem, [(node, peer) for peer in peers])
         self._offered[node] = dict(zip(peers, made, strict=True))
@@ -226,6 +253,13 @@ class ServerAttempt:
             raise Refused(Reason.WRONG_COHORT, "a complaint of another deal")
         if len(reply.proofs) != PROOF_BYTES * len(reply.accused):
             raise Refused(Reason.MALFORMED, "not one proof for each complaint")
+        signatures = cut(reply.signatures, self._suite.signature_bytes)
+        if len(signatures) != len(reply.accused):
+            raise Refused(Reason.MALFORMED, "not one signature for each complaint")
+        proofs = cut(reply.proofs, PROOF_BYTES)
+        for dealer, proof, signature in zip(reply.accused, proofs, signatures, strict=True):
+            body = complaint_body(node, dealer, deal_hash(dealer, self._deals[dealer]), proof)
+            self._require_signed(node, self._agreed.cohort, body, signature)
         self._complaints[node] = reply
 
     def _take_vector(self, node: int, frame: bytes) -> None:
@@ -241,8 +275,7 @@ class ServerAttempt:
     def _take_confirmation(self, node: int, reply: wire.Confirmation) -> None:
         if reply.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of another node")
-        member = self._roster.member(node, self._now)
-        member.check(self._suite, self.context, confirmation_body(reply), reply.signature)
+        self._require_signed(node, self.context, confirmation_body(reply), reply.signature)
         if (reply.round_context, reply.survivors) != (self._round, self._view):
             raise Refused(Reason.SPLIT_VIEW, "a confirmation of another round or other survivors")
         self._confirmations[node] = reply
@@ -259,22 +292,79 @@ class ServerAttempt:
             raise Refused(Reason.BAD_SHARE, "this node has revealed wrong shares before")
         shares = dict(zip(peers, cut(revealed.shares, wire.SHARE_BYTES), strict=True))
         held = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
+        if not all(map(any, held.values())):  # zeros stand for a share that the node does not have
+            raise Refused(Reason.BAD_SHARE, "no share of a node whose deal it accepted")
         # Kept even of one that reveals wrong shares: of a mask with a dead node whose seed is another one nobody else knows.
         for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
             self._mask_keys[peer][node] = key
-        self._shares[node] = held
+        self._shares[node], self._revealed[node] = held, revealed
         self._seeds[node] = revealed.seeds
 
     def _weigh_reveals(self) -> dict[int, bytes]:
         """Drop the reveals of nodes with a wrong share, name these nodes, and return the open seeds by owner."""
         seeds, blamed = Reveals(self._dealings, self._living, self._shares, self._colluders).opened()
         for node, fault in blamed.items():
-            if self.blamed.get(node) is not Fault.WRONG_SHARE:  # for which it may not reveal again
-                self.blamed[node] = fault
-            if fault is Fault.WRONG_SHARE:
+            wrong = fault is Fault.WRONG_SHARE
+            self._blame(node, fault, self._wrong_owner(node) if wrong else node)
+            if wrong:
                 self._answered.discard(node)
                 del self._shares[node], self._seeds[node]
         return seeds
+
+    def _wrong_owner(self, holder: int) -> int:
+        def good(owner: int, share: bytes) -> bool:
+            return self._dealings.dealt(owner, holder, share, private=owner in self._living)
+
+        return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
+
+    def _blame(self, node: int, fault: Fault, about: int) -> None:
+        """Name a node for what it revealed, or for a seed, unless it did not sign its reveal: others could not check it."""
+        if self.blamed.get(node) is Fault.WRONG_SHARE:  # for which it may not reveal again
+            return
+        if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK):
+            said = self._revealed[node]
+            try:
+                body = reveal_body(node, said, self._accepted(node))
+                self._require_signed(node, self.context, body, said.signature)
+            except Refused:
+                return
+        self.blamed[node], self._about[node] = fault, about
+
+    def _accepted(self, node: int) -> bytes:
+        peers = self._agreed.neighbours(node, self._sharing)
+        return b"".join(
+            self._dealings.accepted(peer, node, self._offered[peer].get(node, b"")) for peer in peers
+        )
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What proves the faults of the blamed nodes to anyone; None without any."""
+        if not self.blamed or self._evidence is not None:
+            return self._evidence
+        owners = {self._about[node] for node, fault in self.blamed.items() if fault in _BY_SEED}
+        signers = [
+            node for node, fault in self.blamed.items() if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK)
+        ]
+        accused = {dealer for said in self._complaints.values() for dealer in said.accused}
+        dealers = (self.blamed.keys() | accused | owners | set(self._about.values())) & self._deals.keys()
+        return Evidence(
+            wire.Proposal(self._terms, self._candidates, public_of(self._key)),
+            wire.CohortAdverts(self.context, self._agreed.adverts),
+            {node: self._deals[node] for node in sorted(dealers)},
+            self._complaints,
+            wire.Survivors(self.context, self._alive, self._dead) if self._alive else None,
+            self._model_hash,
+            {owner: self._good_shares(owner) for owner in sorted(owners)},
+            {node: self._revealed[node] for node in signers},
+            {node: self._accepted(node) for node in signers},
+        )
+
+    def _good_shares(self, owner: int) -> dict[int, bytes]:
+        """Return as many shares of a seed as give it, each as it was dealt."""
+        held = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
+        private, least = owner in self._living, self._terms.threshold
+        good = (each for each in held.items() if self._dealings.dealt(owner, *each, private=private))
+        return dict(islice(good, least))
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
@@ -302,8 +392,16 @@ class ServerAttempt:
         return messages
 
     def _end(self) -> None:
+        self._evidence = self.evidence
         self._ask(Due.NOTHING, {})
-        for kept in (self._reply_keys, self._deals, self._offered, self._shares, self._mask_keys):
+        for kept in (
+            self._reply_keys,
+            self._deals,
+            self._offered,
+            self._shares,
+            self._mask_keys,
+            self._revealed,
+        ):
             kept.clear()
         self._confirmations.clear()
         self._dealings = dealings(self._agreed, {})
@@ -340,9 +438,6 @@ class ServerAttempt:
     def _settle(self, model_hash: bytes) -> Outgoing:
         """Continue without complaints, or request the evidence that decides each complaint."""
         self._stay(self._answered)
-        for dealer in {dealer for accused in self._accused.values() for dealer in accused}:
-            if self._dealings.unsigned(dealer, self._roster, self._now):
-                self.blamed[dealer] = Fault.BAD_DEAL
         disputed = {node: self._disputes(node) for node in self._accused if node in self._sharing}
         messages = {
             node: wire.write(
@@ -378,9 +473,19 @@ class ServerAttempt:
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
         self._stay(self._sharing - self.blamed.keys())
-        self._round = self._agreed.round(self._sharers, model_hash)
-        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers))
+        self._round, self._model_hash = self._agreed.round(self._sharers, model_hash), model_hash
+        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, self._void()))
         return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
+
+    def _void(self) -> tuple[wire.Void, ...]:
+        signed = {
+            node: cut(said.signatures, self._suite.signature_bytes) for node, said in self._complaints.items()
+        }
+        return tuple(
+            wire.Void(node, dealer, signed[node][self._complaints[node].accused.index(dealer)])
+            for dealer, node in sorted(self._dealings.void)
+            if dealer in self._sharing and node in self._sharing
+        )
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))
@@ -400,10 +505,13 @@ class ServerAttempt:
 
     def _unmask(self) -> OpenedSum:
         shown = self._weigh_reveals(), self._mask_keys
-        opening = Opening(
-            self._agreed, self._round, self._alive, self._dead, *shown, self._offered, self.blamed
-        )
-        add_masks(self._total, list(opening.remaining_masks()), self._suite)
+        opening = Opening(self._dealings, self._round, self._alive, self._dead, *shown, self._offered)
+        try:
+            masks = list(opening.remaining_masks())
+        finally:
+            for node, fault in opening.blamed.items():
+                self._blame(node, fault, opening.about[node])
+        add_masks(self._total, masks, self._suite)
         self._end()
         return OpenedSum(self._total, self._alive, self._seeds, self._further)
 

@@ -12,7 +12,9 @@ from functools import cache
 
 from .refusal import Reason, Refused
 
-PROTOCOL_VERSION = 3  # 1 had no commitments to shares, 2 none to the seeds that they are of
+# 1 had no commitments to shares, 2 none to the seeds that they are of, and 3 none to the secrets that ML-KEM has a part in;
+# in 3 a node signed neither complaints nor reveals.
+PROTOCOL_VERSION = 4
 HASH_BYTES = 32
 _DOMAIN = "fedveil secagg"
 _FRAMING = 1  # stays, so that rosters stay signed and memories open; terms bind an attempt to its version
@@ -53,6 +55,8 @@ class Purpose(StrEnum):
     DEAL = "deal"
     CHALLENGE = "challenge"
     COMPLAINT = "complaint"
+    DISPUTE = "dispute"
+    REVEAL = "reveal"
 
 
 class Profile(StrEnum):

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .bindings import Agreement, mask_sign, own_mask_key, pair_mask_info
-from .hybrid import Offered, mask_secret, mixed
+from .dealings import Dealings
+from .hybrid import Offered, committed, fits_keys, mask_secret
 from .refusal import Fault, Reason, Refused
-from .suite import agree, key_from_seed, public_of
+from .suite import KEY_BYTES, agree, derive, key_from_seed
 
 ByPair = dict[int, dict[int, bytes]]
 
@@ -16,17 +17,18 @@ class Opening:
     """Reveals of a round's survivors.
 
     Attributes:
-      agreed: the cohort.
+      dealings: of the cohort.
       context: of the round, 32 bytes.
       alive: survivors, ascending.
       dead: nodes that shared and are not in the sum, ascending.
       seeds: by node, the private seed of a survivor and the mask seed of a dropout, if enough shares arrived.
-      mask_keys: by dropout and surviving neighbour, the key of their mask, as the survivor claims.
+      mask_keys: by dropout and surviving neighbour, what `Revealed` says of their mask, as the survivor claims.
       offered: hybrid blocks by sender and receiver.
       blamed: by node, its fault as shown by the masks; filled while they are computed.
+      about: by the same nodes, the dead node whose masks show it.
     """
 
-    agreed: Agreement
+    dealings: Dealings
     context: bytes
     alive: Sequence[int]
     dead: Sequence[int]
@@ -34,6 +36,7 @@ class Opening:
     mask_keys: ByPair
     offered: Offered
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
+    about: dict[int, int] = field(default_factory=dict[int, int])
 
     def remaining_masks(self) -> Iterator[tuple[bytes, int]]:
         """Yield key and sign of every mask to add in order to unmask the survivors' sum.
@@ -45,9 +48,14 @@ class Opening:
             yield own_mask_key(self._seed(node), self.context), -1
         living = set(self.alive)
         for node in self.dead:
-            peers = self.agreed.neighbours(node, living)
+            peers = [p for p in self.agreed.neighbours(node, living) if self.dealings.masked(node, p)]
             keys = self._keys(node, peers)
             yield from ((keys[peer], mask_sign(node, peer)) for peer in peers)
+
+    @property
+    def agreed(self) -> Agreement:
+        """The cohort."""
+        return self.dealings.agreed
 
     def _seed(self, node: int) -> bytes:
         if node not in self.seeds:
@@ -57,36 +65,67 @@ class Opening:
     def _keys(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
         """Return the keys of a dead node's masks, by living neighbour.
 
-        The neighbours' claims replace keys that the seed does not give: a false claim corrupts no more than a false
-        vector could.
+        The neighbours' claims replace keys that the seed does not give. Those of a hybrid suite count only if they are
+        what the pair's deal committed to; a false claim without ML-KEM corrupts no more than a false vector could.
         """
-        said = self.mask_keys.get(node, {})
+        said = {peer: key for peer, key in self.mask_keys.get(node, {}).items() if key != bytes(KEY_BYTES)}
         computed = self._computed(node, peers)
+        if self.agreed.suite.hybrid:
+            said, computed = (
+                self._committed(node, each, own) for each, own in ((said, False), (computed, True))
+            )
         missing = [peer for peer in peers if peer not in said and peer not in computed]
         if missing:
             raise Refused(Reason.TOO_FEW, f"{len(missing)} masks of a node that nobody can take off")
         for peer in peers:
-            if peer in said and computed.get(peer, said[peer]) != said[peer] and not self.agreed.suite.hybrid:
-                self.blamed[peer] = Fault.WRONG_MASK
-        # A hybrid secret is of one of the two alone, and a dead node may have sealed another one for itself.
-        return computed | said if self.agreed.suite.hybrid else said | computed
+            if peer in said and computed.get(peer, said[peer]) != said[peer]:
+                self._blame(peer, Fault.WRONG_MASK, node)
+        keys = said | computed
+        return (
+            {peer: derive(key, self._info) for peer, key in keys.items()}
+            if self.agreed.suite.hybrid
+            else keys
+        )
+
+    def _committed(self, node: int, secrets: Mapping[int, bytes], computed: bool) -> dict[int, bytes]:
+        """Return the hybrid secrets with a dead node that its pairs committed to, and name who is wrong of the others.
+
+        A neighbour that claims another one made this commitment, or accepted it. If the seed gives another one, the
+        lower node sealed it, whose deal then contradicts itself.
+        """
+        right = {
+            peer: key
+            for peer, key in secrets.items()
+            if committed(self.agreed, node, peer, key, self.offered)
+        }
+        for peer in secrets.keys() - right.keys():
+            liar, fault = (min(node, peer), Fault.WRONG_SECRET) if computed else (peer, Fault.WRONG_MASK)
+            self._blame(liar, fault, node)
+        return right
+
+    def _blame(self, node: int, fault: Fault, dead: int) -> None:
+        self.blamed[node], self.about[node] = fault, dead
+
+    @property
+    def _info(self) -> bytes:
+        return pair_mask_info(self.context)
 
     def _computed(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
         """Return the keys from the dropout's mask seed; none if it is unknown, or belongs to another key."""
-        agreed, info = self.agreed, pair_mask_info(self.context)
-        try:
-            mask_seed = self._seed(node)
-        except Refused:
+        agreed = self.agreed
+        if node not in self.seeds:
             return {}
-        secret = key_from_seed(mask_seed)
-        if public_of(secret) != agreed.by_node[node].mask_key:
-            self.blamed[node] = Fault.WRONG_SEED
+        mask_seed, advert = self.seeds[node], agreed.by_node[node]
+        if not fits_keys(mask_seed, advert.mask_key, advert.kem_keys):
+            self._blame(node, Fault.WRONG_SEED, node)
             return {}
-        keys = {peer: agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers}
         if not agreed.suite.hybrid:
-            return keys
-        try:
-            secrets = {peer: mask_secret(agreed, mask_seed, node, peer, self.offered) for peer in peers}
-        except Refused:
-            return {}
-        return {peer: mixed(key, secrets[peer], info) for peer, key in keys.items()}
+            secret = key_from_seed(mask_seed)
+            return {peer: agree(secret, agreed.by_node[peer].mask_key, self._info) for peer in peers}
+        keys: dict[int, bytes] = {}
+        for peer in peers:
+            try:
+                keys[peer] = mask_secret(agreed, mask_seed, node, peer, self.offered)
+            except Refused:  # of its own escrow
+                self._blame(node, Fault.WRONG_SECRET, node)
+        return keys

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from fedveil.privacy.secagg import client
 from fedveil.privacy.secagg.attempt import tagged
-from fedveil.privacy.secagg.bindings import advert_body, deal_body
+from fedveil.privacy.secagg.bindings import advert_body, complaint_body, deal_body, deal_hash, reveal_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclosed, on_curve
-from fedveil.privacy.secagg.deal import deal
+from fedveil.privacy.secagg.deal import SEED_COMMITMENT_BYTES, deal
+from fedveil.privacy.secagg.double_signature import sign_by
+from fedveil.privacy.secagg.hybrid import _ESCROW, CIPHERTEXT_BYTES, kem_key
 from fedveil.privacy.secagg.messages import (
     SEAL_BYTES,
     SEALED_BYTES,
@@ -23,7 +25,7 @@ from fedveil.privacy.secagg.messages import (
 )
 from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.shamir import PRIME, new_secret, polynomial, values
-from fedveil.privacy.secagg.suite import key_from_seed, sign
+from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, key_from_seed, suite_of
 from fedveil.privacy.secagg.transcript import Purpose
 
 
@@ -38,6 +40,9 @@ class Cheat(Participant):
         reply = super().handle(message, now, work)
         return self.hands.randbytes(300) if self.way == "nonsense" and self.hands.random() < 0.4 else reply
 
+    def _signed(self, attempt, context, body):
+        return sign_by(suite_of(attempt.terms.suite), self.key, context, body)
+
     # --- adverts
 
     def _advertise(self, *args):
@@ -50,10 +55,14 @@ class Cheat(Participant):
             "mask key of the twist": {"mask_key": _of_the_twist()},
             "another mask key": {"mask_key": key_from_seed(new_secret()).public_key().public_bytes_raw()},
         }.get(self.way)
+        if self.way == "another KEM key" and advert.kem_keys:
+            other = kem_key(new_secret()).public_key().public_bytes_raw()
+            changed = {"kem_keys": advert.kem_keys[: KEM_KEY_BYTES // 2] + other}
         if changed is None:
             return write(advert)
         advert = replace(advert, **changed)
-        advert = replace(advert, signature=sign(self.key, attempt.context, advert_body(advert)))
+        signature = self._signed(attempt, attempt.context, advert_body(advert))
+        advert = replace(advert, signature=signature)
         attempt.adverts = (advert,)
         return write(advert)
 
@@ -66,19 +75,37 @@ class Cheat(Participant):
             dealt["shares"] = self._dealt(hash_, node, seeds, threshold, points)
             return dealt["shares"]
 
+        offers = client.offer
         client.deal = deals
+        client.offer = lambda *given: self._offered(given[0], given[2], offers(*given))
         try:
             reply = super()._share(attempt, cohort, now)
         finally:
-            client.deal = honest
+            client.deal, client.offer = honest, offers
         said = read(reply[:-SEAL_BYTES], SealedShares)
         changed = self._resealed(attempt, said)
         if changed is said:
             return reply
         if self.way != "unsigned deal":
             body = deal_body(self.node, changed)
-            changed = replace(changed, signature=sign(self.key, attempt.agreed.cohort, body))
+            changed = replace(changed, signature=self._signed(attempt, attempt.agreed.cohort, body))
+        attempt.dealt = deal_hash(self.node, changed)
         return tagged(attempt, write(changed))
+
+    def _offered(self, agreed, receiver, made):
+        """Return what a hybrid node makes for one neighbour, changed before it is sealed and signed."""
+        if not made.mask_secret:
+            return made
+        block, end = made.block, len(made.block) - SEED_COMMITMENT_BYTES
+        if self.way.startswith("another mask secret committed"):
+            return replace(made, block=block[:end] + os.urandom(SEED_COMMITMENT_BYTES))
+        if self.way == "another escrow":
+            return replace(made, block=block[: _ESCROW.start] + os.urandom(60) + block[_ESCROW.stop :])
+        few = not self.way.endswith("to one") or receiver == max(agreed.nodes)
+        if self.way.startswith("another ciphertext") and few:
+            at, other = slice(CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES), os.urandom(CIPHERTEXT_BYTES)
+            return replace(made, block=block[: at.start] + other + block[at.stop :])
+        return made
 
     def _dealt(self, cohort, node, seeds, threshold, points):
         if self.way == "degree too high":
@@ -112,7 +139,7 @@ class Cheat(Participant):
         if self.way in ("garbage to one", "unsigned deal"):
             at = SEALED_BYTES * self.hands.choice(honest)
             sealed = said.sealed[:at] + os.urandom(SEALED_BYTES) + said.sealed[at + SEALED_BYTES :]
-            return replace(said, sealed=sealed, signature=os.urandom(64))
+            return replace(said, sealed=sealed, signature=os.urandom(len(said.signature)))
         if self.way == "garbage commitments":
             return replace(said, commitments=os.urandom(len(said.commitments)))
         if self.way == "garbage proof":
@@ -130,6 +157,8 @@ class Cheat(Participant):
         super()._check(attempt, parcels)
         if not self.way.startswith("false complaint"):  # friends do not accuse each other
             said = tuple(peer for peer in attempt.accused if peer not in self.friends)
+            said = () if self.way == "another KEM key" else said
+            attempt.accused = said
             return tagged(attempt, write(Checked(attempt.agreed.cohort, said)))
         attempt.share_seed, attempt.pair_keys = seed, keys
         peers = attempt.agreed.neighbours(self.node, set(parcels.sharers))
@@ -152,12 +181,23 @@ class Cheat(Participant):
                 other, agreed.by_node[peer].share_key, agreed.cohort
             ),
         }.get(self.way, lambda peer: os.urandom(PROOF_BYTES))
-        return tagged(attempt, write(Complaints(agreed.cohort, accused, b"".join(map(made, accused)))))
+        proofs = dict(zip(accused, map(made, accused), strict=True))
+        if agreed.suite.hybrid:
+            proofs = dict.fromkeys(accused, bytes(PROOF_BYTES))
+        bodies = [
+            complaint_body(self.node, peer, deal_hash(peer, dealt), proofs[peer])
+            for peer, dealt in zip(accused, disputed.deals, strict=True)
+        ]
+        attempt.accused = accused
+        signatures = b"".join(self._signed(attempt, agreed.cohort, body) for body in bodies)
+        return tagged(
+            attempt, write(Complaints(agreed.cohort, accused, b"".join(proofs.values()), signatures))
+        )
 
     # --- reveals
 
     def _reveal(self, attempt):
-        reply_key = attempt.reply_key
+        reply_key, suite = attempt.reply_key, attempt.agreed.suite
         reply = super()._reveal(attempt)
         said = read(reply[:-SEAL_BYTES], Revealed)
         changed = {
@@ -170,11 +210,17 @@ class Cheat(Participant):
                 )
             },
             "wrong mask keys": {"mask_keys": os.urandom(len(said.mask_keys))},
+            "false complaint, then wrong mask keys": {"mask_keys": os.urandom(len(said.mask_keys))},
+            "no mask keys": {"mask_keys": bytes(len(said.mask_keys))},
         }.get(self.way)
         if changed is None:
             return reply
         attempt.reply_key = reply_key
-        return tagged(attempt, write(replace(said, **changed)))
+        said = replace(said, **changed)
+        body = reveal_body(self.node, said, attempt.accepted)
+        return tagged(
+            attempt, write(replace(said, signature=sign_by(suite, self.key, attempt.context, body)))
+        )
 
 
 def _of_the_twist():
@@ -211,5 +257,15 @@ WAYS = (
     "wrong reveal of one",
     "reveal off by the prime",
     "wrong mask keys",
+    "no mask keys",
+    "false complaint, then wrong mask keys",
     "nonsense",
+)
+# Of a hybrid suite; in another one these nodes are honest.
+HYBRID_WAYS = (
+    "another KEM key",
+    "another escrow",
+    "another mask secret committed",
+    "another ciphertext",
+    "another ciphertext to one",
 )

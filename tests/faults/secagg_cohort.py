@@ -51,6 +51,7 @@ class Cohort:
       blamed: faults by node, as the server found them.
       charged: how many vectors each node was asked to compute.
       traffic: every message and reply that was sent, by stage.
+      last: the server's side of the last attempt that was run.
     """
 
     size: int
@@ -67,6 +68,7 @@ class Cohort:
     blamed: dict = field(default_factory=dict)
     charged: dict = field(default_factory=dict)
     traffic: list = field(default_factory=list)
+    last: ServerAttempt | None = None
 
     def __post_init__(self):
         numbers = sorted(node_number(place) for place in range(self.size))
@@ -156,7 +158,7 @@ class Cohort:
         silent, gone = silent or {}, set()
         attempt = self.attempt(len(next(iter(vectors.values()))), round_number)
         result = attempt.proposal()
-        self.blamed = attempt.blamed
+        self.blamed, self.last = attempt.blamed, attempt
         while isinstance(result, dict):
             stage = STAGE_OF[attempt.due]
             gone |= set(silent.get(stage, ()))

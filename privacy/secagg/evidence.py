@@ -1,0 +1,268 @@
+"""Evidence of an attempt: the signed messages by which anyone can check whom it blames, with public keys alone.
+
+It holds what the blamed nodes signed, and of seeds that are not what their owner committed to the shares that were
+revealed, by holder: the owner's signed commitments prove each of them. No honest node can be convicted by messages that
+others made up or exchanged. Its deal, complaint and reveal are signed for the attempt; a complaint names the deal that
+it is about, and a reveal all deals that its node accepted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+from . import messages as wire
+from .bindings import (
+    Agreement,
+    attempt_context,
+    complaint_body,
+    deal_body,
+    deal_hash,
+    pair_mask_info,
+    reveal_body,
+    survivors_digest,
+)
+from .complaint import PROOF_BYTES
+from .dealings import Dealings, dealings
+from .graph import colluders
+from .hybrid import blocks, committed, fits_keys, mask_secret
+from .messages import SHARE_BYTES
+from .parcel import check_lengths, cut
+from .refusal import Fault, Reason, Refused
+from .roster import Roster
+from .shamir import combine
+from .suite import KEY_BYTES, agree, key_from_seed
+from .transcript import HASH_BYTES
+
+NOWHEN = 0  # a key that has expired since is still the one that signed
+Convicted = Iterator[tuple[int, Fault]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Messages of one attempt.
+
+    Attributes:
+      proposal: of the attempt.
+      adverts: of its cohort.
+      deals: by dealer, those that somebody is blamed about.
+      complaints: by holder.
+      survivors: of the sum, and those who shared and are not in it; None if it was never asked for.
+      model_hash: of the round's model, 32 bytes; empty if it was never asked for.
+      shares: by owner of a seed and holder.
+      reveals: by node.
+      accepted: by the same nodes, the deals that each accepted, as `reveal_body` says.
+    """
+
+    proposal: wire.Proposal
+    adverts: wire.CohortAdverts
+    deals: Mapping[int, wire.SealedShares]
+    complaints: Mapping[int, wire.Complaints] = field(default_factory=dict[int, wire.Complaints])
+    survivors: wire.Survivors | None = None
+    model_hash: bytes = b""
+    shares: Mapping[int, Mapping[int, bytes]] = field(default_factory=dict[int, dict[int, bytes]])
+    reveals: Mapping[int, wire.Revealed] = field(default_factory=dict[int, wire.Revealed])
+    accepted: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the messages in hexadecimal, by field."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+
+def evidence_from(told: Mapping[str, Any]) -> Evidence:
+    """Return the evidence of `Evidence.to_json`, whose messages are read as strictly as those of a node.
+
+    Raises:
+      Refused: MALFORMED.
+    """
+    try:
+        survivors = told["survivors"]
+        return Evidence(
+            _read(told["proposal"], wire.Proposal),
+            _read(told["adverts"], wire.CohortAdverts),
+            _by_node(told["deals"], wire.SealedShares),
+            _by_node(told["complaints"], wire.Complaints),
+            _read(survivors, wire.Survivors) if survivors is not None else None,
+            bytes.fromhex(told["model_hash"]),
+            {int(owner): _bytes(held) for owner, held in told["shares"].items()},
+            _by_node(told["reveals"], wire.Revealed),
+            _bytes(told["accepted"]),
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(Reason.MALFORMED, f"evidence cannot be read: {error}") from error
+
+
+def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
+    """Return the nodes that the messages convict, each with its faults.
+
+    Args:
+      evidence: unverified.
+      roster: of the attempt, whose keys are known to be the members'.
+      collusion: share of a cohort that may collude; as many cannot blame a dealer of a hybrid suite together.
+
+    Raises:
+      Refused: the messages are not of one attempt under this roster, or a node is not in it.
+    """
+    return frozenset(_Trial(evidence, roster, collusion).convicted())
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Evidence under a roster, with what follows from it."""
+
+    evidence: Evidence
+    roster: Roster
+    collusion: float
+
+    def convicted(self) -> Convicted:
+        agreed, deals = self._agreed(), self.evidence.deals
+        for dealer, said in deals.items():
+            check_lengths(agreed, dealer, said)
+            self._signed(agreed, dealer, agreed.cohort, deal_body(dealer, said), said.signature)
+        made = dealings(agreed, deals)
+        yield from ((dealer, Fault.BAD_DEAL) for dealer in made.unproved())
+        yield from self._of_complaints(made)
+        seeds: dict[int, bytes] = {}
+        offered = {dealer: _blocks(agreed, dealer, said) for dealer, said in deals.items()}
+        for owner in self.evidence.shares.keys() & deals.keys():
+            yield from self._of_seed(made, owner, seeds, offered)
+        for node, said in self.evidence.reveals.items():
+            yield from self._of_reveal(made, node, said, seeds, offered)
+
+    def _agreed(self) -> Agreement:
+        proposal, adverts = self.evidence.proposal, self.evidence.adverts
+        terms = proposal.terms
+        context = attempt_context(terms, proposal.candidates, proposal.server_key)
+        agreed = Agreement(terms, context, proposal.candidates, adverts.adverts)
+        agreed.check_keys()
+        if terms.roster_hash != self.roster.hash or not set(agreed.nodes) <= set(proposal.candidates):
+            raise Refused(Reason.WRONG_COHORT, "evidence of another roster or cohort")
+        return agreed
+
+    def _signed(self, agreed: Agreement, node: int, context: bytes, body: bytes, signature: bytes) -> None:
+        self.roster.member(node, NOWHEN).check(agreed.suite, context, body, signature)
+
+    def _of_complaints(self, made: Dealings) -> Convicted:
+        agreed, accused = made.agreed, Counter[int]()
+        for holder, said in self.evidence.complaints.items():
+            signatures = cut(said.signatures, agreed.suite.signature_bytes)
+            for dealer, proof, signature in zip(
+                said.accused, cut(said.proofs, PROOF_BYTES), signatures, strict=True
+            ):
+                if dealer not in made.deals:
+                    continue
+                body = complaint_body(holder, dealer, deal_hash(dealer, made.deals[dealer]), proof)
+                self._signed(agreed, holder, agreed.cohort, body, signature)
+                if agreed.suite.hybrid:
+                    accused[dealer] += 1
+                else:
+                    yield made.verdict(holder, dealer, proof)
+        most = colluders(agreed.terms.cohort_size, self.collusion)
+        yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accused.items() if count > most)
+
+    def _of_seed(
+        self, made: Dealings, owner: int, seeds: dict[int, bytes], offered: Mapping[int, dict[int, bytes]]
+    ) -> Convicted:
+        """Yield who is convicted by a seed, and keep it if it is that of its owner's keys."""
+        agreed, private = made.agreed, owner in self._living
+        held = {
+            agreed.points[holder]: share
+            for holder, share in self.evidence.shares[owner].items()
+            if holder in made.commitments[owner] and made.dealt(owner, holder, share, private=private)
+        }
+        if len(held) < agreed.terms.threshold:
+            return
+        seed = combine(dict(list(held.items())[: agreed.terms.threshold]), agreed.terms.threshold)
+        advert = agreed.by_node[owner]
+        if private:
+            if not made.committed(owner, seed):
+                yield owner, Fault.WRONG_COMMITMENT
+        elif not fits_keys(seed, advert.mask_key, advert.kem_keys):
+            yield owner, Fault.WRONG_SEED
+        else:
+            seeds[owner] = seed
+            yield from _of_secrets(agreed, owner, seed, offered)
+
+    def _of_reveal(
+        self,
+        made: Dealings,
+        node: int,
+        said: wire.Revealed,
+        seeds: Mapping[int, bytes],
+        offered: Mapping[int, dict[int, bytes]],
+    ) -> Convicted:
+        agreed, living, accepted = made.agreed, self._living, self.evidence.accepted[node]
+        self._signed(agreed, node, agreed.context, reveal_body(node, said, accepted), said.signature)
+        if self.evidence.survivors is None:
+            raise Refused(Reason.MALFORMED, "a reveal without survivors")
+        alive, dead = self.evidence.survivors.alive, self.evidence.survivors.dead
+        sharers = {*alive, *dead}
+        context = agreed.round(sorted(sharers), self.evidence.model_hash)
+        if said.survivors != survivors_digest(context, alive, dead):
+            raise Refused(Reason.SPLIT_VIEW, "a reveal for other survivors")
+        peers = agreed.neighbours(node, sharers)
+        lost = [peer for peer in peers if peer not in living]
+        rows = zip(peers, cut(said.shares, SHARE_BYTES), cut(accepted, HASH_BYTES), strict=True)
+        took: set[int] = set()
+        for peer, share, row in rows:
+            if peer in made.deals and row == made.accepted(peer, node, offered[peer].get(node, b"")):
+                took.add(peer)
+                if any(share) and not made.dealt(peer, node, share, private=peer in living):
+                    yield node, Fault.WRONG_SHARE
+        for peer, key in zip(lost, cut(said.mask_keys, KEY_BYTES), strict=True):
+            if not any(key):
+                continue
+            if agreed.suite.hybrid:
+                bound = node in made.deals if node < peer else peer in took
+                wrong = bound and not committed(agreed, node, peer, key, offered)
+            else:
+                secret = key_from_seed(seeds[peer]) if peer in seeds else None
+                own, info = agreed.by_node[node].mask_key, pair_mask_info(context)
+                wrong = secret is not None and agree(secret, own, info) != key
+            if wrong:
+                yield node, Fault.WRONG_MASK
+
+    @property
+    def _living(self) -> frozenset[int]:
+        return frozenset(self.evidence.survivors.alive if self.evidence.survivors else ())
+
+
+def _of_secrets(
+    agreed: Agreement, owner: int, seed: bytes, offered: Mapping[int, dict[int, bytes]]
+) -> Convicted:
+    """Yield the dealers whose commitment to a mask secret is not what they sealed, as one node's seed shows."""
+    for peer in agreed.neighbours(owner) if agreed.suite.hybrid else ():
+        lower, higher = sorted((owner, peer))
+        if higher not in offered.get(lower, {}):
+            continue
+        try:
+            good = committed(agreed, owner, peer, mask_secret(agreed, seed, owner, peer, offered), offered)
+        except Refused:
+            good = False
+        if not good:
+            yield lower, Fault.WRONG_SECRET
+
+
+def _blocks(agreed: Agreement, dealer: int, said: wire.SealedShares) -> dict[int, bytes]:
+    peers = agreed.neighbours(dealer) if agreed.suite.hybrid else ()
+    return dict(zip(peers, blocks(said.kem, [(dealer, peer) for peer in peers]), strict=True))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bytes):
+        return None if value is None else value.hex()
+    if isinstance(value, Mapping):
+        return {str(node): _plain(each) for node, each in cast(Mapping[int, Any], value).items()}
+    return wire.write(value).hex()
+
+
+def _read(text: str, kind: type[wire.M]) -> wire.M:
+    return wire.read(bytes.fromhex(text), kind)
+
+
+def _by_node(told: Mapping[str, str], kind: type[wire.M]) -> dict[int, wire.M]:
+    return {int(node): _read(text, kind) for node, text in told.items()}
+
+
+def _bytes(told: Mapping[str, str]) -> dict[int, bytes]:
+    return {int(node): bytes.fromhex(text) for node, text in told.items()}
