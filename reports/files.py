@@ -8,6 +8,7 @@ SINGLY = "singly"  # key of SAVED: equal records are held out one by one; runs o
 METRICS = "metrics.jsonl"
 OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
 FOR_OPERATOR = "operator"  # folder of the report that only the operator may read
+BLAME = "blame.jsonl"  # evidence against members that are named, a line for each attempt at a sum
 ROSTERS = "rosters.jsonl"  # of real clients: who could take part, from which round on
 RESULT = "result.json"
 MODEL = "model.safetensors"

@@ -16,6 +16,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
 from .accounts import SumAccount
+from .binding.blame import evidence_rows
 from .culprit_search import WeighedSum
 from .evaluations import FIRST_ROW
 from .masking import Masking, masked_spec
@@ -73,6 +74,8 @@ class MaskedSums:
             of_part = None if enough is None else math.ceil(enough * len(part) / len(drawn))
             opened = self._sums.sum(part, wanted, timeout, ahead, of_part)
             done = _with(done, opened, self._named(opened.blamed))
+            evidence = evidence_rows(opened.evidence, wanted.number, self._sums.masking)
+            done = replace(done, evidence=(*done.evidence, *evidence))
             if opened.total is None:
                 # Fewer may do so in order to end the search.
                 colluders = self._sums.masking.attendance(len(part)).colluders

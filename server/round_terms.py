@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
@@ -88,7 +88,7 @@ class Round:
     aggregation; 0 without it. A round that was `abandoned` released nothing, and its reservation stays spent; `cause`
     gives the reason if clients may have been charged. It was `untrue` if its opened sum violates the norm bound;
     `weighed` then lists its sums, and `suspected` names new suspects with the reason. `blamed` names members that
-    provably broke the protocol, with their fault. `message_bytes` are the approximate sizes of one instruction and of
+    provably broke the protocol, with their fault, and `evidence` has the lines that prove it. `message_bytes` are the approximate sizes of one instruction and of
     one reply, which are public; None if they are encrypted, because their size then depends on the cohort. `arm` is the
     number of the asked arm.
     """
@@ -103,6 +103,7 @@ class Round:
     exchanges: int = 0
     abandoned: bool = False
     blamed: dict[str, str] = field(default_factory=dict[str, str])
+    evidence: tuple[dict[str, Any], ...] = ()
     cause: str = ""
     untrue: bool = False
     suspected: dict[str, str] = field(default_factory=dict[str, str])

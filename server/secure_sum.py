@@ -25,6 +25,7 @@ from flwr.serverapp import Grid
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.evidence import Evidence
 from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
@@ -66,6 +67,7 @@ class Opened:
       exchanges: from the round's first message to its end.
       nodes: the survivors.
       blamed: by node, its provable violation of the protocol, in any attempt at the round.
+      evidence: of these violations, for each attempt with one.
       cause: why nothing was opened, if the nodes may have been charged; empty otherwise.
       unopened: number of survivors whose noise layers all remain in the sum.
       further: by survivor, the parameter of its own noise, as it claims; only survivors that added some.
@@ -80,6 +82,7 @@ class Opened:
     exchanges: int = 0
     nodes: tuple[int, ...] = ()
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
+    evidence: tuple[Evidence, ...] = ()
     cause: str = ""
     unopened: int = 0
     further: dict[int, int] = field(default_factory=dict[int, int])
@@ -100,6 +103,7 @@ class SecureSums:
         self._ahead: int | None = None  # row whose keys were exchanged in advance
         self._exchanges = 0
         self._blamed: dict[int, Fault] = {}
+        self._evidence: dict[bytes, Evidence] = {}
 
     def sum(
         self,
@@ -119,7 +123,7 @@ class SecureSums:
           enough: number of answers that ends an exchange, but never fewer than a sum needs; None waits for all.
         """
         model, valid = model_hash(wanted.content), self._valid(nodes)
-        self._exchanges, self._blamed, self._enough = 0, {}, enough
+        self._exchanges, self._blamed, self._evidence, self._enough = 0, {}, {}, enough
         ended = Opened(dropped={str(Reason.TOO_FEW): len(valid)}, model=model)
         for attempt in self._attempts(valid, wanted, model, timeout):
             self._finish(attempt, self._valid(coming), model, timeout)
@@ -127,7 +131,13 @@ class SecureSums:
             if ended.total is not None or attempt.asked_to_open or attempt.in_vain:
                 break
         expired = Counter({str(Reason.EXPIRED): len(nodes) - len(valid)})
-        return replace(ended, blamed=self._blamed, dropped=dict(Counter(ended.dropped) + expired))
+        named = replace(ended, blamed=self._blamed, evidence=tuple(self._evidence.values()))
+        return replace(named, dropped=dict(Counter(ended.dropped) + expired))
+
+    def _note(self, attempt: Attempt) -> None:
+        self._blamed |= attempt.blamed
+        if attempt.evidence is not None:
+            self._evidence[attempt.evidence.adverts.context] = attempt.evidence
 
     def _valid(self, nodes: Sequence[int]) -> Sequence[int]:
         """Return the nodes with a valid key: with an expired one among them no node would join."""
@@ -158,7 +168,7 @@ class SecureSums:
             if not attempt.models_sent:
                 self._exchange(timeout, attempt)
             attempt.advance(model)
-        self._blamed |= attempt.blamed
+        self._note(attempt)
 
     def _finish(self, attempt: Attempt, coming: Sequence[int], model: bytes, timeout: float | None) -> None:
         """Finish an attempt, together with the first exchanges of the next one."""
@@ -172,7 +182,7 @@ class SecureSums:
                 beside = [self._next] if self._next.asking else []
             self._exchange(timeout, attempt, *beside)
             attempt.advance(model)
-        self._blamed |= attempt.blamed
+        self._note(attempt)
 
     def _coming(self, nodes: Sequence[int], wanted: Sum) -> list[Attempt]:
         following = replace(wanted, row=wanted.row + 1, content=RecordDict())
@@ -288,6 +298,11 @@ class Attempt:
     def blamed(self) -> dict[int, Fault]:
         """By node, its provable violation of the protocol."""
         return self._server.blamed
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What proves these violations."""
+        return self._server.evidence
 
     @property
     def opening(self) -> bool:

@@ -18,6 +18,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.refusal import Fault
 from fedveil.privacy.secagg.server import ServerAttempt
+from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.identity import FIRST_NODE, Identity
@@ -107,6 +108,23 @@ def test_who_cheats_is_named_wherever_a_run_is_told_of(
         f"simulated client 3 {fault} (2 rounds): revoke it with fedveil provision revoke simulated client 3",
     ]
     assert f"simulated client 3 {fault}" in capsys.readouterr().out
+    assert _blame(tmp_path) == (True, "2 faults are proved by what members signed")
+    rows[0]["blamed"], result["blamed"] = {"simulated client 4": fault}, {"simulated client 3": [fault]}
+    result["blamed"]["simulated client 4"] = [fault]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    good, why = _blame(tmp_path)
+    assert good is False and "says round 1, and nothing in blame.jsonl proves it" in why
+    lines = (tmp_path / "blame.jsonl").read_text()
+    (tmp_path / "blame.jsonl").write_text(lines.replace('"round": 2', '"round": 1'))
+    assert _blame(tmp_path)[0] is False  # evidence of another round
+    (tmp_path / "blame.jsonl").unlink()
+    assert _blame(tmp_path)[0] is False
+
+
+def _blame(run: Path) -> tuple[bool | None, str]:
+    (line,) = (each for each in verify_folder(run, Knowledge()) if each.name == "blame")
+    return line.ok, line.finding
 
 
 def test_a_round_abandoned_after_charges_says_whether_somebody_is_named(

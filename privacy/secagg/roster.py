@@ -172,6 +172,19 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
     """
     body, signature, _ = _parts(data)
     verify_authority(authority_public, _CONTEXT, body, signature)
+    return roster_in(data)
+
+
+def roster_in(data: bytes) -> Roster:
+    """Return the roster that somebody signed.
+
+    Args:
+      data: what `write_roster` returned.
+
+    Raises:
+      Refused: MALFORMED.
+    """
+    body, _, _ = _parts(data)
     fields = _unpack(body)
     if isinstance(fields, tuple) and fields[:1] == (_UNCHAINED,):
         fields = (_FORMAT, *cast(tuple[object, ...], fields)[1:2], (), *cast(tuple[object, ...], fields)[2:])

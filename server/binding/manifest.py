@@ -16,6 +16,7 @@ from ...reports.files import (
     ASSESSMENT,
     AUDIT_ROWS,
     AUDIT_TERMS,
+    BLAME,
     CARD,
     CONFIG,
     MANIFEST,
@@ -31,7 +32,7 @@ from .. import noise_key
 
 FORMAT = "fedveil manifest 1"
 # Files that a run leaves, without OPERATOR: the hash of a short secret reveals it.
-OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, AUDIT_TERMS, AUDIT_ROWS, MODEL)
+OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, BLAME, AUDIT_TERMS, AUDIT_ROWS, MODEL)
 # Files that may be made again after the run was closed; the bundle's signature binds them.
 MADE_LATER = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
 BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model

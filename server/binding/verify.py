@@ -44,6 +44,7 @@ from ...reports.run_files import read_config
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from ..evaluations import round_of
+from .blame import claims_of, require_proved
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from .receipts import checked_roster, read_receipts, require_opened
@@ -206,6 +207,7 @@ def verify_folder(folder: Path, asked: Knowledge) -> list[CheckLine]:
         ("epsilon of each round", lambda: _once_bound(held, _epsilon_of_rounds)),
         ("client ledgers", lambda: _once_bound(held, _client_ledgers)),
         ("receipts", lambda: _receipts(held, asked)),
+        ("blame", lambda: _blame(held, asked)),
         ("audit", lambda: _audit(held)),
         ("page", lambda: _page(held)),
     ]
@@ -595,6 +597,14 @@ def _receipts(held: BoundFolder, asked: Knowledge) -> str:
     if asked.device is not None:
         opened = f"; the ledgers of node {require_opened(receipts, asked.device)} match its receipt"
     return f"{said}{opened}{vouched}"
+
+
+def _blame(held: BoundFolder, asked: Knowledge) -> str:
+    """Check the evidence against every member that the run names, with the members' public keys."""
+    claims = claims_of(held.rounds, held.result.get("blamed") or {})
+    if not claims:
+        raise NotShown("no member is named")
+    return require_proved(held.folder, held.run, claims, held.result, [*asked.keys, _authority(held)])
 
 
 # --- audit and page -----------------------------------------------------------------------------------------------

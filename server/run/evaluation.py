@@ -19,6 +19,7 @@ from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
 from ...strategies.wire import memory_arrays
+from ..binding.blame import note_evidence
 from ..checkpoint import State
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
@@ -108,6 +109,7 @@ def _evaluated(
     participants.search = everybody.search
     if mean is not None:
         charge.settle()
+    note_evidence(run.folder, done.evidence)
     named = {"blamed": done.blamed, "suspected": done.suspected}
     told = _told(federation, charge, done, mean, everybody.expected)
     return {**record, **told, **{kind: said for kind, said in named.items() if said}}

@@ -50,6 +50,7 @@ from ...tasks.arrays import holds_arrays, read_arrays
 from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
+from ..binding.blame import note_evidence
 from ..binding.manifest import BESIDE
 from ..checkpoint import Checkpoint, State, Trial, restore_strategy, write
 from ..round_terms import Round
@@ -346,6 +347,7 @@ def record_round(
         **({} if evaluated is None else {"evaluation": evaluated}),
         **({"scores": list(progress.scores)} if progress.scores else {}),
     }
+    note_evidence(progress.run.folder, done.evidence)
     progress.scores = ()
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
