@@ -2680,6 +2680,34 @@ MUTATIONS = {
         "test_privacy_secagg_hybrid.py",
         "both_secrets_are_needed or has_no_mask",
     ),
+    "a mask secret that its holder does not check": Mutation(
+        "privacy/secagg/client.py",
+        "if not committed(agreed, self.node, peer, secret, offered):",
+        "if False:",
+        "test_privacy_secagg_cheats.py",
+        "hybrid_shares and ciphertext",
+    ),
+    "a claim about a mask that is believed": Mutation(
+        "privacy/secagg/unmask.py",
+        "if committed(self.agreed, node, peer, key, self.offered)",
+        "if key",
+        "test_privacy_secagg_cheats.py",
+        "wrong_mask_key_of",
+    ),
+    "a node blamed for a reveal that nobody signed": Mutation(
+        "privacy/secagg/evidence.py",
+        "self._signed(agreed, node, agreed.context, reveal_body(node, said, accepted), said.signature)",
+        "pass",
+        "test_privacy_secagg_cheats.py",
+        "forged",
+    ),
+    "a member blamed without evidence": Mutation(
+        "server/binding/blame.py",
+        "if (number, name, fault) not in found:",
+        "if False:",
+        "test_end_to_end_masked.py",
+        "who_cheats",
+    ),
     "survivors not counted before a sum is opened": Mutation(
         "privacy/secagg/server.py",
         "if count < self._terms.minimum_survivors:",
@@ -2780,7 +2808,7 @@ MUTATIONS = {
     ),
     "a secret disclosed for a deal that nobody signed": Mutation(
         "privacy/secagg/client.py",
-        "member.check(agreed.suite, cohort, deal_body(peer, signed), signed.signature)",
+        "member.check(agreed.suite, cohort, deal_body(peer, dealt), dealt.signature)",
         "pass",
         "test_privacy_secagg_cheats.py",
         "disclosed_for",

@@ -103,7 +103,10 @@ def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset
     Raises:
       Refused: the messages are not of one attempt under this roster, or a node is not in it.
     """
-    return frozenset(_Trial(evidence, roster, collusion).convicted())
+    try:
+        return frozenset(_Trial(evidence, roster, collusion).convicted())
+    except (LookupError, ValueError) as error:
+        raise Refused(Reason.MALFORMED, f"evidence lacks a message: {error}") from error
 
 
 @dataclass(frozen=True)
