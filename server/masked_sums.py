@@ -74,7 +74,7 @@ class MaskedSums:
             of_part = None if enough is None else math.ceil(enough * len(part) / len(drawn))
             opened = self._sums.sum(part, wanted, timeout, ahead, of_part)
             done = _with(done, opened, self._named(opened.blamed))
-            evidence = evidence_rows(opened.evidence, wanted.number, self._sums.masking)
+            evidence = evidence_rows(opened.evidence, wanted.run, wanted.number, self._sums.masking)
             done = replace(done, evidence=(*done.evidence, *evidence))
             if opened.total is None:
                 # Fewer may do so in order to end the search.

@@ -120,7 +120,7 @@ def test_json_tells_every_check(made: Signed, capsys: pytest.CaptureFixture[str]
     assert verify(made.bundle, [], as_json=True) == 0
     told = json.loads(capsys.readouterr().out)
     unshown = [each["name"] for each in told["checks"] if each["ok"] is None]
-    assert told["ok"] and unshown == ["client ledgers", "receipts"] and len(told["checks"]) == 12
+    assert told["ok"] and unshown == ["client ledgers", "receipts", "blame"] and len(told["checks"]) == 13
 
 
 def test_the_same_run_makes_the_same_bundle(made: Signed, tmp_path: Path) -> None:
