@@ -17,11 +17,11 @@ from ...privacy.secagg.roster import Roster, read_roster, roster_in, write_roste
 from ...privacy.secagg.transcript import run_number
 from ...reports.files import BLAME, CONFIG
 from ...reports.run_files import read_config
+from ...strategies.training_order import NEW
 from ..evaluations import FIRST_ROW, name_of
 from ..masking import Masking
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
-NEW = "@"  # that of `training_order`, which needs Flower: between a run's given name and what makes it unique
 
 
 def evidence_rows(
