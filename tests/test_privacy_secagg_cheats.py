@@ -123,7 +123,7 @@ def play(cohort, ways, seed=0, silent=None, lost=None):
     # What two can still do: one deals another mask seed and vanishes, and the other is in the sum and does not reveal the
     # mask of the two. Nobody else knows it: the round is lost, and the first is named.
     mute = {node for stage in ("confirm", "reveal") for node in silent.get(stage, ())}
-    mute |= {node for node, way in zip(cheats, ways, strict=True) if way == "nonsense"}
+    mute |= {node for node, way in zip(cheats, ways, strict=True) if way in ("nonsense", "no mask keys")}
     mute |= {
         node
         for node, way in zip(cheats, ways, strict=True)
