@@ -2588,6 +2588,13 @@ MUTATIONS = {
         "test_client_dp_sgd.py",
         "past_its_clip and ghost",
     ),
+    "a ledger goes on into a file that was moved away": Mutation(
+        "privacy/ledger/hash_chain.py",
+        "if self._places and self._places != self._places_now():",
+        "if not self._places and self._places != self._places:",
+        "test_privacy_ledger.py",
+        "moved_or_replaced",
+    ),
     "ledger not fsynced": Mutation(
         "privacy/ledger/hash_chain.py",
         "'FULL' if durable",

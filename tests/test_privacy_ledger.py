@@ -515,6 +515,44 @@ def test_another_identity_is_refused(tmp_path, change, message):
         opened(tmp_path / "ledger", **change)
 
 
+def moved(path, other):
+    path.rename(path.with_suffix(".old"))
+
+
+def replaced(path, other):
+    os.replace(other, path)
+
+
+def folder_moved(path, other):
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    path.parent.mkdir()
+    shutil.copy(other, path)
+
+
+def log_removed(path, other):
+    path.with_name(f"{path.name}-wal").unlink()
+
+
+@pytest.mark.parametrize("harm", [moved, replaced, folder_moved, log_removed])
+def test_a_ledger_that_was_moved_or_replaced_while_it_is_open_takes_no_charge(tmp_path, harm):
+    (tmp_path / "home").mkdir()
+    path, other = tmp_path / "home" / "ledger", tmp_path / "older"
+    filled(path, 1)
+    shutil.copy(path, other)
+    with opened(path) as ledger:
+        ledger.reserve(release(5))
+        harm(path, other)
+        with pytest.raises(Refusal, match="moved or replaced"):
+            ledger.reserve(release(6))
+
+
+def test_a_ledger_that_is_moved_within_a_reservation_is_refused(tmp_path):
+    with opened(tmp_path / "ledger") as ledger:
+        with pytest.raises(LedgerUnavailable, match="moved or replaced"):
+            ledger.charge(lambda _: (moved(ledger.path, None), [])[1])
+        assert not ledger.is_open
+
+
 def test_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("fedveil.privacy.ledger.ledger.VERSION", 2)
     filled(tmp_path / "ledger")

@@ -279,7 +279,8 @@ class Chain:
 
     def __init__(self, path: Path, mode: str) -> None:
         self.path = path
-        address = f"{path.absolute().as_uri()}?{mode}"
+        self._file, self._places = path.absolute(), list[tuple[int, int] | None]()
+        address = f"{self._file.as_uri()}?{mode}"
         with refusing_ledger(path, "cannot be opened"):
             # The ledger serialises its own threads.
             self._db = sqlite3.connect(
@@ -345,6 +346,7 @@ class Chain:
         self._require_schema()
         if durable:
             sync_folder(self.path.parent)
+        self._places = self._places_now()
 
     def _schema(self) -> set[str]:
         rows = self._db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
@@ -356,15 +358,35 @@ class Chain:
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
-        """Write the whole block to disk before returning, or none of it."""
+        """Write the whole block to disk before returning, or none of it.
+
+        Raises:
+          LedgerUnavailable: another file, or none, is at the path now.
+        """
+        self._require_place()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
+            self._require_place()
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise
+
+    def _places_now(self) -> list[tuple[int, int] | None]:
+        """Return device and inode of the file and of its write-ahead log, None for a missing one."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self._file, _beside(self._file, "-wal")):
+            status = regular(path)
+            found.append(None if status is None else (status.st_dev, status.st_ino))
+        return found
+
+    def _require_place(self) -> None:
+        """Refuse to write into a file that was moved, replaced or removed since it was opened."""
+        if self._places and self._places != self._places_now():
+            remedy = "was moved or replaced while it was open; put the file back that was there, then go on"
+            raise LedgerUnavailable("ledger", str(self.path), remedy)
 
     def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
         """Write drafts and return them in their places; within a `transaction`."""

@@ -530,6 +530,9 @@ class Ledger:
                     drafts = [Draft(COMMIT, key, canonical({"time": _now()})) for key in keys]
                     yield drafts
                     self._chain.append(drafts, self._book.head)
+            except LedgerUnavailable:
+                self._resources.close()
+                raise
             except sqlite3.Error as error:
                 self._resources.close()
                 mend = disk_remedy(error) or "mend the disk"
