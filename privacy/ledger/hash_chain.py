@@ -14,7 +14,7 @@ import sqlite3
 import stat
 import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
@@ -428,3 +428,21 @@ class Chain:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Refuse to resume from a checkpoint if a client's ledger that it names is missing, truncated or another one.
+
+    Args:
+      folder: of the ledgers.
+      heads: of the checkpoint, by the names of the ledgers' files.
+
+    Raises:
+      Refusal: naming the ledger.
+    """
+    for name, head in heads.items():
+        path = folder / name
+        if not path.exists():
+            raise Refusal("ledger", str(path), f"missing, though entry {head.seq} of it is known; restore it")
+        with contextlib.closing(Chain.for_reading(path)) as chain:
+            chain.require(head)

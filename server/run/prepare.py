@@ -16,7 +16,7 @@ from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
 from ...privacy.ledger.client_sums import RecordsBudget, charge_records, sums_of_records
-from ...privacy.ledger.hash_chain import Lock
+from ...privacy.ledger.hash_chain import Lock, require_heads
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan, Unaffordable
@@ -63,7 +63,6 @@ from .client_instructions import client_settings
 from .display import warn
 from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
 from .federation import Federation, Run, ledger_home
-from .record_ledgers import require_heads
 from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
 from .scaling_plan import one_scaling

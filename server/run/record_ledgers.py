@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,7 +26,6 @@ from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Head
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.record_plan import record_plan
 from ...tasks.data import MOST_LOOKED_AT
@@ -155,24 +154,6 @@ class KnownHeads:
             paths = client_ledgers(self.federation, folder)
             found = [(path.name, path.stat().st_mtime_ns) for path in paths]
         return (each for each in found if self._read.get(each[0], (0,))[0] != each[1])
-
-
-def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse to resume from a checkpoint if a client's ledger that it names is missing, truncated or another one.
-
-    Args:
-      folder: of the ledgers.
-      heads: of the checkpoint, by the names of the ledgers' files.
-
-    Raises:
-      Refusal: naming the ledger.
-    """
-    for name, head in heads.items():
-        path = folder / name
-        if not path.exists():
-            raise Refusal("ledger", str(path), f"missing, though entry {head.seq} of it is known; restore it")
-        with closing(Chain.for_reading(path)) as chain:
-            chain.require(head)
 
 
 @dataclass
