@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-from ..client.device import agent, roster_changes
+from ..client.device import agent, known_heads, roster_changes
 from ..client.device.client_bundle import POLICY, read_client_bundle, read_device_file
 from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
@@ -23,9 +23,12 @@ from ..client.device.enrolment import write_request
 from ..client.device.own_arm import DEALS
 from ..client.device.own_ledger import OwnLedger, questions_of, spent_on
 from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
-from ..client.device.receipts import RECEIPTS
+from ..client.device.receipts import LEDGERS, RECEIPTS
 from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import ROSTER, read_signed_roster, read_toml
+from ..links.device_answers import RESTORED as JOURNAL_RESTORED
+from ..privacy.budget import Budget
+from ..privacy.ledger.durable_files import replace_file
 from ..privacy.ledger.question_caps import AskedQuestion
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster_change import change_between
@@ -34,9 +37,9 @@ from ..server.evaluations import FIRST_ROW
 from ..strategies.training_order import people_call
 
 NOT_RUNNING, REFUSED = 1, 2
-LEDGERS = "ledgers"
-# Without the others an owner opens no receipt of them, and a run may have the device in a second arm.
-WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS})
+# Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
+# an older copy.
+WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, known_heads.FILE})
 UNIT = "fedveil-client.service"
 UNIT_FOLDER = Path("/etc/systemd/system")
 STOP_SECONDS = 60.0
@@ -219,15 +222,35 @@ def _row(number: int) -> str:
     return f"evaluation after round {number % FIRST_ROW}" if number % FIRST_ROW else "scaling"
 
 
-def forget(folder: Path, ledgers: bool) -> int:
-    """Remove the device's state, except its ledgers unless they are named."""
+def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
+    """Remove the device's state, except its ledgers unless they are named; a restored device is charged first."""
+    if restored and ledgers:
+        raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
     state = state_of(folder)
     with agent.alone(state):
-        rosters = {ROSTER, roster_changes.CHANGES}  # who was revoked stays so
-        rosters |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-        _empty(state, rosters if ledgers else rosters | WITH_LEDGERS)
+        spent = _charged_as_restored(folder) if restored else None
+        kept = {
+            ROSTER,
+            roster_changes.CHANGES,
+            agent.JOURNAL,
+        }  # who was revoked stays so, and what was answered
+        kept |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+        _empty(state, kept if ledgers else kept | WITH_LEDGERS)
+        if restored:
+            known_heads.settle(state)
+            replace_file(state / agent.JOURNAL, f"{JOURNAL_RESTORED}\n".encode())
     print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
+    if spent is not None:
+        print(
+            f"charged what it may have missed: all of its budget, epsilon {spent.target_epsilon:g} at delta "
+            f"{spent.target_delta:g}; to go on, its owner raises target_epsilon in {folder / POLICY}"
+        )
     return 0
+
+
+def _charged_as_restored(folder: Path) -> Budget:
+    bundle = read_client_bundle(folder)
+    return OwnLedger(bundle.state / LEDGERS, device_name(bundle), bundle.policy.cap).charge_restored()
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:

@@ -145,7 +145,14 @@ def client_explain(
 
 
 @verb(client, "forget", "Remove the device's state.", needs="client")
-def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
+def client_forget(
+    folder: Bundle,
+    ledgers: Ledgers = False,
+    restored: Annotated[
+        bool,
+        Option("--restored", help="Go on after a restore or a copy: charge all of the budget as missed."),
+    ] = False,
+) -> int:
     """Remove the device's state, except its ledgers and rosters.
 
     Example:
@@ -153,7 +160,7 @@ def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
     """
     from .client import forget
 
-    return forget(folder, ledgers)
+    return forget(folder, ledgers, restored)
 
 
 @verb(client, "uninstall", "Remove the client from the device.", needs="client")

@@ -14,6 +14,8 @@ from ..privacy.refusal import Refusal
 from ..strategies.renewal import DeviceFacts
 from .courier import carrying
 
+ACKNOWLEDGED = "acknowledged.json"
+
 
 @dataclass(frozen=True)
 class Presence:
@@ -25,6 +27,7 @@ class Presence:
       turned_away: connections and replies that were refused, by reason.
       last_seen: of nodes that were here and are not, the Unix second until when.
       devices: what devices say of themselves, by node.
+      restored: of nodes that were restored or copied, the Unix second at which that was noticed.
     """
 
     since: Mapping[int, float]
@@ -32,15 +35,20 @@ class Presence:
     turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
     last_seen: Mapping[int, float] = field(default_factory=dict[int, float])
     devices: Mapping[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
+    restored: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 @dataclass(frozen=True)
 class Link:
-    """A grid to the clients, the function that returns the connected ones, and the tally of bytes."""
+    """A grid to the clients, the function that returns the connected ones, and the tally of bytes.
+
+    `behind` returns a sentence if a client has seen more of the server's log than the server holds.
+    """
 
     grid: Grid
     presence: Callable[[], Presence]
     tally: Tally = field(default_factory=Tally)
+    behind: Callable[[], str | None] = lambda: None
 
 
 @contextmanager
@@ -67,7 +75,7 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     from ..links.grpc.grid import Door, open_link
 
     admitted = admitted_in(bundle.admitted, nodes)
-    door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted)
+    door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted, bundle.folder / ACKNOWLEDGED)
     with open_link(door) as grid, carrying(bundle, grid, lambda: grid.connected) as courier:
 
         def presence() -> Presence:
@@ -78,6 +86,7 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
                 grid.counts,
                 {node: each.last_seen for node, each in traffic.items() if each.last_seen is not None},
                 dict(courier.facts),
+                grid.restored,
             )
 
         yield Link(grid, presence, grid.tally)

@@ -93,6 +93,6 @@ def pace_of(
         while (why := lacking()) is not None:
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
                 return why
-        return None
+        return link.behind()
 
     return Pace(settings.deadline, ready, settings.patience)

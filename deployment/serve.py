@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -28,11 +29,13 @@ from ..links.attestation import QUOTE, AttestedGrid
 from ..links.core_dumps import without_core_dumps
 from ..links.difference_grid import DifferenceGrid
 from ..links.folder_lock import alone
+from ..links.later_heads import LaterHeads
 from ..links.logged_grid import LoggedGrid
 from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog
+from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import KEY_BYTES
@@ -40,7 +43,8 @@ from ..reports.files import CONFIG, MANIFEST, RESULT
 from ..reports.run_files import read_object
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
-from ..server.rounds import Status
+from ..server.checkpoint import head_in
+from ..server.rounds import FORKED, Status
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
@@ -54,7 +58,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line
 from .open_link import Link, open_link
-from .pace import Rosters, ending_of, fewest, pace_of
+from .pace import POLL_SECONDS, Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
 
@@ -63,6 +67,7 @@ logger = logging.getLogger("fedveil.server")
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
+HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another
 WAITS = ("clients", "deadline", "patience", "wait")  # of `link`: neither noise nor accounting rests on them
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 
@@ -226,6 +231,16 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
                 yield config.parent.name, _begun(config.parent)
 
 
+def heads_left(folder: Path) -> dict[str, Head]:
+    """Return the newest head of its ledger that each run on this server knows, by the run's name."""
+    newest: dict[str, Head] = {}
+    for where in sorted((folder / RUNS).glob("*")):
+        known = (head_in(where), (_result(where) or {}).get("ledger_head"))
+        if heads := [Head(*each) for each in known if each]:
+            newest[where.name] = max(heads)
+    return newest
+
+
 def _begun(where: Path) -> ServerSettings:
     config: Any = OmegaConf.load(where / CONFIG)
     return server_from_config(config)
@@ -281,6 +296,10 @@ def _run(
             tally=link.tally,
         )
         outcome = run_federation(federation, where, around, quiet)
+        end = time.monotonic() + HEADS_SECONDS
+        # What devices know is kept, so that the same command refuses before it charges.
+        while link.behind() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
         carried = link.tally.total().since(outcome.carried)
         note_farewell(where, carried, secret=federation.keeps_counts)
@@ -302,7 +321,15 @@ def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
     own = followed_credentials(bundle)
     grid = LoggedGrid(link.grid, log, bundle, own, rosters)
     command = os.environ.get(QUOTE)
-    return replace(link, grid=AttestedGrid(grid, command, own) if command else grid)
+    seen = LaterHeads(bundle.folder, log, bundle.credentials.ca, bundle.federation)
+    seen.refuse()
+    return replace(
+        link, grid=AttestedGrid(grid, command, own) if command else grid, behind=partial(_behind, seen, link)
+    )
+
+
+def _behind(seen: LaterHeads, link: Link) -> str | None:
+    return seen.behind(each.log for each in link.presence().devices.values())
 
 
 @dataclass
@@ -366,6 +393,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
         link=settings.link,
+        heads=heads_left(bundle.folder),
     )
 
 

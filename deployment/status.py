@@ -139,6 +139,8 @@ def _table(clients: list[Mapping[str, Any]]) -> Table:
 
 
 def _presence(client: Mapping[str, Any]) -> str:
+    if client.get("restored"):
+        return "[red]restored or copied[/red]"
     if client["since"] is not None:
         return f"for {_ago(client['since'])}"
     return f"{_ago(client['seen'])} ago" if client.get("seen") else "-"

@@ -159,6 +159,7 @@ class Watch:
             "roster": before.get("roster") if facts is None else facts.roster,
             "version": before.get("version") if facts is None else facts.version,
             "suites": before.get("suites") if facts is None else list(facts.suites),
+            "restored": _utc(presence.restored.get(node)),
         }
 
     def follow(self) -> None:

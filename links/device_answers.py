@@ -23,6 +23,11 @@ KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MOST_DOUBLINGS = 16
 AWAY = "not connected"  # how a device says that it has lost its connection
+RESTORED = "restored"  # line of a journal by which its owner says that the next unknown answer was missed
+COPIED = (
+    "this device was restored from a backup, or a copy of it has answered: the server has an answer of it that it does not "
+    "know; stop the copy, then: fedveil client forget FOLDER --restored"
+)
 
 logger = logging.getLogger("fedveil.client")
 
@@ -59,6 +64,19 @@ class Journal:
 
     def __contains__(self, name: str) -> bool:
         """Return whether that instruction was begun."""
+        return name in self._ids
+
+    def knows(self, name: str) -> bool:
+        """Return whether this device may have answered an instruction; after a restore its owner lets it adopt one.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        if name not in self._ids and RESTORED in self._ids:
+            del self._ids[RESTORED]
+            self._ids[name] = None
+            old, self._file = self._file, self._written()
+            old.close()
         return name in self._ids
 
     def note(self, name: str) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,16 @@ def read(folder: Path) -> Checkpoint | None:
     if problems:
         remedy = f"no checkpoint can be read ({'; '.join(problems)}); start a new run"
         raise Refusal("resume", str(folder), remedy)
+    return None
+
+
+def head_in(folder: Path) -> Head | None:
+    """Return the ledger's head of the newest readable checkpoint in a folder, without its arrays; None without one."""
+    for name in (NAME, PREVIOUS):
+        with suppress(SafetensorError, ValueError, KeyError, TypeError, OSError):
+            with safe_open(folder / name, framework="numpy") as file:
+                head = json.loads(file.metadata()["state"])["head"]
+            return None if head is None else Head(*head)
     return None
 
 

@@ -35,7 +35,7 @@ from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms
 from .secure_sum import POLICY_REASONS
 
 SHOWN_NODES = 100  # nodes that a strategy sees at most; its own minimum of nodes may be as high
-BUDGET_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT]
+BUDGET_REASON, FORKED_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT], wire.DROP_REASONS[wire.FORKED]
 PATIENCE = 30  # requests for the nodes in one round; Flower's strategies poll once a second while they wait
 
 
@@ -166,6 +166,12 @@ class PrivateGrid(PassingGrid):
         """
         told = self._tells or not any(done.replies for done in self.rounds)
         return told and self.participants.all_among(self._declined)
+
+    @property
+    def forked(self) -> bool:
+        """Whether clients have seen another log of this server, and none ever answered: no round contains any data."""
+        dropped = [done.dropped for done in self.rounds[-1:]]
+        return any(FORKED_REASON in each for each in dropped) and not any(d.replies for d in self.rounds)
 
     def raise_noise(self, factor: float) -> None:
         """Multiply the noise of later rounds; the charge stays that of the planned noise."""

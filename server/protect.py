@@ -23,9 +23,14 @@ from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
 from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
 from ..privacy.ledger.client_sums import RecordsBudget
-from ..privacy.ledger.data_sets import budgets_of_records, owed_by_population, population_ledger, settle
+from ..privacy.ledger.data_sets import (
+    alone_on,
+    budgets_of_records,
+    owed_by_population,
+    population_ledger,
+    settle,
+)
 from ..privacy.ledger.durable_files import open_for_owner
-from ..privacy.ledger.hash_chain import Lock
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.mechanisms.randomness import Randomness
@@ -167,10 +172,7 @@ def protect(
         _require_use(plan, cohort, population, parameters)
     with refusing("ledger_dir", path.parent, "cannot be made"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    alone = Lock(
-        path.parent / population_ledger(data_id)[:NAMED], wait=0
-    )  # on the ledgers of its records too
-    with alone, _open_ledger(path, data_id, budget) as ledger:
+    with alone_on(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
         for shared in ledger.shared:

@@ -31,6 +31,10 @@ from .round_terms import Round
 from .tuning import Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
+FORKED = (
+    "every device that answered has seen another log of this server, which was restored from an older copy or keeps two logs; "
+    "restore its newest copy (docs/deploy.md, Backups and restores)"
+)
 LEAST_VARIANCE = 0.1  # of batch normalisation after a round, as a part of that before it
 SPENT = "no invited client's ledger affords another round: this target_epsilon or its owner's budget is spent or over"
 
@@ -145,6 +149,8 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 ending = Ending(Status.EXHAUSTED, SPENT, state)
             if ending is None and grid.all_declined:
                 ending = Ending(Status.FAILED, DECLINED, state)
+            if ending is None and grid.forked:
+                ending = Ending(Status.FAILED, FORKED, state)
             if ending is not None:
                 return ending
     return _ending(grid, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,8 @@ def ask_here(
     require_one_machine(federation)
     if federation.num_canaries:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
-    if not record_path(folder, inquiry).exists():
+    stored = record_path(folder, inquiry).exists()
+    if not stored:
         carried_by(federation, inquiry)
         require_columns(federation.task, inquiry, released)
     quiet_flower()
@@ -56,7 +57,7 @@ def ask_here(
     told = replace(question_settings(federation, folder), seed=seed)
     grid = partial(_engine, federation, told)
     reach = Reach(randomness=Randomness(seed), released=released)
-    with state_kept():
+    with state_kept(), nullcontext() if stored else alone_on_records(federation):
         return ask(federation, inquiry, spend, folder, grid, reach)
 
 
@@ -79,11 +80,10 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 @contextmanager
 def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    with alone_on_records(federation):
-        settle_records(federation, settings)
-        claim_records(federation)
-        with asking_engine(federation, settings) as opened:
-            yield opened
+    settle_records(federation, settings)
+    claim_records(federation)
+    with asking_engine(federation, settings) as opened:
+        yield opened
 
 
 def seed_of(seed: int, name: str) -> int:

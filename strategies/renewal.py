@@ -25,12 +25,14 @@ class DeviceFacts:
       certificate_ends: Unix second.
       roster: version of its roster.
       suites: of primitives allowed by its owner's policy.
+      log: newest head of the server's log that it has seen, as text; empty for none.
     """
 
     version: str
     certificate_ends: int
     roster: int
     suites: tuple[int, ...]
+    log: str = ""
 
 
 def renewal_to(node: int, certificate: str) -> Message:
@@ -68,7 +70,9 @@ def read_facts(reply: Message) -> DeviceFacts | None:
     if not isinstance(suites, list) or len(suites) > MOST_SUITES:
         return None
     known = tuple(int(str(each)) for each in suites if _is_whole(each, MOST_SUITES))
-    return DeviceFacts(version, int(str(ends)), int(str(roster)), known)
+    log = told.get("log")
+    log = log if isinstance(log, str) and len(log) <= LONGEST_CERTIFICATE else ""
+    return DeviceFacts(version, int(str(ends)), int(str(roster)), known, log)
 
 
 def _is_whole(value: object, most: int) -> bool:

@@ -44,6 +44,8 @@ UNREADABLE = 1007  # of a reply that is not a message
 NO_EXAMPLES = 1008  # of a client without examples, which sits out
 NO_BASE = 1009  # of a device without the base model of a difference; it is sent the whole model
 MIXES = 1010  # of a client whose task mixed the examples of a step
+FORKED = 1011  # of a device that has seen another log of this server, for example before that was restored
+RESTORED = 1012  # of a device whose ledger is older than its last answer
 FAILED = 1  # Flower's error code of a client that raised; its text stays there, since it may hold data
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
@@ -56,9 +58,11 @@ DROP_REASONS = {
     NO_EXAMPLES: "no examples",
     NO_BASE: "holds another model",
     MIXES: "mixes examples",
+    FORKED: "has seen another log",
+    RESTORED: "restored",
 }
 # Reasons that a client repeats for the same request.
-LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})
+LASTING = frozenset(DROP_REASONS[code] for code in (BUDGET_SPENT, OWNERS_POLICY, FORKED, RESTORED))
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
 

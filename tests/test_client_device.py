@@ -18,16 +18,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from fedveil.cli.client import status
-from fedveil.client.device import agent
+from fedveil.cli.client import forget, status
+from fedveil.client.device import agent, known_heads
 from fedveil.client.device.client_bundle import Eligibility
 from fedveil.client.device.eligibility import obstacle
 from fedveil.client.device.order_policy import accepted
 from fedveil.client.device.own_ledger import epsilon_of, spent_on
+from fedveil.client.device.receipts import receipt_for
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
-from fedveil.links.device_answers import away
+from fedveil.links.device_answers import Journal, away
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
@@ -38,6 +39,7 @@ from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.server.evaluations import FIRST_ROW
 from fedveil.strategies.run_over import RunOver, message_to
@@ -49,6 +51,7 @@ from fedveil.strategies.wire import (
     NOT_ELIGIBLE,
     NOT_READY,
     OWNERS_POLICY,
+    RESTORED,
     SPEC_RECORD,
     VECTOR,
     VECTOR_RECORD,
@@ -223,6 +226,79 @@ def test_a_ledger_that_cannot_be_written_holds_everything_back_until_it_can(clie
     assert code_of(device, in_the_clear()) == NOT_READY
     blocked.rmdir()
     assert code_of(device, in_the_clear()) == 0
+
+
+# --- older copies of its ledgers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["deleted", "rolled back"])
+@pytest.mark.parametrize("known_by", ["its last answer", "a receipt", "another process"])
+def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, caplog, known_by, harm):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    path, state = device.own_ledger.path, device.bundle.state
+    earlier = path.read_bytes()
+    assert code_of(device, in_the_clear(number=2)) == 0
+    if known_by == "a receipt":
+        receipt_for(device.bundle, RunOver("spring", "completed", 2, {}, manifest="ab" * 32))
+        (state / known_heads.FILE).unlink()
+    newest = path.read_bytes()
+    path.unlink() if harm == "deleted" else path.write_bytes(earlier)
+    device = device if known_by == "its last answer" else device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=3)) == RESTORED
+    assert "fedveil client forget --restored" in caplog.text and path.exists() == (harm != "deleted")
+    with pytest.raises(Refusal, match="client forget --restored"):
+        agent.start(clients / "c0")
+    path.write_bytes(newest)
+    assert code_of(device, in_the_clear(number=3)) == 0
+
+
+def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clients):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    (device.bundle.state / known_heads.FILE).unlink()
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=2)) == 0
+    assert json.loads((device.bundle.state / known_heads.FILE).read_text())["heads"].keys() == {
+        device.own_ledger.path.name
+    }
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older copy"])
+def test_a_restored_device_pays_with_its_whole_budget_and_goes_on(clients, capsys, left):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    path, state = device.own_ledger.path, device.bundle.state
+    earlier = path.read_bytes()
+    assert code_of(device, in_the_clear(number=2)) == 0
+    receipt_for(device.bundle, RunOver("spring", "completed", 2, {}, manifest="ab" * 32))
+    path.unlink() if left == "nothing" else path.write_bytes(earlier)
+    spent = epsilon_of(path)
+    with pytest.raises(Refusal, match="keeps its ledgers"):
+        forget(clients / "c0", ledgers=True, restored=True)
+    assert epsilon_of(path) == spent
+    assert forget(clients / "c0", ledgers=False, restored=True) == 0
+    assert "all of its budget, epsilon 8" in capsys.readouterr().out
+    now, _ = epsilon_of(path)
+    assert now > 8 if spent else now == pytest.approx(8, rel=1e-6)
+    assert code_of(device_of(clients / "c0"), in_the_clear(number=3)) == BUDGET_SPENT
+    assert code_of(device_of(clients / "c0", target_epsilon=40.0), in_the_clear(number=3)) == 0
+    journal = Journal(state / agent.JOURNAL)
+    assert journal.knows("what it missed") and not journal.knows("of another copy")
+    journal.close()
+    again = Journal(state / agent.JOURNAL)
+    assert again.knows("what it missed") and not again.knows("of another copy")
+    again.close()
+
+
+def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    forget(clients / "c0", ledgers=False)
+    device.own_ledger.path.unlink()
+    assert code_of(device_of(clients / "c0"), in_the_clear(number=2)) == RESTORED
+    forget(clients / "c0", ledgers=True)
+    assert code_of(device_of(clients / "c0"), in_the_clear(number=2)) == 0
 
 
 # --- what the owner's policy lets pass ---------------------------------------------------------------------------

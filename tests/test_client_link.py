@@ -1,5 +1,6 @@
 """A device's end of the link: nothing is handled twice, and nothing but being told to stop ends it."""
 
+import json
 import runpy
 import shutil
 import threading
@@ -15,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.links import device_answers
-from fedveil.links.device_answers import Journal
+from fedveil.links.device_answers import COPIED, Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, NOT_READY, view
 
@@ -258,3 +260,56 @@ def test_an_error_is_a_reply_too(federation: Any) -> None:
     ):
         [reply] = grid.send_and_receive([asking(2)], timeout=20)
     assert reply.error.code == 1004
+
+
+# --- a device that was restored or copied -------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_key_is_refused_named_and_let_in_by_its_owner(federation: Any, tmp_path: Path) -> None:
+    """The server's record outlives it; of a copy and the device whoever has answered last is the device."""
+    place = {"run": "spring", "attempt": 0, "exchange": 0}
+    journal, said = tmp_path / "journal-2", list[str]()
+    door = replace(federation.door(), acknowledged=tmp_path / "acknowledged.json")
+
+    def rounds(*numbers: int) -> list[int]:
+        """Let the device answer rounds on a server that starts anew; return which it answered within the time."""
+        found = list[int]()
+        with open_link(door) as grid, federation.following(federation.endpoint(2, grid.port), moved, said):
+            for number in numbers:
+                asked = [asking(2, value=float(number), round=number, **place)]
+                found += [
+                    number for reply in grid.send_and_receive(asked, timeout=20) if not reply.has_error()
+                ]
+        return found
+
+    def refused() -> None:
+        said.clear()
+        with open_link(door) as grid, federation.following(federation.endpoint(2, grid.port), moved, said):
+            until(lambda: 2 in grid.restored)
+            until(lambda: any(COPIED in each for each in said))
+            assert not any("connected to" in each for each in said)
+
+    assert rounds(1) == [1]
+    earlier = journal.read_bytes()
+    assert rounds(2) == [2]
+    newest = journal.read_bytes()
+    for copy in (earlier, b""):  # a backup; the bundle as it was provisioned, on a second machine
+        journal.write_bytes(copy)
+        refused()
+    journal.write_bytes(newest)
+    assert rounds(3) == [3]
+    journal.write_text("\nrestored")
+    with open_link(door) as grid, federation.following(federation.endpoint(2, grid.port), moved, said):
+        until(lambda: grid.connected)
+        assert not grid.restored
+    assert rounds(4) == [4]
+    assert len(json.loads(door.acknowledged.read_text())) == 1
+
+
+def test_a_damaged_record_of_answers_is_refused(federation: Any, tmp_path: Path) -> None:
+    (tmp_path / "acknowledged.json").write_text("[")
+    with (
+        pytest.raises(Refusal, match="restore it, or remove it"),
+        open_link(replace(federation.door(), acknowledged=tmp_path / "acknowledged.json")),
+    ):
+        pass

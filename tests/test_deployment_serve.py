@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from safetensors.numpy import load_file
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
 from fedveil.client.device.own_ledger import epsilon_of, spent_on
+from fedveil.client.device.seen_log import text_of_head
 from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
+from fedveil.deployment import serve as serving
 from fedveil.deployment.open_link import Link, Presence, open_link
 from fedveil.deployment.pace import fewest, pace_of
 from fedveil.deployment.prometheus import text_of
@@ -55,6 +57,7 @@ from fedveil.server.run import run_folder as recording
 from fedveil.server.run.build import build
 from fedveil.server.run.callbacks import Callback
 from fedveil.server.run.live_page import live_page
+from fedveil.strategies.renewal import DeviceFacts
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
 
@@ -458,6 +461,66 @@ def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(heart
     with pytest.raises(Refusal, match="holds a checkpoint of run 'run-1'"):
         served(hearts, *CENTRAL, "run=run-2")
     assert ledger_of(hearts).read_bytes() == before
+
+
+@pytest.mark.parametrize("harm", ["deleted", "rolled back"])
+@pytest.mark.parametrize("ends", ["finished", "killed"])
+def test_a_ledger_of_a_server_that_is_older_than_its_runs_is_refused(
+    hearts: Path, harm: str, ends: str
+) -> None:
+    assert served(hearts, *CENTRAL, "num_rounds=1", "run=one")[0] == 0
+    ledger, more = ledger_of(hearts), (*CENTRAL, "privacy.target_epsilon=12", "num_rounds=3")
+    earlier = ledger.read_bytes()
+    if ends == "killed":
+        with pytest.raises(Killed):
+            served(hearts, *more, "run=two", fault=killing(7))
+    else:
+        assert served(hearts, *more, "run=two")[0] == 0
+    newest = ledger.read_bytes()
+    ledger.unlink() if harm == "deleted" else ledger.write_bytes(earlier)
+    with pytest.raises(Refusal, match="which run two left"):
+        served(hearts, *more, "privacy.target_epsilon=16", "run=three")
+    assert ledger.exists() == (harm != "deleted") and not (hearts / "server" / "runs" / "three").exists()
+    ledger.write_bytes(newest)
+    assert served(hearts, *more, "privacy.target_epsilon=16", "num_rounds=1", "run=three")[0] == 0
+
+
+def test_a_restored_server_ends_after_one_charge_and_then_refuses_before_any(
+    hearts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(serving, "HEADS_SECONDS", 0.0)
+    assert served(hearts, *CENTRAL, "num_rounds=1", "run=one")[0] == 0
+    server = hearts / "server"
+    shutil.copytree(server, tmp_path / "kept")
+    assert served(hearts, *CENTRAL, "privacy.target_epsilon=10", "num_rounds=1", "run=two")[0] == 0
+    shutil.move(server, tmp_path / "newest")
+    shutil.copytree(tmp_path / "kept", server)
+    before, again = len(read_entries(ledger_of(hearts))), (*CENTRAL, "privacy.target_epsilon=10", "run=again")
+    assert served(hearts, *again)[0] == 1
+    assert "restored from an older copy" in result_of(hearts, "again")["reason"]
+    charges = [each.kind for each in read_entries(ledger_of(hearts))[before:]]
+    assert charges.count("reserve") == 1
+
+    def told(settings: Any, bundle: Any, nodes: Any) -> Any:
+        state = hearts / "clients" / "boston" / "state"
+        facts = {4: DeviceFacts("0.1.0", 0, 1, (1,), text_of_head(state))}
+
+        @contextmanager
+        def opened() -> Iterator[Link]:
+            with reaching(Devices(hearts / "clients"))(settings, bundle, nodes) as link:
+                yield replace(link, presence=lambda: replace(link.presence(), devices=facts))
+
+        return opened()
+
+    paid = len(read_entries(ledger_of(hearts)))
+    assert serve(server, list(again), reach=told) == 1
+    assert "a device holds a later head" in result_of(hearts, "again")["reason"]
+    with pytest.raises(Refusal, match="a device holds a later head"):
+        served(hearts, *again)
+    assert [e.kind for e in read_entries(ledger_of(hearts))[paid:] if e.kind == "reserve"] == []
+    shutil.rmtree(server)
+    shutil.move(tmp_path / "newest", server)
+    assert served(hearts, *CENTRAL, "privacy.target_epsilon=12", "num_rounds=1", "run=found")[0] == 0
 
 
 def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(hearts: Path) -> None:

@@ -154,7 +154,7 @@ def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
         forgotten = fedveil("forget", victim)
         assert forgotten.returncode == 0 and "the ledgers stay" in forgotten.stdout
         left = {path.name for path in state.iterdir()}  # who was revoked stays so
-        assert left == {"ledgers", "agent.lock", "roster.bin"}
+        assert left == {"ledgers", "heads.json", "journal", "agent.lock", "roster.bin"}
         spent = agents.ledger(0)
         assert fedveil("uninstall", victim).returncode == 2 and (victim / "tls.key").exists()
         agents.start(0)
@@ -162,7 +162,7 @@ def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
         agents.processes[0].communicate(timeout=PATIENCE)
         assert agents.processes.pop(0).returncode == 0
         assert {path.name for path in victim.iterdir()} == {"state"}
-        assert {path.name for path in state.iterdir()} == {"ledgers"} and spent.exists()
+        assert {path.name for path in state.iterdir()} == {"ledgers", "heads.json"} and spent.exists()
 
         other = agents.clients / "c1"
         agents.end(1)

@@ -12,17 +12,18 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedveil.__main__ import run
-from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog
+from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog, text_of_head
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
 from fedveil.links.attestation import AttestedGrid
 from fedveil.links.grpc.message_codec import pack_body, question_id
+from fedveil.links.later_heads import LaterHeads
 from fedveil.links.log_export import LogExport, read_log
 from fedveil.links.log_wire import LogStatement, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.links.server_log import LOG, ServerLog, final_entry, model_entry, read_entries, roster_entry
-from fedveil.links.tree_head import check_head, sign_head
+from fedveil.links.tree_head import check_head, read_head, sign_head
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
@@ -33,7 +34,7 @@ from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.cohorts import Poisson
 from fedveil.strategies.run_over import OVER
 from fedveil.strategies.secure_wire import LOG_RECORD, model_hash
-from fedveil.strategies.wire import NOT_READY
+from fedveil.strategies.wire import FORKED, NOT_READY
 
 MADE_ERROR = Error(NOT_READY, "")
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
@@ -412,3 +413,35 @@ def test_what_is_no_export_is_refused(made: Path, text: str) -> None:
     (made / "other.json").write_text(text)
     with pytest.raises(Refusal, match="is not an export or proof of a log"):
         read_log(made / "other.json", read_server_bundle(made / "server").credentials.ca, "made")
+
+
+# --- a server that was restored from an older copy ------------------------------------------------------------------
+
+
+def heads(made: Path) -> LaterHeads:
+    server = read_server_bundle(made / "server")
+    return LaterHeads(server.folder, ServerLog(server.folder / LOG), server.credentials.ca, server.federation)
+
+
+def test_a_head_that_a_device_has_seen_shows_that_the_server_was_restored(made: Path) -> None:
+    devices = Devices({2: client(made)})
+    assert asked(logged(made, devices), 1)
+    earlier = (made / "server" / LOG).read_bytes()
+    assert asked(logged(made, devices), 2)
+    newest = (made / "server" / LOG).read_bytes()
+    told = text_of_head(client(made).bundle.state)
+    assert heads(made).behind([told, "", "no head"]) is None
+    (made / "server" / LOG).write_bytes(earlier)
+    [reply] = logged(made, devices).send_and_receive([in_the_clear(number=3)])
+    assert reply.has_error() and reply.error.code == FORKED
+
+    (made / "server" / LOG).write_bytes(earlier)
+    forged = replace(read_head(told), size=9).to_json()  # a device cannot sign for the server
+    assert heads(made).behind([forged]) is None
+    assert "restored from an older copy" in (heads(made).behind([forged, told]) or "")
+    with pytest.raises(Refusal, match="restored from an older copy"):
+        heads(made).refuse()
+    (made / "server" / LOG).write_bytes(newest)
+    heads(made).refuse()
+    assert not (made / "server" / "log.later.json").exists()
+    assert text_of_head(made) == ""

@@ -215,3 +215,56 @@ def test_the_owner_reads_what_sums_of_clients_took_from_records(
     assert len(rows) == 4 and len(records) == 3
     for row in records:
         assert float(row["as_client"]) == pytest.approx(alone, rel=1e-3) and 5 < float(row["spent"]) <= 6
+
+
+@pytest.mark.parametrize("harm", ["deleted", "rolled back"])
+@pytest.mark.parametrize("level", [*LEVELS, "client_central"])
+def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
+    ran: Any, tmp_path: Path, level: str, harm: str
+) -> None:
+    privacy = LEVELS.get(level, whole(2.0))
+    ran(privacy, "first", num_rounds=1)
+    path = (
+        ledgers(tmp_path)[0] if level in LEVELS else data_sets.population_path(tmp_path / "ledgers", "wards")
+    )
+    earlier = path.read_bytes()
+    more = privacy.model_copy(update={"target_epsilon": 9.0})
+    ran(more, "second", num_rounds=1)
+    newest = path.read_bytes()
+    path.unlink() if harm == "deleted" else path.write_bytes(earlier)
+    before = sorted(tmp_path.rglob("*.ledger"))
+    with pytest.raises(Refusal, match=r"is known; restore it|rolled back.*restore a true copy"):
+        ran(more, "third", num_rounds=1)
+    assert sorted(tmp_path.rglob("*.ledger")) == before and not (tmp_path / "third").exists()
+    path.write_bytes(newest)
+    ran(more.model_copy(update={"target_epsilon": 14.0}), "third", num_rounds=1)
+
+
+def test_a_question_about_real_data_leaves_a_head_and_is_held_to_it(ran: Any, tmp_path: Path) -> None:
+    ran(whole(2.0), "first", num_rounds=1)
+    path = data_sets.population_path(tmp_path / "ledgers", "wards")
+    earlier = path.read_bytes()
+
+    def ask(name: str) -> Any:
+        asked = {"name": name, "records": 8, "ask": [{"kind": "mean", "of": "label", "low": 0, "high": 1}]}
+        keys = {
+            "ledger": {"dir": str(tmp_path / "ledgers")},
+            "folder": tmp_path / "answers",
+            "noise_multiplier": 1.0,
+        }
+        return fv.ask(asked, Wards(), privacy=whole(None), accept_vacuous=True, **keys)
+
+    ask("one")
+    path.write_bytes(earlier)
+    with pytest.raises(Refusal, match="rolled back"):
+        ask("two")
+
+
+def test_data_sets_of_an_earlier_release_go_on_and_keep_heads_from_then_on(ran: Any, tmp_path: Path) -> None:
+    ran(whole(2.0), "first", num_rounds=1)
+    file = tmp_path / "ledgers" / "data_sets.json"
+    told = json.loads(file.read_text())
+    assert len(told["wards"].pop("heads")) == 1
+    file.write_text(json.dumps(told))
+    ran(whole(4.0), "second", num_rounds=1)
+    assert len(json.loads(file.read_text())["wards"]["heads"]) == 1

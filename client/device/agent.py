@@ -26,7 +26,7 @@ from flwr.app import Error, Message
 from ...configs.bundle_files import CERTIFICATE, certificate_ends
 from ...links import folder_lock
 from ...links.core_dumps import without_core_dumps
-from ...links.device_answers import AWAY, Handle, Longest, usual_wait
+from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
@@ -39,8 +39,10 @@ from ..private_update import NotTrained
 from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
+from .known_heads import KnownHeads
 from .receipts import receipt_for
 from .run_end import begin_another, keep, read_ended
+from .seen_log import text_of_head
 
 logger = logging.getLogger("fedveil.client")
 
@@ -93,7 +95,7 @@ class Agent:
 
     def say(self, state: str) -> None:
         """Write the agent's current activity to the log and the health file, if it has changed."""
-        if self._rests and state.startswith(AWAY):
+        if self._rests and state.startswith(AWAY) and COPIED not in state:
             state = RESTING
         if state == self._health.state:
             return
@@ -136,7 +138,8 @@ class Agent:
         held = self._bundle if self.device is None else self.device.bundle
         ends = certificate_ends(held.folder / CERTIFICATE, self._bundle.credentials.certificate)
         version, suites = held.identity.roster.version, held.policy.suites
-        return facts_reply(message, DeviceFacts(metadata.version("fedveil"), ends, version, suites))
+        log = text_of_head(self._state)
+        return facts_reply(message, DeviceFacts(metadata.version("fedveil"), ends, version, suites, log))
 
     def _ended(self, message: Message, over: RunOver) -> Message:
         try:
@@ -171,7 +174,7 @@ def start(folder: Path, *, once: bool = False) -> int:
       once: also end when a run is over.
 
     Raises:
-      Refusal: the bundle cannot be used, or another process uses it.
+      Refusal: the bundle cannot be used, another process uses it, or its ledgers were deleted or rolled back.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_flower()
@@ -180,6 +183,7 @@ def start(folder: Path, *, once: bool = False) -> int:
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
+        KnownHeads(bundle.state).require()
         agent = Agent(bundle, stop if once else None)
         with suppress(OSError):  # a full disk, which `_follow` reports
             take_shipped(bundle)

@@ -50,10 +50,11 @@ from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .eligibility import ROOT, obstacle
 from .held_model import FILE, HeldModel
+from .known_heads import KnownHeads
 from .order_policy import accepted
 from .own_arm import require_own
 from .own_ledger import OwnLedger
-from .seen_log import SeenLog, told_in
+from .seen_log import Forked, SeenLog, told_in
 from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch
@@ -93,6 +94,7 @@ class Device:
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
+    _heads: KnownHeads | None = None
     _quotes: ServerQuotes | None = None
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
@@ -149,6 +151,9 @@ class Device:
         self.check_log(message.content)
         self._check_quote(message.content)
         self._renew_roster(message.content)
+        with _refusing(wire.RESTORED, level=logging.ERROR):
+            heads = self._heads = self._heads or KnownHeads(self.bundle.state)
+            heads.require()
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
@@ -158,6 +163,8 @@ class Device:
         after = b"" if record is None else record[STATE]
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
+        with _refusing(wire.NOT_READY, level=logging.ERROR):
+            heads.keep()
         reply = self._asking_for_quote(message, reply)
         return reply if told is None else self.held.keep(message, told, reply)
 
@@ -165,7 +172,8 @@ class Device:
         """Compare the server's log in an instruction with this device's copy, and store it.
 
         Raises:
-          NotTrained: it is another log, it does not contain the instruction's entries, or there is none.
+          NotTrained: FORKED if it is another log; FAILED if it does not contain the instruction's entries, or there is
+            none.
         """
         own = self.bundle
         with _refusing(wire.FAILED, level=logging.ERROR):
@@ -358,6 +366,8 @@ def _refusing(code: int, what: str = "", level: int = logging.WARNING) -> Genera
         yield
     except Refusal as refusal:
         logger.log(level, "%s%s", what, refusal)
+        if isinstance(refusal, Forked):
+            code = wire.FORKED
         raise NotTrained(wire.NOT_READY if disk_failed(refusal) else code) from refusal
 
 

@@ -12,7 +12,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting.gaussian import exact_epsilon
+from ...privacy.accounting.events import Gaussian
+from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
@@ -37,6 +38,7 @@ logger = logging.getLogger("fedveil.client")
 
 WAIT_SECONDS = 10.0
 MECHANISM = "private_sum"
+RESTORED = "restored"  # in the place of a run's name
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,27 @@ class OwnLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
             ledger.act(ROSTER, (ROSTERS, version, digest), said)
+
+    def charge_restored(self) -> Budget:
+        """Charge what a device that was restored or copied may have missed, and return the budget that it can have spent.
+
+        No record tells what left in its name, and neither the server nor a copy is trusted for that: but no device
+        exceeds its budget, so one Gaussian release with all of it is charged, beside what the ledger holds. Records pay
+        for it as for any other.
+
+        Raises:
+          Refusal: the ledger cannot be read or written.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+        with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
+            most = max([budget, *ledger.book.granted.values()], key=lambda each: each.target_epsilon)
+            event = Gaussian(1 / gaussian_mu(most.target_epsilon, most.target_delta))
+            release = Release(
+                Unit.CLIENT, RESTORED, ledger.head.seq, MECHANISM, dict.fromkeys(Adversary, event), "system"
+            )
+            ledger.charge_unlimited(release, "what a restored device may have missed")
+        return most
 
     def _reserved(self, release: Release, of_records: Budget | None, why: str | None) -> Ledger:
         path = self.path if of_records is None else self.records

@@ -7,6 +7,7 @@ the server.
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,10 @@ logger = logging.getLogger("fedveil.client")
 
 HEAD, LEAVES, FORK = "log.head.json", "log.leaves", "log.fork.json"
 FORKED = "forks from what this device has seen"
+
+
+class Forked(Refusal):
+    """Refusal of a log that contradicts the device's copy."""
 
 
 def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes | None]:
@@ -56,6 +61,13 @@ def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes 
         except Refused as refused:
             raise Refusal("roster", "of the server", f"is not signed by the authority ({refused})") from None
     return model, roster
+
+
+def text_of_head(state: Path) -> str:
+    """Return the newest head that a device has seen, as text; empty without one."""
+    with suppress(OSError):
+        return (state / HEAD).read_text("utf-8", "replace")
+    return ""
 
 
 class SeenLog:
@@ -136,7 +148,7 @@ class SeenLog:
             replace_file(path, (json.dumps(evidence) + "\n").encode())
         logger.error("the server's log %s: %s holds both heads, signed by the server", FORKED, path)
         remedy = f"{FORKED}, {len(self.leaves)} entries; compare with other clients: fedveil client log"
-        raise Refusal("log", f"{head.size} entries", remedy)
+        raise Forked("log", f"{head.size} entries", remedy)
 
     def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)

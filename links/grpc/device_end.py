@@ -21,7 +21,17 @@ from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
 from ...strategies.wire import FAILED
-from ..device_answers import MOST_BYTES, Handle, Journal, Longest, away, back_off, handled_once, usual_wait
+from ..device_answers import (
+    COPIED,
+    MOST_BYTES,
+    Handle,
+    Journal,
+    Longest,
+    away,
+    back_off,
+    handled_once,
+    usual_wait,
+)
 from .event_loop import next_frame, stream_loop, until_one_ends
 from .frames import (
     MAX_FRAME_BYTES,
@@ -98,7 +108,7 @@ def follow(
     """
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = DeviceStream(endpoint, inbox, notify, longest)
+    line = DeviceStream(endpoint, inbox, notify, longest, begun.knows)
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
@@ -170,12 +180,19 @@ class DeviceStream:
     Args:
       endpoint: the server's address and this device's identity.
       inbox: takes this stream, an instruction's id, and its bytes.
-      said: as in `follow`.
+      notify, longest: as in `follow`.
+      knows: returns whether this device may have answered the instruction of an id.
     """
 
     def __init__(
-        self, endpoint: Endpoint, inbox: Inbox, notify: Callable[[str], None], longest: Longest = usual_wait
+        self,
+        endpoint: Endpoint,
+        inbox: Inbox,
+        notify: Callable[[str], None],
+        longest: Longest = usual_wait,
+        knows: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._knows = knows
         self._endpoint, self._inbox, self._notify, self._longest = endpoint, inbox, notify, longest
         self._pending: set[str] = set()
         self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
@@ -250,6 +267,13 @@ class DeviceStream:
             frame = await next_frame(call)
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
             raise BadFrame(f"this client speaks protocol {PROTOCOL_VERSION}; the server said {frame}")
+        for name in frame.known:
+            if not self._knows(name):
+                await call.write(write(Begin(name, 0)))
+                with suppress(grpc.aio.AioRpcError, EOFError, TimeoutError):  # the server ends the stream
+                    async with asyncio.timeout(GREETING_SECONDS):
+                        await next_frame(call)
+                raise BadFrame(COPIED)
         self._failures = 0
 
     async def _exchange(self, call: Any) -> None:

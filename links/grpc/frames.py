@@ -37,7 +37,10 @@ class BadFrame(ValueError):
 
 @dataclass(frozen=True)
 class Hello:
-    """First frame of each end: its protocol version, its node number, and the ids of instructions that it knows."""
+    """First frame of each end: its protocol version, its node number, and the ids of instructions that it knows.
+
+    The server's holds the last instruction that it has this key's answer to.
+    """
 
     version: int
     node: int
@@ -48,7 +51,8 @@ class Hello:
 class Begin:
     """Announcement of a message of `size` bytes: an instruction or the reply to it, under the instruction's id.
 
-    Size 0 is the server's reminder: the client has the instruction, and its reply is still wanted.
+    Size 0 is the server's reminder: the client has the instruction, and its reply is still wanted. From a client it says
+    that it does not know the instruction of the server's hello.
     """
 
     id: str

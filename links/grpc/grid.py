@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import queue
 import secrets
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,10 +25,12 @@ import grpc.aio
 from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
+from ...privacy.bounded_decoding import read_json
+from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
 from ...strategies.difference_wire import told_model
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
-from ...strategies.wire import UNREADABLE
+from ...strategies.wire import SPEC_RECORD, UNREADABLE
 from ..open_files import MOST_CONNECTIONS, for_connections, listener
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
@@ -67,12 +71,14 @@ class Door:
       credentials: returns those of the server's end; called for every connection.
       nodes: returns the roster's nodes; called every second.
       admitted: returns the nodes by the fingerprints of their TLS keys; called every second.
+      acknowledged: file of the last instruction that each key has answered; None remembers it in this process only.
     """
 
     listen: str
     credentials: Callable[[], Credentials]
     nodes: Nodes
     admitted: Admitted
+    acknowledged: Path | None = None
 
 
 @contextmanager
@@ -80,18 +86,19 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     """Listen as long as the context lasts, and give the grid.
 
     Raises:
-      Refusal: the address cannot be listened on, or certificate and key do not go together.
+      Refusal: the address cannot be listened on, certificate and key do not go together, or a file cannot be read.
     """
+    before = read_acknowledged(door.acknowledged)
     listener("listen", door.listen).close()  # gRPC says of a taken address no reason
     loop = stream_loop()
-    board = Switchboard(door.admitted, MOST_REPLY_BYTES)
+    board = Switchboard(door.admitted, MOST_REPLY_BYTES, before)
     try:
         server, port = asyncio.run_coroutine_threadsafe(_listen(door, board), loop).result()
     except Exception as error:
         raise Refusal("listen", door.listen, f"no link can be opened there: {error}") from error
     watch = asyncio.run_coroutine_threadsafe(board.watch(), loop)
     try:
-        yield LinkGrid(door.nodes, board, port)
+        yield LinkGrid(door.nodes, board, port, door.acknowledged)
     finally:
         watch.cancel()
         asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
@@ -130,15 +137,30 @@ def _shown(own: Credentials) -> Any:
     return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.ca)
 
 
+def read_acknowledged(path: Path | None) -> dict[str, str]:
+    """Return the last instruction that each key has answered, by its fingerprint; empty without a file.
+
+    Raises:
+      Refusal: it cannot be read.
+    """
+    if path is None or not path.exists():
+        return {}
+    try:
+        return {str(key): str(name) for key, name in read_json(path.read_bytes()).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        remedy = f"cannot be read ({error}); restore it, or remove it: no restored device is then noticed"
+        raise Refusal("file", str(path), remedy) from None
+
+
 class LinkGrid(RosterGrid):
     """Grid over the streams of a roster's nodes; `open_link` makes it."""
 
-    def __init__(self, nodes: Nodes, board: Switchboard, port: int) -> None:
+    def __init__(self, nodes: Nodes, board: Switchboard, port: int, acknowledged: Path | None = None) -> None:
         super().__init__(claim_identity(run_id=1), nodes)
-        self._board, self.port = board, port
+        self._board, self.port, self._acknowledged = board, port, acknowledged
         self._call = stream_loop().call_soon_threadsafe
         self._session, self._count = secrets.token_hex(8), itertools.count()
-        self._unreadable = 0
+        self._unreadable, self._kept = 0, dict(board.acknowledged)
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -154,6 +176,11 @@ class LinkGrid(RosterGrid):
     def connected(self) -> dict[int, float]:
         """Connected nodes, with the Unix second at which each connected."""
         return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
+
+    @property
+    def restored(self) -> dict[int, float]:
+        """Nodes that did not know what their key had answered, with the Unix second at which they said so."""
+        return self._board.restored.copy()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -176,11 +203,24 @@ class LinkGrid(RosterGrid):
                     continue
                 del waiting[letter.id]
                 reply = self._read(sent[letter.id][1], data)
+                if not reply.has_error() and SPEC_RECORD in sent[letter.id][1].content:
+                    self._board.acknowledge(letter.node, letter.id)
                 del data  # or it is held until the next one is there
                 yield reply
                 del reply
         finally:
             self._call(self._board.withdraw, letters)
+            self._keep()
+
+    def _keep(self) -> None:
+        """Store what each key has answered; where that fails, the file tells of less, and fewer copies are noticed."""
+        now = dict(self._board.acknowledged)
+        if self._acknowledged is not None and now != self._kept:
+            try:
+                replace_file(self._acknowledged, (json.dumps(now) + "\n").encode())
+                self._kept = now
+            except OSError as error:
+                logger.warning("%s cannot be written: %s", self._acknowledged, error.strerror)
 
     def _written(
         self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, cast
 
@@ -122,14 +122,22 @@ class Switchboard:
       admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
       most_reply_bytes: size of the largest reply to any instruction.
 
+      acknowledged: the last instruction that each key has answered, by its fingerprint.
+
     Attributes:
       tally: of all bytes between the server and its nodes.
+      acknowledged: as above, and what was answered since.
+      restored: of nodes that did not know what their key had answered, the Unix second at which they said so.
     """
 
-    def __init__(self, admitted: Admitted, most_reply_bytes: int) -> None:
+    def __init__(
+        self, admitted: Admitted, most_reply_bytes: int, acknowledged: Mapping[str, str] | None = None
+    ) -> None:
         self._admitted, self._most = admitted, most_reply_bytes
+        self.acknowledged, self.restored = dict(acknowledged or {}), dict[int, float]()
         self.tally = Tally()
         self._peers: dict[int, _Peer] = {}
+        self._keys: dict[int, str] = {}
         self._waiting: dict[int, dict[str, Letter]] = {}
         self._answered: deque[str] = deque(maxlen=REMEMBERED)
         self._traffic: dict[int, Traffic] = {}
@@ -156,6 +164,11 @@ class Switchboard:
             waiting = self._waiting.get(letter.node, {})
             if waiting.get(letter.id) is letter:  # and not the same question of a later exchange
                 del waiting[letter.id]
+
+    def acknowledge(self, node: int, name: str) -> None:
+        """Note that a node has answered an instruction of a run."""
+        self.acknowledged[self._keys[node]] = name
+        self.restored.pop(node, None)
 
     async def watch(self) -> None:
         """End the streams of nodes that are no longer admitted, until cancelled."""
@@ -188,9 +201,11 @@ class Switchboard:
         hello = await self._greet(context, node)
         peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
         self._peers[node] = peer  # nothing is awaited between the look at who is here and this
+        self._keys[node] = key
         peer.traffic.since = time.time()
         peer.traffic.streams += 1
-        greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])), _der_bytes(certificate)
+        known = [self.acknowledged[key]] if key in self.acknowledged else []
+        greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, known)), _der_bytes(certificate)
         self.tally.add("up", CONTROL, OPENING_UP + size + self._received(peer, hello))
         self.tally.add("down", CONTROL, OPENING_DOWN + CERTIFICATES_DOWN * size)
         for letter in self._waiting.get(node, {}).values():
@@ -283,6 +298,9 @@ class Switchboard:
             self.tally.add("up", LOST, arrived)
 
     def _begin(self, peer: _Peer, begin: Begin) -> Gathering:
+        if begin.size == 0 and begin.id == self.acknowledged.get(peer.key):
+            self.restored[peer.node] = time.time()
+            raise BadFrame("the key has answered more than this device knows: it was restored or copied")
         letter = self._waiting.get(peer.node, {}).get(begin.id)
         if letter is None:
             self._counts["duplicate" if begin.id in self._answered else "late"] += 1

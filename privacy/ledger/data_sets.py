@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from .book import Book, ReleaseState, event_of, identity_of, read_book, repeated
 from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
 from .client_sums import RecordsBudget, as_records, charge_records, owed
 from .durable_files import replace_file
-from .hash_chain import Lock
+from .hash_chain import Head, Lock, heads_of, require_heads
 from .ledger import BudgetExhausted, Ledger
 from .question_caps import EARLIER, spent_by_questions
 
@@ -45,11 +46,13 @@ class DataSet:
       adopted: names of earlier ledgers with charges of the same people.
       records: the mode that charges the records, because another mode would keep a second budget; empty before a first
         charge.
+      heads: that the last run or question left on its ledgers, by their files' names.
     """
 
     fingerprints: tuple[str, ...] = ()
     adopted: tuple[str, ...] = ()
     records: str = ""
+    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
 
 
 def population_ledger(data_id: str) -> str:
@@ -77,7 +80,12 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
     try:
         found = read_json(path.read_bytes())
         return {
-            name: DataSet(tuple(each["fingerprints"]), tuple(each["adopted"]), str(each.get("records", "")))
+            name: DataSet(
+                tuple(each["fingerprints"]),
+                tuple(each["adopted"]),
+                str(each.get("records", "")),
+                {file: Head(int(seq), str(text)) for file, (seq, text) in each.get("heads", {}).items()},
+            )
             for name, each in found.items()
         }
     except (FileNotFoundError, NotADirectoryError):
@@ -94,6 +102,30 @@ def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) ->
         text = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1) + "\n"
         with refusing("ledger", folder / FILE, "cannot be written"):
             replace_file(folder / FILE, text.encode())
+
+
+@contextmanager
+def alone_on(folder: Path, data_id: str) -> Generator[None]:
+    """Let nobody else charge a data set's ledgers meanwhile, and hold them to the heads that were left there last.
+
+    Args:
+      folder: of the ledgers; it must exist.
+      data_id: of the data set.
+
+    Raises:
+      Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
+    """
+    with Lock(folder / population_ledger(data_id)[:NAMED], wait=0):
+        before = read_data_sets(folder).get(data_id, DataSet()).heads
+        require_heads(folder, before)
+        try:
+            yield
+        finally:
+            with suppress(Refusal):  # of a full disk: the heads before stay
+                paths = (population_path(folder, data_id), *record_paths(folder, data_id))
+                left = {**before, **heads_of(path for path in paths if path.exists())}
+                if left != before:
+                    _change(folder, data_id, lambda now: replace(now, heads=left))
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:
@@ -261,7 +293,7 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
         _charge(path, name, others, spent, (_state(known), MECHANISM))
         _charge(path, name, asked, spent, (_state(known), EARLIER))
     if owed.after != known or data_id not in sets:
-        _change(folder, data_id, lambda now: replace(owed.after, records=now.records))
+        _change(folder, data_id, lambda now: replace(owed.after, records=now.records, heads=now.heads))
 
 
 def population_path(folder: Path, data_id: str) -> Path:

@@ -376,11 +376,8 @@ class Chain:
 
     def _places_now(self) -> list[tuple[int, int] | None]:
         """Return device and inode of the file and of its write-ahead log, None for a missing one."""
-        found: list[tuple[int, int] | None] = []
-        for path in (self._file, _beside(self._file, "-wal")):
-            status = regular(path)
-            found.append(None if status is None else (status.st_dev, status.st_ino))
-        return found
+        files = map(regular, (self._file, _beside(self._file, "-wal")))
+        return [None if status is None else (status.st_dev, status.st_ino) for status in files]
 
     def _require_place(self) -> None:
         """Refuse to write into a file that was moved, replaced or removed since it was opened."""
@@ -446,3 +443,34 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
             raise Refusal("ledger", str(path), f"missing, though entry {head.seq} of it is known; restore it")
         with contextlib.closing(Chain.for_reading(path)) as chain:
             chain.require(head)
+
+
+def heads_of(paths: Iterable[Path]) -> dict[str, Head]:
+    """Return the heads of ledgers by their files' names, read without their locks.
+
+    Raises:
+      Refusal: one cannot be read.
+    """
+    heads: dict[str, Head] = {}
+    for path in paths:
+        with contextlib.closing(Chain.for_reading(path)) as chain:
+            heads[path.name] = chain.last()
+    return heads
+
+
+def holds(path: Path, head: Head) -> bool:
+    """Return whether a ledger, read without its lock, holds an entry.
+
+    Args:
+      path: of the ledger.
+      head: number and hash of the entry.
+
+    Raises:
+      Refusal: it cannot be read.
+    """
+    with contextlib.closing(Chain.for_reading(path)) as chain:
+        try:
+            chain.require(head)
+        except Refusal:
+            return False
+    return True

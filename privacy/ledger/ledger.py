@@ -275,6 +275,19 @@ class Ledger:
         with self._writing() as drafts:
             drafts.extend(drafts_of(self._book))
 
+    def charge_unlimited(self, release: Release, purpose: str) -> None:
+        """Charge a release that may have left already, whatever the budget.
+
+        Args:
+          release: under a new key.
+          purpose: of the charge, in words.
+
+        Raises:
+          LedgerUnavailable: it could not be written.
+        """
+        payload = _payload(release, _written(release), self._budget, purpose)
+        self.charge(lambda _: [Draft(RESERVE, _text(release.key), payload)])
+
     def require_asked(self, release: Release) -> None:
         """Refuse a question that owners do not allow, or that exceeds their cap on questions. Write nothing.
 

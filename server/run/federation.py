@@ -8,7 +8,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -30,7 +30,7 @@ from ...privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
 from ...privacy.ledger.data_sets import Owed
-from ...privacy.ledger.ledger import Ledger
+from ...privacy.ledger.ledger import Head, Ledger
 from ...privacy.mechanisms.compression import CompressionPlan
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
@@ -83,6 +83,7 @@ class Deployed:
       roster, signed_roster: of the clients, read and as the authority signed it.
       ledgers: folder of the population's ledger.
       link: rules of rounds over the link.
+      heads: of its ledgers that the server's earlier runs know, by their names.
     """
 
     run: str
@@ -91,6 +92,7 @@ class Deployed:
     signed_roster: bytes
     ledgers: Path
     link: LinkSettings
+    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
 from ...privacy.ledger.client_sums import RecordsBudget, charge_records, sums_of_records
-from ...privacy.ledger.hash_chain import Lock, require_heads
+from ...privacy.ledger.hash_chain import holds, require_heads
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan, Unaffordable
@@ -180,7 +180,7 @@ def alone_on_records(federation: Federation) -> Generator[None]:
     whole clients count what another one takes from its records.
 
     Raises:
-      Refusal: another one is in progress.
+      Refusal: another one is in progress, or a ledger is older than the last one left it.
     """
     hides = federation.record is not None or federation.summed is not None
     if not hides or federation.simulated or federation.deployed is not None:
@@ -188,7 +188,7 @@ def alone_on_records(federation: Federation) -> Generator[None]:
         return
     home = ledger_home(federation.settings.ledger_dir)
     run_folder.make_folder("ledger.dir", home)
-    with Lock(home / data_sets.population_ledger(federation.data_id)[:NAMED], wait=0):
+    with data_sets.alone_on(home, federation.data_id):
         yield
 
 
@@ -505,7 +505,9 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
     """
     path, simulated = federation.ledger_path(folder), federation.simulated
     run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
-    if not simulated and federation.deployed is None:
+    if federation.deployed is not None:
+        _require_left(path.parent, federation.deployed.heads)
+    elif not simulated:
         data_id = federation.data_id
         prefix = path.stem.removesuffix(federation.owner[:NAMED])
         owed = data_sets.owed_by_population(path.parent, data_id, prefix)
@@ -523,6 +525,17 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
     except BaseException:
         ledger.close()
         raise
+
+
+def _require_left(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run knows."""
+    for run, head in heads.items():
+        if not any(holds(path, head) for path in sorted(folder.glob("*.ledger"))):
+            remedy = (
+                f"no ledger there holds entry {head.seq}, which run {run} left: it was deleted, or restored from an older copy; "
+                "restore its newest copy"
+            )
+            raise Refusal("ledger.dir", str(folder), remedy)
 
 
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:

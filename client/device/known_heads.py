@@ -1,0 +1,86 @@
+"""Heads of a device's ledgers after its last answer: a ledger that lacks one was deleted, or restored from an older copy.
+
+Each receipt holds heads as well. A device of an earlier release has none, and its first answer leaves them.
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from ...privacy.bounded_decoding import read_json
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
+from ...privacy.ledger.receipt import read_opening
+from ...privacy.refusal import Refusal
+from .receipts import LEDGERS, RECEIPTS
+
+FILE = "heads.json"
+REMEDY = (
+    "; if its newest copy is lost: fedveil client forget --restored, which charges what it may have missed"
+)
+
+
+class KnownHeads:
+    """Heads that a device's ledgers must hold.
+
+    Raises:
+      Refusal: the file cannot be read.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._path, self._folder = state / FILE, state / LEDGERS
+        self._heads, self._settled = _read(self._path)
+        for path in sorted((state / RECEIPTS).glob("*.json")):
+            if path.stem not in self._settled:
+                with suppress(Refusal):  # a damaged one knows nothing
+                    for name, head in read_opening(path).heads.items():
+                        self._heads[name] = max(head, self._heads.get(name, head))
+
+    def require(self) -> None:
+        """Return if the ledgers hold the heads.
+
+        Raises:
+          Refusal: naming the ledger that does not, and the remedy.
+        """
+        try:
+            require_heads(self._folder, self._heads)
+        except Refusal as refusal:
+            raise Refusal(refusal.field, refusal.value, refusal.remedy + REMEDY) from None
+
+    def keep(self) -> None:
+        """Store the ledgers' present heads, if they have changed.
+
+        Raises:
+          OSError: they cannot be written.
+          Refusal: a ledger cannot be read.
+        """
+        now = {**self._heads, **heads_of(sorted(self._folder.glob("*.ledger")))}
+        if now != self._heads or not self._path.exists():
+            _write(self._path, now, self._settled)
+            self._heads = now
+
+
+def settle(state: Path) -> None:
+    """Store the ledgers' present heads, whatever earlier ones were, and let receipts so far say nothing of them.
+
+    Raises:
+      OSError: they cannot be written.
+      Refusal: a ledger cannot be read.
+    """
+    settled = sorted(path.stem for path in (state / RECEIPTS).glob("*.json"))
+    _write(state / FILE, heads_of(sorted((state / LEDGERS).glob("*.ledger"))), settled)
+
+
+def _write(path: Path, heads: dict[str, Head], settled: list[str]) -> None:
+    replace_file(path, (json.dumps({"heads": heads, "settled": settled}) + "\n").encode())
+
+
+def _read(path: Path) -> tuple[dict[str, Head], list[str]]:
+    if not path.exists():
+        return {}, []
+    try:
+        content = read_json(path.read_bytes())
+        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in content["heads"].items()}
+        return heads, [str(each) for each in content["settled"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise Refusal("file", str(path), f"cannot be read ({problem}); restore it{REMEDY}") from None

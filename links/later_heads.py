@@ -1,0 +1,72 @@
+"""Later heads of a server's log, which its devices have seen: proof that the server was restored from an older copy.
+
+A head is signed with the server's own key, so that no device can make one up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from ..privacy.ledger.durable_files import PUBLIC, replace_file
+from ..privacy.merkle import root_of
+from ..privacy.refusal import Refusal
+from .server_log import LOG, ServerLog
+from .tree_head import TreeHead, check_head, read_head
+
+FILE = "log.later.json"  # in the server's bundle
+BEHIND = (
+    "a device holds a later head of this server's log, of {} entries: the server was restored from an older copy, or keeps two "
+    "logs; restore its newest copy (docs/deploy.md, Backups and restores)"
+)
+
+
+class LaterHeads:
+    """Comparison of a server's log with the heads that devices report.
+
+    Args:
+      folder: of the server's bundle.
+      log: of the server, which grows.
+      ca: certificate of the authority, in PEM.
+      federation: its name.
+    """
+
+    def __init__(self, folder: Path, log: ServerLog, ca: bytes, federation: str) -> None:
+        self._path, self._log, self._ca, self._federation = folder / FILE, log, ca, federation
+        self._seen = set[str]()
+
+    def refuse(self) -> None:
+        """Return if the log extends the later head that an earlier process was shown; forget that head then.
+
+        Raises:
+          Refusal: it does not.
+        """
+        if not self._path.exists():
+            return
+        head = read_head(self._path.read_text("utf-8", "replace"))
+        if self._lacks(head):
+            raise Refusal("file", str(self._path.with_name(LOG)), BEHIND.format(head.size))
+        self._path.unlink()
+
+    def behind(self, heads: Iterable[str]) -> str | None:
+        """Return a sentence if the log does not extend one of these heads, as text, and keep that one; None if it does.
+
+        Args:
+          heads: unverified; one that this server has not signed counts for nothing.
+        """
+        for text in set(heads) - self._seen - {""}:
+            self._seen.add(text)
+            with suppress(Refusal):
+                head = read_head(text)
+                check_head(head, self._ca, self._federation)
+                if self._lacks(head):
+                    with suppress(OSError):
+                        replace_file(self._path, text.encode(), PUBLIC)
+                    self._seen.discard(text)
+                    return BEHIND.format(head.size)
+        return None
+
+    def _lacks(self, head: TreeHead) -> bool:
+        leaves = self._log.leaves
+        return head.size > len(leaves) or root_of(leaves[: head.size]).hex() != head.root
