@@ -233,7 +233,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
             ROSTER,
             roster_changes.CHANGES,
             agent.JOURNAL,
-        }  # who was revoked stays so, and what was answered
+        }  # who was revoked stays so, what was answered too
         kept |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
         _empty(state, kept if ledgers else kept | WITH_LEDGERS)
         if restored:

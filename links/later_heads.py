@@ -16,6 +16,7 @@ from .server_log import LOG, ServerLog
 from .tree_head import TreeHead, check_head, read_head
 
 FILE = "log.later.json"  # in the server's bundle
+LOST = "log.lost.json"  # the same, renamed by an operator who cannot restore what it proves
 BEHIND = (
     "a device holds a later head of this server's log, of {} entries: the server was restored from an older copy, or keeps two "
     "logs; restore its newest copy (docs/deploy.md, Backups and restores)"
@@ -30,11 +31,16 @@ class LaterHeads:
       log: of the server, which grows.
       ca: certificate of the authority, in PEM.
       federation: its name.
+
+    Raises:
+      Refusal: the file of a lost head holds none.
     """
 
     def __init__(self, folder: Path, log: ServerLog, ca: bytes, federation: str) -> None:
         self._path, self._log, self._ca, self._federation = folder / FILE, log, ca, federation
         self._seen = set[str]()
+        lost = folder / LOST
+        self._lost = read_head(lost.read_text("utf-8", "replace")).size if lost.exists() else 0
 
     def refuse(self) -> None:
         """Return if the log extends the later head that an earlier process was shown; forget that head then.
@@ -69,4 +75,6 @@ class LaterHeads:
 
     def _lacks(self, head: TreeHead) -> bool:
         leaves = self._log.leaves
+        if head.size <= self._lost:
+            return False
         return head.size > len(leaves) or root_of(leaves[: head.size]).hex() != head.root

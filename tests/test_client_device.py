@@ -29,7 +29,7 @@ from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
 from fedveil.links.device_answers import Journal, away
-from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.acts import acting_user
@@ -289,6 +289,16 @@ def test_a_restored_device_pays_with_its_whole_budget_and_goes_on(clients, capsy
     again = Journal(state / agent.JOURNAL)
     assert again.knows("what it missed") and not again.knows("of another copy")
     again.close()
+
+
+def test_a_charge_is_known_of_an_instruction_that_the_journal_has_lost(clients):
+    device = device_of(clients / "c0")
+    message = in_the_clear(number=7)
+    assert code_of(device, message) == 0
+    name = question_id(message, pack_body(message), 2)
+    assert known_heads.charged(device.bundle.state, name)
+    assert not known_heads.charged(device.bundle.state, name.replace("/7/", "/8/", 1))
+    assert not known_heads.charged(device.bundle.state, "no id")
 
 
 def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):

@@ -37,7 +37,7 @@ class World(SERVED["Served"]):
             "privacy.allow_large_delta=true",
             f"privacy.target_epsilon={self.target}",
         )
-        link = (f"link.clients={clients}", "link.wait=120", "link.deadline=60", "link.patience=2")
+        link = (f"link.clients={clients}", "link.wait=600", "link.deadline=120", "link.patience=2")
         common = ("task=digits", "batch_size=40", "accept_vacuous=true", "num_rounds=1", f"run={run}")
         return self.start("server", self.folder, *common, *privacy, *link)
 

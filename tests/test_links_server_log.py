@@ -3,6 +3,7 @@
 import json
 import logging
 import runpy
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -441,6 +442,9 @@ def test_a_head_that_a_device_has_seen_shows_that_the_server_was_restored(made: 
     assert "restored from an older copy" in (heads(made).behind([forged, told]) or "")
     with pytest.raises(Refusal, match="restored from an older copy"):
         heads(made).refuse()
+    shutil.copy(made / "server" / "log.later.json", made / "server" / "log.lost.json")  # its operator's word
+    assert heads(made).behind([told]) is None
+    (made / "server" / "log.lost.json").unlink()
     (made / "server" / LOG).write_bytes(newest)
     heads(made).refuse()
     assert not (made / "server" / "log.later.json").exists()

@@ -39,7 +39,7 @@ from ..private_update import NotTrained
 from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
-from .known_heads import KnownHeads
+from .known_heads import KnownHeads, charged
 from .receipts import receipt_for
 from .run_end import begin_another, keep, read_ended
 from .seen_log import text_of_head
@@ -218,7 +218,8 @@ def _link(bundle: ClientBundle) -> Follow:
         return partial(follow_fleet, door)
     from ...links.grpc.device_end import Endpoint, follow
 
-    return partial(follow, Endpoint(own.server, own.node, partial(newest_credentials, bundle)))
+    endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))
+    return partial(follow, endpoint, charged=partial(charged, bundle.state))
 
 
 def alone(state: Path) -> AbstractContextManager[None]:

@@ -7,7 +7,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from ...links.grpc.message_codec import SHOWN_RUN
 from ...privacy.bounded_decoding import read_json
+from ...privacy.ledger.book import RESERVE, read_entries
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
 from ...privacy.ledger.receipt import read_opening
@@ -52,12 +54,29 @@ class KnownHeads:
 
         Raises:
           OSError: they cannot be written.
-          Refusal: a ledger cannot be read.
+          Refusal: as `require`, or a ledger cannot be read.
         """
+        self.require()  # or a ledger that was replaced meanwhile would count from now on
         now = {**self._heads, **heads_of(sorted(self._folder.glob("*.ledger")))}
         if now != self._heads or not self._path.exists():
             _write(self._path, now, self._settled)
             self._heads = now
+
+
+def charged(state: Path, name: str) -> bool:
+    """Return whether a device's ledgers hold a charge in the round of an instruction, which its journal may have lost.
+
+    Args:
+      state: folder of the device's state.
+      name: the instruction's id, as `question_id` makes it.
+
+    Raises:
+      Refusal: a ledger cannot be read.
+    """
+    run, number = [*name.rsplit("/", 5), ""][:2]
+    ledgers = sorted((state / LEDGERS).glob("*.ledger"))
+    keys = (json.loads(each.key) for path in ledgers for each in read_entries(path) if each.kind == RESERVE)
+    return any((str(key[0])[:SHOWN_RUN], str(key[1])) == (run, number) for key in keys)
 
 
 def settle(state: Path) -> None:

@@ -92,6 +92,7 @@ def follow(
     stop: threading.Event,
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
+    charged: Callable[[str], bool] = lambda _: False,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 
@@ -102,13 +103,17 @@ def follow(
       stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
       notify: called from another thread with a line of text when the link comes up, goes down or waits.
       longest: returns the longest wait between two attempts to connect, in seconds.
+      charged: returns whether the device's ledgers hold a charge for the instruction of an id; the journal forgets old
+        ones.
 
     Raises:
       OSError: the journal cannot be opened.
     """
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = DeviceStream(endpoint, inbox, notify, longest, begun.knows)
+    line = DeviceStream(
+        endpoint, inbox, notify, longest, lambda name: name in begun or charged(name) or begun.knows(name)
+    )
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
