@@ -345,7 +345,9 @@ def test_a_second_run_says_before_any_exchange_what_is_spent_and_what_owners_all
     assert served(hearts, *TOGETHER, "run=second")[0] == 0
     assert "records have spent epsilon 2 before; the target is 80, owners allow 80" in capsys.readouterr().out
     owners.write_text(before.replace("80.0", "2.0"))
-    anew = ("run=third", f"ledger.dir={tmp_path}", "num_rounds=100")
+    with pytest.raises(Refusal, match="which run second left"):  # an empty folder would start at zero
+        served(hearts, *CENTRAL, "run=third", f"ledger.dir={tmp_path}")
+    anew = ("run=third", "num_rounds=100")
     with pytest.raises(Killed):
         served(hearts, *CENTRAL, *anew, fault=killing(0))
     assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
