@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import book
+from fedveil.privacy.ledger import book, data_sets
 from fedveil.privacy.ledger.hash_chain import SCHEMA, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import (
     BudgetExhausted,
@@ -513,6 +513,27 @@ def test_another_identity_is_refused(tmp_path, change, message):
     filled(tmp_path / "ledger")
     with pytest.raises(Refusal, match=message):
         opened(tmp_path / "ledger", **change)
+
+
+@pytest.mark.parametrize("harm", ["deleted", "rolled back"])
+def test_a_data_set_knows_the_heads_that_were_left_on_its_ledgers(tmp_path, harm):
+    path, owner = data_sets.population_path(tmp_path, "wards"), data_sets.population_ledger("wards")
+    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+        ledger.reserve(release(1))
+    earlier = path.read_bytes()
+    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+        ledger.reserve(release(2))
+    newest, known = path.read_bytes(), (tmp_path / data_sets.FILE).read_bytes()
+    path.unlink() if harm == "deleted" else path.write_bytes(earlier)
+    with pytest.raises(Refusal, match=r"missing, though entry 3|known entry 3: cut short, rolled back"):
+        data_sets.alone_on(tmp_path, "wards").__enter__()
+    with data_sets.alone_on(tmp_path, "others"):  # another data set of the folder
+        pass
+    assert path.exists() == (harm != "deleted") and (tmp_path / data_sets.FILE).read_bytes() == known
+    path.write_bytes(newest)
+    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+        ledger.reserve(release(3))
+    assert data_sets.read_data_sets(tmp_path)["wards"].heads[path.name].seq == 4
 
 
 def moved(path, other):

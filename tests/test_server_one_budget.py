@@ -240,26 +240,6 @@ def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
     ran(more.model_copy(update={"target_epsilon": 14.0}), "third", num_rounds=1)
 
 
-def test_a_question_about_real_data_leaves_a_head_and_is_held_to_it(ran: Any, tmp_path: Path) -> None:
-    ran(whole(2.0), "first", num_rounds=1)
-    path = data_sets.population_path(tmp_path / "ledgers", "wards")
-    earlier = path.read_bytes()
-
-    def ask(name: str) -> Any:
-        asked = {"name": name, "records": 8, "ask": [{"kind": "mean", "of": "label", "low": 0, "high": 1}]}
-        keys = {
-            "ledger": {"dir": str(tmp_path / "ledgers")},
-            "folder": tmp_path / "answers",
-            "noise_multiplier": 1.0,
-        }
-        return fv.ask(asked, Wards(), privacy=whole(None), accept_vacuous=True, **keys)
-
-    ask("one")
-    path.write_bytes(earlier)
-    with pytest.raises(Refusal, match="rolled back"):
-        ask("two")
-
-
 def test_data_sets_of_an_earlier_release_go_on_and_keep_heads_from_then_on(ran: Any, tmp_path: Path) -> None:
     ran(whole(2.0), "first", num_rounds=1)
     file = tmp_path / "ledgers" / "data_sets.json"
