@@ -102,7 +102,7 @@ def _in_words(head: TreeHead) -> str:
 
 
 def _listed(texts: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each entry; a second model of one round or run, or roster of one version, is said to be one."""
+    """Yield a line for each entry; one that contradicts an earlier one is said to do so."""
     again = told_again(texts)
     for place, text in enumerate(texts):
         entry = fields_of(text)

@@ -14,8 +14,10 @@ from ..privacy.ledger.durable_files import PUBLIC, sync_folder, write_behind
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
+from ..strategies.training_order import NEW, people_call
 
 LOG = "log.jsonl"  # in the server's bundle
+BESIDE_ROUNDS = (" evaluation", " scaling")  # ends of a run's names for what it asks between its rounds
 
 
 def roster_entry(roster: Roster) -> bytes:
@@ -58,12 +60,21 @@ def told_again(entries: Iterable[str]) -> frozenset[int]:
 
     Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a
     new name whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two
-    models.
+    models, and never goes back to a name of a run after it has begun another one.
     """
     first = dict[tuple[str, ...], str]()
+    names = dict[str, list[str]]()  # of a run, in their order
     found: set[int] = set()
     for place, entry in enumerate(entries):
-        match fields_of(entry):
+        fields = fields_of(entry)
+        if fields.get("kind") == "model" and NEW in (name := fields.get("run", "")):
+            what = next((each for each in BESIDE_ROUNDS if name.endswith(each)), "")
+            known = names.setdefault(people_call(name) + what, [])
+            if name not in known:
+                known.append(name)
+            elif name != known[-1]:
+                found.add(place)
+        match fields:
             case {"kind": "roster" as kind, "version": version, "hash": told}:
                 key = (kind, version)
             case {"kind": "model" | "final" as kind, "run": run, "model": told, **rest}:

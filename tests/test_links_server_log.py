@@ -1,8 +1,10 @@
 """Log of what a server has told: every device holds each instruction against it, and a server that forks is found out."""
 
+import hashlib
 import json
 import logging
 import runpy
+from collections import Counter
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -23,7 +25,15 @@ from fedveil.links.log_export import LogExport, read_log
 from fedveil.links.log_wire import LogStatement, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
-from fedveil.links.server_log import LOG, ServerLog, final_entry, model_entry, read_entries, roster_entry
+from fedveil.links.server_log import (
+    LOG,
+    ServerLog,
+    final_entry,
+    model_entry,
+    read_entries,
+    roster_entry,
+    told_again,
+)
 from fedveil.links.tree_head import check_head, read_head, sign_head
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
@@ -382,6 +392,27 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
         assert code == (number > 0) and said.count("  CONFLICT") == number
         assert "\x1b" not in said and "round 1 of \\x1b[8mautumn" in said
         log = ServerLog(made / "server" / LOG)
+
+
+def test_two_stories_under_two_names_of_one_run_are_told() -> None:
+    def told(*names: str) -> list[int]:
+        rounds = Counter[str]()
+        entries: list[str] = []
+        for name in names:
+            rounds[name] += 1
+            entries.append(
+                model_entry(
+                    name, rounds[name], hashlib.sha256(f"{name} {rounds[name]}".encode()).digest()
+                ).decode()
+            )
+        return sorted(told_again(entries))
+
+    assert told("run-1@x", "run-1@y", "run-1@x", "run-1@y", "run-1@x") == [2, 4]
+    assert told("run-1@x", "run-1@x y", "run-1@x") == [2]
+    # A run that was resumed, one that asks its clients between rounds, and two runs by turns tell one story each.
+    assert told("run-1@x", "run-1@x", "run-1@y", "run-1@y") == []
+    assert told("run-1@x scaling", "run-1@x", "run-1@x evaluation", "run-1@x", "run-1@x evaluation") == []
+    assert told("run-1@x", "run-2@y", "run-1@x", "run-2@y") == []
 
 
 def as_export(export: LogExport) -> dict[str, Any]:
