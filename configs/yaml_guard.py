@@ -1,5 +1,6 @@
 """Guard of a YAML file of the user's own, asked before Hydra loads it: small, UTF-8, finite."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -56,6 +57,14 @@ def yaml_sentence(error: yaml.MarkedYAMLError) -> str:
     return line + (error.problem or "cannot be read as YAML").splitlines()[0]
 
 
+def _require_once(keys: Sequence[yaml.ScalarNode]) -> None:
+    known = set[tuple[str, str]]()
+    for key in keys:
+        if (key.tag, key.value) in known and key.value != "<<":
+            raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value}", problem_mark=key.start_mark)
+        known.add((key.tag, key.value))
+
+
 def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
     """How many nodes this one is once aliases are copied; a node that holds itself has no such number."""
     if id(node) in above:
@@ -67,5 +76,6 @@ def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) ->
             children = list(node.value)
         elif isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
+            _require_once([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         sizes[id(node)] = 1 + sum(_expanded(child, sizes, (*above, id(node))) for child in children)
     return sizes[id(node)]

@@ -16,6 +16,8 @@ from fedveil.privacy import budget
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.run_files import read_config
+from fedveil.server.run.released import config_of
 from fedveil.strategies.cohorts import All
 from fedveil.tasks.protocol import check_trainable
 
@@ -189,6 +191,13 @@ def test_aliases_that_explode_are_refused(tmp_path: Path) -> None:
     bomb.write_text("\n".join(lines))
     with pytest.raises(Refusal, match="aliases expand"):
         check_file(bomb)
+
+
+def test_a_run_whose_configuration_has_a_key_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("task: {name: digits}\nseed: 1\nseed: 2\n")
+    for read in (read_config, config_of):
+        with pytest.raises(Refusal, match="line 3: duplicate key seed"):
+            read(tmp_path / "config.yaml" if read is read_config else tmp_path)
 
 
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:
