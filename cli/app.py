@@ -263,6 +263,13 @@ def verify(
     device: Annotated[
         Path | None, option("FOLDER", "State folder of a device, to compare its ledgers with its receipt.")
     ] = None,
+    roster: Annotated[
+        str | None, option("HASH", "Hash of the roster whose members gave the receipts.")
+    ] = None,
+    receipts: Annotated[
+        int | None,
+        option("N", "Receipts needed, above the number of assumed colluders; of all members by default."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Check signatures, hashes, every ledger entry, every epsilon, the audit's verdict and every number of the page.
@@ -276,7 +283,7 @@ def verify(
     """
     from .verify import verify as body
 
-    return body(path, keys or [], head or (), device, as_json=as_json)
+    return body(path, keys or [], head or (), device, roster=roster, receipts=receipts, as_json=as_json)
 
 
 # --- this machine -------------------------------------------------------------------------------------------------

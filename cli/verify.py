@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
 
 WRONG, UNBOUND = 2, 6
+HASH = re.compile("[0-9a-f]{64}")
 OF_A_RUN = (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)
 UNBOUND_WORDS = (
     "no ledger, signature or receipt binds these files, so whoever holds them may have written all of them; make a "
@@ -35,6 +37,8 @@ def verify(
     head: Sequence[str] = (),
     device: Path | None = None,
     *,
+    roster: str | None = None,
+    receipts: int | None = None,
     as_json: bool = False,
 ) -> int:
     """Check what a path names, print what was found, and return the exit code.
@@ -50,15 +54,21 @@ def verify(
         raise Refusal(
             "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
         )
-    asked = Knowledge(tuple(map(read_public, keys)), known_head(*head) if head else None, device)
+    if roster is not None and not HASH.fullmatch(roster := roster.lower()):
+        raise Refusal(
+            "--roster", roster, "is not 64 hexadecimal digits, as fedveil client roster prints them"
+        )
+    known = known_head(*head) if head else None
+    asked = Knowledge(tuple(map(read_public, keys)), known, device, roster, receipts)
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)
         bound = is_bound(lines)
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
-        if device is not None:
-            raise Refusal("--device", str(device), "a ledger holds no receipts; give the folder of a run")
+        for option, value in (("--device", device), ("--roster", roster), ("--receipts", receipts)):
+            if value is not None:
+                raise Refusal(option, str(value), "a ledger holds no receipts; give the folder of a run")
         lines = [*_answers(path), *(_ledger(each, path, asked.head) for each in ledgers_in(path))]
         bound = True  # a ledger is what binds
     ok = all(line.ok is not False for line in lines)

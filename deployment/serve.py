@@ -25,6 +25,7 @@ from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
+from ..configs.yaml_guard import check_file
 from ..links.attestation import QUOTE, AttestedGrid
 from ..links.core_dumps import without_core_dumps
 from ..links.difference_grid import DifferenceGrid
@@ -36,7 +37,7 @@ from ..links.roster_watch import Nodes, followed_credentials, followed_roster, n
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..privacy.ledger.hash_chain import Head
-from ..privacy.ledger.receipt import Receipt, RunDescription, holds
+from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, RESULT
@@ -242,6 +243,7 @@ def heads_left(folder: Path) -> dict[str, Head]:
 
 
 def _begun(where: Path) -> ServerSettings:
+    check_file(where / CONFIG)
     config: Any = OmegaConf.load(where / CONFIG)
     return server_from_config(config)
 
@@ -359,12 +361,12 @@ class Farewell:
         rounds = ending.result["rounds_completed"]
         learned = ending.status != Status.ALARMED and rounds > ending.result["rounds_abandoned"]
         model = ending.model if learned else {}
-        closed = (ending.folder / MANIFEST).exists()
-        manifest = read_manifest(ending.folder).hash if closed else ""
+        closed = read_manifest(ending.folder) if (ending.folder / MANIFEST).exists() else None
+        manifest, listed = ("", "") if closed is None else (closed.hash, closed.text)
         had = as_answered(self.federation, ending.folder)
         moments = json.dumps(had.moments) if had.moments else ""
         agreement = agreement_of(had.task) or ""
-        over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments)
+        over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)
         messages = [message_to(node, over) for node in self.link.presence().since]
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given = {each.node: each for each in map(read_receipt, replies) if each is not None}
@@ -374,8 +376,14 @@ class Farewell:
     def _keep(self, folder: Path, description: RunDescription, given: Mapping[int, Receipt]) -> None:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
-        keys = {member.node: member.public for member in roster.members}
-        genuine = {n: each for n, each in given.items() if n in keys and holds(each, description, keys[n])}
+        ended = roster.ended(int(time.time()))
+        keys = {member.node: member.public for member in roster.members if member.node not in ended}
+        tags = (COMPARED, UNCOMPARED)  # devices of earlier releases sign under the second
+        genuine = {
+            node: each
+            for node, each in given.items()
+            if node in keys and any(holds(each, description, keys[node], tag) for tag in tags)
+        }
         for node in sorted(given.keys() - genuine.keys()):
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:

@@ -20,8 +20,10 @@ from .wire import memory_arrays, views
 
 OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
 RECEIPT = "receipt"
+RARE = ("agreement", "manifest", "moments", "listed")  # fields that a message may lack
 LONGEST = 64  # characters of a text
 HASH = re.compile("[0-9a-f]{64}")
+MOST_MANIFEST = 1 << 20  # characters
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class RunOver:
       agreement: hash of the run's schema and model, as in its orders; empty without a schema.
       moments: mean and deviation of the columns that scaled the run's inputs, as JSON; empty without scaling.
       manifest: SHA-256 of the manifest that closed the run, in hexadecimal; empty if it was not closed.
+      listed: text of the manifest; empty from a server of an earlier release.
     """
 
     run: str
@@ -45,11 +48,12 @@ class RunOver:
     agreement: str = ""
     manifest: str = ""
     moments: str = ""
+    listed: str = ""
 
 
 def message_to(node: int, over: RunOver) -> Message:
     """Return the message to a node."""
-    rare = {"agreement": over.agreement, "moments": over.moments, "manifest": over.manifest}
+    rare = {name: getattr(over, name) for name in RARE}
     told = {"run": over.run, "status": over.status, "rounds": over.rounds}
     said = ConfigRecord({**told, **{name: value for name, value in rare.items() if value}})
     return Message(RecordDict({OVER: said, MODEL: memory_arrays(dict(over.model))}), node, MESSAGE_TYPE)
@@ -64,17 +68,18 @@ def read_over(message: Message) -> RunOver | None:
     if said is None or arrays is None:
         return None
     run, status, rounds = said.get("run"), said.get("status"), said.get("rounds")
-    agreement, manifest, moments = (said.get(key, "") for key in ("agreement", "manifest", "moments"))
+    agreement, manifest, moments, listed = (said.get(name, "") for name in RARE)
     if not (_is_word(run) and _is_word(status) and type(rounds) is int):
         return None
     if agreement != "" and not _is_word(agreement):
         return None
     if manifest != "" and not (isinstance(manifest, str) and HASH.fullmatch(manifest)):
         return None
-    if not isinstance(moments, str) or len(moments) > MAX_ORDER_BYTES:
-        return None
+    for text, most in ((moments, MAX_ORDER_BYTES), (listed, MOST_MANIFEST)):
+        if not isinstance(text, str) or len(text) > most:
+            return None
     model = views(arrays)
-    return RunOver(str(run), str(status), rounds, model, str(agreement), str(manifest), moments)
+    return RunOver(str(run), str(status), rounds, model, *map(str, (agreement, manifest, moments, listed)))
 
 
 def reply_with(receipt: Receipt | None, message: Message) -> Message:

@@ -1,12 +1,15 @@
 """Receipts of devices: what they bind, what they tell nobody, and what of them is checked."""
 
+import hashlib
 import json
 import runpy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord
@@ -19,15 +22,33 @@ from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
+from fedveil.privacy.tensor_file import safetensors_parts
+from fedveil.server.binding.manifest import Manifest
 from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.strategies.flower_adapter import records_of
-from fedveil.strategies.run_over import RunOver, message_to, read_over, read_receipt, reply_with
+from fedveil.strategies.run_over import (
+    MOST_MANIFEST,
+    RunOver,
+    message_to,
+    read_over,
+    read_receipt,
+    reply_with,
+)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 COMMON = ("task=digits", "num_rounds=1", "batch_size=40", "privacy.allow_large_delta=true", "link.wait=0.3")
 ASKED = (*COMMON, "accept_vacuous=true", "privacy.target_epsilon=8")
-MANIFEST = "5f" * 32
-OVER = RunOver("spring", "completed", 3, {}, manifest=MANIFEST)
+MODEL = {"w": np.arange(3.0)}
+LISTED = Manifest(
+    "spring@5f", "completed", {"model.safetensors": sha256(b"".join(safetensors_parts(MODEL)))}
+).text
+MANIFEST = sha256(LISTED.encode())
+OVER = RunOver("spring", "completed", 3, MODEL, manifest=MANIFEST, listed=LISTED)
 
 
 @dataclass(frozen=True)
@@ -56,8 +77,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(hearts)
 
 
-def line(folder: Path, device: Path | None = None) -> CheckLine:
-    return next(each for each in verify_folder(folder, Knowledge(device=device)) if each.name == "receipts")
+def line(folder: Path, device: Path | None = None, **known: Any) -> CheckLine:
+    lines = verify_folder(folder, Knowledge(device=device, **known))
+    return next(each for each in lines if each.name == "receipts")
+
+
+def authority_of(hearts: Path) -> str:
+    policy = (hearts / "clients" / "boston" / "policy.toml").read_text()
+    return policy.partition('authority = "')[2].partition('"')[0]
 
 
 def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
@@ -65,8 +92,7 @@ def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_pa
     bundle(world.run("masked"), tmp_path / "bundle", [])
     found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
     assert found.ok and f"the ledgers of node {world.device('boston').identity.node} match" in found.finding
-    policy = (world.hearts / "clients" / "boston" / "policy.toml").read_text()
-    authority = policy.partition('authority = "')[2].partition('"')[0]
+    authority = authority_of(world.hearts)
     for folder in (world.run("masked"), tmp_path / "bundle"):
         found = {each.name: each for each in verify_folder(folder, Knowledge(keys=(authority,)))}
         assert found["receipts"].ok and "compare" not in found["receipts"].finding
@@ -79,10 +105,11 @@ def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp
     run = world.run("central")
     assert (run / "receipts.json").stat().st_mode & 0o777 == 0o600
     assert line(run).finding.startswith("4 of 5 members")  # who was connected, not who was drawn
+    assert line(run, receipts=4).ok
     bundle(run, tmp_path / "bundle", [])
     assert not (tmp_path / "bundle" / "receipts.json").exists() and line(tmp_path / "bundle").ok is None
     bundle(run, tmp_path / "with", [], with_audit_rows=True)
-    assert line(tmp_path / "with").ok
+    assert line(tmp_path / "with", receipts=4).ok
 
 
 def test_a_receipt_tells_nothing_of_a_ledger(world: World, tmp_path: Path) -> None:
@@ -104,7 +131,7 @@ def test_a_receipt_tells_nothing_of_a_ledger(world: World, tmp_path: Path) -> No
 def test_nothing_else_leaves_with_a_receipt(world: World) -> None:
     message = message_to(2, OVER)
     over = read_over(message)
-    assert over is not None and over.manifest == MANIFEST
+    assert over is not None and (over.manifest, over.listed) == (MANIFEST, LISTED)
     reply = reply_with(receipt_for(world.device("boston"), over), message)
     (fields,) = records_of(reply.content, ConfigRecord).values()
     assert {name: len(value) for name, value in fields.items()} == {"commitment": 32, "signature": 64}
@@ -122,19 +149,77 @@ def test_a_device_that_has_no_ledger_gives_a_receipt_like_any_other(tmp_path: Pa
     assert not holds(receipt, told, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
 
 
+def with_manifest(**changed: Any) -> RunOver:
+    found = {**json.loads(LISTED), **changed}
+    listed = Manifest(found["run"], found["status"], found["files"]).text
+    return replace(OVER, listed=listed, manifest=sha256(listed.encode()))
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        (
+            replace(OVER, listed=""),
+            "not in the server's last message",
+        ),  # of an earlier release, or so it says
+        (replace(OVER, listed=LISTED + " "), "has another hash"),
+        (replace(OVER, status="exhausted"), "lists status completed"),
+        (replace(OVER, model={"w": np.arange(1.0, 4.0)}), "lists model"),
+        (replace(OVER, model={}), "lists model"),
+        (with_manifest(run="autumn@5f"), "lists run autumn"),
+        (with_manifest(files={}), "lists model None"),
+        (replace(OVER, listed="[]", manifest=sha256(b"[]")), "cannot be read"),
+    ],
+    ids=["no manifest", "hash", "status", "model", "no model", "run", "no file of a model", "no object"],
+)
+def test_a_device_signs_nothing_that_contradicts_what_it_received(
+    world: World, over: RunOver, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert receipt_for(world.device("cleveland"), over) is None
+    assert says in caplog.text
+
+
+def test_a_device_signs_the_manifest_of_an_alarmed_run_whose_model_it_does_not_get(world: World) -> None:
+    over = replace(
+        with_manifest(run="alarmed@1", status="alarmed"), run="alarmed", status="alarmed", model={}
+    )
+    assert receipt_for(world.device("cleveland"), over) is not None
+
+
+def test_a_device_gives_one_receipt_a_run(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cleveland = world.device("cleveland")
+    bundle = replace(cleveland, folder=Path(shutil.copytree(cleveland.folder, tmp_path / "cleveland")))
+    first = receipt_for(bundle, OVER)
+    assert first is not None and receipt_for(bundle, OVER) == first
+    other = with_manifest(run="spring@60")
+    assert receipt_for(bundle, other) is None
+    assert "a device gives one receipt a run" in caplog.text
+    # Neither a flood of other runs nor an earlier release's folder makes it forget.
+    (bundle.state / "receipts" / f"{MANIFEST}.json").unlink()
+    assert receipt_for(bundle, other) is None
+    assert receipt_for(bundle, OVER) is not None
+    (bundle.state / "receipts" / "signed").unlink()
+    autumn = replace(with_manifest(run="autumn@1"), run="autumn")
+    assert receipt_for(bundle, autumn) is not None and receipt_for(bundle, other) is None
+
+
 def test_openings_do_not_fill_a_disk(tmp_path: Path) -> None:
     folder = tmp_path / "receipts"
     folder.mkdir()
     for number in range(MOST + 3):
         (folder / f"{number}.json").touch()
+    (folder / "signed").touch()
     give_receipt(tmp_path, RunDescription("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
-    assert len(list(folder.iterdir())) == MOST and (folder / f"{MANIFEST}.json").exists()
+    assert len(list(folder.glob("*.json"))) == MOST and (folder / f"{MANIFEST}.json").exists()
 
 
 def test_no_receipt_of_a_run_that_was_not_closed_and_none_from_a_bomb(world: World) -> None:
-    assert receipt_for(world.device("boston"), RunOver("spring", "completed", 3, {})) is None
+    assert receipt_for(world.device("boston"), replace(OVER, manifest="", listed="")) is None
     for wrong in ("../../etc/passwd", "5F" * 32, "5f" * 31):
-        assert read_over(message_to(2, RunOver("spring", "completed", 3, {}, manifest=wrong))) is None
+        assert read_over(message_to(2, replace(OVER, manifest=wrong))) is None
+    assert read_over(message_to(2, replace(OVER, listed="0" * (MOST_MANIFEST + 1)))) is None
     reply = reply_with(None, message_to(2, OVER))
     assert read_receipt(reply) is None
     for fields in ({"commitment": b"1" * 31, "signature": b"2" * 64}, {"commitment": "1", "signature": 2}):

@@ -1,13 +1,19 @@
-"""Receipts of a device: for each finished run the opening of its commitment, in the state folder."""
+"""Receipts of a device, one for each finished run: its manifest, and the opening of the commitment, in the state folder."""
 
+import hashlib
+import json
 import logging
 import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...privacy.bounded_decoding import read_json, read_lines
 from ...privacy.ledger.book import read_entries
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.ledger.receipt import (
     SALT_BYTES,
     Receipt,
@@ -19,17 +25,33 @@ from ...privacy.ledger.receipt import (
     sign_receipt,
 )
 from ...privacy.refusal import Refusal
+from ...privacy.tensor_file import safetensors_parts
 from ...strategies.run_over import RunOver
+from ...strategies.training_order import people_call
 from .client_bundle import ClientBundle
+from .run_end import MODEL
 
 logger = logging.getLogger("fedveil.client")
 
 RECEIPTS, LEDGERS = "receipts", "ledgers"
-MOST = 1024  # stored openings; a limit, so that a server cannot fill the disk
+SIGNED = "signed"  # file of a line for each run that got a receipt, never forgotten
+# Limits of stored openings and of runs, so that a server cannot fill the disk.
+MOST, MOST_RUNS = 1024, 65_536
+ALARMED = "alarmed"  # status of a run whose model is not sent
+
+
+@dataclass(frozen=True)
+class SignedRun:
+    """Run that got a receipt, and the SHA-256 of its manifest."""
+
+    run: str
+    manifest: str
 
 
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
-    """Return a device's receipt for a closed run; None for another run, or if a ledger cannot be read.
+    """Return a device's receipt for a closed run.
+
+    It is None for another run, if its manifest contradicts the message, or if a ledger cannot be read.
 
     Args:
       bundle: of the device.
@@ -42,10 +64,40 @@ def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
         return None
     description = RunDescription(bundle.settings.federation, over.run, over.manifest)
     try:
+        require_agreement(over)
         return give_receipt(bundle.state, description, bundle.identity.node, bundle.identity.key)
     except Refusal as refusal:
         logger.error("no receipt is given: %s", refusal)
         return None
+
+
+def require_agreement(over: RunOver) -> None:
+    """Compare the manifest in the server's message with the message: its hash, run, status and model.
+
+    Raises:
+      Refusal: they differ, or the message lacks the manifest or the model.
+    """
+    if hashlib.sha256(over.listed.encode()).hexdigest() != over.manifest:
+        why = (
+            "is not in the server's last message: update the server"
+            if not over.listed
+            else "has another hash"
+        )
+        raise Refusal("manifest", over.manifest, why)
+    try:
+        found = read_json(over.listed)
+        run, status, model = people_call(found["run"]), found["status"], found["files"].get(MODEL)
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise Refusal("manifest", over.manifest, f"cannot be read ({problem})") from None
+    arrays = {name: np.asarray(value, order="C") for name, value in over.model.items()}
+    digest = hashlib.sha256()
+    for part in safetensors_parts(arrays):
+        digest.update(part)
+    received = model if status == ALARMED and not arrays else digest.hexdigest() if arrays else None
+    told = (("run", run, over.run), ("status", status, over.status), ("model", model, received))
+    for name, listed, sent in told:
+        if listed != sent:
+            raise Refusal("manifest", over.manifest, f"lists {name} {listed}, and the server sent {sent}")
 
 
 def give_receipt(state: Path, description: RunDescription, node: int, key: Ed25519PrivateKey) -> Receipt:
@@ -53,9 +105,11 @@ def give_receipt(state: Path, description: RunDescription, node: int, key: Ed255
 
     Raises:
       OSError: the opening cannot be written.
-      Refusal: a ledger cannot be read.
+      Refusal: a ledger cannot be read, or the run has a receipt for another manifest.
     """
     path = state / RECEIPTS / f"{description.manifest}.json"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    _require_first(path.parent, SignedRun(description.run, description.manifest))
     if path.exists():
         opening = read_opening(path)
     else:
@@ -63,10 +117,29 @@ def give_receipt(state: Path, description: RunDescription, node: int, key: Ed255
             each.name: read_entries(each)[-1].head for each in sorted((state / LEDGERS).glob("*.ledger"))
         }
         opening = ReceiptOpening(secrets.token_hex(SALT_BYTES), heads)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
         replace_file(path, opening_text(opening, description, node))
         _forget_oldest(path.parent)
     return sign_receipt(key, description, node, commitment_of(opening))
+
+
+def _require_first(folder: Path, asked: SignedRun) -> None:
+    """Record the manifest of a run, before anything is signed; refuse a second one."""
+    if not (folder / SIGNED).exists():  # receipts of earlier releases are in their openings alone
+        lines = ""
+        for each in folder.glob("*.json"):
+            with suppress(ValueError, LookupError, TypeError):
+                found = read_json(each.read_bytes())
+                lines += json.dumps({"run": found["run"], "manifest": found["manifest"]}) + "\n"
+        replace_file(folder / SIGNED, lines.encode())
+    known = {each.run: each.manifest for each in read_lines(SignedRun, folder / SIGNED)}
+    earlier = known.get(asked.run)
+    if earlier not in (None, asked.manifest):
+        remedy = f"a device gives one receipt a run, and {asked.run} has one for {earlier}"
+        raise Refusal("manifest", asked.manifest, remedy)
+    if earlier is None and len(known) >= MOST_RUNS:
+        raise Refusal("receipts", str(folder), f"holds {len(known)} runs, the most; it gives no more")
+    if earlier is None:
+        append_line(folder / SIGNED, asdict(asked))
 
 
 def _forget_oldest(folder: Path) -> None:

@@ -18,7 +18,9 @@ from ..bounded_decoding import read_json
 from ..refusal import Refusal
 from .hash_chain import Head, canonical
 
-SIGNED = b"fedveil receipt 1\0"  # no signature of a receipt is one of anything else
+# No signature of a receipt is one of anything else. Devices of earlier releases signed under the first, and compared
+# nothing with what they had received.
+UNCOMPARED, COMPARED = b"fedveil receipt 1\0", b"fedveil receipt 2\0"
 COMMITTED = b"fedveil ledgers of a device 1\0"
 SALT_BYTES = COMMITMENT_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -78,20 +80,21 @@ def sign_receipt(
     key: Ed25519PrivateKey, description: RunDescription, node: int, commitment: bytes
 ) -> Receipt:
     """Return a device's receipt."""
-    return Receipt(node, commitment, key.sign(_text(description, node, commitment)))
+    return Receipt(node, commitment, key.sign(COMPARED + _text(description, node, commitment)))
 
 
-def holds(receipt: Receipt, description: RunDescription, public: bytes) -> bool:
+def holds(receipt: Receipt, description: RunDescription, public: bytes, tag: bytes = COMPARED) -> bool:
     """Return whether a receipt is a valid signature of this key over the run's description.
 
     Args:
       receipt: unverified.
       description: the expected one.
       public: Ed25519 key of the device, by the roster.
+      tag: `COMPARED`, or `UNCOMPARED` for a receipt of an earlier release.
     """
     try:
         key = Ed25519PublicKey.from_public_bytes(public)
-        key.verify(receipt.signature, _text(description, receipt.node, receipt.commitment))
+        key.verify(receipt.signature, tag + _text(description, receipt.node, receipt.commitment))
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -99,7 +102,7 @@ def holds(receipt: Receipt, description: RunDescription, public: bytes) -> bool:
 
 def _text(description: RunDescription, node: int, commitment: bytes) -> bytes:
     signed = {**asdict(description), "node": node, "commitment": commitment.hex()}
-    return SIGNED + canonical(signed).encode()
+    return canonical(signed).encode()
 
 
 def read_opening(path: Path) -> ReceiptOpening:

@@ -14,14 +14,24 @@ from typing import Any
 from ...privacy.ledger.book import read_entries
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import canonical
-from ...privacy.ledger.receipt import Receipt, RunDescription, commitment_of, holds, read_opening
+from ...privacy.ledger.receipt import (
+    COMPARED,
+    UNCOMPARED,
+    Receipt,
+    RunDescription,
+    commitment_of,
+    holds,
+    read_opening,
+)
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.graph import colluders
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
 from ...reports.files import RECEIPTS
 from .manifest import PRIVATE_MODE, PUBLIC_MODE, tells_counts
 
 FORMAT = "fedveil receipts 1"
+COLLUSION = 0.1  # share of the members that is assumed to collude, as `secagg.collusion` has it by default
 
 
 @dataclass(frozen=True)
@@ -101,9 +111,33 @@ def checked_roster(receipts: Receipts) -> Roster:
     if not nodes or nodes != sorted(set(nodes)):
         raise Refusal("receipts", nodes, "must be one for each node, in ascending order, at least one")
     for each in receipts.signed:
-        if each.node not in keys or not holds(each, receipts.description, keys[each.node]):
+        tags = (COMPARED, UNCOMPARED) if each.node in keys else ()
+        if not any(holds(each, receipts.description, keys[each.node], tag) for tag in tags):
             raise Refusal("receipts", f"node {each.node}", "did not sign this receipt")
     return roster
+
+
+def signers_in(receipts: Receipts, roster: Roster, now: int) -> frozenset[int]:
+    """Return the nodes whose receipts count: of members not ended, that compared the manifest with what they received.
+
+    Args:
+      receipts: checked.
+      roster: of the receipts.
+      now: Unix second of the run's end.
+    """
+    keys, ended = {member.node: member.public for member in roster.members}, roster.ended(now)
+    compared = (each.node for each in receipts.signed if holds(each, receipts.description, keys[each.node]))
+    return frozenset(compared) - ended
+
+
+def fewest_receipts(roster: Roster, assumed: int) -> int:
+    """Return the number of receipts of which at least one is of a member that does not collude.
+
+    Args:
+      roster: of the receipts.
+      assumed: number of colluders that the run states; the files of a run can only raise the number.
+    """
+    return min(len(roster.members), 1 + max(assumed, colluders(len(roster.members), COLLUSION)))
 
 
 def require_opened(receipts: Receipts, device: Path) -> int:

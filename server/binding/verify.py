@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.roster import Roster
 from ...reports.card import contradicts
 from ...reports.files import (
     AUDIT_ROWS,
@@ -47,7 +49,14 @@ from ..evaluations import round_of
 from .blame import claims_of, require_proved
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
-from .receipts import checked_roster, read_receipts, require_opened
+from .receipts import (
+    Receipts,
+    checked_roster,
+    fewest_receipts,
+    read_receipts,
+    require_opened,
+    signers_in,
+)
 from .signatures import FILE as SIGNATURES
 from .signatures import SHOWN, check, read_signatures
 
@@ -101,11 +110,15 @@ class Knowledge:
       keys: public keys in hexadecimal, each of which must have signed the bundle, or the roster of its receipts.
       head: an entry that the ledger must contain.
       device: folder of a device's ledgers, and of the openings of its receipts.
+      roster: hash of the roster whose members gave the receipts, in hexadecimal.
+      receipts: number of receipts that are needed; None needs those of all members.
     """
 
     keys: Sequence[str] = ()
     head: Head | None = None
     device: Path | None = None
+    roster: str | None = None
+    receipts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -283,9 +296,8 @@ def _files(held: BoundFolder) -> str:
 def _signatures(held: BoundFolder, keys: Sequence[str]) -> str:
     found = read_signatures(held.folder)
     check((held.folder / LIST).read_bytes(), found)
-    signers = {public for each in found for public in each.keys.values()}
     for key in keys:
-        if key not in {*signers, _authority(held)}:
+        if key not in {*_signers(held), _authority(held)}:
             raise Wrong(f"the key {key[:SHOWN]} has not signed, nor the roster of {RECEIPTS}")
     if not found:
         raise NotShown("there is no signature, so these files may be forged")
@@ -294,6 +306,12 @@ def _signatures(held: BoundFolder, keys: Sequence[str]) -> str:
     )
     known = "" if keys else "; compare the keys with those you know, or give --key"
     return f"{said}{known}"
+
+
+def _signers(held: BoundFolder) -> set[str]:
+    """Return the keys of a bundle's signatures, which another check verifies."""
+    found = read_signatures(held.folder) if held.bundled else ()
+    return {public for each in found for public in each.keys.values()}
 
 
 def _authority(held: BoundFolder) -> str:
@@ -577,7 +595,8 @@ def _of_records(held: BoundFolder) -> list[float]:
 def _receipts(held: BoundFolder, asked: Knowledge) -> str:
     """Check the devices' signatures over this run's description, and compare a device's ledgers with its receipt."""
     if not (held.folder / RECEIPTS).exists():
-        if asked.device is not None or (held.bundled and RECEIPTS in held.listed.files):
+        demanded = (asked.device, asked.roster, asked.receipts) != (None, None, None)
+        if demanded or (held.bundled and RECEIPTS in held.listed.files):
             raise Wrong(f"{RECEIPTS} is missing")
         deployed = held.result.get("rosters")
         raise NotShown(
@@ -587,16 +606,59 @@ def _receipts(held: BoundFolder, asked: Knowledge) -> str:
     if receipts.description.manifest != held.manifest.hash:
         raise Wrong(f"they belong to another run than {MANIFEST}")
     roster = checked_roster(receipts)
-    known = {each["hash"] for each in held.result.get("rosters", ())}
-    if known and roster.hash.hex() not in known:
-        raise Wrong(f"they use roster version {roster.version}, which was not in force in the run")
+    _require_roster(held, roster, asked.roster)
     authority = receipts.authority.hex()
-    said = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files"
-    vouched = "" if authority in asked.keys else f"; compare the authority's key, {authority[:SHOWN]}"
+    known = authority in asked.keys or asked.roster is not None
+    demanded = (
+        asked.roster is not None or asked.receipts is not None or authority in {*asked.keys} - _signers(held)
+    )
+    vouched = "" if known else f"; compare the authority's key, {authority[:SHOWN]}"
     opened = ""
     if asked.device is not None:
         opened = f"; the ledgers of node {require_opened(receipts, asked.device)} match its receipt"
-    return f"{said}{opened}{vouched}"
+    said = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files{opened}"
+    short = _lacking(held, receipts, roster, asked.receipts)
+    if short and demanded:
+        raise Wrong(f"{said}; {short}")
+    if short:
+        raise NotShown(f"{said}; {short}{vouched}")
+    return f"{said}{vouched}"
+
+
+def _require_roster(held: BoundFolder, roster: Roster, expected: str | None) -> None:
+    """Require the roster from which the last round was drawn, or one that the authority made of it."""
+    if expected is not None and roster.hash.hex() != expected:
+        raise Wrong(f"they use roster {roster.hash.hex()}, and --roster is {expected}")
+    last = [each["hash"] for each in held.result.get("rosters", ())][-1:]
+    if last and last[0] not in {each.hex() for each in (roster.hash, *roster.earlier)}:
+        raise Wrong(f"they use roster version {roster.version}, which was not in force when the run ended")
+
+
+def _lacking(held: BoundFolder, receipts: Receipts, roster: Roster, asked: int | None) -> str:
+    """Return why the receipts are too few to bind a run; empty if they are enough.
+
+    Who answered in the last round is the server's word. All members are needed, unless the verifier names a number.
+    """
+    counted = signers_in(receipts, roster, _seconds_of_end(held))
+    least = fewest_receipts(roster, (held.result.get("secagg") or {}).get("colluders_assumed", 0))
+    if asked is not None and asked < least:
+        return f"--receipts {asked} may all collude: name at least {least}"
+    needed = len(roster.members) if asked is None else asked
+    if len(counted) >= needed:
+        return ""
+    without = sorted(each.node for each in receipts.signed if each.node not in counted)
+    unsound = f" (nodes {without} ended, or compared nothing, as in earlier releases)" if without else ""
+    fewer = f"; --receipts names fewer, at least {least}" if asked is None and least < needed else ""
+    return f"{needed} are needed, and {len(counted)} count{unsound}{fewer}"
+
+
+def _seconds_of_end(held: BoundFolder) -> int:
+    """Return the Unix second of the close, or else of the last roster; 0 if the files name neither."""
+    try:
+        at = json.loads(held.book.closes[held.run].payload)["time"]
+    except NotShown:
+        at = next((each["at"] for each in reversed(held.result.get("rosters", ()))), None)
+    return 0 if at is None else int(datetime.fromisoformat(at).timestamp())
 
 
 def _blame(held: BoundFolder, asked: Knowledge) -> str:
