@@ -12,11 +12,11 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.refusal import Refusal
 from ..reports.asked import report_of_answers
 from ..reports.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
-from ..reports.shown import differences, references
+from ..reports.shown import active, differences, references
 from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
-from ..server.binding.verify import CheckLine, Knowledge, is_bound, verify_folder
+from ..server.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, made_again, verify_folder
 from ..server.run.display import hanging
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
@@ -110,16 +110,22 @@ def _answers(folder: Path) -> Iterator[CheckLine]:
     if not page.exists() and not report.exists():
         return
     try:
-        html, whole = page.read_text(encoding="utf-8"), json.loads(report.read_bytes())
+        html, whole = page.read_bytes().decode(), json.loads(report.read_bytes())
         wrong, count = differences(html, whole), len(references(html))
         if not wrong and whole != report_of_answers(folder):
             wrong = [f"{REPORT} differs from the answers and their ledger; make it again"]
         if not wrong and not count:
             wrong = ["no value of the page refers to the report"]
-        said = wrong[0] if wrong else f"{count} values match the answers"
-    except (Refusal, OSError, ValueError) as problem:
-        wrong, said = [str(problem)], str(problem)
-    yield CheckLine("page", not wrong, said)
+        wrong += [f"the page has an element that may act: {each}" for each in active(html)]
+        again = made_again(whole)
+        if not wrong and again not in (html, None):
+            wrong = [f"it is not the page that {REPORT} makes: fedveil report makes it again"]
+        unmade = "" if again is not None else "; jinja2, which is not installed, would make the page again"
+        said = wrong[0] if wrong else f"{count} values match the answers{unmade}"
+        ok = False if wrong else None if unmade else True
+    except FAULTS as problem:
+        ok, said = False, str(problem) or type(problem).__name__
+    yield CheckLine("page", ok, said)
 
 
 def _ledger(path: Path, among: Path, head: Head | None) -> CheckLine:

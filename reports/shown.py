@@ -15,6 +15,9 @@ UNKNOWN = "not recorded"
 UNSAID = "cannot be said"  # of a figure that is lost in the noise
 PREFIX = 16  # of a hash, hexadecimal digits
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_ACTIVE = frozenset(
+    ("script", "iframe", "frame", "object", "embed", "link", "base", "form", "animate", "set")
+)
 _VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
 
 
@@ -131,6 +134,14 @@ class Reference:
     text: str
 
 
+def active(html: str) -> list[str]:
+    """Return the parts of a page that could run, load or send something; a page that fedveil makes has none."""
+    reader = _Reader()
+    reader.feed(html)
+    reader.close()
+    return reader.active
+
+
 def references(html: str) -> list[Reference]:
     """Return every text of a page that refers to its report, in order."""
     reader = _Reader()
@@ -172,10 +183,12 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.found: list[Reference] = []
+        self.active: list[str] = []
         self._depth = 0
         self._open: _Open | None = None
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self._look(tag, attrs)
         if tag in _VOID:
             return
         self._depth += 1
@@ -186,7 +199,21 @@ class _Reader(HTMLParser):
             self._open = _Open(pointer, given.get("data-form") or "plain", self._depth)
 
     def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        """Do nothing: an element without content shows nothing."""
+        """Only look for what acts: an element without content shows nothing."""
+        self._look(tag, attrs)
+
+    def _look(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        given = {name: "".join((value or "").lower().split()) for name, value in attrs}
+        loads = [
+            name
+            for name in given
+            if name.startswith("on") or name in ("src", "srcdoc", "action", "formaction")
+        ]
+        links = [name for name in given if name.endswith("href")]
+        loads += [name for name in links if "script:" in given[name] or given[name].startswith("data:")]
+        refresh = tag == "meta" and given.get("http-equiv") == "refresh"
+        if tag in _ACTIVE or refresh or loads:
+            self.active.append(" ".join([tag, *loads]))
 
     def handle_endtag(self, tag: str) -> None:
         if tag in _VOID:

@@ -498,6 +498,20 @@ def test_a_report_is_not_believed_against_the_answers_themselves(
     assert "1 answer\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["[" * 20_000 + "]" * 20_000, '{"format": []}', "[1]", "null"], ids=len)
+def test_a_report_that_is_none_fails_its_check(asked: Path, text: str, capsys: Any) -> None:
+    assert make_report(asked) == 0
+    (asked / "report" / "report.json").write_text(text)
+    assert verify(asked, ()) == 2 and "failed: page" in capsys.readouterr().out
+
+
+def test_the_page_of_answers_holds_nothing_that_its_report_does_not_make(asked: Path, capsys: Any) -> None:
+    assert make_report(asked) == 0 and verify(asked, ()) == 0
+    page = asked / "report" / "report.html"
+    page.write_text(page.read_text().replace("</body>", "<div>epsilon 0.01, approved</div></body>"))
+    assert verify(asked, ()) == 2 and "failed: page" in capsys.readouterr().out
+
+
 def test_what_belongs_to_a_run_is_refused_for_answers(asked: Path, kept: Path, commands: Any) -> None:
     for option in ("--assessment", "--answers"):
         code, said = commands.run("report", str(asked), option, str(asked))

@@ -43,7 +43,7 @@ from ...reports.files import (
     lies_now,
 )
 from ...reports.run_files import read_config
-from ...reports.shown import differences, references
+from ...reports.shown import active, differences, references
 from ..audit_record import audit_fields, weigh
 from ..evaluations import round_of
 from .blame import claims_of, require_proved
@@ -724,7 +724,7 @@ def _page(held: BoundFolder) -> str:
         raise NotShown("there is no page; fedveil report makes it")
     if report.exists() != page.exists():
         raise Wrong(f"{(page if report.exists() else report).name} is missing beside the other")
-    whole, html = json.loads(report.read_bytes()), page.read_text(encoding="utf-8")
+    whole, html = json.loads(report.read_bytes()), page.read_bytes().decode()
     wrong = differences(html, whole)
     if wrong:
         raise Wrong(f"{len(wrong)} values differ: {wrong[0]}")
@@ -741,7 +741,39 @@ def _page(held: BoundFolder) -> str:
     count = len(references(html))
     if not count:
         raise Wrong("no value of the page refers to the report")
-    return f"{count} values match {REPORT}"
+    return f"{count} values match {REPORT}, {_page_bytes(held, html, whole)}"
+
+
+def _page_bytes(held: BoundFolder, html: str, whole: Mapping[str, Any]) -> str:
+    """Compare a page with the one that its report makes; without jinja2, its hash with the one that was bound."""
+    if acts := active(html):
+        raise Wrong(f"the page has an element that may act: {acts[0]}")
+    again = made_again(whole)
+    if again == html:
+        return "which makes this page"
+    listed = held.listed.files.get(PAGE) if held.bundled and read_signatures(held.folder) else None
+    bound = sha256_of(held.folder / PAGE) in (held.manifest.files.get(PAGE), listed)
+    if again is None and bound:
+        return "and its hash is bound; jinja2, which is not installed, would make the page again"
+    if again is None:
+        raise NotShown("its values match; jinja2 is not installed, and its hash is bound by nothing")
+    if bound:
+        raise NotShown("its values match and its hash is bound, but this release makes another page of them")
+    raise Wrong(f"it is not the page that {REPORT} makes: fedveil report makes it again")
+
+
+def made_again(report: Mapping[str, Any]) -> str | None:
+    """Return the page that a report makes; None without jinja2, empty for a report of another release."""
+    try:
+        import jinja2
+
+        from ...reports.page import page_of
+    except ImportError:
+        return None
+    try:
+        return page_of(report)
+    except (*FAULTS, jinja2.TemplateError):
+        return ""
 
 
 def _told_twice(held: BoundFolder, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
