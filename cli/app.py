@@ -278,7 +278,7 @@ def verify(
       fedveil verify bundle --key federation.key.pub
       fedveil verify runs/2026-01-31/12-00-00
 
-    Exit codes: 0 no check failed, and a ledger, a signature or a receipt binds the run; 2 a check failed, which is named,
+    Exit codes: 0 no check failed, and a ledger, a signature or receipts bind the run; 2 a check failed, which is named,
     or refused; 6 no check failed, but nothing binds the run.
     """
     from .verify import verify as body
