@@ -54,6 +54,13 @@ from fedveil.simulations.simulate import simulate
 
 OFFICER = "data protection officer"
 KEPT = Path(__file__).parent / "fixtures" / "signed_run"
+MADE_AGAIN = verify_module.made_again
+
+
+@pytest.fixture(autouse=True)
+def without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify as the base installation does: the kept page is of an earlier release, and this one makes another."""
+    monkeypatch.setattr(verify_module, "made_again", lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Signed:
     for path in (folder / "keys").iterdir():  # keys in a checkout are readable by all
         path.chmod(0o600)
     (folder / "run" / "ledger").chmod(0o600)
-    for name in ("report.json", "report.html"):  # this release makes another page; the bundle's hash of it is signed
-        (folder / "run" / name).unlink()
     public = {name: read_public(str(folder / "keys" / f"{name}.pub")) for name in ("federation", "officer")}
     return Signed(folder / "run", folder / "bundle", folder / "other", folder / "keys", **public)
 
@@ -113,6 +118,16 @@ def test_a_run_and_its_bundle_hold(made: Signed, capsys: pytest.CaptureFixture[s
     assert not names & {"operator.jsonl", "checkpoint.safetensors", "audit.key", "ledger"}
 
 
+def test_a_page_of_an_earlier_release_counts_by_its_signed_hash(
+    made: Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "made_again", MADE_AGAIN)
+    (line,) = (each for each in verify_folder(made.bundle, asked(made)) if each.name == "page")
+    assert line.ok is None and "makes another page" in line.finding
+    (line,) = (each for each in verify_folder(made.run, Knowledge()) if each.name == "page")
+    assert line.ok is False and "fedveil report makes it again" in line.finding
+
+
 def test_a_path_that_is_not_there_is_refused_as_a_path(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"^PATH='.*nothere': does not exist; name a run folder, a bundle"):
         verify(tmp_path / "nothere", [])
@@ -122,7 +137,7 @@ def test_json_tells_every_check(made: Signed, capsys: pytest.CaptureFixture[str]
     assert verify(made.bundle, [], as_json=True) == 0
     told = json.loads(capsys.readouterr().out)
     unshown = [each["name"] for each in told["checks"] if each["ok"] is None]
-    assert told["ok"] and unshown == ["client ledgers", "receipts", "page", "blame"] and len(told["checks"]) == 13
+    assert told["ok"] and unshown == ["client ledgers", "receipts", "blame"] and len(told["checks"]) == 13
 
 
 def test_the_same_run_makes_the_same_bundle(made: Signed, tmp_path: Path) -> None:
