@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import runpy
-from collections import Counter
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
