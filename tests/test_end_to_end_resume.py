@@ -20,7 +20,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server import checkpoint
-from fedveil.server.accounts import Protected
+from fedveil.server.accounts import Protected, Unprotected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
 from fedveil.server.run import run as run_of_rounds
 from fedveil.server.run import run_folder
@@ -131,14 +131,14 @@ def dying(owner: Any, name: str, count: int, after: bool = False) -> Callable[[]
 
 # os.replace: 1 run.json, 2 config.yaml, 3 the first checkpoint, 4 to 9 two for each later one, 10 and 11 the last
 # again, 12 the audit's terms, 13 the model, 14 the result. os.fsync: the ledger's folder, then two for each file that is replaced.
-MOMENTS = {
+MOMENTS: dict[str, Callable[[], object]] = {
     **{f"before rename {n}": dying(os, "replace", n) for n in range(3, 15)},
     **{f"before flush {n}": dying(os, "fsync", n) for n in (5, 6, 7, 8, 10, 12)},
     "before the first reservation": dying(Ledger, "reserve", 1),
     "before a reservation": dying(Ledger, "reserve", 3),
     "after a reservation": dying(Ledger, "reserve", 3, after=True),
     "in the middle of a round": dying(Protected, "noised", 2),
-    "after the noise": dying(Protected, "noised", 2, after=True),
+    "after the noise": lambda: [dying(each, "noised", 2, after=True)() for each in (Protected, Unprotected)],
     "before a commit": dying(Ledger, "commit", 2),
     "after a commit": dying(Ledger, "commit", 4, after=True),
 }
@@ -153,7 +153,7 @@ def slow(name: str, quick: bool) -> Any:
     return pytest.param(name, marks=[] if quick else pytest.mark.campaign)
 
 
-def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], None]) -> None:
+def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], object]) -> None:
     run = commands.folder / "run"
     code, command = commands.run("simulate", *started(mode), f"hydra.run.dir={run}", first=moment)
     assert code == -signal.SIGKILL, command.err

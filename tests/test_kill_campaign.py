@@ -155,9 +155,10 @@ def wrongs(world: World, found: Any, compared: bool = True) -> list[str]:
     return wrong
 
 
-def says_who(found: Any, victims: Sequence[str]) -> bool:
-    """Whether the numbers of replies tell whose they are: of several victims any may be missing from a round."""
-    return len(victims) < 2 or all(count in (0, CLIENTS) for count in replies(found))
+def says_who(found: Any, client: Death, victims: Sequence[str]) -> bool:
+    """Whether the numbers of replies tell whose they are: any may be missing, but once a single victim died."""
+    unsure = replies(found)[: client[1] - 1 if len(victims) == 1 else None]
+    return all(count in (0, CLIENTS) for count in unsure)
 
 
 def noise_over_charge(found: Any) -> list[float]:
@@ -232,7 +233,7 @@ def figures(world: World) -> dict[str, Any]:
 def one_run(world: World, server: Sequence[Death], client: Death, victims: Sequence[str] = ()) -> None:
     known = set(world.models)
     found = lived(world, f"run-{world.count}", server, client, victims)
-    compared = opens_all(world, client) and says_who(found, victims)
+    compared = opens_all(world, client) and says_who(found, client, victims)
     told = {
         "death": [*server, client][0],
         "server": len(server),
