@@ -62,7 +62,8 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
       Refusal: the bundle or the file cannot be used, or the device has seen no log.
     """
     bundle = read_client_bundle(folder)
-    federation, ca = bundle.settings.federation, bundle.credentials.ca
+    known = bundle.authority  # a head may stand under an authority that was replaced since
+    federation, ca = bundle.settings.federation, known.ca + b"\n" + known.earlier_ca
     seen = SeenLog(bundle.state, federation, ca)
     if seen.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
