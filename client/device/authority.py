@@ -51,13 +51,17 @@ class TrustedAuthority:
 
     def keys(self, now: float) -> tuple[bytes, ...]:
         """Return the keys whose signature counts at a Unix second."""
-        both = self.last is not None and now < self.last.until
-        return (self.key, bytes.fromhex(self.last.old)) if both and self.last else (self.key,)
+        former = self._former(now)
+        return (self.key,) if former is None else (self.key, bytes.fromhex(former.old))
 
     def roots(self, now: float) -> bytes:
         """Return the certificates, in PEM, one of which must have signed the server's at a Unix second."""
-        both = self.last is not None and now < self.last.until
-        return self.ca + b"\n" + self.last.old_ca.encode() if both and self.last else self.ca
+        former = self._former(now)
+        return self.ca if former is None else self.ca + b"\n" + former.old_ca.encode()
+
+    def _former(self, now: float) -> Rollover | None:
+        """Return the rollover whose overlap lasts at a Unix second."""
+        return self.last if self.last is not None and now < self.last.until else None
 
 
 def trusted(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
@@ -117,6 +121,9 @@ def offered(state: Path, policy: OwnerPolicy, text: bytes | str, federation: str
         remedy = "does not lead from the authority in policy.toml; ask its holder for the whole chain"
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
     fresh = [each for each in after if each.number > len(kept)]
+    if any(each.until - time.time() > MOST_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):
+        remedy = f"has an overlap that ends in more than {MOST_DAYS} days: ask the authority, or set this device's clock"
+        raise Refusal("rollover", f"number {chain[-1].number}", remedy)
     if short := _objection(fresh, chain[-1], policy, approved):
         if not approved:
             _wait(state, chain, text)
@@ -146,12 +153,10 @@ def waiting(state: Path, federation: str) -> tuple[Rollover, ...]:
 
 def _objection(fresh: Sequence[Rollover], last: Rollover, policy: OwnerPolicy, approved: str) -> str:
     """Return why rollovers do not take effect now; empty if they do. `fresh` are those after the authority in force."""
-    now, new = time.time(), new_fingerprint(last)
-    if any(each.until - now > MOST_DAYS * DAY_SECONDS for each in (*fresh, last)):
-        return f"has an overlap that ends in more than {MOST_DAYS} days: ask the authority, or set this device's clock"
+    new = new_fingerprint(last)
     if approved:
         return "" if approved == new else f"has the fingerprint {new}, and --approve names another"
-    late = any(each.until <= now for each in fresh)
+    late = any(each.until <= time.time() for each in fresh)
     if not fresh or not (late or policy.approve_authority):
         return ""
     why = "has ended its overlap, so that the old key alone proves nothing" if late else "waits for its owner"

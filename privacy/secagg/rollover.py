@@ -150,8 +150,3 @@ def since(chain: Sequence[Rollover], pinned: bytes) -> tuple[Rollover, ...] | No
         if fits(pinned, each.old):
             return tuple(chain[place:])
     return () if chain and fits(pinned, chain[-1].new) else None
-
-
-def counts(chain: Sequence[Rollover], key: str, now: float) -> bool:
-    """Return whether what a key of the chain signed counts at a Unix second: the newest, or the one before in its overlap."""
-    return key == chain[-1].new or (key == chain[-1].old and now < chain[-1].until)
