@@ -33,6 +33,7 @@ from fedveil.deployment.enrolment import give_tokens
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.rollover import roll_over
 from fedveil.deployment.serve import deployed_in, settings_for
+from fedveil.deployment.status import authorities
 from fedveil.links.enrolment.token import fingerprint_of
 from fedveil.links.roster_watch import followed_credentials, followed_rollovers, followed_roster
 from fedveil.links.server_bundle import read_server_bundle
@@ -287,6 +288,13 @@ def test_a_courier_carries_the_rollovers_to_each_device_once(desk: Path) -> None
     roll_over(desk, DAYS)
     assert [courier.carry() for _ in range(2)] == [1, 0]
     assert sent == ["", chain_of(desk).decode()]
+
+
+def test_a_status_names_the_devices_that_do_not_follow_yet() -> None:
+    told = [("a", "11" * 32), ("b", "22" * 32), ("c", "11" * 32), ("d", ""), ("e", None)]
+    clients = [{"name": name, "authority": held} for name, held in told]
+    assert authorities(clients) == [f"authority {'1' * 16}: 2, a, c", f"authority {'2' * 16}: 1, b"]
+    assert authorities(clients[::2]) == []
 
 
 def test_the_ledgers_of_a_federation_stay_its_own(desk: Path) -> None:

@@ -1870,7 +1870,7 @@ MUTATIONS = {
     "a run of after the overlap bears the old key": Mutation(
         "server/binding/verify.py",
         "if each.old == own and not 0 < _seconds_of_end(held) < each.until:",
-        "if each.old == own and not chain:",
+        "if each.old == own and not own:",
         "test_server_rollover.py",
         "old_key_alone",
     ),
