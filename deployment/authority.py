@@ -97,8 +97,7 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     Raises:
       Refusal: it is another federation's, not whole, or its keys are not kept so.
     """
-    fresh = not (folder / CA).exists()  # written last
-    if fresh:
+    if not (folder / CA).exists() and not (folder / ROLLOVERS).exists():  # the certificate is written last
         make_keys(folder, federation, care, 1)
     chain = read_rollovers(folder / ROLLOVERS, federation) if _names(folder) == [federation] else ()
     own = _keys(folder, federation, care, len(chain) + 1)

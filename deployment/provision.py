@@ -374,8 +374,9 @@ def _under_authority(desk: Desk) -> Register:
         if not issued_by(own, authority.ca_pem):
             pem = _certificate(desk, issued.name, _p256(own))
             register = register.having(replace(issued, certificate=pem))
-    public, hosts = _p256(x509.load_pem_x509_certificate(register.server.encode())), register.hosts
-    if not issued_by(x509.load_pem_x509_certificate(register.server.encode()), authority.ca_pem):
+    held = x509.load_pem_x509_certificate(register.server.encode())
+    public, hosts = _p256(held), register.hosts
+    if not issued_by(held, authority.ca_pem):
         server = issue(authority, SERVER, public, addresses=hosts, days=days).decode()
         register = replace(register, server=server)
     if authority.former is None:
