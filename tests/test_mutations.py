@@ -1302,7 +1302,7 @@ MUTATIONS = {
     ),
     "a bundle of another authority is used": Mutation(
         "configs/bundle_files.py",
-        "own.verify_directly_issued_by(authority)",
+        "certificate.verify_directly_issued_by(each)",
         "pass",
         BUNDLE_TESTS,
         "a_client_refuses_a_bundle_that_is_not_whole",
@@ -1810,6 +1810,13 @@ MUTATIONS = {
         "return self.last",
         "test_deployment_rollover.py",
         "both_keys_until or copied_into_a_bundle",
+    ),
+    "a copied roster bears an old key after its overlap": Mutation(
+        "client/device/client_bundle.py",
+        "            read_signed_roster(folder / ROSTER, *authority.keys(time.time()))\n",
+        "",
+        "test_deployment_rollover.py",
+        "copied_into_a_bundle",
     ),
     "a rollover is followed after its overlap": Mutation(
         "client/device/authority.py",

@@ -388,9 +388,8 @@ def _roster_in_force(
     path = state / ROSTER if (state / ROSTER).exists() else place / ROSTER
     held = read_signed_roster(path, *known)[0] if path.exists() else roster
     if roster.version > held.version:
-        read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
-    if roster.version > held.version:
         try:
+            read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
             check_change(state, held, roster, signed, own.name, policy)
         except Refusal:
             if not _lists(held, own, key):
