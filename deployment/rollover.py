@@ -44,10 +44,10 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
             remedy = f"has had {MOST_ROLLOVERS} rollovers, the most; make a new federation"
             raise Refusal("federation", federation.name, remedy)
         new = make_keys(place, federation.name, federation.care, number + 1)
-        keys = (each.public(federation.post_quantum).hex() for each in (old, new))
-        certificates = (each.ca_pem.decode() for each in (old, new))
+        before, after = (each.public(federation.post_quantum).hex() for each in (old, new))
+        old_ca, new_ca = (each.ca_pem.decode() for each in (old, new))
         until = now + max(1, int(days * DAY_SECONDS))
-        stated = Rollover(federation.name, number, *keys, *certificates, now, until)
+        stated = Rollover(federation.name, number, before, after, old_ca, new_ca, now, until)
         chain = (*old.rollovers, sign_rollover(stated, old.signer, new.signer))
         replace_file(place / ROLLOVERS, write_chain(chain).encode())
         desk = replace(desk, authority=open_authority(place, federation.name, federation.care))

@@ -352,10 +352,14 @@ def test_a_device_that_comes_after_the_overlap_needs_its_owner(
 def test_a_rollover_that_was_cut_short_is_completed_by_the_next_command(
     desk: Path, device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
     first, server = keys_of(desk), read_server_bundle(desk / "server").authority
     for name in ("sign_rollover", "publish"):
         with monkeypatch.context() as patched:
-            patched.setattr(rollover_module, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr(rollover_module, name, killed)
             with pytest.raises(KeyboardInterrupt):
                 roll_over(desk, DAYS)
         assert read_server_bundle(desk / "server").authority == server

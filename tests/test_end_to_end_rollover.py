@@ -3,7 +3,7 @@
 import json
 import runpy
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ class World(CLOCKS["World"]):
 
 
 @contextmanager
-def world_in(folder: Path) -> Iterator[World]:
+def world_in(folder: Path) -> Generator[World]:
     """Yield a federation without a device that runs; all processes have clocks that jump."""
     library, clocks = CLOCKS["compiled"](folder), folder / "clocks"
     clocks.mkdir()

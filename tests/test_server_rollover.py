@@ -104,7 +104,12 @@ def test_the_old_key_alone_signs_no_run_of_after_the_overlap(
 
     kept = (world.run("before") / "receipts.json").read_bytes()
     end = int(time.time() + (DAYS + 1) * DAY_SECONDS)
-    monkeypatch.setattr(verification, "_seconds_of_end", lambda held: end)
+
+    def ended(held: object) -> int:
+        del held
+        return end
+
+    monkeypatch.setattr(verification, "_seconds_of_end", ended)
     assert world.verified("before", world.chain) == 2
     assert "was replaced, and the run did not end before" in " ".join(capsys.readouterr().out.split())
     rewritten(world, "before", rollovers=read_receipts(world.run("after")).rollovers)
