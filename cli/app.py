@@ -257,7 +257,11 @@ def verify(
     path: Annotated[Path, argument("PATH", "A bundle, a run folder, a ledger, or a folder of ledgers.")],
     keys: Annotated[
         list[str] | None,
-        option("PUB", "Public key of a required signer or of the authority: a file, or hex.", "--key"),
+        option(
+            "PUB",
+            "Public key of a required signer or of the authority (or its rollovers.json): file or hex.",
+            "--key",
+        ),
     ] = None,
     head: Head = None,
     device: Annotated[

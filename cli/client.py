@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ..client.device import agent, known_heads, roster_changes
+from ..client.device.authority import WAITING, in_words, new_fingerprint
+from ..client.device.authority import waiting as waiting_rollovers
 from ..client.device.client_bundle import POLICY, read_client_bundle, read_device_file
 from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
@@ -25,7 +27,7 @@ from ..client.device.own_ledger import OwnLedger, questions_of, spent_on
 from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from ..client.device.receipts import LEDGERS, RECEIPTS
 from ..client.device.run_end import LastRun, read_ended
-from ..configs.bundle_files import ROSTER, read_signed_roster, read_toml
+from ..configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
 from ..links.device_answers import RESTORED as JOURNAL_RESTORED
 from ..privacy.budget import Budget
 from ..privacy.ledger.durable_files import replace_file
@@ -63,6 +65,7 @@ def status(folder: Path, as_json: bool) -> int:
     state = state_of(folder)
     pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
     waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
+    rollovers = waiting_rollovers(state, read_device_file(folder).federation)
     paths = sorted((state / LEDGERS).glob("*.ledger"))
     spent = spent_on(state / LEDGERS)
     asked = [each for path in paths for each in questions_of(path)]
@@ -75,6 +78,7 @@ def status(folder: Path, as_json: bool) -> int:
         rosters = {
             "roster_pending": None if waiting is None else asdict(waiting),
             "roster_changes": [asdict(each) for each in seen],
+            "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
         }
         over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
         print(
@@ -100,6 +104,10 @@ def status(folder: Path, as_json: bool) -> int:
             print(f"last change, {each.at}: {each}")
         if waiting is not None:
             print(f"waits: {waiting}")
+        if rollovers:
+            print(
+                f"waits (fedveil client authority {folder} --approve FINGERPRINT): {in_words(rollovers[-1])}"
+            )
     return NOT_RUNNING if pid is None else 0
 
 
@@ -129,7 +137,7 @@ def roster(
         return 0
     bundle = read_client_bundle(folder)
     if sign is not None:
-        asked, _ = read_signed_roster(sign, bundle.identity.policy.authority)
+        asked, _ = read_signed_roster(sign, *bundle.authority.keys(time.time()))
         written = write_cosignature(bundle, asked)
         print(change_between(bundle.identity.roster, asked))
         print(f"signed: send {written} to the holder of the authority")
@@ -235,6 +243,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
             agent.JOURNAL,
         }  # who was revoked stays so, what was answered too
         kept |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+        kept |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
         _empty(state, kept if ledgers else kept | WITH_LEDGERS)
         if restored:
             known_heads.settle(state)

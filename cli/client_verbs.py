@@ -102,6 +102,30 @@ def client_roster(
     return roster(folder, approve, sign, reason, as_json=as_json)
 
 
+@verb(client, "authority", "Show or replace the authority.", needs="client")
+def client_authority(
+    folder: Bundle,
+    rollover: Annotated[
+        Path | None,
+        option("FILE", "rollovers.json of the authority's holder, for a device that was offline."),
+    ] = None,
+    approve: Annotated[
+        str | None, option("FINGERPRINT", "Fingerprint of the new authority, compared with its holder.")
+    ] = None,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> int:
+    """Show the authority that the device trusts, or follow the rollover of its keys. A running agent needs no restart.
+
+    Example:
+      fedveil client authority hearts/clients/cleveland
+      fedveil client authority hearts/clients/cleveland --rollover rollovers.json
+    """
+    from .authority import authority
+
+    return authority(folder, rollover, approve, reason, as_json=as_json)
+
+
 @verb(client, "log", "Show the server's log.", needs="client")
 def client_log(
     folder: Bundle,

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..client.device.client_bundle import read_client_bundle
 from ..client.device.seen_log import FORK, SeenLog
 from ..links.log_export import ConsistencyProof, InclusionProof, LogExport, fork_between, read_log, to_text
+from ..links.roster_watch import followed_credentials
 from ..links.server_bundle import read_server_bundle
 from ..links.server_log import LOG, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
@@ -31,7 +32,7 @@ def of_server(folder: Path, inclusion: int | None, consistency: int | None, *, a
     """
     bundle, entries = read_server_bundle(folder), read_entries(folder / LOG)
     leaves = [leaf_hash(entry) for entry in entries]
-    head = sign_head(bundle.federation, len(leaves), root_of(leaves), bundle.credentials)
+    head = sign_head(bundle.federation, len(leaves), root_of(leaves), followed_credentials(bundle)())
     texts = [entry.decode() for entry in entries]
     try:
         if inclusion is not None:
@@ -62,7 +63,8 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
       Refusal: the bundle or the file cannot be used, or the device has seen no log.
     """
     bundle = read_client_bundle(folder)
-    federation, ca = bundle.settings.federation, bundle.credentials.ca
+    known = bundle.authority  # a head may stand under an authority that was replaced since
+    federation, ca = bundle.settings.federation, known.ca + b"\n" + known.earlier_ca
     seen = SeenLog(bundle.state, federation, ca)
     if seen.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"

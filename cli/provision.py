@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
+from ..client.device.authority import new_fingerprint
+from ..configs.bundle_files import ROLLOVERS
 from ..deployment.enrolment import approve, give_tokens
 from ..deployment.provision import AUTHORITY, CLIENTS, Desk
 from ..deployment.register import Issued, Register
@@ -62,6 +64,25 @@ def admit_asked(folder: Path, names: list[str], *, as_json: bool = False) -> int
         print(f"  no request yet: {', '.join(done.silent)}")
     print(f"roster version {done.desk.register.version}: copy {done.desk.folder / SERVER} to the server")
     return 1 if done.refused else 0
+
+
+def rolled_over(desk: Desk, *, as_json: bool) -> int:
+    """Print the new authority, and what its holder does next; return the exit code."""
+    last, server = desk.authority.rollovers[-1], desk.folder / SERVER
+    new, end = new_fingerprint(last), datetime.fromtimestamp(last.until, UTC).isoformat()
+    if as_json:
+        print(
+            json.dumps(
+                {"rollover": last.number, "fingerprint": new, "until": end, "file": str(server / ROLLOVERS)}
+            )
+        )
+        return 0
+    print(f"rollover {last.number} of {desk.federation.name}: the old keys count until {end}")
+    print(f"  new fingerprint {new}: tell it to the owners by another way than the server")
+    print(f"  copy {server} to the server: connected devices follow at once")
+    print(f"  to a device that is offline until then, send {server / ROLLOVERS}")
+    print("  open tokens have ended: create new ones")
+    return 0
 
 
 def show(desk: Desk, *, as_json: bool) -> int:

@@ -79,6 +79,23 @@ def provision_renew(
     return show(renew(folder, names or [], within), as_json=as_json)
 
 
+@verb(provision, "rollover", "Replace the authority's keys.", needs="server")
+def provision_rollover(
+    folder: Desk,
+    days: Annotated[float, option("N", "Days in which devices accept the old keys too.")] = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Replace the authority's keys by new ones, which the old key signs. Open tokens end.
+
+    Example:
+      fedveil provision rollover hearts
+    """
+    from ..deployment.rollover import roll_over
+    from .provision import rolled_over
+
+    return rolled_over(roll_over(folder, days), as_json=as_json)
+
+
 @verb(provision, "token", "Print a token to enrol a device.", needs="server")
 def provision_token(
     folder: Desk,

@@ -15,7 +15,7 @@ from ..reports.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
 from ..reports.shown import active, differences, references
 from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
-from ..server.binding.signatures import read_public
+from ..server.binding.signatures import read_named_chain, read_public
 from ..server.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, made_again, verify_folder
 from ..server.run.display import hanging
 from .ledger import known_head, ledgers_in
@@ -59,7 +59,11 @@ def verify(
             "--roster", roster, "is not 64 hexadecimal digits, as fedveil client roster prints them"
         )
     known = known_head(*head) if head else None
-    asked = Knowledge(tuple(map(read_public, keys)), known, device, roster, receipts)
+    chains = [read_named_chain(each) for each in keys]
+    public = tuple(
+        chain[-1].new if chain else read_public(each) for each, chain in zip(keys, chains, strict=True)
+    )
+    asked = Knowledge(public, known, device, roster, receipts, tuple(filter(None, chains)))
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)
         bound = is_bound(lines)

@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from ..privacy.refusal import Refusal, unreadable
 from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
+from ..privacy.secagg.rollover import Rollover, read_chain
 from ..privacy.secagg.roster import MEMBER_NAME, Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
 from .strict import Mistakes, Section
@@ -32,6 +33,7 @@ LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
 LINKS = ("grpc", "flower")
 CERTIFICATE = "tls.pem"
 ROSTER = "roster.bin"  # in a bundle as it was shipped, in a device's state folder the newest that has come
+ROLLOVERS = "rollovers.json"  # of the authority; in a device's state folder those that are in force there
 SCHEMA = "schema.yaml"  # of tables, the same at the server and at every device
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -52,14 +54,18 @@ class Credentials:
     """Credentials of one end of a mutually authenticated TLS connection, each in PEM.
 
     Attributes:
-      ca: the certificate of the federation's authority, the only one that is trusted.
+      ca: the certificate of the federation's authority, the only one that is trusted; during an overlap a second
+        behind it.
       certificate: its own, signed by `ca`.
       key: the private key of it, secret.
+      earlier: certificates of authorities that `ca` has replaced, by which a server still knows its clients: it admits
+        them by their keys.
     """
 
     ca: bytes
     certificate: bytes
     key: bytes = field(repr=False)
+    earlier: bytes = b""
 
 
 def read_file(path: Path) -> bytes:
@@ -155,15 +161,22 @@ def read_section(values: Mapping[str, Any], read: Callable[[Section], Read], pat
     return made
 
 
-def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
+def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = b"") -> Credentials:
     """ca.pem, tls.pem and tls.key of a bundle.
+
+    Args:
+      folder: of the bundle.
+      federation: that it is of.
+      name: of its client or of the server.
+      earlier: certificates of further authorities, one of which may have signed its certificate instead.
 
     Raises:
       Refusal: one cannot be read, they do not belong together, they are another federation's or another
         name's, or their time is over. A certificate whose time has not begun is kept: a device's clock may be late.
     """
     path = folder / CERTIFICATE
-    held = Credentials(read_file(folder / "ca.pem"), read_file(path), read_secret(folder / "tls.key"))
+    key = read_secret(folder / "tls.key")
+    held = Credentials(read_file(folder / "ca.pem"), read_file(path), key, earlier)
     check_certificate(path, held.certificate, held, federation, name)
     return held
 
@@ -181,11 +194,10 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
     Raises:
       Refusal: of the first fault.
     """
-    authority, own = load_certificate(path.with_name("ca.pem"), credentials.ca), load_certificate(path, pem)
-    try:
-        own.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        raise Refusal("file", str(path), "was not signed by the authority in ca.pem") from None
+    load_certificate(path.with_name("ca.pem"), credentials.ca)
+    own = load_certificate(path, pem)
+    if not issued_by(own, credentials.ca + b"\n" + credentials.earlier):
+        raise Refusal("file", str(path), "was not signed by the authority in ca.pem")
     key = path.with_name("tls.key")
     if spki(_private(key, credentials.key).public_key()) != spki(own.public_key()):
         raise Refusal("file", str(key), "is not the key of the certificate beside it")
@@ -195,6 +207,15 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
     if own.not_valid_after_utc.timestamp() < time.time():
         ended = f"ended on {own.not_valid_after_utc:%Y-%m-%d}"
         raise Refusal("file", str(path), f"{ended}; ask for new ones (fedveil provision rotate, or a token)")
+
+
+def issued_by(certificate: x509.Certificate, authorities: bytes) -> bool:
+    """Return whether one of these authorities, certificates in PEM, has signed a certificate."""
+    for each in x509.load_pem_x509_certificates(authorities):
+        with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+            certificate.verify_directly_issued_by(each)
+            return True
+    return False
 
 
 def certificate_ends(path: Path, pem: bytes) -> int:
@@ -213,13 +234,23 @@ def read_hexadecimal(path: Path) -> bytes:
     return key
 
 
-def read_signed_roster(path: Path, authority: bytes) -> tuple[Roster, bytes]:
-    """Return a roster and its signed bytes. Refusal when the holder of the public key `authority` did not sign it."""
+def read_signed_roster(path: Path, authority: bytes, *others: bytes) -> tuple[Roster, bytes]:
+    """Return a roster and its signed bytes. Refusal when no holder of one of these public keys signed it."""
     signed = read_file(path)
     try:
-        return read_roster(signed, authority), signed
+        return read_roster(signed, authority, *others), signed
     except Refused as refused:
         raise Refusal("file", str(path), f"was not signed by the authority ({refused})") from None
+
+
+def read_rollovers(path: Path, federation: str) -> tuple[Rollover, ...]:
+    """Return the rollovers of a federation's authority, none without a file. Refusal when they are not signed."""
+    if not path.exists():
+        return ()
+    try:
+        return read_chain(read_file(path), federation)
+    except Refused as refused:
+        raise Refusal("file", str(path), f"is not to be used ({refused}); copy it from the desk") from None
 
 
 def read_private_key(path: Path) -> Any:

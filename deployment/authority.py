@@ -4,10 +4,13 @@ There are two keys, since gRPC's TLS does not support Ed25519. Their holder can 
 operator's desk.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from getpass import getpass
 from ipaddress import ip_address
@@ -26,12 +29,13 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..client.device.enrolment import new_tls_key, pem_of
-from ..configs.bundle_files import load_certificate, read_file, read_secret
+from ..configs.bundle_files import ROLLOVERS, load_certificate, read_file, read_rollovers, read_secret
 from ..configs.passphrase import encrypted, is_scrypt
 from ..privacy.ledger.durable_files import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.double_signature import both_of
-from ..privacy.secagg.suite import public_of
+from ..privacy.secagg.rollover import Rollover
+from ..privacy.secagg.suite import KEY_BYTES, public_of
 from .token_keys import TokenChoice, token_keys
 
 CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late takes a fresh certificate all the same
@@ -40,6 +44,7 @@ SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
 PASSPHRASE_FILE = "FEDVEIL_PASSPHRASE_FILE"  # environment variable: a file that holds it, for its owner alone
 SHORTEST = 16  # characters of it; scrypt slows a guess down and no more
+WITHOUT_KEYS = "holds no keys of an authority; restore them from a backup"
 ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
 
@@ -58,11 +63,21 @@ class KeyCare:
 
 @dataclass(frozen=True)
 class Authority:
-    """The keys of a federation's authority, secret, and the certificate that every member trusts."""
+    """The keys of a federation's authority, secret, and the certificate that every member trusts.
+
+    Attributes:
+      signer: signs rosters.
+      ca_key: signs certificates.
+      ca: its certificate.
+      rollovers: that led to these keys, the first one's first.
+      former: the authority before, whose keys still sign until the overlap ends; None afterwards.
+    """
 
     signer: Ed25519PrivateKey = field(repr=False)
     ca_key: EllipticCurvePrivateKey = field(repr=False)
     ca: x509.Certificate
+    rollovers: tuple[Rollover, ...] = ()
+    former: Authority | None = field(default=None, repr=False)
 
     def public(self, doubly: bool) -> bytes:
         """Return the roster's signer: its Ed25519 key, followed by the hash of its ML-DSA key if both sign."""
@@ -77,26 +92,77 @@ class Authority:
 def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     """Return the authority in a folder, created there if there is none.
 
+    The private keys of the authority before are removed once its overlap has ended.
+
     Raises:
       Refusal: it is another federation's, not whole, or its keys are not kept so.
     """
-    fresh = not (folder / CA).exists()  # written last
+    if not (folder / CA).exists() and not (folder / ROLLOVERS).exists():  # the certificate is written last
+        make_keys(folder, federation, care, 1)
+    chain = read_rollovers(folder / ROLLOVERS, federation) if _names(folder) == [federation] else ()
+    own = _keys(folder, federation, care, len(chain) + 1)
+    if chain and public_of(own.signer) != bytes.fromhex(chain[-1].new)[:KEY_BYTES]:
+        raise Refusal("file", str(folder), WITHOUT_KEYS)
+    overlaps = bool(chain) and time.time() < chain[-1].until
+    for generation in range(1, len(chain) + (not overlaps)):
+        for name in (SIGNER, CA_KEY):
+            (_place(folder, generation) / name).unlink(missing_ok=True)
+    former = _keys(folder, federation, care, len(chain)) if overlaps else None
+    return replace(own, rollovers=chain, former=former)
+
+
+def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
+    """Make an authority's keys; a repetition takes those on a token, and replaces those in files.
+
+    Args:
+      folder: of the authority.
+      federation: its name.
+      care: how the keys are kept.
+      generation: counts from 1, one more with each rollover.
+    """
+    place = _place(folder, generation)
+    place.mkdir(mode=0o700, exist_ok=True)
     if care.token is not None:
-        signer, ca_key = token_keys(care.token, federation, make=fresh)
-        if fresh:
-            _keep(folder, {CA: _certificate(ca_key, federation)})
+        _, ca_key = token_keys(care.token, _label(federation, generation), make=True)
+        _keep(place, {CA: _certificate(ca_key, federation)})
     else:
-        if fresh:
-            _make(folder, federation, care)
-        signer, ca_key = _read_keys(folder, care)
+        _make(place, federation, care)
+    return _keys(folder, federation, care, generation)
+
+
+def _place(folder: Path, generation: int) -> Path:
+    """Return the folder of an authority's keys; those that it began with lie in its own."""
+    return folder if generation == 1 else folder / f"keys-{generation}"
+
+
+def _label(federation: str, generation: int) -> str:
+    return federation if generation == 1 else f"{federation} {generation}"
+
+
+def _names(folder: Path) -> list[Any]:
     ca = load_certificate(folder / CA, read_file(folder / CA))
-    named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    return [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+
+
+def _keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
+    """Return the keys of one generation.
+
+    Raises:
+      Refusal: they are another federation's, not whole, or not kept so.
+    """
+    place = _place(folder, generation)
+    if care.token is not None:
+        signer, ca_key = token_keys(care.token, _label(federation, generation), make=False)
+    else:
+        signer, ca_key = _read_keys(place, care)
+    named = _names(place)
     if named != [federation]:
         remedy = f"{folder} is the authority of {named[0]}; give another --out"
         raise Refusal("federation", federation, remedy)
+    ca = load_certificate(place / CA, read_file(place / CA))
     sound = isinstance(signer, Ed25519PrivateKey) and isinstance(ca_key, EllipticCurvePrivateKey)
     if not sound or ca_key.public_key() != ca.public_key():
-        raise Refusal("file", str(folder), "holds no keys of an authority; restore them from a backup")
+        raise Refusal("file", str(place), WITHOUT_KEYS)
     return Authority(signer, ca_key, ca)
 
 

@@ -1,8 +1,11 @@
-"""Delivery of later certificates: each connected device gets its own over its open stream, and reports its facts."""
+"""Delivery of later certificates and of the authority's rollovers over the open stream of each connected device.
+
+The device reports its facts in its reply.
+"""
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -10,10 +13,11 @@ from typing import cast
 from flwr.serverapp import Grid
 
 from ..configs.bundle_files import read_file
-from ..links.roster_watch import Followed
+from ..links.roster_watch import Followed, followed_rollovers
 from ..links.server_bundle import ServerBundle
 from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.rollover import Rollover, write_chain
 from ..strategies.renewal import DeviceFacts, read_facts, renewal_to
 
 logger = logging.getLogger("fedveil.server")
@@ -32,21 +36,28 @@ class Courier:
       grid: reaches them.
       since: returns the connected nodes, and the Unix second since which each is.
       certificates: returns the newest certificates in PEM, by node.
+      rollovers: returns those of the authority.
     """
 
     def __init__(
-        self, grid: Grid, since: Callable[[], Mapping[int, float]], certificates: Certificates
+        self,
+        grid: Grid,
+        since: Callable[[], Mapping[int, float]],
+        certificates: Certificates,
+        rollovers: Callable[[], Sequence[Rollover]] = tuple,
     ) -> None:
         self._grid, self._since, self._certificates = grid, since, certificates
-        self._announced: dict[int, tuple[float, str]] = {}
+        self._rollovers = rollovers
+        self._announced: dict[int, tuple[float, str, str]] = {}
         self.facts: dict[int, DeviceFacts] = {}
 
     def carry(self) -> int:
         """Deliver pending certificates to connected devices, and return how many have answered."""
-        here, certificates = self._since(), self._certificates()
-        wanted = {node: (since, certificates.get(str(node), "")) for node, since in here.items()}
+        here, certificates, chain = self._since(), self._certificates(), self._rollovers()
+        rollovers = write_chain(chain) if chain else ""
+        wanted = {node: (since, certificates.get(str(node), ""), rollovers) for node, since in here.items()}
         asked = {node: each for node, each in wanted.items() if self._announced.get(node) != each}
-        messages = [renewal_to(node, certificate) for node, (_, certificate) in asked.items()]
+        messages = [renewal_to(node, *told) for node, (_, *told) in asked.items()]
         answered = 0
         for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
@@ -69,8 +80,9 @@ class Courier:
 def carrying(
     bundle: ServerBundle, grid: Grid, since: Callable[[], Mapping[int, float]]
 ) -> Generator[Courier]:
-    """Deliver certificates within the context."""
-    courier, stop = Courier(grid, since, followed_certificates(bundle)), threading.Event()
+    """Deliver certificates, and rollovers of the authority, within the context."""
+    stop = threading.Event()
+    courier = Courier(grid, since, followed_certificates(bundle), followed_rollovers(bundle))
     threading.Thread(target=courier.follow, args=(stop,), name="courier", daemon=True).start()
     try:
         yield courier

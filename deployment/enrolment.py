@@ -142,6 +142,11 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
         return Approved(desk, tuple(asked), refused, tuple(silent))
 
 
+def end_tokens(desk: Desk) -> None:
+    """End all tokens, as a rollover does: each names the authority before."""
+    _keep(desk, {})
+
+
 def _check_name(desk: Desk, name: str) -> None:
     if not NAME.fullmatch(name) or name == SERVER:
         raise Refusal("name", name, f"must name one client, {NAME_FORM}")

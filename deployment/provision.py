@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from ..client.device.cosignature import read_cosignature
 from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
-from ..configs.bundle_files import SCHEMA, read_file
+from ..configs.bundle_files import SCHEMA, issued_by, read_file
 from ..configs.strict import nearest
 from ..links.core_dumps import without_core_dumps
 from ..links.server_bundle import SERVER
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.rollover import MOST_DAYS
 from ..tasks import TASKS
 from .authority import Authority, issue, open_authority
 from .federation_yaml import HASHED, UNVERIFIED, ClientEntry, FederationFile, is_pattern, read_federation
@@ -143,9 +144,8 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
         latest = time.time() + within * DAY_SECONDS
         for issued in chosen(desk.register, names or ["*"]):
             if issued.not_after <= latest:
-                public = x509.load_pem_x509_certificate(issued.certificate.encode()).public_key()
-                assert isinstance(public, EllipticCurvePublicKey)
-                pem = _certificate(desk, issued.name, public)
+                own = x509.load_pem_x509_certificate(issued.certificate.encode())
+                pem = _certificate(desk, issued.name, _p256(own))
                 desk = replace(desk, register=desk.register.having(replace(issued, certificate=pem)))
         return publish(desk)
 
@@ -307,8 +307,7 @@ def _with_server(desk: Desk) -> Desk:
     if register.server and register.hosts == hosts:
         return desk
     if register.server:
-        public = x509.load_pem_x509_certificate(register.server.encode()).public_key()
-        assert isinstance(public, EllipticCurvePublicKey)
+        public = _p256(x509.load_pem_x509_certificate(register.server.encode()))
     else:
         key = new_tls_key()
         public = key.public_key()
@@ -352,7 +351,7 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 
 def publish(desk: Desk) -> Desk:
     """Store the register, with a new version for a changed roster, and write all public files."""
-    register = replace(desk.register, post_quantum=desk.federation.post_quantum)
+    register = replace(_under_authority(desk), post_quantum=desk.federation.post_quantum)
     _require_places(desk.federation, register.admitted)
     _require_second_keys(register.post_quantum, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
@@ -362,6 +361,37 @@ def publish(desk: Desk) -> Desk:
     write_server(desk.folder / SERVER, desk.federation, desk.authority, register)
     write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements_of(desk))
     return replace(desk, register=register)
+
+
+def _under_authority(desk: Desk) -> Register:
+    """Return the register with certificates by the present authority; a rollover that was cut short is completed so.
+
+    During an overlap the server has another by the authority before, which every device still trusts.
+    """
+    register, authority, days = desk.register, desk.authority, desk.federation.certificate_days
+    for issued in register.admitted:
+        own = x509.load_pem_x509_certificate(issued.certificate.encode())
+        if not issued_by(own, authority.ca_pem):
+            pem = _certificate(desk, issued.name, _p256(own))
+            register = register.having(replace(issued, certificate=pem))
+    held = x509.load_pem_x509_certificate(register.server.encode())
+    public, hosts = _p256(held), register.hosts
+    if not issued_by(held, authority.ca_pem):
+        server = issue(authority, SERVER, public, addresses=hosts, days=days).decode()
+        register = replace(register, server=server)
+    if authority.former is None:
+        return replace(register, former_server="")
+    if not register.former_server or register.server != desk.before.server:
+        days = max(days, MOST_DAYS + 1)
+        former = issue(authority.former, SERVER, public, addresses=hosts, days=days).decode()
+        register = replace(register, former_server=former)
+    return register
+
+
+def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
+    public = certificate.public_key()
+    assert isinstance(public, EllipticCurvePublicKey)
+    return public
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class Register:
       cosignatures: of members under the roster of this version.
       post_quantum: whether the roster holds ML-DSA keys, and one signs it.
       replaced: keys, as `Issued.keys` has them, that clients had before they got others.
+      former_server: the server's certificate by the authority before, during an overlap; else empty.
     """
 
     version: int = 0
@@ -91,6 +92,7 @@ class Register:
     cosignatures: tuple[Cosignature, ...] = ()
     post_quantum: bool = False
     replaced: tuple[str, ...] = ()
+    former_server: str = ""
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
@@ -122,10 +124,12 @@ class Register:
         """Names of the members that have signed the roster, in order."""
         return tuple(each.name for each in self.cosignatures)
 
-    def signed_roster(self, authority: Ed25519PrivateKey) -> bytes:
-        """Return the roster with the signatures of the authority and of members."""
+    def signed_roster(
+        self, authority: Ed25519PrivateKey, successor: Ed25519PrivateKey | None = None
+    ) -> bytes:
+        """Return the roster with the signatures of the authority, of its successor in an overlap, and of members."""
         given = {bytes.fromhex(each.public): bytes.fromhex(each.signature) for each in self.cosignatures}
-        return write_roster(self.roster(), authority, given, doubly=self.post_quantum)
+        return write_roster(self.roster(), authority, given, doubly=self.post_quantum, successor=successor)
 
     @property
     def chain(self) -> tuple[str, ...]:

@@ -34,11 +34,12 @@ from ..links.later_heads import LaterHeads
 from ..links.logged_grid import LoggedGrid
 from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
-from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..links.server_bundle import ServerBundle, read_authority, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, RESULT
 from ..reports.run_files import read_object
@@ -323,7 +324,8 @@ def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
     own = followed_credentials(bundle)
     grid = LoggedGrid(link.grid, log, bundle, own, rosters)
     command = os.environ.get(QUOTE)
-    seen = LaterHeads(bundle.folder, log, bundle.credentials.ca, bundle.federation)
+    known = bundle.credentials.ca + b"\n" + bundle.credentials.earlier  # of heads from before a rollover, too
+    seen = LaterHeads(bundle.folder, log, known, bundle.federation)
     seen.refuse()
     return replace(
         link, grid=AttestedGrid(grid, command, own) if command else grid, behind=partial(_behind, seen, link)
@@ -388,7 +390,17 @@ class Farewell:
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:
             receipts = [genuine[node] for node in sorted(genuine)]
-            write_receipts(folder, Receipts(description, self.bundle.authority, signed, receipts))
+            authority, chain = _authority_now(self.bundle)
+            write_receipts(folder, Receipts(description, authority, signed, receipts, chain))
+
+
+def _authority_now(bundle: ServerBundle) -> tuple[bytes, tuple[Rollover, ...]]:
+    """Return the authority's key and its rollovers, which a command of the desk may have replaced while the server ran."""
+    try:
+        return read_authority(bundle.folder, bundle.federation)
+    except Refusal as refusal:
+        logger.error("%s", refusal)
+        return bundle.authority, bundle.rollovers
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
@@ -396,7 +408,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     ledgers = settings.ledger_dir
     return Deployed(
         run=settings.run,
-        owner=hashlib.sha256(bundle.authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),
+        owner=hashlib.sha256(bundle.first_authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),
         roster=bundle.roster,
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ STATUS = "status.json"
 RUNNING = "server"
 NOT_RUNNING = 1
 OVER = (Status.COMPLETED, Status.EXHAUSTED)
+SHOWN = 16  # hexadecimal digits of a fingerprint
 NOTHING = 0.0005  # of epsilon: what rounds to 0.000
 
 
@@ -92,12 +93,29 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
         console.print(sentence(name, faults[-1], len(faults)), markup=False, highlight=False)
     for name, said in status.get("suspected", {}).items():
         console.print(f"{name} {said[-1]}", markup=False, highlight=False)
+    for line in authorities(status["clients"]):
+        console.print(line, markup=False, highlight=False)
     if not status["clients"]:
         console.print("no client is on the roster")
         return
     console.print(
         _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
     )
+
+
+def authorities(clients: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each authority that devices follow, if a rollover has not reached all of them.
+
+    Args:
+      clients: facts of each node; who has said nothing yet is left out.
+    """
+    held: dict[str, list[str]] = {}
+    for each in clients:
+        if each.get("authority"):
+            held.setdefault(each["authority"], []).append(each["name"])
+    if len(held) < 2:
+        return []
+    return [f"authority {key[:SHOWN]}: {len(names)}, {', '.join(names)}" for key, names in held.items()]
 
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:

@@ -159,6 +159,7 @@ class Watch:
             "roster": before.get("roster") if facts is None else facts.roster,
             "version": before.get("version") if facts is None else facts.version,
             "suites": before.get("suites") if facts is None else list(facts.suites),
+            "authority": before.get("authority") if facts is None else facts.authority,
             "restored": _utc(presence.restored.get(node)),
         }
 

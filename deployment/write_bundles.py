@@ -9,9 +9,10 @@ import tomli_w
 
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
-from ..configs.bundle_files import ROSTER, SCHEMA
-from ..links.server_bundle import OWNERS
+from ..configs.bundle_files import ROLLOVERS, ROSTER, SCHEMA
+from ..links.server_bundle import FORMER, OWNERS
 from ..privacy.ledger.durable_files import PUBLIC, replace_files
+from ..privacy.secagg.rollover import write_chain
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
 from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
@@ -38,18 +39,22 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
         {
             "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
             "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
-            ROSTER: register.signed_roster(authority.signer),
+            ROSTER: _roster(authority, register),
             "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
             "server.toml": tomli_w.dumps(settings).encode(),
             OWNERS: tomli_w.dumps(_owners(federation, register)).encode(),
             "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
             "ca.pem": authority.ca_pem,
             "tls.pem": register.server.encode(),
+            **_rollovers(authority),
+            **({FORMER: register.former_server.encode()} if register.former_server else {}),
             SERVER_UNIT: server_unit(federation.name).encode(),
             **({ENROLMENT_UNIT: enrolment_unit(federation.name).encode()} if federation.enrolment else {}),
             **_tables(federation),
         },
     )
+    if not register.former_server:
+        (folder / FORMER).unlink(missing_ok=True)
     keys = {f"{each.name}.pub": each.supernode.encode() for each in register.admitted}
     _write(folder / SUPERNODES, keys)
     for path in (folder / SUPERNODES).iterdir():
@@ -69,7 +74,7 @@ def write_clients(
       register: of who is admitted.
       requirements: of every device; empty gives none, and takes away those of earlier.
     """
-    roster = {ROSTER: register.signed_roster(authority.signer)}
+    roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:
         if issued.enrolled:  # what the desk made for it before is admitted no longer
             for key in PRIVATE:
@@ -77,8 +82,8 @@ def write_clients(
             continue
         files = client_files(federation, authority, register, issued, requirements)
         _write(folder / issued.name, {**files, **roster})
-        if not requirements:
-            (folder / issued.name / REQUIREMENTS).unlink(missing_ok=True)
+        for name in {REQUIREMENTS, ROLLOVERS} - files.keys():
+            (folder / issued.name / name).unlink(missing_ok=True)
         for key in PRIVATE if issued.on_device else ():  # once the device has made its own
             (folder / issued.name / key).unlink(missing_ok=True)
 
@@ -95,11 +100,33 @@ def client_files(
         "ca.pem": authority.ca_pem,
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),
         "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
-        "policy.toml": tomli_w.dumps(_given({**entry.policy, **trust})).encode(),
+        "policy.toml": tomli_w.dumps(_given({**_policy(entry.policy), **trust})).encode(),
         "tls.pem": issued.certificate.encode(),
+        **(_rollovers(authority) if authority.former else {}),
         CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
         **(_tables(federation) if entry.task["name"] == TABLES else {}),
     }
+
+
+def _roster(authority: Authority, register: Register) -> bytes:
+    """Return the roster; until an overlap ends the authority before signs it first, and its successor beside it."""
+    if authority.former is None:
+        return register.signed_roster(authority.signer)
+    return register.signed_roster(authority.former.signer, authority.signer)
+
+
+def _rollovers(authority: Authority) -> dict[str, bytes]:
+    """Return the file of the rollovers, if there were any."""
+    return {ROLLOVERS: write_chain(authority.rollovers).encode()} if authority.rollovers else {}
+
+
+def _policy(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a policy without a demand that is not made, which a device of an earlier release does not know."""
+    return (
+        values
+        if values["approve_authority"]
+        else {k: v for k, v in values.items() if k != "approve_authority"}
+    )
 
 
 def _owners(federation: FederationFile, register: Register) -> dict[str, float]:

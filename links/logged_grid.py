@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..configs.bundle_files import Credentials
-from ..privacy.secagg.roster import read_roster
+from ..privacy.secagg.roster import roster_in
 from ..strategies.flower_adapter import records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.run_over import OVER
@@ -87,7 +87,7 @@ class LoggedGrid(PassingGrid):
             entry = model_entry(run, int(str(named["round"])), found) if of_round else final_entry(run, found)
             model = self._log.place_of(entry)
         if (signed := roster_of(content)) is not None:
-            roster = self._log.place_of(roster_entry(_read(signed, self._bundle.authority)))
+            roster = self._log.place_of(roster_entry(_read(signed)))
         return model, roster
 
     def _with_log(
@@ -111,4 +111,4 @@ class LoggedGrid(PassingGrid):
         return head
 
 
-_read = lru_cache(maxsize=2)(read_roster)  # each node of a round is sent the same
+_read = lru_cache(maxsize=2)(roster_in)  # the server checked its own; each node of a round is sent the same

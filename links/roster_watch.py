@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,18 @@ from typing import Generic, TypeVar
 
 from cryptography import x509
 
-from ..configs.bundle_files import ROSTER, Credentials, read_credentials, read_signed_roster, spki
+from ..configs.bundle_files import ROLLOVERS, ROSTER, Credentials, read_signed_roster, spki
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
-from .server_bundle import SERVER, ServerBundle, read_admitted
+from .server_bundle import (
+    FORMER,
+    ServedCredentials,
+    ServerBundle,
+    read_admitted,
+    read_authority,
+    read_served,
+)
 
 logger = logging.getLogger("fedveil.server")
 
@@ -36,12 +45,14 @@ class Followed(Generic[T]):
       read: reads them, given the value held before; raises Refusal or OSError.
       held: the value read last.
       in_doubt: the value while they cannot be read; None keeps `held`.
+      optional: further files, which may be missing.
     """
 
     paths: tuple[Path, ...]
     read: Callable[[T], T]
     held: T
     in_doubt: T | None = None
+    optional: tuple[Path, ...] = ()
     _stamp: object = None
     _wrong: str = ""
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -50,7 +61,8 @@ class Followed(Generic[T]):
         """Return the current value, from any thread."""
         with self._one_at_a_time:
             try:
-                if (stamp := [_stamp_of(path) for path in self.paths]) != self._stamp:
+                here = (*self.paths, *(path for path in self.optional if path.exists()))
+                if (stamp := [(path, *_stamp_of(path)) for path in here]) != self._stamp:
                     self.held, self._stamp, self._wrong = self.read(self.held), stamp, ""
             except (OSError, Refusal) as error:
                 return self._doubted(str(error))
@@ -75,7 +87,7 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     path = bundle.folder / ROSTER
 
     def read(held: SignedRoster) -> SignedRoster:
-        roster, signed = read_signed_roster(path, bundle.authority)
+        roster, signed = read_signed_roster(path, read_authority(bundle.folder, bundle.federation)[0])
         if (roster.version, roster.hash) == (held[0].version, held[0].hash):
             return held[0], signed  # members may have signed it since
         if roster.version <= held[0].version:
@@ -89,12 +101,28 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     return Followed((path,), read, (bundle.roster, bundle.signed_roster))
 
 
-def followed_credentials(bundle: ServerBundle) -> Followed[Credentials]:
-    """Return the credentials of a running server; a new certificate is used once its key is present."""
+def followed_credentials(bundle: ServerBundle) -> Callable[[], Credentials]:
+    """Return a function that returns the credentials of a running server.
+
+    A new certificate is used once its key is present, and until an overlap ends the one by the authority before.
+    """
     paths = (bundle.folder / "tls.pem", bundle.folder / "tls.key")
-    return Followed(
-        paths, lambda _: read_credentials(bundle.folder, bundle.federation, SERVER), bundle.credentials
+    served = Followed(
+        paths,
+        lambda _: read_served(bundle.folder, bundle.federation),
+        ServedCredentials(bundle.credentials),
+        optional=(bundle.folder / ROLLOVERS, bundle.folder / FORMER),
     )
+    return lambda: served().at(time.time())
+
+
+def followed_rollovers(bundle: ServerBundle) -> Callable[[], tuple[Rollover, ...]]:
+    """Return a function that returns the rollovers of a running server's authority."""
+    path = bundle.folder / ROLLOVERS
+    followed = Followed[tuple[Rollover, ...]](
+        (), lambda _: read_authority(bundle.folder, bundle.federation)[1], bundle.rollovers, optional=(path,)
+    )
+    return followed
 
 
 def nodes_of(rosters: Callable[[], SignedRoster]) -> Nodes:

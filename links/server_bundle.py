@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,11 +12,14 @@ from ..configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
     LINKS,
+    ROLLOVERS,
     ROSTER,
     Credentials,
+    check_certificate,
     read_credentials,
     read_file,
     read_hexadecimal,
+    read_rollovers,
     read_signed_roster,
     read_toml,
     refuse_writable,
@@ -23,9 +27,11 @@ from ..configs.bundle_files import (
 from ..configs.strict import Section
 from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
 
 SERVER = "server"  # the common name of its certificate
+FORMER = "tls.former.pem"  # its certificate by the authority before, until the overlap ends
 OWNERS = "owners.toml"  # beside server.toml, which a server of an earlier release reads strictly
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
@@ -53,6 +59,7 @@ class ServerBundle:
       signed_roster: the roster's bytes as they were signed, for clients that hold an older one.
       enrolment: address and port for devices that enrol; None has none.
       allowed: what the policies allowed when they were provisioned; None in a bundle of an earlier release.
+      rollovers: of the authority, the first one's first.
     """
 
     folder: Path
@@ -65,6 +72,12 @@ class ServerBundle:
     signed_roster: bytes
     enrolment: str | None = None
     allowed: OwnersBudget | None = None
+    rollovers: tuple[Rollover, ...] = ()
+
+    @property
+    def first_authority(self) -> bytes:
+        """The key of the federation's first authority, by which its ledgers are known."""
+        return bytes.fromhex(self.rollovers[0].old) if self.rollovers else self.authority
 
     @property
     def admitted(self) -> Path:
@@ -85,22 +98,68 @@ def read_server_bundle(folder: Path) -> ServerBundle:
     refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
     defaults = {"link": "grpc", "enrolment": None}
     federation, listen, link, enrolment = read_toml(folder / "server.toml", _settings, defaults)
-    authority = read_hexadecimal(folder / "authority.pub")
+    authority, rollovers = read_authority(folder, federation)
     roster, signed = read_signed_roster(folder / ROSTER, authority)
     bundle = ServerBundle(
         folder,
         federation,
         listen,
         link,
-        read_credentials(folder, federation, SERVER),
+        read_served(folder, federation).newest,
         authority,
         roster,
         signed,
         enrolment,
         read_toml(folder / OWNERS, _owners) if (folder / OWNERS).is_file() else None,
+        rollovers,
     )
     read_admitted(bundle.admitted)
     return bundle
+
+
+def read_authority(folder: Path, federation: str) -> tuple[bytes, tuple[Rollover, ...]]:
+    """Return the authority's public key in a server's bundle, and the rollovers that led to it.
+
+    Raises:
+      Refusal: a file cannot be read, or the rollovers lead to another key.
+    """
+    authority, chain = (
+        read_hexadecimal(folder / "authority.pub"),
+        read_rollovers(folder / ROLLOVERS, federation),
+    )
+    if chain and bytes.fromhex(chain[-1].new) != authority:
+        remedy = "leads to another key than authority.pub beside it; copy both from the desk"
+        raise Refusal("file", str(folder / ROLLOVERS), remedy)
+    return authority, chain
+
+
+@dataclass(frozen=True)
+class ServedCredentials:
+    """Credentials of a server, and during an overlap those by the authority before, which all devices still trust."""
+
+    newest: Credentials
+    former: Credentials | None = None
+    until: int = 0
+
+    def at(self, now: float) -> Credentials:
+        """Return those that devices are shown at a Unix second."""
+        return self.former if self.former is not None and now < self.until else self.newest
+
+
+def read_served(folder: Path, federation: str) -> ServedCredentials:
+    """Return the credentials in a server's bundle.
+
+    Raises:
+      Refusal: as of `read_credentials`.
+    """
+    chain, path = read_rollovers(folder / ROLLOVERS, federation), folder / FORMER
+    earlier = "\n".join(each.old_ca for each in chain).encode()
+    newest = replace(read_credentials(folder, federation, SERVER), earlier=earlier)
+    if not chain or time.time() >= chain[-1].until:
+        return ServedCredentials(newest)
+    former = replace(newest, ca=chain[-1].old_ca.encode(), certificate=read_file(path))
+    check_certificate(path, former.certificate, former, federation, SERVER)
+    return ServedCredentials(newest, replace(newest, certificate=former.certificate), chain[-1].until)
 
 
 def read_admitted(path: Path) -> dict[str, int]:

@@ -9,8 +9,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from .flower_adapter import records_of
 from .run_over import MESSAGE_TYPE
 
-RENEWAL, DEVICE, CERTIFICATE = "renewal", "device", "certificate"
+RENEWAL, DEVICE, CERTIFICATE, ROLLOVERS = "renewal", "device", "certificate", "rollovers"
 LONGEST_CERTIFICATE = 1 << 14
+LONGEST_FINGERPRINT = 64
 LONGEST_VERSION = 32
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
 NEWEST_ROSTER, MOST_SUITES = 2**53, 64
@@ -26,6 +27,7 @@ class DeviceFacts:
       roster: version of its roster.
       suites: of primitives allowed by its owner's policy.
       log: newest head of the server's log that it has seen, as text; empty for none.
+      authority: fingerprint of the authority in force there; empty from an older release.
     """
 
     version: str
@@ -33,11 +35,19 @@ class DeviceFacts:
     roster: int
     suites: tuple[int, ...]
     log: str = ""
+    authority: str = ""
 
 
-def renewal_to(node: int, certificate: str) -> Message:
-    """Return the message that asks a node for its description, with a certificate in PEM; empty for none."""
-    return Message(RecordDict({RENEWAL: ConfigRecord({CERTIFICATE: certificate})}), node, MESSAGE_TYPE)
+def renewal_to(node: int, certificate: str, rollovers: str = "") -> Message:
+    """Return the message that asks a node for its description.
+
+    Args:
+      node: of the device.
+      certificate: in PEM; empty for none.
+      rollovers: of the authority, as text; empty for none.
+    """
+    told = {CERTIFICATE: certificate, **({ROLLOVERS: rollovers} if rollovers else {})}
+    return Message(RecordDict({RENEWAL: ConfigRecord({**told})}), node, MESSAGE_TYPE)
 
 
 def read_renewal(message: Message) -> str | None:
@@ -47,6 +57,13 @@ def read_renewal(message: Message) -> str | None:
     told = records_of(message.content, ConfigRecord).get(RENEWAL)
     found = None if told is None else told.get(CERTIFICATE)
     return found if isinstance(found, str) and len(found) <= LONGEST_CERTIFICATE else None
+
+
+def rollovers_in(message: Message) -> str:
+    """Return the rollovers in a renewal, as text; empty for none."""
+    told = records_of(message.content, ConfigRecord).get(RENEWAL)
+    found = None if told is None else told.get(ROLLOVERS)
+    return found if isinstance(found, str) else ""
 
 
 def facts_reply(message: Message, facts: DeviceFacts) -> Message:
@@ -72,7 +89,9 @@ def read_facts(reply: Message) -> DeviceFacts | None:
     known = tuple(int(str(each)) for each in suites if _is_whole(each, MOST_SUITES))
     log = told.get("log")
     log = log if isinstance(log, str) and len(log) <= LONGEST_CERTIFICATE else ""
-    return DeviceFacts(version, int(str(ends)), int(str(roster)), known, log)
+    authority = told.get("authority")
+    authority = authority if isinstance(authority, str) and len(authority) <= LONGEST_FINGERPRINT else ""
+    return DeviceFacts(version, int(str(ends)), int(str(roster)), known, log, authority)
 
 
 def _is_whole(value: object, most: int) -> bool:

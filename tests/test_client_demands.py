@@ -21,6 +21,7 @@ from fedveil.client.device.enrolment import PRIVATE
 from fedveil.client.device.owner_policy import POLICY_DEFAULTS, OwnerPolicy
 from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import revoke, rotate
+from fedveil.deployment.rollover import roll_over
 from fedveil.links.enrolment.token import Token
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
@@ -37,6 +38,7 @@ from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.flower_adapter import name_message
 from fedveil.strategies.question_wire import evaluation_content, question_content
+from fedveil.strategies.renewal import renewal_to
 from fedveil.strategies.run_over import RunOver, message_to
 from fedveil.strategies.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
 from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder
@@ -52,6 +54,7 @@ DOORS = {
     "again": "enrolment of a device that has one",
     "copy": "a roster that is copied into the bundle",
     "roster": "a roster that the server sends",
+    "rollover": "new keys of the authority, which the old one signed",
     "cohort": "a proposed cohort",
     "masks": "an order to send a masked vector, and each message about who is left",
     "confirm": "the list of survivors to confirm",
@@ -75,6 +78,7 @@ REASONS = {
     "j": "the records' own noise hides them, and the norm of a part is fixed at 1",
     "k": "the proposal brings only fresh keys",
     "l": "binds a semi-honest server alone, in the sparse graph of a large cohort, whose shape is held against it there",
+    "m": "no authority is replaced here: a device that does not follow the rollover takes the old one's word alone",
 }
 ORDERS = ("train", "ask", "rows", "evaluate", "scale")
 QUESTIONS = ORDERS[1:]
@@ -172,7 +176,7 @@ TABLE: dict[str, dict[str, Cell]] = {
         Against({"profile": "malicious"}, {"profile": "semi_honest"}, {"profile": Profile.SEMI_HONEST})
     ),
     "suites": of_cohort(Against({"suites": (2,)})),
-    "peers": row("g", again="c", copy="c", roster="c", end="b", **at(ORDERS, "e")),
+    "peers": row("g", again="c", copy="c", roster="c", rollover="c", end="b", **at(ORDERS, "e")),
     "peers_at_least": of_cohort(
         TOO_FEW_PEERS,
         again=TOO_FEW_PEERS,
@@ -183,7 +187,8 @@ TABLE: dict[str, dict[str, Cell]] = {
     ),
     "approve_rosters": of_roster(Against({"approve_rosters": True})),
     "cosigned_by_at_least": of_roster(Against({"cosigned_by_at_least": 1})),
-    "authority": of_roster(Against({"authority": "ab" * 32})),
+    "approve_authority": row("m", rollover=Against({"approve_authority": True})),
+    "authority": of_roster(Against({"authority": "ab" * 32}), rollover=Against({"authority": "ab" * 32})),
     "minimum_roster_version": of_roster(
         Against({"minimum_roster_version": 9}), cohort=Against({"minimum_roster_version": 9}), masks="d"
     ),
@@ -375,9 +380,28 @@ def with_roster(clients: Path, policy: Mapping[str, Any], door: str) -> bool:
     return renewed.version == 1
 
 
+def rolled_over(clients: Path, policy: Mapping[str, Any]) -> bool:
+    """Return whether c0 stays with its authority, where a rollover comes from the server and into its bundle."""
+    folder = Path(shutil.copytree(clients / "c0", clients.parent / "device"))
+    roll_over(clients.parent, 30)
+    text = (clients.parent / "server" / "rollovers.json").read_text()
+    bundle = MADE["device_of"](folder, **policy).bundle
+    agent, before = Agent(bundle), bundle.authority
+    agent.handle(renewal_to(2, "", text))
+    stays = bundle.authority == before
+    write_policy(folder, policy)
+    shutil.copy(clients.parent / "server" / "rollovers.json", folder)
+    try:
+        assert (read_client_bundle(folder).authority == before) == stays
+    except Refusal:  # the roster is not that of the authority in the policy
+        assert stays
+    return stays
+
+
 Door = Callable[..., bool]
 CALLS: dict[str, Door] = {
     **{door: (lambda *given, door=door: with_roster(*given, door)) for door in ("again", "copy", "roster")},
+    "rollover": rolled_over,
     "cohort": lambda *given, **how: masked(*given, Exchange.PROPOSAL, **how),
     "masks": lambda *given, **how: masked(*given, Exchange.INBOX, **how),
     "confirm": lambda *given, **how: masked(*given, Exchange.SURVIVORS, **how),

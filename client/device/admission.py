@@ -6,7 +6,7 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...configs.bundle_files import SCHEMA
+from ...configs.bundle_files import ROLLOVERS, SCHEMA
 from ...privacy.bounded_decoding import Undecodable, read_json
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.double_signature import (
@@ -21,7 +21,16 @@ from ...privacy.secagg.transcript import Purpose, digest, frame
 from .client_bundle import DEVICE_FILE, POLICY
 
 FILES = frozenset(
-    {"ca.pem", "tls.pem", DEVICE_FILE, POLICY, SCHEMA, "requirements.txt", "fedveil-client.service"}
+    {
+        "ca.pem",
+        "tls.pem",
+        DEVICE_FILE,
+        POLICY,
+        ROLLOVERS,
+        SCHEMA,
+        "requirements.txt",
+        "fedveil-client.service",
+    }
 )
 _CONTEXT = digest(Purpose.ADMISSION)
 

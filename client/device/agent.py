@@ -32,10 +32,11 @@ from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal, disk_remedy
 from ...strategies.flower_adapter import claim_identity, quiet_flower
-from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal
+from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
 from ...strategies.run_over import RunOver, read_over, reply_with
 from ...strategies.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ..private_update import NotTrained
+from .authority import offered
 from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
@@ -129,7 +130,12 @@ class Agent:
         return REST_SECONDS if self._rests else usual_wait()
 
     def _renewed(self, message: Message, certificate: str) -> Message:
-        """Store a later certificate, and report this device's facts."""
+        """Follow a rollover if the owner allows it, store a later certificate, and report this device's facts."""
+        try:
+            if rollovers := rollovers_in(message):
+                offered(self._state, self._bundle.policy, rollovers, self._bundle.settings.federation)
+        except (Refusal, OSError) as error:
+            logger.error("%s", error)
         try:
             if certificate:
                 self._bundle = renew_certificate(self._bundle, certificate.encode())
@@ -139,7 +145,10 @@ class Agent:
         ends = certificate_ends(held.folder / CERTIFICATE, self._bundle.credentials.certificate)
         version, suites = held.identity.roster.version, held.policy.suites
         log = text_of_head(self._state)
-        return facts_reply(message, DeviceFacts(metadata.version("fedveil"), ends, version, suites, log))
+        facts = DeviceFacts(
+            metadata.version("fedveil"), ends, version, suites, log, held.authority.fingerprint
+        )
+        return facts_reply(message, facts)
 
     def _ended(self, message: Message, over: RunOver) -> Message:
         try:
@@ -210,11 +219,11 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
 
 def _link(bundle: ClientBundle) -> Follow:
     """Return the function that follows the server over the bundle's link; imports only that link."""
-    own, held = bundle.settings, bundle.credentials
+    own = bundle.settings
     if own.link == "flower":
         from ...links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
 
-        door = SuperLinkDoor(own.server, own.node, held.ca, read_node_key(bundle.supernode_key))
+        door = SuperLinkDoor(own.server, own.node, bundle.roots, read_node_key(bundle.supernode_key))
         return partial(follow_fleet, door)
     from ...links.grpc.device_end import Endpoint, follow
 

@@ -1,6 +1,7 @@
 """Certificate of a device, which the authority renews for the device's existing key."""
 
 import logging
+import time
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,7 +32,7 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
       Refusal: it is not a certificate of the authority for this key and name.
       OSError: it cannot be stored.
     """
-    held, own = bundle.credentials, bundle.settings
+    held, own = replace(bundle.credentials, earlier=bundle.authority.earlier_ca), bundle.settings
     if pem == held.certificate:
         return bundle
     path = bundle.folder / CERTIFICATE
@@ -48,7 +49,9 @@ def newest_credentials(bundle: ClientBundle) -> Credentials:
     """Return the current credentials in the bundle's folder, or the earlier ones if these cannot be used."""
     own = bundle.settings
     try:
-        return read_credentials(bundle.folder, own.federation, own.name)
+        authority = bundle.authority
+        held = read_credentials(bundle.folder, own.federation, own.name, authority.earlier_ca)
+        return replace(held, ca=authority.roots(time.time()))
     except Refusal as refusal:
         logger.warning("%s", refusal)
         return bundle.credentials

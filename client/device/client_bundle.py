@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +21,11 @@ from ...configs.bundle_files import (
     LINKS,
     NAME,
     NAME_FORM,
+    ROLLOVERS,
     ROSTER,
     Credentials,
     read_credentials,
+    read_file,
     read_private_key,
     read_secret,
     read_signed_roster,
@@ -36,11 +40,15 @@ from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
+from .authority import TrustedAuthority, offered, trusted
 from .enrolment import REQUEST
 from .owner_policy import POLICY_DEFAULTS, OwnerPolicy, read_policy
 from .roster_changes import adopt, check_change
 
+logger = logging.getLogger("fedveil.client")
+
 DEVICE_FILE, POLICY = OWNERS = ("client.toml", "policy.toml")  # which a new enrolment keeps
+CA = "ca.pem"
 REPLACING = "replacing"  # folder of a whole new bundle, of which every reader completes the replacement
 KINDS = ("linear",)
 TABLES = "csv"  # the shipped task on the device's own tables
@@ -156,6 +164,17 @@ class ClientBundle:
         return self.folder / self.settings.state
 
     @property
+    def authority(self) -> TrustedAuthority:
+        """The authority in force, read anew: rollovers and their approval need no restart."""
+        own = self.settings
+        return trusted(self.state, self.policy, read_file(self.folder / CA), own.federation)
+
+    @property
+    def roots(self) -> bytes:
+        """Certificates of the authority, in PEM, one of which must have signed the server's now."""
+        return self.authority.roots(time.time())
+
+    @property
     def supernode_key(self) -> Path:
         """Path of the key that identifies this device as a SuperNode of Flower (OpenSSH, P-384)."""
         return self.folder / "supernode.key"
@@ -174,11 +193,12 @@ def read_client_bundle(folder: Path, place: Path | None = None) -> ClientBundle:
     """
     settings = read_device_file(folder)
     policy = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
-    credentials = read_credentials(folder, settings.federation, settings.name)
+    authority = _authority_in_force(folder, place or folder, settings, policy)
+    credentials = read_credentials(folder, settings.federation, settings.name, authority.earlier_ca)
     key = read_private_key(folder / "identity.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
-    roster = _roster_in_force(folder, place or folder, settings, policy, key)
+    roster = _roster_in_force(folder, place or folder, settings, policy, key, authority)
     _check_membership(settings, key, roster)
     node_key = _node_key((place or folder) / settings.state / "node.key")
     identity = Identity(settings.node, key, node_key, policy.floors, roster)
@@ -191,13 +211,14 @@ def take_shipped(bundle: ClientBundle) -> None:
     Raises:
       OSError: the state folder cannot be written.
     """
-    kept, newest, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.identity.policy.authority
-    shipped, signed = read_signed_roster(bundle.folder / ROSTER, authority)
+    kept, newest, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.authority
+    known = authority.key, *authority.earlier
+    shipped, signed = read_signed_roster(bundle.folder / ROSTER, *known)
     if shipped.hash != newest.hash:  # the device has a newer one, or its owner does not allow this one yet
         return
     if not kept.exists():
         replace_file(kept, signed)
-    elif (held := read_signed_roster(kept, authority)[0]).version < newest.version:
+    elif (held := read_signed_roster(kept, *known)[0]).version < newest.version:
         adopt(bundle.state, change_between(held, newest), signed)
 
 
@@ -210,6 +231,16 @@ def read_device_file(folder: Path) -> DeviceFile:
     refuse_writable(folder, DEVICE_FILE, POLICY)
     finish_replacement(folder)
     return read_toml(folder / DEVICE_FILE, read_settings, DEFAULTS)
+
+
+def read_pinned(folder: Path) -> tuple[DeviceFile, OwnerPolicy, TrustedAuthority]:
+    """Return the settings, the policy and the authority in force of a bundle, whose keys may be of no use any more.
+
+    Raises:
+      Refusal: a file is missing or invalid.
+    """
+    own, policy = read_device_file(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+    return own, policy, trusted(folder / own.state, policy, read_file(folder / CA), own.federation)
 
 
 def replace_bundle(folder: Path, whole: Path) -> None:
@@ -257,7 +288,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
     """
     own, settings = bundle.identity, bundle.settings
     try:
-        roster = read_roster(signed, own.policy.authority)
+        roster = read_roster(signed, *bundle.authority.keys(time.time()))
     except Refused as refused:
         remedy = f"is not signed by the authority ({refused})"
         raise Refusal("roster", settings.federation, remedy) from None
@@ -329,16 +360,36 @@ def _nested(section: Section, key: str, read: Callable[[Section], Read]) -> Read
     return made
 
 
+def _authority_in_force(folder: Path, place: Path, own: DeviceFile, policy: OwnerPolicy) -> TrustedAuthority:
+    """Return the device's authority, after following a rollover that was put into the bundle if the owner allows it."""
+    state = place / own.state
+    if (folder / ROLLOVERS).exists():
+        try:
+            offered(state, policy, read_file(folder / ROLLOVERS), own.federation)
+        except Refusal as refusal:  # the device goes on with what it has
+            logger.warning("%s", refusal)
+    return trusted(state, policy, read_file(folder / CA), own.federation)
+
+
 def _roster_in_force(
-    folder: Path, place: Path, own: DeviceFile, policy: OwnerPolicy, key: Ed25519PrivateKey
+    folder: Path,
+    place: Path,
+    own: DeviceFile,
+    policy: OwnerPolicy,
+    key: Ed25519PrivateKey,
+    authority: TrustedAuthority,
 ) -> Roster:
-    """Return the bundle's roster or, if the owner does not allow its changes yet, the one that the device has."""
-    state, authority = place / own.state, bytes.fromhex(policy.authority)
-    roster, signed = read_signed_roster(folder / ROSTER, authority)
+    """Return the bundle's roster or, if the owner does not allow its changes yet, the one that the device has.
+
+    The device's own may stand under a key that was replaced since; a newer one must be signed by a key that counts now.
+    """
+    state, known = place / own.state, (authority.key, *authority.earlier)
+    roster, signed = read_signed_roster(folder / ROSTER, *known)
     path = state / ROSTER if (state / ROSTER).exists() else place / ROSTER
-    held = read_signed_roster(path, authority)[0] if path.exists() else roster
+    held = read_signed_roster(path, *known)[0] if path.exists() else roster
     if roster.version > held.version:
         try:
+            read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
             check_change(state, held, roster, signed, own.name, policy)
         except Refusal:
             if not _lists(held, own, key):

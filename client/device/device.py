@@ -178,10 +178,11 @@ class Device:
         own = self.bundle
         with _refusing(wire.FAILED, level=logging.ERROR):
             if self._log is None:
-                self._log = SeenLog(own.state, own.settings.federation, own.credentials.ca)
+                self._log = SeenLog(own.state, own.settings.federation, own.roots)
+            self._log.ca = own.roots  # which change when a rollover is followed, and when its overlap ends
             told = log_of(content)
             if told is not None:
-                self._log.check(told, *told_in(content, own.identity.policy.authority))
+                self._log.check(told, *told_in(content, *own.authority.keys(time.time())))
             elif own.policy.require_log or self._log.head is not None:
                 remedy = "the server sent no log; update the server, or ask its operator why there is none"
                 raise Refusal("require_log", own.policy.require_log, remedy)
@@ -191,7 +192,9 @@ class Device:
         """The owner's requirements on the server's quotes; None without any."""
         own = self.bundle
         if self._quotes is None and own.policy.attest:
-            self._quotes = ServerQuotes(own.policy.attest, own.credentials.ca, own.settings.federation)
+            self._quotes = ServerQuotes(own.policy.attest, own.roots, own.settings.federation)
+        if self._quotes is not None:
+            self._quotes.ca = own.roots
         return self._quotes
 
     def _check_quote(self, content: RecordDict) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ...configs.bundle_files import ROSTER, read_file, read_toml
+from ...configs.bundle_files import ROSTER, read_file
 from ...links.enrolment.device_end import ask, authority_of
 from ...links.enrolment.token import Token, lock_of, seal_of
 from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
@@ -25,10 +25,10 @@ from .client_bundle import (
     finish_replacement,
     read_client_bundle,
     read_device_file,
+    read_pinned,
     replace_bundle,
 )
 from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
-from .owner_policy import POLICY_DEFAULTS, read_policy
 
 logger = logging.getLogger("fedveil.client")
 
@@ -125,11 +125,17 @@ def _check_folder(token: Token, folder: Path) -> None:
 
 
 def _check_authority(token: Token, folder: Path, authority: bytes) -> None:
-    """Refuse an authority other than the one in the owner's policy, before it is asked to admit anything."""
-    if (folder / POLICY).exists():
-        named = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS).authority
-        if bytes.fromhex(named)[:KEY_BYTES] != authority[:KEY_BYTES]:
-            remedy = f"is of another authority than {folder / POLICY} names; enrol into another folder"
+    """Refuse an authority other than the owner's, before it is asked to admit anything.
+
+    That is the one in the policy, or the one to which rollovers have led that the device follows.
+    """
+    if (folder / DEVICE_FILE).exists():
+        _, _, held = read_pinned(folder)
+        if authority[:KEY_BYTES] not in {key[:KEY_BYTES] for key in held.keys(time.time())}:
+            remedy = (
+                f"is of another authority than {folder / POLICY} names; enrol into another folder or, if its holder "
+                f"replaced it, first: fedveil client authority {folder} --rollover rollovers.json"
+            )
             raise Refusal("token", token.name, remedy)
 
 

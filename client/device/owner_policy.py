@@ -23,6 +23,7 @@ POLICY_DEFAULTS = {
     "peers": {},
     "peers_at_least": 0,
     "approve_rosters": False,
+    "approve_authority": False,
     "cosigned_by_at_least": 0,
     "require_log": True,
     "attest": [],
@@ -49,6 +50,7 @@ class OwnerPolicy:
         that the authority admits.
       peers_at_least: least number of `peers` in a cohort.
       approve_rosters: whether changed members count only after the owner's approval.
+      approve_authority: whether new keys of the authority count only after the owner's approval of their fingerprint.
       cosigned_by_at_least: number of other members of the device's roster that must have signed a newer one with
         changed members; of `peers`, if there are any.
       attest: command that must accept the server's quote before shares are sent; empty requires none.
@@ -57,7 +59,7 @@ class OwnerPolicy:
       purposes: of questions that the device answers; empty answers none.
       questions_epsilon: part of the budget that questions may spend; None lets them spend all.
       authority: Ed25519 public key that signs rosters, in hexadecimal, followed by the SHA-256 of the ML-DSA key if
-        that must sign as well.
+        that must sign as well; rollovers lead on from it (`authority.trusted`).
     """
 
     target_epsilon: float
@@ -83,6 +85,7 @@ class OwnerPolicy:
     questions_epsilon: float | None
     authority: str
     minimum_roster_version: int
+    approve_authority: bool = False
 
     @property
     def floors(self) -> Policy:
@@ -165,4 +168,5 @@ def read_policy(section: Section) -> OwnerPolicy:
         attest=section.texts("attest"),
         authority=_authority(section),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
+        approve_authority=section.flag("approve_authority"),
     )

@@ -37,8 +37,12 @@ class Forked(Refusal):
     """Refusal of a log that contradicts the device's copy."""
 
 
-def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes | None]:
+def told_in(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
     """Return the entries that the log must contain for an instruction: of its model, and of its roster.
+
+    Args:
+      content: of the instruction.
+      authorities: keys one of which must have signed the roster.
 
     Raises:
       Refusal: it belongs to a round and to a run's end, so that one of its models would be unchecked; or the roster is
@@ -57,7 +61,7 @@ def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes 
             model = final_entry(str(records[OVER]["run"]), found)
     if (signed := roster_of(content)) is not None:
         try:
-            roster = roster_entry(read_roster(signed, authority))
+            roster = roster_entry(read_roster(signed, *authorities))
         except Refused as refused:
             raise Refusal("roster", "of the server", f"is not signed by the authority ({refused})") from None
     return model, roster
@@ -73,13 +77,17 @@ def text_of_head(state: Path) -> str:
 class SeenLog:
     """Log of one federation's server.
 
+    Attributes:
+      ca: certificates of the federation's authority, in PEM, one of which must have signed the server's.
+      head, leaves: of the device's copy.
+
     Raises:
       Refusal: the copy on disk is damaged.
       OSError: it cannot be read.
     """
 
     def __init__(self, state: Path, federation: str, ca: bytes) -> None:
-        self._state, self._federation, self._ca = state, federation, ca
+        self._state, self._federation, self.ca = state, federation, ca
         self.head: TreeHead | None = None
         self.leaves: list[bytes] = []
         self._frontier = Frontier()
@@ -109,7 +117,7 @@ class SeenLog:
           OSError: it cannot be stored.
         """
         head = read_head(statement.head)
-        check_head(head, self._ca, self._federation)
+        check_head(head, self.ca, self._federation)
         grown = self._continued(statement, head)
         leaves = [*self.leaves, *grown] if grown else self.leaves
         for entry, place, what in ((model, statement.model, "model"), (roster, statement.roster, "roster")):

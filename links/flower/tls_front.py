@@ -28,9 +28,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...configs.bundle_files import ROLLOVERS, read_rollovers
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.rollover import Rollover
 from ..open_files import listener
 from ..roster_watch import Admitted, Followed
+from ..server_bundle import FORMER
 from ..traffic import CONTROL, LOST, NodeTraffic
 from .fleet_calls import FLEET_PATHS, PULL_OBJECT, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 
@@ -305,18 +308,27 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
 
 
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
-    """Return the callback that gives each new connection the current certificate of the files."""
+    """Return the callback that gives each new connection the current certificate of the files.
 
-    def read(_: ssl.SSLContext) -> ssl.SSLContext:
-        fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        fresh.load_cert_chain(certificate, key)
-        return fresh
+    Until the overlap of a rollover ends that is the one by the authority before.
+    """
 
-    newest = Followed((certificate, key), read, first)
+    def followed(path: Path) -> Followed[ssl.SSLContext]:
+        def read(_: ssl.SSLContext) -> ssl.SSLContext:
+            fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            fresh.load_cert_chain(path, key)
+            return fresh
+
+        return Followed((path, key), read, first)
+
+    newest, before = followed(certificate), followed(certificate.with_name(FORMER))
+    path = certificate.with_name(ROLLOVERS)
+    rollovers = Followed[tuple[Rollover, ...]]((), lambda _: read_rollovers(path, ""), (), optional=(path,))
 
     def choose(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         del name, context
-        connection.context = newest()
+        chain = rollovers()
+        connection.context = before() if chain and time.time() < chain[-1].until else newest()
 
     return choose
 

@@ -67,6 +67,11 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
+UNTRUSTED = (
+    "the handshake failed: the server there is not this federation's, a certificate has expired, or the authority was "
+    "replaced: ask its holder for rollovers.json, then: fedveil client authority FOLDER --rollover rollovers.json"
+)
+
 Parts = Sequence[Buffer]
 
 
@@ -129,7 +134,7 @@ def _in_words(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
         return f"the server turns this device away, which was revoked or has new keys: {said}"
     if "handshake failed" in said.lower():
-        return "the handshake failed: the server there is not this federation's, or a certificate has expired"
+        return UNTRUSTED
     why = said.rpartition(": ")[2] if error.code() is grpc.StatusCode.UNAVAILABLE else said
     return f"{error.code().name.lower()}: {why}"
 

@@ -134,7 +134,9 @@ async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
 
 
 def _shown(own: Credentials) -> Any:
-    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.ca)
+    return grpc.ssl_server_certificate_configuration(
+        [(own.key, own.certificate)], own.ca + b"\n" + own.earlier
+    )
 
 
 def read_acknowledged(path: Path | None) -> dict[str, str]:

@@ -14,10 +14,10 @@ import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..bounded_decoding import Undecodable, unpack
-from .double_signature import ML_DSA_KEY_BYTES, sign_as_authority, verify_authority, verify_by
+from .double_signature import ML_DSA_KEY_BYTES, both_of, sign_as_authority, verify_authority, verify_by
 from .messages import BOUNDS
 from .refusal import Reason, Refused
-from .suite import KEY_BYTES, Suite, sign, verify
+from .suite import KEY_BYTES, Suite, public_of, sign, verify
 from .transcript import HASH_BYTES, Purpose, digest
 
 # Owners read it: no name looks like another, or contains a hash.
@@ -145,6 +145,7 @@ def write_roster(
     cosignatures: Mapping[bytes, bytes] | None = None,
     *,
     doubly: bool = False,
+    successor: Ed25519PrivateKey | None = None,
 ) -> bytes:
     """Return the roster as the authority signs it.
 
@@ -153,25 +154,44 @@ def write_roster(
       authority: its key.
       cosignatures: of members of the version before, by public key, as `cosign` makes them.
       doubly: whether its ML-DSA key signs as well, and travels along.
+      successor: the key that replaces the authority's, and signs beside it during the overlap. Its signature stands
+        among those of members, where an earlier release looks for its own members only.
     """
     entries = [member.parts for member in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, roster.earlier, entries)))
     signed = (body, sign_as_authority(authority, _CONTEXT, body, doubly=doubly))
-    return cast(bytes, msgpack.packb((*signed, sorted(cosignatures.items())) if cosignatures else signed))
+    beside = dict(cosignatures or {})
+    if successor is not None:
+        public = both_of(successor) if doubly else public_of(successor)
+        beside[public] = sign_as_authority(successor, _CONTEXT, body, doubly=doubly)
+    return cast(bytes, msgpack.packb((*signed, sorted(beside.items())) if beside else signed))
 
 
-def read_roster(data: bytes, authority_public: bytes) -> Roster:
+def read_roster(data: bytes, authority: bytes, *others: bytes) -> Roster:
     """Return the roster that an authority signed.
 
     Args:
       data: what `write_roster` returned.
-      authority_public: Ed25519 public key, 32 bytes; with the hash of its ML-DSA key behind it both must have signed.
+      authority: Ed25519 public key, 32 bytes; with the hash of its ML-DSA key behind it both must have signed.
+      others: keys of authorities of which any may have signed instead.
 
     Raises:
       Refused: MALFORMED, or BAD_SIGNATURE.
     """
-    body, signature, _ = _parts(data)
-    verify_authority(authority_public, _CONTEXT, body, signature)
+    body, first, _ = _parts(data)
+    beside = cosignatures_in(data).items()
+    given = [
+        (public, signature)
+        for public in (authority, *others)
+        for signature in (*(each for key, each in beside if key[: len(public)] == public), first)
+    ]
+    for place, (public, signature) in enumerate(given, 1):
+        try:
+            verify_authority(public, _CONTEXT, body, signature)
+            break
+        except Refused:
+            if place == len(given):
+                raise
     return roster_in(data)
 
 

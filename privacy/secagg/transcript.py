@@ -30,6 +30,7 @@ class Purpose(StrEnum):
     SETUP = "setup"
     ROUND = "round"
     ROSTER = "roster"
+    ROLLOVER = "rollover"
     COSIGNATURE = "cosignature"
     ML_DSA = "ml-dsa"
     ENROLMENT = "enrolment"

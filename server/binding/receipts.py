@@ -26,11 +26,13 @@ from ...privacy.ledger.receipt import (
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.graph import colluders
 from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.rollover import Rollover, read_chain, write_chain
 from ...privacy.secagg.roster import Roster, read_roster
 from ...reports.files import RECEIPTS
 from .manifest import PRIVATE_MODE, PUBLIC_MODE, tells_counts
 
 FORMAT = "fedveil receipts 1"
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 COLLUSION = 0.1  # share of the members that is assumed to collude, as `secagg.collusion` has it by default
 
 
@@ -43,12 +45,14 @@ class Receipts:
       authority: Ed25519 public key that signed the roster.
       roster: the signed bytes.
       signed: the receipts, by ascending node.
+      rollovers: that led to the authority, the first one's first.
     """
 
     description: RunDescription
     authority: bytes
     roster: bytes
     signed: Sequence[Receipt]
+    rollovers: tuple[Rollover, ...] = ()
 
     @property
     def text(self) -> bytes:
@@ -58,6 +62,8 @@ class Receipts:
             for each in self.signed
         ]
         keys = {"authority": self.authority.hex(), "roster": self.roster.hex()}
+        if self.rollovers:
+            keys["rollovers"] = write_chain(self.rollovers)
         return canonical({"format": FORMAT, **asdict(self.description), **keys, "receipts": signed}).encode()
 
 
@@ -88,10 +94,11 @@ def read_receipts(folder: Path) -> Receipts:
             for each in found["receipts"]
         ]
         authority, roster = (bytes.fromhex(found[name]) for name in ("authority", "roster"))
-        receipts = Receipts(description, authority, roster, given)
+        chain = read_chain(str(found["rollovers"]), description.federation) if "rollovers" in found else ()
+        receipts = Receipts(description, authority, roster, given, chain)
         if receipts.text != text:
             raise ValueError("it is not in canonical form")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except (*FAULTS, Refused) as problem:
         raise Refusal("receipts", str(path), f"cannot be read ({problem}); ask for a true copy") from problem
     return receipts
 

@@ -32,6 +32,8 @@ from ...privacy.ledger.durable_files import PUBLIC, replace_files
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.double_signature import BOTH_BYTES
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.rollover import Rollover, read_chain
 from ...privacy.secagg.suite import KEY_BYTES
 
 FILE, FORMAT = "signatures.json", "fedveil signatures 1"
@@ -274,6 +276,23 @@ def read_public(text: str) -> str:
     if len(found) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * 1952):
         raise Refusal("key", text, "is not a public key of Ed25519 or ML-DSA-65")
     return found
+
+
+def read_named_chain(text: str) -> tuple[Rollover, ...]:
+    """Return the rollovers of an authority in the file that a text names; none if it names a key.
+
+    Raises:
+      Refusal: the rollovers are not signed.
+    """
+    if re.fullmatch(r"[0-9a-fA-F]+", text.strip()):
+        return ()
+    held = read_file(Path(text))
+    if not held.lstrip().startswith(b"{"):
+        return ()
+    try:
+        return read_chain(held)
+    except Refused as refused:
+        raise Refusal("key", text, f"holds no rollovers of an authority ({refused})") from None
 
 
 def _public_in(held: bytes) -> str:

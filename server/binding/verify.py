@@ -28,6 +28,7 @@ from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.rollover import Rollover
 from ...privacy.secagg.roster import Roster
 from ...reports.card import contradicts
 from ...reports.files import (
@@ -112,6 +113,7 @@ class Knowledge:
       device: folder of a device's ledgers, and of the openings of its receipts.
       roster: hash of the roster whose members gave the receipts, in hexadecimal.
       receipts: number of receipts that are needed; None needs those of all members.
+      rollovers: chains of authorities, whose newest keys are among `keys`.
     """
 
     keys: Sequence[str] = ()
@@ -119,6 +121,7 @@ class Knowledge:
     device: Path | None = None
     roster: str | None = None
     receipts: int | None = None
+    rollovers: Sequence[Sequence[Rollover]] = ()
 
 
 @dataclass(frozen=True)
@@ -225,9 +228,9 @@ def verify_folder(folder: Path, asked: Knowledge) -> list[CheckLine]:
         ("page", lambda: _page(held)),
     ]
     if held.bundled:
-        first = [("files", lambda: _files(held)), ("signatures", lambda: _signatures(held, asked.keys))]
+        first = [("files", lambda: _files(held)), ("signatures", lambda: _signatures(held, asked))]
         checks = [*first, *checks]
-    elif set(asked.keys) - {_authority(held)}:
+    elif set(asked.keys) - _authorities(held, asked):
         checks.append(("signatures", _unsigned))
     return [_line(name, test) for name, test in checks]
 
@@ -293,18 +296,18 @@ def _files(held: BoundFolder) -> str:
     return f"{len(listed)} files match the bundle's list{beware}"
 
 
-def _signatures(held: BoundFolder, keys: Sequence[str]) -> str:
+def _signatures(held: BoundFolder, asked: Knowledge) -> str:
     found = read_signatures(held.folder)
     check((held.folder / LIST).read_bytes(), found)
-    for key in keys:
-        if key not in {*_signers(held), _authority(held)}:
+    for key in asked.keys:
+        if key not in _signers(held) | _authorities(held, asked):
             raise Wrong(f"the key {key[:SHOWN]} has not signed, nor the roster of {RECEIPTS}")
     if not found:
         raise NotShown("there is no signature, so these files may be forged")
     said = "; ".join(
         f"{each.role}, {each.date}, key {next(iter(each.keys.values()))[:SHOWN]}" for each in found
     )
-    known = "" if keys else "; compare the keys with those you know, or give --key"
+    known = "" if asked.keys else "; compare the keys with those you know, or give --key"
     return f"{said}{known}"
 
 
@@ -314,12 +317,30 @@ def _signers(held: BoundFolder) -> set[str]:
     return {public for each in found for public in each.keys.values()}
 
 
-def _authority(held: BoundFolder) -> str:
-    """Return the authority's key that the receipts name, which another check verifies; empty without receipts."""
+def _authorities(held: BoundFolder, asked: Knowledge) -> set[str]:
+    """Return the keys that stand for the authority of the receipts, which another check verifies; none without receipts.
+
+    They are its own and, by rollovers that both sides signed, those before it and after it.
+    """
     try:
-        return read_receipts(held.folder).authority.hex()
+        receipts = read_receipts(held.folder)
     except Refusal:
-        return ""
+        return set()
+    found = {own := receipts.authority.hex()}
+    for chain in (receipts.rollovers, *asked.rollovers):
+        keys = {key for each in chain for key in (each.old, each.new)}
+        found |= keys if own in keys else set()
+    return found
+
+
+def _require_in_force(held: BoundFolder, receipts: Receipts, asked: Knowledge) -> None:
+    """Require that the authority of the receipts was not replaced, or that the run ended before the overlap did."""
+    own = receipts.authority.hex()
+    for each in (each for chain in (receipts.rollovers, *asked.rollovers) for each in chain):
+        if each.old == own and not 0 < _seconds_of_end(held) < each.until:
+            raise Wrong(
+                f"the authority {own[:SHOWN]} was replaced, and the run did not end before the overlap with its successor"
+            )
 
 
 def _once_bound(held: BoundFolder, test: Callable[[BoundFolder], str]) -> str:
@@ -607,10 +628,11 @@ def _receipts(held: BoundFolder, asked: Knowledge) -> str:
         raise Wrong(f"they belong to another run than {MANIFEST}")
     roster = checked_roster(receipts)
     _require_roster(held, roster, asked.roster)
-    authority = receipts.authority.hex()
-    known = authority in asked.keys or asked.roster is not None
+    _require_in_force(held, receipts, asked)
+    authority, same = receipts.authority.hex(), _authorities(held, asked)
+    known = bool(same & {*asked.keys}) or asked.roster is not None
     demanded = (
-        asked.roster is not None or asked.receipts is not None or authority in {*asked.keys} - _signers(held)
+        asked.roster is not None or asked.receipts is not None or bool(same & {*asked.keys} - _signers(held))
     )
     vouched = "" if known else f"; compare the authority's key, {authority[:SHOWN]}"
     opened = ""
@@ -666,7 +688,9 @@ def _blame(held: BoundFolder, asked: Knowledge) -> str:
     claims = claims_of(held.rounds, held.result.get("blamed") or {})
     if not claims:
         raise NotShown("no member is named")
-    return require_proved(held.folder, held.run, claims, held.result, [*asked.keys, _authority(held)])
+    return require_proved(
+        held.folder, held.run, claims, held.result, [*asked.keys, *_authorities(held, asked)]
+    )
 
 
 # --- audit and page -----------------------------------------------------------------------------------------------

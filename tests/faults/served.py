@@ -187,20 +187,31 @@ def serving(
     that clients connect to, and the one that the server listens on.
     """
     port, listen = ports or (free_port(),) * 2
-    starter = subprocess.Popen(
+    made = kind(make_federation(folder, port, link, more=more, listen=listen), starter_in(environment or {}))
+    with living(made):
+        for bundle in sorted((made.hearts / "clients").iterdir()):
+            made.client(bundle.name)
+        yield made
+
+
+def starter_in(environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Return a process that starts commands; `environment` is added to theirs."""
+    return subprocess.Popen(
         [sys.executable, str(STARTER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "GRPC_VERBOSITY": "NONE", **(environment or {})},
+        env={**os.environ, "GRPC_VERBOSITY": "NONE", **environment},
     )
-    made = kind(make_federation(folder, port, link, more=more, listen=listen), starter)
+
+
+@contextmanager
+def living(made: Served) -> Iterator[None]:
+    """End the clients of a federation, and what starts them, with the block."""
     try:
-        for bundle in sorted((made.hearts / "clients").iterdir()):
-            made.client(bundle.name)
-        yield made
+        yield
     finally:
         for each in made.clients.values():
             if each.alive:
                 os.kill(each.pid, signal.SIGKILL)
-        starter.communicate()
+        made.starter.communicate()

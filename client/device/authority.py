@@ -1,0 +1,186 @@
+"""Authority that a device trusts: pinned by its owner's policy.toml, and replaced by rollovers that the owner allows.
+
+The file `ROLLOVERS` of the state folder holds those in force. It is replaced whole, and read at each use, so that a running
+agent follows its owner's approval.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ...configs.bundle_files import ROLLOVERS, read_file
+from ...links.enrolment.token import fingerprint_of
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.rollover import DAY_SECONDS, MOST_DAYS, Rollover, read_chain, since
+from .owner_policy import OwnerPolicy
+
+logger = logging.getLogger("fedveil.client")
+
+WAITING = "rollovers.waiting.json"  # in the state folder: what the owner must approve first
+
+
+@dataclass(frozen=True)
+class TrustedAuthority:
+    """Authority of a device, and until its overlap ends the one before it.
+
+    Attributes:
+      key: public key that signs rosters; see `privacy.secagg.roster.read_roster`.
+      ca: its certificate for TLS, in PEM.
+      last: the rollover that made it; None if policy.toml names it.
+      earlier: keys of all authorities before it from that of policy.toml on, under which the device's own roster may stand.
+      earlier_ca: certificates of these, in PEM, under which the device's own certificate may stand.
+    """
+
+    key: bytes
+    ca: bytes
+    last: Rollover | None = None
+    earlier: tuple[bytes, ...] = ()
+    earlier_ca: bytes = b""
+
+    @property
+    def fingerprint(self) -> str:
+        """The authority's fingerprint in hexadecimal, as `fedveil provision rollover` prints it."""
+        return fingerprint_of(self.ca, self.key).hex()
+
+    def keys(self, now: float) -> tuple[bytes, ...]:
+        """Return the keys whose signature counts at a Unix second."""
+        former = self._former(now)
+        return (self.key,) if former is None else (self.key, bytes.fromhex(former.old))
+
+    def roots(self, now: float) -> bytes:
+        """Return the certificates, in PEM, one of which must have signed the server's at a Unix second."""
+        former = self._former(now)
+        return self.ca if former is None else self.ca + b"\n" + former.old_ca.encode()
+
+    def _former(self, now: float) -> Rollover | None:
+        """Return the rollover whose overlap lasts at a Unix second."""
+        return self.last if self.last is not None and now < self.last.until else None
+
+
+def trusted(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
+    """Return the authority that is in force on a device.
+
+    Args:
+      state: the device's state folder.
+      policy: the owner's.
+      ca: the certificate in the device's bundle, in PEM.
+      federation: of the device.
+
+    Raises:
+      Refusal: the rollovers in the state folder are damaged.
+    """
+    pinned = bytes.fromhex(policy.authority)
+    kept = _kept(state / ROLLOVERS, federation)
+    after = since(kept, pinned)
+    if not kept or after is None:  # the owner pinned another authority since
+        return TrustedAuthority(pinned, ca)
+    last, path = kept[-1], after or kept[-1:]
+    keys = (pinned, *(bytes.fromhex(each.new) for each in after))
+    certificates = [ca, *(each.encode() for one in path for each in (one.old_ca, one.new_ca))]
+    return TrustedAuthority(keys[-1], last.new_ca.encode(), last, keys[:-1], b"\n".join(certificates))
+
+
+def offered(state: Path, policy: OwnerPolicy, text: bytes | str, federation: str, approved: str = "") -> bool:
+    """Follow the rollovers in a text, if they lead on from the authority in force and the owner allows it.
+
+    Args:
+      state: the device's state folder.
+      policy: the owner's.
+      text: of the whole chain, from a server, a file or a bundle.
+      federation: of the device.
+      approved: fingerprint of the new authority, which the owner has compared; empty for none.
+
+    Returns:
+      Whether the authority was replaced now.
+
+    Raises:
+      Refusal: the chain is not signed, contradicts the one in force, its overlap has ended or is too long, or its owner
+        must approve it first. What is in force stays so.
+    """
+    try:
+        chain = read_chain(text, federation)
+    except Refused as refused:
+        raise Refusal("rollover", federation, f"is not that of this device's authority ({refused})") from None
+    kept = _kept(state / ROLLOVERS, federation)
+    bodies, known = ([each.body for each in one] for one in (chain, kept))
+    if bodies == known[: len(bodies)]:
+        return False  # an older copy, or the same
+    if known != bodies[: len(known)]:
+        remedy = "contradicts the one in force here: the old key has signed two; ask the authority which is its own"
+        logger.error("rollover %s %s", chain[-1].number, remedy)
+        raise Refusal("rollover", f"number {chain[-1].number}", remedy)
+    after = since(chain, bytes.fromhex(policy.authority))
+    if after is None:
+        remedy = "does not lead from the authority in policy.toml; ask its holder for the whole chain"
+        raise Refusal("rollover", f"number {chain[-1].number}", remedy)
+    fresh = [each for each in after if each.number > len(kept)]
+    if any(each.until - time.time() > MOST_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):
+        remedy = f"has an overlap that ends in more than {MOST_DAYS} days: ask the authority, or set this device's clock"
+        raise Refusal("rollover", f"number {chain[-1].number}", remedy)
+    if short := _objection(fresh, chain[-1], policy, approved):
+        if not approved:
+            _wait(state, chain, text)
+        raise Refusal("rollover", f"number {chain[-1].number}", short)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(state / ROLLOVERS, text if isinstance(text, bytes) else text.encode())
+    (state / WAITING).unlink(missing_ok=True)
+    logger.warning("the authority was replaced: %s", in_words(chain[-1]))
+    return True
+
+
+def in_words(rollover: Rollover) -> str:
+    """Return a clause with what a rollover changes."""
+    end = datetime.fromtimestamp(rollover.until, UTC).isoformat(timespec="seconds")
+    return f"rollover {rollover.number}, new fingerprint {new_fingerprint(rollover)}, the old one counts until {end}"
+
+
+def new_fingerprint(rollover: Rollover) -> str:
+    """Return the fingerprint of a rollover's new authority, in hexadecimal."""
+    return fingerprint_of(rollover.new_ca.encode(), bytes.fromhex(rollover.new)).hex()
+
+
+def waiting(state: Path, federation: str) -> tuple[Rollover, ...]:
+    """Return the chain that waits for the owner's approval; empty if none does."""
+    return _kept(state / WAITING, federation)
+
+
+def _objection(fresh: Sequence[Rollover], last: Rollover, policy: OwnerPolicy, approved: str) -> str:
+    """Return why rollovers do not take effect now; empty if they do. `fresh` are those after the authority in force."""
+    new = new_fingerprint(last)
+    if approved:
+        return "" if approved == new else f"has the fingerprint {new}, and --approve names another"
+    late = any(each.until <= time.time() for each in fresh)
+    if not fresh or not (late or policy.approve_authority):
+        return ""
+    why = "has ended its overlap, so that the old key alone proves nothing" if late else "waits for its owner"
+    remedy = f"compare {new} with the holder of the authority, then: fedveil client authority FOLDER --approve FINGERPRINT"
+    return f"{why}; {remedy}"
+
+
+def _wait(state: Path, chain: Sequence[Rollover], text: bytes | str) -> None:
+    """Keep a chain for its owner's approval; the first one stays, because the owner may be comparing it."""
+    before = _kept(state / WAITING, chain[0].federation)
+    if before and before[-1].number >= chain[-1].number:
+        if before[-1].body != chain[-1].body:
+            logger.error("another rollover waits already: the old key has signed two; ask the authority")
+        return
+    logger.warning("not followed yet: %s", in_words(chain[-1]))
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(state / WAITING, text if isinstance(text, bytes) else text.encode())
+
+
+def _kept(path: Path, federation: str) -> tuple[Rollover, ...]:
+    if not path.exists():
+        return ()
+    try:
+        return read_chain(read_file(path), federation)
+    except Refused as refused:
+        remedy = f"is damaged ({refused}); remove it, and give the rollover anew: fedveil client authority FOLDER --rollover FILE"
+        raise Refusal("file", str(path), remedy) from None

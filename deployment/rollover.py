@@ -1,0 +1,55 @@
+"""Rollover of an authority at the operator's desk: new keys, and the statement by which devices follow them."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ..configs.bundle_files import ROLLOVERS
+from ..privacy.ledger.durable_files import replace_file
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.rollover import (
+    DAY_SECONDS,
+    MOST_DAYS,
+    MOST_ROLLOVERS,
+    Rollover,
+    sign_rollover,
+    write_chain,
+)
+from .authority import make_keys, open_authority
+from .enrolment import end_tokens
+from .provision import AUTHORITY, Desk, opened, publish
+
+DAYS = 30  # of an overlap
+
+
+def roll_over(folder: Path, days: float = DAYS) -> Desk:
+    """Replace the authority's keys, and give all certificates and the roster by the new ones.
+
+    The file of the rollovers decides: before it is written the old keys are in force, and after it the next command
+    completes what was cut short. The old keys sign rosters too until the overlap ends; then they are removed.
+
+    Args:
+      folder: that `provision` made.
+      days: of the overlap, in which devices accept both.
+
+    Raises:
+      Refusal: the overlap is none, or too long.
+    """
+    if not 0 < days <= MOST_DAYS:
+        raise Refusal("days", days, f"must be above 0 and at most {MOST_DAYS}: as long, the old keys count")
+    with opened(folder) as desk:
+        old, federation, place = desk.authority, desk.federation, desk.folder / AUTHORITY
+        number, now = len(old.rollovers) + 1, int(time.time())
+        if number > MOST_ROLLOVERS:
+            remedy = f"has had {MOST_ROLLOVERS} rollovers, the most; make a new federation"
+            raise Refusal("federation", federation.name, remedy)
+        new = make_keys(place, federation.name, federation.care, number + 1)
+        before, after = (each.public(federation.post_quantum).hex() for each in (old, new))
+        old_ca, new_ca = (each.ca_pem.decode() for each in (old, new))
+        until = now + max(1, int(days * DAY_SECONDS))
+        stated = Rollover(federation.name, number, before, after, old_ca, new_ca, now, until)
+        chain = (*old.rollovers, sign_rollover(stated, old.signer, new.signer))
+        replace_file(place / ROLLOVERS, write_chain(chain).encode())
+        desk = replace(desk, authority=open_authority(place, federation.name, federation.care))
+        end_tokens(desk)
+        return publish(desk)
