@@ -12,8 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from ...reports.files import (
     REPORT,
     RESULT,
     SAVED,
+    TIME_STAMP,
+    WITNESSES,
     lies_now,
 )
 from ...reports.run_files import read_config
@@ -59,6 +62,8 @@ from .receipts import (
 )
 from .signatures import FILE as SIGNATURES
 from .signatures import SHOWN, check, read_signatures
+from .time_stamp import STAMPS, stamped_at
+from .witnesses import checked_witnesses
 
 # Two machines may add in different orders; printed numbers have fewer digits.
 SAME = 1e-6
@@ -112,6 +117,8 @@ class Knowledge:
       device: folder of a device's ledgers, and of the openings of its receipts.
       roster: hash of the roster whose members gave the receipts, in hexadecimal.
       receipts: number of receipts that are needed; None needs those of all members.
+      witnesses: Ed25519 keys in hexadecimal, each of which must have co-signed the log that holds the manifest.
+      time_stamps: file of certificates in PEM, of authorities for time stamps that the verifier trusts.
     """
 
     keys: Sequence[str] = ()
@@ -119,6 +126,8 @@ class Knowledge:
     device: Path | None = None
     roster: str | None = None
     receipts: int | None = None
+    witnesses: Sequence[str] = ()
+    time_stamps: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +238,10 @@ def verify_folder(folder: Path, asked: Knowledge) -> list[CheckLine]:
         checks = [*first, *checks]
     elif set(asked.keys) - {_authority(held)}:
         checks.append(("signatures", _unsigned))
+    if asked.witnesses or (folder / WITNESSES).exists():
+        checks.append(("witnesses", lambda: _witnesses(held, asked.witnesses)))
+    if asked.time_stamps is not None or (folder / TIME_STAMP).exists():
+        checks.append(("time stamp", lambda: _time_stamp(held, asked.time_stamps)))
     return [_line(name, test) for name, test in checks]
 
 
@@ -659,6 +672,39 @@ def _seconds_of_end(held: BoundFolder) -> int:
     except NotShown:
         at = next((each["at"] for each in reversed(held.result.get("rosters", ()))), None)
     return 0 if at is None else int(datetime.fromisoformat(at).timestamp())
+
+
+def _witnesses(held: BoundFolder, keys: Sequence[str]) -> str:
+    """Check the co-signatures of the log that holds this manifest."""
+    if not (held.folder / WITNESSES).exists():
+        raise Wrong(f"{WITNESSES} is missing, and --witness is given")
+    receipts = read_receipts(held.folder) if (held.folder / RECEIPTS).exists() else None
+    federation = None if receipts is None else receipts.description.federation
+    found = checked_witnesses(held.folder, held.manifest, federation)
+    for key in keys:
+        if key not in found:
+            raise Wrong(f"the witness {key[:SHOWN]} has not co-signed the log of this run")
+        if key == _authority(held)[: len(key)]:
+            raise Wrong(f"the witness {key[:SHOWN]} is the authority")
+    told = [f"{public[:SHOWN]} at {_second(each.at)}" for public, each in sorted(found.items())]
+    known = "" if keys else "; compare the keys with those you know, or give --witness"
+    return f"{len(found)} have co-signed the log with this manifest: {', '.join(told) or 'none'}{known}"
+
+
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _time_stamp(held: BoundFolder, trusted: Path | None) -> str:
+    """Check the time stamp of this manifest against the certificates that the verifier trusts."""
+    if not (held.folder / TIME_STAMP).exists():
+        raise Wrong(f"{TIME_STAMP} is missing, and --tsa is given")
+    if trusted is None:
+        raise NotShown("give --tsa with the certificate of its authority, to check it")
+    if find_spec(STAMPS) is None:
+        raise NotShown("rfc3161-client is not installed: pip install 'fedveil[timestamps]'")
+    at = stamped_at((held.folder / TIME_STAMP).read_bytes(), held.manifest.text.encode(), trusted)
+    return f"{MANIFEST} was there at {at.isoformat(timespec='seconds')}, by an authority in {trusted}"
 
 
 def _blame(held: BoundFolder, asked: Knowledge) -> str:
