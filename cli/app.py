@@ -275,7 +275,8 @@ def verify(
         option("PUB", "Public key that must have co-signed the server's log: a file, or hex.", "--witness"),
     ] = None,
     tsa: Annotated[
-        Path | None, option("FILE", "Certificate, in PEM, of the authority of the run's time stamp.", "--tsa")
+        Path | None,
+        option("FILE", "Root certificate, in PEM, of the authority of the run's time stamp.", "--tsa"),
     ] = None,
     as_json: Json = False,
 ) -> int:

@@ -53,6 +53,22 @@ def read_cosigned(folder: Path) -> tuple[Cosignature, ...]:
         raise Refusal("file", str(folder / FILE), remedy) from None
 
 
+def _split(text: str) -> list[list[str]]:
+    """Return the commands in a text; a semicolon in quotes is part of a word."""
+    words = shlex.shlex(text, posix=True, punctuation_chars=";")
+    words.whitespace_split, words.commenters = True, ""
+    commands: list[list[str]] = [[]]
+    try:
+        for word in words:
+            if word == ";":
+                commands.append([])
+            else:
+                commands[-1].append(word)
+    except ValueError as error:
+        raise Refusal(WITNESSES, text, f"is no list of commands ({error})") from None
+    return [each for each in commands if each]
+
+
 class CosignedHeads:
     """Heads of a server's log with their co-signatures.
 
@@ -68,10 +84,7 @@ class CosignedHeads:
 
     def __init__(self, folder: Path, federation: str, log: ServerLog, commands: str = "") -> None:
         self._folder, self._federation, self._log = folder, federation, log
-        try:
-            self._commands = [shlex.split(each) for each in commands.split(";") if each.strip()]
-        except ValueError as error:
-            raise Refusal(WITNESSES, commands, f"is no list of commands ({error})") from None
+        self._commands = _split(commands)
         read_cosigned(folder)
 
     def add(self, *cosignatures: Cosignature) -> None:

@@ -75,6 +75,7 @@ REASONS = {
     "j": "the records' own noise hides them, and the norm of a part is fixed at 1",
     "k": "the proposal brings only fresh keys",
     "l": "binds a semi-honest server alone, in the sparse graph of a large cohort, whose shape is held against it there",
+    "m": "names keys of witnesses; the next row demands them",
 }
 ORDERS = ("train", "ask", "rows", "evaluate", "scale")
 QUESTIONS = ORDERS[1:]
@@ -100,6 +101,7 @@ class Against:
 Cell = Against | str  # of REASONS
 NOBODY = {"nobody": "0" * 64}
 TOO_FEW_PEERS = Against({"peers": NOBODY, "peers_at_least": 1})
+WITNESSED = {"witnesses": NOBODY, "witnessed_by_at_least": 1}
 YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
 COMMON: dict[str, Any] = {"purposes": ("statistics", "evaluation", "scaling")}
 
@@ -196,6 +198,10 @@ TABLE: dict[str, dict[str, Cell]] = {
     ),
     "require_log": row(
         "b", **at(("cohort", "masks", "confirm", *ORDERS, "end"), Against({"require_log": True}))
+    ),
+    "witnesses": row("m"),
+    "witnessed_by_at_least": row(
+        "b", **at(("cohort", "masks", "confirm", *ORDERS, "end"), Against(WITNESSED))
     ),
 }
 

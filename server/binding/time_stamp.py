@@ -70,7 +70,7 @@ def stamped_at(answer: bytes, manifest: bytes, trusted: Path) -> datetime:
     Args:
       answer: of the authority, in DER.
       manifest: the text under the stamp.
-      trusted: file of certificates in PEM; the authority's own, or those above it.
+      trusted: file of certificates in PEM, with the root above the authority's own.
 
     Raises:
       Refusal: the stamp is of another text, or of an authority that none of them vouches for.
@@ -82,5 +82,7 @@ def stamped_at(answer: bytes, manifest: bytes, trusted: Path) -> datetime:
         told = decode_timestamp_response(answer[:MOST_BYTES])
         VerifierBuilder(roots=roots).build().verify_message(told, manifest)
     except (VerificationError, ValueError) as problem:
-        raise Refusal("time stamp", TIME_STAMP, f"does not hold for {MANIFEST}: {problem}") from None
+        vouched = "verifying certificates" not in str(problem)  # else OpenSSL's own words follow
+        why = str(problem) if vouched else f"no certificate in {trusted} vouches for its authority"
+        raise Refusal("time stamp", TIME_STAMP, f"does not hold for {MANIFEST}: {why}") from None
     return told.tst_info.gen_time

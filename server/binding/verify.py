@@ -700,7 +700,7 @@ def _time_stamp(held: BoundFolder, trusted: Path | None) -> str:
     if not (held.folder / TIME_STAMP).exists():
         raise Wrong(f"{TIME_STAMP} is missing, and --tsa is given")
     if trusted is None:
-        raise NotShown("give --tsa with the certificate of its authority, to check it")
+        raise NotShown("give --tsa with the root certificate of its authority, to check it")
     if find_spec(STAMPS) is None:
         raise NotShown("rfc3161-client is not installed: pip install 'fedveil[timestamps]'")
     at = stamped_at((held.folder / TIME_STAMP).read_bytes(), held.manifest.text.encode(), trusted)
