@@ -319,13 +319,20 @@ def note_outside(bundle: ServerBundle, where: Path) -> None:
 
     The run stands without them: what is not had is said in one line.
     """
-    try:
+
+    def witnesses() -> None:
         leaves = ServerLog(bundle.folder / LOG).leaves
         note_witnesses(bundle.folder / RUNS, leaves, read_cosigned(bundle.folder))
+
+    def time_stamp() -> None:
         if url := os.environ.get(TSA):
             stamp(where, url)
-    except (Refusal, OSError) as problem:
-        print(f"warning: {problem}", file=sys.stderr, flush=True)
+
+    for note in (witnesses, time_stamp):
+        try:
+            note()
+        except (Refusal, OSError) as problem:
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def with_differences(link: Link, federation: Federation) -> Link:

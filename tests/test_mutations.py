@@ -1624,8 +1624,8 @@ MUTATIONS = {
     ),
     "a run without a time stamp is lost": Mutation(
         "deployment/serve.py",
-        '    except (Refusal, OSError) as problem:\n        print(f"warning: {problem}", file=sys.stderr, flush=True)\n',
-        '    except KeyError as problem:\n        print(f"warning: {problem}", file=sys.stderr, flush=True)\n',
+        '        except (Refusal, OSError) as problem:\n            print(f"warning: {problem}", file=sys.stderr, flush=True)\n',
+        '        except KeyError as problem:\n            print(f"warning: {problem}", file=sys.stderr, flush=True)\n',
         "test_server_witnesses.py",
         "loses_no_run",
     ),
