@@ -26,7 +26,7 @@ from ..links.server_log import LOG, ServerLog, fields_of, read_entries, told_aga
 from ..links.tree_head import TreeHead, sign_head
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from ..privacy.refusal import Refusal, refusing
-from ..privacy.witness import TWO_BRANCHES, Cosignature, read_cosignature
+from ..privacy.witness import TWO_BRANCHES, HeadCosignature, read_cosignature
 from ..server.binding.witnesses import note_witnesses
 from ..server.run.display import visible
 from ..strategies.training_order import NEW
@@ -142,7 +142,7 @@ def _in_words(head: TreeHead) -> str:
     return f"{head.federation}: {head.size} entries, root {head.root}, signed by the server at {at}"
 
 
-def _cosigned(each: Cosignature) -> str:
+def _cosigned(each: HeadCosignature) -> str:
     at = datetime.fromtimestamp(each.at, UTC).isoformat(timespec="seconds")
     return f"co-signed by {each.public} at {at}: {each}"
 

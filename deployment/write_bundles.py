@@ -25,6 +25,8 @@ from .systemd_units import (
     server_unit,
 )
 
+# Keys of a policy that a device of an earlier release does not know; it reads a bundle that demands nothing of them.
+LATER = ("witnesses", "witnessed_by_at_least")
 REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 
 
@@ -91,11 +93,12 @@ def client_files(
     assert entry is not None  # an admitted member that is not in the file was refused before
     named = authority.public(register.post_quantum).hex()
     trust = {"authority": named, "minimum_roster_version": register.version}
+    policy = {key: value for key, value in entry.policy.items() if value or key not in LATER}
     return {
         "ca.pem": authority.ca_pem,
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),
         "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
-        "policy.toml": tomli_w.dumps(_given({**entry.policy, **trust})).encode(),
+        "policy.toml": tomli_w.dumps(_given({**policy, **trust})).encode(),
         "tls.pem": issued.certificate.encode(),
         CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
         **(_tables(federation) if entry.task["name"] == TABLES else {}),

@@ -18,7 +18,7 @@ from ..privacy.merkle import root_of
 from ..privacy.refusal import Refusal
 from ..privacy.witness import (
     TWO_BRANCHES,
-    Cosignature,
+    HeadCosignature,
     kept_cosignatures,
     newest,
     read_cosignature,
@@ -35,7 +35,7 @@ WITNESSES = "FEDVEIL_WITNESSES"  # environment variable: a command for each witn
 WITNESS_SECONDS = 30.0
 
 
-def read_cosigned(folder: Path) -> tuple[Cosignature, ...]:
+def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
     """Return the newest co-signature of each witness; none without a file.
 
     Args:
@@ -87,7 +87,7 @@ class CosignedHeads:
         self._commands = _split(commands)
         read_cosigned(folder)
 
-    def add(self, *cosignatures: Cosignature) -> None:
+    def add(self, *cosignatures: HeadCosignature) -> None:
         """Store co-signatures of this log; of each key the one with the most entries stays.
 
         Raises:
@@ -102,12 +102,12 @@ class CosignedHeads:
         kept = newest((*read_cosigned(self._folder), *cosignatures))
         replace_file(self._folder / FILE, kept_cosignatures(kept), PUBLIC)
 
-    def of(self, head: TreeHead) -> tuple[Cosignature, ...]:
+    def of(self, head: TreeHead) -> tuple[HeadCosignature, ...]:
         """Return the co-signatures under a head: from the file, and from each witness that has a command.
 
         A witness that fails, or refuses, is named in the log of the server.
         """
-        given: list[Cosignature] = []
+        given: list[HeadCosignature] = []
         for command in self._commands if head.size else ():
             try:
                 given.append(self._asked(command, head))
@@ -127,7 +127,7 @@ class CosignedHeads:
         for command in self._commands if head.size else ():
             self._asked(command, head)
 
-    def _asked(self, command: Sequence[str], head: TreeHead) -> Cosignature:
+    def _asked(self, command: Sequence[str], head: TreeHead) -> HeadCosignature:
         leaves = tuple(each.hex() for each in self._log.leaves[: head.size])
         text = to_text(LogExport(head, leaves))
         try:
@@ -145,7 +145,7 @@ class CosignedHeads:
         self.add(made)
         return made
 
-    def _another(self, cosignature: Cosignature) -> str:
+    def _another(self, cosignature: HeadCosignature) -> str:
         leaves, size = self._log.leaves, cosignature.size
         if cosignature.federation != self._federation:
             return f"co-signed the log of {cosignature.federation!r}, and this is {self._federation!r}"

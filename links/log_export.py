@@ -12,7 +12,7 @@ from ..configs.bundle_files import read_file
 from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.merkle import extends, includes, leaf_hash, root_of
 from ..privacy.refusal import Refusal
-from ..privacy.witness import Cosignature
+from ..privacy.witness import HeadCosignature
 from .tree_head import TreeHead, check_head
 
 FORMAT = "fedveil log 1"
@@ -34,7 +34,7 @@ class LogExport:
     leaves: tuple[str, ...]
     entries: tuple[str, ...] = ()
     format: str = FORMAT
-    cosignatures: tuple[Cosignature, ...] = ()
+    cosignatures: tuple[HeadCosignature, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _holds(document: LogDocument) -> bool:
             )
 
 
-def covers(cosignature: Cosignature, federation: str, leaves: Sequence[bytes]) -> bool:
+def covers(cosignature: HeadCosignature, federation: str, leaves: Sequence[bytes]) -> bool:
     """Return whether a co-signature holds, and is under a head of this log."""
     size = cosignature.size
     return (
@@ -151,7 +151,7 @@ def covers(cosignature: Cosignature, federation: str, leaves: Sequence[bytes]) -
     )
 
 
-def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[Cosignature, Cosignature]]:
+def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[HeadCosignature, HeadCosignature]]:
     """Return the co-signatures of each witness that signed both of two logs behind the entry where they part.
 
     Args:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from ..configs.bundle_files import Credentials
 from ..privacy.secagg.roster import read_roster
-from ..privacy.witness import Cosignature
+from ..privacy.witness import HeadCosignature
 from ..strategies.flower_adapter import records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.run_over import OVER
@@ -36,7 +36,7 @@ class LoggedGrid(PassingGrid):
         bundle: ServerBundle,
         credentials: Callable[[], Credentials],
         rosters: Callable[[], SignedRoster],
-        cosigned: Callable[[TreeHead], Sequence[Cosignature]] = lambda _: (),
+        cosigned: Callable[[TreeHead], Sequence[HeadCosignature]] = lambda _: (),
     ) -> None:
         super().__init__(grid)
         self._log, self._cosigned = log, cosigned

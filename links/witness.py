@@ -18,7 +18,7 @@ from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.merkle import root_of
 from ..privacy.refusal import Refusal
-from ..privacy.witness import Cosignature, cosign_head
+from ..privacy.witness import HeadCosignature, cosign_head
 from .log_export import ConsistencyProof, LogDocument, LogExport
 from .tree_head import TreeHead
 
@@ -35,7 +35,7 @@ class WitnessedHead:
     """
 
     head: TreeHead
-    cosignature: Cosignature
+    cosignature: HeadCosignature
 
 
 def heads_of_key(path: Path) -> dict[str, WitnessedHead]:
@@ -84,7 +84,7 @@ def contradiction(last: TreeHead, told: LogDocument) -> str:
     return "" if root == last.root else f"the log is forked: its first {last.size} entries are others: {both}"
 
 
-def cosign_log(told: LogDocument, key: Ed25519PrivateKey, path: Path) -> Cosignature:
+def cosign_log(told: LogDocument, key: Ed25519PrivateKey, path: Path) -> HeadCosignature:
     """Return the co-signature of a log's head, once it is on disk beside the key; the same head gets the same again.
 
     Args:

@@ -22,7 +22,7 @@ MOST_BYTES = 1 << 11  # of one in JSON; 400 are usual
 
 
 @dataclass(frozen=True)
-class Cosignature:
+class HeadCosignature:
     """Signature of a witness under a head of a log.
 
     Attributes:
@@ -66,7 +66,7 @@ class Cosignature:
         return f"{self.size} entries, root {self.root}"
 
 
-def cosign_head(federation: str, size: int, root: str, at: int, key: Ed25519PrivateKey) -> Cosignature:
+def cosign_head(federation: str, size: int, root: str, at: int, key: Ed25519PrivateKey) -> HeadCosignature:
     """Return a witness's co-signature of a head.
 
     Args:
@@ -76,11 +76,11 @@ def cosign_head(federation: str, size: int, root: str, at: int, key: Ed25519Priv
       at: Unix second.
       key: of the witness.
     """
-    plain = Cosignature(federation, size, root, at, public_of(key).hex())
-    return Cosignature(federation, size, root, at, plain.public, key.sign(plain.signed).hex())
+    plain = HeadCosignature(federation, size, root, at, public_of(key).hex())
+    return HeadCosignature(federation, size, root, at, plain.public, key.sign(plain.signed).hex())
 
 
-def read_cosignature(text: str | bytes) -> Cosignature:
+def read_cosignature(text: str | bytes) -> HeadCosignature:
     """Return the co-signature in a text, of a key in lower case; its signature is unchecked.
 
     Raises:
@@ -89,7 +89,7 @@ def read_cosignature(text: str | bytes) -> Cosignature:
     try:
         if len(text) > MOST_BYTES:
             raise Undecodable("it is too long")
-        found = build(Cosignature, read_json(text))
+        found = build(HeadCosignature, read_json(text))
         if found.public != found.public.lower() or found.size < 1:
             raise Undecodable("no key in lower case, or no entry")
     except Undecodable as error:
@@ -97,7 +97,7 @@ def read_cosignature(text: str | bytes) -> Cosignature:
     return found
 
 
-def read_kept_cosignatures(text: bytes) -> tuple[Cosignature, ...]:
+def read_kept_cosignatures(text: bytes) -> tuple[HeadCosignature, ...]:
     """Return the co-signatures in a file that this program wrote.
 
     Raises:
@@ -106,17 +106,17 @@ def read_kept_cosignatures(text: bytes) -> tuple[Cosignature, ...]:
     found = read_json(text)
     if not isinstance(found, list):
         raise Undecodable("no list")
-    return tuple(build(Cosignature, each) for each in cast(list[object], found))
+    return tuple(build(HeadCosignature, each) for each in cast(list[object], found))
 
 
-def kept_cosignatures(cosignatures: Iterable[Cosignature]) -> bytes:
+def kept_cosignatures(cosignatures: Iterable[HeadCosignature]) -> bytes:
     """Return co-signatures as the bytes of a file."""
     return (json.dumps([asdict(each) for each in cosignatures], indent=1) + "\n").encode()
 
 
-def newest(cosignatures: Iterable[Cosignature]) -> tuple[Cosignature, ...]:
+def newest(cosignatures: Iterable[HeadCosignature]) -> tuple[HeadCosignature, ...]:
     """Return the co-signature of the most entries of each key, by the keys' order."""
-    found = dict[str, Cosignature]()
+    found = dict[str, HeadCosignature]()
     for each in cosignatures:
         if each.public not in found or each.size > found[each.public].size:
             found[each.public] = each

@@ -27,17 +27,17 @@ from fedveil.links.server_log import LOG, ServerLog, read_entries
 from fedveil.links.tree_head import TreeHead, sign_head
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.witness import Cosignature, cosign_head
+from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.server.binding.signatures import make_key
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 Devices, device_of, in_the_clear = MADE["Devices"], MADE["device_of"], MADE["in_the_clear"]
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("north", "south")}
 PUBLIC = {name: key.public_key().public_bytes_raw().hex() for name, key in KEYS.items()}
-Cosign = Callable[[TreeHead], tuple[Cosignature, ...]]
+Cosign = Callable[[TreeHead], tuple[HeadCosignature, ...]]
 
 
-def cosign(head: TreeHead, *names: str) -> tuple[Cosignature, ...]:
+def cosign(head: TreeHead, *names: str) -> tuple[HeadCosignature, ...]:
     return tuple(cosign_head(head.federation, head.size, head.root, 9, KEYS[name]) for name in names)
 
 
@@ -92,7 +92,7 @@ def test_an_instruction_is_followed_once_enough_witnesses_have_co_signed_its_hea
 def test_what_is_no_co_signature_of_this_head_counts_for_nothing(made: Path, how: str) -> None:
     earlier: list[TreeHead] = []
 
-    def of(head: TreeHead) -> tuple[Cosignature, ...]:
+    def of(head: TreeHead) -> tuple[HeadCosignature, ...]:
         earlier.append(head)
         [one] = cosign(head, "north")
         match how:
@@ -137,7 +137,7 @@ def test_a_witness_that_signs_two_branches_is_named_with_both_heads(
         in caplog.text
     )
     evidence = json.loads((device.bundle.state / BRANCHES).read_text())
-    assert [Cosignature(**evidence[each]).holds for each in ("own", "other")] == [True, True]
+    assert [HeadCosignature(**evidence[each]).holds for each in ("own", "other")] == [True, True]
     assert known(made) == 2
     south = replace(other, public=PUBLIC["south"])
     south = replace(south, signature=KEYS["south"].sign(south.signed).hex())
@@ -159,13 +159,11 @@ def test_a_witness_that_signs_two_branches_is_named_with_both_heads(
 )
 def test_a_policy_names_each_witness_once_and_never_the_authority(made: Path, lines: str, why: str) -> None:
     folder = made / "clients" / "c0"
-    authority = read_client_bundle(folder).policy.authority
-    path = folder / "policy.toml"
-    kept = [line for line in path.read_text().splitlines() if "witness" not in line]
-    first = [line for line in kept if line != "[peers]"]
-    path.write_text("\n".join([*first, "[peers]"]) + "\n" + lines.format(authority=authority, **PUBLIC))
-    if lines.startswith("witnessed"):
-        path.write_text("\n".join([lines.split("\n")[0], *first, *lines.format(**PUBLIC).split("\n")[1:]]))
+    path, authority = folder / "policy.toml", read_client_bundle(folder).policy.authority
+    written = path.read_text()
+    assert "witness" not in written  # a device of an earlier release reads it
+    key, _, section = lines.format(authority=authority, **PUBLIC).rpartition("[witnesses]")
+    path.write_text(f"{key}{written}[witnesses]{section}\n")
     with pytest.raises(Refusal, match=why):
         read_client_bundle(folder)
 
@@ -204,10 +202,10 @@ def test_a_witness_signs_what_extends_its_last_head_and_refuses_a_fork_with_both
     made: Path, witness: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cosigns(made, witness, exported(made, b"a", b"b")) == 0
-    first = Cosignature(**json.loads(capsys.readouterr().out))
+    first = HeadCosignature(**json.loads(capsys.readouterr().out))
     assert first.holds and first.size == 2 and first.root == root_of([leaf_hash(b"a"), leaf_hash(b"b")]).hex()
     assert cosigns(made, witness, exported(made, b"a", b"b")) == 0
-    assert Cosignature(**json.loads(capsys.readouterr().out)) == first
+    assert HeadCosignature(**json.loads(capsys.readouterr().out)) == first
     record = witness.with_name("witness.key.heads.json")
     before = record.read_bytes()
     for entries, why in (
@@ -318,7 +316,7 @@ def test_an_operator_takes_co_signatures_of_its_own_log_alone(
     leaves = [leaf_hash(each) for each in read_entries(made / "server" / LOG)]
     root, file = root_of(leaves).hex(), made / "cosignature.json"
 
-    def take(each: Cosignature) -> str:
+    def take(each: HeadCosignature) -> str:
         file.write_text(each.to_json())
         code = run(["server", "log", str(made / "server"), "--cosigned", str(file)])
         said = capsys.readouterr()

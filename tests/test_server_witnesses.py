@@ -21,7 +21,7 @@ from fedveil.deployment.serve import serve
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.witness import Cosignature, cosign_head
+from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.reports.files import MANIFEST, TIME_STAMP, WITNESSES
 from fedveil.server.binding import verify as verify_module
 from fedveil.server.binding.manifest import read_manifest
@@ -52,7 +52,7 @@ def log_with(*middle: bytes) -> list[bytes]:
     return [leaf_hash(b"a"), leaf_hash(b"b"), *middle, leaf_hash(b"c")]
 
 
-def cosigned(leaves: list[bytes], *names: str, federation: str = "made") -> tuple[Cosignature, ...]:
+def cosigned(leaves: list[bytes], *names: str, federation: str = "made") -> tuple[HeadCosignature, ...]:
     root = root_of(leaves).hex()
     return tuple(cosign_head(federation, len(leaves), root, 1_900_000_000, KEYS[name]) for name in names)
 

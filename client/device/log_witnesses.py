@@ -17,7 +17,7 @@ from ...privacy.merkle import root_of
 from ...privacy.refusal import Refusal
 from ...privacy.witness import (
     TWO_BRANCHES,
-    Cosignature,
+    HeadCosignature,
     kept_cosignatures,
     newest,
     read_cosignature,
@@ -30,7 +30,7 @@ logger = logging.getLogger("fedveil.client")
 COSIGNED, BRANCHES = "log.cosigned.json", "log.witness.json"
 
 
-def cosigned_seen(state: Path) -> tuple[Cosignature, ...]:
+def cosigned_seen(state: Path) -> tuple[HeadCosignature, ...]:
     """Return the newest co-signature that a device has seen of each of its owner's witnesses.
 
     Raises:
@@ -45,7 +45,7 @@ def cosigned_seen(state: Path) -> tuple[Cosignature, ...]:
         raise Refusal("file", str(path), f"cannot be read ({error}); remove it") from None
 
 
-def keep_cosigned(state: Path, given: Sequence[Cosignature]) -> None:
+def keep_cosigned(state: Path, given: Sequence[HeadCosignature]) -> None:
     """Store co-signatures, of each key the one with the most entries."""
     before = cosigned_seen(state)
     kept = newest((*before, *given))
@@ -55,7 +55,7 @@ def keep_cosigned(state: Path, given: Sequence[Cosignature]) -> None:
 
 def witnessed(
     state: Path, head: TreeHead, leaves: Sequence[bytes], texts: Sequence[str], policy: OwnerPolicy
-) -> tuple[Cosignature, ...]:
+) -> tuple[HeadCosignature, ...]:
     """Return the co-signatures of the owner's witnesses under a head, each key once.
 
     Args:
@@ -70,7 +70,7 @@ def witnessed(
       OSError: evidence cannot be stored.
     """
     names = {public: name for name, public in policy.witnesses.items()}
-    given: list[Cosignature] = []
+    given: list[HeadCosignature] = []
     for text in texts:
         with suppress(Refusal):
             each = read_cosignature(text)
@@ -89,7 +89,7 @@ def witnessed(
 
 
 def _refuse_branch(
-    state: Path, name: str, other: Cosignature, own: Sequence[Cosignature], leaves: Sequence[bytes]
+    state: Path, name: str, other: HeadCosignature, own: Sequence[HeadCosignature], leaves: Sequence[bytes]
 ) -> NoReturn:
     """Store a witness's co-signature of another branch with its own of this log, if any, and refuse."""
     here = next((each for each in own if each.public == other.public and each.size >= other.size), None)

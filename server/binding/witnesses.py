@@ -12,7 +12,7 @@ from ...privacy.bounded_decoding import Undecodable, build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.merkle import includes, inclusion_proof, leaf_hash
 from ...privacy.refusal import Refusal
-from ...privacy.witness import Cosignature
+from ...privacy.witness import HeadCosignature
 from ...reports.files import MANIFEST, WITNESSES
 from ...strategies.training_order import people_call
 from .manifest import PUBLIC_MODE, Manifest, read_manifest
@@ -29,7 +29,7 @@ class Witness:
       inclusion: hashes of the proof that the head's tree holds the manifest's entry, in hexadecimal.
     """
 
-    cosignature: Cosignature
+    cosignature: HeadCosignature
     inclusion: tuple[str, ...]
 
 
@@ -48,7 +48,7 @@ class RunWitnesses:
     format: str = FORMAT
 
 
-def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[Cosignature]) -> list[str]:
+def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[HeadCosignature]) -> list[str]:
     """Write into each closed run what witnesses have co-signed of its log; return the names of the changed folders.
 
     Args:
@@ -97,7 +97,7 @@ def read_witnesses(folder: Path) -> RunWitnesses:
     return found
 
 
-def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, Cosignature]:
+def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
     """Return the co-signatures of a log that holds this manifest, by key.
 
     Args:
