@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
@@ -18,20 +20,24 @@ from fedveil.__main__ import run
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.log_witnesses import BRANCHES, COSIGNED
 from fedveil.client.device.seen_log import SeenLog
+from fedveil.deployment import serve as serving
 from fedveil.links.cosigned_heads import FILE, CosignedHeads, read_cosigned
 from fedveil.links.log_export import LogExport, to_text
 from fedveil.links.log_wire import COSIGNATURES, LogStatement, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.links.server_log import LOG, ServerLog, read_entries
+from fedveil.links.server_log import LOG, ServerLog, manifest_entry, read_entries, told_again
 from fedveil.links.tree_head import TreeHead, sign_head
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.witness import HeadCosignature, cosign_head
+from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.binding.signatures import make_key
+from fedveil.server.run.callbacks import RunEnd
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 Devices, device_of, in_the_clear = MADE["Devices"], MADE["device_of"], MADE["in_the_clear"]
+KEPT = Path(__file__).parent / "fixtures" / "signed_run" / "run"
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("north", "south")}
 PUBLIC = {name: key.public_key().public_bytes_raw().hex() for name, key in KEYS.items()}
 Cosign = Callable[[TreeHead], tuple[HeadCosignature, ...]]
@@ -367,3 +373,21 @@ def test_two_owners_find_a_witness_of_both_branches(made: Path, capsys: pytest.C
     fields["cosignatures"][0]["root"] = "ab" * 32
     (made / "other.json").write_text(json.dumps(fields))
     assert run(["client", "log", str(made / "clients" / "c0"), "--against", str(made / "other.json")]) == 2
+
+
+def test_the_log_holds_the_manifest_of_a_run_that_ends_with_nobody_connected(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("as_answered", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
+        monkeypatch.setattr(serving, name, lambda *_, value=value: value)
+    grid = logged(made, Devices({}), lambda _: ())
+    link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(since={}))
+    nothing: Any = None
+    farewell = serving.Farewell(link, nothing, read_server_bundle(made / "server"), nothing, "kept")
+    rounds = {"rounds_completed": 1, "rounds_abandoned": 0}
+    farewell.end(RunEnd("completed", "1 round", KEPT, rounds, {"w": np.zeros(1)}))
+    kinds = [json.loads(entry)["kind"] for entry in read_entries(made / "server" / LOG)]
+    assert kinds == ["roster", "final", "manifest"]
+    entry = manifest_entry("kept", read_manifest(KEPT).hash)
+    assert read_entries(made / "server" / LOG)[-1] == entry
+    assert told_again([entry.decode(), manifest_entry("kept", "0" * 64).decode()]) == {1}
