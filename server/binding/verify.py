@@ -688,7 +688,7 @@ def _witnesses(held: BoundFolder, keys: Sequence[str]) -> str:
             raise Wrong(f"the witness {key[:SHOWN]} is the authority")
     told = [f"{public[:SHOWN]} at {_second(each.at)}" for public, each in sorted(found.items())]
     known = "" if keys else "; compare the keys with those you know, or give --witness"
-    return f"{len(found)} have co-signed the log with this manifest: {', '.join(told) or 'none'}{known}"
+    return f"the log with this manifest is co-signed by {len(found)}: {', '.join(told)}{known}"
 
 
 def _second(at: int) -> str:
