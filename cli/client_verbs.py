@@ -133,10 +133,10 @@ def client_witness(
 ) -> int:
     """Print a co-signature of a log's head, if it extends the last head that this key has co-signed.
 
-    Exit code 1 if the log was cut or forked; then nothing is signed. FILE.heads.json beside the key keeps what it signed.
+    Exit code 1 if the log was cut or forked; then nothing is signed. F.heads.json beside the key keeps what it signed.
 
     Example:
-      fedveil client witness server.json --key witness.key --ca ca.pem > cosignature.json
+      fedveil client witness server.json --key w.key --ca ca.pem > signed.json
     """
     from .witness import cosign
 
