@@ -27,6 +27,7 @@ MODULES = {
     "tables": ("pyarrow",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "qr": ("segno",),
+    "timestamps": ("rfc3161_client",),
 }
 
 

@@ -274,6 +274,14 @@ def verify(
         int | None,
         option("N", "Receipts needed, above the number of assumed colluders; of all members by default."),
     ] = None,
+    witnesses: Annotated[
+        list[str] | None,
+        option("PUB", "Public key that must have co-signed the server's log: a file, or hex.", "--witness"),
+    ] = None,
+    tsa: Annotated[
+        Path | None,
+        option("FILE", "Root certificate, in PEM, of the authority of the run's time stamp.", "--tsa"),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Check signatures, hashes, every ledger entry, every epsilon, the audit's verdict and every number of the page.
@@ -285,9 +293,11 @@ def verify(
     Exit codes: 0 no check failed, and a ledger, a signature or receipts bind the run; 2 a check failed, which is named,
     or refused; 6 no check failed, but nothing binds the run.
     """
+    from .verify import Outside
     from .verify import verify as body
 
-    return body(path, keys or [], head or (), device, roster=roster, receipts=receipts, as_json=as_json)
+    outside = Outside(device, witnesses or (), tsa)
+    return body(path, keys or [], head or (), outside, roster=roster, receipts=receipts, as_json=as_json)
 
 
 # --- this machine -------------------------------------------------------------------------------------------------

@@ -147,6 +147,26 @@ def client_log(
     return of_client(folder, against, as_json=as_json)
 
 
+@verb(client, "witness", "Co-sign a head of a server's log.", needs="client")
+def client_witness(
+    log: Annotated[
+        Path, argument("LOG", "Export of the log, or proof of its consistency; - for standard input.")
+    ],
+    key: Annotated[Path, option("F", "Private key of the witness, as fedveil report key makes it.", "--key")],
+    ca: Annotated[Path, option("FILE", "The authority's certificate, ca.pem of any bundle.", "--ca")],
+) -> int:
+    """Print a co-signature of a log's head, if it extends the last head that this key has co-signed.
+
+    Exit code 1 if the log was cut or forked; then nothing is signed. F.heads.json beside the key keeps what it signed.
+
+    Example:
+      fedveil client witness server.json --key w.key --ca ca.pem > signed.json
+    """
+    from .witness import cosign
+
+    return cosign(log, key, ca)
+
+
 @verb(client, "explain", "Explain one prediction.", needs="client")
 def client_explain(
     folder: Bundle,

@@ -7,14 +7,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..client.device.client_bundle import read_client_bundle
+from ..client.device.log_witnesses import cosigned_seen
 from ..client.device.seen_log import FORK, SeenLog
-from ..links.log_export import ConsistencyProof, InclusionProof, LogExport, fork_between, read_log, to_text
+from ..configs.bundle_files import read_file
+from ..deployment.serve import RUNS
+from ..links.cosigned_heads import CosignedHeads, read_cosigned
+from ..links.log_export import (
+    ConsistencyProof,
+    InclusionProof,
+    LogExport,
+    double_signers,
+    fork_between,
+    read_log,
+    to_text,
+)
 from ..links.roster_watch import followed_credentials
-from ..links.server_bundle import read_server_bundle
-from ..links.server_log import LOG, fields_of, read_entries, told_again
+from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..links.server_log import LOG, ServerLog, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, refusing
+from ..privacy.witness import TWO_BRANCHES, HeadCosignature, read_cosignature
+from ..server.binding.witnesses import note_witnesses
 from ..server.run.display import visible
 from ..strategies.training_order import NEW
 
@@ -22,15 +36,24 @@ FORKED = 1
 SHOWN = 16  # hexadecimal digits of a hash
 
 
-def of_server(folder: Path, inclusion: int | None, consistency: int | None, *, as_json: bool = False) -> int:
-    """Print what a server has told, or a proof of it; return the exit code.
+def of_server(
+    folder: Path,
+    inclusion: int | None,
+    consistency: int | None,
+    cosigned: Sequence[Path] = (),
+    *,
+    as_json: bool = False,
+) -> int:
+    """Print what a server has told, or a proof of it, or take co-signatures of witnesses; return the exit code.
 
     Arguments as of `fedveil server log`.
 
     Raises:
-      Refusal: the bundle cannot be used, or there is no such entry.
+      Refusal: the bundle cannot be used, there is no such entry, or a co-signature is not under this log.
     """
     bundle, entries = read_server_bundle(folder), read_entries(folder / LOG)
+    if cosigned:
+        return _take(bundle, cosigned)
     leaves = [leaf_hash(entry) for entry in entries]
     head = sign_head(bundle.federation, len(leaves), root_of(leaves), followed_credentials(bundle)())
     texts = [entry.decode() for entry in entries]
@@ -48,9 +71,23 @@ def of_server(folder: Path, inclusion: int | None, consistency: int | None, *, a
         asked = inclusion if inclusion is not None else consistency
         raise Refusal("log", asked, f"the log has {len(leaves)} entries, counted from 0") from None
     if as_json:
-        print(to_text(LogExport(head, tuple(each.hex() for each in leaves), tuple(texts))))
+        hashes, given = tuple(each.hex() for each in leaves), read_cosigned(folder)
+        print(to_text(LogExport(head, hashes, tuple(texts), cosignatures=given)))
     else:
-        print("\n".join([_in_words(head), *_listed(texts)]))
+        print("\n".join([_in_words(head), *map(_cosigned, read_cosigned(folder)), *_listed(texts)]))
+    return 0
+
+
+def _take(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
+    given = [read_cosignature(read_file(each)) for each in cosigned]
+    with refusing("file", bundle.folder / LOG, "cannot be read, or its co-signatures cannot be stored"):
+        log = ServerLog(bundle.folder / LOG)
+        CosignedHeads(bundle.folder, bundle.federation, log).add(*given)
+        runs = note_witnesses(bundle.folder / RUNS, log.leaves, read_cosigned(bundle.folder))
+    for each in given:
+        print(_cosigned(each))
+    for run in runs:
+        print(f"{run}: its files are in a log that witnesses have co-signed")
     return 0
 
 
@@ -69,14 +106,16 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     if seen.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
-    mine = LogExport(seen.head, tuple(each.hex() for each in seen.leaves))
+    mine = LogExport(
+        seen.head, tuple(each.hex() for each in seen.leaves), cosignatures=cosigned_seen(bundle.state)
+    )
     fork = bundle.state / FORK
     if against is not None:
         return _compared(mine, against, ca, federation)
     if as_json:
         print(to_text(mine))
     else:
-        print(_in_words(seen.head))
+        print("\n".join([_in_words(seen.head), *map(_cosigned, mine.cosignatures)]))
         if fork.exists():
             print(f"FORKED: the server later signed a head that contradicts this one: {fork}")
     return FORKED if fork.exists() else 0
@@ -86,6 +125,8 @@ def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int
     other = read_log(against, ca, federation)
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")
+        for one, another in double_signers(mine, other):
+            print(f"witness {one.public} {TWO_BRANCHES}: {one}; and {another}. Keep both files")
         return FORKED
     texts = other.entries if isinstance(other, LogExport) else ()
     for line in _listed(texts):
@@ -103,6 +144,11 @@ def _in_words(head: TreeHead) -> str:
     return f"{head.federation}: {head.size} entries, root {head.root}, signed by the server at {at}"
 
 
+def _cosigned(each: HeadCosignature) -> str:
+    at = datetime.fromtimestamp(each.at, UTC).isoformat(timespec="seconds")
+    return f"co-signed by {each.public} at {at}: {each}"
+
+
 def _listed(texts: Sequence[str]) -> Iterator[str]:
     """Yield a line for each entry; one that contradicts an earlier one is said to do so."""
     again = told_again(texts)
@@ -117,6 +163,8 @@ def _listed(texts: Sequence[str]) -> Iterator[str]:
                 said = f"model of round {entry.get('round', '')} of {run}  {digits}"
             case "final":
                 said = f"final model of {run}  {digits}"
+            case "manifest":
+                said = f"manifest of {run}  {digits}"
             case _:
                 said = "an entry of an unknown kind"
         yield visible(f"{place:6}  {said}{'  CONFLICT' if place in again else ''}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from ..privacy.refusal import Refusal
+from ..reports.files import TIME_STAMP
 from ..server.binding.bundle import add_signature, make_bundle
 from ..server.binding.manifest import tells_counts
 from ..server.binding.signatures import FEDERATION, SHOWN, make_key, passphrase_for, read_key
+from ..server.binding.time_stamp import TSA, stamp
 from ..server.binding.verify import Knowledge, contents_of, verify_folder
 
 BUNDLE = "bundle"  # folder in the run's, where no other is named
@@ -58,6 +61,21 @@ def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
     made = add_signature(folder, role, dated, [read_key(each) for each in keys])
     signers = ", ".join(f"{name} {public[:SHOWN]}" for name, public in made.keys.items())
     print(f"{folder}: signed by {made.role}, {made.date}, {signers}")
+    return 0
+
+
+def stamp_run(run: Path, tsa: str | None) -> int:
+    """Get a time stamp of a run; return the exit code.
+
+    Arguments as of `fedveil report stamp`.
+
+    Raises:
+      Refusal: there is no authority, or it gives none.
+    """
+    url = os.environ.get(TSA) if tsa is None else tsa
+    if not url:
+        raise Refusal("--tsa", None, f"name an authority for time stamps, here or in {TSA}")
+    print(f"{run / TIME_STAMP}: {stamp(run, url).isoformat(timespec='seconds')}, by {url}")
     return 0
 
 

@@ -117,6 +117,23 @@ def report_sign(
     return sign(folder, role, keys, day)
 
 
+@verb(report, "stamp", "Get a time stamp of a run.")
+def report_stamp(
+    run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
+    tsa: Annotated[
+        str | None, option("URL", "Authority for time stamps (RFC 3161); FEDVEIL_TSA by default.")
+    ] = None,
+) -> int:
+    """Get a time stamp of the hash of a run's manifest, and write it to RUN/manifest.tsr.
+
+    Example:
+      fedveil report stamp runs/2026-01-31/12-00-00 --tsa https://tsa.example.org
+    """
+    from .report_bundle import stamp_run
+
+    return stamp_run(run, tsa)
+
+
 @verb(report, "key", "Make a signing key.")
 def report_key(
     path: Annotated[Path, argument("FILE", "Private key to write; FILE.pub is the public key.")],

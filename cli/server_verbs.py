@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,9 +78,12 @@ def server_log(
     consistency: Annotated[
         int | None, option("SIZE", "Print a proof, as JSON, that the log extends its first SIZE entries.")
     ] = None,
+    cosigned: Annotated[
+        list[Path] | None, option("FILE", "Take a co-signature of a witness.", "--cosigned")
+    ] = None,
     as_json: Json = False,
 ) -> int:
-    """Show the server's log: rosters, the model of each round, final models. --json exports it.
+    """Show the server's log: rosters, the model of each round, final models, manifests. --json exports it.
 
     Example:
       fedveil server log hearts/server
@@ -87,7 +91,7 @@ def server_log(
     """
     from .log import of_server
 
-    return of_server(folder, inclusion, consistency, as_json=as_json)
+    return of_server(folder, inclusion, consistency, cosigned or (), as_json=as_json)
 
 
 @verb(server, "enrol", "Accept enrolments by token.", needs="client")

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..privacy.ledger.hash_chain import Head
@@ -31,11 +32,29 @@ UNBOUND_WORDS = (
 MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
 
 
+@dataclass(frozen=True)
+class Outside:
+    """Evidence of a run outside of its folder, as options of `fedveil verify`.
+
+    Attributes:
+      device: state folder of a device.
+      witnesses: public keys of witnesses, each as text or a file.
+      tsa: file of certificates of authorities for time stamps.
+    """
+
+    device: Path | None = None
+    witnesses: Sequence[str] = ()
+    tsa: Path | None = None
+
+
+NOTHING = Outside()
+
+
 def verify(
     path: Path,
     keys: Sequence[str],
     head: Sequence[str] = (),
-    device: Path | None = None,
+    outside: Outside = NOTHING,
     *,
     roster: str | None = None,
     receipts: int | None = None,
@@ -50,6 +69,7 @@ def verify(
     Raises:
       Refusal: there is nothing to check, or a key or head is none.
     """
+    device = outside.device
     if not path.exists():
         raise Refusal(
             "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
@@ -63,16 +83,22 @@ def verify(
     public = tuple(
         chain[-1].new if chain else read_public(each) for each, chain in zip(keys, chains, strict=True)
     )
-    asked = Knowledge(public, known, device, roster, receipts, tuple(filter(None, chains)))
+    witnesses = tuple(map(read_public, outside.witnesses))
+    asked = Knowledge(
+        public, known, device, roster, receipts, tuple(filter(None, chains)), witnesses, outside.tsa
+    )
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)
         bound = is_bound(lines)
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
-        for option, value in (("--device", device), ("--roster", roster), ("--receipts", receipts)):
+        of_runs = (("--device", device), ("--roster", roster), ("--receipts", receipts))
+        for option, value in (*of_runs, ("--witness", outside.witnesses or None), ("--tsa", outside.tsa)):
             if value is not None:
-                raise Refusal(option, str(value), "a ledger holds no receipts; give the folder of a run")
+                raise Refusal(
+                    option, str(value), "is of a run, and not of a ledger; give the folder of a run"
+                )
         lines = [*_answers(path), *(_ledger(each, path, asked.head) for each in ledgers_in(path))]
         bound = True  # a ledger is what binds
     ok = all(line.ok is not False for line in lines)

@@ -28,6 +28,7 @@ from ..configs.settings import SERVER, differing, server_from_config, server_set
 from ..configs.yaml_guard import check_file
 from ..links.attestation import QUOTE, AttestedGrid
 from ..links.core_dumps import without_core_dumps
+from ..links.cosigned_heads import WITNESSES, CosignedHeads, read_cosigned
 from ..links.difference_grid import DifferenceGrid
 from ..links.folder_lock import alone
 from ..links.later_heads import LaterHeads
@@ -36,6 +37,7 @@ from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_authority, read_server_bundle
 from ..links.server_log import LOG, ServerLog
+from ..links.tree_head import sign_head
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
@@ -45,6 +47,8 @@ from ..reports.files import CONFIG, MANIFEST, RESULT
 from ..reports.run_files import read_object
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
+from ..server.binding.time_stamp import TSA, stamp
+from ..server.binding.witnesses import note_witnesses
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
 from ..server.run.build import build, with_members
@@ -55,6 +59,7 @@ from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import note_farewell
 from ..server.run.scaling import as_answered
+from ..strategies.grids import PassingGrid
 from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
@@ -306,7 +311,29 @@ def _run(
     if outcome.result["status"] in FINISHED:
         carried = link.tally.total().since(outcome.carried)
         note_farewell(where, carried, secret=federation.keeps_counts)
+        note_outside(bundle, where)
     return outcome
+
+
+def note_outside(bundle: ServerBundle, where: Path) -> None:
+    """Note in the folder of a finished run its witnesses, and a time stamp if an authority is configured.
+
+    The run stands without them: what is not had is said in one line.
+    """
+
+    def witnesses() -> None:
+        leaves = ServerLog(bundle.folder / LOG).leaves
+        note_witnesses(bundle.folder / RUNS, leaves, read_cosigned(bundle.folder))
+
+    def time_stamp() -> None:
+        if url := os.environ.get(TSA):
+            stamp(where, url)
+
+    for note in (witnesses, time_stamp):
+        try:
+            note()
+        except (Refusal, OSError) as problem:
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def with_differences(link: Link, federation: Federation) -> Link:
@@ -322,11 +349,13 @@ def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
         remedy = f"the log cannot be read ({error.strerror})"
         raise Refusal("file", str(bundle.folder / LOG), remedy) from error
     own = followed_credentials(bundle)
-    grid = LoggedGrid(link.grid, log, bundle, own, rosters)
+    cosigned = CosignedHeads(bundle.folder, bundle.federation, log, os.environ.get(WITNESSES, ""))
+    grid = LoggedGrid(link.grid, log, bundle, own, rosters, cosigned.of)
     command = os.environ.get(QUOTE)
     known = bundle.credentials.ca + b"\n" + bundle.credentials.earlier  # of heads from before a rollover, too
     seen = LaterHeads(bundle.folder, log, known, bundle.federation)
     seen.refuse()
+    cosigned.require(sign_head(bundle.federation, len(log.leaves), log.root, own()))
     return replace(
         link, grid=AttestedGrid(grid, command, own) if command else grid, behind=partial(_behind, seen, link)
     )
@@ -370,6 +399,8 @@ class Farewell:
         agreement = agreement_of(had.task) or ""
         over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)
         messages = [message_to(node, over) for node in self.link.presence().since]
+        if not messages and isinstance(self.link.grid, PassingGrid):  # the log holds the manifest in any case
+            self.link.grid.keep_unsent(message_to(0, over).content)
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given = {each.node: each for each in map(read_receipt, replies) if each is not None}
         if closed and given:

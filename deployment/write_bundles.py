@@ -26,6 +26,8 @@ from .systemd_units import (
     server_unit,
 )
 
+# Keys of a policy that a device of an earlier release does not know; it reads a bundle that demands nothing of them.
+LATER = ("approve_authority", "witnesses", "witnessed_by_at_least")
 REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 
 
@@ -96,11 +98,12 @@ def client_files(
     assert entry is not None  # an admitted member that is not in the file was refused before
     named = authority.public(register.post_quantum).hex()
     trust = {"authority": named, "minimum_roster_version": register.version}
+    policy = {key: value for key, value in entry.policy.items() if value or key not in LATER}
     return {
         "ca.pem": authority.ca_pem,
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),
         "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
-        "policy.toml": tomli_w.dumps(_given({**_policy(entry.policy), **trust})).encode(),
+        "policy.toml": tomli_w.dumps(_given({**policy, **trust})).encode(),
         "tls.pem": issued.certificate.encode(),
         **(_rollovers(authority) if authority.former else {}),
         CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
@@ -118,15 +121,6 @@ def _roster(authority: Authority, register: Register) -> bytes:
 def _rollovers(authority: Authority) -> dict[str, bytes]:
     """Return the file of the rollovers, if there were any."""
     return {ROLLOVERS: write_chain(authority.rollovers).encode()} if authority.rollovers else {}
-
-
-def _policy(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a policy without a demand that is not made, which a device of an earlier release does not know."""
-    return (
-        values
-        if values["approve_authority"]
-        else {k: v for k, v in values.items() if k != "approve_authority"}
-    )
 
 
 def _owners(federation: FederationFile, register: Register) -> dict[str, float]:

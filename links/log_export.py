@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from ..configs.bundle_files import read_file
 from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.merkle import extends, includes, leaf_hash, root_of
 from ..privacy.refusal import Refusal
+from ..privacy.witness import HeadCosignature
 from .tree_head import TreeHead, check_head
 
 FORMAT = "fedveil log 1"
@@ -25,12 +27,14 @@ class LogExport:
       leaves: hashes of its entries, in hexadecimal.
       entries: as text, in the same order; empty where only hashes are known, as on a device.
       format: `FORMAT`.
+      cosignatures: of witnesses, each under a head of this log.
     """
 
     head: TreeHead
     leaves: tuple[str, ...]
     entries: tuple[str, ...] = ()
     format: str = FORMAT
+    cosignatures: tuple[HeadCosignature, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,11 @@ LogDocument = LogExport | InclusionProof | ConsistencyProof
 
 
 def to_text(document: LogDocument) -> str:
-    """Return a file's content."""
-    return json.dumps(asdict(document), indent=1)
+    """Return a file's content; without co-signatures, an earlier release can read it."""
+    plain = asdict(document)
+    if not plain.get("cosignatures", True):
+        del plain["cosignatures"]
+    return json.dumps(plain, indent=1)
 
 
 def read_log(path: Path, ca: bytes, federation: str) -> LogDocument:
@@ -85,18 +92,33 @@ def read_log(path: Path, ca: bytes, federation: str) -> LogDocument:
     Raises:
       Refusal: it is neither, its head is not the server's, or its content does not match its head.
     """
+    return log_in(read_file(path), str(path), ca, federation)
+
+
+def log_in(text: bytes, name: str, ca: bytes, federation: str | None = None) -> LogDocument:
+    """Return the log or proof in a text, after verifying its internal consistency.
+
+    Args:
+      text: JSON.
+      name: of its file, for a refusal.
+      ca: certificate of the authority, in PEM.
+      federation: name of the expected one; None for the one that the text names, and the authority certified.
+
+    Raises:
+      Refusal: as of `read_log`.
+    """
     try:
-        found = read_json(read_file(path))
+        found = read_json(text)
         keys = cast(dict[str, Any], found).keys() if isinstance(found, dict) else set[str]()
         proof = InclusionProof if "inclusion" in keys else ConsistencyProof
         told = build(proof if keys & {"inclusion", "consistency"} else LogExport, found)
         if told.format != FORMAT:
             raise Undecodable(f"format {told.format!r}")
-        check_head(told.head, ca, federation)
+        check_head(told.head, ca, told.head.federation if federation is None else federation)
         if not _holds(told):
-            raise Refusal("log", str(path), "does not match its head; ask for a true copy")
+            raise Refusal("log", name, "does not match its head; ask for a true copy")
     except ValueError as error:
-        raise Refusal("log", str(path), f"is not an export or proof of a log ({error})") from None
+        raise Refusal("log", name, f"is not an export or proof of a log ({error})") from None
     return told
 
 
@@ -112,7 +134,46 @@ def _holds(document: LogDocument) -> bool:
         case _:
             leaves = [bytes.fromhex(each) for each in document.leaves]
             hashed = tuple(leaf_hash(each.encode()).hex() for each in document.entries)
-            return len(leaves) == size and root_of(leaves) == root and hashed in ((), document.leaves)
+            whole = len(leaves) == size and root_of(leaves) == root and hashed in ((), document.leaves)
+            return whole and all(
+                covers(each, document.head.federation, leaves) for each in document.cosignatures
+            )
+
+
+def covers(cosignature: HeadCosignature, federation: str, leaves: Sequence[bytes]) -> bool:
+    """Return whether a co-signature holds, and is under a head of this log."""
+    size = cosignature.size
+    return (
+        cosignature.holds
+        and cosignature.federation == federation
+        and 0 < size <= len(leaves)
+        and root_of(leaves[:size]).hex() == cosignature.root
+    )
+
+
+def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[HeadCosignature, HeadCosignature]]:
+    """Return the co-signatures of each witness that signed both of two logs behind the entry where they part.
+
+    Args:
+      mine: checked by itself.
+      other: checked by itself.
+    """
+    if not isinstance(other, LogExport):
+        return []
+    same = next(
+        (
+            place
+            for place, pair in enumerate(zip(mine.leaves, other.leaves, strict=False))
+            if pair[0] != pair[1]
+        ),
+        None,
+    )
+    there = {each.public: each for each in other.cosignatures}
+    return [
+        (each, there[each.public])
+        for each in mine.cosignatures
+        if same is not None and each.public in there and min(each.size, there[each.public].size) > same
+    ]
 
 
 def fork_between(mine: LogExport, other: LogDocument) -> str:

@@ -10,6 +10,7 @@ from ..strategies.flower_adapter import records_of
 from ..strategies.secure_wire import LOG_RECORD
 
 MALFORMED = "is not made as it should be; the server may be of another release"
+COSIGNATURES, MOST_COSIGNATURES = "cosignatures", 64
 NOWHERE = -1  # place of what an instruction does not bring
 
 
@@ -22,6 +23,7 @@ class LogStatement:
       start: place of the first leaf that it brings.
       leaves: hashes from there up to the head's size.
       model, roster: places of the instruction's entries; `NOWHERE` without one.
+      cosignatures: of witnesses under the head, as text, unchecked.
     """
 
     head: str
@@ -29,11 +31,15 @@ class LogStatement:
     leaves: tuple[bytes, ...]
     model: int = NOWHERE
     roster: int = NOWHERE
+    cosignatures: tuple[str, ...] = ()
 
 
 def log_record(statement: LogStatement) -> ConfigRecord:
     """Return the record that is added to an instruction."""
-    return ConfigRecord({**vars(statement), "leaves": b"".join(statement.leaves)})
+    plain = {**vars(statement), "leaves": b"".join(statement.leaves), COSIGNATURES: [*statement.cosignatures]}
+    if not statement.cosignatures:
+        del plain[COSIGNATURES]
+    return ConfigRecord(plain)
 
 
 def log_of(content: RecordDict) -> LogStatement | None:
@@ -50,7 +56,10 @@ def log_of(content: RecordDict) -> LogStatement | None:
     if not isinstance(head, str) or not isinstance(leaves, bytes) or len(leaves) % HASH_BYTES:
         raise Refusal("log", "record", MALFORMED)
     hashes = tuple(leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES))
-    return LogStatement(head, start, hashes, model, roster)
+    given = record.get(COSIGNATURES, [])
+    if not isinstance(given, list) or len(given) > MOST_COSIGNATURES:
+        raise Refusal("log", "record", MALFORMED)
+    return LogStatement(head, start, hashes, model, roster, tuple(map(str, given)))
 
 
 def _whole(value: object) -> int:

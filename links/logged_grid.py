@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from ..configs.bundle_files import Credentials
 from ..privacy.secagg.roster import roster_in
+from ..privacy.witness import HeadCosignature
 from ..strategies.flower_adapter import records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.run_over import OVER
@@ -18,12 +19,15 @@ from ..strategies.wire import FAILED, SPEC_RECORD
 from .log_wire import NOWHERE, LogStatement, log_record
 from .roster_watch import SignedRoster
 from .server_bundle import ServerBundle
-from .server_log import ServerLog, final_entry, model_entry, roster_entry
+from .server_log import ServerLog, final_entry, manifest_entry, model_entry, roster_entry
 from .tree_head import TreeHead, sign_head
 
 
 class LoggedGrid(PassingGrid):
-    """Grid whose instructions are logged before they are sent."""
+    """Grid whose instructions are logged before they are sent.
+
+    `cosigned` returns the co-signatures of witnesses under a new head.
+    """
 
     def __init__(
         self,
@@ -32,10 +36,12 @@ class LoggedGrid(PassingGrid):
         bundle: ServerBundle,
         credentials: Callable[[], Credentials],
         rosters: Callable[[], SignedRoster],
+        cosigned: Callable[[TreeHead], Sequence[HeadCosignature]] = lambda _: (),
     ) -> None:
         super().__init__(grid)
-        self._log = log
+        self._log, self._cosigned = log, cosigned
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
+        self._cosignatures: tuple[str, ...] = ()
         self._known_sizes = dict[int, int]()  # by node, how many leaves it has shown to know
         self._head: TreeHead | None = None
 
@@ -86,6 +92,8 @@ class LoggedGrid(PassingGrid):
             of_round = SPEC_RECORD in records
             entry = model_entry(run, int(str(named["round"])), found) if of_round else final_entry(run, found)
             model = self._log.place_of(entry)
+            if not of_round and (manifest := named.get("manifest")):
+                self._log.place_of(manifest_entry(run, str(manifest)))
         if (signed := roster_of(content)) is not None:
             roster = self._log.place_of(roster_entry(_read(signed)))
         return model, roster
@@ -98,7 +106,8 @@ class LoggedGrid(PassingGrid):
         start = min(self._known_sizes.get(node, 0), head.size)
         key = (id(message.content), start)
         if key not in written:
-            told = LogStatement(head.to_json(), start, tuple(self._log.leaves[start:]), *place)
+            leaves, cosignatures = tuple(self._log.leaves[start:]), self._cosignatures
+            told = LogStatement(head.to_json(), start, leaves, *place, cosignatures=cosignatures)
             written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(told)})
         meta = message.metadata
         return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
@@ -108,6 +117,7 @@ class LoggedGrid(PassingGrid):
         head = self._head
         if head is None or head.size != size or head.certificate != own.certificate.decode():
             head = self._head = sign_head(self._bundle.federation, size, self._log.root, own)
+            self._cosignatures = tuple(each.to_json() for each in self._cosigned(head))
         return head
 
 

@@ -1,4 +1,4 @@
-"""Transparency log of a server: each roster, each round's model and each final model that it sent, in order.
+"""Transparency log of a server: each roster, round's model, final model and manifest that it sent, in order.
 
 An entry is one line of canonical JSON, made only of values that a device sees itself, so that each device can look up
 the entries of its own messages. Entries are the leaves of a Merkle tree.
@@ -41,6 +41,16 @@ def final_entry(run: str, model: bytes) -> bytes:
     return canonical({"kind": "final", "run": run, "model": model.hex()}).encode()
 
 
+def manifest_entry(run: str, manifest: str) -> bytes:
+    """Return the entry that binds a run's files.
+
+    Args:
+      run: its name, without the part that a server adds for fresh noise.
+      manifest: hash of its manifest, in hexadecimal.
+    """
+    return canonical({"kind": "manifest", "run": run, "hash": manifest}).encode()
+
+
 def read_entries(path: Path) -> list[bytes]:
     """Return the entries in a file, none without a file; a truncated last line is skipped."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -56,7 +66,7 @@ def fields_of(entry: str) -> dict[str, str]:
 
 
 def told_again(entries: Iterable[str]) -> frozenset[int]:
-    """Return the places of entries that contradict an earlier one: a second model of a round or a run, or roster.
+    """Return the places of entries that contradict an earlier one: a second model of a round or a run, or manifest, or roster.
 
     Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a
     new name whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two
@@ -79,6 +89,8 @@ def told_again(entries: Iterable[str]) -> frozenset[int]:
                 key = (kind, version)
             case {"kind": "model" | "final" as kind, "run": run, "model": told, **rest}:
                 key = (kind, run, rest.get("round", ""))
+            case {"kind": "manifest" as kind, "run": run, "hash": told}:
+                key = (kind, run)
             case _:
                 continue
         if first.setdefault(key, told) != told:

@@ -19,6 +19,8 @@ AUDIT_KEY = "audit.key"
 MANIFEST = "manifest.json"
 FAREWELL = "farewell.json"  # bytes of the final model and of receipts, which go once the run was closed
 RECEIPTS = "receipts.json"  # of the devices, given when the run was over
+WITNESSES = "witnesses.json"  # co-signatures of the server's log, which holds the manifest
+TIME_STAMP = "manifest.tsr"  # of the manifest, by an authority of RFC 3161
 # Files that `fedveil report` makes of a run, and the one that the organisation adds.
 REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
 MATERIALS = "bom.cdx.json"

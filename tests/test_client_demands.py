@@ -79,6 +79,7 @@ REASONS = {
     "k": "the proposal brings only fresh keys",
     "l": "binds a semi-honest server alone, in the sparse graph of a large cohort, whose shape is held against it there",
     "m": "no authority is replaced here: a device that does not follow the rollover takes the old one's word alone",
+    "n": "names keys of witnesses; the next row demands them",
 }
 ORDERS = ("train", "ask", "rows", "evaluate", "scale")
 QUESTIONS = ORDERS[1:]
@@ -104,6 +105,7 @@ class Against:
 Cell = Against | str  # of REASONS
 NOBODY = {"nobody": "0" * 64}
 TOO_FEW_PEERS = Against({"peers": NOBODY, "peers_at_least": 1})
+WITNESSED = {"witnesses": NOBODY, "witnessed_by_at_least": 1}
 YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
 COMMON: dict[str, Any] = {"purposes": ("statistics", "evaluation", "scaling")}
 
@@ -201,6 +203,10 @@ TABLE: dict[str, dict[str, Cell]] = {
     ),
     "require_log": row(
         "b", **at(("cohort", "masks", "confirm", *ORDERS, "end"), Against({"require_log": True}))
+    ),
+    "witnesses": row("n"),
+    "witnessed_by_at_least": row(
+        "b", **at(("cohort", "masks", "confirm", *ORDERS, "end"), Against(WITNESSED))
     ),
 }
 

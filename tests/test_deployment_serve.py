@@ -799,7 +799,11 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
     told = [event for event in events if event["event"] == "roster"]
     assert told and (told[-1]["version"], told[-1]["clients"]) == (3, 6)
     entries = [json.loads(entry) for entry in read_log(hearts / "server" / LOG)]
-    assert [each["kind"] for each in entries if each["kind"] != "roster"] == [*["model"] * 3, "final"]
+    assert [each["kind"] for each in entries if each["kind"] != "roster"] == [
+        *["model"] * 3,
+        "final",
+        "manifest",
+    ]
     assert [each["version"] for each in entries if each["kind"] == "roster"] == [1, 3]
     private, rosters = mode is CENTRAL, result_of(hearts)["rosters"]
     assert [(each["version"], each["before"], each["round"]) for each in rosters] == [(1, 0, 1), (3, 1, 2)]

@@ -172,8 +172,8 @@ class Device:
         """Compare the server's log in an instruction with this device's copy, and store it.
 
         Raises:
-          NotTrained: FORKED if it is another log; FAILED if it does not contain the instruction's entries, or there is
-            none.
+          NotTrained: FORKED if it is another log; FAILED if it does not contain the instruction's entries, too few of
+            the owner's witnesses co-signed its head, or there is none.
         """
         own = self.bundle
         with _refusing(wire.FAILED, level=logging.ERROR):
@@ -182,8 +182,8 @@ class Device:
             self._log.ca = own.roots  # which change when a rollover is followed, and when its overlap ends
             told = log_of(content)
             if told is not None:
-                self._log.check(told, *told_in(content, *own.authority.keys(time.time())))
-            elif own.policy.require_log or self._log.head is not None:
+                self._log.check(told, *told_in(content, *own.authority.keys(time.time())), own.policy)
+            elif own.policy.require_log or own.policy.witnessed_by_at_least or self._log.head is not None:
                 remedy = "the server sent no log; update the server, or ask its operator why there is none"
                 raise Refusal("require_log", own.policy.require_log, remedy)
 

@@ -26,6 +26,8 @@ POLICY_DEFAULTS = {
     "approve_authority": False,
     "cosigned_by_at_least": 0,
     "require_log": True,
+    "witnesses": {},
+    "witnessed_by_at_least": 0,
     "attest": [],
     "purposes": [],
     "questions_epsilon": None,
@@ -56,6 +58,8 @@ class OwnerPolicy:
       attest: command that must accept the server's quote before shares are sent; empty requires none.
       require_log: whether an instruction without the server's log is declined; always so once the device has seen a
         log.
+      witnesses: Ed25519 keys of witnesses of the log, in hexadecimal, by a name of the owner's choice.
+      witnessed_by_at_least: number of `witnesses` that must have co-signed the log's head in each instruction.
       purposes: of questions that the device answers; empty answers none.
       questions_epsilon: part of the budget that questions may spend; None lets them spend all.
       authority: Ed25519 public key that signs rosters, in hexadecimal, followed by the SHA-256 of the ML-DSA key if
@@ -80,6 +84,8 @@ class OwnerPolicy:
     approve_rosters: bool
     cosigned_by_at_least: int
     require_log: bool
+    witnesses: Mapping[str, str]
+    witnessed_by_at_least: int
     attest: tuple[str, ...]
     purposes: tuple[str, ...]
     questions_epsilon: float | None
@@ -141,9 +147,23 @@ def _peers(section: Section) -> dict[str, str]:
     return found
 
 
+def _witnesses(section: Section, authority: str) -> dict[str, str]:
+    """Return the section [witnesses]: names to Ed25519 keys, each another one and not the authority's."""
+    inner = section.section("witnesses")
+    found = {name: inner.hexadecimal(name, KEY_BYTES) for name in inner.all_keys()}
+    for name, key in found.items():
+        if key == authority[: 2 * KEY_BYTES]:
+            inner.refuse(name, "is the authority's key, which is no witness of its server")
+        if list(found.values()).count(key) > 1:
+            inner.refuse(name, "is the key of another name, too: a witness counts once")
+    inner.done()
+    return found
+
+
 def read_policy(section: Section) -> OwnerPolicy:
     """Return the policy of a section with every key; after a mistake, noted in the section, some values are placeholders."""
-    peers = _peers(section)
+    peers, authority = _peers(section), _authority(section)
+    witnesses = _witnesses(section, authority)
     return OwnerPolicy(
         target_epsilon=section.real("target_epsilon", above=0),
         target_delta=section.real("target_delta", above=0, below=1),
@@ -163,10 +183,12 @@ def read_policy(section: Section) -> OwnerPolicy:
         approve_rosters=section.flag("approve_rosters"),
         cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
         require_log=section.flag("require_log"),
+        witnesses=witnesses,
+        witnessed_by_at_least=section.whole("witnessed_by_at_least", at_least=0, at_most=len(witnesses)),
         purposes=section.texts("purposes"),
         questions_epsilon=section.optional_real("questions_epsilon", above=0),
         attest=section.texts("attest"),
-        authority=_authority(section),
+        authority=authority,
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
         approve_authority=section.flag("approve_authority"),
     )

@@ -26,6 +26,8 @@ from ...strategies.flower_adapter import records_of
 from ...strategies.run_over import OVER
 from ...strategies.secure_wire import model_hash, roster_of
 from ...strategies.wire import SPEC_RECORD, read_round
+from .log_witnesses import keep_cosigned, witnessed
+from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
 
@@ -104,13 +106,20 @@ class SeenLog:
             raise Refusal("log", str(self._state / LEAVES), remedy)
         self.head = head
 
-    def check(self, statement: LogStatement, model: bytes | None, roster: bytes | None) -> None:
+    def check(
+        self,
+        statement: LogStatement,
+        model: bytes | None,
+        roster: bytes | None,
+        policy: OwnerPolicy | None = None,
+    ) -> None:
         """Return if an instruction's log extends the device's copy, and contains the instruction's entries; store it.
 
         Args:
           statement: the instruction's statement about the log.
           model: entry of the instruction's model; None if it has none.
           roster: entry of the instruction's roster.
+          policy: the owner's, which may demand witnesses.
 
         Raises:
           Refusal: it does not; only evidence of a fork is stored.
@@ -125,8 +134,11 @@ class SeenLog:
             if not held:
                 remedy = f"lacks the {what} that the server sent: others were sent another one"
                 raise Refusal("log", f"entry {place}", remedy)
+        given = () if policy is None else witnessed(self._state, head, leaves, statement.cosignatures, policy)
         if self.head is None or head.size > len(self.leaves):
             self._keep(head, grown)
+        if given:
+            keep_cosigned(self._state, given)
 
     def _continued(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
         """Return the new leaves; refuse a log that does not continue the known one."""

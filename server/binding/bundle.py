@@ -12,7 +12,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...privacy.refusal import Refusal, refusing
-from ...reports.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS
+from ...reports.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS, TIME_STAMP, WITNESSES
 from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
@@ -71,7 +71,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     run = contents.run
     held: dict[str, bytes] = {}
     try:
-        for name in (*contents.manifest.files, SALT, MANIFEST, RECEIPTS, FAREWELL, *MADE_LATER):
+        added = (SALT, MANIFEST, RECEIPTS, WITNESSES, TIME_STAMP, FAREWELL)
+        for name in (*contents.manifest.files, *added, *MADE_LATER):
             if (run / name).is_file() and (with_audit_rows or name not in OPERATORS):
                 held[name] = (run / name).read_bytes()
         held[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()

@@ -12,8 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from ...reports.files import (
     REPORT,
     RESULT,
     SAVED,
+    TIME_STAMP,
+    WITNESSES,
     lies_now,
 )
 from ...reports.run_files import read_config
@@ -60,6 +63,8 @@ from .receipts import (
 )
 from .signatures import FILE as SIGNATURES
 from .signatures import SHOWN, check, read_signatures
+from .time_stamp import STAMPS, stamped_at
+from .witnesses import checked_witnesses
 
 # Two machines may add in different orders; printed numbers have fewer digits.
 SAME = 1e-6
@@ -114,6 +119,8 @@ class Knowledge:
       roster: hash of the roster whose members gave the receipts, in hexadecimal.
       receipts: number of receipts that are needed; None needs those of all members.
       rollovers: chains of authorities, whose newest keys are among `keys`.
+      witnesses: Ed25519 keys in hexadecimal, each of which must have co-signed the log that holds the manifest.
+      time_stamps: file of certificates in PEM, of authorities for time stamps that the verifier trusts.
     """
 
     keys: Sequence[str] = ()
@@ -122,6 +129,8 @@ class Knowledge:
     roster: str | None = None
     receipts: int | None = None
     rollovers: Sequence[Sequence[Rollover]] = ()
+    witnesses: Sequence[str] = ()
+    time_stamps: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +241,10 @@ def verify_folder(folder: Path, asked: Knowledge) -> list[CheckLine]:
         checks = [*first, *checks]
     elif set(asked.keys) - _authorities(held, asked):
         checks.append(("signatures", _unsigned))
+    if asked.witnesses or (folder / WITNESSES).exists():
+        checks.append(("witnesses", lambda: _witnesses(held, asked)))
+    if asked.time_stamps is not None or (folder / TIME_STAMP).exists():
+        checks.append(("time stamp", lambda: _time_stamp(held, asked.time_stamps)))
     return [_line(name, test) for name, test in checks]
 
 
@@ -681,6 +694,39 @@ def _seconds_of_end(held: BoundFolder) -> int:
     except NotShown:
         at = next((each["at"] for each in reversed(held.result.get("rosters", ()))), None)
     return 0 if at is None else int(datetime.fromisoformat(at).timestamp())
+
+
+def _witnesses(held: BoundFolder, asked: Knowledge) -> str:
+    """Check the co-signatures of the log that holds this manifest."""
+    if not (held.folder / WITNESSES).exists():
+        raise Wrong(f"{WITNESSES} is missing, and --witness is given")
+    receipts = read_receipts(held.folder) if (held.folder / RECEIPTS).exists() else None
+    federation = None if receipts is None else receipts.description.federation
+    found = checked_witnesses(held.folder, held.manifest, federation)
+    for key in asked.witnesses:
+        if key not in found:
+            raise Wrong(f"the witness {key[:SHOWN]} has not co-signed the log of this run")
+        if key in _authorities(held, asked):
+            raise Wrong(f"the witness {key[:SHOWN]} is the authority")
+    told = [f"{public[:SHOWN]} at {_second(each.at)}" for public, each in sorted(found.items())]
+    known = "" if asked.witnesses else "; compare the keys with those you know, or give --witness"
+    return f"the log with this manifest is co-signed by {len(found)}: {', '.join(told)}{known}"
+
+
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _time_stamp(held: BoundFolder, trusted: Path | None) -> str:
+    """Check the time stamp of this manifest against the certificates that the verifier trusts."""
+    if not (held.folder / TIME_STAMP).exists():
+        raise Wrong(f"{TIME_STAMP} is missing, and --tsa is given")
+    if trusted is None:
+        raise NotShown("give --tsa with the root certificate of its authority, to check it")
+    if find_spec(STAMPS) is None:
+        raise NotShown("rfc3161-client is not installed: pip install 'fedveil[timestamps]'")
+    at = stamped_at((held.folder / TIME_STAMP).read_bytes(), held.manifest.text.encode(), trusted)
+    return f"{MANIFEST} was there at {at.isoformat(timespec='seconds')}, by an authority in {trusted}"
 
 
 def _blame(held: BoundFolder, asked: Knowledge) -> str:

@@ -375,6 +375,8 @@ POLICY = {
     "approve_rosters": True,
     "cosigned_by_at_least": 1,
     "require_log": True,
+    "witnesses": {"north": "b" * 64},
+    "witnessed_by_at_least": 1,
     "attest": ["true"],
     "authority": "0" * 64,
     "minimum_roster_version": 1,

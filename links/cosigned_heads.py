@@ -1,0 +1,158 @@
+"""Co-signatures of witnesses at a server: asked for by commands of its operator, or brought as files.
+
+A command is given the log on its standard input, and prints a co-signature, as `fedveil client witness -` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..configs.bundle_files import read_file
+from ..privacy.bounded_decoding import Undecodable
+from ..privacy.ledger.durable_files import PUBLIC, replace_file
+from ..privacy.merkle import root_of
+from ..privacy.refusal import Refusal
+from ..privacy.witness import (
+    TWO_BRANCHES,
+    HeadCosignature,
+    kept_cosignatures,
+    newest,
+    read_cosignature,
+    read_kept_cosignatures,
+)
+from .log_export import LogExport, covers, to_text
+from .server_log import ServerLog
+from .tree_head import TreeHead
+
+logger = logging.getLogger("fedveil.server")
+
+FILE = "log.cosigned.json"  # in the server's bundle: the newest co-signature of each witness
+WITNESSES = "FEDVEIL_WITNESSES"  # environment variable: a command for each witness, between semicolons
+WITNESS_SECONDS = 30.0
+
+
+def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
+    """Return the newest co-signature of each witness; none without a file.
+
+    Args:
+      folder: of the server's bundle.
+
+    Raises:
+      Refusal: the file cannot be read.
+    """
+    if not (folder / FILE).exists():
+        return ()
+    try:
+        return read_kept_cosignatures(read_file(folder / FILE))
+    except Undecodable as error:
+        remedy = f"cannot be read ({error}); remove it, and ask the witnesses again"
+        raise Refusal("file", str(folder / FILE), remedy) from None
+
+
+def _split(text: str) -> list[list[str]]:
+    """Return the commands in a text; a semicolon in quotes is part of a word."""
+    words = shlex.shlex(text, posix=True, punctuation_chars=";")
+    words.whitespace_split, words.commenters = True, ""
+    commands: list[list[str]] = [[]]
+    try:
+        for word in words:
+            if word == ";":
+                commands.append([])
+            else:
+                commands[-1].append(word)
+    except ValueError as error:
+        raise Refusal(WITNESSES, text, f"is no list of commands ({error})") from None
+    return [each for each in commands if each]
+
+
+class CosignedHeads:
+    """Heads of a server's log with their co-signatures.
+
+    Args:
+      folder: of the server's bundle.
+      federation: its name.
+      log: of the server, which grows.
+      commands: of its operator, one for each witness, between semicolons.
+
+    Raises:
+      Refusal: the file of co-signatures cannot be read, or a command is none.
+    """
+
+    def __init__(self, folder: Path, federation: str, log: ServerLog, commands: str = "") -> None:
+        self._folder, self._federation, self._log = folder, federation, log
+        self._commands = _split(commands)
+        read_cosigned(folder)
+
+    def add(self, *cosignatures: HeadCosignature) -> None:
+        """Store co-signatures of this log; of each key the one with the most entries stays.
+
+        Raises:
+          Refusal: one does not hold, or is of another log or branch; the sentence names both heads.
+          OSError: they cannot be stored.
+        """
+        for each in cosignatures:
+            if not each.holds:
+                raise Refusal("witness", each.public, "did not sign this; ask for its co-signature again")
+            if not covers(each, self._federation, self._log.leaves):
+                raise Refusal("witness", each.public, self._another(each))
+        kept = newest((*read_cosigned(self._folder), *cosignatures))
+        replace_file(self._folder / FILE, kept_cosignatures(kept), PUBLIC)
+
+    def of(self, head: TreeHead) -> tuple[HeadCosignature, ...]:
+        """Return the co-signatures under a head: from the file, and from each witness that has a command.
+
+        A witness that fails, or refuses, is named in the log of the server.
+        """
+        given: list[HeadCosignature] = []
+        for command in self._commands if head.size else ():
+            try:
+                given.append(self._asked(command, head))
+            except (Refusal, OSError) as problem:
+                logger.error("no co-signature of %d entries: %s", head.size, problem)
+        known = (
+            each for each in read_cosigned(self._folder) if (each.size, each.root) == (head.size, head.root)
+        )
+        return newest((*known, *given))
+
+    def require(self, head: TreeHead) -> None:
+        """Return if each witness that has a command co-signs a head.
+
+        Raises:
+          Refusal: one does not.
+        """
+        for command in self._commands if head.size else ():
+            self._asked(command, head)
+
+    def _asked(self, command: Sequence[str], head: TreeHead) -> HeadCosignature:
+        leaves = tuple(each.hex() for each in self._log.leaves[: head.size])
+        text = to_text(LogExport(head, leaves))
+        try:
+            done = subprocess.run(
+                command, input=text.encode(), capture_output=True, timeout=WITNESS_SECONDS, check=False
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Refusal(WITNESSES, shlex.join(command), f"cannot be run ({error})") from error
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()[-1000:] or "silent"
+            raise Refusal(WITNESSES, shlex.join(command), f"exit code {done.returncode}: {said}")
+        made = read_cosignature(done.stdout)
+        if (made.size, made.root) != (head.size, head.root):
+            raise Refusal(WITNESSES, shlex.join(command), f"co-signed another head, of {made}")
+        self.add(made)
+        return made
+
+    def _another(self, cosignature: HeadCosignature) -> str:
+        leaves, size = self._log.leaves, cosignature.size
+        if cosignature.federation != self._federation:
+            return f"co-signed the log of {cosignature.federation!r}, and this is {self._federation!r}"
+        if size > len(leaves):
+            return f"co-signed {cosignature}, and this log has {len(leaves)}: it was restored from an older copy, or forked"
+        before = [each for each in read_cosigned(self._folder) if each.public == cosignature.public]
+        if before and before[0].size >= size:
+            return f"{TWO_BRANCHES}: {cosignature}; and {before[0]}. Keep both"
+        own = f"{size} entries, root {root_of(leaves[:size]).hex()}"
+        return f"co-signed another branch: {cosignature}; this log has {own}. Keep both"

@@ -1,0 +1,123 @@
+"""Co-signature of a log's head by a witness: a party with an Ed25519 key of its own, which signs no two branches of a log.
+
+The root of a tree covers every entry, so that federation, size and root name one log and no other.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import cast
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from .bounded_decoding import Undecodable, build, read_json
+from .ledger.hash_chain import canonical
+from .refusal import Refusal
+from .secagg.suite import public_of
+
+TAG = b"fedveil log witness 1\0"  # no co-signature is a signature of anything else
+TWO_BRANCHES = "has co-signed two branches"  # and so is no witness
+MOST_BYTES = 1 << 11  # of one in JSON; 400 are usual
+
+
+@dataclass(frozen=True)
+class HeadCosignature:
+    """Signature of a witness under a head of a log.
+
+    Attributes:
+      federation: of the log.
+      size: number of entries.
+      root: of their Merkle tree, in hexadecimal.
+      at: Unix second, by the witness's clock.
+      public: Ed25519 key of the witness, in hexadecimal.
+      signature: in hexadecimal.
+    """
+
+    federation: str
+    size: int
+    root: str
+    at: int
+    public: str
+    signature: str = ""
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes under the signature."""
+        plain = asdict(self)
+        del plain["signature"]
+        return TAG + canonical(plain).encode()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the signature is that of the key over the other fields."""
+        try:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.public))
+            key.verify(bytes.fromhex(self.signature), self.signed)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def to_json(self) -> str:
+        """Return the co-signature as text."""
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        return f"{self.size} entries, root {self.root}"
+
+
+def cosign_head(federation: str, size: int, root: str, at: int, key: Ed25519PrivateKey) -> HeadCosignature:
+    """Return a witness's co-signature of a head.
+
+    Args:
+      federation: of the log.
+      size: number of entries.
+      root: of their tree, in hexadecimal.
+      at: Unix second.
+      key: of the witness.
+    """
+    plain = HeadCosignature(federation, size, root, at, public_of(key).hex())
+    return HeadCosignature(federation, size, root, at, plain.public, key.sign(plain.signed).hex())
+
+
+def read_cosignature(text: str | bytes) -> HeadCosignature:
+    """Return the co-signature in a text, of a key in lower case; its signature is unchecked.
+
+    Raises:
+      Refusal: it is none.
+    """
+    try:
+        if len(text) > MOST_BYTES:
+            raise Undecodable("it is too long")
+        found = build(HeadCosignature, read_json(text))
+        if found.public != found.public.lower() or found.size < 1:
+            raise Undecodable("no key in lower case, or no entry")
+    except Undecodable as error:
+        raise Refusal("witness", "co-signature", f"is not one of a log's head ({error})") from None
+    return found
+
+
+def read_kept_cosignatures(text: bytes) -> tuple[HeadCosignature, ...]:
+    """Return the co-signatures in a file that this program wrote.
+
+    Raises:
+      Undecodable: it holds others.
+    """
+    found = read_json(text)
+    if not isinstance(found, list):
+        raise Undecodable("no list")
+    return tuple(build(HeadCosignature, each) for each in cast(list[object], found))
+
+
+def kept_cosignatures(cosignatures: Iterable[HeadCosignature]) -> bytes:
+    """Return co-signatures as the bytes of a file."""
+    return (json.dumps([asdict(each) for each in cosignatures], indent=1) + "\n").encode()
+
+
+def newest(cosignatures: Iterable[HeadCosignature]) -> tuple[HeadCosignature, ...]:
+    """Return the co-signature of the most entries of each key, by the keys' order."""
+    found = dict[str, HeadCosignature]()
+    for each in cosignatures:
+        if each.public not in found or each.size > found[each.public].size:
+            found[each.public] = each
+    return tuple(found[public] for public in sorted(found))
