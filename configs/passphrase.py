@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 # OWASP's password storage cheat sheet: 16 MiB five times for each guess, the most that the command openssl opens too.
 COST, BLOCK_SIZE, PARALLELISM, KEY_BYTES, SALT_BYTES = 1 << 14, 8, 5, 32, 16
+AES_BLOCK_BITS = 128  # FIPS 197
 # Object identifiers of PBES2 (RFC 8018), scrypt (RFC 7914) and AES-256-CBC; tags of ASN.1.
 PBES2, SCRYPT, AES = map(bytes.fromhex, ("2a864886f70d01050d", "2b06010401da47040b", "60864801650304012a"))
 SEQUENCE, INTEGER, OCTETS, IDENTIFIER = 0x30, 0x02, 0x04, 0x06
@@ -26,9 +27,9 @@ SEQUENCE, INTEGER, OCTETS, IDENTIFIER = 0x30, 0x02, 0x04, 0x06
 
 def encrypted(key: Ed25519PrivateKey | EllipticCurvePrivateKey | MLDSA65PrivateKey, secret: bytes) -> bytes:
     """Return a private key in PEM, encrypted under a passphrase."""
-    salt, start = os.urandom(SALT_BYTES), os.urandom(AES256.block_size // 8)
+    salt, start = os.urandom(SALT_BYTES), os.urandom(AES_BLOCK_BITS // 8)
     derived = Scrypt(salt, KEY_BYTES, n=COST, r=BLOCK_SIZE, p=PARALLELISM).derive(secret)
-    padder, cipher = PKCS7(AES256.block_size).padder(), Cipher(AES256(derived), CBC(start)).encryptor()
+    padder, cipher = PKCS7(AES_BLOCK_BITS).padder(), Cipher(AES256(derived), CBC(start)).encryptor()
     plain = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     body = cipher.update(padder.update(plain) + padder.finalize()) + cipher.finalize()
     numbers = (_integer(each) for each in (COST, BLOCK_SIZE, PARALLELISM, KEY_BYTES))
