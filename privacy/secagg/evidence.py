@@ -21,6 +21,7 @@ from .bindings import (
     pair_mask_info,
     reveal_body,
     survivors_digest,
+    void_pairs,
 )
 from .complaint import PROOF_BYTES
 from .dealings import Dealings, dealings
@@ -156,6 +157,8 @@ class _Trial:
                     continue
                 body = complaint_body(holder, dealer, deal_hash(dealer, made.deals[dealer]), proof)
                 self._signed(agreed, holder, agreed.cohort, body, signature)
+                if holder not in agreed.neighbours(dealer):
+                    raise Refused(Reason.MALFORMED, "a complaint of a node that the dealer deals nothing to")
                 if agreed.suite.hybrid:
                     accused[dealer] += 1
                 else:
@@ -200,7 +203,8 @@ class _Trial:
             raise Refused(Reason.MALFORMED, "a reveal without survivors")
         alive, dead = self.evidence.survivors.alive, self.evidence.survivors.dead
         sharers = {*alive, *dead}
-        context = agreed.round(sorted(sharers), self.evidence.model_hash)
+        void = void_pairs(self.evidence.complaints, sharers)
+        context = agreed.round(sorted(sharers), self.evidence.model_hash, void)
         if said.survivors != survivors_digest(context, alive, dead):
             raise Refused(Reason.SPLIT_VIEW, "a reveal for other survivors")
         peers = agreed.neighbours(node, sharers)

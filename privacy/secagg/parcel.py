@@ -91,8 +91,16 @@ def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
 
 
 def place_of(agreed: Agreement, dealer: int, holder: int) -> int:
-    """Return the place of a holder among a dealer's neighbours."""
-    return bisect_left(agreed.neighbours(dealer), holder)
+    """Return the place of a holder among a dealer's neighbours.
+
+    Raises:
+      Refused: MALFORMED, where it is none of them.
+    """
+    peers = agreed.neighbours(dealer)
+    place = bisect_left(peers, holder)
+    if peers[place : place + 1] != (holder,):
+        raise Refused(Reason.MALFORMED, "a holder that the dealer deals nothing to")
+    return place
 
 
 def cut(data: bytes, size: int) -> list[bytes]:

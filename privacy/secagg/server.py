@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import islice
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from .bindings import (
     reply_info,
     reveal_body,
     survivors_digest,
+    void_pairs,
 )
 from .complaint import PROOF_BYTES
 from .dealings import dealings
@@ -31,19 +31,14 @@ from .hybrid import blocks, check_keys
 from .masks import Vector, add_masks
 from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
-from .reveals import Reveals
+from .reveals import Reveals, window
 from .roster import Roster
 from .suite import KEY_BYTES, agree, check_public, new_key, public_of, suite_of, unseal
 from .transcript import HASH_BYTES, AttemptTerms, Profile
 from .unmask import Opening
 
 Outgoing = dict[int, bytes]
-_BY_SEED = (
-    Fault.WRONG_MASK,
-    Fault.WRONG_COMMITMENT,
-    Fault.WRONG_SEED,
-    Fault.WRONG_SECRET,
-)  # that others' shares show
+_BY_SEED = (Fault.WRONG_COMMITMENT, Fault.WRONG_SEED, Fault.WRONG_SECRET)  # faults that others' shares show
 
 
 class Due(IntEnum):
@@ -341,7 +336,8 @@ class ServerAttempt:
         """What proves the faults of the blamed nodes to anyone; None without any."""
         if not self.blamed or self._evidence is not None:
             return self._evidence
-        owners = {self._about[node] for node, fault in self.blamed.items() if fault in _BY_SEED}
+        by_seed = _BY_SEED if self._suite.hybrid else (*_BY_SEED, Fault.WRONG_MASK)
+        owners = {self._about[node] for node, fault in self.blamed.items() if fault in by_seed}
         signers = [
             node for node, fault in self.blamed.items() if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK)
         ]
@@ -360,11 +356,16 @@ class ServerAttempt:
         )
 
     def _good_shares(self, owner: int) -> dict[int, bytes]:
-        """Return as many shares of a seed as give it, each as it was dealt."""
+        """Return the shares of a seed that gave it, each as it was dealt: of a mask seed, others may give another one."""
         held = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
         private, least = owner in self._living, self._terms.threshold
-        good = (each for each in held.items() if self._dealings.dealt(owner, *each, private=private))
-        return dict(islice(good, least))
+        good = [
+            holder
+            for holder in sorted(held)
+            if self._dealings.dealt(owner, holder, held[holder], private=private)
+        ]
+        own = owner if owner in self._shares else None
+        return {holder: held[holder] for holder in window(good, own, least)} if len(good) >= least else {}
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
@@ -473,19 +474,15 @@ class ServerAttempt:
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
         self._stay(self._sharing - self.blamed.keys())
-        self._round, self._model_hash = self._agreed.round(self._sharers, model_hash), model_hash
-        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, self._void()))
+        void = void_pairs(self._complaints, self._sharing)
+        self._round, self._model_hash = self._agreed.round(self._sharers, model_hash, void), model_hash
+        said = tuple(wire.Void(*pair, self._complaint(*pair)) for pair in void)
+        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, said))
         return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
 
-    def _void(self) -> tuple[wire.Void, ...]:
-        signed = {
-            node: cut(said.signatures, self._suite.signature_bytes) for node, said in self._complaints.items()
-        }
-        return tuple(
-            wire.Void(node, dealer, signed[node][self._complaints[node].accused.index(dealer)])
-            for dealer, node in sorted(self._dealings.void)
-            if dealer in self._sharing and node in self._sharing
-        )
+    def _complaint(self, holder: int, dealer: int) -> bytes:
+        said = self._complaints[holder]
+        return cut(said.signatures, self._suite.signature_bytes)[said.accused.index(dealer)]
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))
