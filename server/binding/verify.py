@@ -32,6 +32,7 @@ from ...privacy.secagg.roster import Roster
 from ...reports.card import contradicts
 from ...reports.files import (
     AUDIT_ROWS,
+    BLAME,
     CONFIG,
     MANIFEST,
     METRICS,
@@ -111,7 +112,7 @@ class Knowledge:
       head: an entry that the ledger must contain.
       device: folder of a device's ledgers, and of the openings of its receipts.
       roster: hash of the roster whose members gave the receipts, in hexadecimal.
-      receipts: number of receipts that are needed; None needs those of all members.
+      receipts: number of receipts that are needed; None needs those of all members, of the roster that is known.
     """
 
     keys: Sequence[str] = ()
@@ -616,12 +617,15 @@ def _receipts(held: BoundFolder, asked: Knowledge) -> str:
     opened = ""
     if asked.device is not None:
         opened = f"; the ledgers of node {require_opened(receipts, asked.device)} match its receipt"
-    said = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files{opened}"
+    signed = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files"
+    said = f"{signed}, by roster version {roster.version}{opened}"
     short = _lacking(held, receipts, roster, asked.receipts)
     if short and demanded:
         raise Wrong(f"{said}; {short}")
     if short:
         raise NotShown(f"{said}; {short}{vouched}")
+    if asked.roster is None and asked.receipts is None:
+        raise NotShown(f"{said}{vouched}; an older roster may have fewer: give --roster, or --receipts")
     return f"{said}{vouched}"
 
 
@@ -643,7 +647,7 @@ def _lacking(held: BoundFolder, receipts: Receipts, roster: Roster, asked: int |
     least = fewest_receipts(roster, (held.result.get("secagg") or {}).get("colluders_assumed", 0))
     if asked is not None and asked < least:
         return f"--receipts {asked} may all collude: name at least {least}"
-    needed = len(roster.members) if asked is None else asked
+    needed = max(len(roster.members), least) if asked is None else asked
     if len(counted) >= needed:
         return ""
     without = sorted(each.node for each in receipts.signed if each.node not in counted)
@@ -666,7 +670,18 @@ def _blame(held: BoundFolder, asked: Knowledge) -> str:
     claims = claims_of(held.rounds, held.result.get("blamed") or {})
     if not claims:
         raise NotShown("no member is named")
-    return require_proved(held.folder, held.run, claims, held.result, [*asked.keys, _authority(held)])
+    if not (held.folder / BLAME).exists() and not _open(held) and BLAME not in held.manifest.files:
+        raise NotShown(
+            "members are named without evidence, as in earlier releases: this is the server's word"
+        )
+    given = {*asked.keys} - _signers(held)
+    keys = given or {_authority(held)} - {""}
+    said, undecided = require_proved(held.folder, held.run, claims, held.result, keys)
+    if undecided:
+        raise NotShown(f"{said}; {undecided}")
+    if held.result["data"] != "simulation" and not given:
+        raise NotShown(f"{said}, if their keys are the members': give the authority's key with --key")
+    return said
 
 
 # --- audit and page -----------------------------------------------------------------------------------------------
