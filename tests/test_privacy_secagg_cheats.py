@@ -30,7 +30,7 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
 )
-from fedveil.privacy.secagg.evidence import convicted, evidence_from
+from fedveil.privacy.secagg.evidence import convictions, evidence_from
 from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.parcel import cut
@@ -91,7 +91,7 @@ def require_evidence(cohort):
     if not cohort.blamed:
         assert found is None
         return
-    told = convicted(evidence_from(json.loads(json.dumps(found.to_json()))), cohort.roster, COLLUSION)
+    told = convictions(evidence_from(json.loads(json.dumps(found.to_json()))), cohort.roster, COLLUSION)
     assert cohort.blamed.items() <= told, (cohort.blamed, told)
     assert not {node for node, _ in told} & {
         n for n, each in cohort.nodes.items() if not isinstance(each, Cheat)
@@ -416,7 +416,7 @@ def test_forged_evidence_convicts_no_honest_node(suite, way):
         return
     for made in forgeries(found.to_json(), honest, draw):
         try:
-            told = convicted(evidence_from(made), cohort.roster, COLLUSION)
+            told = convictions(evidence_from(made), cohort.roster, COLLUSION)
         except Refused:
             continue
         assert not {node for node, _ in told} & set(honest)
@@ -425,7 +425,7 @@ def test_forged_evidence_convicts_no_honest_node(suite, way):
 def test_forged_reveals_and_complaints_need_a_signature():
     """What a server makes up about an honest node: it has everything but the node's signature."""
     for way, fields in {
-        "wrong reveal": ("reveals", "accepted"),
+        "wrong reveal": ("reveals", "acceptance"),
         "false complaint of all": ("complaints",),
     }.items():
         cohort = cohort_of(12)
@@ -434,9 +434,9 @@ def test_forged_reveals_and_complaints_need_a_signature():
         for name in fields:
             told[name][str(victim)] = told[name].pop(str(cheat))
         with pytest.raises(Refused, match=r"bad_signature|malformed"):
-            convicted(evidence_from(told), cohort.roster, COLLUSION)
+            convictions(evidence_from(told), cohort.roster, COLLUSION)
         with pytest.raises(Refused, match="wrong_cohort"):
-            convicted(cohort.last.evidence, replace(cohort.roster, version=4), COLLUSION)
+            convictions(cohort.last.evidence, replace(cohort.roster, version=4), COLLUSION)
 
 
 def test_a_complaint_of_no_neighbour_convicts_nobody():
@@ -454,7 +454,7 @@ def test_a_complaint_of_no_neighbour_convicts_nobody():
     proof = disclosed(secret, agreed.by_node[victim].share_key, agreed.cohort)
     keys = {holder: cohort.nodes[holder].key}
     with pytest.raises(Refused, match="malformed"):
-        convicted(accusation(attempt, victim, keys, {holder: proof}), cohort.roster, COLLUSION)
+        convictions(accusation(attempt, victim, keys, {holder: proof}), cohort.roster, COLLUSION)
 
 
 def test_complaints_of_strangers_convict_nobody():
@@ -467,7 +467,7 @@ def test_complaints_of_strangers_convict_nobody():
     assert len(keys) > colluders(12, COLLUSION)
     found = accusation(attempt, next(iter(cohort.nodes)), keys, dict.fromkeys(keys, bytes(PROOF_BYTES)))
     with pytest.raises(Refused, match="malformed"):
-        convicted(found, cohort.roster, COLLUSION)
+        convictions(found, cohort.roster, COLLUSION)
 
 
 @pytest.mark.parametrize("suite", [1, 4])

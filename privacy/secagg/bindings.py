@@ -57,16 +57,16 @@ def deal_hash(dealer: int, shares: SealedShares) -> bytes:
     return hashlib.sha256(deal_body(dealer, shares)).digest()
 
 
-def reveal_body(node: int, revealed: Revealed, accepted: bytes) -> bytes:
+def reveal_body(node: int, revealed: Revealed, acceptance: bytes) -> bytes:
     """Return the signed bytes of a reveal, besides the attempt's context.
 
     Args:
       node: that reveals.
       revealed: its shares and keys.
-      accepted: `parcel.accepted` of each neighbour that shared, ascending; zeros where the node accepted none.
+      acceptance: `parcel.acceptance` of each neighbour that shared, ascending; zeros where the node accepted none.
     """
     said = revealed.survivors, revealed.shares, revealed.mask_keys, revealed.seeds
-    return frame(Purpose.REVEAL, node, *said, accepted)
+    return frame(Purpose.REVEAL, node, *said, acceptance)
 
 
 def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) -> bytes:

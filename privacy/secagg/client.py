@@ -31,8 +31,8 @@ from .bindings import (
 from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
 from .double_signature import sign_by
-from .hybrid import blocks, committed, mask_secret, mixed, offer, public_keys, share_secret
-from .parcel import Parcel, accepted, cut, parcel_of, place_of
+from .hybrid import blocks, fits_commitment, mask_secret, mixed, offer, public_keys, share_secret
+from .parcel import Parcel, acceptance, cut, parcel_of, place_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
@@ -245,7 +245,7 @@ class Participant:
                 pair, row = bytes(2 * wire.SHARE_BYTES), bytes(HASH_BYTES)
                 accused.append(parcel.dealer)
             held, secrets, took = held + pair, secrets + secret, took + row
-        attempt.held, attempt.mask_secrets, attempt.accepted = bytes(held), bytes(secrets), bytes(took)
+        attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(held), bytes(secrets), bytes(took)
         attempt.sharers, attempt.accused = parcels.sharers, tuple(accused)
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
@@ -260,7 +260,7 @@ class Participant:
         return key
 
     def _opened(self, attempt: NodeAttempt, parcel: Parcel, made: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `accepted` of both.
+        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `acceptance` of both.
 
         Args:
           attempt: with the keys of its pairs.
@@ -275,9 +275,9 @@ class Participant:
         if agreed.suite.hybrid and peer < self.node:
             offered = {peer: {self.node: parcel.block}}
             secret = mask_secret(agreed, attempt.mask_seed, self.node, peer, offered)
-            if not committed(agreed, self.node, peer, secret, offered):
+            if not fits_commitment(agreed, self.node, peer, secret, offered):
                 raise Refused(Reason.BAD_SHARE, "a mask secret that its dealer did not commit to")
-        return pair, secret, accepted(parcel.evidence, parcel.block)
+        return pair, secret, acceptance(parcel.evidence, parcel.block)
 
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: recheck the invalid deals, and disclose the evidence, if their dealers signed them.
@@ -316,7 +316,7 @@ class Participant:
         made = attempt.mask_secrets[KEY_BYTES * place :][:KEY_BYTES]
         pair, secret, row = self._opened(attempt, parcel, made)
         attempt.held = _put(attempt.held, place, pair)
-        attempt.accepted = _put(attempt.accepted, place, row)
+        attempt.acceptance = _put(attempt.acceptance, place, row)
         attempt.mask_secrets = _put(attempt.mask_secrets, place, secret)
         attempt.accused = tuple(peer for peer in attempt.accused if peer != parcel.dealer)
 
@@ -334,7 +334,7 @@ class Participant:
         self._enough(attempt, inbox.sharers)
         kept = [peer in set(peers) for peer in agreed.neighbours(self.node, dealt)]
         attempt.held = _kept(attempt.held, 2 * wire.SHARE_BYTES, kept)
-        attempt.accepted = _kept(attempt.accepted, HASH_BYTES, kept)
+        attempt.acceptance = _kept(attempt.acceptance, HASH_BYTES, kept)
         attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
         attempt.stage = Stage.MASKED
         context = agreed.round(inbox.sharers, inbox.model_hash, attempt.void)
@@ -417,7 +417,7 @@ class Participant:
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
         said = wire.Revealed(view, bytes(shares), bytes(keys), seeds)
         if signs(attempt.terms):
-            body = reveal_body(self.node, said, attempt.accepted)
+            body = reveal_body(self.node, said, attempt.acceptance)
             said = replace(said, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
         reply = tagged(attempt, wire.write(said))
         self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER

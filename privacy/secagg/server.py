@@ -27,7 +27,7 @@ from .bindings import (
 from .complaint import PROOF_BYTES
 from .dealings import dealings
 from .evidence import Evidence
-from .hybrid import blocks, check_keys
+from .hybrid import blocks_of, check_keys
 from .masks import Vector, add_masks
 from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
@@ -231,9 +231,7 @@ class ServerAttempt:
         check_lengths(self._agreed, node, shares)
         # What others are blamed for, and what this node may be, must be what it signed.
         self._require_signed(node, self._agreed.cohort, deal_body(node, shares), shares.signature)
-        peers = self._agreed.neighbours(node) if self._suite.hybrid else ()
-        made = blocks(shares.kem, [(node, peer) for peer in peers])
-        self._offered[node] = dict(zip(peers, made, strict=True))
+        self._offered[node] = blocks_of(self._agreed, node, shares.kem)
         self._deals[node] = shares
 
     def _take_check(self, node: int, reply: wire.Checked) -> None:
@@ -319,16 +317,16 @@ class ServerAttempt:
         if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK):
             said = self._revealed[node]
             try:
-                body = reveal_body(node, said, self._accepted(node))
+                body = reveal_body(node, said, self._acceptance(node))
                 self._require_signed(node, self.context, body, said.signature)
             except Refused:
                 return
         self.blamed[node], self._about[node] = fault, about
 
-    def _accepted(self, node: int) -> bytes:
+    def _acceptance(self, node: int) -> bytes:
         peers = self._agreed.neighbours(node, self._sharing)
         return b"".join(
-            self._dealings.accepted(peer, node, self._offered[peer].get(node, b"")) for peer in peers
+            self._dealings.acceptance(peer, node, self._offered[peer].get(node, b"")) for peer in peers
         )
 
     @property
@@ -352,7 +350,7 @@ class ServerAttempt:
             self._model_hash,
             {owner: self._good_shares(owner) for owner in sorted(owners)},
             {node: self._revealed[node] for node in signers},
-            {node: self._accepted(node) for node in signers},
+            {node: self._acceptance(node) for node in signers},
         )
 
     def _good_shares(self, owner: int) -> dict[int, bytes]:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ...privacy.ledger.durable_files import append_line
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.bindings import attempt_context
-from ...privacy.secagg.evidence import Evidence, convicted, evidence_from
+from ...privacy.secagg.evidence import Evidence, convictions, evidence_from
 from ...privacy.secagg.refusal import Fault, Refused
 from ...privacy.secagg.roster import Roster, read_roster, roster_in, write_roster
 from ...privacy.secagg.transcript import run_number
@@ -131,7 +131,7 @@ def _proof(
     if known and roster.hash.hex() not in known:
         raise Refusal("blamed", f"roster version {roster.version}", "was not in force in the run")
     evidence = evidence_from(row)
-    told = convicted(evidence, roster, collusion)
+    told = convictions(evidence, roster, collusion)
     terms, number = evidence.proposal.terms, int(row["round"])
     # A crash may have lost rows of the ledger, so that the round is an earlier one than its row.
     ours = _of_this_run(row["run"], run) and terms.run == run_number(row["run"])

@@ -232,7 +232,7 @@ class Cheat(Participant):
             return reply
         attempt.reply_key = reply_key
         said = replace(said, **changed)
-        body = reveal_body(self.node, said, attempt.accepted)
+        body = reveal_body(self.node, said, attempt.acceptance)
         return tagged(
             attempt, write(replace(said, signature=sign_by(suite, self.key, attempt.context, body)))
         )
