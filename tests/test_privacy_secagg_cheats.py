@@ -244,6 +244,24 @@ def test_wrong_shares_do_not_count_as_answers_that_are_enough():
     assert np.array_equal(opened.total, total(vectors, opened.survivors, 32))
 
 
+@pytest.mark.parametrize("suite", [1, 2])
+def test_a_reveal_that_its_node_did_not_sign_is_none(suite):
+    """Whoever reveals wrong shares under another signature would escape a name, and could reveal again."""
+    cohort = cohort_of(20, suite)
+    (cheat,) = corrupt(cohort, ["wrong reveal"])
+    node = cohort.nodes[cheat]
+    reveal = node._reveal
+    node._reveal = lambda attempt: (
+        setattr(attempt, "acceptance", bytes(len(attempt.acceptance))) or reveal(attempt)
+    )
+    vectors = cohort.vectors(DIMENSION)
+    outcome = cohort.run(vectors)
+    assert cohort.dropped == {cheat: Reason.BAD_SIGNATURE} and not cohort.blamed
+    assert (
+        np.array_equal(outcome.total, total(vectors, outcome.survivors, 32)) and len(outcome.survivors) == 20
+    )
+
+
 def test_who_revealed_wrong_shares_may_not_again_whatever_else_is_found():
     """The committed seed of one that reveals wrong shares is found to be another one whenever reveals are weighed."""
     cohort = cohort_of(20)

@@ -38,7 +38,7 @@ from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret
 from .suite import KEY_BYTES, SUITES, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
-from .transcript import HASH_BYTES, PROTOCOL_VERSION, AttemptTerms, Profile, Purpose, frame
+from .transcript import HASH_BYTES, AttemptTerms, Profile, Purpose, frame, signs
 
 ToNode = wire.CohortAdverts | wire.Parcels | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
@@ -451,11 +451,6 @@ def _put(row: bytes, place: int, piece: bytes) -> bytes:
 
 def _kept(row: bytes, size: int, kept: Sequence[bool]) -> bytes:
     return b"".join(piece for piece, stays in zip(cut(row, size), kept, strict=True) if stays)
-
-
-def signs(terms: AttemptTerms) -> bool:
-    """Return whether nodes sign what they complain of and reveal, as from version 4 on."""
-    return terms.protocol_version == PROTOCOL_VERSION
 
 
 # --- what a node remembers between two messages, sealed under a key of its own

@@ -34,7 +34,7 @@ from .refusal import Fault, Reason, Refused
 from .reveals import Reveals, window
 from .roster import Roster
 from .suite import KEY_BYTES, agree, check_public, new_key, public_of, suite_of, unseal
-from .transcript import HASH_BYTES, AttemptTerms, Profile
+from .transcript import HASH_BYTES, AttemptTerms, Profile, signs
 from .unmask import Opening
 
 Outgoing = dict[int, bytes]
@@ -281,6 +281,9 @@ class ServerAttempt:
         due = wire.SHARE_BYTES * len(peers), KEY_BYTES * len(dead)
         if (len(revealed.shares), len(revealed.mask_keys)) != due:
             raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
+        if signs(self._terms):  # else nobody could be named for it
+            body = reveal_body(node, revealed, self._acceptance(node))
+            self._require_signed(node, self.context, body, revealed.signature)
         if self.blamed.get(node) is Fault.WRONG_SHARE:
             raise Refused(Reason.BAD_SHARE, "this node has revealed wrong shares before")
         shares = dict(zip(peers, cut(revealed.shares, wire.SHARE_BYTES), strict=True))
@@ -311,17 +314,9 @@ class ServerAttempt:
         return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
 
     def _blame(self, node: int, fault: Fault, about: int) -> None:
-        """Name a node for what it revealed, or for a seed, unless it did not sign its reveal: others could not check it."""
-        if self.blamed.get(node) is Fault.WRONG_SHARE:  # for which it may not reveal again
-            return
-        if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK):
-            said = self._revealed[node]
-            try:
-                body = reveal_body(node, said, self._acceptance(node))
-                self._require_signed(node, self.context, body, said.signature)
-            except Refused:
-                return
-        self.blamed[node], self._about[node] = fault, about
+        """Name a node for what it revealed, or for a seed; not anew for shares for which it may not reveal again."""
+        if self.blamed.get(node) is not Fault.WRONG_SHARE:
+            self.blamed[node], self._about[node] = fault, about
 
     def _acceptance(self, node: int) -> bytes:
         peers = self._agreed.neighbours(node, self._sharing)

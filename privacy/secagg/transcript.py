@@ -109,6 +109,11 @@ class AttemptTerms:
     task_hash: bytes
 
 
+def signs(terms: AttemptTerms) -> bool:
+    """Return whether nodes sign what they complain of and reveal, as from version 4 on."""
+    return terms.protocol_version == PROTOCOL_VERSION
+
+
 def run_number(run: str) -> int:
     """Return the number of a run in the terms of attempts, unsigned 64 bits."""
     return int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big")

@@ -204,6 +204,10 @@ class Cheat(Participant):
             for peer, dealt in zip(accused, disputed.deals, strict=True)
         ]
         attempt.accused = attempt.complained = accused
+        rows = zip(
+            agreed.neighbours(self.node, set(attempt.sharers)), cut(attempt.acceptance, 32), strict=True
+        )
+        attempt.acceptance = b"".join(bytes(32) if peer in accused else row for peer, row in rows)
         signatures = b"".join(self._signed(attempt, agreed.cohort, body) for body in bodies)
         return tagged(
             attempt, write(Complaints(agreed.cohort, accused, b"".join(proofs.values()), signatures))

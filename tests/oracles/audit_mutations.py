@@ -490,6 +490,7 @@ BEYOND: dict[str, str] = {
     "a claim about a mask that is believed": MEMBER,
     "a seed convicts nobody by other shares than gave it": MEMBER,
     "a node blamed for a reveal that nobody signed": SERVER,
+    "a reveal that nobody signed is taken": MEMBER,
     "a member blamed without evidence": SERVER,
     "evidence under a roster of anybody": SERVER,
     "one act proves two faults": SERVER,
