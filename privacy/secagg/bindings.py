@@ -90,7 +90,7 @@ def void_pairs(
       sharers: nodes that stay; where a complaint has a verdict one of its two does not.
     """
     pairs = ((holder, dealer) for holder, said in complaints.items() for dealer in said.accused)
-    return tuple(sorted(pair for pair in pairs if sharers.issuperset(pair)))
+    return tuple(sorted(pair for pair in pairs if {*pair} <= sharers))
 
 
 def own_mask_key(seed: bytes, context: bytes) -> bytes:
