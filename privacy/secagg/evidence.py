@@ -40,7 +40,7 @@ Convictions = Iterator[tuple[int, Fault]]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class AttemptEvidence:
     """Messages of one attempt.
 
     Attributes:
@@ -70,15 +70,15 @@ class Evidence:
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
 
-def evidence_from(row: Mapping[str, Any]) -> Evidence:
-    """Return the evidence of `Evidence.to_json`, whose messages are read as strictly as those of a node.
+def evidence_from(row: Mapping[str, Any]) -> AttemptEvidence:
+    """Return the evidence of `AttemptEvidence.to_json`, whose messages are read as strictly as those of a node.
 
     Raises:
       Refused: MALFORMED.
     """
     try:
         survivors = row["survivors"]
-        return Evidence(
+        return AttemptEvidence(
             _read(row["proposal"], wire.Proposal),
             _read(row["adverts"], wire.CohortAdverts),
             _by_node(row["deals"], wire.SealedShares),
@@ -93,7 +93,7 @@ def evidence_from(row: Mapping[str, Any]) -> Evidence:
         raise Refused(Reason.MALFORMED, f"evidence cannot be read: {error}") from error
 
 
-def convictions(evidence: Evidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
+def convictions(evidence: AttemptEvidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
     """Return the nodes that the messages convict, each with its faults.
 
     Args:
@@ -114,7 +114,7 @@ def convictions(evidence: Evidence, roster: Roster, collusion: float) -> frozens
 class _Trial:
     """Evidence under a roster, with what follows from it."""
 
-    evidence: Evidence
+    evidence: AttemptEvidence
     roster: Roster
     collusion: float
 

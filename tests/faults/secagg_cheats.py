@@ -21,7 +21,7 @@ from fedveil.privacy.secagg.deal import (
     seed_commitment,
 )
 from fedveil.privacy.secagg.double_signature import sign_by
-from fedveil.privacy.secagg.evidence import Evidence
+from fedveil.privacy.secagg.evidence import AttemptEvidence
 from fedveil.privacy.secagg.hybrid import _ESCROW, CIPHERTEXT_BYTES, kem_key
 from fedveil.privacy.secagg.messages import (
     SEAL_BYTES,
@@ -275,7 +275,7 @@ def accusation(attempt, victim, keys, proofs):
         signature = sign_by(agreed.suite, key, agreed.cohort, body)
         said[holder] = Complaints(agreed.cohort, (victim,), proofs[holder], signature)
     proposal = read(next(iter(attempt.proposal().values())), Proposal)
-    return Evidence(proposal, CohortAdverts(agreed.context, agreed.adverts), {victim: deal_of}, said)
+    return AttemptEvidence(proposal, CohortAdverts(agreed.context, agreed.adverts), {victim: deal_of}, said)
 
 
 def _of_the_twist():
