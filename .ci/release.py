@@ -45,12 +45,12 @@ def make(folder: Path, key: Ed25519PrivateKey) -> None:
         sys.exit("the checkout has changes that no commit holds: commit them, or take a fresh clone")
     if folder.exists() and any(folder.iterdir()):
         sys.exit(f"{folder} is not empty: name another folder")
-    started = _now()
+    judgements, started = vex(), _now()
     commit, time = _git("rev-parse", "HEAD"), _git("log", "-1", "--format=%ct")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, env={**os.environ, "SOURCE_DATE_EPOCH": time}, stdout=sys.stderr, check=True)
     (wheel,) = folder.glob("*.whl")
-    (folder / VEX).write_text(json.dumps(vex(), indent=1) + "\n")
+    (folder / VEX).write_text(json.dumps(judgements, indent=1) + "\n")
     for name in LOCKS:
         lock = ROOT / "containers" / f"{name}.lock"
         write_bill(lock, folder / f"sbom-{name}.cdx.json")
@@ -228,7 +228,10 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--public", type=Path, help="public, Ed25519 in PEM")
     asked = parser.parse_args(given)
     if asked.act == "scan":
-        print(f"{len(vex()['vulnerabilities'])} advisories, all judged in {JUDGED.name}")
+        judgements = vex()
+        unseen = "; ".join(each["value"] for each in judgements["metadata"]["properties"])
+        said = f"{len(judgements['vulnerabilities'])} advisories, all judged in {JUDGED.name}"
+        print(f"{said}; not looked up: {unseen}" if unseen else said)
         return 0
     path = asked.key if asked.act == "make" else asked.public
     if path is None or asked.folder is None:

@@ -13,11 +13,11 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.refusal import Refusal
 from ..reports.asked import report_of_answers
 from ..reports.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
-from ..reports.shown import active, differences, references
 from ..server.binding.bundle import LIST
+from ..server.binding.page import ANOTHER, UNMADE, page_again, require_values
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_named_chain, read_public
-from ..server.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, made_again, verify_folder
+from ..server.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, verify_folder
 from ..server.run.display import hanging
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
@@ -141,18 +141,13 @@ def _answers(folder: Path) -> Iterator[CheckLine]:
         return
     try:
         html, whole = page.read_bytes().decode(), json.loads(report.read_bytes())
-        wrong, count = differences(html, whole), len(references(html))
-        if not wrong and whole != report_of_answers(folder):
-            wrong = [f"{REPORT} differs from the answers and their ledger; make it again"]
-        if not wrong and not count:
-            wrong = ["no value of the page refers to the report"]
-        wrong += [f"the page has an element that may act: {each}" for each in active(html)]
-        again = made_again(whole)
-        if not wrong and again not in (html, None):
-            wrong = [f"it is not the page that {REPORT} makes: fedveil report makes it again"]
-        unmade = "" if again is not None else "; jinja2, which is not installed, would make the page again"
-        said = wrong[0] if wrong else f"{count} values match the answers{unmade}"
-        ok = False if wrong else None if unmade else True
+        count, again = require_values(html, whole), page_again(whole)
+        if whole != report_of_answers(folder):
+            raise ValueError(f"{REPORT} differs from the answers and their ledger; make it again")
+        if again not in (html, None):
+            raise ValueError(ANOTHER)
+        ok = None if again is None else True
+        said = f"{count} values match the answers{'' if ok else f'; {UNMADE}'}"
     except FAULTS as problem:
         ok, said = False, str(problem) or type(problem).__name__
     yield CheckLine("page", ok, said)

@@ -6,6 +6,7 @@ checked without other packages.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -15,9 +16,19 @@ UNKNOWN = "not recorded"
 UNSAID = "cannot be said"  # of a figure that is lost in the noise
 PREFIX = 16  # of a hash, hexadecimal digits
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-_ACTIVE = frozenset(
-    ("script", "iframe", "frame", "object", "embed", "link", "base", "form", "animate", "set")
+# What pages are made of, earlier ones too: no element or attribute runs, loads or sends anything.
+_NAMES = re.compile(
+    "html|head|meta|title|style|body|header|main|nav|section|footer|h1|h2|h3|p|div|span|strong|b|i|br|a|code|pre|ul|li|"
+    "dl|dt|dd|table|caption|thead|tbody|tr|th|td|figure|figcaption|svg|g|path|rect|circle|line|polyline|text"
 )
+_ATTRIBUTES = re.compile(
+    "lang|charset|http-equiv|content|name|class|id|style|href|role|scope|tabindex|colspan|rowspan|data-ref|data-form|"
+    "data-label|aria-label|aria-labelledby|aria-hidden|viewBox|width|height|d|x|y|cx|cy|r|transform"
+)
+_TAG = re.compile(r'</?([a-zA-Z][a-zA-Z0-9]*)((?:\s+[a-zA-Z-]+="[^"<>]*")*)\s*/?>')
+_ATTRIBUTE = re.compile(r'([a-zA-Z-]+)="([^"]*)"')
+_STYLES = re.compile(r'<style>([^<]*)|style="([^"]*)"')
+_LOADING = re.compile(r"[\\&]|url\(|src\(|image|@import", re.IGNORECASE)
 _VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
 
 
@@ -135,11 +146,24 @@ class Reference:
 
 
 def active(html: str) -> list[str]:
-    """Return the parts of a page that could run, load or send something; a page that fedveil makes has none."""
-    reader = _Reader()
-    reader.feed(html)
-    reader.close()
-    return reader.active
+    """Return the parts of a page that could run, load or send something; a page that fedveil makes has none.
+
+    The text is matched and not parsed, since a browser may see an element where another parser sees none: each `<`
+    must begin a tag of the few that pages have.
+    """
+    page, found = html.removeprefix("<!DOCTYPE html>"), list[str]()
+    for start in (each.start() for each in re.finditer("<", page)):
+        tag = _TAG.match(page, start)
+        if tag is None or not _NAMES.fullmatch(tag[1]):
+            found.append(page[start : start + PREFIX])
+            continue
+        for name, value in _ATTRIBUTE.findall(tag[2]):
+            leaves = name == "href" and not value.startswith("#")
+            acts = name == "http-equiv" and value != "Content-Security-Policy"
+            if not _ATTRIBUTES.fullmatch(name) or leaves or acts:
+                found.append(f"{tag[1]} {name}")
+    styles = (each for pair in _STYLES.findall(page) for each in pair)
+    return found + [match[0] for match in map(_LOADING.search, styles) if match]
 
 
 def references(html: str) -> list[Reference]:
@@ -183,12 +207,10 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.found: list[Reference] = []
-        self.active: list[str] = []
         self._depth = 0
         self._open: _Open | None = None
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self._look(tag, attrs)
         if tag in _VOID:
             return
         self._depth += 1
@@ -199,21 +221,7 @@ class _Reader(HTMLParser):
             self._open = _Open(pointer, given.get("data-form") or "plain", self._depth)
 
     def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        """Only look for what acts: an element without content shows nothing."""
-        self._look(tag, attrs)
-
-    def _look(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        given = {name: "".join((value or "").lower().split()) for name, value in attrs}
-        loads = [
-            name
-            for name in given
-            if name.startswith("on") or name in ("src", "srcdoc", "action", "formaction")
-        ]
-        links = [name for name in given if name.endswith("href")]
-        loads += [name for name in links if "script:" in given[name] or given[name].startswith("data:")]
-        refresh = tag == "meta" and given.get("http-equiv") == "refresh"
-        if tag in _ACTIVE or refresh or loads:
-            self.active.append(" ".join([tag, *loads]))
+        """Leave out an element without content, which shows nothing."""
 
     def handle_endtag(self, tag: str) -> None:
         if tag in _VOID:

@@ -47,6 +47,7 @@ COMPRESSION_TESTS, DIFFERENCE_TESTS = "test_privacy_compression.py", "test_links
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
+BLAME_TESTS = "test_server_blame.py"
 ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
 QUESTION_TESTS, DEVICE_QUESTION_TESTS = "test_server_questions.py", "test_client_questions.py"
 RECORD_QUESTION_TESTS = "test_server_record_questions.py"
@@ -189,10 +190,24 @@ MUTATIONS = {
     ),
     "fewer receipts than members pass": Mutation(
         "server/binding/verify.py",
-        "needed = len(roster.members) if asked is None else asked",
+        "needed = max(len(roster.members), least) if asked is None else asked",
         "needed = 1 if asked is None else asked",
         "test_tamper_campaign.py",
         "no_forgery_passes",
+    ),
+    "one receipt is enough for a roster of one": Mutation(
+        "server/binding/receipts.py",
+        "return max(2, min(members,",
+        "return max(1, min(members,",
+        "test_server_receipts.py",
+        "one_receipt_never",
+    ),
+    "receipts of a roster that nobody named bind a run": Mutation(
+        "server/binding/verify.py",
+        "if asked.roster is None and asked.receipts is None:",
+        "if False:",
+        "test_server_receipts.py",
+        "that_nobody_named",
     ),
     "as many receipts as may collude pass": Mutation(
         "server/binding/verify.py",
@@ -237,18 +252,25 @@ MUTATIONS = {
         "one_receipt_a_run",
     ),
     "verify takes a page that its report does not make": Mutation(
-        "server/binding/verify.py",
+        "server/binding/page.py",
         "    if again == html:\n",
         "    if again is not None:\n",
         "test_tamper_campaign.py",
         "page_holds_nothing",
     ),
     "verify takes a script on a page": Mutation(
-        "server/binding/verify.py",
+        "server/binding/page.py",
         "    if acts := active(html):\n",
         "    if acts := active(html)[:0]:\n",
         "test_tamper_campaign.py",
         "without_jinja",
+    ),
+    "a page may hold what a parser does not see": Mutation(
+        "reports/shown.py",
+        "if tag is None or not _NAMES.fullmatch(tag[1]):",
+        "if tag is None:",
+        "test_reports_shown.py",
+        "may_act",
     ),
     "a manifest names what lies outside its folder": Mutation(
         "server/binding/manifest.py",
@@ -293,16 +315,16 @@ MUTATIONS = {
         "verdict",
     ),
     "verify believes the stamps of a page": Mutation(
-        "server/binding/verify.py",
+        "server/binding/page.py",
         "        if told != true:",
         "        if False:",
         BUNDLED_TESTS,
         "stamp",
     ),
     "verify believes the page": Mutation(
-        "server/binding/verify.py",
-        '    if wrong:\n        raise Wrong(f"{len(wrong)} values',
-        '    if False:\n        raise Wrong(f"{len(wrong)} values',
+        "server/binding/page.py",
+        "    if wrong := differences(html, report):\n",
+        "    if wrong := differences(html, report)[:0]:\n",
         BUNDLED_TESTS,
         "where_every_hash_fits",
     ),
@@ -336,7 +358,7 @@ MUTATIONS = {
     ),
     "verify believes a report of answers": Mutation(
         "cli/verify.py",
-        "if not wrong and whole != report_of_answers(folder):",
+        "if whole != report_of_answers(folder):",
         "if False:",
         "test_reports_answers.py",
         "not_believed_against",
@@ -1309,7 +1331,7 @@ MUTATIONS = {
     ),
     "a client takes an older roster": Mutation(
         "client/device/client_bundle.py",
-        "if roster.version <= bundle.identity.roster.version:",
+        "if roster.version <= own.roster.version:",
         "if False:",
         PROVISION_TESTS,
         "never_an_older",
@@ -2002,7 +2024,7 @@ MUTATIONS = {
     ),
     "a vector is summed though the owner's peers have left": Mutation(
         "privacy/secagg/client.py",
-        "        self._check_peers(nodes)\n",
+        "        self._check_peers(hiding)\n",
         "",
         "test_privacy_secagg_attacks.py",
         "too_few_of_its_owners_peers",
@@ -2983,31 +3005,101 @@ MUTATIONS = {
     ),
     "a mask secret that its holder does not check": Mutation(
         "privacy/secagg/client.py",
-        "if not committed(agreed, self.node, peer, secret, offered):",
+        "if not fits_commitment(agreed, self.node, peer, secret, offered):",
         "if False:",
         "test_privacy_secagg_cheats.py",
         "hybrid_shares and ciphertext",
     ),
     "a claim about a mask that is believed": Mutation(
         "privacy/secagg/unmask.py",
-        "if committed(self.agreed, node, peer, key, self.offered)",
+        "if fits_commitment(self.agreed, node, peer, key, self.offered)",
         "if key",
         "test_privacy_secagg_cheats.py",
         "wrong_mask_key_of",
     ),
     "a node blamed for a reveal that nobody signed": Mutation(
         "privacy/secagg/evidence.py",
-        "self._signed(agreed, node, agreed.context, reveal_body(node, said, accepted), said.signature)",
+        "self._signed(agreed, node, agreed.context, reveal_body(node, said, acceptance), said.signature)",
         "pass",
         "test_privacy_secagg_cheats.py",
         "forged",
     ),
+    "a reveal that nobody signed is taken": Mutation(
+        "privacy/secagg/server.py",
+        "if signs(self._terms):  # else",
+        "if False:  # else",
+        "test_privacy_secagg_cheats.py",
+        "did_not_sign",
+    ),
     "a member blamed without evidence": Mutation(
         "server/binding/blame.py",
-        "if (number, name, fault) not in found:",
+        'raise Refusal("blamed", name, f"{why} ({flaws[0]})" if flaws else why)',
+        "continue",
+        BLAME_TESTS,
+        "one_act or proves_nothing",
+    ),
+    "evidence under a roster of anybody": Mutation(
+        "server/binding/blame.py",
+        "    if not keys:\n        return roster_in(signed)",
+        "    if True:\n        return roster_in(signed)",
+        BLAME_TESTS,
+        "of_another_key",
+    ),
+    "one act proves two faults": Mutation(
+        "server/binding/blame.py",
+        "proofs.setdefault(context, found)",
+        "proofs[line] = found",
+        BLAME_TESTS,
+        "one_act",
+    ),
+    "a run says how many collude": Mutation(
+        "server/binding/blame.py",
+        '["collusion"]), COLLUSION)',
+        '["collusion"]), 0.0)',
+        BLAME_TESTS,
+        "assumes_no_collusion",
+    ),
+    "blame is proved without the authority's key": Mutation(
+        "server/binding/verify.py",
+        'if held.result["data"] != "simulation" and not given:',
         "if False:",
-        "test_end_to_end_masked.py",
-        "who_cheats",
+        BLAME_TESTS,
+        "without_the_authoritys_key",
+    ),
+    "a mask left out for a complaint that nobody made": Mutation(
+        "privacy/secagg/client.py",
+        "if not own <= set(attempt.complained):",
+        "if not own <= set(attempt.accused):",
+        "test_privacy_secagg_attacks.py",
+        "complaint_that_was_made",
+    ),
+    "masks left out that nobody confirms": Mutation(
+        "privacy/secagg/transcript.py",
+        "unmasked = [node for pair in void for node in pair]",
+        "unmasked = list[int]()",
+        "test_privacy_secagg_cheats.py",
+        "confirmed_by_all",
+    ),
+    "a peer without a mask counts": Mutation(
+        "privacy/secagg/client.py",
+        "terms, hiding = attempt.terms, {*nodes} - attempt.bare(self.node)",
+        "terms, hiding = attempt.terms, {*nodes}",
+        "test_privacy_secagg_cheats.py",
+        "without_a_mask",
+    ),
+    "a complaint of a stranger counts": Mutation(
+        "privacy/secagg/evidence.py",
+        "if holder not in agreed.neighbours(dealer):",
+        "if False:",
+        "test_privacy_secagg_cheats.py",
+        "no_neighbour or strangers",
+    ),
+    "a seed convicts nobody by other shares than gave it": Mutation(
+        "privacy/secagg/server.py",
+        "window(good, own, least)",
+        "good[:least]",
+        "test_privacy_secagg_cheats.py",
+        "two_mask_seeds",
     ),
     "survivors not counted before a sum is opened": Mutation(
         "privacy/secagg/server.py",

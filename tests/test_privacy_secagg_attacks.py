@@ -1,5 +1,6 @@
 """A server, a network or a member that cheats: the node refuses by name, or is dropped; there is never a wrong sum."""
 
+import copy
 import re
 import runpy
 from dataclasses import replace
@@ -15,17 +16,25 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.secagg import bindings, client, messages
 from fedveil.privacy.secagg.attempt import Work, quorum
-from fedveil.privacy.secagg.bindings import Agreement, advert_body, confirmation_body
+from fedveil.privacy.secagg.bindings import (
+    Agreement,
+    advert_body,
+    complaint_body,
+    confirmation_body,
+    deal_hash,
+)
 from fedveil.privacy.secagg.client import Participant
+from fedveil.privacy.secagg.complaint import PROOF_BYTES
 from fedveil.privacy.secagg.deal import challenge_of, label_of
 from fedveil.privacy.secagg.dealings import dealings
+from fedveil.privacy.secagg.double_signature import sign_by
 from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
 from fedveil.privacy.secagg.shamir import combine
-from fedveil.privacy.secagg.suite import new_key, public_of, sign
+from fedveil.privacy.secagg.suite import SUITES, new_key, public_of, sign
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.privacy.secagg.unmask import Opening
 
@@ -136,6 +145,56 @@ def test_a_split_view_is_refused():
     without = tuple(c for c in both if c.node not in (ids[0], ids[-1]))
     message = write(messages.Confirmed(attempt.context, without))
     assert refusal(cohort, second[0].node, message) is Reason.SPLIT_VIEW
+
+
+def spoiled(agreed, node, message, dealers):
+    """Return a node's parcels, of which those of some dealers do not open."""
+    said = read(message, messages.Parcels)
+    sealed = bytearray(said.sealed)
+    for place, peer in enumerate(agreed.neighbours(node, set(said.sharers))):
+        sealed[place * messages.SEALED_BYTES] ^= peer in dealers
+    return write(replace(said, sealed=bytes(sealed)))
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_a_mask_is_left_out_only_for_a_complaint_that_was_made(suite):
+    """A server that spoils parcels from one part to another, and has it leave out the masks between the two.
+
+    The masks within the first part cancel, and six holders open all private seeds: its sum would be open.
+    """
+    cohort = Cohort(12, 6, suite=suite)
+    attempt, out = play(cohort, "check")
+    nodes = tuple(cohort.nodes)
+    first, others = nodes[:7], nodes[7:]
+    for node in first:
+        cohort.nodes[node].handle(spoiled(attempt._agreed, node, out[node], others), NOW)
+    nobody = bytes(SUITES[suite].signature_bytes)
+    reason = Reason.BAD_SHARE if SUITES[suite].hybrid else Reason.WRONG_COHORT
+    for node in first:
+        void = tuple(messages.Void(node, dealer, nobody) for dealer in others)
+        inbox = messages.Inbox(attempt.context, MODEL, nodes, void)
+        assert refusal(cohort, node, write(inbox)) is reason
+
+
+@pytest.mark.parametrize("suite", [1, 2])
+def test_a_complaint_of_a_deal_needs_its_holders_signature(suite):
+    cohort = Cohort(5, 3, suite=suite)
+    attempt, out = play(cohort, "mask")
+    dealer, holder, other, *_ = cohort.nodes
+    deal = deal_hash(dealer, attempt._deals[dealer])
+    body = complaint_body(holder, dealer, deal, bytes(PROOF_BYTES))
+    for signer, refused in ((holder, False), (other, True)):
+        said = sign_by(SUITES[suite], cohort.nodes[signer].key, attempt._agreed.cohort, body)
+        inbox = edited(out[dealer], messages.Inbox, void=(messages.Void(holder, dealer, said),))
+        node = copy.deepcopy(cohort.nodes[dealer].attempts)
+        if suite == 1:
+            assert refusal(cohort, dealer, inbox) is Reason.WRONG_COHORT
+        elif refused:
+            assert refusal(cohort, dealer, inbox) is Reason.BAD_SIGNATURE
+        else:
+            cohort.answer("mask", dealer, inbox, cohort.vectors(DIMENSION))
+            assert not cohort.refusals
+        cohort.nodes[dealer].attempts = node
 
 
 def opened_by_split_views(cohort, honest, targets):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.secagg import complaint, messages
 from fedveil.privacy.secagg.attempt import Work
-from fedveil.privacy.secagg.complaint import ORDER, PROOF_BYTES, on_curve, prove, proved
+from fedveil.privacy.secagg.complaint import ORDER, PROOF_BYTES, disclosed, on_curve, prove, proved
 from fedveil.privacy.secagg.deal import (
     COMMITMENT_BYTES,
     SOUNDNESS_BITS,
@@ -30,7 +30,7 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
 )
-from fedveil.privacy.secagg.evidence import convicted, evidence_from
+from fedveil.privacy.secagg.evidence import convictions, evidence_from
 from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.parcel import cut
@@ -38,8 +38,8 @@ from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
 from fedveil.privacy.secagg.shamir import PRIME, codeword, combine, new_secret, parity, polynomial, values
-from fedveil.privacy.secagg.suite import SUITES, new_key, public_of
-from fedveil.privacy.secagg.transcript import Profile
+from fedveil.privacy.secagg.suite import SUITES, key_from_seed, new_key, public_of
+from fedveil.privacy.secagg.transcript import Profile, Purpose
 
 FAULTS = Path(__file__).parent / "faults"
 COHORT = runpy.run_path(str(FAULTS / "secagg_cohort.py"))
@@ -47,6 +47,7 @@ CHEATS = runpy.run_path(str(FAULTS / "secagg_cheats.py"))
 Cohort, total, NOW, MODEL = COHORT["Cohort"], COHORT["total"], COHORT["NOW"], COHORT["MODEL"]
 STAGES, STAGE_OF = COHORT["STAGES"], COHORT["STAGE_OF"]
 Cheat, WAYS, HYBRID_WAYS = CHEATS["Cheat"], CHEATS["WAYS"], CHEATS["HYBRID_WAYS"]
+until_checks, accusation = CHEATS["until_checks"], CHEATS["accusation"]
 DIMENSION = 20
 COLLUSION = 0.1  # of the cohort, as by default
 CAMPAIGN_RUNS = 2000
@@ -90,7 +91,7 @@ def require_evidence(cohort):
     if not cohort.blamed:
         assert found is None
         return
-    told = convicted(evidence_from(json.loads(json.dumps(found.to_json()))), cohort.roster, COLLUSION)
+    told = convictions(evidence_from(json.loads(json.dumps(found.to_json()))), cohort.roster, COLLUSION)
     assert cohort.blamed.items() <= told, (cohort.blamed, told)
     assert not {node for node, _ in told} & {
         n for n, each in cohort.nodes.items() if not isinstance(each, Cheat)
@@ -201,6 +202,20 @@ def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around(suite, dead):
     assert cohort.blamed == {liar: Fault.WRONG_MASK} and len(outcome.survivors) == 19
 
 
+def test_shares_of_two_mask_seeds_convict_their_dealer_whichever_are_combined():
+    """Right shares to those who come first, and others to the rest, each as its commitment says."""
+    cohort = cohort_of(20)
+    node = list(cohort.nodes)[-1]
+    old = cohort.nodes[node]
+    cheat = cohort.nodes[node] = Cheat(node, old.key, old.policy, old.roster)
+    cheat.way, cheat.hands, cheat.friends = "shares of two mask seeds", random.Random(0), frozenset({node})
+    vectors = cohort.vectors(DIMENSION)
+    outcome = cohort.run(vectors, {"mask": [node]})
+    assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
+    assert cohort.blamed == {node: Fault.WRONG_SEED}
+    require_evidence(cohort)
+
+
 def test_two_who_reveal_wrong_shares_cost_nothing():
     """Windows went around one of them; commitments say which share is wrong, whatever their number."""
     cohort = cohort_of(20)
@@ -227,6 +242,24 @@ def test_wrong_shares_do_not_count_as_answers_that_are_enough():
         attempt.take(cheats[0], again)
     opened = attempt.advance()
     assert np.array_equal(opened.total, total(vectors, opened.survivors, 32))
+
+
+@pytest.mark.parametrize("suite", [1, 2])
+def test_a_reveal_that_its_node_did_not_sign_is_none(suite):
+    """Whoever reveals wrong shares under another signature would escape a name, and could reveal again."""
+    cohort = cohort_of(20, suite)
+    (cheat,) = corrupt(cohort, ["wrong reveal"])
+    node = cohort.nodes[cheat]
+    reveal = node._reveal
+    node._reveal = lambda attempt: (
+        setattr(attempt, "acceptance", bytes(len(attempt.acceptance))) or reveal(attempt)
+    )
+    vectors = cohort.vectors(DIMENSION)
+    outcome = cohort.run(vectors)
+    assert cohort.dropped == {cheat: Reason.BAD_SIGNATURE} and not cohort.blamed
+    assert (
+        np.array_equal(outcome.total, total(vectors, outcome.survivors, 32)) and len(outcome.survivors) == 20
+    )
 
 
 def test_who_revealed_wrong_shares_may_not_again_whatever_else_is_found():
@@ -362,16 +395,19 @@ def test_a_secret_is_not_disclosed_for_a_deal_that_its_dealer_did_not_sign():
 
 
 def forgeries(told, honest, draw):
-    """Yield evidence in which one thing is another: a byte, or the node that it is about."""
-    for _ in range(12):
+    """Yield evidence in which one thing is another, a byte or the node that it is about, or is left out."""
+    for _ in range(24):
         made = json.loads(json.dumps(told))
         fields = [name for name in made if isinstance(made[name], dict) and made[name]]
-        name = draw.choice([*fields, *fields, "adverts", "model_hash"])
+        texts = [name for name in made if isinstance(made[name], str) and made[name]]
+        name = draw.choice([*fields, *fields, *texts])
         held, key = (made, name) if name not in fields else (made[name], draw.choice(list(made[name])))
         if isinstance(held[key], dict):
             held, key = held[key], draw.choice(list(held[key]))
-        if held is not made and draw.random() < 0.5:
-            held[str(draw.choice(honest))] = held.pop(key)
+        if held is not made and (kind := draw.random()) < 0.6:
+            moved = held.pop(key)
+            if kind < 0.4:
+                held[str(draw.choice(honest))] = moved
         elif held[key]:
             at = 2 * draw.randrange(len(held[key]) // 2)
             held[key] = f"{held[key][:at]}{draw.randrange(256):02x}{held[key][at + 2 :]}"
@@ -399,18 +435,21 @@ def test_forged_evidence_convicts_no_honest_node(suite, way):
     if (found := cohort.last.evidence) is None:
         assert suite == 2 and way == "false complaint with a proof"
         return
+    read = 0
     for made in forgeries(found.to_json(), honest, draw):
         try:
-            told = convicted(evidence_from(made), cohort.roster, COLLUSION)
+            told = convictions(evidence_from(made), cohort.roster, COLLUSION)
         except Refused:
             continue
+        read += 1
         assert not {node for node, _ in told} & set(honest)
+    assert read > 1  # of most a signature does not hold
 
 
 def test_forged_reveals_and_complaints_need_a_signature():
     """What a server makes up about an honest node: it has everything but the node's signature."""
     for way, fields in {
-        "wrong reveal": ("reveals", "accepted"),
+        "wrong reveal": ("reveals", "acceptance"),
         "false complaint of all": ("complaints",),
     }.items():
         cohort = cohort_of(12)
@@ -419,9 +458,40 @@ def test_forged_reveals_and_complaints_need_a_signature():
         for name in fields:
             told[name][str(victim)] = told[name].pop(str(cheat))
         with pytest.raises(Refused, match=r"bad_signature|malformed"):
-            convicted(evidence_from(told), cohort.roster, COLLUSION)
+            convictions(evidence_from(told), cohort.roster, COLLUSION)
         with pytest.raises(Refused, match="wrong_cohort"):
-            convicted(cohort.last.evidence, replace(cohort.roster, version=4), COLLUSION)
+            convictions(cohort.last.evidence, replace(cohort.roster, version=4), COLLUSION)
+
+
+def test_a_complaint_of_no_neighbour_convicts_nobody():
+    """On a ring it would be held against what the dealer sealed for another."""
+    cohort = Cohort(24, 8, 12, minimum=4)
+    attempt, seeds = until_checks(cohort, DIMENSION)
+    agreed = attempt._agreed
+    victim, holder = next(
+        (victim, holder)
+        for victim in cohort.nodes
+        for holder in cohort.nodes
+        if holder != victim and holder not in agreed.neighbours(victim)
+    )
+    secret = key_from_seed(seeds[holder], Purpose.SHARE_KEY)
+    proof = disclosed(secret, agreed.by_node[victim].share_key, agreed.cohort)
+    keys = {holder: cohort.nodes[holder].key}
+    with pytest.raises(Refused, match="malformed"):
+        convictions(accusation(attempt, victim, keys, {holder: proof}), cohort.roster, COLLUSION)
+
+
+def test_complaints_of_strangers_convict_nobody():
+    """Of a federation more members may collude than of a cohort: those who do not take part have nothing to say."""
+    cohort = Cohort(16, 7, minimum=4, suite=2, collusion=COLLUSION)
+    everybody = cohort.nodes
+    cohort.nodes, cohort.size = dict(list(everybody.items())[:12]), 12
+    attempt, _ = until_checks(cohort, DIMENSION)
+    keys = {node: everybody[node].key for node in list(everybody)[12:]}
+    assert len(keys) > colluders(12, COLLUSION)
+    found = accusation(attempt, next(iter(cohort.nodes)), keys, dict.fromkeys(keys, bytes(PROOF_BYTES)))
+    with pytest.raises(Refused, match="malformed"):
+        convictions(found, cohort.roster, COLLUSION)
 
 
 @pytest.mark.parametrize("suite", [1, 4])
@@ -489,12 +559,49 @@ def test_hybrid_shares_go_around_who_cheats(way, lost):
     if not isinstance((played := play(cohort, [way], seed=1, lost=lost))[0], OpenedSum):
         assert lost == "reveal" and way in SILENT_FROM
     outcome, (cheat,) = played
-    found = (
-        {Fault.WRONG_MASK} if way.endswith("wrong mask keys") and lost == "mask" else {HYBRID_NAMED.get(way)}
-    )
-    assert {cohort.blamed.get(cheat)} <= found
-    if cohort.blamed.get(cheat) is not Fault.BAD_DEAL and way not in SILENT_FROM:
-        assert cheat in outcome.survivors
+    expected = HYBRID_NAMED.get(way)
+    if way.endswith("wrong mask keys") and lost == "mask":
+        (dead,) = set(cohort.nodes) - set(outcome.survivors)
+        expected = None if dead in cohort.last._complaints[cheat].accused else Fault.WRONG_MASK
+    assert cohort.blamed.get(cheat) is expected
+    if (
+        expected is not Fault.BAD_DEAL and way not in SILENT_FROM
+    ):  # who complains of all has a mask with nobody
+        assert (cheat in outcome.survivors) is (way != "false complaint of all")
+
+
+def test_masks_left_out_are_confirmed_by_all():
+    """Whoever is told of other masks than the others is in another round, of which nothing is opened."""
+    cohort = cohort_of(20, suite=2, lost=1)
+    (cheat,) = corrupt(cohort, ["false complaint with a proof"])
+    bystander = next(node for node in cohort.nodes if node != cheat)
+
+    def change(stage, node, message):
+        if (stage, node) != ("mask", bystander):
+            return message
+        said = read(message, messages.Inbox)
+        assert said.void
+        return write(
+            replace(said, void=tuple(each for each in said.void if bystander in (each.holder, each.dealer)))
+        )
+
+    vectors = cohort.vectors(DIMENSION)
+    outcome = cohort.run(vectors, message_wire=change)
+    assert cohort.dropped == {bystander: Reason.WRONG_COHORT} and bystander not in outcome.survivors
+    assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
+
+
+def test_a_peer_without_a_mask_hides_nobody():
+    """Three of the others have none with it, since it complains of them."""
+    cohort = cohort_of(20, suite=2, lost=1)
+    (cheat,) = corrupt(cohort, ["false complaint with a proof"])
+    peers = frozenset({cohort.roster.member(cheat, NOW).fingerprint})
+    for node in cohort.nodes.values():
+        if node.node != cheat:
+            node.policy = replace(node.policy, peers=peers, peers_at_least=1)
+    assert isinstance(cohort.run(cohort.vectors(DIMENSION)), OpenedSum)
+    assert list(cohort.refusals.values()) == [Reason.POLICY] * 3
+    assert len(cohort.charged) == 17 and not cohort.refusals.keys() & cohort.charged.keys()
 
 
 @pytest.mark.parametrize("seed", range(SAMPLE_RUNS))

@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -118,6 +119,47 @@ def test_what_the_checks_install_is_locked_by_hash() -> None:
         assert all(line.startswith("#") or "--hash=sha256:" in line for line in blocks)
 
 
+@pytest.mark.parametrize(
+    ("why", "codes"),
+    [
+        ("ERROR: No matching distribution found for torch==2.13.0+cpu", ["setuptools", "torch.lock", "cuda"]),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", ["setuptools", "torch.lock"]),
+        ("ERROR: No space left on device", ["setuptools", "torch.lock"]),
+    ],
+)
+def test_the_checks_take_another_torch_only_where_there_is_none_without_cuda(
+    tmp_path: Path, why: str, codes: list[str]
+) -> None:
+    """A hash that does not match is an error, and no reason to load another build, unseen."""
+    (tmp_path / "bin").mkdir()
+    python, log = tmp_path / "bin" / "python", tmp_path / "log"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in\n'
+        f"*torch.lock*) echo torch.lock >> {log}; echo '{why}' >&2; exit 1;;\n"
+        f"*) if grep -q ^setuptools= {tmp_path}/lock; then echo setuptools >> {log}; else echo cuda >> {log}; exit 9; fi;;\n"
+        "esac\n"
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run")],
+        env={**os.environ, "FEDVEIL_VENV": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert log.read_text().split() == codes
+    assert done.returncode == (9 if "cuda" in codes else 1) and (why in done.stderr) is ("cuda" not in codes)
+
+
+def test_the_locks_say_where_the_checks_run_another_torch() -> None:
+    found = [
+        re.search(r"^torch==([0-9.]+)", (ROOT / ".ci" / f"{name}.lock").read_text(), re.MULTILINE)
+        for name in ("torch", "dev")
+    ]
+    without, others = (each[1] for each in found if each is not None)
+    assert f"torch {without} without CUDA, in place of PyPI's {others}" in (ROOT / "SECURITY.md").read_text()
+
+
 AUDITED = {
     "dependencies": [
         {"name": "torch", "version": "2.10.0", "vulns": [{"id": "PYSEC-1", "fix_versions": []}]},
@@ -137,6 +179,8 @@ def test_a_release_states_what_each_advisory_means_and_what_was_not_looked_up(
     found = release.vex()
     assert found["vulnerabilities"] == [] and "pip-audit is not installed" in capsys.readouterr().err
     assert found["metadata"]["properties"][0]["value"] == "pip-audit is not installed"
+    assert release.main(["scan"]) == 0
+    assert "not looked up: pip-audit is not installed" in capsys.readouterr().out
     audit.write_text("#!/bin/sh\necho 'no service answers' >&2; exit 1\n")
     audit.chmod(0o755)
     release.vex()

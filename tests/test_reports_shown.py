@@ -1,12 +1,13 @@
 """Texts of a report's values, and the check that a page shows what its JSON holds."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.reports.shown import Reference, differences, pointed, references, shown, step
+from fedveil.reports.shown import Reference, active, differences, pointed, references, shown, step
 
 REPORT: dict[str, Any] = {"privacy": [{"epsilon": 2.99983, "who": "a<b & c"}], "a/b": {"~": 7}, "no": None}
 PAGE = (
@@ -82,3 +83,49 @@ def test_a_step_of_a_pointer_comes_back(name: str) -> None:
 def test_a_pointer_to_nothing_is_an_error(pointer: str) -> None:
     with pytest.raises(LookupError):
         pointed(REPORT, pointer)
+
+
+PAGES = sorted(Path(__file__).parent.joinpath("fixtures").rglob("report.html"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(page.parents[2]).parts[0])
+def test_pages_of_this_and_earlier_releases_do_nothing(page: Path) -> None:
+    assert active(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<script>1</script>",
+        "<SCRIPT>1</SCRIPT>",
+        "<script/x>1</script>",
+        "<script",
+        "<!--><script>1</script>-->",
+        "<title><!--</title><script>1</script>",
+        "<xmp><!--</xmp><img src=x onerror=1>",
+        '<noscript><p title="</noscript><img src=x onerror=1>">',
+        '<textarea><p title="</textarea><script>1</script>">',
+        '<p title=">" onclick="1">',
+        '<p onclick="1">',
+        "<p/onclick=1>",
+        '<svg onload="1"></svg>',
+        '<img srcset="http://a">',
+        '<video poster="http://a"></video>',
+        '<body background="http://a">',
+        '<svg><image href="http://a"/></svg>',
+        '<a href="javascript:1">',
+        '<a href="http://a">',
+        '<meta http-equiv="refresh" content="0;url=http://a">',
+        '<p style="background:url(http://a)">',
+        '<p style="background:u\\72l(http://a)">',
+        '<p style="background:&#117;rl(http://a)">',
+        '<style>@import "http://a";</style>',
+        '<style>p{background:image-set("http://a" 1x)}</style>',
+        "<?php ?>",
+        "<![CDATA[<script>]]>",
+        "a < b",
+    ],
+)
+def test_a_page_with_a_part_that_may_act_is_refused_whatever_a_parser_sees(part: str) -> None:
+    page = PAGES[0].read_text(encoding="utf-8")
+    assert active(page.replace("</main>", part + "</main>", 1)) and active(part + page)

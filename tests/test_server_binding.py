@@ -240,7 +240,7 @@ def test_a_run_that_only_its_own_files_speak_for_is_not_called_verified(
     assert verify_path(run, []) == UNBOUND
     said = capsys.readouterr().out
     assert (
-        "2 passed; 8 could not be made: ledger, close, known head, epsilon, epsilon of each round, receipts"
+        "2 passed; 9 could not be made: ledger, close, known head, epsilon, epsilon of each round, receipts"
         in said
     )
     assert "no ledger, signature or receipt binds these files" in said and "every check" not in said
@@ -277,7 +277,9 @@ def test_a_result_counts_confusions_of_public_held_out_examples(finished: Path, 
 
 def test_a_run_that_its_ledger_binds_is_verified(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify_path(finished, []) == 0
-    assert capsys.readouterr().out.endswith("7 passed; 3 could not be made: client ledgers, receipts, page\n")
+    assert capsys.readouterr().out.endswith(
+        "7 passed; 4 could not be made: client ledgers, receipts, blame, page\n"
+    )
 
 
 class Shops:

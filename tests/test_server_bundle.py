@@ -36,7 +36,7 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.files import MANIFEST, RESULT
 from fedveil.reports.shown import differences, pointed, shown
-from fedveil.server.binding import verify as verify_module
+from fedveil.server.binding import page as page_module
 from fedveil.server.binding.bundle import LIST, add_signature, read_list
 from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
 from fedveil.server.binding.signatures import FILE as SIGNATURES
@@ -54,13 +54,13 @@ from fedveil.simulations.simulate import simulate
 
 OFFICER = "data protection officer"
 KEPT = Path(__file__).parent / "fixtures" / "signed_run"
-MADE_AGAIN = verify_module.made_again
+MADE_AGAIN = page_module.page_again
 
 
 @pytest.fixture(autouse=True)
 def without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verify as the base installation does: the kept page is of an earlier release, and this one makes another."""
-    monkeypatch.setattr(verify_module, "made_again", lambda _: None)
+    monkeypatch.setattr(page_module, "page_again", lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def test_a_run_and_its_bundle_hold(made: Signed, capsys: pytest.CaptureFixture[s
 def test_a_page_of_an_earlier_release_counts_by_its_signed_hash(
     made: Signed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_module, "made_again", MADE_AGAIN)
+    monkeypatch.setattr(page_module, "page_again", MADE_AGAIN)
     (line,) = (each for each in verify_folder(made.bundle, asked(made)) if each.name == "page")
     assert line.ok is None and "makes another page" in line.finding
     (line,) = (each for each in verify_folder(made.run, Knowledge()) if each.name == "page")
@@ -364,9 +364,7 @@ def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
     beware = "recompute_ledger.py is not this installation's: read it before you run it"
     found = verify_folder(copy, Knowledge())[0]
     assert found.ok and found.finding.endswith(beware)  # of an earlier release, or anybody's
-    shutil.copyfile(
-        Path(verify_module.__file__).with_name("recompute_ledger.py"), copy / "recompute_ledger.py"
-    )
+    shutil.copyfile(Path(page_module.__file__).with_name("recompute_ledger.py"), copy / "recompute_ledger.py")
     listed = read_list(copy)
     (copy / LIST).write_bytes(replace(listed, files=hashes(copy, sorted(listed.files))).text)
     found = verify_folder(copy, Knowledge())[0]

@@ -24,6 +24,7 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
 from fedveil.privacy.tensor_file import safetensors_parts
 from fedveil.server.binding.manifest import Manifest
+from fedveil.server.binding.receipts import checked_roster, fewest_receipts, read_receipts
 from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.strategies.flower_adapter import records_of
 from fedveil.strategies.run_over import (
@@ -90,15 +91,29 @@ def authority_of(hearts: Path) -> str:
 def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
     assert line(world.run("masked")).finding.startswith("5 of 5 members have signed the run's files")
     bundle(world.run("masked"), tmp_path / "bundle", [])
-    found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
+    found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state", receipts=5)
     assert found.ok and f"the ledgers of node {world.device('boston').identity.node} match" in found.finding
     authority = authority_of(world.hearts)
     for folder in (world.run("masked"), tmp_path / "bundle"):
-        found = {each.name: each for each in verify_folder(folder, Knowledge(keys=(authority,)))}
+        found = {each.name: each for each in verify_folder(folder, Knowledge(keys=(authority,), receipts=5))}
         assert found["receipts"].ok and "compare" not in found["receipts"].finding
+        assert "members have signed the run's files, by roster version 1" in found["receipts"].finding
         assert all(each.ok is not False for each in found.values())
         found = {each.name: each for each in verify_folder(folder, Knowledge(keys=("0" * 64,)))}
         assert found["signatures"].ok is False and "compare" in found["receipts"].finding
+
+
+def test_receipts_of_a_roster_that_nobody_named_bind_nothing(world: World) -> None:
+    """An older roster may have had members of whom all collude."""
+    found = line(world.run("masked"), keys=(authority_of(world.hearts),))
+    assert found.ok is None and "give --roster, or --receipts" in found.finding
+
+
+def test_one_receipt_never_binds_a_run(world: World) -> None:
+    """The first roster of a federation may have one member."""
+    roster = checked_roster(read_receipts(world.run("masked")))
+    assert [fewest_receipts(replace(roster, members=roster.members[:n]), 0) for n in (1, 2, 5)] == [2, 2, 2]
+    assert fewest_receipts(roster, 3) == 4
 
 
 def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp_path: Path) -> None:

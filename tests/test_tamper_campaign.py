@@ -83,10 +83,17 @@ def passes(folder: Path, world: World, **known: Any) -> bool:
     return verify(folder, [world.authority], **known) == 0
 
 
+def roster_of(run: Path) -> str:
+    receipts = read_receipts(run)
+    return read_roster(receipts.roster, receipts.authority).hash.hex()
+
+
 def test_the_true_runs_pass_and_so_does_a_forgery_by_all(world: World, tmp_path: Path) -> None:
-    for run in (world.masked, world.records):
-        assert passes(run, world) and verify(run, []) == 0
-    assert passes(forged(world.records, tmp_path / "all", world.left), world)
+    for run, members in ((world.masked, 5), (world.records, 4)):
+        for known in ({"roster": roster_of(run)}, {"receipts": members}):
+            assert passes(run, world, **known)
+    forged(world.records, tmp_path / "all", world.left)
+    assert passes(tmp_path / "all", world, roster=roster_of(world.records))
     assert passes(forged(world.masked, tmp_path / "masked", world.keys), world)
     two = dict(list(world.left.items())[:2])
     assert passes(forged(world.records, tmp_path / "two", two), world, receipts=2)  # the verifier has said so
@@ -267,8 +274,9 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_forgery_passes(world: World, tmp_path: Path, name: str) -> None:
     folder = FORGERIES[name](world, tmp_path / "forged")
-    assert not passes(folder, world)
-    for fewest in (0, 1):  # so few may all collude
+    run, members = (world.masked, 5) if "rewritten ledger" in name else (world.records, 4)
+    assert not passes(folder, world) and not passes(folder, world, roster=roster_of(run))
+    for fewest in (0, 1, members):  # the first two may all collude
         assert not passes(folder, world, receipts=fewest)
 
 
@@ -277,20 +285,18 @@ def test_a_forgery_by_one_member_is_bound_by_nothing(world: World, tmp_path: Pat
 
 
 def test_a_roster_from_elsewhere_is_the_one_of_the_receipts(world: World, tmp_path: Path) -> None:
-    receipts = read_receipts(world.records)
-    roster = read_roster(receipts.roster, receipts.authority).hash.hex()
-    old = read_roster(world.before.roster, world.before.authority).hash.hex()
+    roster, old = roster_of(world.records), roster_of(world.masked)
     assert passes(world.records, world, roster=roster) and not passes(world.records, world, roster=old)
     assert verify(world.records, [], roster=roster) == 0
 
-    # All of the old roster collude, and the result states that it was in force: the hash alone tells.
+    # All of the old roster collude, and the result states that it was in force: only who knows the roster can tell.
     def older(result: dict[str, Any]) -> None:
         result["rosters"] = json.loads((world.masked / "result.json").read_bytes())["rosters"]
 
     run = forged(world.records, tmp_path / "old", world.keys, older)
     found = read_receipts(run)
     write(run, replace(found, roster=world.before.roster))
-    assert passes(run, world) and not passes(run, world, roster=roster)
+    assert verify(run, [world.authority]) == UNBOUND and not passes(run, world, roster=roster)
 
 
 # --- edits --------------------------------------------------------------------------------------------------------
@@ -343,7 +349,7 @@ def edits(world: World, folder: Path, number: int) -> list[str]:
     for each in range(number):
         run, other = (world.records, world.masked)[:: 1 if each % 8 else -1]
         done = edited(run, other, folder / "edited", draw)
-        if passes(folder / "edited", world):
+        if passes(folder / "edited", world, roster=roster_of(run)):
             through.append(f"{each} {done}")
         shutil.rmtree(folder / "edited")
     return through
@@ -383,10 +389,10 @@ def test_a_page_holds_nothing_that_its_report_does_not_make(
 def test_without_jinja_a_page_counts_by_its_hash_and_a_script_never(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedveil.server.binding import verify as verify_module
+    from fedveil.server.binding import page as page_module
 
-    monkeypatch.setattr(verify_module, "made_again", lambda _: None)
+    monkeypatch.setattr(page_module, "page_again", lambda _: None)
     run = Path(shutil.copytree(world.records, tmp_path / "run"))
-    assert verify(run, []) == 0 and "could not be made: " in capsys.readouterr().out
+    assert verify(run, [], receipts=4) == 0 and "could not be made: " in capsys.readouterr().out
     (run / PAGE).write_text((run / PAGE).read_text().replace("</body>", "<script>1</script></body>"))
     assert verify(run, []) == WRONG

@@ -73,8 +73,10 @@ class NodeAttempt:
       stage: the last step done.
       held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
       sharers: nodes that shared, ascending; then those whose shares are good.
-      accepted: `parcel.accepted` of each of these neighbours, zeros of one that is accused.
+      acceptance: `parcel.acceptance` of each of these neighbours, zeros of one that is accused.
       accused: neighbours without a valid share at this node.
+      complained: those of them of whose signed deal this node has signed a complaint.
+      void: pairs of holder and dealer without a mask, as the inbox has them.
       dealt: hash of this node's deal, as its signature has it.
       model_hash: of the round's model, 32 bytes.
       alive: survivors, ascending.
@@ -104,8 +106,10 @@ class NodeAttempt:
     pair_keys: bytes = b""
     mask_secrets: bytes = b""
     mask_keys: bytes = b""
-    accepted: bytes = b""
+    acceptance: bytes = b""
     dealt: bytes = b""
+    complained: tuple[int, ...] = ()
+    void: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def agreed(self) -> Agreement:
@@ -116,8 +120,12 @@ class NodeAttempt:
     def view(self) -> tuple[bytes, bytes]:
         """Context of the round and digest of its survivors; only once they are known."""
         alive = set(self.alive)
-        context = self.agreed.round(self.sharers, self.model_hash)
+        context = self.agreed.round(self.sharers, self.model_hash, self.void)
         return context, survivors_digest(context, self.alive, [n for n in self.sharers if n not in alive])
+
+    def bare(self, node: int) -> frozenset[int]:
+        """Return the nodes with which a node adds no mask: one of the two has complained of the other."""
+        return frozenset(sum(pair) - node for pair in self.void if node in pair)
 
     def erase(self) -> None:
         """Erase every secret.

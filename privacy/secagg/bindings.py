@@ -1,13 +1,13 @@
 """Bindings that both sides of an attempt compute alike: contexts, neighbours, and key derivation labels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
 from .graph import Ring, ring
-from .messages import Advert, Confirmation, Revealed, SealedShares
+from .messages import Advert, Complaints, Confirmation, Revealed, SealedShares
 from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
 from .transcript import AttemptTerms, Purpose, digest, frame, round_context, setup_context
@@ -57,16 +57,16 @@ def deal_hash(dealer: int, shares: SealedShares) -> bytes:
     return hashlib.sha256(deal_body(dealer, shares)).digest()
 
 
-def reveal_body(node: int, revealed: Revealed, accepted: bytes) -> bytes:
+def reveal_body(node: int, revealed: Revealed, acceptance: bytes) -> bytes:
     """Return the signed bytes of a reveal, besides the attempt's context.
 
     Args:
       node: that reveals.
       revealed: its shares and keys.
-      accepted: `parcel.accepted` of each neighbour that shared, ascending; zeros where the node accepted none.
+      acceptance: `parcel.acceptance` of each neighbour that shared, ascending; zeros where the node accepted none.
     """
     said = revealed.survivors, revealed.shares, revealed.mask_keys, revealed.seeds
-    return frame(Purpose.REVEAL, node, *said, accepted)
+    return frame(Purpose.REVEAL, node, *said, acceptance)
 
 
 def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) -> bytes:
@@ -78,6 +78,19 @@ def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) 
       dead: nodes that shared and are not in it, ascending.
     """
     return digest(Purpose.SURVIVORS, context, len(alive), *alive, *dead)
+
+
+def void_pairs(
+    complaints: Mapping[int, Complaints], sharers: AbstractSet[int]
+) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of holder and dealer that go on without a mask: a complaint between them has no verdict.
+
+    Args:
+      complaints: by holder.
+      sharers: nodes that stay; where a complaint has a verdict one of its two does not.
+    """
+    pairs = ((holder, dealer) for holder, said in complaints.items() for dealer in said.accused)
+    return tuple(sorted(pair for pair in pairs if {*pair} <= sharers))
 
 
 def own_mask_key(seed: bytes, context: bytes) -> bytes:
@@ -194,14 +207,15 @@ class Agreement:
         """
         return frame(Purpose.SHARE, self.cohort, sender, receiver, *([block] if block else []))
 
-    def round(self, sharers: Sequence[int], model_hash: bytes) -> bytes:
+    def round(self, sharers: Sequence[int], model_hash: bytes, void: Iterable[tuple[int, int]] = ()) -> bytes:
         """Return the context of masks and confirmations, 32 bytes.
 
         Args:
           sharers: nodes that shared.
           model_hash: of the round's model, 32 bytes.
+          void: as `void_pairs` returns them.
 
         Raises:
           Refused: WRONG_COHORT when a node is listed twice.
         """
-        return round_context(self.cohort, sharers, model_hash)
+        return round_context(self.cohort, sharers, model_hash, void)

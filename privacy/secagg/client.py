@@ -5,7 +5,7 @@ whole cohort: a node opens nothing before a quorum has signed the same set, so t
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
@@ -31,14 +31,14 @@ from .bindings import (
 from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
 from .double_signature import sign_by
-from .hybrid import blocks, committed, mask_secret, mixed, offer, public_keys, share_secret
-from .parcel import Parcel, accepted, cut, parcel_of, place_of
+from .hybrid import blocks, fits_commitment, mask_secret, mixed, offer, public_keys, share_secret
+from .parcel import Parcel, acceptance, cut, parcel_of, place_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret
 from .suite import KEY_BYTES, SUITES, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
-from .transcript import HASH_BYTES, PROTOCOL_VERSION, AttemptTerms, Profile, Purpose, frame
+from .transcript import HASH_BYTES, AttemptTerms, Profile, Purpose, frame, signs
 
 ToNode = wire.CohortAdverts | wire.Parcels | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
@@ -125,12 +125,15 @@ class Participant:
         if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
             raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
 
-    def _enough(self, terms: AttemptTerms, nodes: Sequence[int], neighbours: Sequence[int]) -> None:
+    def _enough(self, attempt: NodeAttempt, nodes: Sequence[int]) -> None:
+        """Require enough nodes in a sum, and among those that hide this node enough neighbours and owner's peers."""
+        terms, hiding = attempt.terms, {*nodes} - attempt.bare(self.node)
+        neighbours = attempt.agreed.neighbours(self.node, hiding)
         if len(nodes) < terms.minimum_survivors or len(neighbours) < terms.threshold:
             raise Refused(Reason.TOO_FEW, "too few nodes are left to hide this one among them")
-        self._check_peers(nodes)
+        self._check_peers(hiding)
 
-    def _check_peers(self, nodes: Sequence[int]) -> list[int]:
+    def _check_peers(self, nodes: Collection[int]) -> list[int]:
         """Return the owner's peers among the nodes of a sum, if the owner requires any."""
         least = self.policy.peers_at_least
         peers = self.roster.holders(self.policy.peers, nodes) if least else []
@@ -194,11 +197,9 @@ class Participant:
         agreed = attempt.agreed
         agreed.check_keys()
         peers = agreed.neighbours(self.node)
-        demanded = self._check_peers(
-            agreed.nodes
-        )  # a name that the server repeats is no peer that takes part
+        demanded = self._check_peers(agreed.nodes)  # whose names alone would make them no peers
         check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in {*peers, *demanded}], now)
-        self._enough(attempt.terms, agreed.nodes, peers)
+        self._enough(attempt, agreed.nodes)
         points = [agreed.points[peer] for peer in peers]
         seeds = attempt.own_seed, attempt.mask_seed
         dealt = deal(agreed.cohort, self.node, seeds, attempt.terms.threshold, points)
@@ -230,7 +231,7 @@ class Participant:
         if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
         peers = agreed.neighbours(self.node, set(parcels.sharers))
-        self._enough(attempt.terms, parcels.sharers, peers)
+        self._enough(attempt, parcels.sharers)
         found = _parcels(agreed, self.node, peers, parcels)
         higher = [peer for peer in agreed.neighbours(self.node) if peer > self.node]
         made = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
@@ -244,7 +245,7 @@ class Participant:
                 pair, row = bytes(2 * wire.SHARE_BYTES), bytes(HASH_BYTES)
                 accused.append(parcel.dealer)
             held, secrets, took = held + pair, secrets + secret, took + row
-        attempt.held, attempt.mask_secrets, attempt.accepted = bytes(held), bytes(secrets), bytes(took)
+        attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(held), bytes(secrets), bytes(took)
         attempt.sharers, attempt.accused = parcels.sharers, tuple(accused)
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
@@ -259,7 +260,7 @@ class Participant:
         return key
 
     def _opened(self, attempt: NodeAttempt, parcel: Parcel, made: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `accepted` of both.
+        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `acceptance` of both.
 
         Args:
           attempt: with the keys of its pairs.
@@ -274,9 +275,9 @@ class Participant:
         if agreed.suite.hybrid and peer < self.node:
             offered = {peer: {self.node: parcel.block}}
             secret = mask_secret(agreed, attempt.mask_seed, self.node, peer, offered)
-            if not committed(agreed, self.node, peer, secret, offered):
+            if not fits_commitment(agreed, self.node, peer, secret, offered):
                 raise Refused(Reason.BAD_SHARE, "a mask secret that its dealer did not commit to")
-        return pair, secret, accepted(parcel.evidence, parcel.block)
+        return pair, secret, acceptance(parcel.evidence, parcel.block)
 
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: recheck the invalid deals, and disclose the evidence, if their dealers signed them.
@@ -304,6 +305,7 @@ class Participant:
                 signed.append(sign_by(agreed.suite, self.key, cohort, body))
                 proofs[peer] = proof
         attempt.pair_keys = attempt.share_seed = b""
+        attempt.complained = tuple(proofs)
         signatures = b"".join(signed) if signs(attempt.terms) else b""
         said = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
         return tagged(attempt, wire.write(said))
@@ -314,7 +316,7 @@ class Participant:
         made = attempt.mask_secrets[KEY_BYTES * place :][:KEY_BYTES]
         pair, secret, row = self._opened(attempt, parcel, made)
         attempt.held = _put(attempt.held, place, pair)
-        attempt.accepted = _put(attempt.accepted, place, row)
+        attempt.acceptance = _put(attempt.acceptance, place, row)
         attempt.mask_secrets = _put(attempt.mask_secrets, place, secret)
         attempt.accused = tuple(peer for peer in attempt.accused if peer != parcel.dealer)
 
@@ -326,14 +328,16 @@ class Participant:
         if self.node not in inbox.sharers or not set(inbox.sharers) <= dealt:
             raise Refused(Reason.WRONG_COHORT, "who stays is not a part of who shared, with this node")
         peers = agreed.neighbours(self.node, set(inbox.sharers))
-        bare = self._without_mask(attempt, inbox, now)
-        self._enough(attempt.terms, inbox.sharers, [peer for peer in peers if peer not in bare])
+        self._check_void(attempt, inbox, now)
+        attempt.void = tuple((said.holder, said.dealer) for said in inbox.void)
+        bare = attempt.bare(self.node)
+        self._enough(attempt, inbox.sharers)
         kept = [peer in set(peers) for peer in agreed.neighbours(self.node, dealt)]
         attempt.held = _kept(attempt.held, 2 * wire.SHARE_BYTES, kept)
-        attempt.accepted = _kept(attempt.accepted, HASH_BYTES, kept)
+        attempt.acceptance = _kept(attempt.acceptance, HASH_BYTES, kept)
         attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
         attempt.stage = Stage.MASKED
-        context = agreed.round(inbox.sharers, inbox.model_hash)
+        context = agreed.round(inbox.sharers, inbox.model_hash, attempt.void)
         info = pair_mask_info(context)
         if agreed.suite.hybrid:
             shown = cut(_kept(attempt.mask_secrets, KEY_BYTES, kept), KEY_BYTES)
@@ -352,25 +356,28 @@ class Participant:
         vector, attempt.openings = work.vector(attempt.terms)
         return masked(attempt, vector, masks, context, work.further(attempt.terms))
 
-    def _without_mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int) -> set[int]:
-        """Return the neighbours with which this node adds no mask: one of the two has complained of the other.
+    def _check_void(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int) -> None:
+        """Require of each mask that this node is to leave out a complaint that it signed, or one of its own deal.
 
-        An honest node complains of no honest one, so that this mask hid nothing. Nor does a node go on with a dealer
-        of bad shares that has a mask with it: it could be blamed for what it cannot reveal.
+        An honest node complains of no honest one, whatever the server carries: the deal must be one that its dealer has
+        signed. So each mask between two honest nodes stays. Nor does a node go on beside a dealer of bad shares with
+        which it has a mask: it could be blamed for what it cannot reveal.
         """
         agreed = attempt.agreed
-        bare = {
-            said.dealer for said in inbox.void if said.holder == self.node and said.dealer in attempt.accused
-        }
-        if not set(attempt.accused) & set(inbox.sharers) <= bare:
+        if inbox.void and not agreed.suite.hybrid:
+            raise Refused(
+                Reason.WRONG_COHORT, "a mask left out by a suite in which every complaint has a verdict"
+            )
+        own = {said.dealer for said in inbox.void if said.holder == self.node}
+        if not own <= set(attempt.complained):
+            raise Refused(Reason.BAD_SHARE, "a mask left out for a complaint that this node did not make")
+        if set(attempt.accused) & set(inbox.sharers) - own:
             raise Refused(Reason.BAD_SHARE, "a node stays in the cohort whose share is not valid")
         for said in inbox.void:
             if said.dealer == self.node:
-                member = self.roster.member(said.holder, now)
                 body = complaint_body(said.holder, self.node, attempt.dealt, bytes(PROOF_BYTES))
+                member = self.roster.member(said.holder, now)
                 member.check(agreed.suite, agreed.cohort, body, said.signature)
-                bare.add(said.holder)
-        return bare
 
     def _confirm(self, attempt: NodeAttempt, sets: wire.Survivors) -> bytes:
         """4: check the survivors against this node's view, and sign them."""
@@ -381,7 +388,7 @@ class Participant:
         if alive | set(sets.dead) != set(attempt.sharers) or self.node not in alive:
             raise Refused(Reason.WRONG_COHORT, "alive and dead are not who shared, or this node is not alive")
         agreed = attempt.agreed
-        self._enough(attempt.terms, sets.alive, agreed.neighbours(self.node, alive))
+        self._enough(attempt, sets.alive)
         attempt.alive = sets.alive
         if attempt.terms.profile is Profile.SEMI_HONEST:
             return self._reveal(attempt)
@@ -410,7 +417,7 @@ class Participant:
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
         said = wire.Revealed(view, bytes(shares), bytes(keys), seeds)
         if signs(attempt.terms):
-            body = reveal_body(self.node, said, attempt.accepted)
+            body = reveal_body(self.node, said, attempt.acceptance)
             said = replace(said, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
         reply = tagged(attempt, wire.write(said))
         self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
@@ -446,17 +453,12 @@ def _kept(row: bytes, size: int, kept: Sequence[bool]) -> bytes:
     return b"".join(piece for piece, stays in zip(cut(row, size), kept, strict=True) if stays)
 
 
-def signs(terms: AttemptTerms) -> bool:
-    """Return whether nodes sign what they complain of and reveal, as from version 4 on."""
-    return terms.protocol_version == PROTOCOL_VERSION
-
-
 # --- what a node remembers between two messages, sealed under a key of its own
 
 _STATE_FORMAT = 4
 _OLD_FORMATS = (2, 3)  # of earlier versions; what was asked is read, and their attempts are over
 _STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
-_NODE_FIELDS = ("candidates", "sharers", "accused", "alive")
+_NODE_FIELDS = ("candidates", "sharers", "accused", "complained", "alive")
 
 
 def write_state(participant: Participant, node_key: bytes) -> bytes:
@@ -512,5 +514,6 @@ def _attempt(row: dict[str, Any]) -> NodeAttempt:
     row["adverts"] = wire.read(row["adverts"], wire.CohortAdverts).adverts
     row["stage"] = Stage(row["stage"])
     row["openings"] = tuple((int(least), bytes(seed)) for least, seed in row["openings"])
+    row["void"] = tuple((int(holder), int(dealer)) for holder, dealer in row["void"])
     row |= {name: tuple(row[name]) for name in _NODE_FIELDS}
     return NodeAttempt(**row)

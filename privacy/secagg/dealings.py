@@ -9,7 +9,7 @@ from .bindings import Agreement
 from .complaint import on_curve, proved
 from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
-from .parcel import accepted, cut, parcel_of
+from .parcel import acceptance, cut, parcel_of
 from .refusal import Fault, Refused
 from .shamir import PRIME, Weights, codeword, parity, weights_at
 from .suite import pair_key
@@ -54,13 +54,13 @@ class Dealings:
                         kem += blocks[holder]
         return parts
 
-    def accepted(self, dealer: int, holder: int, block: bytes) -> bytes:
-        """Return `parcel.accepted` of a holder without a complaint; zeros for a void pair."""
+    def acceptance(self, dealer: int, holder: int, block: bytes) -> bytes:
+        """Return `parcel.acceptance` of a holder without a complaint; zeros for a void pair."""
         if (dealer, holder) in self.void:
             return bytes(HASH_BYTES)
         digest = digest_of(self.deals[dealer].commitments)
         row = self.commitments[dealer][holder] + self.proofs[dealer][holder] + digest
-        return accepted(row, block)
+        return acceptance(row, block)
 
     def verdict(self, holder: int, dealer: int, proof: bytes) -> tuple[int, Fault]:
         """Return the cheater in a dispute, and its fault.

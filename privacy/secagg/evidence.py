@@ -21,11 +21,12 @@ from .bindings import (
     pair_mask_info,
     reveal_body,
     survivors_digest,
+    void_pairs,
 )
 from .complaint import PROOF_BYTES
 from .dealings import Dealings, dealings
 from .graph import colluders
-from .hybrid import blocks, committed, fits_keys, mask_secret
+from .hybrid import blocks_of, fits_commitment, fits_keys, mask_secret
 from .messages import SHARE_BYTES
 from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
@@ -35,11 +36,11 @@ from .suite import KEY_BYTES, agree, key_from_seed
 from .transcript import HASH_BYTES
 
 NOWHEN = 0  # a key that has expired since is still the one that signed
-Convicted = Iterator[tuple[int, Fault]]
+Convictions = Iterator[tuple[int, Fault]]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class AttemptEvidence:
     """Messages of one attempt.
 
     Attributes:
@@ -51,7 +52,7 @@ class Evidence:
       model_hash: of the round's model, 32 bytes; empty if it was never asked for.
       shares: by owner of a seed and holder.
       reveals: by node.
-      accepted: by the same nodes, the deals that each accepted, as `reveal_body` says.
+      acceptance: by the same nodes, as `reveal_body` says.
     """
 
     proposal: wire.Proposal
@@ -62,37 +63,37 @@ class Evidence:
     model_hash: bytes = b""
     shares: Mapping[int, Mapping[int, bytes]] = field(default_factory=dict[int, dict[int, bytes]])
     reveals: Mapping[int, wire.Revealed] = field(default_factory=dict[int, wire.Revealed])
-    accepted: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
+    acceptance: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
 
     def to_json(self) -> dict[str, Any]:
         """Return the messages in hexadecimal, by field."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
 
-def evidence_from(told: Mapping[str, Any]) -> Evidence:
-    """Return the evidence of `Evidence.to_json`, whose messages are read as strictly as those of a node.
+def evidence_from(row: Mapping[str, Any]) -> AttemptEvidence:
+    """Return the evidence of `AttemptEvidence.to_json`, whose messages are read as strictly as those of a node.
 
     Raises:
       Refused: MALFORMED.
     """
     try:
-        survivors = told["survivors"]
-        return Evidence(
-            _read(told["proposal"], wire.Proposal),
-            _read(told["adverts"], wire.CohortAdverts),
-            _by_node(told["deals"], wire.SealedShares),
-            _by_node(told["complaints"], wire.Complaints),
+        survivors = row["survivors"]
+        return AttemptEvidence(
+            _read(row["proposal"], wire.Proposal),
+            _read(row["adverts"], wire.CohortAdverts),
+            _by_node(row["deals"], wire.SealedShares),
+            _by_node(row["complaints"], wire.Complaints),
             _read(survivors, wire.Survivors) if survivors is not None else None,
-            bytes.fromhex(told["model_hash"]),
-            {int(owner): _bytes(held) for owner, held in told["shares"].items()},
-            _by_node(told["reveals"], wire.Revealed),
-            _bytes(told["accepted"]),
+            bytes.fromhex(row["model_hash"]),
+            {int(owner): _bytes(held) for owner, held in row["shares"].items()},
+            _by_node(row["reveals"], wire.Revealed),
+            _bytes(row["acceptance"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Refused(Reason.MALFORMED, f"evidence cannot be read: {error}") from error
 
 
-def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
+def convictions(evidence: AttemptEvidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
     """Return the nodes that the messages convict, each with its faults.
 
     Args:
@@ -104,7 +105,7 @@ def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset
       Refused: the messages are not of one attempt under this roster, or a node is not in it.
     """
     try:
-        return frozenset(_Trial(evidence, roster, collusion).convicted())
+        return frozenset(_Trial(evidence, roster, collusion).convictions())
     except (LookupError, ValueError) as error:
         raise Refused(Reason.MALFORMED, f"evidence lacks a message: {error}") from error
 
@@ -113,11 +114,11 @@ def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset
 class _Trial:
     """Evidence under a roster, with what follows from it."""
 
-    evidence: Evidence
+    evidence: AttemptEvidence
     roster: Roster
     collusion: float
 
-    def convicted(self) -> Convicted:
+    def convictions(self) -> Convictions:
         agreed, deals = self._agreed(), self.evidence.deals
         for dealer, said in deals.items():
             check_lengths(agreed, dealer, said)
@@ -126,7 +127,7 @@ class _Trial:
         yield from ((dealer, Fault.BAD_DEAL) for dealer in made.unproved())
         yield from self._of_complaints(made)
         seeds: dict[int, bytes] = {}
-        offered = {dealer: _blocks(agreed, dealer, said) for dealer, said in deals.items()}
+        offered = {dealer: blocks_of(agreed, dealer, said.kem) for dealer, said in deals.items()}
         for owner in self.evidence.shares.keys() & deals.keys():
             yield from self._of_seed(made, owner, seeds, offered)
         for node, said in self.evidence.reveals.items():
@@ -145,7 +146,7 @@ class _Trial:
     def _signed(self, agreed: Agreement, node: int, context: bytes, body: bytes, signature: bytes) -> None:
         self.roster.member(node, NOWHEN).check(agreed.suite, context, body, signature)
 
-    def _of_complaints(self, made: Dealings) -> Convicted:
+    def _of_complaints(self, made: Dealings) -> Convictions:
         agreed, accused = made.agreed, Counter[int]()
         for holder, said in self.evidence.complaints.items():
             signatures = cut(said.signatures, agreed.suite.signature_bytes)
@@ -156,6 +157,8 @@ class _Trial:
                     continue
                 body = complaint_body(holder, dealer, deal_hash(dealer, made.deals[dealer]), proof)
                 self._signed(agreed, holder, agreed.cohort, body, signature)
+                if holder not in agreed.neighbours(dealer):
+                    raise Refused(Reason.MALFORMED, "a complaint of a node that the dealer deals nothing to")
                 if agreed.suite.hybrid:
                     accused[dealer] += 1
                 else:
@@ -165,7 +168,7 @@ class _Trial:
 
     def _of_seed(
         self, made: Dealings, owner: int, seeds: dict[int, bytes], offered: Mapping[int, dict[int, bytes]]
-    ) -> Convicted:
+    ) -> Convictions:
         """Yield who is convicted by a seed, and keep it if it is that of its owner's keys."""
         agreed, private = made.agreed, owner in self._living
         held = {
@@ -193,37 +196,44 @@ class _Trial:
         said: wire.Revealed,
         seeds: Mapping[int, bytes],
         offered: Mapping[int, dict[int, bytes]],
-    ) -> Convicted:
-        agreed, living, accepted = made.agreed, self._living, self.evidence.accepted[node]
-        self._signed(agreed, node, agreed.context, reveal_body(node, said, accepted), said.signature)
-        if self.evidence.survivors is None:
-            raise Refused(Reason.MALFORMED, "a reveal without survivors")
-        alive, dead = self.evidence.survivors.alive, self.evidence.survivors.dead
-        sharers = {*alive, *dead}
-        context = agreed.round(sorted(sharers), self.evidence.model_hash)
-        if said.survivors != survivors_digest(context, alive, dead):
-            raise Refused(Reason.SPLIT_VIEW, "a reveal for other survivors")
+    ) -> Convictions:
+        agreed, living, acceptance = made.agreed, self._living, self.evidence.acceptance[node]
+        self._signed(agreed, node, agreed.context, reveal_body(node, said, acceptance), said.signature)
+        context, sharers = self._round(agreed, said)
         peers = agreed.neighbours(node, sharers)
-        lost = [peer for peer in peers if peer not in living]
-        rows = zip(peers, cut(said.shares, SHARE_BYTES), cut(accepted, HASH_BYTES), strict=True)
+        rows = zip(peers, cut(said.shares, SHARE_BYTES), cut(acceptance, HASH_BYTES), strict=True)
         took: set[int] = set()
         for peer, share, row in rows:
-            if peer in made.deals and row == made.accepted(peer, node, offered[peer].get(node, b"")):
+            if peer in made.deals and row == made.acceptance(peer, node, offered[peer].get(node, b"")):
                 took.add(peer)
                 if any(share) and not made.dealt(peer, node, share, private=peer in living):
                     yield node, Fault.WRONG_SHARE
+        lost = [peer for peer in peers if peer not in living]
         for peer, key in zip(lost, cut(said.mask_keys, KEY_BYTES), strict=True):
             if not any(key):
                 continue
             if agreed.suite.hybrid:
                 bound = node in made.deals if node < peer else peer in took
-                wrong = bound and not committed(agreed, node, peer, key, offered)
+                wrong = bound and not fits_commitment(agreed, node, peer, key, offered)
             else:
-                secret = key_from_seed(seeds[peer]) if peer in seeds else None
-                own, info = agreed.by_node[node].mask_key, pair_mask_info(context)
-                wrong = secret is not None and agree(secret, own, info) != key
+                own = agreed.by_node[node].mask_key
+                wrong = peer in seeds and key != agree(
+                    key_from_seed(seeds[peer]), own, pair_mask_info(context)
+                )
             if wrong:
                 yield node, Fault.WRONG_MASK
+
+    def _round(self, agreed: Agreement, said: wire.Revealed) -> tuple[bytes, frozenset[int]]:
+        """Return the context of the round that a reveal is of, and the nodes that shared."""
+        if self.evidence.survivors is None:
+            raise Refused(Reason.MALFORMED, "a reveal without survivors")
+        alive, dead = self.evidence.survivors.alive, self.evidence.survivors.dead
+        sharers = frozenset((*alive, *dead))
+        void = void_pairs(self.evidence.complaints, sharers)
+        context = agreed.round(sorted(sharers), self.evidence.model_hash, void)
+        if said.survivors != survivors_digest(context, alive, dead):
+            raise Refused(Reason.SPLIT_VIEW, "a reveal for other survivors")
+        return context, sharers
 
     @property
     def _living(self) -> frozenset[int]:
@@ -232,23 +242,20 @@ class _Trial:
 
 def _of_secrets(
     agreed: Agreement, owner: int, seed: bytes, offered: Mapping[int, dict[int, bytes]]
-) -> Convicted:
+) -> Convictions:
     """Yield the dealers whose commitment to a mask secret is not what they sealed, as one node's seed shows."""
     for peer in agreed.neighbours(owner) if agreed.suite.hybrid else ():
         lower, higher = sorted((owner, peer))
         if higher not in offered.get(lower, {}):
             continue
         try:
-            good = committed(agreed, owner, peer, mask_secret(agreed, seed, owner, peer, offered), offered)
+            good = fits_commitment(
+                agreed, owner, peer, mask_secret(agreed, seed, owner, peer, offered), offered
+            )
         except Refused:
             good = False
         if not good:
             yield lower, Fault.WRONG_SECRET
-
-
-def _blocks(agreed: Agreement, dealer: int, said: wire.SealedShares) -> dict[int, bytes]:
-    peers = agreed.neighbours(dealer) if agreed.suite.hybrid else ()
-    return dict(zip(peers, blocks(said.kem, [(dealer, peer) for peer in peers]), strict=True))
 
 
 def _plain(value: Any) -> Any:

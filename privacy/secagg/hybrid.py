@@ -138,6 +138,16 @@ def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
     return found
 
 
+def blocks_of(agreed: Agreement, dealer: int, data: bytes) -> dict[int, bytes]:
+    """Return the blocks of a deal by receiver; none of a suite without.
+
+    Raises:
+      Refused: MALFORMED for another length.
+    """
+    peers = agreed.neighbours(dealer) if agreed.suite.hybrid else ()
+    return dict(zip(peers, blocks(data, [(dealer, peer) for peer in peers]), strict=True))
+
+
 def share_secret(share_seed: bytes, block: bytes) -> bytes:
     """Return the secret of the shares that a neighbour sealed, from its block."""
     return kem_key(share_seed).decapsulate(block[:CIPHERTEXT_BYTES])
@@ -165,7 +175,7 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
     return _whole(agreed, mask_seed, peer, half)
 
 
-def committed(agreed: Agreement, node: int, peer: int, secret: bytes, offered: Offered) -> bool:
+def fits_commitment(agreed: Agreement, node: int, peer: int, secret: bytes, offered: Offered) -> bool:
     """Return whether the lower node of a pair committed to this secret of their masks."""
     lower, higher = sorted((node, peer))
     said = offered[lower][higher][-SEED_COMMITMENT_BYTES:]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .bindings import Agreement
 from .deal import COMMITMENT_BYTES, Claim, challenge_of, check_share, digest_of, label_of
-from .hybrid import blocks
+from .hybrid import blocks_of
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
 from .refusal import Reason, Refused
 from .suite import unseal
@@ -53,7 +53,7 @@ class Parcel:
         return pair
 
 
-def accepted(evidence: bytes, block: bytes) -> bytes:
+def acceptance(evidence: bytes, block: bytes) -> bytes:
     """Return the hash by which a holder's signature names what a dealer committed to, 32 bytes.
 
     Args:
@@ -70,9 +70,8 @@ def parcel_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares)
       Refused: MALFORMED, where the deal is not of one share for each neighbour.
     """
     check_lengths(agreed, dealer, signed)
-    place, peers = place_of(agreed, dealer, holder), agreed.neighbours(dealer)
-    pairs = [(dealer, peer) for peer in peers] if agreed.suite.hybrid else []
-    block = blocks(signed.kem, pairs)[place] if pairs else b""
+    place = place_of(agreed, dealer, holder)
+    block = blocks_of(agreed, dealer, signed.kem).get(holder, b"")
     commitments = cut(signed.commitments, COMMITMENT_BYTES)[place]
     row = b"".join((commitments, cut(signed.proof, SHARE_BYTES)[place], digest_of(signed.commitments)))
     return Parcel(dealer, holder, cut(signed.sealed, SEALED_BYTES)[place], row, block)
@@ -91,8 +90,16 @@ def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
 
 
 def place_of(agreed: Agreement, dealer: int, holder: int) -> int:
-    """Return the place of a holder among a dealer's neighbours."""
-    return bisect_left(agreed.neighbours(dealer), holder)
+    """Return the place of a holder among a dealer's neighbours.
+
+    Raises:
+      Refused: MALFORMED, where it is none of them.
+    """
+    peers = agreed.neighbours(dealer)
+    place = bisect_left(peers, holder)
+    if peers[place : place + 1] != (holder,):
+        raise Refused(Reason.MALFORMED, "a holder that the dealer deals nothing to")
+    return place
 
 
 def cut(data: bytes, size: int) -> list[bytes]:

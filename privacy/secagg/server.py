@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import islice
 
 import numpy as np
 
@@ -23,27 +22,23 @@ from .bindings import (
     reply_info,
     reveal_body,
     survivors_digest,
+    void_pairs,
 )
 from .complaint import PROOF_BYTES
 from .dealings import dealings
-from .evidence import Evidence
-from .hybrid import blocks, check_keys
+from .evidence import AttemptEvidence
+from .hybrid import blocks_of, check_keys
 from .masks import Vector, add_masks
 from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
-from .reveals import Reveals
+from .reveals import Reveals, window
 from .roster import Roster
 from .suite import KEY_BYTES, agree, check_public, new_key, public_of, suite_of, unseal
-from .transcript import HASH_BYTES, AttemptTerms, Profile
+from .transcript import HASH_BYTES, AttemptTerms, Profile, signs
 from .unmask import Opening
 
 Outgoing = dict[int, bytes]
-_BY_SEED = (
-    Fault.WRONG_MASK,
-    Fault.WRONG_COMMITMENT,
-    Fault.WRONG_SEED,
-    Fault.WRONG_SECRET,
-)  # that others' shares show
+_BY_SEED = (Fault.WRONG_COMMITMENT, Fault.WRONG_SEED, Fault.WRONG_SECRET)  # faults that others' shares show
 
 
 class Due(IntEnum):
@@ -127,7 +122,7 @@ class ServerAttempt:
         self._answered: set[int] = set()
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
-        self._evidence: Evidence | None = None
+        self._evidence: AttemptEvidence | None = None
         self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that shows it
         self._revealed: dict[int, wire.Revealed] = {}
         self._model_hash = b""
@@ -236,9 +231,7 @@ class ServerAttempt:
         check_lengths(self._agreed, node, shares)
         # What others are blamed for, and what this node may be, must be what it signed.
         self._require_signed(node, self._agreed.cohort, deal_body(node, shares), shares.signature)
-        peers = self._agreed.neighbours(node) if self._suite.hybrid else ()
-        made = blocks(shares.kem, [(node, peer) for peer in peers])
-        self._offered[node] = dict(zip(peers, made, strict=True))
+        self._offered[node] = blocks_of(self._agreed, node, shares.kem)
         self._deals[node] = shares
 
     def _take_check(self, node: int, reply: wire.Checked) -> None:
@@ -288,6 +281,9 @@ class ServerAttempt:
         due = wire.SHARE_BYTES * len(peers), KEY_BYTES * len(dead)
         if (len(revealed.shares), len(revealed.mask_keys)) != due:
             raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
+        if signs(self._terms):  # else nobody could be named for it
+            body = reveal_body(node, revealed, self._acceptance(node))
+            self._require_signed(node, self.context, body, revealed.signature)
         if self.blamed.get(node) is Fault.WRONG_SHARE:
             raise Refused(Reason.BAD_SHARE, "this node has revealed wrong shares before")
         shares = dict(zip(peers, cut(revealed.shares, wire.SHARE_BYTES), strict=True))
@@ -318,36 +314,29 @@ class ServerAttempt:
         return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
 
     def _blame(self, node: int, fault: Fault, about: int) -> None:
-        """Name a node for what it revealed, or for a seed, unless it did not sign its reveal: others could not check it."""
-        if self.blamed.get(node) is Fault.WRONG_SHARE:  # for which it may not reveal again
-            return
-        if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK):
-            said = self._revealed[node]
-            try:
-                body = reveal_body(node, said, self._accepted(node))
-                self._require_signed(node, self.context, body, said.signature)
-            except Refused:
-                return
-        self.blamed[node], self._about[node] = fault, about
+        """Name a node for what it revealed, or for a seed; not anew for shares for which it may not reveal again."""
+        if self.blamed.get(node) is not Fault.WRONG_SHARE:
+            self.blamed[node], self._about[node] = fault, about
 
-    def _accepted(self, node: int) -> bytes:
+    def _acceptance(self, node: int) -> bytes:
         peers = self._agreed.neighbours(node, self._sharing)
         return b"".join(
-            self._dealings.accepted(peer, node, self._offered[peer].get(node, b"")) for peer in peers
+            self._dealings.acceptance(peer, node, self._offered[peer].get(node, b"")) for peer in peers
         )
 
     @property
-    def evidence(self) -> Evidence | None:
+    def evidence(self) -> AttemptEvidence | None:
         """What proves the faults of the blamed nodes to anyone; None without any."""
         if not self.blamed or self._evidence is not None:
             return self._evidence
-        owners = {self._about[node] for node, fault in self.blamed.items() if fault in _BY_SEED}
+        by_seed = _BY_SEED if self._suite.hybrid else (*_BY_SEED, Fault.WRONG_MASK)
+        owners = {self._about[node] for node, fault in self.blamed.items() if fault in by_seed}
         signers = [
             node for node, fault in self.blamed.items() if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK)
         ]
         accused = {dealer for said in self._complaints.values() for dealer in said.accused}
         dealers = (self.blamed.keys() | accused | owners | set(self._about.values())) & self._deals.keys()
-        return Evidence(
+        return AttemptEvidence(
             wire.Proposal(self._terms, self._candidates, public_of(self._key)),
             wire.CohortAdverts(self.context, self._agreed.adverts),
             {node: self._deals[node] for node in sorted(dealers)},
@@ -356,15 +345,20 @@ class ServerAttempt:
             self._model_hash,
             {owner: self._good_shares(owner) for owner in sorted(owners)},
             {node: self._revealed[node] for node in signers},
-            {node: self._accepted(node) for node in signers},
+            {node: self._acceptance(node) for node in signers},
         )
 
     def _good_shares(self, owner: int) -> dict[int, bytes]:
-        """Return as many shares of a seed as give it, each as it was dealt."""
+        """Return the shares of a seed that gave it, each as it was dealt: of a mask seed, others may give another one."""
         held = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
         private, least = owner in self._living, self._terms.threshold
-        good = (each for each in held.items() if self._dealings.dealt(owner, *each, private=private))
-        return dict(islice(good, least))
+        good = [
+            holder
+            for holder in sorted(held)
+            if self._dealings.dealt(owner, holder, held[holder], private=private)
+        ]
+        own = owner if owner in self._shares else None
+        return {holder: held[holder] for holder in window(good, own, least)} if len(good) >= least else {}
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
@@ -473,19 +467,15 @@ class ServerAttempt:
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
         self._stay(self._sharing - self.blamed.keys())
-        self._round, self._model_hash = self._agreed.round(self._sharers, model_hash), model_hash
-        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, self._void()))
+        void = void_pairs(self._complaints, self._sharing)
+        self._round, self._model_hash = self._agreed.round(self._sharers, model_hash, void), model_hash
+        said = tuple(wire.Void(*pair, self._complaint(*pair)) for pair in void)
+        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, said))
         return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
 
-    def _void(self) -> tuple[wire.Void, ...]:
-        signed = {
-            node: cut(said.signatures, self._suite.signature_bytes) for node, said in self._complaints.items()
-        }
-        return tuple(
-            wire.Void(node, dealer, signed[node][self._complaints[node].accused.index(dealer)])
-            for dealer, node in sorted(self._dealings.void)
-            if dealer in self._sharing and node in self._sharing
-        )
+    def _complaint(self, holder: int, dealer: int) -> bytes:
+        said = self._complaints[holder]
+        return cut(said.signatures, self._suite.signature_bytes)[said.accused.index(dealer)]
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))

@@ -5,7 +5,7 @@ Two sides that differ in a single field derive unrelated keys, and neither accep
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cache
@@ -110,6 +110,11 @@ class AttemptTerms:
     task_hash: bytes
 
 
+def signs(terms: AttemptTerms) -> bool:
+    """Return whether nodes sign what they complain of and reveal, as from version 4 on."""
+    return terms.protocol_version == PROTOCOL_VERSION
+
+
 def run_number(run: str) -> int:
     """Return the number of a run in the terms of attempts, unsigned 64 bits."""
     return int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big")
@@ -140,13 +145,16 @@ def setup_context(terms: AttemptTerms) -> bytes:
     return digest(Purpose.SETUP, *(getattr(terms, field.name) for field in fields(terms)))
 
 
-def round_context(setup: bytes, cohort: Sequence[int], model_hash: bytes) -> bytes:
+def round_context(
+    setup: bytes, cohort: Sequence[int], model_hash: bytes, void: Iterable[tuple[int, int]] = ()
+) -> bytes:
     """Return the context of masks and confirmations: masks of clients with different models do not cancel.
 
     Args:
       setup: context of the shares, 32 bytes.
       cohort: nodes that shared.
       model_hash: of the round's model, 32 bytes.
+      void: pairs of nodes without a mask between them.
 
     Raises:
       Refused: WRONG_COHORT when a node is listed twice.
@@ -154,7 +162,8 @@ def round_context(setup: bytes, cohort: Sequence[int], model_hash: bytes) -> byt
     members = sorted(cohort)
     if len(set(members)) != len(members):
         raise Refused(Reason.WRONG_COHORT, "a node is listed twice")
-    return digest(Purpose.ROUND, setup, model_hash, len(members), *members)
+    unmasked = [node for pair in void for node in pair]
+    return digest(Purpose.ROUND, setup, model_hash, len(members), *members, *unmasked)
 
 
 def _framed(part: Part) -> bytes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from .bindings import Agreement, mask_sign, own_mask_key, pair_mask_info
 from .dealings import Dealings
-from .hybrid import Offered, committed, fits_keys, mask_secret
+from .hybrid import Offered, fits_commitment, fits_keys, mask_secret
 from .refusal import Fault, Reason, Refused
 from .suite import KEY_BYTES, agree, derive, key_from_seed
 
@@ -96,7 +96,7 @@ class Opening:
         right = {
             peer: key
             for peer, key in secrets.items()
-            if committed(self.agreed, node, peer, key, self.offered)
+            if fits_commitment(self.agreed, node, peer, key, self.offered)
         }
         for peer in secrets.keys() - right.keys():
             liar, fault = (min(node, peer), Fault.WRONG_SECRET) if computed else (peer, Fault.WRONG_MASK)

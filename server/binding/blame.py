@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...privacy.ledger.durable_files import append_line
 from ...privacy.refusal import Refusal
-from ...privacy.secagg.evidence import Evidence, convicted, evidence_from
-from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.bindings import attempt_context
+from ...privacy.secagg.evidence import AttemptEvidence, convictions, evidence_from
+from ...privacy.secagg.refusal import Fault, Refused
 from ...privacy.secagg.roster import Roster, read_roster, roster_in, write_roster
 from ...privacy.secagg.transcript import run_number
 from ...reports.files import BLAME, CONFIG
@@ -20,12 +22,23 @@ from ...reports.run_files import read_config
 from ...strategies.training_order import NEW
 from ..evaluations import FIRST_ROW, name_of
 from ..masking import Masking
+from .receipts import COLLUSION
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
+UNPROVED = (
+    Refused,
+    Refusal,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 
 
 def evidence_rows(
-    evidence: Iterable[Evidence], run: str, number: int, masking: Masking
+    evidence: Iterable[AttemptEvidence], run: str, number: int, masking: Masking
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of a round's attempts.
 
@@ -69,50 +82,63 @@ def claims_of(rounds: Iterable[Mapping[str, Any]], named: Mapping[str, Sequence[
 
 
 def require_proved(
-    folder: Path, run: str, claims: Sequence[Claim], result: Mapping[str, Any], keys: Iterable[str]
-) -> str:
-    """Return a clause that says how the evidence proves every claim.
+    folder: Path, run: str, claims: Sequence[Claim], result: Mapping[str, Any], keys: Collection[str]
+) -> tuple[str, str]:
+    """Return a clause that says how the evidence proves every claim, and why it does not; empty if it does.
+
+    A line that cannot be read, as after a crash, or that proves nothing counts as none.
 
     Args:
       folder: of the run.
       run: its name.
       claims: see `claims_of`.
       result: of the run.
-      keys: public keys in hexadecimal, one of which may be the authority's.
+      keys: public keys in hexadecimal, one of which must have signed the roster; none if nobody knows the authority's.
 
     Raises:
       Refusal: a claim has no evidence, or none that proves it.
     """
-    path, simulated = folder / BLAME, result["data"] == "simulation"
+    path, assumed = folder / BLAME, _collusion(folder)
     known = {each["hash"] for each in result.get("rosters") or ()}
-    collusion = _collusion(folder)
-    found: set[Claim] = set()
-    vouched = True
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        row = json.loads(line)
+    proofs: dict[bytes, Counter[Claim]] = {}
+    flaws: list[str] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            roster, signed = _roster(bytes.fromhex(row["roster"]), keys)
-            if not simulated and roster.hash.hex() not in known:
-                raise Refusal("blamed", f"roster version {roster.version}", "was not in force in the run")
-            evidence = evidence_from(row)
-            told = convicted(evidence, roster, collusion)
-        except Refused as refused:
-            raise Refusal("blamed", BLAME, f"holds evidence that proves nothing ({refused})") from None
-        terms = evidence.proposal.terms
-        # A crash may have lost rows of the ledger, so that the round is an earlier one than its row.
-        ours = _of_this_run(row["run"], run) and terms.run == run_number(row["run"])
-        if not ours or row["round"] > terms.round % FIRST_ROW:
-            raise Refusal(
-                "blamed", f"round {row['round']}", f"is not the one that its evidence in {BLAME} is of"
-            )
-        vouched &= signed or simulated
-        found |= {(row["round"], roster.name_of(node), str(fault)) for node, fault in told}
-    for number, name, fault in claims:
-        if (number, name, fault) not in found:
-            why = f"{fault}, says round {number}, and nothing in {BLAME} proves it"
-            raise Refusal("blamed", name, why)
-    beware = "" if vouched else "; compare the authority's key, or give --key"
-    return f"{len(claims)} faults are proved by what members signed{beware}"
+            context, found = _proof(line, run, known, keys, 1.0 if assumed is None else assumed)
+            proofs.setdefault(context, found)  # a copy of what somebody did shows nothing more
+        except UNPROVED as problem:
+            flaws.append(str(problem))
+    missing, undecided = Counter(claims) - sum(proofs.values(), Counter[Claim]()), ""
+    for number, name, fault in missing:
+        if assumed is None and fault == Fault.BAD_DEAL:
+            undecided = f"how many may collude is in {CONFIG}, which needs OmegaConf"
+            continue
+        why = f"{fault}, says round {number}, and nothing in {BLAME} proves it"
+        raise Refusal("blamed", name, f"{why} ({flaws[0]})" if flaws else why)
+    return f"{len(claims) - missing.total()} faults are proved by what members signed", undecided
+
+
+def _proof(
+    line: bytes, run: str, known: Collection[str], keys: Collection[str], collusion: float
+) -> tuple[bytes, Counter[Claim]]:
+    """Return the context of a line's attempt, and the claims that it proves, each once.
+
+    Raises:
+      Refusal: of another run or round, or of a roster that the authority did not sign or that was not in force.
+    """
+    row = json.loads(line)
+    roster = _roster(bytes.fromhex(row["roster"]), keys)
+    if known and roster.hash.hex() not in known:
+        raise Refusal("blamed", f"roster version {roster.version}", "was not in force in the run")
+    evidence = evidence_from(row)
+    told = convictions(evidence, roster, collusion)
+    terms, number = evidence.proposal.terms, int(row["round"])
+    # A crash may have lost rows of the ledger, so that the round is an earlier one than its row.
+    ours = _of_this_run(row["run"], run) and terms.run == run_number(row["run"])
+    if not ours or number > terms.round % FIRST_ROW:
+        raise Refusal("blamed", f"round {number}", f"is not the one that its evidence in {BLAME} is of")
+    context = attempt_context(terms, evidence.proposal.candidates, evidence.proposal.server_key)
+    return context, Counter({(number, roster.name_of(node), str(fault)): 1 for node, fault in told})
 
 
 def _of_this_run(name: str, run: str) -> bool:
@@ -121,19 +147,25 @@ def _of_this_run(name: str, run: str) -> bool:
     return name in (run, name_of(run)) or (bool(new) and name.startswith(given + NEW))
 
 
-def _collusion(folder: Path) -> float:
-    """Return the assumed collusion; for a verifier without OmegaConf all, so that complaints alone convict nobody."""
+def _collusion(folder: Path) -> float | None:
+    """Return the assumed collusion, at least the default, whatever the server wrote; None without OmegaConf."""
     try:
-        return float(read_config(folder / CONFIG)[0]["secagg"]["collusion"])
+        return max(float(read_config(folder / CONFIG)[0]["secagg"]["collusion"]), COLLUSION)
     except ImportError:
-        return 1.0
+        return None
 
 
-def _roster(signed: bytes, keys: Iterable[str]) -> tuple[Roster, bool]:
-    """Return the roster in a line, and whether one of these keys has signed it."""
-    for key in filter(None, keys):
+def _roster(signed: bytes, keys: Collection[str]) -> Roster:
+    """Return the roster in a line, which one of these keys must have signed, if there are any.
+
+    Raises:
+      Refusal: none of them has.
+    """
+    if not keys:
+        return roster_in(signed)
+    for key in keys:
         try:
-            return read_roster(signed, bytes.fromhex(key)), True
-        except (Refused, ValueError):
+            return read_roster(signed, bytes.fromhex(key))
+        except Refused:
             continue
-    return roster_in(signed), False
+    raise Refusal("blamed", "roster", f"of the evidence in {BLAME} is not signed by the authority")

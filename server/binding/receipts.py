@@ -138,13 +138,14 @@ def signers_in(receipts: Receipts, roster: Roster, now: int) -> frozenset[int]:
 
 
 def fewest_receipts(roster: Roster, assumed: int) -> int:
-    """Return the number of receipts of which at least one is of a member that does not collude.
+    """Return the number of receipts of which at least one is of a member that does not collude, at least two.
 
     Args:
       roster: of the receipts.
       assumed: number of colluders that the run states; the files of a run can only raise the number.
     """
-    return min(len(roster.members), 1 + max(assumed, colluders(len(roster.members), COLLUSION)))
+    members = len(roster.members)
+    return max(2, min(members, 1 + max(assumed, colluders(members, COLLUSION))))
 
 
 def require_opened(receipts: Receipts, device: Path) -> int:

@@ -31,9 +31,9 @@ from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.rollover import Rollover
 from ...privacy.secagg.roster import Roster
-from ...reports.card import contradicts
 from ...reports.files import (
     AUDIT_ROWS,
+    BLAME,
     CONFIG,
     MANIFEST,
     METRICS,
@@ -47,12 +47,12 @@ from ...reports.files import (
     lies_now,
 )
 from ...reports.run_files import read_config
-from ...reports.shown import active, differences, references
 from ..audit_record import audit_fields, weigh
 from ..evaluations import round_of
 from .blame import claims_of, require_proved
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
+from .page import require_page
 from .receipts import (
     Receipts,
     checked_roster,
@@ -117,7 +117,7 @@ class Knowledge:
       head: an entry that the ledger must contain.
       device: folder of a device's ledgers, and of the openings of its receipts.
       roster: hash of the roster whose members gave the receipts, in hexadecimal.
-      receipts: number of receipts that are needed; None needs those of all members.
+      receipts: number of receipts that are needed; None needs those of all members, of the roster that is known.
       rollovers: chains of authorities, whose newest keys are among `keys`.
       witnesses: Ed25519 keys in hexadecimal, each of which must have co-signed the log that holds the manifest.
       time_stamps: file of certificates in PEM, of authorities for time stamps that the verifier trusts.
@@ -651,12 +651,15 @@ def _receipts(held: BoundFolder, asked: Knowledge) -> str:
     opened = ""
     if asked.device is not None:
         opened = f"; the ledgers of node {require_opened(receipts, asked.device)} match its receipt"
-    said = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files{opened}"
+    signed = f"{len(receipts.signed)} of {len(roster.members)} members have signed the run's files"
+    said = f"{signed}, by roster version {roster.version}{opened}"
     short = _lacking(held, receipts, roster, asked.receipts)
     if short and demanded:
         raise Wrong(f"{said}; {short}")
     if short:
         raise NotShown(f"{said}; {short}{vouched}")
+    if asked.roster is None and asked.receipts is None:
+        raise NotShown(f"{said}{vouched}; an older roster may have fewer: give --roster, or --receipts")
     return f"{said}{vouched}"
 
 
@@ -678,7 +681,7 @@ def _lacking(held: BoundFolder, receipts: Receipts, roster: Roster, asked: int |
     least = fewest_receipts(roster, (held.result.get("secagg") or {}).get("colluders_assumed", 0))
     if asked is not None and asked < least:
         return f"--receipts {asked} may all collude: name at least {least}"
-    needed = len(roster.members) if asked is None else asked
+    needed = max(len(roster.members), least) if asked is None else asked
     if len(counted) >= needed:
         return ""
     without = sorted(each.node for each in receipts.signed if each.node not in counted)
@@ -734,9 +737,18 @@ def _blame(held: BoundFolder, asked: Knowledge) -> str:
     claims = claims_of(held.rounds, held.result.get("blamed") or {})
     if not claims:
         raise NotShown("no member is named")
-    return require_proved(
-        held.folder, held.run, claims, held.result, [*asked.keys, *_authorities(held, asked)]
-    )
+    if not (held.folder / BLAME).exists() and not _open(held) and BLAME not in held.manifest.files:
+        raise NotShown(
+            "members are named without evidence, as in earlier releases: this is the server's word"
+        )
+    given, same = {*asked.keys} - _signers(held), _authorities(held, asked)
+    keys = given | same if given & same or not given else given
+    said, undecided = require_proved(held.folder, held.run, claims, held.result, keys)
+    if undecided:
+        raise NotShown(f"{said}; {undecided}")
+    if held.result["data"] != "simulation" and not given:
+        raise NotShown(f"{said}, if their keys are the members': give the authority's key with --key")
+    return said
 
 
 # --- audit and page -----------------------------------------------------------------------------------------------
@@ -788,82 +800,18 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _page(held: BoundFolder) -> str:
-    """Check that every value of the page is in the report, and that the report agrees with the result."""
+    """Check that the page is the one that the report makes, and that the report agrees with the result."""
     page, report = held.folder / PAGE, held.folder / REPORT
     if not report.exists() and not page.exists():
         raise NotShown("there is no page; fedveil report makes it")
     if report.exists() != page.exists():
         raise Wrong(f"{(page if report.exists() else report).name} is missing beside the other")
-    whole, html = json.loads(report.read_bytes()), page.read_bytes().decode()
-    wrong = differences(html, whole)
-    if wrong:
-        raise Wrong(f"{len(wrong)} values differ: {wrong[0]}")
-    claims = {(row["unit"], row["adversary"]): row["epsilon"] for row in held.result["privacy"]}
-    for row in whole["privacy"]:
-        if claims.get((row["unit"], row["adversary"])) != row["epsilon"]:
-            why = f"epsilon {row['epsilon']} against the {row['adversary']} is in the report and not in the result"
-            raise Wrong(why)
-    for name, told, true in _told_twice(held, whole):
-        if told != true:
-            raise Wrong(f"{name} is {told!r} in the report and {true!r} in the result")
-    if contradicts(held.folder, whole):
-        raise Wrong(f"the guarantee in the card is not that of {REPORT}; make the report again")
-    count = len(references(html))
-    if not count:
-        raise Wrong("no value of the page refers to the report")
-    return f"{count} values match {REPORT}, {_page_bytes(held, html, whole)}"
 
+    def bound() -> bool:
+        listed = held.listed.files.get(PAGE) if held.bundled and read_signatures(held.folder) else None
+        return sha256_of(page) in (held.manifest.files.get(PAGE), listed)
 
-def _page_bytes(held: BoundFolder, html: str, whole: Mapping[str, Any]) -> str:
-    """Compare a page with the one that its report makes; without jinja2, its hash with the one that was bound."""
-    if acts := active(html):
-        raise Wrong(f"the page has an element that may act: {acts[0]}")
-    again = made_again(whole)
-    if again == html:
-        return "which makes this page"
-    listed = held.listed.files.get(PAGE) if held.bundled and read_signatures(held.folder) else None
-    bound = sha256_of(held.folder / PAGE) in (held.manifest.files.get(PAGE), listed)
-    if again is None and bound:
-        return "and its hash is bound; jinja2, which is not installed, would make the page again"
-    if again is None:
-        raise NotShown("its values match; jinja2 is not installed, and its hash is bound by nothing")
-    if bound:
-        raise NotShown("its values match and its hash is bound, but this release makes another page of them")
-    raise Wrong(f"it is not the page that {REPORT} makes: fedveil report makes it again")
-
-
-def made_again(report: Mapping[str, Any]) -> str | None:
-    """Return the page that a report makes; None without jinja2, empty for a report of another release."""
-    try:
-        import jinja2
-
-        from ...reports.page import page_of
-    except ImportError:
-        return None
-    try:
-        return page_of(report)
-    except (*FAULTS, jinja2.TemplateError):
-        return ""
-
-
-def _told_twice(held: BoundFolder, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name of each value that report and result both hold, and both values."""
-    stamps, audit = report["stamps"], held.result["audit"] or {}
-    yield "status", report["run"]["status"], held.result["status"]
-    yield "verdict", stamps["verdict"], audit.get("verdict")
-    row = {} if stamps["row"] is None else report["privacy"][stamps["row"]]
-    for name in ("epsilon", "delta"):
-        yield f"claimed {name}", (stamps["claimed"] or {}).get(name), row.get(name)
-    found = (audit.get("records") if row.get("unit", "client") != "client" else None) or audit
-    for name in ("epsilon", "low", "high"):
-        measured = (found.get("measured") or {}).get(name)
-        yield f"measured {name}", (stamps["measured"] or {}).get(name), measured
-    yield "ceiling", stamps["ceiling"], found.get("ceiling")
-    lost, stated = (each.get("record_by_sums") or {} for each in (report, held.result))
-    for name in ("epsilon", "delta") if lost else ():
-        yield f"{name} of a record by sums of whole clients", lost[name], stated.get(name)
-    metrics = held.result["metrics"] or (held.rounds[-1] if held.rounds else {})
-    for each in report["metrics"]:
-        yield each["name"], each["value"], metrics.get(each["name"])
-    if confused := report.get("model", {}).get("confusion"):
-        yield "confusion matrix", [row["counts"] for row in confused], held.result.get("confusion")
+    said, undecided = require_page(held.folder, held.result, held.rounds, bound)
+    if undecided:
+        raise NotShown(undecided)
+    return said

@@ -9,15 +9,28 @@ from fedveil.privacy.secagg.attempt import tagged
 from fedveil.privacy.secagg.bindings import advert_body, complaint_body, deal_body, deal_hash, reveal_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclosed, on_curve
-from fedveil.privacy.secagg.deal import SEED_COMMITMENT_BYTES, deal
+from fedveil.privacy.secagg.deal import (
+    SEED_COMMITMENT_BYTES,
+    Deal,
+    challenge_of,
+    deal,
+    digest_of,
+    label_of,
+    mask_commitment,
+    own_commitment,
+    seed_commitment,
+)
 from fedveil.privacy.secagg.double_signature import sign_by
+from fedveil.privacy.secagg.evidence import AttemptEvidence
 from fedveil.privacy.secagg.hybrid import _ESCROW, CIPHERTEXT_BYTES, kem_key
 from fedveil.privacy.secagg.messages import (
     SEAL_BYTES,
     SEALED_BYTES,
     Advert,
     Checked,
+    CohortAdverts,
     Complaints,
+    Proposal,
     Revealed,
     SealedShares,
     read,
@@ -124,6 +137,8 @@ class Cheat(Participant):
                 for point, pair in zip(points, made.shares, strict=True)
             ]
             return replace(made, shares=tuple(shares))
+        if self.way == "shares of two mask seeds":
+            return _of_two_mask_seeds(cohort, node, seeds, threshold, points)
         if self.way == "wrong shares of the mask":
             return replace(made, shares=tuple(pair[:32] + new_secret() for pair in made.shares))
         if self.way == "shares too large":
@@ -188,7 +203,11 @@ class Cheat(Participant):
             complaint_body(self.node, peer, deal_hash(peer, dealt), proofs[peer])
             for peer, dealt in zip(accused, disputed.deals, strict=True)
         ]
-        attempt.accused = accused
+        attempt.accused = attempt.complained = accused
+        rows = zip(
+            agreed.neighbours(self.node, set(attempt.sharers)), cut(attempt.acceptance, 32), strict=True
+        )
+        attempt.acceptance = b"".join(bytes(32) if peer in accused else row for peer, row in rows)
         signatures = b"".join(self._signed(attempt, agreed.cohort, body) for body in bodies)
         return tagged(
             attempt, write(Complaints(agreed.cohort, accused, b"".join(proofs.values()), signatures))
@@ -217,10 +236,46 @@ class Cheat(Participant):
             return reply
         attempt.reply_key = reply_key
         said = replace(said, **changed)
-        body = reveal_body(self.node, said, attempt.accepted)
+        body = reveal_body(self.node, said, attempt.acceptance)
         return tagged(
             attempt, write(replace(said, signature=sign_by(suite, self.key, attempt.context, body)))
         )
+
+
+def _of_two_mask_seeds(cohort, node, seeds, threshold, points):
+    """A deal whose first shares of the mask seed give it, and whose others do not; all fit their commitments."""
+    own, mask, blinding = (polynomial(seed, threshold) for seed in (*seeds, new_secret()))
+    label, shares, hashes = label_of(cohort, node), [], []
+    rows = list(zip(points, *values([own, mask, blinding], points), strict=True))
+    for place, (point, *of_holder) in enumerate(rows):
+        of_holder[1] = (of_holder[1] + (place >= threshold)) % PRIME
+        our, their, blind = (value.to_bytes(32, "big") for value in of_holder)
+        shares.append(our + their)
+        hashes += [own_commitment(label, point, our, blind), mask_commitment(label, point, their)]
+    commitments = b"".join(hashes)
+    challenge = challenge_of(cohort, node, digest_of(commitments))
+    proof = b"".join(((blind + challenge * our) % PRIME).to_bytes(32, "big") for _, our, _, blind in rows)
+    return Deal(tuple(shares), commitments, proof, seed_commitment(label, seeds[0]))
+
+
+def until_checks(cohort, dimension):
+    """Carry an attempt until all have dealt; return it, and by node the seed of its key for shares."""
+    attempt, vectors = cohort.attempt(dimension), cohort.vectors(dimension)
+    cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
+    cohort.exchange(attempt, "share", attempt.advance(), vectors)
+    return attempt, {node: each.attempts[attempt.context].share_seed for node, each in cohort.nodes.items()}
+
+
+def accusation(attempt, victim, keys, proofs):
+    """Return evidence of complaints about an honest deal, by holder, signed with these keys."""
+    agreed, deal_of = attempt._agreed, attempt._deals[victim]
+    said = {}
+    for holder, key in keys.items():
+        body = complaint_body(holder, victim, deal_hash(victim, deal_of), proofs[holder])
+        signature = sign_by(agreed.suite, key, agreed.cohort, body)
+        said[holder] = Complaints(agreed.cohort, (victim,), proofs[holder], signature)
+    proposal = read(next(iter(attempt.proposal().values())), Proposal)
+    return AttemptEvidence(proposal, CohortAdverts(agreed.context, agreed.adverts), {victim: deal_of}, said)
 
 
 def _of_the_twist():
