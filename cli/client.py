@@ -250,7 +250,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
 
 def _charged_as_restored(folder: Path) -> Budget:
     bundle = read_client_bundle(folder)
-    return OwnLedger(bundle.state / LEDGERS, device_name(bundle), bundle.policy.cap).charge_restored()
+    return OwnLedger(bundle.state / LEDGERS, device_name(bundle.settings), bundle.policy.cap).charge_restored()
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:

@@ -1,5 +1,6 @@
 """A deployed device: what its owner's policy lets pass, what its own ledger is charged, and when it does not train."""
 
+import hashlib
 import json
 import math
 import os
@@ -41,6 +42,7 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
+from fedveil.server.binding.manifest import Manifest
 from fedveil.server.evaluations import FIRST_ROW
 from fedveil.strategies.run_over import RunOver, message_to
 from fedveil.strategies.secure_wire import Exchange, read_place
@@ -79,6 +81,10 @@ CENTRAL, CLAIM, ORDER, SPEC, Devices, code_of, content, device_of, in_the_clear,
     )
 )
 KILLS = 200
+LISTED = Manifest("spring@5f", "completed", {}).text
+OVER = RunOver(
+    "spring", "completed", 2, {}, manifest=hashlib.sha256(LISTED.encode()).hexdigest(), listed=LISTED
+)
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -240,7 +246,7 @@ def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, c
     earlier = path.read_bytes()
     assert code_of(device, in_the_clear(number=2)) == 0
     if known_by == "a receipt":
-        receipt_for(device.bundle, RunOver("spring", "completed", 2, {}, manifest="ab" * 32))
+        assert receipt_for(device.bundle, OVER) is not None
         (state / known_heads.FILE).unlink()
     newest = path.read_bytes()
     path.unlink() if harm == "deleted" else path.write_bytes(earlier)
@@ -271,7 +277,7 @@ def test_a_restored_device_pays_with_its_whole_budget_and_goes_on(clients, capsy
     path, state = device.own_ledger.path, device.bundle.state
     earlier = path.read_bytes()
     assert code_of(device, in_the_clear(number=2)) == 0
-    receipt_for(device.bundle, RunOver("spring", "completed", 2, {}, manifest="ab" * 32))
+    assert receipt_for(device.bundle, OVER) is not None
     path.unlink() if left == "nothing" else path.write_bytes(earlier)
     spent = epsilon_of(path)
     with pytest.raises(Refusal, match="keeps its ledgers"):

@@ -1309,7 +1309,7 @@ MUTATIONS = {
     ),
     "a client takes an older roster": Mutation(
         "client/device/client_bundle.py",
-        "if roster.version <= bundle.identity.roster.version:",
+        "if roster.version <= own.roster.version:",
         "if False:",
         PROVISION_TESTS,
         "never_an_older",
