@@ -2660,10 +2660,17 @@ MUTATIONS = {
     ),
     "a run takes ledgers of real data that are older than the last one left them": Mutation(
         "privacy/ledger/data_sets.py",
-        "        require_heads(folder, before)\n",
+        "        require_heads(folder, _heads(folder, data_id))\n",
         "",
         "test_server_one_budget.py",
         "older_than_the_last_run and deleted and client_central",
+    ),
+    "a ledger that is replaced within a run counts from then on": Mutation(
+        "privacy/ledger/data_sets.py",
+        "                require_heads(folder, before)\n",
+        "",
+        "test_privacy_ledger.py",
+        "replaced_within",
     ),
     "a server takes ledgers that are older than its runs": Mutation(
         "server/run/prepare.py",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
 from .display import warn
 from .federation import Federation
-from .prepare import open_ledger
+from .prepare import close_ledger, open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 from .run_folder import make_folder
 
@@ -115,9 +115,8 @@ def ask(
             warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
         return record
     finally:
-        with suppress(LedgerUnavailable):  # only a note is lost: the reservation stays spent
-            if ledger is not None:
-                ledger.close()
+        if ledger is not None:
+            close_ledger(federation, ledger)
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
