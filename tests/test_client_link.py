@@ -303,6 +303,7 @@ def test_a_copy_of_a_key_is_refused_named_and_let_in_by_its_owner(federation: An
         until(lambda: grid.connected)
         assert not grid.restored
     assert rounds(4) == [4]
+    assert "restored" not in journal.read_text()
     assert len(json.loads(door.acknowledged.read_text())) == 1
 
 

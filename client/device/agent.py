@@ -30,6 +30,7 @@ from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.receipt import Receipt
 from ...privacy.refusal import Refusal, disk_remedy
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal
@@ -146,7 +147,7 @@ class Agent:
             if self.device is not None:
                 self.device.check_log(message.content)
             self.say(str(keep(self._state, over)))
-            receipt = receipt_for(self._bundle, over)
+            receipt = self._receipt(over)
         except NotTrained as said:
             return Message(Error(said.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
@@ -156,6 +157,14 @@ class Agent:
         self._rests = True
         self._over.set()
         return reply_with(receipt, message)
+
+    def _receipt(self, over: RunOver) -> Receipt | None:
+        try:
+            KnownHeads(self._state).require()  # or a receipt would bind ledgers that lack releases
+        except Refusal as refusal:
+            logger.error("no receipt is given: %s", refusal)
+            return None
+        return receipt_for(self._bundle, over)
 
     def _note(self, **changed: str | int) -> None:
         with self._lock:
