@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from fedveil.__main__ import FAILED, run
+from fedveil.client.device.known_heads import KnownHeads, settle
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
@@ -264,6 +266,9 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("data_sets.json", lambda path: read_data_sets(path.parent)),
     ("manifest.json", lambda path: read_manifest(path.parent)),
     ("result.json", read_object),
+    ("heads.json", lambda path: KnownHeads(path.parent)),
+    ("receipts/run.json", lambda path: KnownHeads(path.parent.parent)),
+    ("acknowledged.json", read_acknowledged),
     ("policy.toml", read_file),
 ]
 
@@ -273,10 +278,26 @@ def test_a_process_without_open_files_takes_no_file_for_damaged(
     tmp_path: Path, name: str, reader: Callable[[Path], object]
 ) -> None:
     path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     path.chmod(0o600)
     with files_left(0):
         assert "raise the limit of open files" in told_of(reader, path)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_ledger_that_cannot_be_reached_now_costs_its_owner_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "ledgers").mkdir()
+    path = tmp_path / "ledgers" / "x.ledger"
+    open_record_ledger(path).close()
+    settle(tmp_path)
+    monkeypatch.setattr("fedveil.privacy.ledger.hash_chain.os.lstat", fail)
+    told_of(lambda folder: KnownHeads(folder).require(), tmp_path)
 
 
 def test_a_ledger_that_another_program_holds_is_not_called_damaged(
