@@ -40,12 +40,13 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import KEY_BYTES
-from ..reports.files import CONFIG, MANIFEST, RESULT
+from ..reports.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..reports.run_files import read_object
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
+from ..server.run.ask import last_question
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
@@ -59,7 +60,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line
 from .open_link import Link, open_link
-from .pace import POLL_SECONDS, Rosters, ending_of, fewest, pace_of
+from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
 
@@ -68,7 +69,6 @@ logger = logging.getLogger("fedveil.server")
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
-HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another
 WAITS = ("clients", "deadline", "patience", "wait")  # of `link`: neither noise nor accounting rests on them
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 
@@ -232,14 +232,26 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
                 yield config.parent.name, _begun(config.parent)
 
 
-def heads_left(folder: Path) -> dict[str, Head]:
-    """Return the newest head of its ledger that each run on this server knows, by the run's name."""
-    newest: dict[str, Head] = {}
+def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
+    """Return the newest heads that each run, and the last question, on this server left, by "run" and its name.
+
+    Args:
+      folder: of the server's bundle.
+      ledgers: the setting `ledger.dir` of the ledgers; those elsewhere do not count.
+    """
+    newest = {f"question {name}": head for name, head in last_question(folder / QUESTIONS, ledgers)}
     for where in sorted((folder / RUNS).glob("*")):
         known = (head_in(where), (_result(where) or {}).get("ledger_head"))
-        if heads := [Head(*each) for each in known if each]:
-            newest[where.name] = max(heads)
+        heads = [Head(*each) for each in known if each]
+        if heads and _ledgers_of(where) == ledgers:
+            newest[f"run {where.name}"] = max(heads)
     return newest
+
+
+def _ledgers_of(where: Path) -> str | None:
+    with suppress(Refusal, OSError):  # settings of a release that this one cannot read
+        return _begun(where).ledger_dir
+    return None
 
 
 def _begun(where: Path) -> ServerSettings:
@@ -370,6 +382,11 @@ class Farewell:
         messages = [message_to(node, over) for node in self.link.presence().since]
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given = {each.node: each for each in map(read_receipt, replies) if each is not None}
+        if closed and len(given) < len(messages):
+            why = "a device signs the name of a run once, so that one which was used before gets none"
+            logger.warning(
+                "%d of %d devices gave no receipt: %s", len(messages) - len(given), len(messages), why
+            )
         if closed and given:
             self._keep(ending.folder, RunDescription(self.bundle.federation, self.run, manifest), given)
 
@@ -401,7 +418,8 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
         link=settings.link,
-        heads=heads_left(bundle.folder),
+        heads=heads_left(bundle.folder, ledgers),
+        ledger_dir=ledgers,
     )
 
 

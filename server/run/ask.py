@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from flwr.serverapp import Grid
 from ...links.traffic import Tally
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
+from ...privacy.bounded_decoding import read_json
 from ...privacy.budget import Unit
 from ...privacy.ledger.durable_files import append_line, replace_file
-from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal
+from ...privacy.ledger.ledger import Head, LedgerUnavailable
+from ...privacy.refusal import Refusal, unreadable
 from ...privacy.statistics.inquiry import Inquiry
 from ...reports.files import OF_RECORDS, OPERATOR
 from ...reports.traffic import COUNTED, SIMULATED
@@ -37,6 +38,7 @@ from .run_folder import make_folder
 
 # Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
+HEADS = "ledger.heads"  # beside the records: what the last question left on each ledger of a server
 TABLES = "csv"  # task whose clients are few, with many rows each
 
 
@@ -117,6 +119,41 @@ def ask(
     finally:
         if ledger is not None:
             close_ledger(federation, ledger)
+            if federation.deployed is not None:
+                _keep_head(folder, federation.deployed.ledger_dir, inquiry.name, ledger.head)
+
+
+def _keep_head(folder: Path, ledgers: str | None, name: str, head: Head) -> None:
+    """Store the head that a question, answered or not, left on a server's ledger."""
+    known = {each["ledgers"]: each for each in _heads(folder)}
+    known[ledgers] = {"ledgers": ledgers, "question": name, "head": list(head)}
+    with suppress(OSError):  # a later run has a head of its own
+        replace_file(folder / HEADS, (json.dumps(list(known.values())) + "\n").encode())
+
+
+def last_question(folder: Path, ledgers: str | None) -> list[tuple[str, Head]]:
+    """Return the name of the last question on a server's ledgers, and the head that it left; nothing before one.
+
+    Args:
+      folder: of the questions' records.
+      ledgers: the setting `ledger.dir` of the ledgers.
+
+    Raises:
+      Refusal: the file of heads cannot be read.
+    """
+    return [
+        (str(each["question"]), Head(*each["head"])) for each in _heads(folder) if each["ledgers"] == ledgers
+    ]
+
+
+def _heads(folder: Path) -> list[dict[str, Any]]:
+    path = folder / HEADS
+    try:
+        return list(read_json(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise Refusal("file", str(path), unreadable(error, "restore it")) from error
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:

@@ -536,12 +536,12 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 
 
 def _require_left(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run knows."""
+    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run left."""
     for run, head in sorted(heads.items(), key=lambda each: each[1], reverse=True):
         if not any(holds_head(path, head) for path in sorted(folder.glob("*.ledger"))):
             remedy = (
-                f"no ledger there holds entry {head.seq}, which run {run} left: it was deleted, or restored from an older copy; "
-                "restore its newest copy"
+                f"no ledger there holds entry {head.seq}, which {run} left: it was deleted, or restored from an older copy; "
+                "restore its newest copy (docs/deploy.md, Backups and restores)"
             )
             raise Refusal("ledger.dir", str(folder), remedy)
 
