@@ -120,7 +120,7 @@ def alone_on(folder: Path, data_id: str) -> Generator[None]:
         try:
             yield
         finally:
-            with suppress(Refusal):  # of a full disk, or of a ledger that was replaced meanwhile: the heads before stay
+            with suppress(Refusal):  # of a full disk, or a replaced ledger: the heads before stay
                 before = _heads(folder, data_id)
                 require_heads(folder, before)
                 paths = (population_path(folder, data_id), *record_paths(folder, data_id))
