@@ -241,7 +241,7 @@ def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
     """
     newest = {f"question {name}": head for name, head in last_question(folder / QUESTIONS, ledgers)}
     for where in sorted((folder / RUNS).glob("*")):
-        known = (head_in(where), (_result(where) or {}).get("ledger_head"))
+        known: tuple[Any, ...] = (head_in(where), (_result(where) or {}).get("ledger_head"))
         heads = [Head(*each) for each in known if each]
         if heads and _ledgers_of(where) == ledgers:
             newest[f"run {where.name}"] = max(heads)
