@@ -286,6 +286,22 @@ def test_a_process_without_open_files_takes_no_file_for_damaged(
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_receipt_that_cannot_be_read_now_is_none_that_knows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(code, os.strerror(code), str(path))
+
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "run.json").write_text("{}")
+    KnownHeads(tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(Refusal) as raised:
+        KnownHeads(tmp_path)
+    assert disk_failed(raised.value)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
 def test_a_ledger_that_cannot_be_reached_now_costs_its_owner_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:

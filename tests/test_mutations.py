@@ -2754,7 +2754,7 @@ MUTATIONS = {
         "        if disk_failed(refusal):\n            raise\n        return {}",
         "        return {}",
         "test_full_disk.py",
-        "no_file_for_damaged",
+        "knows_nothing",
     ),
     "a page of a ledger that is damaged ends a command in a traceback": Mutation(
         "privacy/ledger/hash_chain.py",

@@ -54,6 +54,7 @@ from .known_heads import KnownHeads
 from .order_policy import accepted
 from .own_arm import require_own
 from .own_ledger import OwnLedger
+from .receipts import LEDGERS
 from .seen_log import Forked, SeenLog, told_in
 from .server_quotes import ServerQuotes
 
@@ -101,7 +102,7 @@ class Device:
     @property
     def ledgers(self) -> Path:
         """Folder of the device's ledgers."""
-        return self.bundle.state / "ledgers"
+        return self.bundle.state / LEDGERS
 
     @property
     def own_ledger(self) -> OwnLedger:
