@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.evidence import Evidence
+from ..privacy.secagg.evidence import AttemptEvidence
 from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
@@ -82,7 +82,7 @@ class Opened:
     exchanges: int = 0
     nodes: tuple[int, ...] = ()
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[AttemptEvidence, ...] = ()
     cause: str = ""
     unopened: int = 0
     further: dict[int, int] = field(default_factory=dict[int, int])
@@ -103,7 +103,7 @@ class SecureSums:
         self._ahead: int | None = None  # row whose keys were exchanged in advance
         self._exchanges = 0
         self._blamed: dict[int, Fault] = {}
-        self._evidence: dict[bytes, Evidence] = {}
+        self._evidence: dict[bytes, AttemptEvidence] = {}
 
     def sum(
         self,
@@ -300,7 +300,7 @@ class Attempt:
         return self._server.blamed
 
     @property
-    def evidence(self) -> Evidence | None:
+    def evidence(self) -> AttemptEvidence | None:
         """What proves these violations."""
         return self._server.evidence
 

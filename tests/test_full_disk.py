@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fedveil.__main__ import FAILED, run
-from fedveil.client.device.known_heads import KnownHeads, settle
+from fedveil.client.device.known_heads import LedgerHeads, settle
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.links.grpc.grid import read_acknowledged
@@ -266,8 +266,8 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("data_sets.json", lambda path: read_data_sets(path.parent)),
     ("manifest.json", lambda path: read_manifest(path.parent)),
     ("result.json", read_object),
-    ("heads.json", lambda path: KnownHeads(path.parent)),
-    ("receipts/run.json", lambda path: KnownHeads(path.parent.parent)),
+    ("heads.json", lambda path: LedgerHeads(path.parent)),
+    ("receipts/run.json", lambda path: LedgerHeads(path.parent.parent)),
     ("acknowledged.json", read_acknowledged),
     ("policy.toml", read_file),
 ]
@@ -294,10 +294,10 @@ def test_a_receipt_that_cannot_be_read_now_is_none_that_knows_nothing(
 
     (tmp_path / "receipts").mkdir()
     (tmp_path / "receipts" / "run.json").write_text("{}")
-    KnownHeads(tmp_path)
+    LedgerHeads(tmp_path)
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(Refusal) as raised:
-        KnownHeads(tmp_path)
+        LedgerHeads(tmp_path)
     assert disk_failed(raised.value)
 
 
@@ -313,7 +313,7 @@ def test_a_ledger_that_cannot_be_reached_now_costs_its_owner_nothing(
     open_record_ledger(path).close()
     settle(tmp_path)
     monkeypatch.setattr("fedveil.privacy.ledger.hash_chain.os.lstat", fail)
-    told_of(lambda folder: KnownHeads(folder).require(), tmp_path)
+    told_of(lambda folder: LedgerHeads(folder).require(), tmp_path)
 
 
 def test_a_ledger_that_another_program_holds_is_not_called_damaged(

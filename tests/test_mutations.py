@@ -2737,7 +2737,7 @@ MUTATIONS = {
     ),
     "a restored device signs a receipt": Mutation(
         "client/device/agent.py",
-        "            KnownHeads(self._state).require()",
+        "            LedgerHeads(self._state).require()",
         "            pass",
         "test_client_device.py",
         "gives_no_receipt",

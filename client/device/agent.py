@@ -40,7 +40,7 @@ from ..private_update import NotTrained
 from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
-from .known_heads import KnownHeads, charged
+from .known_heads import LedgerHeads, charged
 from .receipts import receipt_for
 from .run_end import begin_another, keep, read_ended
 from .seen_log import text_of_head
@@ -160,7 +160,7 @@ class Agent:
 
     def _receipt(self, over: RunOver) -> Receipt | None:
         try:
-            KnownHeads(self._state).require()  # or a receipt would bind ledgers that lack releases
+            LedgerHeads(self._state).require()  # or a receipt would bind ledgers that lack releases
         except Refusal as refusal:
             logger.error("no receipt is given: %s", refusal)
             return None
@@ -192,7 +192,7 @@ def start(folder: Path, *, once: bool = False) -> int:
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
-        KnownHeads(bundle.state).require()
+        LedgerHeads(bundle.state).require()
         agent = Agent(bundle, stop if once else None)
         with suppress(OSError):  # a full disk, which `_follow` reports
             take_shipped(bundle)

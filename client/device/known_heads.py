@@ -20,7 +20,7 @@ FILE = "heads.json"
 REMEDY = "; if its newest copy is lost: fedveil client forget FOLDER --restored, which charges what it may have missed"
 
 
-class KnownHeads:
+class LedgerHeads:
     """Heads that a device's ledgers must hold.
 
     Raises:

@@ -54,6 +54,7 @@ logger = logging.getLogger("fedveil.client")
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
 POLL_SECONDS = 0.5  # between two looks at whether it is to stop
+NONE_CHARGED = frozenset[str]()
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -92,7 +93,7 @@ def follow(
     stop: threading.Event,
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
-    charged: Callable[[str], bool] = lambda _: False,
+    charged: Callable[[str], bool] = NONE_CHARGED.__contains__,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 

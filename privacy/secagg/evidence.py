@@ -39,7 +39,7 @@ Convicted = Iterator[tuple[int, Fault]]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class AttemptEvidence:
     """Messages of one attempt.
 
     Attributes:
@@ -69,15 +69,15 @@ class Evidence:
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
 
-def evidence_from(told: Mapping[str, Any]) -> Evidence:
-    """Return the evidence of `Evidence.to_json`, whose messages are read as strictly as those of a node.
+def evidence_from(told: Mapping[str, Any]) -> AttemptEvidence:
+    """Return the evidence of `AttemptEvidence.to_json`, whose messages are read as strictly as those of a node.
 
     Raises:
       Refused: MALFORMED.
     """
     try:
         survivors = told["survivors"]
-        return Evidence(
+        return AttemptEvidence(
             _read(told["proposal"], wire.Proposal),
             _read(told["adverts"], wire.CohortAdverts),
             _by_node(told["deals"], wire.SealedShares),
@@ -92,7 +92,7 @@ def evidence_from(told: Mapping[str, Any]) -> Evidence:
         raise Refused(Reason.MALFORMED, f"evidence cannot be read: {error}") from error
 
 
-def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
+def convicted(evidence: AttemptEvidence, roster: Roster, collusion: float) -> frozenset[tuple[int, Fault]]:
     """Return the nodes that the messages convict, each with its faults.
 
     Args:
@@ -113,7 +113,7 @@ def convicted(evidence: Evidence, roster: Roster, collusion: float) -> frozenset
 class _Trial:
     """Evidence under a roster, with what follows from it."""
 
-    evidence: Evidence
+    evidence: AttemptEvidence
     roster: Roster
     collusion: float
 

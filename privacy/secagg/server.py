@@ -26,7 +26,7 @@ from .bindings import (
 )
 from .complaint import PROOF_BYTES
 from .dealings import dealings
-from .evidence import Evidence
+from .evidence import AttemptEvidence
 from .hybrid import blocks, check_keys
 from .masks import Vector, add_masks
 from .parcel import check_lengths, cut
@@ -127,7 +127,7 @@ class ServerAttempt:
         self._answered: set[int] = set()
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
-        self._evidence: Evidence | None = None
+        self._evidence: AttemptEvidence | None = None
         self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that shows it
         self._revealed: dict[int, wire.Revealed] = {}
         self._model_hash = b""
@@ -337,7 +337,7 @@ class ServerAttempt:
         )
 
     @property
-    def evidence(self) -> Evidence | None:
+    def evidence(self) -> AttemptEvidence | None:
         """What proves the faults of the blamed nodes to anyone; None without any."""
         if not self.blamed or self._evidence is not None:
             return self._evidence
@@ -347,7 +347,7 @@ class ServerAttempt:
         ]
         accused = {dealer for said in self._complaints.values() for dealer in said.accused}
         dealers = (self.blamed.keys() | accused | owners | set(self._about.values())) & self._deals.keys()
-        return Evidence(
+        return AttemptEvidence(
             wire.Proposal(self._terms, self._candidates, public_of(self._key)),
             wire.CohortAdverts(self.context, self._agreed.adverts),
             {node: self._deals[node] for node in sorted(dealers)},

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...privacy.ledger.durable_files import append_line
 from ...privacy.refusal import Refusal
-from ...privacy.secagg.evidence import Evidence, convicted, evidence_from
+from ...privacy.secagg.evidence import AttemptEvidence, convicted, evidence_from
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster, roster_in, write_roster
 from ...privacy.secagg.transcript import run_number
@@ -25,7 +25,7 @@ Claim = tuple[int, str, str]  # round, name of the member, fault
 
 
 def evidence_rows(
-    evidence: Iterable[Evidence], run: str, number: int, masking: Masking
+    evidence: Iterable[AttemptEvidence], run: str, number: int, masking: Masking
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of a round's attempts.
 
