@@ -261,6 +261,26 @@ def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, c
     assert code_of(device, in_the_clear(number=3)) == 0
 
 
+def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_then_on(clients, tmp_path):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    path, older = device.own_ledger.path, tmp_path / "older"
+    older.write_bytes(path.read_bytes())
+    assert code_of(device, in_the_clear(number=2)) == 0
+    known, train = (device.bundle.state / known_heads.FILE).read_text(), device.train
+
+    def replacing(message: Message, settings: object) -> Message:
+        os.replace(older, path)
+        path.with_name(f"{path.name}-wal").unlink()  # or it completes the copy
+        return train(message, settings)
+
+    device.train = replacing
+    assert code_of(device, in_the_clear(number=3)) == NOT_READY
+    assert (device.bundle.state / known_heads.FILE).read_text() == known
+    device.train = train
+    assert code_of(device, in_the_clear(number=4)) == RESTORED
+
+
 def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0

@@ -2791,6 +2791,13 @@ MUTATIONS = {
         "test_client_questions.py",
         "question_on_a_restored",
     ),
+    "a ledger that is replaced while a device answers counts from then on": Mutation(
+        "client/device/known_heads.py",
+        "        self.require()  #",
+        "        pass  #",
+        "test_client_device.py",
+        "while_a_device_answers",
+    ),
     "ledger not fsynced": Mutation(
         "privacy/ledger/hash_chain.py",
         "'FULL' if durable",

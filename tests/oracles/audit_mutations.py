@@ -477,6 +477,7 @@ BEYOND: dict[str, str] = {
     "a server's second folder of ledgers is held to the runs of the first": BOOKS,
     "a restored server charges before its devices report": BOOKS,
     "a ledger that is replaced within a run counts from then on": BOOKS,
+    "a ledger that is replaced while a device answers counts from then on": BOOKS,
     "ledger not fsynced": BOOKS,
     "ledger reset on reinstall": BOOKS,
     "a device releases without a reservation": BOOKS,
