@@ -46,7 +46,7 @@ from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
-from ..server.run.ask import last_question
+from ..server.run.ask import last_questions
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
@@ -239,7 +239,8 @@ def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
       folder: of the server's bundle.
       ledgers: the setting `ledger.dir` of the ledgers; those elsewhere do not count.
     """
-    newest = {f"question {name}": head for name, head in last_question(folder / QUESTIONS, ledgers)}
+    asked = last_questions(folder / QUESTIONS).get(ledgers or "")
+    newest: dict[str, Head] = {} if asked is None else {f"question {asked[0]}": asked[1]}
     for where in sorted((folder / RUNS).glob("*")):
         known: tuple[Any, ...] = (head_in(where), (_result(where) or {}).get("ledger_head"))
         heads = [Head(*each) for each in known if each]

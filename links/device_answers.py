@@ -84,7 +84,7 @@ class Journal:
         """
         lacking = [name for name in names if name not in self._ids and not charged(name)]
         adopted = lacking if self.restore == PAID else []
-        if self.restore is not None:
+        if self.restore is not None and adopted == lacking:
             self._go_on(adopted)
         return [] if adopted else lacking
 

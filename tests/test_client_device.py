@@ -30,7 +30,7 @@ from fedveil.client.device.receipts import receipt_for
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
-from fedveil.links.device_answers import PAID, Journal, away
+from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
@@ -341,6 +341,10 @@ def test_one_greeting_or_instruction_uses_up_what_an_owner_has_paid_for_a_restor
     assert PAID not in path.read_text()
     for restored in (journal, Journal(path)):
         assert restored.unknown(["of a copy"], uncharged) == ["of a copy"]
+    path.write_text(f"\n{UNPAID}\nknown")  # an interrupted command goes on, as long as the device does not
+    for names, left in ((["missed"], True), (["known"], False)):
+        assert Journal(path).unknown(names, uncharged) == (names if left else [])
+        assert (UNPAID in path.read_text()) == left
 
 
 class Kill(BaseException):

@@ -316,6 +316,9 @@ def test_a_servers_ledger_that_lacks_a_question_is_refused(hearts: Path, answere
     assert ledger.read_bytes() == earlier
     ledger.write_bytes(newest)
     assert ask_clients(hearts / "server", third, spend, given, reach=reach)["rounds"] == 1
+    (hearts / "server" / "questions" / "ledger.heads").write_text("[1]")
+    with pytest.raises(Refusal, match="restore it"):
+        ask_clients(hearts / "server", third, spend, given, reach=reach)
 
 
 def test_a_question_on_a_restored_server_is_refused_before_it_is_charged(hearts: Path) -> None:

@@ -2772,8 +2772,8 @@ MUTATIONS = {
     ),
     "a server's ledger may lack a question": Mutation(
         "deployment/serve.py",
-        "in last_question(folder / QUESTIONS, ledgers)}",
-        "in ()}",
+        "asked = last_questions(folder / QUESTIONS).get(",
+        "asked = dict[str, tuple[str, Head]]().get(",
         "test_client_questions.py",
         "lacks_a_question",
     ),

@@ -125,34 +125,27 @@ def ask(
 
 def _keep_head(folder: Path, ledgers: str | None, name: str, head: Head) -> None:
     """Store the head that a question, answered or not, left on a server's ledger."""
-    known = {each["ledgers"]: each for each in _heads(folder)}
-    known[ledgers] = {"ledgers": ledgers, "question": name, "head": list(head)}
+    heads = {**last_questions(folder), ledgers or "": (name, head)}
     with suppress(OSError):  # a later run has a head of its own
-        replace_file(folder / HEADS, (json.dumps(list(known.values())) + "\n").encode())
+        replace_file(folder / HEADS, (json.dumps(heads) + "\n").encode())
 
 
-def last_question(folder: Path, ledgers: str | None) -> list[tuple[str, Head]]:
-    """Return the name of the last question on a server's ledgers, and the head that it left; nothing before one.
+def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
+    """Return the name of the last question, and the head that it left, by the setting `ledger.dir` of a server's ledgers.
 
     Args:
       folder: of the questions' records.
-      ledgers: the setting `ledger.dir` of the ledgers.
 
     Raises:
       Refusal: the file of heads cannot be read.
     """
-    return [
-        (str(each["question"]), Head(*each["head"])) for each in _heads(folder) if each["ledgers"] == ledgers
-    ]
-
-
-def _heads(folder: Path) -> list[dict[str, Any]]:
     path = folder / HEADS
     try:
-        return list(read_json(path.read_bytes()))
+        found = read_json(path.read_bytes()).items()
+        return {str(key): (str(name), Head(int(seq), str(digest))) for key, (name, (seq, digest)) in found}
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, TypeError) as error:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Refusal("file", str(path), unreadable(error, "restore it")) from error
 
 
