@@ -2791,6 +2791,13 @@ MUTATIONS = {
         "test_client_questions.py",
         "question_on_a_restored",
     ),
+    "a ledger that is replaced by its copy of before a run counts after it": Mutation(
+        "server/run/prepare.py",
+        "            data_sets.keep_head(ledger, federation.data_id)",
+        "            pass",
+        "test_server_one_budget.py",
+        "copy_of_before_a_run and client_central",
+    ),
     "a ledger that is replaced while a device answers counts from then on": Mutation(
         "client/device/known_heads.py",
         "        self.require()  #",

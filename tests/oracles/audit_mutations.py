@@ -478,6 +478,7 @@ BEYOND: dict[str, str] = {
     "a restored server charges before its devices report": BOOKS,
     "a ledger that is replaced within a run counts from then on": BOOKS,
     "a ledger that is replaced while a device answers counts from then on": BOOKS,
+    "a ledger that is replaced by its copy of before a run counts after it": BOOKS,
     "ledger not fsynced": BOOKS,
     "ledger reset on reinstall": BOOKS,
     "a device releases without a reservation": BOOKS,
