@@ -233,26 +233,31 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
 
 
 def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
-    """Return the newest heads that each run, and the last question, on this server left, by "run" and its name.
+    """Return the newest heads that each run, and the last question, on this server left on a folder of ledgers.
+
+    Where nothing left one there, they are those of all folders: an empty folder would start at zero.
 
     Args:
       folder: of the server's bundle.
-      ledgers: the setting `ledger.dir` of the ledgers; those elsewhere do not count.
+      ledgers: the setting `ledger.dir` of the ledgers.
+
+    Returns:
+      The heads, by "run" or "question" and its name.
     """
-    asked = last_questions(folder / QUESTIONS).get(ledgers or "")
-    newest: dict[str, Head] = {} if asked is None else {f"question {asked[0]}": asked[1]}
+    asked = last_questions(folder / QUESTIONS).items()
+    newest = {(place, f"question {name}"): head for place, (name, head) in asked}
     for where in sorted((folder / RUNS).glob("*")):
         known: tuple[Any, ...] = (head_in(where), (_result(where) or {}).get("ledger_head"))
-        heads = [Head(*each) for each in known if each]
-        if heads and _ledgers_of(where) == ledgers:
-            newest[f"run {where.name}"] = max(heads)
-    return newest
+        if heads := [Head(*each) for each in known if each]:
+            newest[_ledgers_of(where), f"run {where.name}"] = max(heads)
+    own = {name: head for (place, name), head in newest.items() if place == (ledgers or "")}
+    return own or {name: head for (_, name), head in newest.items()}
 
 
-def _ledgers_of(where: Path) -> str | None:
+def _ledgers_of(where: Path) -> str:
     with suppress(Refusal, OSError):  # settings of a release that this one cannot read
-        return _begun(where).ledger_dir
-    return None
+        return _begun(where).ledger_dir or ""
+    return ""
 
 
 def _begun(where: Path) -> ServerSettings:
