@@ -28,7 +28,7 @@ from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from ..client.device.receipts import LEDGERS, RECEIPTS
 from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
-from ..links.device_answers import RESTORED as JOURNAL_RESTORED
+from ..links.device_answers import PAID, UNPAID, Journal
 from ..privacy.budget import Budget
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.ledger.question_caps import AskedQuestion
@@ -236,7 +236,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
         raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
     state = state_of(folder)
     with agent.alone(state):
-        spent = _charged_as_restored(folder) if restored else None
+        spent = _charged_as_restored(folder, state) if restored else None
         kept = {
             ROSTER,
             roster_changes.CHANGES,
@@ -247,7 +247,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
         _empty(state, kept if ledgers else kept | WITH_LEDGERS)
         if restored:
             known_heads.settle(state)
-            replace_file(state / agent.JOURNAL, f"{JOURNAL_RESTORED}\n".encode())
+            replace_file(state / agent.JOURNAL, f"{PAID}\n".encode())
     print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
     if spent is not None:
         print(
@@ -257,9 +257,16 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
     return 0
 
 
-def _charged_as_restored(folder: Path) -> Budget:
+def _charged_as_restored(folder: Path, state: Path) -> Budget:
+    """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
     bundle = read_client_bundle(folder)
-    return OwnLedger(bundle.state / LEDGERS, device_name(bundle), bundle.policy.cap).charge_restored()
+    journal = Journal(state / agent.JOURNAL)
+    again = journal.restore is not None
+    if not again:
+        journal.note(UNPAID)
+    journal.close()
+    own = OwnLedger(bundle.state / LEDGERS, device_name(bundle.settings), bundle.policy.cap)
+    return own.charge_restored(again)
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:

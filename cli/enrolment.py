@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -56,8 +57,11 @@ def _token_in(text: str) -> str:
     """Return the line of a token: of standard input, of a file, or as it is."""
     if text == "-":
         return sys.stdin.readline()
-    if not text.startswith(f"{SCHEME}:"):
+    if os.path.isfile(text):
         return read_secret(Path(text)).decode(errors="replace")
+    if not text.startswith(f"{SCHEME}:"):  # it may be a token all the same, and is not repeated
+        remedy = f"is no file, and no token, which begins with {SCHEME}:; give the token's file, or -"
+        raise Refusal("token", "what was given", remedy)
     print("warning: the process list shows the token to all users; give its file, or -", file=sys.stderr)
     return text
 

@@ -17,6 +17,7 @@ from ..links.folder_lock import alone
 from ..links.open_files import raise_limit
 from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..links.server_log import LOG
 from ..links.traffic import Tally
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
@@ -98,11 +99,14 @@ def _connected(
         link = logged(unlogged, bundle, rosters)
         pace = pace_of(rosters, settings, link, wait_for, least_of, ending_of(bundle))
         why = pace.ready(threading.Event())
+        if why is not None and why == link.behind():
+            raise Refusal("file", str(bundle.folder / LOG), why)
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
         if away := away_of(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
             _say(away)
         yield link.grid, link.tally
+        link.behind()  # what devices know is kept, so that the same command refuses before it charges
 
 
 def _say(text: str) -> None:

@@ -51,6 +51,12 @@ class Courier:
         self._announced: dict[int, tuple[float, str, str]] = {}
         self.facts: dict[int, DeviceFacts] = {}
 
+    @property
+    def settled(self) -> bool:
+        """Whether each connected device has answered since it connected."""
+        before = {node: since for node, (since, _) in self._announced.copy().items()}
+        return all(before.get(node) == since for node, since in self._since().items())
+
     def carry(self) -> int:
         """Deliver pending certificates to connected devices, and return how many have answered."""
         here, certificates, chain = self._since(), self._certificates(), self._rollovers()
@@ -61,10 +67,10 @@ class Courier:
         answered = 0
         for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
-            # An older release answers with an error, and is asked when it comes again.
-            self._announced[node] = asked[node]
             if (facts := read_facts(reply)) is not None:
                 self.facts[node] = facts
+            # An older release answers with an error, and is asked when it comes again.
+            self._announced[node] = asked[node]
         return answered
 
     def follow(self, stop: threading.Event) -> None:

@@ -28,6 +28,7 @@ class Presence:
       last_seen: of nodes that were here and are not, the Unix second until when.
       devices: what devices say of themselves, by node.
       restored: of nodes that were restored or copied, the Unix second at which that was noticed.
+      reported: whether each device that is here has answered what it is asked when it connects.
     """
 
     since: Mapping[int, float]
@@ -36,6 +37,7 @@ class Presence:
     last_seen: Mapping[int, float] = field(default_factory=dict[int, float])
     devices: Mapping[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
     restored: Mapping[int, float] = field(default_factory=dict[int, float])
+    reported: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
                 {node: each.last_seen for node, each in traffic.items() if each.last_seen is not None},
                 dict(courier.facts),
                 grid.restored,
+                courier.settled,
             )
 
         yield Link(grid, presence, grid.tally)

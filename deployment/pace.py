@@ -17,6 +17,7 @@ from ..server.run.federation import Federation
 from .open_link import Link
 
 POLL_SECONDS = 0.1
+HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another
 SERVERS_OWN = "the server's own certificate"
 Rosters = Callable[[], SignedRoster]
 
@@ -66,7 +67,7 @@ def pace_of(
         round would be charged in vain.
       ends: returns the Unix second in which the server's certificate ends, after which no device takes its word.
     """
-    told = set[str]()
+    told, heads_end = set[str](), 0.0
 
     def lacking() -> str | None:
         (roster, _), now = rosters(), int(time.time())
@@ -93,6 +94,11 @@ def pace_of(
         while (why := lacking()) is not None:
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
                 return why
+        nonlocal heads_end
+        heads_end = heads_end or time.monotonic() + HEADS_SECONDS  # before the first round alone
+        while not link.presence().reported and time.monotonic() < heads_end:
+            if stop.wait(POLL_SECONDS):
+                break
         return link.behind()
 
     return Pace(settings.deadline, ready, settings.patience)

@@ -43,7 +43,7 @@ from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescripti
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
-from ..reports.files import CONFIG, MANIFEST, RESULT
+from ..reports.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..reports.run_files import read_object
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
@@ -51,6 +51,7 @@ from ..server.binding.time_stamp import TSA, stamp
 from ..server.binding.witnesses import note_witnesses
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
+from ..server.run.ask import last_questions
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
@@ -65,7 +66,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line
 from .open_link import Link, open_link
-from .pace import POLL_SECONDS, Rosters, ending_of, fewest, pace_of
+from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
 
@@ -74,7 +75,6 @@ logger = logging.getLogger("fedveil.server")
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
-HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another
 WAITS = ("clients", "deadline", "patience", "wait")  # of `link`: neither noise nor accounting rests on them
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 
@@ -238,14 +238,32 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
                 yield config.parent.name, _begun(config.parent)
 
 
-def heads_left(folder: Path) -> dict[str, Head]:
-    """Return the newest head of its ledger that each run on this server knows, by the run's name."""
-    newest: dict[str, Head] = {}
+def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
+    """Return the newest heads that each run, and the last question, on this server left on a folder of ledgers.
+
+    Where nothing left one there, they are those of all folders: an empty folder would start at zero.
+
+    Args:
+      folder: of the server's bundle.
+      ledgers: the setting `ledger.dir` of the ledgers.
+
+    Returns:
+      The heads, by "run" or "question" and its name.
+    """
+    asked = last_questions(folder / QUESTIONS).items()
+    newest = {(place, f"question {name}"): head for place, (name, head) in asked}
     for where in sorted((folder / RUNS).glob("*")):
-        known = (head_in(where), (_result(where) or {}).get("ledger_head"))
+        known: tuple[Any, ...] = (head_in(where), (_result(where) or {}).get("ledger_head"))
         if heads := [Head(*each) for each in known if each]:
-            newest[where.name] = max(heads)
-    return newest
+            newest[_ledgers_of(where), f"run {where.name}"] = max(heads)
+    own = {name: head for (place, name), head in newest.items() if place == (ledgers or "")}
+    return own or {name: head for (_, name), head in newest.items()}
+
+
+def _ledgers_of(where: Path) -> str:
+    with suppress(Refusal, OSError):  # settings of a release that this one cannot read
+        return _begun(where).ledger_dir or ""
+    return ""
 
 
 def _begun(where: Path) -> ServerSettings:
@@ -403,6 +421,11 @@ class Farewell:
             self.link.grid.keep_unsent(message_to(0, over).content)
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given = {each.node: each for each in map(read_receipt, replies) if each is not None}
+        if closed and len(given) < len(messages):
+            why = "a device signs the name of a run once, so that one which was used before gets none"
+            logger.warning(
+                "%d of %d devices gave no receipt: %s", len(messages) - len(given), len(messages), why
+            )
         if closed and given:
             self._keep(ending.folder, RunDescription(self.bundle.federation, self.run, manifest), given)
 
@@ -444,7 +467,8 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
         link=settings.link,
-        heads=heads_left(bundle.folder),
+        heads=heads_left(bundle.folder, ledgers),
+        ledger_dir=ledgers,
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -23,10 +23,12 @@ KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MOST_DOUBLINGS = 16
 AWAY = "not connected"  # how a device says that it has lost its connection
-RESTORED = "restored"  # line of a journal by which its owner says that the next unknown answer was missed
+# Lines of a journal until the next greeting: its owner has paid, or begun to, for the answers that it names and the device
+# lacks. No backup of a device that went on has one.
+PAID, UNPAID = "restored", "restoring"
 COPIED = (
-    "this device was restored from a backup, or a copy of it has answered: the server has an answer of it that it does not "
-    "know; stop the copy, then: fedveil client forget FOLDER --restored"
+    "the server says that it has an answer of this device which the device does not know: it was restored from a backup, or a "
+    "copy of it has answered, or the server is wrong; stop the copy, then: fedveil client forget FOLDER --restored"
 )
 
 logger = logging.getLogger("fedveil.client")
@@ -46,6 +48,9 @@ class Journal:
     Each entry starts with a line break, so that a truncated one does not corrupt the next. The file is written anew when
     it holds twice as many as are kept.
 
+    Attributes:
+      restore: PAID or UNPAID after a restore, until the next greeting or instruction; None otherwise.
+
     Raises:
       OSError: the file cannot be read or written.
     """
@@ -53,36 +58,49 @@ class Journal:
     def __init__(self, path: Path) -> None:
         before = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
         self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
+        self.restore = next((line for line in (PAID, UNPAID) if line in self._ids), None)
         self._path, self._end = path, 0  # before the last note
-        self._file = self._written()
+        self._file = self._written(self._ids)
 
-    def _written(self) -> TextIO:
-        """Write the file anew with the ids that are kept, and return it, open for more."""
-        replace_file(self._path, "".join(f"\n{each}" for each in self._ids).encode())
-        self._lines = len(self._ids)
+    def _written(self, ids: Collection[str]) -> TextIO:
+        """Write the file anew with these ids, and return it, open for more."""
+        replace_file(self._path, "".join(f"\n{each}" for each in ids).encode())
+        self._lines = len(ids)
         return open(self._path, "a", encoding="utf-8")
 
     def __contains__(self, name: str) -> bool:
         """Return whether that instruction was begun."""
         return name in self._ids
 
-    def knows(self, name: str) -> bool:
-        """Return whether this device may have answered an instruction; after a restore its owner lets it adopt one.
+    def unknown(self, names: Sequence[str], charged: Callable[[str], bool]) -> list[str]:
+        """Return which answers of a greeting this device has not given; none at the first greeting after its owner paid.
+
+        Args:
+          names: of the instructions.
+          charged: returns whether the device's ledgers hold a charge for one.
 
         Raises:
           OSError: the file cannot be written.
         """
-        if name not in self._ids and RESTORED in self._ids:
-            del self._ids[RESTORED]
-            self._ids[name] = None
-            old, self._file = self._file, self._written()
-            old.close()
-        return name in self._ids
+        lacking = [name for name in names if name not in self._ids and not charged(name)]
+        adopted = lacking if self.restore == PAID else []
+        if self.restore is not None and adopted == lacking:
+            self._go_on(adopted)
+        return [] if adopted else lacking
+
+    def _go_on(self, adopted: Sequence[str]) -> None:
+        """Take the line of a restore off the file, and adopt these instructions."""
+        ids = OrderedDict.fromkeys([*(each for each in self._ids if each not in (PAID, UNPAID)), *adopted])
+        old, self._file = self._file, self._written(ids)
+        old.close()
+        self._ids, self.restore = ids, None
 
     def note(self, name: str) -> None:
         """Record durably that this instruction is begun."""
+        if self.restore is not None:  # on a link without greetings
+            self._go_on([])
         if self._lines >= 2 * KEPT:
-            full, self._file = self._file, self._written()
+            full, self._file = self._file, self._written(self._ids)
             full.close()
         self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")

@@ -169,9 +169,12 @@ class PrivateGrid(PassingGrid):
 
     @property
     def forked(self) -> bool:
-        """Whether clients have seen another log of this server, and none ever answered: no round contains any data."""
-        dropped = [done.dropped for done in self.rounds[-1:]]
-        return any(FORKED_REASON in each for each in dropped) and not any(d.replies for d in self.rounds)
+        """Whether most of the last cohort have seen another log of this server, and no round contains any data.
+
+        Fewer, such as owners who have not yet accepted a lost log, or one client that lies, end no run.
+        """
+        count = sum(done.dropped.get(FORKED_REASON, 0) for done in self.rounds[-1:])
+        return 2 * count > len(self.drawn) and not any(done.replies for done in self.rounds)
 
     def raise_noise(self, factor: float) -> None:
         """Multiply the noise of later rounds; the charge stays that of the planned noise."""

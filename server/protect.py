@@ -8,7 +8,7 @@ import math
 import re
 import uuid
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.data_sets import (
     alone_on,
     budgets_of_records,
+    keep_head,
     owed_by_population,
     population_ledger,
     settle,
@@ -187,15 +188,16 @@ def protect(
             yield protected
 
 
-def _open_ledger(path: Path, data_id: str, budget: Budget) -> Ledger:
+@contextmanager
+def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
     settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
-    ledger = Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False)
-    try:
+    with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
+        try:
+            yield ledger
+        finally:
+            with suppress(Refusal):  # of a full disk: the head before stays
+                keep_head(ledger, data_id)
 
 
 # --- evaluation at the clients ---------------------------------------------------------------------------------------

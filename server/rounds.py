@@ -32,7 +32,7 @@ from .tuning import Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
 FORKED = (
-    "every device that answered has seen another log of this server, which was restored from an older copy or keeps two logs; "
+    "most devices of the round have seen another log of this server, which was restored from an older copy or keeps two logs; "
     "restore its newest copy (docs/deploy.md, Backups and restores)"
 )
 LEAST_VARIANCE = 0.1  # of batch normalisation after a round, as a part of that before it

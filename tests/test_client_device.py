@@ -1,5 +1,6 @@
 """A deployed device: what its owner's policy lets pass, what its own ledger is charged, and when it does not train."""
 
+import hashlib
 import json
 import math
 import os
@@ -18,31 +19,34 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from fedveil.cli import client as client_verbs
 from fedveil.cli.client import forget, status
 from fedveil.client.device import agent, known_heads
 from fedveil.client.device.client_bundle import Eligibility
 from fedveil.client.device.eligibility import obstacle
 from fedveil.client.device.order_policy import accepted
-from fedveil.client.device.own_ledger import epsilon_of, spent_on
+from fedveil.client.device.own_ledger import OwnLedger, epsilon_of, spent_on
 from fedveil.client.device.receipts import receipt_for
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
-from fedveil.links.device_answers import Journal, away
+from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
+from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
-from fedveil.privacy.budget import Adjacency, Adversary
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.acts import acting_user
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
-from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
+from fedveil.privacy.ledger.ledger import Ledger, ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
+from fedveil.server.binding.manifest import Manifest
 from fedveil.server.evaluations import FIRST_ROW
-from fedveil.strategies.run_over import RunOver, message_to
+from fedveil.strategies.run_over import RunOver, message_to, read_receipt
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import (
@@ -79,6 +83,10 @@ CENTRAL, CLAIM, ORDER, SPEC, Devices, code_of, content, device_of, in_the_clear,
     )
 )
 KILLS = 200
+LISTED = Manifest("spring@5f", "completed", {}).text
+OVER = RunOver(
+    "spring", "completed", 2, {}, manifest=hashlib.sha256(LISTED.encode()).hexdigest(), listed=LISTED
+)
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -240,17 +248,37 @@ def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, c
     earlier = path.read_bytes()
     assert code_of(device, in_the_clear(number=2)) == 0
     if known_by == "a receipt":
-        receipt_for(device.bundle, RunOver("spring", "completed", 2, {}, manifest="ab" * 32))
+        assert receipt_for(device.bundle, OVER) is not None
         (state / known_heads.FILE).unlink()
     newest = path.read_bytes()
     path.unlink() if harm == "deleted" else path.write_bytes(earlier)
     device = device if known_by == "its last answer" else device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=3)) == RESTORED
-    assert "fedveil client forget --restored" in caplog.text and path.exists() == (harm != "deleted")
-    with pytest.raises(Refusal, match="client forget --restored"):
+    assert "fedveil client forget FOLDER --restored" in caplog.text and path.exists() == (harm != "deleted")
+    with pytest.raises(Refusal, match="client forget FOLDER --restored"):
         agent.start(clients / "c0")
     path.write_bytes(newest)
     assert code_of(device, in_the_clear(number=3)) == 0
+
+
+def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_then_on(clients, tmp_path):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    path, older = device.own_ledger.path, tmp_path / "older"
+    older.write_bytes(path.read_bytes())
+    assert code_of(device, in_the_clear(number=2)) == 0
+    known, train = (device.bundle.state / known_heads.FILE).read_text(), device.train
+
+    def replacing(message: Message, settings: object) -> Message:
+        os.replace(older, path)
+        path.with_name(f"{path.name}-wal").unlink()  # or it completes the copy
+        return train(message, settings)
+
+    device.train = replacing
+    assert code_of(device, in_the_clear(number=3)) == NOT_READY
+    assert (device.bundle.state / known_heads.FILE).read_text() == known
+    device.train = train
+    assert code_of(device, in_the_clear(number=4)) == RESTORED
 
 
 def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clients):
@@ -271,7 +299,7 @@ def test_a_restored_device_pays_with_its_whole_budget_and_goes_on(clients, capsy
     path, state = device.own_ledger.path, device.bundle.state
     earlier = path.read_bytes()
     assert code_of(device, in_the_clear(number=2)) == 0
-    receipt_for(device.bundle, RunOver("spring", "completed", 2, {}, manifest="ab" * 32))
+    assert receipt_for(device.bundle, OVER) is not None
     path.unlink() if left == "nothing" else path.write_bytes(earlier)
     spent = epsilon_of(path)
     with pytest.raises(Refusal, match="keeps its ledgers"):
@@ -284,11 +312,121 @@ def test_a_restored_device_pays_with_its_whole_budget_and_goes_on(clients, capsy
     assert code_of(device_of(clients / "c0"), in_the_clear(number=3)) == BUDGET_SPENT
     assert code_of(device_of(clients / "c0", target_epsilon=40.0), in_the_clear(number=3)) == 0
     journal = Journal(state / agent.JOURNAL)
-    assert journal.knows("what it missed") and not journal.knows("of another copy")
+    assert journal.unknown(["what it missed"], uncharged) == []
+    assert journal.unknown(["of another copy"], uncharged) == ["of another copy"]
     journal.close()
     again = Journal(state / agent.JOURNAL)
-    assert again.knows("what it missed") and not again.knows("of another copy")
+    assert again.unknown(["what it missed", "of another copy"], uncharged) == ["of another copy"]
     again.close()
+
+
+def uncharged(name: str) -> bool:
+    del name
+    return False
+
+
+@pytest.mark.parametrize("greeting", [["missed"], [], ["known"], ["charged"], None])
+def test_one_greeting_or_instruction_uses_up_what_an_owner_has_paid_for_a_restore(
+    tmp_path: Path, greeting: list[str] | None
+) -> None:
+    """A backup of the device from then on has no line that lets it adopt an answer."""
+    path = tmp_path / "journal"
+    path.write_text(f"\n{PAID}\nknown")
+    journal = Journal(path)
+    if greeting is None:
+        journal.note("first")
+    else:
+        assert journal.unknown(greeting, lambda name: name == "charged") == []
+    journal.close()
+    assert PAID not in path.read_text()
+    for restored in (journal, Journal(path)):
+        assert restored.unknown(["of a copy"], uncharged) == ["of a copy"]
+    path.write_text(f"\n{UNPAID}\nknown")  # an interrupted command goes on, as long as the device does not
+    for names, left in ((["missed"], True), (["known"], False)):
+        assert Journal(path).unknown(names, uncharged) == (names if left else [])
+        assert (UNPAID in path.read_text()) == left
+
+
+class Kill(BaseException):
+    """An end of the process."""
+
+
+@pytest.mark.parametrize(
+    "step", ["before the charge", "after it", "before the heads", "before the end", "never"]
+)
+def test_a_restore_is_charged_once_however_often_the_command_ends_early(
+    clients, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def kill(*_: object) -> None:
+        raise Kill
+
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear(number=1)) == 0
+    for place, name, when in (
+        (OwnLedger, "charge_restored", "before the charge"),
+        (client_verbs, "_empty", "after it"),
+        (known_heads, "settle", "before the heads"),
+        (client_verbs, "replace_file", "before the end"),
+    ):
+        with monkeypatch.context() as patched:
+            if when == step:
+                patched.setattr(place, name, kill)
+                with pytest.raises(Kill):
+                    forget(clients / "c0", ledgers=False, restored=True)
+    for _ in range(2):
+        assert forget(clients / "c0", ledgers=False, restored=True) == 0
+        assert [key[0] for key in reservations(device.own_ledger.path)] == ["spring", "restored"]
+    Journal(device.bundle.state / agent.JOURNAL).unknown(
+        [], uncharged
+    )  # it meets its server, and is restored again
+    assert forget(clients / "c0", ledgers=False, restored=True) == 0
+    assert [key[0] for key in reservations(device.own_ledger.path)] == ["spring", "restored", "restored"]
+
+
+@pytest.mark.parametrize("book", ["records", "client"])
+def test_a_restored_device_pays_with_the_largest_budget_that_it_ever_had(clients, book: str) -> None:
+    """Its owner lowered the budget since, or the policy came back with the backup."""
+    device = device_of(clients / "c0", target_epsilon=2.0)
+    own = device.own_ledger
+    own.folder.mkdir(parents=True)
+    unit, path = (Unit.RECORD, own.records) if book == "records" else (Unit.CLIENT, own.path)
+    for epsilon in (8.0, 2.0):
+        budget = Budget(unit, epsilon, 1e-5)
+        with Ledger.open(path, budget, owner=own.device, simulated=False) as ledger:
+            ledger.reserve(
+                Release(unit, f"at {epsilon}", 1, "sum", dict.fromkeys(Adversary, Gaussian(20.0)), "system")
+            )
+    assert own.charge_restored(False).target_epsilon == 8.0
+    assert epsilon_of(own.path)[0] >= 8 * (1 - 1e-6)
+
+
+def test_a_restored_device_gives_no_receipt(clients, caplog) -> None:
+    device = device_of(clients / "c0")
+    for number in (1, 2):
+        assert code_of(device, in_the_clear(number=number)) == 0
+    agents = agent.Agent(device.bundle)
+    agents.device = device
+    path = device.own_ledger.path
+    newest = path.read_bytes()
+    path.unlink()
+    assert read_receipt(agents.handle(message_to(2, OVER))) is None and "no receipt is given" in caplog.text
+    path.write_bytes(newest)
+    assert read_receipt(agents.handle(message_to(2, OVER))) is not None
+
+
+def test_the_link_asks_the_ledgers_for_what_the_journal_forgot(clients, monkeypatch) -> None:
+    device = device_of(clients / "c0")
+    message = in_the_clear(number=7)
+    assert code_of(device, message) == 0
+    name, asked = question_id(message, pack_body(message), 2), []
+
+    def follow(endpoint, handle, journal, stop, *rest, charged) -> None:
+        asked.extend([charged(name), charged(name.replace("/7/", "/8/", 1))])
+        stop.set()
+
+    monkeypatch.setattr("fedveil.links.grpc.device_end.follow", follow)
+    assert agent.start(clients / "c0") == 0
+    assert asked == [True, False]
 
 
 def test_a_charge_is_known_of_an_instruction_that_the_journal_has_lost(clients):

@@ -20,6 +20,7 @@ from fedveil.links.device_answers import COPIED, Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.links.grpc.server_end import Traffic
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, NOT_READY, view
@@ -303,7 +304,36 @@ def test_a_copy_of_a_key_is_refused_named_and_let_in_by_its_owner(federation: An
         until(lambda: grid.connected)
         assert not grid.restored
     assert rounds(4) == [4]
+    assert "restored" not in journal.read_text()
     assert len(json.loads(door.acknowledged.read_text())) == 1
+
+
+def test_a_copy_that_refuses_counts_as_connected_once_it_stays(
+    federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = set[float]()
+
+    class Counted(Traffic):
+        def __setattr__(self, name: str, value: Any) -> None:
+            counted.update([value] if name == "since" and value is not None else [])
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr("fedveil.links.grpc.server_end.Traffic", Counted)
+    place, journal = {"run": "spring", "attempt": 0, "exchange": 0}, tmp_path / "journal-2"
+    with open_link(federation.door()) as grid:
+        endpoint = federation.endpoint(2, grid.port)
+        with federation.following(endpoint, moved, []):
+            asked = [asking(2, value=1.0, round=1, **place)]
+            assert [reply.has_error() for reply in grid.send_and_receive(asked, timeout=60)] == [False]
+        until(lambda: not grid.connected)
+        counted.clear()
+        journal.write_bytes(b"")
+        with federation.following(endpoint, moved, []):
+            until(lambda: grid.traffic[2].streams >= 4)
+        assert len(counted) == 1  # of the first stream, before it refused
+        journal.write_text("\nrestored")
+        with federation.following(endpoint, moved, []):
+            until(lambda: grid.connected)
 
 
 def test_a_damaged_record_of_answers_is_refused(federation: Any, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,58 @@ def test_an_operator_reads_why_devices_did_not_answer(hearts: Path, mode: str) -
     assert "too few clients answered; operator.jsonl has the clients' reasons" in said
     told = (hearts / "server" / "questions" / "operator.jsonl").read_text()
     assert json.loads(told)["dropped"] == {"budget spent": 5}
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_servers_ledger_that_lacks_a_question_is_refused(hearts: Path, answered: bool) -> None:
+    given = (*COMMON, "privacy=client_central", "cohort=all", "link.quorum=0.5")
+    reach = SERVED["reaching"](SERVED["Devices"](hearts / "clients"))
+    first, second, third = (inquiry(name=name) for name in ("first", "second", "third"))
+    spend = Spend(noise_multiplier=1.0)
+    ask_clients(hearts / "server", first, spend, given, reach=reach)
+    (ledger,) = (hearts / "server" / "ledgers").glob("*.ledger")
+    earlier = ledger.read_bytes()
+    if not answered:
+        forbid(hearts, "cleveland", "hungary", "switzerland", "longbeach")
+        reach = SERVED["reaching"](SERVED["Devices"](hearts / "clients"))
+    record = ask_clients(hearts / "server", second, spend, given, reach=reach)
+    assert record["released"] == answered
+    newest = ledger.read_bytes()
+    ledger.write_bytes(earlier)
+    with pytest.raises(Refusal, match="which question second left"):
+        ask_clients(hearts / "server", third, spend, given, reach=reach)
+    assert ledger.read_bytes() == earlier
+    ledger.write_bytes(newest)
+    assert ask_clients(hearts / "server", third, spend, given, reach=reach)["rounds"] == 1
+    (hearts / "server" / "questions" / "ledger.heads").write_text("[1]")
+    with pytest.raises(Refusal, match="restore it"):
+        ask_clients(hearts / "server", third, spend, given, reach=reach)
+
+
+def test_a_question_on_a_restored_server_is_refused_before_it_is_charged(hearts: Path) -> None:
+    """The devices report the later head only after the server has waited for it."""
+    given = (*COMMON, "privacy=client_central", "cohort=all")
+    later, calls = "a device holds a later head", list[bool]()
+    inner = SERVED["reaching"](SERVED["Devices"](hearts / "clients"))
+
+    @contextmanager
+    def reach(settings: Any, bundle: Any, nodes: Any) -> Iterator[Any]:
+        def presence() -> Any:
+            calls.append(len(calls) > 3)
+            return replace(link.presence(), reported=calls[-1])
+
+        with inner(settings, bundle, nodes) as link:
+            yield replace(link, presence=presence)
+
+    def logged(link: Any, *_: Any) -> Any:
+        return replace(link, behind=lambda: later if calls[-1] else None)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Refusal, match=later) as refused:
+        patch.setattr("fedveil.deployment.ask.logged", logged)
+        ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+    assert refused.value.field == "file" and str(refused.value.value).endswith("log.jsonl")
+    (ledger,) = (hearts / "server" / "ledgers").glob("*.ledger")
+    assert not [each for each in read_entries(ledger) if each.kind == RESERVE]
 
 
 def test_too_few_connected_clients_are_refused_before_anything_is_charged(hearts: Path) -> None:

@@ -2,14 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fedveil.__main__ import run
 from fedveil.client.device import enrol as enrolment
-from fedveil.client.device.client_bundle import REPLACING, read_client_bundle, take_shipped
+from fedveil.client.device.client_bundle import (
+    REPLACING,
+    finish_replacement,
+    read_client_bundle,
+    take_shipped,
+)
 from fedveil.client.device.enrol import MAKING, enrol
 from fedveil.client.device.enrolment import PRIVATE
 from fedveil.client.device.roster_changes import pending
@@ -252,3 +257,21 @@ def test_a_bundle_copied_by_hand_is_held_to_the_same_demands(
         read_client_bundle(device)
     assert run(["client", "roster", "--approve", "2", str(device)]) == 0
     assert read_client_bundle(device).identity.roster.version == 2
+
+
+def test_a_replacement_that_another_reader_completes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = tmp_path / REPLACING
+    fresh.mkdir()
+    (fresh / "tls.pem").write_text("new")
+    listed = Path.iterdir
+
+    def overtaken(self: Path) -> Iterator[Path]:
+        monkeypatch.undo()
+        finish_replacement(tmp_path)
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", overtaken)
+    finish_replacement(tmp_path)
+    assert (tmp_path / "tls.pem").read_text() == "new" and not fresh.exists()

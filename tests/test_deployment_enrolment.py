@@ -128,6 +128,10 @@ def test_a_token_is_read_from_its_owners_file_and_shown_in_no_process_list(
     assert "process list" not in capsys.readouterr().err
     assert enrol_device(token.text(), tmp_path, None) == 0
     assert "process list shows the token" in capsys.readouterr().err
+    for mistyped in (token.text().removeprefix("fedveil:"), str(tmp_path / "sensor-2.token")):
+        with pytest.raises(Refusal, match="is no file, and no token") as refused:
+            enrol_device(mistyped, tmp_path, None)
+        assert mistyped not in str(refused.value)
     assert seen == [token] * 3
 
 

@@ -59,7 +59,7 @@ from fedveil.server.run.callbacks import Callback
 from fedveil.server.run.live_page import live_page
 from fedveil.strategies.renewal import DeviceFacts
 from fedveil.strategies.training_order import people_call, read_order
-from fedveil.strategies.wire import read_round
+from fedveil.strategies.wire import FORKED, NOT_ELIGIBLE, read_round
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
@@ -344,11 +344,11 @@ def test_a_second_run_says_before_any_exchange_what_is_spent_and_what_owners_all
     capsys.readouterr()
     assert served(hearts, *TOGETHER, "run=second")[0] == 0
     assert "records have spent epsilon 2 before; the target is 80, owners allow 80" in capsys.readouterr().out
-    owners.write_text(before.replace("80.0", "2.0"))
     with pytest.raises(Refusal, match="which run second left"):  # an empty folder would start at zero
         served(hearts, *CENTRAL, "run=third", f"ledger.dir={tmp_path}")
-    anew = ("run=third", "num_rounds=100")
-    with pytest.raises(Killed):
+    owners.write_text(before.replace("80.0", "2.0"))
+    anew = ("run=third", "num_rounds=100", f"ledger.dir={tmp_path}")
+    with pytest.raises(Killed), patch.object(serving, "heads_left", lambda *_: {}):  # an earlier release
         served(hearts, *CENTRAL, *anew, fault=killing(0))
     assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
 
@@ -523,6 +523,37 @@ def test_a_restored_server_ends_after_one_charge_and_then_refuses_before_any(
     shutil.rmtree(server)
     shutil.move(tmp_path / "newest", server)
     assert served(hearts, *CENTRAL, "privacy.target_epsilon=12", "num_rounds=1", "run=found")[0] == 0
+
+
+@pytest.mark.parametrize(("count", "code"), [(1, 0), (3, 1)])
+def test_a_few_devices_that_have_seen_another_log_end_no_run(hearts: Path, count: int, code: int) -> None:
+    """Their owners have not yet accepted a lost log, or they lie; the others are away for a round."""
+
+    def fault(message: Message, before: int) -> Message | None:
+        said = FORKED if before < count else NOT_ELIGIBLE
+        return Message(Error(said, ""), reply_to=message) if before < 5 else None
+
+    asked = (*CENTRAL, "num_rounds=2", "link.patience=3", "run=spring")
+    assert served(hearts, *asked, fault=fault)[0] == code
+    result = result_of(hearts, "spring")
+    assert ("most devices of the round have seen another log" in result["reason"]) == bool(code)
+    assert result["rounds_abandoned"] == 1
+
+
+def test_each_folder_of_a_servers_ledgers_is_held_to_its_own_runs(hearts: Path, tmp_path: Path) -> None:
+    one, other = (*CENTRAL, "num_rounds=1"), f"ledger.dir={tmp_path / 'other'}"
+    assert served(hearts, *one, "run=here")[0] == 0
+    with pytest.raises(Refusal, match="which run here left"):  # an empty folder would start at zero
+        served(hearts, *one, other, "run=there")
+    with patch.object(serving, "heads_left", lambda *_: {}):  # an earlier release
+        assert served(hearts, *one, other, "run=there")[0] == 0
+    more = (*one, "privacy.target_epsilon=12")
+    assert served(hearts, *more, "run=here-2")[0] == 0
+    assert served(hearts, *more, other, "run=there-2")[0] == 0
+    (ledger,) = (tmp_path / "other").glob("*.ledger")
+    ledger.unlink()
+    with pytest.raises(Refusal, match="which run there-2 left"):
+        served(hearts, *more, other, "privacy.target_epsilon=16", "run=there-3")
 
 
 def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(hearts: Path) -> None:

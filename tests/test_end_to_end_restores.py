@@ -85,7 +85,7 @@ def test_a_device_whose_ledger_is_older_than_its_last_answer_says_so_to_its_owne
     earlier = (world.hearts / "kept" / ledger.relative_to(world.hearts / "clients")).read_bytes()
     ledger.unlink() if harm == "deleted" else ledger.write_bytes(earlier)
     refused = world.start("client", "start", hungary)
-    assert refused.wait() == 2 and "fedveil client forget --restored" in refused.said, refused.said
+    assert refused.wait() == 2 and "fedveil client forget FOLDER --restored" in refused.said, refused.said
     assert ledger.exists() == (harm != "deleted")
     ledger.write_bytes(newest)
     world.client("hungary")

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from fedveil.__main__ import FAILED, run
+from fedveil.client.device.known_heads import LedgerHeads, settle
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
@@ -246,7 +248,7 @@ def told_of(reader: Callable[[Path], object], path: Path) -> str:
     with pytest.raises(Refusal) as raised:
         reader(path)
     assert disk_failed(raised.value), raised.value
-    assert not {"restore", "damaged", "permissions"} & set(str(raised.value).split()), raised.value
+    assert not {"restore", "damaged", "permissions", "forget"} & set(str(raised.value).split()), raised.value
     return str(raised.value)
 
 
@@ -264,6 +266,9 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("data_sets.json", lambda path: read_data_sets(path.parent)),
     ("manifest.json", lambda path: read_manifest(path.parent)),
     ("result.json", read_object),
+    ("heads.json", lambda path: LedgerHeads(path.parent)),
+    ("receipts/run.json", lambda path: LedgerHeads(path.parent.parent)),
+    ("acknowledged.json", read_acknowledged),
     ("policy.toml", read_file),
 ]
 
@@ -273,10 +278,42 @@ def test_a_process_without_open_files_takes_no_file_for_damaged(
     tmp_path: Path, name: str, reader: Callable[[Path], object]
 ) -> None:
     path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     path.chmod(0o600)
     with files_left(0):
         assert "raise the limit of open files" in told_of(reader, path)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_receipt_that_cannot_be_read_now_is_none_that_knows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(code, os.strerror(code), str(path))
+
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "run.json").write_text("{}")
+    LedgerHeads(tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(Refusal) as raised:
+        LedgerHeads(tmp_path)
+    assert disk_failed(raised.value)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_ledger_that_cannot_be_reached_now_costs_its_owner_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "ledgers").mkdir()
+    path = tmp_path / "ledgers" / "x.ledger"
+    open_record_ledger(path).close()
+    settle(tmp_path)
+    monkeypatch.setattr("fedveil.privacy.ledger.hash_chain.os.lstat", fail)
+    told_of(lambda folder: LedgerHeads(folder).require(), tmp_path)
 
 
 def test_a_ledger_that_another_program_holds_is_not_called_damaged(

@@ -15,7 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger import book, data_sets
-from fedveil.privacy.ledger.hash_chain import SCHEMA, Draft, canonical, linked
+from fedveil.privacy.ledger.hash_chain import (
+    SCHEMA,
+    Draft,
+    canonical,
+    heads_of,
+    holds_head,
+    linked,
+    require_heads,
+)
 from fedveil.privacy.ledger.ledger import (
     BudgetExhausted,
     Head,
@@ -534,6 +542,49 @@ def test_a_data_set_knows_the_heads_that_were_left_on_its_ledgers(tmp_path, harm
     with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(3))
     assert data_sets.read_data_sets(tmp_path)["wards"].heads[path.name].seq == 4
+
+
+@pytest.mark.parametrize("kept", ["before this run", "within this run"])
+def test_a_ledger_that_is_replaced_within_a_run_does_not_count_from_then_on(tmp_path, kept):
+    path, owner = data_sets.population_path(tmp_path, "wards"), data_sets.population_ledger("wards")
+    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+        ledger.reserve(release(1))
+    older, newest = tmp_path / "older", tmp_path / "newest"
+    shutil.copy(path, older)
+    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+        ledger.reserve(release(2))
+    with data_sets.alone_on(tmp_path, "wards"):
+        with opened(path, owner=owner) as ledger:
+            ledger.reserve(release(3))
+        if kept == "within this run":
+            shutil.copy(path, older)
+            with opened(path, owner=owner) as ledger:
+                ledger.reserve(release(4))
+            data_sets.keep_head(ledger, "wards")
+        shutil.copy(path, newest)
+        os.replace(older, path)
+    with pytest.raises(Refusal, match="rolled back"):
+        data_sets.alone_on(tmp_path, "wards").__enter__()
+    os.replace(newest, path)
+    with data_sets.alone_on(tmp_path, "wards"):
+        pass
+
+
+def test_a_ledger_that_is_damaged_behind_its_first_page_is_refused(tmp_path):
+    path = tmp_path / "ledger"
+    filled(path)
+    with opened(path) as ledger:
+        for number in range(40):
+            ledger.note(("run", number, "page"), {"text": "x" * 100})
+        head = ledger.head
+    pages = bytearray(path.read_bytes())
+    pages[4096:] = b"\xff" * len(pages[4096:])
+    path.write_bytes(pages)
+    for read in (lambda: heads_of([path]), lambda: holds_head(path, head)):
+        with pytest.raises(Refusal, match="cannot be read as a ledger"):
+            read()
+    with pytest.raises(Refusal, match="cannot be read as a ledger"):
+        require_heads(tmp_path, {path.name: head})
 
 
 def moved(path, other):

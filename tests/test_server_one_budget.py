@@ -1,6 +1,8 @@
 """One budget of the records of real data on this machine, whatever the mode that trains on them."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,33 @@ def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
     assert sorted(tmp_path.rglob("*.ledger")) == before and not (tmp_path / "third").exists()
     path.write_bytes(newest)
     ran(more.model_copy(update={"target_epsilon": 14.0}), "third", num_rounds=1)
+
+
+@pytest.mark.parametrize("level", ["record_distributed", "client_central"])
+def test_a_ledger_that_is_replaced_by_its_copy_of_before_a_run_is_refused_after_it(
+    ran: Any, tmp_path: Path, level: str
+) -> None:
+    privacy = LEVELS.get(level, whole(2.0))
+    ran(privacy, "first", num_rounds=1)
+    (path,) = (tmp_path / "ledgers").glob("*.ledger")
+    older = tmp_path / "older"
+    shutil.copy(path, older)
+
+    class Replacing:
+        def start(self, run: object) -> None:
+            """Wait."""
+
+        def round(self, done: object) -> None:
+            """Wait."""
+
+        def end(self, ending: object) -> None:
+            os.replace(older, path)
+            path.with_name(f"{path.name}-wal").unlink()
+
+    more = privacy.model_copy(update={"target_epsilon": 9.0})
+    ran(more, "second", num_rounds=1, callbacks=[Replacing()])
+    with pytest.raises(Refusal, match="rolled back"):
+        ran(more.model_copy(update={"target_epsilon": 14.0}), "third", num_rounds=1)
 
 
 def test_data_sets_of_an_earlier_release_go_on_and_keep_heads_from_then_on(ran: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fedveil.cli.report_bundle import bundle
 from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
 from fedveil.client.device.receipts import MOST, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
+from fedveil.deployment.watch import LOG
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
@@ -125,6 +126,20 @@ def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp
     assert not (tmp_path / "bundle" / "receipts.json").exists() and line(tmp_path / "bundle").ok is None
     bundle(run, tmp_path / "with", [], with_audit_rows=True)
     assert line(tmp_path / "with", receipts=4).ok
+
+
+def test_a_name_that_is_run_again_gets_no_receipts_and_its_server_says_so(
+    world: World, tmp_path: Path
+) -> None:
+    hearts = Path(shutil.copytree(world.hearts, tmp_path / "hearts"))
+    run = hearts / "server" / "runs" / "central"
+    shutil.rmtree(run)
+    grid = SERVED["Devices"](hearts / "clients")
+    asked = [*ASKED, "privacy=client_central", "run=central", "privacy.target_epsilon=24", "cohort=all"]
+    assert serve(hearts / "server", asked, reach=SERVED["reaching"](grid, 4)) == 0
+    said = (hearts / "server" / LOG).read_text()
+    assert "4 of 4 devices gave no receipt: a device signs the name of a run once" in said
+    assert not (run / "receipts.json").exists()
 
 
 def test_a_receipt_tells_nothing_of_a_ledger(world: World, tmp_path: Path) -> None:

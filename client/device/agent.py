@@ -30,6 +30,7 @@ from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.receipt import Receipt
 from ...privacy.refusal import Refusal, disk_remedy
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
@@ -40,7 +41,7 @@ from .authority import offered
 from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
-from .known_heads import KnownHeads, charged
+from .known_heads import LedgerHeads, charged
 from .receipts import receipt_for
 from .run_end import begin_another, keep, read_ended
 from .seen_log import text_of_head
@@ -155,7 +156,7 @@ class Agent:
             if self.device is not None:
                 self.device.check_log(message.content)
             self.say(str(keep(self._state, over)))
-            receipt = receipt_for(self._bundle, over)
+            receipt = self._receipt(over)
         except NotTrained as said:
             return Message(Error(said.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
@@ -165,6 +166,14 @@ class Agent:
         self._rests = True
         self._over.set()
         return reply_with(receipt, message)
+
+    def _receipt(self, over: RunOver) -> Receipt | None:
+        try:
+            LedgerHeads(self._state).require()  # or a receipt would bind ledgers that lack releases
+        except Refusal as refusal:
+            logger.error("no receipt is given: %s", refusal)
+            return None
+        return receipt_for(self._bundle, over)
 
     def _note(self, **changed: str | int) -> None:
         with self._lock:
@@ -192,7 +201,7 @@ def start(folder: Path, *, once: bool = False) -> int:
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
-        KnownHeads(bundle.state).require()
+        LedgerHeads(bundle.state).require()
         agent = Agent(bundle, stop if once else None)
         with suppress(OSError):  # a full disk, which `_follow` reports
             take_shipped(bundle)

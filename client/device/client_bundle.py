@@ -265,9 +265,9 @@ def replace_bundle(folder: Path, whole: Path) -> None:
 def finish_replacement(folder: Path) -> None:
     """Complete the replacement of a bundle that was interrupted, if there is one."""
     fresh = folder / REPLACING
-    if not fresh.exists():
-        return
-    with refusing("folder", folder, "cannot be written"):
+    # There is none, or another process completes it as well.
+    gone = suppress(FileNotFoundError, NotADirectoryError)
+    with refusing("folder", folder, "cannot be written"), gone:
         for path in fresh.iterdir():
             kept = path.name == REQUEST or (path.name in OWNERS and (folder / path.name).exists())
             with suppress(FileNotFoundError):  # another process completes it as well

@@ -50,10 +50,11 @@ from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .eligibility import ROOT, obstacle
 from .held_model import FILE, HeldModel
-from .known_heads import KnownHeads
+from .known_heads import LedgerHeads
 from .order_policy import accepted
 from .own_arm import require_own
 from .own_ledger import OwnLedger
+from .receipts import LEDGERS
 from .seen_log import Forked, SeenLog, told_in
 from .server_quotes import ServerQuotes
 
@@ -94,14 +95,14 @@ class Device:
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
-    _heads: KnownHeads | None = None
+    _heads: LedgerHeads | None = None
     _quotes: ServerQuotes | None = None
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
     @property
     def ledgers(self) -> Path:
         """Folder of the device's ledgers."""
-        return self.bundle.state / "ledgers"
+        return self.bundle.state / LEDGERS
 
     @property
     def own_ledger(self) -> OwnLedger:
@@ -152,7 +153,7 @@ class Device:
         self._check_quote(message.content)
         self._renew_roster(message.content)
         with _refusing(wire.RESTORED, level=logging.ERROR):
-            heads = self._heads = self._heads or KnownHeads(self.bundle.state)
+            heads = self._heads = self._heads or LedgerHeads(self.bundle.state)
             heads.require()
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""

@@ -4,7 +4,7 @@ Each receipt holds heads as well. A device of an earlier release has none, and i
 """
 
 import json
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...links.grpc.message_codec import SHOWN_RUN
@@ -13,40 +13,41 @@ from ...privacy.ledger.book import RESERVE, read_entries
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
 from ...privacy.ledger.receipt import read_opening
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, disk_failed, refusing, unreadable
 from .receipts import LEDGERS, RECEIPTS
 
 FILE = "heads.json"
-REMEDY = (
-    "; if its newest copy is lost: fedveil client forget --restored, which charges what it may have missed"
-)
+REMEDY = "; if its newest copy is lost: fedveil client forget FOLDER --restored, which charges what it may have missed"
 
 
-class KnownHeads:
+class LedgerHeads:
     """Heads that a device's ledgers must hold.
 
     Raises:
-      Refusal: the file cannot be read.
+      Refusal: the file cannot be read, or the disk or the system fails.
     """
 
     def __init__(self, state: Path) -> None:
         self._path, self._folder = state / FILE, state / LEDGERS
         self._heads, self._settled = _read(self._path)
-        for path in sorted((state / RECEIPTS).glob("*.json")):
+        with refusing("file", state / RECEIPTS, "cannot be read"):
+            receipts = sorted((state / RECEIPTS).glob("*.json"))
+        for path in receipts:
             if path.stem not in self._settled:
-                with suppress(Refusal):  # a damaged one knows nothing
-                    for name, head in read_opening(path).heads.items():
-                        self._heads[name] = max(head, self._heads.get(name, head))
+                for name, head in _heads_of_receipt(path).items():
+                    self._heads[name] = max(head, self._heads.get(name, head))
 
     def require(self) -> None:
         """Return if the ledgers hold the heads.
 
         Raises:
-          Refusal: naming the ledger that does not, and the remedy.
+          Refusal: naming the ledger that does not, and the remedy; or one cannot be read.
         """
         try:
             require_heads(self._folder, self._heads)
         except Refusal as refusal:
+            if disk_failed(refusal):  # the ledger is whole, and its owner owes nothing
+                raise
             raise Refusal(refusal.field, refusal.value, refusal.remedy + REMEDY) from None
 
     def keep(self) -> None:
@@ -90,6 +91,15 @@ def settle(state: Path) -> None:
     _write(state / FILE, heads_of(sorted((state / LEDGERS).glob("*.ledger"))), settled)
 
 
+def _heads_of_receipt(path: Path) -> Mapping[str, Head]:
+    try:
+        return read_opening(path).heads
+    except Refusal as refusal:
+        if disk_failed(refusal):
+            raise
+        return {}  # a damaged one knows nothing
+
+
 def _write(path: Path, heads: dict[str, Head], settled: list[str]) -> None:
     replace_file(path, (json.dumps({"heads": heads, "settled": settled}) + "\n").encode())
 
@@ -102,4 +112,4 @@ def _read(path: Path) -> tuple[dict[str, Head], list[str]]:
         heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in content["heads"].items()}
         return heads, [str(each) for each in content["settled"]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
-        raise Refusal("file", str(path), f"cannot be read ({problem}); restore it{REMEDY}") from None
+        raise Refusal("file", str(path), unreadable(problem, f"restore it{REMEDY}")) from problem

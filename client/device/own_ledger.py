@@ -6,18 +6,19 @@ is named by the device's identity, because a client's data may change without re
 a client is charged to its records too, on their ledger or, before there is one, within their budget.
 """
 
+import json
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting.events import Gaussian
+from ...privacy.accounting.events import Gaussian, event_to_json
 from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
 from ...privacy.accounting.renyi_filter import counted
-from ...privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Release, Unit
+from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import Book, identity_of, read_book
+from ...privacy.ledger.book import Book, BookedRelease, identity_of, read_book, run_of
 from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.client_sums import (
     RecordsBudget,
@@ -27,6 +28,7 @@ from ...privacy.ledger.client_sums import (
     read_records,
     release_of,
 )
+from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
 from ...privacy.refusal import Refusal
@@ -38,7 +40,7 @@ logger = logging.getLogger("fedveil.client")
 
 WAIT_SECONDS = 10.0
 MECHANISM = "private_sum"
-RESTORED = "restored"  # in the place of a run's name
+MISSED = "restored"  # in the place of a run's name
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,15 @@ class OwnLedger:
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
             ledger.act(ROSTER, (ROSTERS, version, digest), said)
 
-    def charge_restored(self) -> Budget:
+    def charge_restored(self, again: bool) -> Budget:
         """Charge what a device that was restored or copied may have missed, and return the budget that it can have spent.
 
         No record tells what left in its name, and neither the server nor a copy is trusted for that: but no device
-        exceeds its budget, so one Gaussian release with all of it is charged, beside what the ledger holds. Records pay
-        for it as for any other.
+        exceeds its budget, so one Gaussian release with all of it is charged, beside what the ledger holds: with the
+        largest of its owner's budgets, now and in the entries of both ledgers. Records pay for it as for any other.
+
+        Args:
+          again: whether this restore may be charged already: then not if it is the client's last release.
 
         Raises:
           Refusal: the ledger cannot be read or written.
@@ -169,13 +174,17 @@ class OwnLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
-            most = max([budget, *ledger.book.granted.values()], key=lambda each: each.target_epsilon)
-            event = Gaussian(1 / gaussian_mu(most.target_epsilon, most.target_delta))
+            held = read_book(self.records) if self.records.exists() else Book()
+            pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(held)}
+            epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
+            event = Gaussian(1 / gaussian_mu(epsilon, delta))
             release = Release(
-                Unit.CLIENT, RESTORED, ledger.head.seq, MECHANISM, dict.fromkeys(Adversary, event), "system"
+                Unit.CLIENT, MISSED, ledger.head.seq, MECHANISM, dict.fromkeys(Adversary, event), "system"
             )
-            ledger.charge_unlimited(release, "what a restored device may have missed")
-        return most
+            last = next(reversed(ledger.book.releases.values()), None)
+            if not (again and last is not None and _is_same(last, release)):
+                ledger.charge_unlimited(release, "what a restored device may have missed")
+        return Budget(Unit.CLIENT, epsilon, delta)
 
     def _reserved(self, release: Release, of_records: Budget | None, why: str | None) -> Ledger:
         path = self.path if of_records is None else self.records
@@ -208,6 +217,20 @@ class OwnLedger:
         budget = self.budget_of_records
         spent = as_records(clients, None, budget)
         return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
+
+
+def _is_same(booked: BookedRelease, release: Release) -> bool:
+    """Return whether a charge on a ledger is one of a restore, with the same events."""
+    events = {who: canonical(event_to_json(event)) for who, event in release.events.items()}
+    return run_of(booked.entry) == MISSED and booked.events == events
+
+
+def _budgets(book: Book) -> Iterator[tuple[float, float]]:
+    """Yield target epsilon and delta of the budgets under which a ledger's releases were ever granted."""
+    for booked in book.releases.values():
+        budget = json.loads(booked.entry.payload)["budget"]
+        if budget["target_epsilon"] < UNLIMITED_EPSILON:  # as what a client's releases cost its records
+            yield budget["target_epsilon"], budget["target_delta"]
 
 
 def _named(error: BaseException) -> BaseException:

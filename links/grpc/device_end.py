@@ -54,6 +54,7 @@ logger = logging.getLogger("fedveil.client")
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
 POLL_SECONDS = 0.5  # between two looks at whether it is to stop
+NONE_CHARGED = frozenset[str]()
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -97,7 +98,7 @@ def follow(
     stop: threading.Event,
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
-    charged: Callable[[str], bool] = lambda _: False,
+    charged: Callable[[str], bool] = NONE_CHARGED.__contains__,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 
@@ -116,9 +117,7 @@ def follow(
     """
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = DeviceStream(
-        endpoint, inbox, notify, longest, lambda name: name in begun or charged(name) or begun.knows(name)
-    )
+    line = DeviceStream(endpoint, inbox, notify, longest, lambda names: begun.unknown(names, charged))
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
@@ -191,7 +190,7 @@ class DeviceStream:
       endpoint: the server's address and this device's identity.
       inbox: takes this stream, an instruction's id, and its bytes.
       notify, longest: as in `follow`.
-      knows: returns whether this device may have answered the instruction of an id.
+      unknown: returns which instructions, of those that the server greets with, this device has not answered.
     """
 
     def __init__(
@@ -200,9 +199,9 @@ class DeviceStream:
         inbox: Inbox,
         notify: Callable[[str], None],
         longest: Longest = usual_wait,
-        knows: Callable[[str], bool] = lambda _: True,
+        unknown: Callable[[Sequence[str]], Sequence[str]] = lambda _: (),
     ) -> None:
-        self._knows = knows
+        self._unknown = unknown
         self._endpoint, self._inbox, self._notify, self._longest = endpoint, inbox, notify, longest
         self._pending: set[str] = set()
         self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
@@ -277,13 +276,12 @@ class DeviceStream:
             frame = await next_frame(call)
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
             raise BadFrame(f"this client speaks protocol {PROTOCOL_VERSION}; the server said {frame}")
-        for name in frame.known:
-            if not self._knows(name):
-                await call.write(write(Begin(name, 0)))
-                with suppress(grpc.aio.AioRpcError, EOFError, TimeoutError):  # the server ends the stream
-                    async with asyncio.timeout(GREETING_SECONDS):
-                        await next_frame(call)
-                raise BadFrame(COPIED)
+        for name in self._unknown(frame.known):
+            await call.write(write(Begin(name, 0)))
+            with suppress(grpc.aio.AioRpcError, EOFError, TimeoutError):  # the server ends the stream
+                async with asyncio.timeout(GREETING_SECONDS):
+                    await next_frame(call)
+            raise BadFrame(COPIED)
         self._failures = 0
 
     async def _exchange(self, call: Any) -> None:

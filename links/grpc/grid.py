@@ -27,7 +27,7 @@ from flwr.app import Error, Message
 from ...configs.bundle_files import Credentials
 from ...privacy.bounded_decoding import read_json
 from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
+from ...privacy.refusal import Refusal, unreadable
 from ...strategies.difference_wire import told_model
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
 from ...strategies.wire import SPEC_RECORD, UNREADABLE
@@ -150,8 +150,8 @@ def read_acknowledged(path: Path | None) -> dict[str, str]:
     try:
         return {str(key): str(name) for key, name in read_json(path.read_bytes()).items()}
     except (OSError, ValueError, AttributeError) as error:
-        remedy = f"cannot be read ({error}); restore it, or remove it: no restored device is then noticed"
-        raise Refusal("file", str(path), remedy) from None
+        remedy = unreadable(error, "restore it, or remove it: no restored device is then noticed")
+        raise Refusal("file", str(path), remedy) from error
 
 
 class LinkGrid(RosterGrid):

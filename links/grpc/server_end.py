@@ -36,7 +36,9 @@ from .frames import (
 from .message_codec import Buffer
 
 HELLO_SECONDS = 10.0  # for the first frame
-CHECK_SECONDS = 1.0  # between two looks at who is admitted
+CHECK_SECONDS = (
+    1.0  # between two looks at who is admitted; in which a device that was restored or copied refuses
+)
 REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
 REPLY_ROOM = 1 << 20
 MOST_UNREAD = 1000  # of what waits to be sent to a client
@@ -83,7 +85,7 @@ class Traffic:
     """Traffic between the server and one node, over all of its streams.
 
     Attributes:
-      since: Unix second at which the present stream began; None while the node is away.
+      since: Unix second at which the present stream began; None while the node is away, or may yet refuse.
       last_seen: Unix second at which the last stream ended; None before.
       streams: number of streams so far.
       bytes_in, bytes_out: received and sent, including protocol overhead.
@@ -106,6 +108,7 @@ class _Peer:
     key: str
     context: Any
     traffic: Traffic
+    began: float = field(default_factory=time.monotonic)
     outbox: asyncio.Queue[Letter | Begin | Ack] = field(default_factory=asyncio.Queue[Letter | Begin | Ack])
     revoked: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -121,7 +124,6 @@ class Switchboard:
     Args:
       admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
       most_reply_bytes: size of the largest reply to any instruction.
-
       acknowledged: the last instruction that each key has answered, by its fingerprint.
 
     Attributes:
@@ -178,6 +180,8 @@ class Switchboard:
             for peer in self._peers.values():
                 if admitted.get(peer.key) != peer.node:
                     peer.revoked.set()
+                if peer.traffic.since is None and time.monotonic() - peer.began >= CHECK_SECONDS:
+                    peer.traffic.since = time.time()
                 if time.monotonic() - peer.traffic.quiet_since >= QUIET_SECONDS:
                     self.tally.add("up", CONTROL, PINGS)
                     self.tally.add("down", CONTROL, PINGS)
@@ -202,7 +206,8 @@ class Switchboard:
         peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
         self._peers[node] = peer  # nothing is awaited between the look at who is here and this
         self._keys[node] = key
-        peer.traffic.since = time.time()
+        if node not in self.restored:  # whose stream counts once it lasts: see `watch`
+            peer.traffic.since = time.time()
         peer.traffic.streams += 1
         known = [self.acknowledged[key]] if key in self.acknowledged else []
         greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, known)), _der_bytes(certificate)

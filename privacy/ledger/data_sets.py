@@ -25,7 +25,7 @@ from .book import Book, ReleaseState, event_of, identity_of, read_book, repeated
 from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
 from .client_sums import RecordsBudget, as_records, charge_records, owed
 from .durable_files import replace_file
-from .hash_chain import Head, Lock, heads_of, require_heads
+from .hash_chain import START, Head, Lock, heads_of, require_heads
 from .ledger import BudgetExhausted, Ledger
 from .question_caps import EARLIER, spent_by_questions
 
@@ -116,16 +116,37 @@ def alone_on(folder: Path, data_id: str) -> Generator[None]:
       Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
     """
     with Lock(folder / population_ledger(data_id)[:NAMED], wait=0):
-        before = read_data_sets(folder).get(data_id, DataSet()).heads
-        require_heads(folder, before)
+        require_heads(folder, _heads(folder, data_id))
         try:
             yield
         finally:
-            with suppress(Refusal):  # of a full disk: the heads before stay
+            with suppress(Refusal):  # of a full disk, or a replaced ledger: the heads before stay
+                before = _heads(folder, data_id)
+                require_heads(folder, before)
                 paths = (population_path(folder, data_id), *record_paths(folder, data_id))
                 left = {**before, **heads_of(path for path in paths if path.exists())}
                 if left != before:
                     _change(folder, data_id, lambda now: replace(now, heads=left))
+
+
+def keep_head(ledger: Ledger, data_id: str) -> None:
+    """Store the head that this process has written, which a ledger that is replaced from now on does not hold.
+
+    Args:
+      ledger: of all clients of the data set together; it may be closed.
+      data_id: of the data set.
+
+    Raises:
+      Refusal: it cannot be written.
+    """
+    name, head = ledger.path.name, ledger.head
+    known = _heads(ledger.path.parent, data_id).get(name, START)
+    if head > known:
+        _change(ledger.path.parent, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
+
+
+def _heads(folder: Path, data_id: str) -> Mapping[str, Head]:
+    return read_data_sets(folder).get(data_id, DataSet()).heads
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:

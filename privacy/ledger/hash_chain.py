@@ -407,18 +407,32 @@ class Chain:
             yield from chained(self._db.execute(query, (head.seq,)), head, str(self.path))
 
     def last(self) -> Head:
-        """Return the head from the file, unchecked: `require` checks it later."""
-        row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        """Return the head from the file, unchecked: `require` checks it later.
+
+        Raises:
+          Refusal: the file cannot be read.
+        """
+        with refusing_ledger(self.path, "cannot be read as a ledger"):
+            row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return START if row is None else Head(*row)
+
+    def holds(self, head: Head) -> bool:
+        """Return whether a head is in the chain.
+
+        Raises:
+          Refusal: the file cannot be read.
+        """
+        with refusing_ledger(self.path, "cannot be read as a ledger"):
+            row = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (head.seq,)).fetchone()
+        return head == START or row == (head.hash,)
 
     def require(self, head: Head) -> None:
         """Return if a head is in the chain.
 
         Raises:
-          Refusal: it is not.
+          Refusal: it is not, or the file cannot be read.
         """
-        row = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (head.seq,)).fetchone()
-        if head != START and row != (head.hash,):
+        if not self.holds(head):
             remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another ledger"
             raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")
 
@@ -428,18 +442,18 @@ class Chain:
 
 
 def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse to resume from a checkpoint if a client's ledger that it names is missing, truncated or another one.
+    """Refuse ledgers of which one lacks a known head: it is missing, truncated, rolled back or another one.
 
     Args:
       folder: of the ledgers.
-      heads: of the checkpoint, by the names of the ledgers' files.
+      heads: that are known, by the names of the ledgers' files.
 
     Raises:
-      Refusal: naming the ledger.
+      Refusal: naming the ledger, or one cannot be read.
     """
     for name, head in heads.items():
         path = folder / name
-        if not path.exists():
+        if regular(path) is None:
             raise Refusal("ledger", str(path), f"missing, though entry {head.seq} of it is known; restore it")
         with contextlib.closing(Chain.for_reading(path)) as chain:
             chain.require(head)
@@ -458,7 +472,7 @@ def heads_of(paths: Iterable[Path]) -> dict[str, Head]:
     return heads
 
 
-def holds(path: Path, head: Head) -> bool:
+def holds_head(path: Path, head: Head) -> bool:
     """Return whether a ledger, read without its lock, holds an entry.
 
     Args:
@@ -469,8 +483,4 @@ def holds(path: Path, head: Head) -> bool:
       Refusal: it cannot be read.
     """
     with contextlib.closing(Chain.for_reading(path)) as chain:
-        try:
-            chain.require(head)
-        except Refusal:
-            return False
-    return True
+        return chain.holds(head)

@@ -18,10 +18,11 @@ from flwr.serverapp import Grid
 from ...links.traffic import Tally
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
+from ...privacy.bounded_decoding import read_json
 from ...privacy.budget import Unit
 from ...privacy.ledger.durable_files import append_line, replace_file
-from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal
+from ...privacy.ledger.ledger import Head, LedgerUnavailable
+from ...privacy.refusal import Refusal, unreadable
 from ...privacy.statistics.inquiry import Inquiry
 from ...reports.files import OF_RECORDS, OPERATOR
 from ...reports.traffic import COUNTED, SIMULATED
@@ -31,12 +32,13 @@ from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
 from .display import warn
 from .federation import Federation
-from .prepare import open_ledger
+from .prepare import close_ledger, open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 from .run_folder import make_folder
 
 # Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
+HEADS = "ledger.heads"  # beside the records: what the last question left on each ledger of a server
 TABLES = "csv"  # task whose clients are few, with many rows each
 
 
@@ -115,9 +117,36 @@ def ask(
             warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
         return record
     finally:
-        with suppress(LedgerUnavailable):  # only a note is lost: the reservation stays spent
-            if ledger is not None:
-                ledger.close()
+        if ledger is not None:
+            close_ledger(federation, ledger)
+            if federation.deployed is not None:
+                _keep_head(folder, federation.deployed.ledger_dir, inquiry.name, ledger.head)
+
+
+def _keep_head(folder: Path, ledgers: str | None, name: str, head: Head) -> None:
+    """Store the head that a question, answered or not, left on a server's ledger."""
+    heads = {**last_questions(folder), ledgers or "": (name, head)}
+    with suppress(OSError):  # a later run has a head of its own
+        replace_file(folder / HEADS, (json.dumps(heads) + "\n").encode())
+
+
+def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
+    """Return the name of the last question, and the head that it left, by the setting `ledger.dir` of a server's ledgers.
+
+    Args:
+      folder: of the questions' records.
+
+    Raises:
+      Refusal: the file of heads cannot be read.
+    """
+    path = folder / HEADS
+    try:
+        found = read_json(path.read_bytes()).items()
+        return {str(key): (str(name), Head(int(seq), str(digest))) for key, (name, (seq, digest)) in found}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Refusal("file", str(path), unreadable(error, "restore it")) from error
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:

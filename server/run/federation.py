@@ -82,8 +82,9 @@ class Deployed:
       owner: names the federation on its ledger, in hexadecimal.
       roster, signed_roster: of the clients, read and as the authority signed it.
       ledgers: folder of the population's ledger.
+      ledger_dir: the setting that names it; None for the bundle's own.
       link: rules of rounds over the link.
-      heads: of its ledgers that the server's earlier runs know, by their names.
+      heads: that the server's earlier runs and questions left on its ledgers, by their names.
     """
 
     run: str
@@ -93,6 +94,7 @@ class Deployed:
     ledgers: Path
     link: LinkSettings
     heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
+    ledger_dir: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
 from ...privacy.ledger.client_sums import RecordsBudget, charge_records, sums_of_records
-from ...privacy.ledger.hash_chain import holds, require_heads
+from ...privacy.ledger.hash_chain import holds_head, require_heads
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan, Unaffordable
@@ -479,8 +479,16 @@ def opened(
             run = replace(asked, privacy=privacy, client=asking_for(asked.client, _asked_plans(run)))
         yield _started(run, saved)
     finally:
-        with suppress(LedgerUnavailable):  # only notes are lost: the reservation stays spent
-            ledger.close()
+        close_ledger(federation, ledger)
+
+
+def close_ledger(federation: Federation, ledger: Ledger) -> None:
+    """Close the ledger of `open_ledger`; on real data of this machine its head is kept, to hold a later one to it."""
+    with suppress(LedgerUnavailable):  # only notes are lost: the reservation stays spent
+        ledger.close()
+    if not federation.simulated and federation.deployed is None:
+        with suppress(Refusal):  # of a full disk: the head before stays
+            data_sets.keep_head(ledger, federation.data_id)
 
 
 def _asked_plans(run: Run) -> list[Plan]:
@@ -528,12 +536,12 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 
 
 def _require_left(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run knows."""
+    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run left."""
     for run, head in sorted(heads.items(), key=lambda each: each[1], reverse=True):
-        if not any(holds(path, head) for path in sorted(folder.glob("*.ledger"))):
+        if not any(holds_head(path, head) for path in sorted(folder.glob("*.ledger"))):
             remedy = (
-                f"no ledger there holds entry {head.seq}, which run {run} left: it was deleted, or restored from an older copy; "
-                "restore its newest copy"
+                f"no ledger there holds entry {head.seq}, which {run} left: it was deleted, or restored from an older copy; "
+                "restore its newest copy (docs/deploy.md, Backups and restores)"
             )
             raise Refusal("ledger.dir", str(folder), remedy)
 
