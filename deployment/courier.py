@@ -54,7 +54,7 @@ class Courier:
     @property
     def settled(self) -> bool:
         """Whether each connected device has answered since it connected."""
-        before = {node: since for node, (since, _) in self._announced.copy().items()}
+        before = {node: since for node, (since, *_) in self._announced.copy().items()}
         return all(before.get(node) == since for node, since in self._since().items())
 
     def carry(self) -> int:
