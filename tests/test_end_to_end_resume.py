@@ -129,16 +129,26 @@ def dying(owner: Any, name: str, count: int, after: bool = False) -> Callable[[]
     return arrange
 
 
+def each_of(*moments: Callable[[], None]) -> Callable[[], None]:
+    """Return what arranges all of these, of which a run meets one."""
+
+    def arrange() -> None:
+        for moment in moments:
+            moment()
+
+    return arrange
+
+
 # os.replace: 1 run.json, 2 config.yaml, 3 the first checkpoint, 4 to 9 two for each later one, 10 and 11 the last
 # again, 12 the audit's terms, 13 the model, 14 the result. os.fsync: the ledger's folder, then two for each file that is replaced.
-MOMENTS: dict[str, Callable[[], object]] = {
+MOMENTS = {
     **{f"before rename {n}": dying(os, "replace", n) for n in range(3, 15)},
     **{f"before flush {n}": dying(os, "fsync", n) for n in (5, 6, 7, 8, 10, 12)},
     "before the first reservation": dying(Ledger, "reserve", 1),
     "before a reservation": dying(Ledger, "reserve", 3),
     "after a reservation": dying(Ledger, "reserve", 3, after=True),
     "in the middle of a round": dying(Protected, "noised", 2),
-    "after the noise": lambda: [dying(each, "noised", 2, after=True)() for each in (Protected, Unprotected)],
+    "after the noise": each_of(*(dying(each, "noised", 2, after=True) for each in (Protected, Unprotected))),
     "before a commit": dying(Ledger, "commit", 2),
     "after a commit": dying(Ledger, "commit", 4, after=True),
 }
@@ -147,13 +157,14 @@ EARLY = {
     *("after a reservation", "in the middle of a round", "before a commit"),
 }
 FEW = ("before rename 7", "before rename 6", "after the noise")
+QUICK = {*((FEW[0], mode) for mode in MODES), ("after the noise", "no privacy")}
 
 
 def slow(name: str, quick: bool) -> Any:
     return pytest.param(name, marks=[] if quick else pytest.mark.campaign)
 
 
-def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], object]) -> None:
+def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], None]) -> None:
     run = commands.folder / "run"
     code, command = commands.run("simulate", *started(mode), f"hydra.run.dir={run}", first=moment)
     assert code == -signal.SIGKILL, command.err
@@ -179,8 +190,15 @@ def test_a_killed_run_goes_on_bit_for_bit(commands: Any, calm: Calm, moment: str
     kill_and_resume(commands, calm, "fedavg", MOMENTS[moment])
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "fedavg"])
-@pytest.mark.parametrize("moment", [slow(name, name == FEW[0]) for name in FEW])
+@pytest.mark.parametrize(
+    ("moment", "mode"),
+    [
+        pytest.param(name, mode, marks=[] if (name, mode) in QUICK else pytest.mark.campaign)
+        for name in FEW
+        for mode in MODES
+        if mode != "fedavg"
+    ],
+)
 def test_a_killed_run_of_every_kind_goes_on_bit_for_bit(
     commands: Any, calm: Calm, mode: str, moment: str
 ) -> None:

@@ -181,10 +181,8 @@ def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path
 @pytest.mark.parametrize("secagg", ["auto", "masked"])
 def test_records_hidden_together_on_ray_are_those_of_one_process(tmp_path: Path, secagg: str) -> None:
     """Canary records are in the sums as well, and show the same."""
-    together = ("privacy=record_distributed", "audit=full", "audit.looks=1", f"secagg={secagg}")
-    together += (
-        "seed=1",
-    )  # with the usual one, faults spoil the last round of an encrypted sum, and the look at it
+    # With the usual seed faults spoil the last round of an encrypted sum, and the look at it.
+    together = ("privacy=record_distributed", "audit=full", "audit.looks=1", f"secagg={secagg}", "seed=1")
     here, expected = model_of(tmp_path / "here", *together)
     ray, result = model_of(tmp_path / "ray", *TWO, *together)
     assert ray == here and result["status"] == "completed"
