@@ -18,7 +18,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..privacy.secagg.attempt import NodeAttempt, masked, tagged
-from ..privacy.secagg.bindings import confirmation_body, deal_body, mask_sign, own_mask_key, pair_mask_info
+from ..privacy.secagg.bindings import (
+    confirmation_body,
+    deal_body,
+    mask_sign,
+    own_mask_key,
+    pair_mask_info,
+    reveal_body,
+)
 from ..privacy.secagg.client import Participant
 from ..privacy.secagg.deal import (
     challenge_of,
@@ -171,7 +178,10 @@ class _Made:
         ]
         dead = sum(peer not in self.alive for peer in self.attempt._agreed.neighbours(node.node))
         keys = bytes(KEY_BYTES * dead)
-        return tagged(_held(node), write(Revealed(self.attempt._view, b"".join(seeds), keys, b"")))
+        said = Revealed(self.attempt._view, b"".join(seeds), keys, b"")
+        body = reveal_body(node.node, said, self.attempt._acceptance(node.node))
+        signature = sign(node.key, self.attempt.context, body)
+        return tagged(_held(node), write(replace(said, signature=signature)))
 
 
 def _held(node: Participant) -> NodeAttempt:

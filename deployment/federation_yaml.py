@@ -325,15 +325,9 @@ def _load(path: Path, source: bytes) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader for plain values with unique text keys; 1e-5 is a number as in YAML 1.2."""
+    """YAML loader for plain values with text keys; 1e-5 is a number as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for key, times in keys.items():
-            if times > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
-                )
         made = super().construct_mapping(node, deep)
         for key in made:
             if not isinstance(key, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..server.run.ask import ask, record_path
 from ..server.run.asking import Reach
 from ..server.run.client_instructions import question_settings
 from ..server.run.federation import Federation
-from ..server.run.prepare import alone_on_records, claim_records, settle_records
+from ..server.run.prepare import claim_records, settle_records
 from ..server.run.question_plan import Spend, carried_by
 from ..server.run.released import released_file
 from ..strategies.client_settings import ClientSettings
@@ -47,8 +47,7 @@ def ask_here(
     require_one_machine(federation)
     if federation.num_canaries:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
-    stored = record_path(folder, inquiry).exists()
-    if not stored:
+    if not record_path(folder, inquiry).exists():
         carried_by(federation, inquiry)
         require_columns(federation.task, inquiry, released)
     quiet_flower()
@@ -57,7 +56,7 @@ def ask_here(
     told = replace(question_settings(federation, folder), seed=seed)
     grid = partial(_engine, federation, told)
     reach = Reach(randomness=Randomness(seed), released=released)
-    with state_kept(), nullcontext() if stored else alone_on_records(federation):
+    with state_kept():
         return ask(federation, inquiry, spend, folder, grid, reach)
 
 

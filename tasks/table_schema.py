@@ -339,13 +339,7 @@ def _for_each_word(where: str, found: object, column: Column) -> list[object]:
 
 
 class _Words(yaml.BaseLoader):
-    """Text as it stands, so that `no` is a word and no switch; a key that stands twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key, times in Counter(str(key.value) for key, _ in node.value).items():
-            if times > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice")
-        return super().construct_mapping(node, deep)
+    """Text as it stands, so that `no` is a word and no switch."""
 
 
 def _column(where: str, name: str, found: object) -> Column:

@@ -148,7 +148,7 @@ def test_a_spreadsheet_runs_no_cell_of_predictions_or_of_a_comparison(tmp_path: 
     assert rows[0][1] == "-0.5"
     draft, *_ = draft_schema([tmp_path / "p.csv"], "'=label")
     assert (f"'{FORMULA}",) in draft.columns[0].categories  # our own reader reads it
-    write_csv(rows_of([kept(tmp_path / FORMULA[:10], 0.5, 0)]), tmp_path / "t.csv")
+    write_csv(rows_of([kept(tmp_path / FORMULA[:10], 0.5, 0)], tmp_path), tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("'=HYPERLINK")
 
 

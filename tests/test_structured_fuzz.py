@@ -32,7 +32,7 @@ def test_a_million_inputs_are_read_or_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [[3, [[float("inf"), 0, 0]], []], [3, [[[], 0, 0]], []], [3, [], [{}]], [3, [], [[]]], [[], [], []], {}],
+    [[3, [[float("inf"), 0, 0]], []], [3, [[[], 0, 0]], []], [4, [], [{}]], [4, [], [[]]], [[], [], []], {}],
 )
 def test_a_memory_of_other_types_is_refused_by_name(body: object) -> None:
     [[node, old]] = list(FUZZ["COHORT"]["Cohort"](2, 1).nodes.items())[:1]

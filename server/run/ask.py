@@ -22,6 +22,7 @@ from ...privacy.bounded_decoding import read_json
 from ...privacy.budget import Unit
 from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.ledger.ledger import Head, LedgerUnavailable
+from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal, unreadable
 from ...privacy.statistics.inquiry import Inquiry
 from ...reports.files import OF_RECORDS, OPERATOR
@@ -32,7 +33,7 @@ from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
 from .display import warn
 from .federation import Federation
-from .prepare import close_ledger, open_ledger
+from .prepare import alone_on_records, close_ledger, open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 from .run_folder import make_folder
 
@@ -83,6 +84,19 @@ def ask(
     check_resolution(federation, inquiry, plan)
     require_answer(federation, inquiry, spend, plan)
     make_folder("into", folder)
+    with alone_on_records(federation):
+        return _ask(federation, inquiry, plan, folder, grid, reach)
+
+
+def _ask(
+    federation: Federation,
+    inquiry: Inquiry,
+    plan: Plan,
+    folder: Path,
+    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    reach: Reach,
+) -> dict[str, Any]:
+    kept = record_path(folder, inquiry)
     budget = federation.sum_budget
     home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
     ledger = None if budget is None else open_ledger(federation, home, budget)
