@@ -49,8 +49,6 @@ def grid(opened: LinkGrid) -> Iterator[LinkGrid]:
 
 @pytest.fixture
 def federation(made: Any) -> Iterator[Any]:
-    for journal in made.folder.glob("journal-*"):
-        journal.unlink()
     yield made
     made.admit(*NODES)
 
@@ -341,11 +339,14 @@ def test_replies_without_end_whose_acknowledgements_nobody_reads_end_the_stream(
 class Answering:
     """A raw client of node 2 that has one instruction at hand; the others that are asked are away."""
 
-    def __init__(self, grid: LinkGrid, federation: Any, nodes: tuple[int, ...] = (2,)) -> None:
+    def __init__(
+        self, grid: LinkGrid, federation: Any, nodes: tuple[int, ...] = (2,), run: str = "r"
+    ) -> None:
         self.client = RawClient(federation.endpoint(2, grid.port))
+        self.journal = federation.folder / "journal-2"
         assert isinstance(self.client.next(), Hello)
         self.got: list[Message] = []
-        asked = [asking(node, run="r", round=1) for node in nodes]
+        asked = [asking(node, run=run, round=1) for node in nodes]
         self._asking = threading.Thread(
             target=lambda: self.got.extend(grid.send_and_receive(asked, timeout=20))
         )
@@ -354,6 +355,9 @@ class Answering:
         self.name, self.message = begin.id, unpack(chunk.data)
 
     def reply(self, data: bytes, name: str | None = None) -> None:
+        """Answer, and remember it as a device does: one that does not is taken for a restored one."""
+        with open(self.journal, "a") as journal:
+            journal.write(f"\n{self.name}")
         self.client.send(*frames_of(name or self.name, [data]))
 
     def end(self) -> list[Message]:
@@ -407,7 +411,7 @@ def test_a_reply_that_cannot_be_read_drops_the_client_at_once(
 
 
 def test_a_reply_larger_than_its_instruction_allows_ends_the_stream(grid: LinkGrid, federation: Any) -> None:
-    answering = Answering(grid, federation)
+    answering = Answering(grid, federation, run="large")
     answering.client.send(write(Begin(answering.name, (1 << 20) + 5000)))
     assert answering.client.ended()[0] == "INVALID_ARGUMENT"
     with federation.following(federation.endpoint(2, grid.port), moved):

@@ -37,7 +37,7 @@ from .message_codec import Buffer
 
 HELLO_SECONDS = 10.0  # for the first frame
 CHECK_SECONDS = (
-    1.0  # between two looks at who is admitted; in which a device that was restored or copied refuses
+    1.0  # between two looks at who is admitted; a device that was restored or copied refuses in less
 )
 REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
 REPLY_ROOM = 1 << 20
