@@ -7,6 +7,7 @@ imported when it is first used, and says which extra brings what it lacks.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .base.refusal import Refusal
     from .client.private_evaluation import private_evaluation
     from .client.private_update import private_update
     from .configs.schema import (
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
-    from .privacy.refusal import Refusal
     from .server.evaluations import ClientEvaluation
     from .server.protect import protect
     from .server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
@@ -85,7 +85,7 @@ _MODULES = (
     (".privacy.accounting.epsilon", "", "epsilon"),
     (".privacy.budget", "", "Adjacency Adversary Budget Release Unit"),
     (".privacy.ledger.ledger", "", "BudgetExhausted Ledger"),
-    (".privacy.refusal", "", "Refusal"),
+    (".base.refusal", "", "Refusal"),
     (".server.evaluations", "client", "ClientEvaluation"),
     (".server.protect", "client", "protect"),
     (".server.run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
@@ -110,7 +110,7 @@ def __getattr__(name: str) -> Any:
 
     module, extra = _HOMES[name]
     if extra:
-        from .extras import require_extra
+        from .base.extras import require_extra
 
         require_extra(extra, f"fedveil.{name}")
     found = globals()[name] = getattr(import_module(module, __name__), name)

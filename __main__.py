@@ -77,9 +77,9 @@ def run(argv: Sequence[str]) -> int:
     from click.exceptions import Exit, NoArgsIsHelpError
     from typer.main import get_command
 
+    from .base.refusal import Refusal, disk_failed
     from .cli.app import app
     from .cli.verbs import told
-    from .privacy.refusal import Refusal, disk_failed
 
     command = get_command(app)
     words = [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]

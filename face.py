@@ -17,9 +17,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .base.extras import require_extra
+from .base.refusal import Refusal
 from .configs.round_line import TRAIN
-from .extras import require_extra
-from .privacy.refusal import Refusal
 from .reports.files import CONFIG, METRICS, RESULT, lies_now
 
 if TYPE_CHECKING:

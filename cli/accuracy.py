@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from ..base.refusal import Refusal
 from ..configs.compose import Job
 from ..configs.schema import PrivacyLevel, SimulationSettings
 from ..configs.settings import settings_from_overrides
-from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 from ..simulations.prediction import SEEDS, Prediction, predict, public_federation
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from ..extras import require_extra
 from .audit_verbs import audit
 from .budget_verbs import budget
 from .client_verbs import client

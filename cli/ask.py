@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
 from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger import BudgetExhausted
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
 from ..reports.shown import shown
 

@@ -14,9 +14,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..base.refusal import Refusal
 from ..privacy.audit.one_run import Guesses, Scores
 from ..privacy.audit.verdict import Judgement, Method, Verdict, by_guesses, by_many_runs, by_one_run, judge
-from ..privacy.refusal import Refusal
 
 FORMS = ("guesses", "correct", "canaries", "scores", "in_scores", "out_scores")
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4}

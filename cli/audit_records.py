@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.refusal import Refusal
 from ..configs.settings import settings_from_overrides
 from ..privacy.audit.kept_rows import LOSSES, trace
 from ..privacy.audit.membership import auc, late_fall
 from ..privacy.audit.one_run import Scores
-from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.client_instructions import TRACES
 from ..tasks.mislabelled import Mislabelled

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..base.durable_files import append_line
+from ..base.refusal import Refusal
 from ..client.device.authority import WAITING, TrustedAuthority, in_words, new_fingerprint, offered, waiting
 from ..client.device.client_bundle import read_pinned
 from ..configs.bundle_files import read_file
 from ..privacy.ledger.acts import acting_user
-from ..privacy.ledger.durable_files import append_line
-from ..privacy.refusal import Refusal
 
 APPROVALS = "authorities.jsonl"  # in the state folder: who approved what, and why
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..base.refusal import Refusal
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency
@@ -16,7 +17,6 @@ from ..privacy.ledger import data_sets
 from ..privacy.ledger.book import Book, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, Cap, caps_on, default_folder, read_caps, set_cap
 from ..privacy.ledger.client_sums import read_records
-from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")

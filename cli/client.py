@@ -15,6 +15,8 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
 from ..client.device import agent, known_heads, roster_changes
 from ..client.device.authority import WAITING, in_words, new_fingerprint
 from ..client.device.authority import waiting as waiting_rollovers
@@ -30,9 +32,7 @@ from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
 from ..links.device_answers import PAID, UNPAID, Journal
 from ..privacy.budget import Budget
-from ..privacy.ledger.durable_files import replace_file
 from ..privacy.ledger.question_caps import AskedQuestion
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster_change import change_between
 from ..privacy.statistics.inquiry import CLIPPED
 from ..server.evaluations import FIRST_ROW

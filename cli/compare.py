@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ..base.refusal import Refusal
 from ..configs.round_line import GROUPS, TRAIN
 from ..configs.strict import leaves
-from ..privacy.refusal import Refusal
 from ..reports.run_files import read_object
 from ..reports.shown import shown
 from .csv_cells import cell

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, FishComplete, ShellComplete, split_arg_string
 
-from ..privacy.refusal import Refusal, refusing
+from ..base.refusal import Refusal, refusing
 
 VARIABLE = "_FEDVEIL_COMPLETE"
 # bash breaks words at `=`: what stands before it is taken off again. No blank follows `=`, `.` or `/`.

@@ -18,10 +18,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..extras import MODULES, require_extra
+from ..base.extras import MODULES, require_extra
+from ..base.refusal import Refusal
 from ..privacy.ledger.caps import default_folder
 from ..privacy.mechanisms import discrete_gaussian
-from ..privacy.refusal import Refusal
 from ..privacy.secagg import masks
 from ..server.run.display import hanging
 

@@ -7,13 +7,13 @@ import sys
 import threading
 from pathlib import Path
 
+from ..base.core_dumps import without_core_dumps
+from ..base.refusal import Refusal
 from ..client.device.enrol import enrol
 from ..configs.bundle_files import read_secret
-from ..links.core_dumps import without_core_dumps
 from ..links.enrolment.server_end import EnrolmentPort
 from ..links.enrolment.token import SCHEME, read_token
 from ..links.server_bundle import read_server_bundle
-from ..privacy.refusal import Refusal
 
 NOT_YET = 1
 

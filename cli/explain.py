@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .predict import explanation
 
 LEAST = 5e-5  # of an addition that is shown, in the unit of the score

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..base.refusal import Refusal
 from ..privacy.ledger.acts import ACTS, CAPS, REFUSAL, ROSTERS
 from ..privacy.ledger.book import CLOSE, COMMIT, OPEN, RESERVE, VOID, run_of
 from ..privacy.ledger.caps import NAMED
@@ -20,7 +21,6 @@ from ..privacy.ledger.export import export_text
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
-from ..privacy.refusal import Refusal
 from ..reports.files import OF_RECORDS
 from ..server.evaluations import FIRST_ROW
 from ..server.run.display import console_for, hanging, visible

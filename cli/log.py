@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..base.refusal import Refusal, refusing
 from ..client.device.client_bundle import read_client_bundle
 from ..client.device.log_witnesses import cosigned_seen
 from ..client.device.seen_log import FORK, SeenLog
@@ -26,7 +27,6 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
-from ..privacy.refusal import Refusal, refusing
 from ..privacy.witness import TWO_BRANCHES, HeadCosignature, read_cosignature
 from ..server.binding.witnesses import note_witnesses
 from ..server.run.display import visible

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..privacy.refusal import Refusal, refusing
+from ..base.refusal import Refusal, refusing
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA, PROJECT = "schema.yaml", "project.yaml"

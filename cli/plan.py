@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, SimulationSettings
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
-from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.display import console_for
 from ..server.run.evaluation_plan import (

@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..extras import require_extra
-from ..privacy.refusal import Refusal
+from ..base.extras import require_extra
+from ..base.refusal import Refusal
 from ..tasks.exported import read_export
 from .csv_cells import cell
 

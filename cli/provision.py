@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
+from ..base.extras import require_extra
 from ..client.device.authority import new_fingerprint
 from ..configs.bundle_files import ROLLOVERS
 from ..deployment.enrolment import approve, give_tokens
 from ..deployment.provision import AUTHORITY, CLIENTS, Desk
 from ..deployment.register import Issued, Register
-from ..extras import require_extra
 from ..links.server_bundle import SERVER
 
 SOON_SECONDS = 30 * 86400

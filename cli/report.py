@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
-from ..privacy.ledger.durable_files import replace_file
-from ..privacy.refusal import Refusal
 from ..reports.asked import report_of_answers
 from ..reports.card import card_of
 from ..reports.commands import commands_of

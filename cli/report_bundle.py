@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..reports.files import TIME_STAMP
 from ..server.binding.bundle import add_signature, make_bundle
 from ..server.binding.manifest import tells_counts

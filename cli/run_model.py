@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import nn
 
+from ..base.bounded_decoding import read_json
+from ..base.refusal import Refusal
 from ..client.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceFile, read_settings
 from ..configs.bundle_files import SCHEMA, read_toml
-from ..privacy.bounded_decoding import read_json
-from ..privacy.refusal import Refusal
 from ..reports.files import MODEL, RESULT
 from ..reports.run_files import read_object
 from ..server.run.released import model_of, require_ended, task_of

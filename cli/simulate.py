@@ -19,11 +19,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ..base.refusal import Refusal, refusing
 from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened, run_composed
 from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
-from ..privacy.refusal import Refusal, refusing
 from .compare import JOB, rows_of, table_of, write_csv, write_json
 from .deferred import HEAVY, defer, importing
 

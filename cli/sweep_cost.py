@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from dp_accounting.dp_event import DpEvent
 
+from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, CustomTask, NoPrivacy, SimulationSettings
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from ..privacy.budget import Budget
-from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.unit_plan import plans_of
 

@@ -16,8 +16,8 @@ from click.shell_completion import CompletionItem
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
-from ..extras import require_extra
-from ..privacy.refusal import Refusal
+from ..base.extras import require_extra
+from ..base.refusal import Refusal
 from ..strategies.hints import option_hint
 
 # Hydra's own flags: (names, what stands behind, help). Hydra reads them; here they are shown, completed and compared.

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.refusal import Refusal
 from ..privacy.ledger.hash_chain import Head
-from ..privacy.refusal import Refusal
 from ..reports.asked import report_of_answers
 from ..reports.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
 from ..server.binding.bundle import LIST

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import LARGEST_FILE, read_file
 from ..links.folder_lock import alone
 from ..links.log_export import log_in
 from ..links.witness import contradiction, cosign_log, heads_of_key
-from ..privacy.refusal import Refusal, refusing
 from ..server.binding.signatures import read_key
 
 FORKED = 1

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
+from ..base.refusal import Refusal
 from ..configs.local_training import LocalTraining
 from ..privacy.accounting.events import gaussian_event
 from ..privacy.audit import kept_rows
@@ -26,7 +27,6 @@ from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry

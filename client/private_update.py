@@ -10,10 +10,10 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, 
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+from ..base.refusal import Refusal
 from ..privacy.mechanisms.compression import compress
 from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies import wire
 from ..strategies.client_settings import TRAIN_LOSS

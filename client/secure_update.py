@@ -15,10 +15,10 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from ..base.refusal import Refusal
 from ..privacy.mechanisms.distributed import add_grid_noise, encode_share, openings
 from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
 from ..privacy.mechanisms.sizing import ShareSpec
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.attempt import Openings, Work
 from ..privacy.secagg.client import Participant, declined, read_state, write_state
 from ..privacy.secagg.graph import colluders

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from ..privacy.refusal import Refusal, unreadable
+from ..base.refusal import Refusal, unreadable
 from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.rollover import Rollover, read_chain

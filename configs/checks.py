@@ -1,8 +1,8 @@
 """Checks that need more than the configuration: the population and the kind of data. Pure functions."""
 
+from ..base.refusal import Refusal
 from ..privacy import budget
 from ..privacy.preconditions import check_cohort_size
-from ..privacy.refusal import Refusal
 from ..privacy.sampling import least_participations
 from .schema import CyclicCohort, RecordAndClient, SeparatedCohort, SimulationSettings, sum_level
 

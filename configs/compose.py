@@ -35,7 +35,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from . import overrides as lint
 from .strict import Mistakes
 from .yaml_guard import check_directory, yaml_sentence

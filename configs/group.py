@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .local_training import RULES
 from .strict import Mistakes, nearest, shortened, type_of
 

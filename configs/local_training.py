@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_type_hints
 
-from ..privacy.refusal import Refusal, real
+from ..base.refusal import Refusal, real
 
 
 @dataclass(frozen=True)

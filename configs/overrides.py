@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .schema import NO_PRIVATE_SELECTION
 from .strict import TARGET, Mistakes, nearest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .compose import BASIC_SWEEPER, Job, arguments, compose_jobs, is_sweep, unique
 from .schema import SimulationSettings
 from .settings import from_config, settings_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 COSTS = ("epsilon", "noise_multiplier")  # keys that clients do not see
 

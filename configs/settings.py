@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .compose import Job, arguments, compose_jobs, compose_overrides, is_sweep, read_job
 from .group import mistakes_of
 from .overrides import targets

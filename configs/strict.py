@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, cast
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 LONGEST_SHOWN = 60
 MOST_KNOWN = 60

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..base.refusal import Refusal
 from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
 from ..links.server_bundle import OwnersBudget, ServerBundle
 from ..privacy.accounting.epsilon import GATE_INTERVAL
@@ -24,7 +25,6 @@ from ..privacy.ledger.book import Book, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
-from ..privacy.refusal import Refusal
 from ..server.run.federation import Federation
 from ..server.run.sum_plan import sum_plan
 from ..server.run.unit_plan import questions_of

@@ -10,16 +10,16 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from ..base.core_dumps import without_core_dumps
+from ..base.open_files import raise_limit
+from ..base.refusal import Refusal
 from ..configs.schema import LinkSettings
 from ..configs.settings import server_settings
-from ..links.core_dumps import without_core_dumps
 from ..links.folder_lock import alone
-from ..links.open_files import raise_limit
 from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
 from ..links.traffic import Tally
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
 from ..reports.files import QUESTIONS
 from ..server.run.ask import ask, record_path

@@ -12,11 +12,11 @@ from typing import cast
 
 from flwr.serverapp import Grid
 
+from ..base.bounded_decoding import Undecodable, read_json
+from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
 from ..links.roster_watch import Followed, followed_rollovers
 from ..links.server_bundle import ServerBundle
-from ..privacy.bounded_decoding import Undecodable, read_json
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.rollover import Rollover, write_chain
 from ..strategies.renewal import DeviceFacts, read_facts, renewal_to
 

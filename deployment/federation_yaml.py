@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..base.refusal import Refusal
 from ..client.device import owner_policy
 from ..client.device.client_bundle import TABLES, TASK_DEFAULTS, Eligibility, read_eligibility, read_task
 from ..client.device.owner_policy import read_policy
@@ -30,7 +31,6 @@ from ..configs.bundle_files import (
 from ..configs.strict import Section
 from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
-from ..privacy.refusal import Refusal
 from ..tasks.group_weights import weighted_schema
 from ..tasks.scaling import standardised
 from ..tasks.table_schema import read_schema

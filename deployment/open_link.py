@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
+from ..base.refusal import Refusal
 from ..configs.schema import LinkSettings
 from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
 from ..links.traffic import NOTHING, Carried, Tally
-from ..privacy.refusal import Refusal
 from ..strategies.renewal import DeviceFacts
 from .courier import carrying
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..base.refusal import Refusal
 from ..configs.bundle_files import CERTIFICATE, certificate_ends
 from ..configs.schema import LinkSettings
 from ..links.roster_watch import SignedRoster, followed_credentials
 from ..links.server_bundle import ServerBundle
-from ..privacy.refusal import Refusal
 from ..server.rounds import Pace
 from ..server.run.federation import Federation
 from .open_link import Link

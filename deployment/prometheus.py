@@ -13,8 +13,8 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from ..links.open_files import Listener
-from ..privacy.refusal import Refusal
+from ..base.open_files import Listener
+from ..base.refusal import Refusal
 from ..reports.live import LOOPBACK, asked_by_own_name
 
 PATH = "/metrics"

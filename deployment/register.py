@@ -15,12 +15,12 @@ from typing import cast
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..base.bounded_decoding import build, read_json
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
 from ..client.device.cosignature import Cosignature
 from ..client.device.enrolment import Enrolment
 from ..configs.bundle_files import read_file
-from ..privacy.bounded_decoding import build, read_json
-from ..privacy.ledger.durable_files import replace_file
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import UNKNOWN, Member, Roster, write_roster
 from ..strategies.identity import FIRST_NODE
 

@@ -18,8 +18,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion
 
+from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
-from ..privacy.refusal import Refusal
 from ..server.binding.manifest import sha256_of
 
 OWN = "fedveil"

@@ -4,9 +4,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
 from ..configs.bundle_files import ROLLOVERS
-from ..privacy.ledger.durable_files import replace_file
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.rollover import (
     DAY_SECONDS,
     MOST_DAYS,

@@ -18,6 +18,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from ..base.core_dumps import without_core_dumps
+from ..base.open_files import raise_limit
+from ..base.refusal import Refusal
 from ..client.app import check_engine
 from ..configs.bundle_files import SCHEMA
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
@@ -27,20 +30,17 @@ from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
 from ..configs.yaml_guard import check_file
 from ..links.attestation import QUOTE, AttestedGrid
-from ..links.core_dumps import without_core_dumps
 from ..links.cosigned_heads import WITNESSES, CosignedHeads, read_cosigned
 from ..links.difference_grid import DifferenceGrid
 from ..links.folder_lock import alone
 from ..links.later_heads import LaterHeads
 from ..links.logged_grid import LoggedGrid
-from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_authority, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..links.tree_head import sign_head
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, QUESTIONS, RESULT

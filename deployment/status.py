@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..base.refusal import Refusal
 from ..links.folder_lock import holder
 from ..privacy.budget import Unit
-from ..privacy.refusal import Refusal
 from ..server.round_terms import sentence
 from ..server.rounds import Status
 from ..server.run.display import console_for

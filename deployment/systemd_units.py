@@ -27,7 +27,7 @@ MemoryMax=512M"""
 
 # The bundle is the state folder: systemd gives it to the service's own, fresh user. Nothing of torch, OpenBLAS or
 # SQLite needs what is taken away; MemoryDenyWriteExecute is not set since torch generates code. Of the open files
-# `links/open_files.py` lets in a quarter as connections.
+# `base/open_files.py` lets in a quarter as connections.
 _UNIT = """\
 [Unit]
 Description=fedveil {what} of the federation {federation}

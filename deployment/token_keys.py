@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 PIN = "FEDVEIL_PIN"  # environment variable: the token's
 ED25519, P256 = "1.3.101.112", "1.2.840.10045.3.1.7"  # curves, RFC 8410 and RFC 5480

@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..base.durable_files import PUBLIC, replace_file
+from ..base.refusal import refusing
 from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..privacy.budget import Unit
-from ..privacy.ledger.durable_files import PUBLIC, replace_file
-from ..privacy.refusal import refusing
 from ..privacy.secagg.roster import Member
 from ..server.run.audit import in_words
 from ..server.run.audit_line import AuditLine, rows_of

@@ -7,11 +7,11 @@ from typing import Any
 
 import tomli_w
 
+from ..base.durable_files import PUBLIC, replace_files
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
 from ..configs.bundle_files import ROLLOVERS, ROSTER, SCHEMA
 from ..links.server_bundle import FORMER, OWNERS
-from ..privacy.ledger.durable_files import PUBLIC, replace_files
 from ..privacy.secagg.rollover import write_chain
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority

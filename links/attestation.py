@@ -15,8 +15,8 @@ from cryptography import x509
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from ..base.refusal import Refusal
 from ..configs.bundle_files import Credentials, spki
-from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import records_of
 from ..strategies.grids import PassingGrid
 from ..strategies.secure_wire import QUOTE_RECORD

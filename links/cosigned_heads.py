@@ -11,11 +11,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..base.bounded_decoding import Undecodable
+from ..base.durable_files import PUBLIC, replace_file
+from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
-from ..privacy.bounded_decoding import Undecodable
-from ..privacy.ledger.durable_files import PUBLIC, replace_file
 from ..privacy.merkle import root_of
-from ..privacy.refusal import Refusal
 from ..privacy.witness import (
     TWO_BRANCHES,
     HeadCosignature,

@@ -14,8 +14,8 @@ from typing import TextIO
 
 from flwr.app import Error, Message
 
-from ..privacy.ledger.durable_files import replace_file
-from ..privacy.refusal import disk_remedy
+from ..base.durable_files import replace_file
+from ..base.refusal import disk_remedy
 from ..strategies.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
 
 MOST_BYTES = 1 << 30  # of an instruction

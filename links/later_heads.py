@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ..privacy.ledger.durable_files import PUBLIC, replace_file
+from ..base.durable_files import PUBLIC, replace_file
+from ..base.refusal import Refusal
 from ..privacy.merkle import root_of
-from ..privacy.refusal import Refusal
 from .server_log import LOG, ServerLog
 from .tree_head import TreeHead, check_head, read_head
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
-from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.merkle import extends, includes, leaf_hash, root_of
-from ..privacy.refusal import Refusal
 from ..privacy.witness import HeadCosignature
 from .tree_head import TreeHead, check_head
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
 
+from ..base.refusal import Refusal
 from ..privacy.merkle import HASH_BYTES
-from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import records_of
 from ..strategies.secure_wire import LOG_RECORD
 

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from cryptography import x509
 
+from ..base.refusal import Refusal
 from ..configs.bundle_files import ROLLOVERS, ROSTER, Credentials, read_signed_roster, spki
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
 from .server_bundle import (

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from ..base.bounded_decoding import Undecodable, read_json
+from ..base.refusal import Refusal
 from ..configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
@@ -25,8 +27,6 @@ from ..configs.bundle_files import (
     refuse_writable,
 )
 from ..configs.strict import Section
-from ..privacy.bounded_decoding import Undecodable, read_json
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..privacy.bounded_decoding import Undecodable, read_json
-from ..privacy.ledger.durable_files import PUBLIC, sync_folder, write_behind
+from ..base.bounded_decoding import Undecodable, read_json
+from ..base.durable_files import PUBLIC, sync_folder, write_behind
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster

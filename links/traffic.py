@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from ..privacy.bounded_decoding import build, read_json
+from ..base.bounded_decoding import build, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
 from ..strategies.flower_adapter import records_of
 from ..strategies.question_wire import EVALUATION_KEY, QUESTION_KEY

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.refusal import Refusal
 from ..configs.bundle_files import Credentials
-from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.ledger.hash_chain import canonical
-from ..privacy.refusal import Refusal
 from .server_certificate import server_certificate
 
 TAG = b"fedveil log head 1\0"  # no signature under a head is one of anything else, TLS's handshakes included

@@ -13,11 +13,11 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
-from ..privacy.bounded_decoding import Undecodable, build, read_json
-from ..privacy.ledger.durable_files import replace_file
 from ..privacy.merkle import root_of
-from ..privacy.refusal import Refusal
 from ..privacy.witness import HeadCosignature, cosign_head
 from .log_export import ConsistencyProof, LogDocument, LogExport
 from .tree_head import TreeHead

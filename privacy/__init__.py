@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..base.refusal import Refusal
     from .accounting.epsilon import epsilon
     from .budget import Adjacency, Adversary, Budget, Release, Unit
     from .ledger.ledger import BudgetExhausted, Ledger
     from .plan import Plan
-    from .refusal import Refusal
 
 __all__ = [
     "Adjacency",
@@ -30,7 +30,7 @@ _HOMES = {
     ".budget": ("Adjacency", "Adversary", "Budget", "Release", "Unit"),
     ".ledger.ledger": ("BudgetExhausted", "Ledger"),
     ".plan": ("Plan",),
-    ".refusal": ("Refusal",),
+    "..base.refusal": ("Refusal",),
 }
 
 

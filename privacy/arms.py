@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .refusal import Refusal
+from ..base.refusal import Refusal
 
 KEY = re.compile("[0-9a-f]{32}")
 MOST_ARMS = 32  # each has that share of the clients

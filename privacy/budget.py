@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .refusal import Refusal, positive, real, word
+from ..base.refusal import Refusal, positive, real, word
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 from dp_accounting.dp_event import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
+from ..base.refusal import Refusal
 from .budget import Adversary, Budget, Release, Unit
 from .ledger.hash_chain import Head
 from .ledger.ledger import Ledger
 from .plan import Plan
-from .refusal import Refusal
 
 try:
     import torch

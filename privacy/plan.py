@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..base.refusal import Refusal, positive, word
 from .accounting.curve import PrivacyCurve, filter_curve, privacy_curve
 from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, forget_distributions
 from .accounting.renyi_filter import accountant, admits, best_order, counted
 from .budget import Adjacency, Adversary, Budget, Unit
 from .mechanisms.mechanism import CENTRAL, Mechanism
-from .refusal import Refusal, positive, word
 from .sampling import Sampling
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 import math
 
+from ..base.refusal import Refusal
 from .budget import Adjacency
 from .plan import Plan
-from .refusal import Refusal
 
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
 # With fewer, a model learns if the noise of the run is at most this share of the longest path of its updates: linear

@@ -11,9 +11,9 @@ from typing import cast
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from .bounded_decoding import Undecodable, build, read_json
+from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.refusal import Refusal
 from .ledger.hash_chain import canonical
-from .refusal import Refusal
 from .secagg.suite import public_of
 
 TAG = b"fedveil log witness 1\0"  # no co-signature is a signature of anything else

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ..base.refusal import Refusal
 from ..privacy.budget import UNLIMITED_EPSILON
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import ATTRIBUTION
 from .run_files import Fields
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..base.refusal import Refusal
 from ..privacy.ledger.book import read_entries, verify
-from ..privacy.refusal import Refusal
 from .answers import read_answers
 from .files import OF_RECORDS
 from .ledger_history import questions_on, verified

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .run_files import RunFiles, flat
 
 NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change nothing in it

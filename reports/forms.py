@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..privacy.refusal import Refusal, real
+from ..base.refusal import Refusal, real
 from .files import ASSESSMENT
 from .run_files import Assessment, Fields
 from .shown import shown

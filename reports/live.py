@@ -21,7 +21,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .files import ASSESSMENT, REPORT
 
 LOOPBACK = "127.0.0.1"

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from ..base.refusal import Refusal, unreadable
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
-from ..privacy.refusal import Refusal, unreadable
 from .files import (
     AUDIT_TERMS,
     CONFIG,

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent
 
+from ..base.refusal import Refusal
 from ..privacy.accounting.events import gaussian_scale
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
@@ -20,7 +21,6 @@ from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
-from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
 from ..strategies.record_plan import PoissonBatches
 from ..strategies.wire import CANARY_RECORDS, WEIGHT, Layout

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.refusal import Refusal
 from ..privacy.audit import round_rows
 from ..privacy.audit.alarms import CANNOT_UNDO
 from ..privacy.audit.canary_clients import coins_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.budget import Adjacency
-from ..privacy.refusal import Refusal
 from ..reports.files import AUDIT_ROWS, AUDIT_TERMS
 from .auditing import ACTING, Auditor
 

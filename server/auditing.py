@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.refusal import Refusal
 from ..configs.round_line import AUDIT
 from ..privacy.audit import record_claim, round_rows
 from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, look_at
@@ -26,7 +27,6 @@ from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.watching import NO_MEMORY, Memory, Released, layers_of, noise_p, unwatched, watch
-from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

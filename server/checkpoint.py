@@ -20,11 +20,11 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ..base.durable_files import sync_folder, write_beside
+from ..base.refusal import Refusal
+from ..base.tensor_file import safetensors_parts
 from ..privacy.adaptation import Choices
-from ..privacy.ledger.durable_files import sync_folder, write_beside
 from ..privacy.ledger.ledger import Head
-from ..privacy.refusal import Refusal
-from ..privacy.tensor_file import safetensors_parts
 from ..strategies.shared_model import Steps
 
 FORMAT = "fedveil checkpoint 1"

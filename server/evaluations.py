@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..base.refusal import Refusal, real
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.plan import Plan
-from ..privacy.refusal import Refusal, real
 from ..privacy.statistics.evaluation import CLIENTS, FIGURES, RECORDS, Evaluation
 from ..privacy.statistics.figure import Figure
 

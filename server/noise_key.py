@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..privacy.ledger.durable_files import replace_file, sync_folder
+from ..base.durable_files import replace_file, sync_folder
+from ..base.refusal import Refusal
 from ..privacy.mechanisms.randomness import KEY_BYTES
-from ..privacy.refusal import Refusal
 
 NAME = "noise.key"
 

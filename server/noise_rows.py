@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..base.refusal import Refusal
 from ..privacy.adaptation import NOTHING_ADAPTS
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream, keyed_stream
-from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
 from .round_terms import SumPrivacy
 

@@ -17,11 +17,11 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from ..base.refusal import Refusal
 from ..privacy.arms import Arm
 from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
 from ..strategies.grids import PassingGrid
 from ..strategies.wire import SummingGrid, sum_of

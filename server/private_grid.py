@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
+from ..base.refusal import Refusal
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.audit.watching import Released
@@ -22,7 +23,6 @@ from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
-from ..privacy.refusal import Refusal
 from ..strategies import wire
 from ..strategies.grids import PassingGrid
 from ..strategies.shared_model import Steps, shared

@@ -18,6 +18,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from ..base.durable_files import open_for_owner
+from ..base.refusal import Refusal, refusing
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
@@ -31,13 +33,11 @@ from ..privacy.ledger.data_sets import (
     population_ledger,
     settle,
 )
-from ..privacy.ledger.durable_files import open_for_owner
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
-from ..privacy.refusal import Refusal, refusing
 from ..privacy.statistics.evaluation import EVALUATION
 from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.flower_adapter import report_in_sentences, start_checked

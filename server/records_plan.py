@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dp_accounting.dp_event import DpEvent
 
+from ..base.refusal import Refusal
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json
 from ..privacy.accounting.exchanged import exchanged
@@ -15,7 +16,6 @@ from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped
 from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.plan import Plan, least_noise
-from ..privacy.refusal import Refusal
 
 
 def within_records(

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from ..base.refusal import Refusal
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
-from ..privacy.refusal import Refusal
 from ..privacy.secagg.evidence import AttemptEvidence
 from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused

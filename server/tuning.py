@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..base.refusal import Refusal
 from ..privacy.arms import Arm, ArmDeal
-from ..privacy.refusal import Refusal
 
 LOSS, ACCURACY = "loss", "accuracy"
 # Share of an arm's rounds, the last ones, whose averaged models are compared: docs/evidence/accuracy.md.

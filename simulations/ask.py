@@ -12,9 +12,9 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from ..base.refusal import Refusal
 from ..links.traffic import Tally
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.run.ask import ask, record_path
 from ..server.run.asking import Reach

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
+from ..base.refusal import Refusal
 from ..configs.schema import Ray
 from ..links.traffic import Tally
-from ..privacy.refusal import Refusal
 from ..server.run.federation import Federation, Run
 from ..strategies.client_settings import ClientSettings
 from ..strategies.cohorts import invited_size

@@ -14,11 +14,11 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
+from ..base.refusal import Refusal
 from ..client.app import make_client_app
 from ..configs.schema import LedgerSettings, SimulationSettings
 from ..configs.settings import settings_from_overrides
 from ..privacy.ledger.caps import default_folder
-from ..privacy.refusal import Refusal
 from ..server.rounds import Status
 from ..server.run.build import build
 from ..server.run.client_instructions import client_settings

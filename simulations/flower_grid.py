@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..strategies.flower_adapter import name_sender, nodes_by_partition
 from ..strategies.grids import PassingGrid
 from .in_process import FIRST_NODE, GRACE_SECONDS

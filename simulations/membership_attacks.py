@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ..base.refusal import Refusal
 from ..client.training.sgd import train
 from ..configs.local_training import LocalTraining
 from ..configs.settings import settings_from_overrides
 from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
-from ..privacy.refusal import Refusal
 from ..reports.files import MODEL
 from ..server.run.build import build
 from ..tasks.arrays import load_arrays

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from ..base.refusal import Refusal
 from ..configs.schema import (
     AllCohort,
     ClientCentral,
@@ -33,7 +34,6 @@ from ..configs.schema import (
     SecaggSettings,
     SimulationSettings,
 )
-from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.client_instructions import client_settings
 from ..server.run.federation import Federation

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Error, Message
 
+from ..base.refusal import Refusal
 from ..configs.schema import Ray
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity
 from ..strategies.grids import AskingGrid
 from .clients import Clients

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.bounded_decoding import read_json
 from ..configs.local_training import LocalTraining
-from ..privacy.bounded_decoding import read_json
 from ..privacy.budget import Adjacency, Budget, Unit
 
 if TYPE_CHECKING:

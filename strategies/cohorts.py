@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast
 
 from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 
+from ..base.refusal import Refusal
 from ..privacy.mechanisms.randomness import Stream
-from ..privacy.refusal import Refusal
 from ..privacy.sampling import Turns, least_participations
 from .draws import SPARSE, coins, subset
 

@@ -8,7 +8,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 
 class AskingGrid(Grid):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..base.refusal import Refusal
 from ..configs.strict import Mistakes
-from ..privacy.refusal import Refusal
 
 # Words of other tools: the key that is meant, or a sentence.
 MEANT = {

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from ..base.refusal import Refusal, real
 from ..privacy.budget import Unit
-from ..privacy.refusal import Refusal, real
 from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
 from .flower_adapter import records_of, values_under

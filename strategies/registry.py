@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .wire import WEIGHT, only_arrays, views
 
 AVERAGING: dict[str, type[Strategy]] = {

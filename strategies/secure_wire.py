@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from ..privacy.bounded_decoding import build, read_json
+from ..base.bounded_decoding import build, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import records_of
 from .wire import SPEC_RECORD, only_arrays, view, written

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from ..base.bounded_decoding import Undecodable, read_json
+from ..base.refusal import Refusal, real, word
 from ..configs.local_training import GRAD_NORM, ORDERED, LocalTraining, Range
 from ..privacy.arms import Arm
-from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.budget import Adjacency, Budget, Unit
-from ..privacy.refusal import Refusal, real, word
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict

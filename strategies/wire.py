@@ -17,12 +17,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..privacy.bounded_decoding import Undecodable, build, read_json
+from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.refusal import Refusal
 from ..privacy.mechanisms.compression import Sketch, sketch_of
 from ..privacy.mechanisms.packing import Packed, pack, packed_size, width_of
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add, add_packed
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.refusal import Refusal
 from .flower_adapter import records_of
 
 logger = logging.getLogger("fedveil.server")

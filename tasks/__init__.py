@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from ..base.refusal import Refusal
 from ..configs.strict import nearest
-from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
 from .held_back import GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, held_back
 from .numpy_task import as_task

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base.refusal import Refusal, real
 from ..configs.yaml_guard import check_file
-from ..privacy.refusal import Refusal, real
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .data import run_on
 from .protocol import PredictingTask, Task
 

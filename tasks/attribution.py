@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..base.refusal import Refusal
 from ..configs.strict import nearest
-from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
     from .table_schema import Schema

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..extras import require_extra
-from ..privacy.refusal import Refusal
+from ..base.extras import require_extra
+from ..base.refusal import Refusal
 from .data import Examples, only
 from .group_weights import weighted_schema
 from .partition import Partition

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .data import Examples, check_examples, only
 from .partition import Indices, Partition
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.extras import require_extra
+from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
 from ..configs.strict import nearest
-from ..extras import require_extra
-from ..privacy.refusal import Refusal
 from . import numpy_model
 from .table_schema import Schema, read_schema
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .classification import Classification, classification, softmax_regression
 from .data import Examples
 from .low_frequencies import LowFrequencies

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..base.refusal import Refusal
 from ..configs.strict import nearest
-from ..privacy.refusal import Refusal
 from .partition import Indices
 
 FLWR = "flwr"  # name of this partition

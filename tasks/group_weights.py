@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..privacy.statistics.fairness import ROWS, reweighing
 from ..privacy.statistics.figure import NORMAL_95
 from .answer_files import Answered, read_answer

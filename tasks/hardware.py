@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .data import Data, Examples, mapped
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
 from .data import BATCH, SPLIT, Data, Examples, LazyExamples, data_of_all, leaves, only
 from .fingerprint import SAMPLED, feed

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .data import Data, Examples, LazyExamples, data_of_all, joined, leaves, mapped, only, rows_of, run_on
 from .fingerprint import content_of
 from .protocol import Objective, Task

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from torch import Tensor, nn
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..privacy.statistics.inquiry import ATTRIBUTION
 from .arrays import holds_arrays, load_arrays
 from .attribution import explained

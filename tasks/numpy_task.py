@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.refusal import Refusal
 from ..configs.local_training import LocalTraining
-from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..base.refusal import Refusal
 from ..configs.local_training import LocalTraining
-from ..privacy.refusal import Refusal
 from .protocol import Task, check_own_training
 
 CLASSES = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .protocol import Task
 
 if TYPE_CHECKING:

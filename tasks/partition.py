@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 
 Indices = NDArray[np.int64]
 

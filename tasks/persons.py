@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..privacy.statistics.columns import text_of
 from .data import Data, LazyExamples, leaves, only
 from .fingerprint import feed

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ..base.refusal import Refusal
 from ..privacy.audit.memorisation import Exposure, Memorised, exposure, fisher
-from ..privacy.refusal import Refusal
 from .arrays import load_arrays
 from .protocol import Task
 

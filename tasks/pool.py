@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .data import Data, as_data, only
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Indices, Partition

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from ..base.refusal import Refusal
 from ..configs.local_training import LocalTraining
 from ..privacy.audit.memorisation import MemorisationProbe
-from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..privacy.statistics.figure import Figure
 from ..privacy.statistics.inquiry import MOST_QUESTIONS
 from .answer_files import Answered, read_answer

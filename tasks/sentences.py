@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .classification import Classification, classification
 from .data import Examples
 from .fashion_mnist import cache_folder, kept

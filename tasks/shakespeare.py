@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .data import Examples, check_examples, joined, only
 from .partition import Indices, Partition
 from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from .table_schema import Column, Schema, read_schema
 
 SHAPES = "shapes.json"

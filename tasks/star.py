@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..privacy.refusal import Refusal
+from ..base.refusal import Refusal
 from ..privacy.statistics.held_rows import held_rows
 from .data import Examples, joined, only
 from .group_weights import weighted_schema

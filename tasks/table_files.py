@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.extras import require_extra
+from ..base.refusal import Refusal
 from ..configs.strict import nearest
-from ..extras import require_extra
-from ..privacy.refusal import Refusal
 from .table_schema import Column, Schema, plain, with_label
 
 TEXTS = (".csv", ".tsv", ".txt")

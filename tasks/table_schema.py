@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from ..base.refusal import Refusal, real
 from ..configs.strict import nearest
 from ..configs.yaml_guard import check_file
-from ..privacy.refusal import Refusal, real
 
 # Spellings of an unknown value, unless the schema declares others.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")

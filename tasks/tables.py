@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
-from ..privacy.refusal import Refusal
 from ..privacy.statistics.held_rows import held_rows
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked

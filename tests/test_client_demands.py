@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.agent import Agent
 from fedveil.client.device.client_bundle import read_client_bundle, renew_roster, take_shipped
 from fedveil.client.device.enrol import MAKING, _complete
@@ -27,7 +28,6 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg import messages as wire
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.transcript import Profile

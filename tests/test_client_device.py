@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli import client as client_verbs
 from fedveil.cli.client import forget, status
 from fedveil.client.device import agent, known_heads
@@ -42,7 +43,6 @@ from fedveil.privacy.ledger.ledger import Ledger, ReleaseState, read_entries, ve
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.server.binding.manifest import Manifest
 from fedveil.server.evaluations import FIRST_ROW

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
 from fedveil.client.device.order_policy import Charged
@@ -21,7 +22,6 @@ from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.record_plan import calibrated_noise

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted
 from fedveil.benchmarks.made_task import Made
 from fedveil.benchmarks.workload import CLASSES, build
@@ -37,7 +38,6 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
 from fedveil.reports.promise import MIXED, REFUTED
 from fedveil.reports.run_files import read_run

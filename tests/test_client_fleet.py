@@ -11,10 +11,10 @@ import httpx
 import pytest
 from flwr.app import Message
 
+from fedveil.base.refusal import Refusal
 from fedveil.links.device_answers import Journal
 from fedveil.links.flower.device_end import ReplyMemory, read_node_key
 from fedveil.links.grpc.message_codec import pack_body, question_id
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import HANDLED_BEFORE, NOT_READY
 

@@ -13,13 +13,13 @@ from flwr.app import Context, Message
 from torch import nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
 from fedveil.client.dp_sgd.train import ENGINES
 from fedveil.client.training.cohort_training import sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.mechanisms.private_sum import CohortSum
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.build import build
 from fedveil.server.run.run import evaluator
 from fedveil.strategies.client_settings import ClientSettings, RecordPrivacy

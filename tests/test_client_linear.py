@@ -10,11 +10,11 @@ from flwr.app import Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.training import linear
 from fedveil.client.training import sgd as training
 from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.wire import instruct, memory_arrays

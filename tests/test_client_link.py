@@ -15,13 +15,13 @@ from flwr.app import Error, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.links import device_answers
 from fedveil.links.device_answers import COPIED, Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.links.grpc.server_end import Traffic
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, NOT_READY, view
 

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor, nn
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import Device, read_device
@@ -21,7 +22,6 @@ from fedveil.deployment.provision import provision
 from fedveil.links.device_answers import Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.message_codec import pack, unpack
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.training_order import ORDER_KEY

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dp_accounting.dp_event import GaussianDpEvent
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.order_policy import Charged
 from fedveil.client.device.own_ledger import OwnLedger, epsilon_of, spent_on
 from fedveil.client.private_update import NotTrained
@@ -18,7 +19,6 @@ from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.caps import Cap
 from fedveil.privacy.ledger.client_sums import SUFFIX
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.strategies.wire import BUDGET_SPENT, NOT_READY
 

@@ -15,6 +15,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
 from fedveil.client.dp_sgd import record_canaries
 from fedveil.client.dp_sgd import train as dp_sgd
@@ -30,7 +31,6 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from fedveil.strategies.flower_adapter import claim_identity, client_context
 from fedveil.strategies.record_plan import PoissonBatches

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining, Optimizer
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.tasks import as_task, load_task
 from fedveil.tasks.mislabelled import mislabelled

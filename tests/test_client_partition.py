@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks.partition import PARTITIONS, Partition
 
 LABELS = np.random.default_rng(3).integers(0, 10, 600)

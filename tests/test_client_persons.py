@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
 from fedveil.client.dp_sgd.together import step
 from fedveil.client.dp_sgd.union import union_of
@@ -17,7 +18,6 @@ from fedveil.privacy.accounting.gaussian_mixture import records_event
 from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept

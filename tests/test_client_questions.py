@@ -19,6 +19,7 @@ import pytest
 from flwr.app import Message
 from safetensors.numpy import save
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import table_of
 from fedveil.cli.client import status
 from fedveil.client.device.own_ledger import questions_of
@@ -29,7 +30,6 @@ from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum

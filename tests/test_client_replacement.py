@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client.device import enrol as enrolment
 from fedveil.client.device.client_bundle import (
     REPLACING,
@@ -23,7 +24,6 @@ from fedveil.links.enrolment.messages import Ask
 from fedveil.links.enrolment.server_end import EnrolmentPort
 from fedveil.links.enrolment.token import Token
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 
 FEDERATION = """\
 federation: sensors

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.device import roster_changes
 from fedveil.client.device.client_bundle import read_client_bundle, renew_roster, take_shipped
@@ -29,7 +30,6 @@ from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.roster import (
     UNKNOWN,

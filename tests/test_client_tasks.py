@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task, scattering
 from fedveil.tasks import fashion_mnist as fashion
 from fedveil.tasks.classification import classification, softmax_regression

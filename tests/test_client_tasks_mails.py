@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples, minilm, sentences
 from fedveil.tasks.arrays import load_arrays, read_arrays

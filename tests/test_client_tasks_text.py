@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining
@@ -14,7 +15,6 @@ from fedveil.privacy.audit.memorisation import exposure
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples, Task, load_task, shakespeare
 from fedveil.tasks.arrays import read_arrays

@@ -23,6 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.dp_sgd.together import drawn, step
@@ -42,7 +43,6 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_noise, de
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec, cells_for
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.round_terms import Sum
 from fedveil.server.run.build import build
 from fedveil.server.run.sum_plan import sum_plan

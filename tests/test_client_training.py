@@ -17,6 +17,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training import cohort_training
@@ -32,7 +33,6 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import (
     TRAIN_LOSS,
     CanaryClients,

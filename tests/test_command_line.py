@@ -15,8 +15,8 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig, OmegaConf
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import SimulationSettings
-from fedveil.privacy.refusal import Refusal
 
 main: Callable[[], int] = import_module("fedveil.__main__").main
 Simulator = Callable[[SimulationSettings, Path], tuple[int, dict[str, Any]]]
@@ -229,7 +229,7 @@ def test_what_an_extra_lacks_is_one_sentence(
     def found(name: str) -> str | None:
         return None if name == "torch" else name
 
-    console.monkeypatch.setattr("fedveil.extras.find_spec", found)
+    console.monkeypatch.setattr("fedveil.base.extras.find_spec", found)
     code, out, err = console(*verb.split(), *argv)
     assert (code, out) == (2, "")
     assert err == f"extra='{extra}': fedveil {verb} needs torch: pip install 'fedveil[{extra}]'\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedveil import extras
 from fedveil.__main__ import run
+from fedveil.base import extras
 from fedveil.cli import doctor
 from fedveil.server.run.run_folder import make_folder
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.cli.new import COMMANDS, TEMPLATES
-from fedveil.privacy.refusal import Refusal
 from fedveil.tasks.tables import load
 
 

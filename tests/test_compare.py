@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.compare import compare, over_seeds, rows_of, table_of, write_csv
 from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.refusal import Refusal
 from fedveil.tasks.table_files import draft_schema
 
 SMALL = (

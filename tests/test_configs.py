@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from fedveil import configs
+from fedveil.base.refusal import Refusal
 from fedveil.configs.compose import arguments, compose_jobs
 from fedveil.configs.schema import (
     ClientCentral,
@@ -23,7 +24,6 @@ from fedveil.configs.schema import (
 )
 from fedveil.configs.settings import settings_from_overrides, settings_of
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.refusal import Refusal
 
 FOLDER = Path(str(configs.__file__)).parent
 SERVERS = {FOLDER / "server.yaml", *(FOLDER / "link").glob("*.yaml")}  # test_configs_server.py reads these

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.refusal import Refusal
 
 
 def test_light_is_the_default_and_off_is_nothing() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.checks import check_cohort, check_delta, check_seed
 from fedveil.configs.preflight import preflight
 from fedveil.configs.schema import Record
@@ -15,7 +16,6 @@ from fedveil.configs.yaml_guard import MAX_BYTES, check_file
 from fedveil.privacy import budget
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.run_files import read_config
 from fedveil.server.run.released import config_of
 from fedveil.strategies.cohorts import All

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import fedveil.configs
+from fedveil.base.refusal import Refusal
 from fedveil.configs import schema
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.group import Group, node_at, schema_of
@@ -25,7 +26,6 @@ from fedveil.configs.schema import (
 )
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.refusal import Refusal
 
 FOLDER = Path(fedveil.configs.__file__).parent
 # Values that suit the task, and have no default of their own.

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 import fedveil.configs
+from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import ClientCentral, LightAudit, LinkSettings, Record
 from fedveil.configs.settings import differing, server_settings
-from fedveil.privacy.refusal import Refusal
 
 FOLDER = Path(fedveil.configs.__file__).parent
 

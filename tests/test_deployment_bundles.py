@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.client import state_of
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.enrolment import read_request, write_request
 from fedveil.deployment import authority
 from fedveil.deployment.provision import provision
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.roster import Member, Roster, write_roster
 
 FEDERATION = """\

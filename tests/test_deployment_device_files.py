@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from fedveil.base.refusal import Refusal
 from fedveil.deployment.requirements import (
     DEVICE,
     cuda_on_device,
@@ -27,7 +28,6 @@ from fedveil.deployment.systemd_units import (
     enrolment_unit,
     server_unit,
 )
-from fedveil.privacy.refusal import Refusal
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,6 +17,7 @@ import pytest
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.enrolment import enrol_device
 from fedveil.cli.provision import tokens
 from fedveil.client.device.admission import write_admission
@@ -30,7 +31,6 @@ from fedveil.links.enrolment.messages import Ask, Reply
 from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place_of
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.double_signature import AUTHORITY_BYTES, BOTH_BYTES, ML_DSA_KEY_BYTES
 from fedveil.privacy.secagg.suite import SIGNATURE_BYTES, sign
 

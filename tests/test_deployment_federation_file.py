@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision, revoke, rotate
-from fedveil.privacy.refusal import Refusal
 
 SMALLEST: dict[str, Any] = {
     "federation": "hearts",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device import agent as agents
 from fedveil.client.device.certificate import newest_credentials, renew_certificate
 from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
@@ -27,7 +28,6 @@ from fedveil.links.grpc import device_end
 from fedveil.links.grpc.device_end import Endpoint, follow
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_sender
 from fedveil.strategies.renewal import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
 

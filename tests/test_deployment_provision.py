@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from fedveil.base.durable_files import replace_file
+from fedveil.base.refusal import Refusal
 from fedveil.cli.provision import _in_words
 from fedveil.client.device.client_bundle import (
     Eligibility,
@@ -39,8 +41,6 @@ from fedveil.deployment.authority import Authority
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.deployment.register import read_register
 from fedveil.links.server_bundle import OwnersBudget, read_admitted, read_server_bundle
-from fedveil.privacy.ledger.durable_files import replace_file
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.suite import public_of
 
 FEDERATION = """\

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client.device import authority as device_authority
 from fedveil.client.device.agent import Agent
 from fedveil.client.device.authority import new_fingerprint, offered, waiting
@@ -38,7 +39,6 @@ from fedveil.links.enrolment.token import fingerprint_of
 from fedveil.links.roster_watch import followed_credentials, followed_rollovers, followed_roster
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.tree_head import check_head, sign_head
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.rollover import (
     DAY_SECONDS,

@@ -22,6 +22,7 @@ import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
 from fedveil.client.device.own_ledger import epsilon_of, spent_on
@@ -45,7 +46,6 @@ from fedveil.privacy.budget import OF_RECORDS, Adversary
 from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.reports.content import report_of
 from fedveil.reports.files import ROSTERS

@@ -14,6 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
 from fedveil.client.device.run_end import keep
@@ -23,7 +24,6 @@ from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.released import predictions
 from fedveil.strategies.run_over import RunOver
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder

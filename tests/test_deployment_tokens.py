@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.enrol import enrol
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.token_keys import TokenChoice, _pin, token_keys
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 
 LIBRARIES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so")
 FEDERATION = """\

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.refusal import Fault
 from fedveil.privacy.secagg.server import ServerAttempt

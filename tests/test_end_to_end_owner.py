@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger import data_sets
@@ -21,7 +22,6 @@ from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
 from fedveil.privacy.ledger.client_sums import lost_by_records
 from fedveil.privacy.ledger.data_sets import Owed, client_ledgers
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate

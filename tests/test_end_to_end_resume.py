@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server import checkpoint
 from fedveil.server.accounts import Protected, Unprotected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read

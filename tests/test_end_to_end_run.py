@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
 import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
+from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
 from fedveil.cli.simulate import plan as plan_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run import run_folder as recording
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate

@@ -438,7 +438,9 @@ def test_progress_is_shown_and_can_be_silenced(capsys: pytest.CaptureFixture[str
 
 
 def test_what_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.extras.find_spec", lambda name: None if name in ("flwr", "torch") else name)
+    monkeypatch.setattr(
+        "fedveil.base.extras.find_spec", lambda name: None if name in ("flwr", "torch") else name
+    )
     with pytest.raises(
         fv.Refusal, match=r"fedveil.simulate needs flwr, torch: pip install 'fedveil\[simulation\]'"
     ):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.ledger.caps import default_folder
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.protect import NobodyAnswered
 from fedveil.simulations.in_process import InProcessGrid
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from fedveil.__main__ import FAILED, run
+from fedveil.base.durable_files import append_line, replace_file
+from fedveil.base.refusal import Refusal, disk_failed
 from fedveil.client.device.known_heads import LedgerHeads, settle
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
@@ -23,10 +25,8 @@ from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
-from fedveil.privacy.ledger.durable_files import append_line, replace_file
 from fedveil.privacy.ledger.hash_chain import refusing_ledger
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal, disk_failed
 from fedveil.reports.run_files import read_object
 from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.run.log_file import LogFile

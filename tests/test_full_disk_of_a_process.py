@@ -22,9 +22,9 @@ import pytest
 from dp_accounting import GaussianDpEvent
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal, disk_failed
 from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger
-from fedveil.privacy.refusal import Refusal, disk_failed
 from fedveil.server.checkpoint import read
 
 FAULTS = Path(__file__).parent / "faults"

@@ -19,6 +19,7 @@ import grpc
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import server_settings
 from fedveil.links.grpc import grid as grid_module
 from fedveil.links.grpc import server_end as switchboard
@@ -30,7 +31,6 @@ from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
 from fedveil.strategies.wire import (
     DROP_REASONS,

@@ -15,6 +15,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog, text_of_head
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
@@ -37,7 +38,6 @@ from fedveil.links.server_log import (
 from fedveil.links.tree_head import check_head, read_head, sign_head
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.masking import Masking
 from fedveil.server.participants import Participants
 from fedveil.server.round_terms import Sum

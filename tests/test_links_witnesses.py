@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.log_witnesses import BRANCHES, COSIGNED
 from fedveil.client.device.seen_log import SeenLog
@@ -29,7 +30,6 @@ from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.server_log import LOG, ServerLog, manifest_entry, read_entries, told_again
 from fedveil.links.tree_head import TreeHead, sign_head
 from fedveil.privacy.merkle import leaf_hash, root_of
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.binding.signatures import make_key

@@ -1365,14 +1365,14 @@ MUTATIONS = {
         "prepared_under",
     ),
     "a message may be as deep as it likes": Mutation(
-        "privacy/bounded_decoding.py",
+        "base/bounded_decoding.py",
         "if len(due) > bounds.depth:",
         "if False:",
         "test_privacy_bounded_decoding.py",
         "bombs_lies",
     ),
     "text may be as deep as it likes": Mutation(
-        "privacy/bounded_decoding.py",
+        "base/bounded_decoding.py",
         "if depth > JSON_DEPTH:",
         "if False:",
         "test_privacy_bounded_decoding.py",
@@ -1400,7 +1400,7 @@ MUTATIONS = {
         "another_suite",
     ),
     "strangers take a server's last open file": Mutation(
-        "links/open_files.py",
+        "base/open_files.py",
         "if connection.fileno() >= min(for_connections(), MOST_TLS):",
         "if False:",
         "test_server_open_files.py",
@@ -1757,14 +1757,14 @@ MUTATIONS = {
         "runs_no_cell",
     ),
     "a ledger that SQLite cannot open for want of files is called damaged": Mutation(
-        "privacy/refusal.py",
+        "base/refusal.py",
         "    sqlite3.SQLITE_CANTOPEN: ",
         "    -1: ",
         "test_full_disk.py",
         "takes_no_ledger_for_damaged",
     ),
     "a file that cannot be opened for want of files is called damaged": Mutation(
-        "privacy/refusal.py",
+        "base/refusal.py",
         "dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES)",
         "dict.fromkeys((), _FILES)",
         "test_full_disk.py",
@@ -2380,7 +2380,7 @@ MUTATIONS = {
         "whoever and central",
     ),
     "everybody may read the operator's file": Mutation(
-        "privacy/ledger/durable_files.py",
+        "base/durable_files.py",
         "os.fchmod(descriptor, 0o600)  # whoever made it",
         "os.fchmod(descriptor, 0o644)",
         "test_preconditions.py",

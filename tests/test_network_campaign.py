@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.deployment.provision import provision
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
 from fedveil.tasks.digits import load
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fedveil.client.dp_sgd.train
 import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that children need not import it)
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
@@ -26,7 +27,6 @@ from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.hash_chain import Lock
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.engines import require_one_machine
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity

@@ -31,6 +31,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting import epsilon as accounting
 from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import (
@@ -46,7 +47,6 @@ from fedveil.privacy.accounting.events import Counts, event_from_json, event_to_
 from fedveil.privacy.accounting.gate import GATE, Gate
 from fedveil.privacy.accounting.renyi import by_renyi, relation_of, renyi_vector
 from fedveil.privacy.budget import Adjacency, Budget, Unit
-from fedveil.privacy.refusal import Refusal
 
 ORACLE = runpy.run_path(str(Path(__file__).parent / "oracles" / "accountant.py"))
 RANDOM_PLANS = runpy.run_path(str(Path(__file__).parent / "oracles" / "random_plans.py"))

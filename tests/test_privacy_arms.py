@@ -10,12 +10,12 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.book import Book, read_book, run_of
 from fedveil.privacy.ledger.hash_chain import START, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 
 RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"))[
     "main"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import nct
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu, last_true
 from fedveil.privacy.audit.normality import (
     Separation,
@@ -21,7 +22,6 @@ from fedveil.privacy.audit.normality import (
 from fedveil.privacy.audit.one_run import Guesses, gdp_refutes, guesses_at, steinke_p, steinke_refutes
 from fedveil.privacy.audit.rates import rate_above, rate_below
 from fedveil.privacy.audit.verdict import Verdict, by_guesses, by_many_runs, by_one_run, judge
-from fedveil.privacy.refusal import Refusal
 
 DELTA = 1e-5
 

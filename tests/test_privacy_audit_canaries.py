@@ -7,6 +7,7 @@ import dp_accounting as dp
 import numpy as np
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.audit.canary_clients import (
@@ -30,7 +31,6 @@ from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.round_rows import LAYERS, stacked
 from fedveil.privacy.audit.watching import NO_MEMORY, Released, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.refusal import Refusal
 
 DELTA, DIMENSION, CANARIES = 1e-5, 20_000, 600
 FULL = dp.GaussianDpEvent(1.0)

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.gaussian import gaussian_mu
 from fedveil.privacy.audit.alarms import CANNOT_UNDO, CONFIRMED_BY, AlarmState, Check, Level, Look, look_at
 from fedveil.privacy.audit.membership import auc, late_fall, lira, logit, rmia, tpr_at
 from fedveil.privacy.audit.memorisation import Exposure, exposure, fisher
 from fedveil.privacy.audit.normality import accuracy_p, right_of_median, separation
-from fedveil.privacy.refusal import Refusal
 
 # --- exposure ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.bounded_decoding import JSON_DEPTH, Bounds, Undecodable, build, read_json, unpack
+from fedveil.base.bounded_decoding import JSON_DEPTH, Bounds, Undecodable, build, read_json, unpack
 
 BOUNDS = Bounds(depth=4, width=10, items=40)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)

@@ -8,12 +8,12 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from dp_accounting import GaussianDpEvent
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger import caps
 from fedveil.privacy.ledger.caps import ALL, FILE, Cap, CapEnded, capped, read_caps, set_cap
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 
 WIDE = Budget(Unit.CLIENT, 8.0, 1e-4)
 EVENT = GaussianDpEvent(10.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.bounded_decoding import build
+from fedveil.base.bounded_decoding import build
 from fedveil.privacy.mechanisms import compression
 from fedveil.privacy.mechanisms.compression import (
     COMPRESSED,

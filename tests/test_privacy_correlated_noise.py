@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.mechanisms.correlated_noise import SCALE_BITS, Correlation, NoiseRows
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 
 FIVE_TIMES = Correlation(500, separation=100, max_participations=5)
 SPEC = SumSpec(1.0)

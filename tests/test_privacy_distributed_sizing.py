@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import epsilon, grouped
 from fedveil.privacy.accounting.renyi import by_renyi, from_renyi, orders
@@ -20,7 +21,6 @@ from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
 from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.graph import colluders
 from fedveil.server.run.build import build
 from fedveil.server.run.unit_plan import unit_plans

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.evaluation import (
     BINS,
     FIGURES,

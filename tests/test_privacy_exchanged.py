@@ -13,6 +13,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from scipy import fft
 from scipy.stats import norm
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.curve import privacy_curve
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
@@ -22,7 +23,6 @@ from fedveil.privacy.accounting.openly_sampled import ExchangedDpEvent
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, verify
-from fedveil.privacy.refusal import Refusal
 
 RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"))
 DELTA = 1e-5

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.statistics.columns import Bins
 from fedveil.privacy.statistics.fairness import CRITERIA, Fairness, difference_of, reweighing, share_of
 from fedveil.privacy.statistics.inquiry import read_inquiry

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger import book, data_sets
@@ -33,7 +34,6 @@ from fedveil.privacy.ledger.ledger import (
     read_entries,
     verify,
 )
-from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
 EVENT = GaussianDpEvent(10.0)

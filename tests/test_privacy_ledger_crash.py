@@ -12,10 +12,10 @@ import threading
 import pytest
 from dp_accounting import GaussianDpEvent
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, ReleaseState, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
 EVENT = GaussianDpEvent(10.0)
@@ -26,7 +26,7 @@ import os, random, select, signal, sys, time
 from dp_accounting import GaussianDpEvent
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, LedgerUnavailable
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 
 path, name = sys.argv[1:3]
 budget = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)

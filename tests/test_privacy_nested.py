@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import comb, logsumexp
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
@@ -31,7 +32,6 @@ from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.accounting.renyi import relation_of
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify
-from fedveil.privacy.refusal import Refusal
 
 ZERO_OUT, ADD_REMOVE = Adjacency.ZERO_OUT, Adjacency.ADD_OR_REMOVE_ONE
 BOTH = [ZERO_OUT, ADD_REMOVE]

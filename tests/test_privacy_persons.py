@@ -15,6 +15,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting import gaussian_mixture
 from fedveil.privacy.accounting.curve import privacy_curve
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
@@ -23,7 +24,6 @@ from fedveil.privacy.accounting.gate import Gate
 from fedveil.privacy.accounting.gaussian_mixture import records_event
 from fedveil.privacy.accounting.loss_distributions import ROUNDED
 from fedveil.privacy.budget import Adjacency, Budget, Unit
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.record_plan import PoissonBatches
 
 DELTA = 1e-5

@@ -6,12 +6,12 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import pytest
 from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from fedveil.privacy.accounting.gate import Gate
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.cohorts import MinSeparation
 
 

@@ -18,10 +18,10 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil import Examples
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.privacy.statistics.prefixes import Prefixes
 from fedveil.server.run.build import Given, build

@@ -11,11 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import read_client_bundle, renew_roster
 from fedveil.client.device.enrolment import read_request, write_request
 from fedveil.deployment.provision import provision, revoke
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg import client
 from fedveil.privacy.secagg.double_signature import (
     BOTH_BYTES,

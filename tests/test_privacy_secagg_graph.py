@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.secagg.graph import (
     COMPLETE_UP_TO,
     Shape,

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.secagg.graph import parameters
 from fedveil.privacy.secagg.policy import Policy, check
 from fedveil.privacy.secagg.refusal import Reason, Refused

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.mechanisms.private_sum import add_noise, decode_counts, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.figure import ratio_of
 from fedveil.privacy.statistics.inquiry import Inquiry, from_json, read_inquiry
 

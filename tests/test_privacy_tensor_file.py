@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.tensor_file import safetensors_parts
+from fedveil.base.refusal import Refusal
+from fedveil.base.tensor_file import safetensors_parts
 from fedveil.server.checkpoint import NAME, Checkpoint, State, read, write
 
 

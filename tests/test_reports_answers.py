@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.answers import read_answers, told_answers
 from fedveil.reports.asked import report_of_answers
 from fedveil.reports.charts import bar

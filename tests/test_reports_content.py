@@ -16,13 +16,13 @@ import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from safetensors.numpy import save_file
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.privacy.audit.round_rows import row_type
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.asked import report_of_answers
 from fedveil.reports.card import card_of
 from fedveil.reports.content import report_of, to_json

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.reports import live
 from fedveil.reports.commands import commands_of
 from fedveil.reports.content import report_of, to_json

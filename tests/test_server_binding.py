@@ -16,13 +16,13 @@ import torch
 
 import fedveil as fv
 import fedveil.server.run.run
+from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.report_bundle import bundle, key
 from fedveil.cli.verify import UNBOUND
 from fedveil.cli.verify import verify as verify_path
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import to_json
 from fedveil.reports.page import page_of
 from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest, write_manifest

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.secagg.complaint import PROOF_BYTES
 from fedveil.privacy.secagg.refusal import Fault
 from fedveil.privacy.secagg.roster import Roster, write_roster

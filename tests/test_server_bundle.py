@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from dp_accounting.dp_event import GaussianDpEvent
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.report_bundle import bundle, key, sign
 from fedveil.cli.verify import verify
 from fedveil.configs.passphrase import is_scrypt
@@ -33,7 +34,6 @@ from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.files import MANIFEST, RESULT
 from fedveil.reports.shown import differences, pointed, shown
 from fedveil.server.binding import page as page_module

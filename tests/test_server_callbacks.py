@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import fedveil as fv
-from fedveil import extras
 from fedveil.__main__ import run as command
+from fedveil.base import extras
 from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
 from fedveil.privacy.audit.summary import Raised

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.together import step, step_of
 from fedveil.client.private_update import compressed, private_update
 from fedveil.configs.local_training import LocalTraining
@@ -32,7 +33,6 @@ from fedveil.privacy.mechanisms.compression import (
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy, SumTerms

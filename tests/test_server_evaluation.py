@@ -17,6 +17,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil import Examples
 from fedveil.__main__ import run as command
+from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
@@ -27,7 +28,6 @@ from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_shar
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.evaluation import HeldOutMeans
 from fedveil.server import masked_sums
 from fedveil.server.binding.verify import Knowledge, verify_folder

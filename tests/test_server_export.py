@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.__main__ import run as fedveil
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.distil import distil
 from fedveil.server.run.export import Order, export, rounded, traced, written
 from fedveil.simulations.simulate import simulate
@@ -145,7 +145,7 @@ def test_a_device_without_torch_predicts_words_of_a_table(shops: Path, tmp_path:
 def test_what_is_no_export_needs_torch_and_says_so(first: Path, tmp_path: Path) -> None:
     script = (
         "from fedveil.__main__ import run\n"
-        "import fedveil.extras as extras\nextras.find_spec = lambda name: None\nassert run(sys.argv[1:]) == 2"
+        "import fedveil.base.extras as extras\nextras.find_spec = lambda name: None\nassert run(sys.argv[1:]) == 2"
     )
     done = [sys.executable, "-c", "import sys\n" + script, "predict", str(first), str(tmp_path)]
     told = subprocess.run(done, capture_output=True, text=True, check=False)

@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_pri
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fedveil.base.refusal import Refusal
 from fedveil.deployment.provision import rotate
 from fedveil.links.flower import tls_front as front_module
 from fedveil.links.flower.fleet_calls import FLEET_PATHS, signed_by
 from fedveil.links.flower.tls_front import MOST_BODY_BYTES, Front, open_front
 from fedveil.links.roster_watch import Nodes, admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 
 ENDS = Path(__file__).parent / "faults" / "flower_ends.py"
 MADE = runpy.run_path(str(ENDS))

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.build import build
 from fedveil.server.run.learning_rate import rise_of
 from fedveil.simulations.simulate import simulate

@@ -10,13 +10,13 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.server import noise_key
 from fedveil.server.accounts import MECHANISM
 from fedveil.server.noise_rows import NoRowLeft

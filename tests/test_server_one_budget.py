@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.cli.budget import show
 from fedveil.cli.report import report
 from fedveil.privacy.accounting.epsilon import epsilon
@@ -21,7 +22,6 @@ from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.binding.verify import Knowledge, verify_folder
 
 DELTA = 1e-3

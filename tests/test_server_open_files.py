@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from fedveil.base import open_files
 from fedveil.deployment import prometheus
-from fedveil.links import open_files
 from fedveil.links.flower.tls_front import open_front
 from fedveil.links.grpc.event_loop import stream_loop
 
@@ -190,7 +190,7 @@ def said_by(code: str) -> str:
 
 def test_a_process_takes_as_many_files_as_the_system_grants() -> None:
     code = (
-        "import resource; from fedveil.links.open_files import *; before = for_connections(); raise_limit(); "
+        "import resource; from fedveil.base.open_files import *; before = for_connections(); raise_limit(); "
         "print(before, resource.getrlimit(resource.RLIMIT_NOFILE), for_connections())"
     )
     assert said_by(code) == "150 (600, 600) 344"
@@ -199,7 +199,7 @@ def test_a_process_takes_as_many_files_as_the_system_grants() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks prctl")
 def test_a_process_that_holds_keys_leaves_no_core_dump_in_a_file_or_a_pipe() -> None:
     code = (
-        "import ctypes, resource; from fedveil.links.core_dumps import without_core_dumps; without_core_dumps(); "
+        "import ctypes, resource; from fedveil.base.core_dumps import without_core_dumps; without_core_dumps(); "
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     assert said_by(code) == "(0, 0) 0"

@@ -13,12 +13,12 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
 from fedveil.privacy import Adjacency, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy, SumTerms

@@ -19,6 +19,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 
 import fedveil as fv
 from fedveil import Examples
+from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import ask as ask_command
 from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
@@ -29,7 +30,6 @@ from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.columns import Numbers
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.questions import CELLS

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord
 
+from fedveil.base.tensor_file import safetensors_parts
 from fedveil.cli.report_bundle import bundle
 from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
 from fedveil.client.device.receipts import MOST, give_receipt, receipt_for
@@ -23,7 +24,6 @@ from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
-from fedveil.privacy.tensor_file import safetensors_parts
 from fedveil.server.binding.manifest import Manifest
 from fedveil.server.binding.receipts import checked_roster, fewest_receipts, read_receipts
 from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
 from fedveil import Examples
+from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
@@ -29,7 +30,6 @@ from fedveil.deployment.serve import serve
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.evaluation import (
     LOSS_BOUND,
     Evaluation,

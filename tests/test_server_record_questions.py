@@ -16,6 +16,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 from flwr.app import Message, RecordDict
 
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.client.questions import with_own_noise
 from fedveil.configs.settings import settings_from_overrides
@@ -24,7 +25,6 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.question_plan import Spend

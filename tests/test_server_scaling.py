@@ -19,13 +19,13 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
 from fedveil.reports.run_files import read_run
 from fedveil.server.binding.verify import Knowledge, verify_folder

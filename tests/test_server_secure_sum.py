@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.private_update import SUMMED_RECORD
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
@@ -21,7 +22,6 @@ from fedveil.privacy.mechanisms.distributed import decode_sum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.privacy.secagg.roster import Member, Roster

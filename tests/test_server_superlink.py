@@ -25,6 +25,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
+from fedveil.base.refusal import Refusal
 from fedveil.links.flower import control_calls as flower_runtime
 from fedveil.links.flower.control_calls import Announced
 from fedveil.links.flower.fleet_calls import FleetNode, node_fingerprint
@@ -33,7 +34,6 @@ from fedveil.links.flower.superlink import SuperLink, open_flower_link, public_k
 from fedveil.links.flower.tls_front import Front
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity
 
 free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]

@@ -14,6 +14,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.cli.sweep_cost import require_accepted
 from fedveil.client import app as client_app
 from fedveil.client.app import measured_at
@@ -24,7 +25,6 @@ from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
 from fedveil.reports.page import page_of
 from fedveil.reports.run_files import read_run

@@ -17,10 +17,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.__main__ import run
+from fedveil.base.refusal import Refusal
 from fedveil.deployment.serve import serve
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
 from fedveil.privacy.merkle import leaf_hash, root_of
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.reports.files import MANIFEST, TIME_STAMP, WITNESSES
 from fedveil.server.binding import verify as verify_module

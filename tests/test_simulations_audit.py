@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.watch import audit_of
@@ -17,7 +18,6 @@ from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.reports.files import AUDIT_ROWS, OPERATOR
 from fedveil.server.audit_record import as_json
 from fedveil.server.auditing import Auditor

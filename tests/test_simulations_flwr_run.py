@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from flwr.supercore.object_ref import validate
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.flower_grid import FlowerGrid
 from fedveil.simulations.simulate import simulate
 

@@ -9,9 +9,9 @@ import torch
 
 import fedveil as fv
 from fedveil.__main__ import run as command
+from fedveil.base.refusal import Refusal
 from fedveil.benchmarks import search
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations import prediction
 from fedveil.simulations.prediction import predict, public_federation

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 from safetensors.numpy import load_file
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
 from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
@@ -32,7 +33,6 @@ from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.simulations.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid

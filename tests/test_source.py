@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (
+    "base",
     "privacy",
     "configs",
     "reports",
@@ -24,7 +25,7 @@ SHIPPED = (
 TREES = {
     path.relative_to(ROOT).with_suffix("").parts: ast.parse(path.read_text())
     for path in [
-        *(ROOT / name for name in ("__init__.py", "face.py", "extras.py")),
+        *(ROOT / name for name in ("__init__.py", "face.py")),
         *(
             file
             for room in SHIPPED

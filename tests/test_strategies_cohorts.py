@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.cohorts import All, Fixed, MinSeparation, Poisson, likely_participations
 
 POPULATION = list(range(100, 500))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
@@ -20,7 +21,6 @@ from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.mechanisms.mechanism import mechanism_of
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.privacy.plan import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.accounts import MECHANISM
 from fedveil.server.run.build import build
 from fedveil.server.run.sum_plan import best_groups

@@ -8,11 +8,11 @@ from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.group import schema_of
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.schema import SimulationSettings
 from fedveil.privacy.budget import Adjacency, Unit
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies import training_order
 from fedveil.strategies.training_order import (
     ORDER_KEY,

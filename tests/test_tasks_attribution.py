@@ -11,7 +11,7 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.__main__ import run as fedveil
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks.attribution import CARRIES, check_method, explained, integrated_gradients
 from fedveil.tasks.exported import told_by_schema
 from fedveil.tasks.shapes import shapes

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils.parametrizations import spectral_norm
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import ClientSettings, Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining
-from fedveil.privacy.refusal import Refusal
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import base_of, check_base, dimension_of, holds_arrays, read_arrays
 

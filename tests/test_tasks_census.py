@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks import census, load_task
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import fedveil as fv
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.server.run.export import Order, export
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.exported import read_export

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import fedveil as fv
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.statistics.fairness import reweighing
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.simulations.membership_attacks import attack_on

@@ -16,9 +16,9 @@ from safetensors.numpy import save
 from torch import nn
 
 import fedveil as fv
+from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench, table_of
 from fedveil.configs.local_training import LocalTraining
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.question_wire import question_content, question_of

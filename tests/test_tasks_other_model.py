@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.build import build
 from fedveil.server.run.export import Order, export
 from fedveil.simulations.simulate import simulate

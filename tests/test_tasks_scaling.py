@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fedveil as fv
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks import load_task
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load

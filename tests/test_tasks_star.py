@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks import load_task, star
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fedveil.privacy.refusal import Refusal
+from fedveil.base.refusal import Refusal
 from fedveil.tasks.table_files import CellReader, draft_schema, read_rows
 from fedveil.tasks.table_schema import MISSING, Column, read_schema
 from fedveil.tasks.tables import load, row_hashes

@@ -6,9 +6,9 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...base.bounded_decoding import Undecodable, read_json
+from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, SCHEMA
-from ...privacy.bounded_decoding import Undecodable, read_json
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.double_signature import (
     AUTHORITY_BYTES,
     BOTH_BYTES,

@@ -23,15 +23,15 @@ from types import FrameType
 
 from flwr.app import Error, Message
 
+from ...base.bounded_decoding import read_kept
+from ...base.core_dumps import without_core_dumps
+from ...base.durable_files import replace_file
+from ...base.open_files import raise_limit
+from ...base.refusal import Refusal, disk_remedy
 from ...configs.bundle_files import CERTIFICATE, certificate_ends
 from ...links import folder_lock
-from ...links.core_dumps import without_core_dumps
 from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
-from ...links.open_files import raise_limit
-from ...privacy.bounded_decoding import read_kept
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.receipt import Receipt
-from ...privacy.refusal import Refusal, disk_remedy
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
 from ...strategies.run_over import RunOver, read_over, reply_with

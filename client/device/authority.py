@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, read_file
 from ...links.enrolment.token import fingerprint_of
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.rollover import DAY_SECONDS, MOST_DAYS, Rollover, read_chain, since
 from .owner_policy import OwnerPolicy

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ...base.durable_files import PUBLIC, replace_file
+from ...base.refusal import Refusal
 from ...configs.bundle_files import (
     CERTIFICATE,
     Credentials,
@@ -14,8 +16,6 @@ from ...configs.bundle_files import (
     load_certificate,
     read_credentials,
 )
-from ...privacy.ledger.durable_files import PUBLIC, replace_file
-from ...privacy.refusal import Refusal
 from .client_bundle import ClientBundle
 
 logger = logging.getLogger("fedveil.client")

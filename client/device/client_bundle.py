@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...base.durable_files import replace_file, sync_folder
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
@@ -33,8 +35,6 @@ from ...configs.bundle_files import (
     refuse_writable,
 )
 from ...configs.strict import Section
-from ...privacy.ledger.durable_files import replace_file, sync_folder
-from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.roster_change import change_between

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import tomli_w
 
+from ...base.durable_files import PUBLIC, replace_file
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import NAME, NAME_FORM, read_toml
 from ...configs.strict import Section
-from ...privacy.ledger.durable_files import PUBLIC, replace_file
-from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.roster import Roster, cosign, cosigned_by
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of
 from ...privacy.secagg.transcript import HASH_BYTES

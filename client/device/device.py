@@ -23,6 +23,8 @@ from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal, disk_failed, disk_remedy
 from ...configs.bundle_files import SCHEMA
 from ...configs.local_training import LocalTraining
 from ...links.attestation import with_nonce
@@ -30,10 +32,8 @@ from ...links.log_wire import log_of
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
-from ...privacy.refusal import Refusal, disk_failed, disk_remedy
 from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans

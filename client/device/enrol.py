@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...base.durable_files import PUBLIC, replace_file, replace_files
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import ROSTER, read_file
 from ...links.enrolment.device_end import ask, authority_of
 from ...links.enrolment.token import Token, lock_of, seal_of
-from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
-from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.suite import KEY_BYTES
 from .admission import read_admission
 from .client_bundle import (

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from ...base.durable_files import PUBLIC, replace_file, replace_files
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import NAME, NAME_FORM, read_file, read_toml_text, spki
 from ...configs.strict import Section
-from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
-from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.double_signature import ML_DSA_KEY_BYTES, post_quantum_public
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
 from ...privacy.secagg.transcript import Purpose, digest, frame

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
+from ...base.durable_files import replace_file
 from ...links.grpc.message_codec import MalformedMessage, pack_body, segments, unpack
-from ...privacy.ledger.durable_files import replace_file
 from ...strategies.difference_wire import ModelStatement, told_model, with_arrays_again, with_held
 from ...strategies.flower_adapter import arrived
 from ...strategies.model_difference import apply, hash_of

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+from ...base.bounded_decoding import Undecodable
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
 from ...configs.bundle_files import read_file
 from ...links.log_export import covers
 from ...links.tree_head import TreeHead
-from ...privacy.bounded_decoding import Undecodable
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.merkle import root_of
-from ...privacy.refusal import Refusal
 from ...privacy.witness import (
     TWO_BRANCHES,
     HeadCosignature,

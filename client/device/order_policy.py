@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
+from ...base.refusal import Refusal
 from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.question_wire import Asked, own_noise_of, question_of

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from ...base.bounded_decoding import Undecodable, read_json
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
 from ...privacy.arms import Arm
-from ...privacy.bounded_decoding import Undecodable, read_json
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
 
 DEALS = "deals.json"  # in the device's state: by run the deal's key, its number of arms, and the device's
 MOST_RUNS = 1000  # stored runs; the oldest are dropped

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...privacy.bounded_decoding import read_json, read_lines
+from ...base.bounded_decoding import read_json, read_lines
+from ...base.durable_files import append_line, replace_file
+from ...base.refusal import Refusal
+from ...base.tensor_file import safetensors_parts
 from ...privacy.ledger.book import read_entries
-from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.ledger.receipt import (
     SALT_BYTES,
     Receipt,
@@ -24,8 +26,6 @@ from ...privacy.ledger.receipt import (
     read_opening,
     sign_receipt,
 )
-from ...privacy.refusal import Refusal
-from ...privacy.tensor_file import safetensors_parts
 from ...strategies.run_over import RunOver
 from ...strategies.training_order import people_call
 from .client_bundle import ClientBundle

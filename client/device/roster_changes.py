@@ -9,10 +9,10 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from ...base.bounded_decoding import read_kept, read_lines
+from ...base.durable_files import append_line, replace_file
+from ...base.refusal import Refusal
 from ...configs.bundle_files import ROSTER
-from ...privacy.bounded_decoding import read_kept, read_lines
-from ...privacy.ledger.durable_files import append_line, replace_file
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster, cosignatures_in, cosigned_by
 from ...privacy.secagg.roster_change import RosterChange, change_between
 from .owner_policy import OwnerPolicy

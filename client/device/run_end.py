@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...privacy.bounded_decoding import read_kept
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.tensor_file import safetensors_parts
+from ...base.bounded_decoding import read_kept
+from ...base.durable_files import replace_file
+from ...base.tensor_file import safetensors_parts
 from ...strategies.run_over import RunOver
 
 MODEL, ENDED = "model.safetensors", "ended.json"

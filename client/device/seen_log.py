@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from ...base.durable_files import replace_file, write_behind
+from ...base.refusal import Refusal
 from ...links.log_wire import NOWHERE, LogStatement
 from ...links.server_log import final_entry, model_entry, roster_entry
 from ...links.tree_head import TreeHead, check_head, read_head
-from ...privacy.ledger.durable_files import replace_file, write_behind
 from ...privacy.merkle import HASH_BYTES, Frontier, leaf_hash, root_of
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import read_roster
 from ...strategies.flower_adapter import records_of

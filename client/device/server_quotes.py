@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 
+from ...base.refusal import Refusal
 from ...links.attestation import NONCE_BYTES, Quote, quote_of, vouched_for
 from ...links.server_certificate import server_certificate
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.messages import Proposal, read_any
 from ...privacy.secagg.refusal import Refused
 from ...strategies.secure_wire import messages_of

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...base.refusal import Refusal
 from ...privacy.audit.kept_rows import arrays_of
 from ...privacy.audit.kept_rows import begin as begin_file
 from ...privacy.audit.one_run import Scores
@@ -24,7 +25,6 @@ from ...privacy.audit.step_ratio import step_ratio
 from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Data, Examples, in_tensors
 from ...tasks.optimizers import own_optimizer

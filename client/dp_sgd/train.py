@@ -27,11 +27,11 @@ from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSam
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from ...base.refusal import Refusal
 from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, add_on_lattice
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, padded_size, placeholder, run_on
 from ...tasks.independence import check_step

@@ -18,12 +18,12 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...base.refusal import Refusal
 from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...privacy.refusal import Refusal
 from ...strategies import wire
 from ...strategies.canaries import add_canary
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays

@@ -13,9 +13,9 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.randomness import Randomness
-from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.held_rows import hashes_of_rows, held_rows
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings

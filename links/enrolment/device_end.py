@@ -5,8 +5,8 @@ import socket
 import ssl
 import time
 
-from ...privacy.bounded_decoding import Undecodable
-from ...privacy.refusal import Refusal
+from ...base.bounded_decoding import Undecodable
+from ...base.refusal import Refusal
 from .messages import MOST_ANSWERED, Ask, Reply, receive, send
 from .token import Token, fingerprint_of
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 import msgpack
 
+from ...base.bounded_decoding import Bounds, Undecodable, unpack
 from ...configs.bundle_files import LARGEST_FILE
-from ...privacy.bounded_decoding import Bounds, Undecodable, unpack
 
 MOST_ASKED = 1 << 14  # bytes; a request has about 4 800, of which an ML-DSA key takes 3 900
 MOST_ANSWERED = 2 * LARGEST_FILE

@@ -17,11 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...base.bounded_decoding import Undecodable, build, read_json
+from ...base.durable_files import replace_file
+from ...base.open_files import listener
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import NAME, ROSTER, read_file
-from ...privacy.bounded_decoding import Undecodable, build, read_json
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal, refusing
-from ..open_files import listener
 from ..server_bundle import ServerBundle
 from .messages import MOST_ASKED, MOST_REQUEST, Ask, Reply, receive, send
 from .token import lock_of

@@ -12,8 +12,8 @@ import hmac
 import re
 from dataclasses import dataclass, field
 
+from ...base.refusal import Refusal
 from ...configs.bundle_files import ADDRESS, NAME
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.suite import derive
 from ...privacy.secagg.transcript import Purpose, frame
 

@@ -16,8 +16,8 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Error, Message
 
+from ...base.refusal import Refusal
 from ...configs.bundle_files import read_secret
-from ...privacy.refusal import Refusal
 from ...strategies.wire import FAILED
 from ..device_answers import MOST_BYTES, Handle, Journal, Longest, away, back_off, handled_once, usual_wait
 from ..grpc.message_codec import pack_body, question_id

@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 import httpx
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
 from ..roster_watch import Admitted, Nodes, admitted_in
 from ..server_bundle import ServerBundle
 from .control_calls import SUPERLINK, admit, open_run

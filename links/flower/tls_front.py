@@ -28,10 +28,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...base.open_files import listener
+from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, read_rollovers
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.rollover import Rollover
-from ..open_files import listener
 from ..roster_watch import Admitted, Followed
 from ..server_bundle import FORMER
 from ..traffic import CONTROL, LOST, NodeTraffic

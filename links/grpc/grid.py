@@ -24,14 +24,14 @@ import grpc
 import grpc.aio
 from flwr.app import Error, Message
 
+from ...base.bounded_decoding import read_json
+from ...base.durable_files import replace_file
+from ...base.open_files import MOST_CONNECTIONS, for_connections, listener
+from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
-from ...privacy.bounded_decoding import read_json
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal, unreadable
 from ...strategies.difference_wire import told_model
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
 from ...strategies.wire import SPEC_RECORD, UNREADABLE
-from ..open_files import MOST_CONNECTIONS, for_connections, listener
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from ..traffic import Cargo, Tally, cargo_of

@@ -29,8 +29,8 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
-from ...privacy import bounded_decoding
-from ...privacy.bounded_decoding import Bounds
+from ...base import bounded_decoding
+from ...base.bounded_decoding import Bounds
 from ...strategies.difference_wire import asked_alike
 from ...strategies.flower_adapter import arrived, records_of
 from ...strategies.secure_wire import VOUCHING

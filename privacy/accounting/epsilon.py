@@ -12,8 +12,8 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ...base.refusal import Refusal, real, word
 from ..budget import Adjacency, Budget
-from ..refusal import Refusal, real, word
 from .events import (
     MIN_NOISE,
     Counts,

@@ -12,7 +12,7 @@ from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
-from ..refusal import Refusal, real
+from ...base.refusal import Refusal, real
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent, GaussianDpEvent

@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+from ...base.refusal import real
 from ..budget import Adjacency
-from ..refusal import real
 from .events import MIN_NOISE
 
 # Relative error of a term of delta: erfc and exp are good to 1e-15, and so are their arguments, of at most 700.

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...base.refusal import Refusal, real
 from ..budget import Adjacency, Budget
-from ..refusal import Refusal, real
 from .epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, Events, accountant_name, epsilon, grouped, within
 from .renyi import Vector, orders, renyi_holds, renyi_vector
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 
 
 class Level(StrEnum):

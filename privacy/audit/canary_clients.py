@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ..accounting.events import leaves
 from ..mechanisms.randomness import Stream, keyed_stream
-from ..refusal import Refusal
 from .one_run import Scores
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .one_run import Scores
 from .rates import rate_above, rate_below
 

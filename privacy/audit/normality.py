@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_epsilon, gaussian_mu, last_true
-from ..refusal import Refusal
 from .one_run import Scores
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_mu
-from ..refusal import Refusal
 
 Scores = NDArray[np.float64]
 # Shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.

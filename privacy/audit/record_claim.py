@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
+from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_mu
 from ..budget import Budget
-from ..refusal import Refusal
 from .alarms import Check
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores

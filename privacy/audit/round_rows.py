@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ledger.durable_files import open_for_owner
-from ..refusal import Refusal
+from ...base.durable_files import open_for_owner
+from ...base.refusal import Refusal
 
 # Blocks of rounds whose sums are kept: updates change slowly, so a few blocks tell as much as all rounds.
 BLOCKS = 16

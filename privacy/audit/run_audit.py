@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.gaussian import gaussian_epsilon, gaussian_mu
 from ..accounting.renyi_filter import counted
 from ..budget import Adjacency
-from ..refusal import Refusal
 from .alarms import AlarmState, Check, Look
 from .canary_clients import KnownRounds, round_scores
 from .interference import Interference, interference, weighed

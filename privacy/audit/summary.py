@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...base.refusal import Refusal
 from ..budget import Unit
-from ..refusal import Refusal
 from . import record_claim
 from .alarms import Alarm, Check, Level
 from .canary_clients import round_scores

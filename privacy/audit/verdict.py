@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_mu, last_true
-from ..refusal import Refusal
 from .normality import accuracy_p, right_of_median, separation, separation_refutes
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import rates_refute, rates_refute_gdp, worst_rates

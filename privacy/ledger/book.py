@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...base.refusal import Refusal
 from ..accounting.epsilon import (
     GATE_INTERVAL,
     MIN_PLD_DELTA,
@@ -31,7 +32,6 @@ from ..accounting.renyi import quiet_orders, relation_of
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
-from ..refusal import Refusal
 from .acts import ACTS
 from .hash_chain import START, Chain, Entry, Head, canonical
 

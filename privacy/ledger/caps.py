@@ -12,11 +12,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from ..bounded_decoding import read_json
+from ...base.bounded_decoding import read_json
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal, real, unreadable
 from ..budget import Budget, Unit
-from ..refusal import Refusal, real, unreadable
 from .acts import CAPS, acting_user
-from .durable_files import replace_file
 from .hash_chain import Lock, regular
 
 FILE = "caps.json"

@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...base.bounded_decoding import read_json
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal, refusing, unreadable
 from ..arms import charged
-from ..bounded_decoding import read_json
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from ..refusal import Refusal, refusing, unreadable
 from .book import Book, ReleaseState, event_of, identity_of, read_book, repeated, require_unit
 from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
 from .client_sums import RecordsBudget, as_records, charge_records, owed
-from .durable_files import replace_file
 from .hash_chain import START, Head, Lock, heads_of, require_heads
 from .ledger import BudgetExhausted, Ledger
 from .question_caps import EARLIER, spent_by_questions

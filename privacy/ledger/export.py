@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .hash_chain import START, Entry, chained
 
 FORMAT = "fedveil ledger export 1"

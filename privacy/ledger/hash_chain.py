@@ -20,8 +20,8 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..refusal import Refusal, unreadable
-from .durable_files import sync_folder
+from ...base.durable_files import sync_folder
+from ...base.refusal import Refusal, unreadable
 
 BUSY_SECONDS = 30.0
 LOCK_POLL_SECONDS = 0.02

@@ -18,13 +18,13 @@ from secrets import token_hex
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from ...base.refusal import Refusal, disk_remedy
 from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adversary, Budget, Release
-from ..refusal import Refusal, disk_remedy
 from .book import (
     CLOSE,
     COMMIT,

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...base.refusal import Refusal
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.renyi_filter import counted
 from ..budget import OF_CLIENT, Adversary, Budget, Release
-from ..refusal import Refusal
 from .book import Book, BookedRelease, ReleaseState, event_of, repeated
 from .caps import Cap
 

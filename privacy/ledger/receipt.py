@@ -14,8 +14,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..bounded_decoding import read_json
-from ..refusal import Refusal
+from ...base.bounded_decoding import read_json
+from ...base.refusal import Refusal
 from .hash_chain import Head, canonical
 
 # No signature of a receipt is one of anything else. Devices of earlier releases signed under the first, and compared

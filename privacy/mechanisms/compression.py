@@ -34,7 +34,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .randomness import keyed_stream
 from .rotation import rotate, unrotate
 

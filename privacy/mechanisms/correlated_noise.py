@@ -50,9 +50,9 @@ import numpy as np
 from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ..accounting.events import gaussian_event
 from ..budget import Adjacency
-from ..refusal import Refusal
 from ..sampling import Sampling, Turns
 from .discrete_gaussian import MAX_SIGMA, sample
 from .private_sum import Vector

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ..accounting.events import gaussian_event
-from ..refusal import Refusal
 from .discrete_gaussian import sample
 from .private_sum import (
     UNCLIPPED,

@@ -43,7 +43,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
 from .rounding import limit_for, moved_squared

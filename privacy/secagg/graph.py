@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .transcript import Profile, Purpose, digest
 
 COMPLETE_UP_TO = 128

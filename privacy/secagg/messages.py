@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import msgpack
 
-from .. import bounded_decoding
-from ..bounded_decoding import Bounds, Undecodable
+from ...base import bounded_decoding
+from ...base.bounded_decoding import Bounds, Undecodable
 from .complaint import PROOF_BYTES
 from .deal import COMMITMENT_BYTES, SEED_COMMITMENT_BYTES
 from .graph import MAXIMUM_CLIENTS

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .double_signature import BOTH_BYTES
 from .graph import MAXIMUM_CLIENTS, Shape, colluders, opens_nothing
 from .refusal import Reason, Refused

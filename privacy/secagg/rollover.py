@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from ..bounded_decoding import build, read_json
+from ...base.bounded_decoding import build, read_json
 from .double_signature import BOTH_BYTES, sign_as_authority, verify_authority
 from .refusal import Reason, Refused
 from .suite import KEY_BYTES

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..bounded_decoding import Undecodable, unpack
+from ...base.bounded_decoding import Undecodable, unpack
 from .double_signature import ML_DSA_KEY_BYTES, both_of, sign_as_authority, verify_authority, verify_by
 from .messages import BOUNDS
 from .refusal import Reason, Refused

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..refusal import Refusal, real
+from ...base.refusal import Refusal, real
 
 LABEL = "label"  # the column of targets, where a task names none
 FEW = 16  # words that are faster found in all rows at once than row by row

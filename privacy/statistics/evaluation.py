@@ -20,10 +20,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bounded_decoding import Undecodable, read_json
+from ...base.bounded_decoding import Undecodable, read_json
+from ...base.refusal import Refusal, positive, real
 from ..budget import Unit
 from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
-from ..refusal import Refusal, positive, real
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, quantile_of, ratio_of, scaled, unsaid
 
 EVALUATION = "evaluation"  # the purpose that owners allow or refuse

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .columns import Bins, Table
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, unsaid
 

@@ -19,10 +19,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bounded_decoding import Undecodable, read_json
+from ...base.bounded_decoding import Undecodable, read_json
+from ...base.refusal import Refusal, positive, real, word
 from ..budget import Unit
 from ..mechanisms.sum_spec import TRAINING, Segment, SumSpec, cells_for
-from ..refusal import Refusal, positive, real, word
 from .columns import Bins, Numbers, Table
 from .evaluation import EVALUATION
 from .fairness import Fairness, share_of

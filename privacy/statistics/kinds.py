@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .columns import MOST_CELLS, Bins, Numbers, Table
 from .figure import (
     ENOUGH,

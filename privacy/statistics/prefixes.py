@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..refusal import Refusal
+from ...base.refusal import Refusal
 from .columns import MOST_CELLS, Table, column, text_of
 from .figure import Cells, Figure, count_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...privacy.ledger.durable_files import append_line
-from ...privacy.refusal import Refusal
+from ...base.durable_files import append_line
+from ...base.refusal import Refusal
 from ...privacy.secagg.bindings import attempt_context
 from ...privacy.secagg.evidence import AttemptEvidence, convictions, evidence_from
 from ...privacy.secagg.refusal import Fault, Refused

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...privacy.ledger.durable_files import replace_file
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal, refusing
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
-from ...privacy.refusal import Refusal, refusing
 from ...reports.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS, TIME_STAMP, WITNESSES
 from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...privacy.ledger.durable_files import replace_file
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal, unreadable
 from ...privacy.ledger.hash_chain import Head, canonical
-from ...privacy.refusal import Refusal, unreadable
 from ...reports.files import (
     ASSESSMENT,
     AUDIT_ROWS,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...privacy.refusal import Refusal
+from ...base.refusal import Refusal
 from ...reports.card import contradicts
 from ...reports.files import PAGE, REPORT
 from ...reports.shown import active, differences, references

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
 from ...privacy.ledger.book import read_entries
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.receipt import (
     COMPARED,
@@ -23,7 +24,6 @@ from ...privacy.ledger.receipt import (
     holds,
     read_opening,
 )
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.graph import colluders
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.rollover import Rollover, read_chain, write_chain

@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from ...base.durable_files import PUBLIC, replace_files
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import read_file, read_secret
 from ...configs.passphrase import encrypted
-from ...privacy.ledger.durable_files import PUBLIC, replace_files
 from ...privacy.ledger.hash_chain import canonical
-from ...privacy.refusal import Refusal, refusing
 from ...privacy.secagg.double_signature import BOTH_BYTES
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.rollover import Rollover, read_chain

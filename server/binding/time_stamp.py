@@ -11,10 +11,10 @@ from urllib.request import Request, urlopen
 
 from cryptography import x509
 
+from ...base.durable_files import replace_file
+from ...base.extras import require_extra
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import read_file
-from ...extras import require_extra
-from ...privacy.ledger.durable_files import replace_file
-from ...privacy.refusal import Refusal, refusing
 from ...reports.files import MANIFEST, TIME_STAMP
 from .manifest import PUBLIC_MODE, read_manifest
 

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...base.refusal import Refusal
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.audit.summary import UNCLAIMED
@@ -28,7 +29,6 @@ from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.rollover import Rollover
 from ...privacy.secagg.roster import Roster
 from ...reports.files import (

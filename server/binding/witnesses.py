@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...base.bounded_decoding import Undecodable, build, read_json
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
 from ...links.server_log import manifest_entry
-from ...privacy.bounded_decoding import Undecodable, build, read_json
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.merkle import includes, inclusion_proof, leaf_hash
-from ...privacy.refusal import Refusal
 from ...privacy.witness import HeadCosignature
 from ...reports.files import MANIFEST, WITNESSES
 from ...strategies.training_order import people_call

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...base.refusal import Refusal
 from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
 from ...privacy.ledger.caps import cap_acts
 from ...privacy.ledger.ledger import Ledger
-from ...privacy.refusal import Refusal
 from .display import warn
 from .federation import Federation, Run
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from ...base.bounded_decoding import read_json
+from ...base.durable_files import append_line, replace_file
+from ...base.refusal import Refusal, unreadable
 from ...links.traffic import Tally
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
-from ...privacy.bounded_decoding import read_json
 from ...privacy.budget import Unit
-from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.ledger.ledger import Head, LedgerUnavailable
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal, unreadable
 from ...privacy.statistics.inquiry import Inquiry
 from ...reports.files import OF_RECORDS, OPERATOR
 from ...reports.traffic import COUNTED, SIMULATED

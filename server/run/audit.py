@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.durable_files import replace_file
 from ...configs.schema import ClientLevel
 from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.audit.alarms import Alarm
@@ -19,7 +20,6 @@ from ...privacy.audit.run_audit import AuditTerms, spread_looks
 from ...privacy.audit.summary import untested, visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
 from ...privacy.budget import Adversary
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import KEY_BYTES
 from ...reports.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ...strategies.cohorts import invited_size, tossed_rate

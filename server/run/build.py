@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...base.refusal import Refusal
 from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
     ClientDistributed,
@@ -24,7 +25,6 @@ from ...configs.schema import (
     SumLevel,
 )
 from ...privacy.preconditions import check_adjacency
-from ...privacy.refusal import Refusal
 from ...reports.files import SAVED, SINGLY
 from ...reports.run_files import read_object
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen

@@ -17,8 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import MODULES, require_extra
-from ...privacy.refusal import Refusal
+from ...base.extras import MODULES, require_extra
+from ...base.refusal import Refusal
 from .audit_line import AuditLine
 
 # Classes of `trackers`.

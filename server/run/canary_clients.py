@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...base.refusal import Refusal
 from ...configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, sum_level
 from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.sum_spec import Segment
-from ...privacy.refusal import Refusal
 from ...strategies.client_settings import CanaryClients
 from ...tasks.protocol import Task
 

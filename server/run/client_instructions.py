@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...base.refusal import Refusal
 from ...configs.schema import CsvTask, FlwrPartition, Record, RecordDistributed, SimulationSettings
 from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
 from ...privacy.ledger.book import identity_of, read_events, require_unit
@@ -15,7 +16,6 @@ from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.client_sums import read_records
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.plan import LEAST_NOISE, Unaffordable
-from ...privacy.refusal import Refusal
 from ...strategies.client_settings import (
     NO_CANARY_RECORDS,
     CanaryRecords,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...privacy.refusal import Refusal
+from ...base.refusal import Refusal
 from ...tasks import Task
 from ...tasks.data import BATCH, as_data
 

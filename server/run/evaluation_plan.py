@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ...base.refusal import Refusal
 from ...configs.schema import HIDDEN_CLIENTS, SimulationSettings
 from ...privacy.budget import Unit
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import HISTOGRAM, METRIC, MOST_NAME, Evaluation
 from ...strategies.cohorts import All
 from ...strategies.record_plan import PoissonBatches

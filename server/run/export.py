@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from ...extras import require_extra
-from ...privacy.refusal import Refusal
+from ...base.extras import require_extra
+from ...base.refusal import Refusal
 from ...reports.files import MODEL, RESULT, SAVED, SINGLY
 from ...reports.run_files import read_object
 from ...tasks import Task, load_task, numpy_model

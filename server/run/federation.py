@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ...base.refusal import Refusal
 from ...configs.schema import (
     ClientDistributed,
     ClientLevel,
@@ -36,7 +37,6 @@ from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sizing import WEIGHT
 from ...privacy.mechanisms.sum_spec import Segment
-from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.suite import SUITES
 from ...privacy.secagg.transcript import Profile

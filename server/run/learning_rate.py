@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...base.refusal import Refusal
 from ...configs.schema import (
     AutoStrategy,
     ClientLevel,
@@ -25,7 +26,6 @@ from ...configs.schema import (
     SimulationSettings,
     sum_level,
 )
-from ...privacy.refusal import Refusal
 from ...tasks.data import size_of
 from ...tasks.protocol import Task
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...base.refusal import Refusal
 from ...links.folder_lock import alone
 from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
@@ -20,7 +21,6 @@ from ...privacy.ledger.hash_chain import holds_head, require_heads
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan, Unaffordable
-from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy

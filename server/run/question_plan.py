@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ...base.refusal import Refusal
 from ...privacy.budget import Budget, Unit
 from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
-from ...privacy.refusal import Refusal
 from ...privacy.statistics.figure import NORMAL_95
 from ...privacy.statistics.inquiry import Inquiry, Question
 from ...strategies.cohorts import All, Poisson

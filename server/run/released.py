@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...base.refusal import Refusal
 from ...configs.strict import leaves
-from ...privacy.refusal import Refusal
 from ...reports.files import CONFIG, MODEL, RESULT
 from ...reports.run_files import read_config
 

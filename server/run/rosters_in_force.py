@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...privacy.bounded_decoding import read_lines
-from ...privacy.ledger.durable_files import append_line
+from ...base.bounded_decoding import read_lines
+from ...base.durable_files import append_line
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.roster_change import RosterChange, change_from
 from ...reports.files import ROSTERS

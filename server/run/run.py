@@ -19,12 +19,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ...base.durable_files import open_for_owner
+from ...base.refusal import Refusal, refusing
 from ...configs.settings import shown_keys
 from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.audit.alarms import Level
-from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal, refusing
 from ...reports.promise import MIXED
 from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower

@@ -17,6 +17,9 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ...base.durable_files import open_for_owner, replace_file
+from ...base.refusal import Refusal, disk_remedy, refusing
+from ...base.tensor_file import safetensors_parts
 from ...configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
 from ...configs.schema import CustomTask
 from ...configs.settings import shown_keys
@@ -25,10 +28,7 @@ from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
-from ...privacy.refusal import Refusal, disk_remedy, refusing
-from ...privacy.tensor_file import safetensors_parts
 from ...reports.files import (
     AUDIT_KEY,
     CONFIG,

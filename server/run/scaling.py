@@ -10,12 +10,12 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import SCHEMA
 from ...configs.schema import CsvTask
-from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal, refusing
 from ...privacy.statistics.inquiry import read_inquiry
 from ...reports.files import SCALING
 from ...tasks import load_task

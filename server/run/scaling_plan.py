@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...base.refusal import Refusal
 from ...configs.schema import CsvTask, SimulationSettings
 from ...privacy.budget import Unit
 from ...privacy.plan import Plan
-from ...privacy.refusal import Refusal
 from ...privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
 from ...strategies.cohorts import All
 from ...tasks.scaling import ASKED, FIELD, moments_of, scaling_questions

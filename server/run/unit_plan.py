@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...base.refusal import Refusal
 from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ...privacy.accounting.epsilon import epsilon
 from ...privacy.accounting.events import event_from_json, event_to_json
@@ -17,7 +18,6 @@ from ...privacy.mechanisms.sizing import Attendance, size_shares
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.plan import Plan
 from ...privacy.preconditions import VACUOUS_CLIENTS, emptiness, vacuity
-from ...privacy.refusal import Refusal
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
 from .acts import unless_accepted

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...privacy.refusal import Refusal
+from ...base.refusal import Refusal
 from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 

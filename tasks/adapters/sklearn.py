@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.refusal import Refusal
 from ...configs.local_training import LocalTraining
-from ...privacy.refusal import Refusal
 from ..numpy_task import Arrays
 
 COEFFICIENTS = ("coef_", "intercept_")

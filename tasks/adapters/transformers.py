@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...privacy.refusal import Refusal
+from ...base.refusal import Refusal
 from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from dp_accounting import GaussianDpEvent, get_epsilon_gaussian
 
+from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, ReleaseState, read_entries, verify
-from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.5, target_delta=1e-5)
 EVENT = GaussianDpEvent(10.0)

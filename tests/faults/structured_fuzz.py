@@ -30,6 +30,8 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedveil.base.bounded_decoding import Undecodable
+from fedveil.base.refusal import Refusal
 from fedveil.client.device.agent import read_health
 from fedveil.client.device.client_bundle import DEFAULTS, read_settings
 from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
@@ -41,13 +43,11 @@ from fedveil.links.device_answers import Journal
 from fedveil.links.enrolment.messages import Ask, decoded
 from fedveil.links.grpc import frames, message_codec
 from fedveil.links.server_bundle import read_admitted
-from fedveil.privacy.bounded_decoding import Undecodable
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.client import Participant, read_state, write_state
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Refused

@@ -10,7 +10,7 @@ import resource
 import socket
 from typing import Any
 
-from ..privacy.refusal import Refusal
+from .refusal import Refusal
 
 KEPT = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
 # A connection of the gRPC link takes 21 KiB before its first message; all take 340 MiB.

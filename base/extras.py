@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from .privacy.refusal import Refusal
+from .refusal import Refusal
 
 # By extra, the modules that stand for it: if these are there, the others are.
 MODULES = {
