@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..messages.client_settings import CanaryClients
 from ..privacy.audit.canary_clients import Canaries
 from ..privacy.audit.watching import NO_MEMORY, Memory, Released, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
@@ -11,7 +12,6 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from ..server.run.canary_clients import MOST_CANARIES, SUPPORT, TOO_LONG
 from ..strategies.canaries import add_canary, canaries_for
-from ..strategies.client_settings import CanaryClients
 from .engines import Options
 from .privacy_share import milliseconds
 from .tables import Row, conditions, result_of

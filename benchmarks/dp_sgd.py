@@ -17,7 +17,7 @@ from ..client.dp_sgd.train import (
     train_privately,
 )
 from ..client.training.sgd import train, with_fast_kernels
-from ..configs.local_training import LocalTraining
+from ..messages.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.mechanisms import discrete_gaussian
 from ..privacy.mechanisms.discrete_gaussian import add_on_lattice

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..links.flower.device_end import SuperLinkDoor, follow_fleet
 from ..links.flower.fleet_calls import load_node_key
-from ..strategies.flower_adapter import quiet_flower
+from ..messages.flower_adapter import quiet_flower
 from .link_clients import add_one
 
 

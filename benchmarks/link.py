@@ -23,9 +23,9 @@ from ..links.flower.grid import SuperNodeGrid
 from ..links.grpc.device_end import Endpoint
 from ..links.grpc.grid import Door, LinkGrid, open_link
 from ..links.roster_watch import fingerprint
+from ..messages.flower_adapter import quiet_flower
+from ..messages.wire import SPEC_RECORD, memory_arrays
 from ..simulations.in_process import FIRST_NODE
-from ..strategies.flower_adapter import quiet_flower
-from ..strategies.wire import SPEC_RECORD, memory_arrays
 from .engines import Options
 from .flower_link import flower_federation
 from .link_clients import ARRAYS, write_endpoints

@@ -24,8 +24,8 @@ from ..configs.bundle_files import Credentials
 from ..links.device_answers import Handle, Journal
 from ..links.grpc.device_end import DeviceStream, Endpoint, Inbox, answer_one, follow
 from ..links.grpc.event_loop import stream_loop
-from ..strategies.flower_adapter import records_of
-from ..strategies.wire import memory_arrays, view
+from ..messages.flower_adapter import records_of
+from ..messages.wire import memory_arrays, view
 
 ARRAYS = "arrays"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..client.training.sgd import train, with_fast_kernels
-from ..configs.local_training import LocalTraining
+from ..messages.local_training import LocalTraining
 from ..simulations.simulate import state_kept
 from ..tasks.data import LazyExamples
 from .engines import Options

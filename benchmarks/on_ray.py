@@ -15,7 +15,7 @@ from flwr.simulation import run_simulation
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..strategies.flower_adapter import quiet_flower
+from ..messages.flower_adapter import quiet_flower
 from .ours import app_of, play
 from .stopwatch import Stopwatch
 from .workload import (

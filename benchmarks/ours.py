@@ -18,8 +18,11 @@ from flwr.serverapp import Grid
 from ..client.app import make_client_app
 from ..client.device.device import ACCELERATOR
 from ..client.private_update import private_update
-from ..configs.local_training import LocalTraining
 from ..configs.schema import FaultSettings, InProcess, Ray
+from ..messages.client_settings import TRAIN_LOSS, ClientSettings
+from ..messages.flower_adapter import quiet_flower, records_of
+from ..messages.local_training import LocalTraining
+from ..messages.wire import memory_arrays, view
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.randomness import Randomness
@@ -33,11 +36,8 @@ from ..server.rounds import Loop, run_rounds
 from ..simulations.clients import Clients
 from ..simulations.in_process import InProcessGrid
 from ..simulations.ray import ray_grid
-from ..strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ..strategies.cohorts import Fixed
-from ..strategies.flower_adapter import quiet_flower, records_of
 from ..strategies.registry import make_strategy
-from ..strategies.wire import memory_arrays, view
 from ..tasks.arrays import read_arrays
 from .stopwatch import Stopwatch
 from .workload import BATCH_SIZE, CLIPPING_NORM, IDLE, IDLE_STEP, LEARNING_RATE, NOISE_MULTIPLIER, Size, build

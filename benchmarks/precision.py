@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from ..client.training.sgd import train, with_fast_kernels
-from ..configs.local_training import LocalTraining
+from ..messages.local_training import LocalTraining
 from ..simulations.simulate import state_kept
 from ..tasks.data import Examples
 from ..tasks.hardware import CPU, precision

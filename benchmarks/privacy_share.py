@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..client.private_update import difference
+from ..messages.flower_adapter import claim_identity, name_message
+from ..messages.wire import add_reply, instruct, layout_of, memory_arrays, reply_with
 from ..privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode, encode
@@ -18,8 +20,6 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Fixed
-from ..strategies.flower_adapter import claim_identity, name_message
-from ..strategies.wire import add_reply, instruct, layout_of, memory_arrays, reply_with
 from ..tasks.arrays import read_arrays
 from ..tasks.memory import keep_memory
 from .contenders import measure

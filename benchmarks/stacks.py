@@ -12,11 +12,11 @@ from flwr.app import ConfigRecord, RecordDict
 from ..client.app import Workbench
 from ..client.training.cohort_training import sum_cohort
 from ..client.training.in_place import begin
+from ..messages.flower_adapter import claim_identity, quiet_flower
+from ..messages.wire import instruct, memory_arrays
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..simulations.simulate import state_kept
-from ..strategies.flower_adapter import claim_identity, quiet_flower
-from ..strategies.wire import instruct, memory_arrays
 from ..tasks.arrays import read_arrays
 from ..tasks.memory import keep_memory
 from .engines import Options

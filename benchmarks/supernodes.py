@@ -21,7 +21,7 @@ from flwr.cli.build import build_fab_from_files
 
 from ..links.flower import control_calls as flower_runtime
 from ..links.flower.superlink import OFF
-from ..strategies.flower_adapter import quiet_flower
+from ..messages.flower_adapter import quiet_flower
 from .engines import Options
 from .flower_link import Told, flower_federation
 from .link import FLOWER, OURS, exchanges, federation, wait_for

@@ -31,12 +31,12 @@ from ..client.device.receipts import LEDGERS, RECEIPTS
 from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
 from ..links.device_answers import PAID, UNPAID, Journal
+from ..messages.training_order import people_call
 from ..privacy.budget import Budget
 from ..privacy.ledger.question_caps import AskedQuestion
 from ..privacy.secagg.roster_change import change_between
 from ..privacy.statistics.inquiry import CLIPPED
 from ..server.evaluations import FIRST_ROW
-from ..strategies.training_order import people_call
 
 NOT_RUNNING, REFUSED = 1, 2
 # Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice

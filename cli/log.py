@@ -26,11 +26,11 @@ from ..links.roster_watch import followed_credentials
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
+from ..messages.training_order import NEW
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from ..privacy.witness import TWO_BRANCHES, HeadCosignature, read_cosignature
 from ..server.binding.witnesses import note_witnesses
 from ..server.run.display import visible
-from ..strategies.training_order import NEW
 
 FORKED = 1
 SHOWN = 16  # hexadecimal digits of a hash

@@ -19,7 +19,10 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
 from ..base.refusal import Refusal
-from ..configs.local_training import LocalTraining
+from ..messages import wire
+from ..messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from ..messages.local_training import LocalTraining
+from ..messages.question_wire import own_noise_of, question_of, released_of
 from ..privacy.accounting.events import gaussian_event
 from ..privacy.audit import kept_rows
 from ..privacy.budget import Adversary, Release, Unit, check_delta
@@ -30,10 +33,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
-from ..strategies import wire
 from ..strategies.canaries import canary_answer
-from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from ..strategies.question_wire import own_noise_of, question_of, released_of
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of

@@ -3,10 +3,10 @@
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 
+from ..messages.question_wire import question_of
+from ..messages.wire import FAILED, WEIGHT, read_spec, reply_with
 from ..privacy.mechanisms.private_sum import encode
 from ..privacy.statistics.evaluation import LOSS, Evaluation, HeldOutMeans
-from ..strategies.question_wire import question_of
-from ..strategies.wire import FAILED, WEIGHT, read_spec, reply_with
 from .private_update import answer_of, values_of, without_error
 
 LOSSES = (LOSS, "eval_loss")  # names of an app's mean loss

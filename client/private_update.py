@@ -11,13 +11,13 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
+from ..messages import wire
+from ..messages.client_settings import TRAIN_LOSS
+from ..messages.flower_adapter import records_of
 from ..privacy.mechanisms.compression import compress
 from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
-from ..strategies import wire
-from ..strategies.client_settings import TRAIN_LOSS
-from ..strategies.flower_adapter import records_of
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: its part of a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name

@@ -4,14 +4,14 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from ..messages.question_wire import own_noise_of
+from ..messages.wire import WEIGHT, memory_arrays, sum_spec_of
 from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import add_noise, on_grid
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRows
 from ..privacy.statistics.inquiry import Inquiry
-from ..strategies.question_wire import own_noise_of
-from ..strategies.wire import WEIGHT, memory_arrays, sum_spec_of
 from ..tasks.columns import columns_of
 from ..tasks.protocol import Task
 from .private_update import SEGMENTS_RECORD, summed_reply

@@ -16,6 +16,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ..base.refusal import Refusal
+from ..messages.flower_adapter import records_of
+from ..messages.secure_wire import answer, messages_of, model_hash, read_share_spec, rotation_seed, task_hash
+from ..messages.wire import FAILED, only_arrays, sum_spec_of
 from ..privacy.mechanisms.distributed import add_grid_noise, encode_share, openings
 from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
 from ..privacy.mechanisms.sizing import ShareSpec
@@ -25,17 +28,7 @@ from ..privacy.secagg.graph import colluders
 from ..privacy.secagg.masks import Vector
 from ..privacy.secagg.refusal import Reason, Refused
 from ..privacy.secagg.transcript import AttemptTerms
-from ..strategies.flower_adapter import records_of
 from ..strategies.identity import Identity
-from ..strategies.secure_wire import (
-    answer,
-    messages_of,
-    model_hash,
-    read_share_spec,
-    rotation_seed,
-    task_hash,
-)
-from ..strategies.wire import FAILED, only_arrays, sum_spec_of
 from .private_update import (
     Charge,
     NotTrained,

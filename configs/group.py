@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from ..base.refusal import Refusal
-from .local_training import RULES
+from ..messages.local_training import RULES
 from .strict import Mistakes, nearest, shortened, type_of
 
 Schema = Mapping[str, Any]

@@ -11,13 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ..messages.local_training import GRAD_NORM, OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
 from ..privacy.arms import MOST_ARMS
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import DATA_ID, NO_DATA_ID
 from ..privacy.mechanisms.mechanism import NoiseWord
 from ..privacy.secagg.suite import SUITES
 from .group import Group, OfKeys, remedy
-from .local_training import GRAD_NORM, OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
 
 Parameter = float | int | str | bool
 Argument = Parameter | None | list[Parameter | None]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..base.refusal import Refusal
 from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
 from ..links.server_bundle import OwnersBudget, ServerBundle
+from ..messages.training_order import Mode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
 from ..privacy.accounting.exchanged import exchanged
@@ -29,7 +30,6 @@ from ..server.run.federation import Federation
 from ..server.run.sum_plan import sum_plan
 from ..server.run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
-from ..strategies.training_order import Mode
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -20,6 +20,7 @@ from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
 from ..links.traffic import Tally
+from ..messages.flower_adapter import quiet_flower
 from ..privacy.statistics.inquiry import Inquiry
 from ..reports.files import QUESTIONS
 from ..server.run.ask import ask, record_path
@@ -28,7 +29,6 @@ from ..server.run.build import build
 from ..server.run.question_plan import Spend
 from ..server.run.released import released_file
 from ..server.run.run import answers_of
-from ..strategies.flower_adapter import quiet_flower
 from .allowance import begins_from
 from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of

@@ -11,7 +11,7 @@ from ..configs.schema import LinkSettings
 from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
 from ..links.traffic import NOTHING, Carried, Tally
-from ..strategies.renewal import DeviceFacts
+from ..messages.renewal import DeviceFacts
 from .courier import carrying
 
 ACKNOWLEDGED = "acknowledged.json"

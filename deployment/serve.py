@@ -39,6 +39,8 @@ from ..links.roster_watch import Nodes, followed_credentials, followed_roster, n
 from ..links.server_bundle import ServerBundle, read_authority, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..links.tree_head import sign_head
+from ..messages.grids import PassingGrid
+from ..messages.run_over import RunOver, message_to, read_receipt
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
@@ -60,8 +62,6 @@ from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import note_farewell
 from ..server.run.scaling import as_answered
-from ..strategies.grids import PassingGrid
-from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line

@@ -22,6 +22,7 @@ from ..base.refusal import refusing
 from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
+from ..messages.wire import BUDGET_SPENT, DROP_REASONS
 from ..privacy.budget import Unit
 from ..privacy.secagg.roster import Member
 from ..server.run.audit import in_words
@@ -31,7 +32,6 @@ from ..server.run.display import say
 from ..server.run.federation import Federation
 from ..server.run.log_file import LogFile, written_by
 from ..server.run.run_folder import named_in, summed_drops
-from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
 from .status import STATUS, clients_before

@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
 from ..configs.bundle_files import Credentials, spki
-from ..strategies.flower_adapter import records_of
-from ..strategies.grids import PassingGrid
-from ..strategies.secure_wire import QUOTE_RECORD
-from ..strategies.wire import SPEC_RECORD
+from ..messages.flower_adapter import records_of
+from ..messages.grids import PassingGrid
+from ..messages.secure_wire import QUOTE_RECORD
+from ..messages.wire import SPEC_RECORD
 
 logger = logging.getLogger("fedveil.server")
 

@@ -16,7 +16,7 @@ from flwr.app import Error, Message
 
 from ..base.durable_files import replace_file
 from ..base.refusal import disk_remedy
-from ..strategies.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
+from ..messages.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
 
 MOST_BYTES = 1 << 30  # of an instruction
 KEPT = 1024  # ids; a server repeats an instruction of its present exchange only

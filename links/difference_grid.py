@@ -16,11 +16,11 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from ..strategies.difference_wire import ModelStatement, parted, with_model
-from ..strategies.flower_adapter import arrived, records_of
-from ..strategies.grids import PassingGrid
-from ..strategies.model_difference import bytes_of, difference, hash_of
-from ..strategies.wire import NO_BASE, SPEC_RECORD, views
+from ..messages.difference_wire import ModelStatement, parted, with_model
+from ..messages.flower_adapter import arrived, records_of
+from ..messages.grids import PassingGrid
+from ..messages.model_difference import bytes_of, difference, hash_of
+from ..messages.wire import NO_BASE, SPEC_RECORD, views
 from .traffic import TrafficPurpose, purpose_of
 
 Arrays = Mapping[str, NDArray[np.generic]]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, RecordDict
 
 from ..base.refusal import Refusal
+from ..messages.flower_adapter import records_of
+from ..messages.secure_wire import LOG_RECORD
 from ..privacy.merkle import HASH_BYTES
-from ..strategies.flower_adapter import records_of
-from ..strategies.secure_wire import LOG_RECORD
 
 MALFORMED = "is not made as it should be; the server may be of another release"
 COSIGNATURES, MOST_COSIGNATURES = "cosignatures", 64

@@ -9,13 +9,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..configs.bundle_files import Credentials
+from ..messages.flower_adapter import records_of
+from ..messages.grids import PassingGrid
+from ..messages.run_over import OVER
+from ..messages.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
+from ..messages.wire import FAILED, SPEC_RECORD
 from ..privacy.secagg.roster import roster_in
 from ..privacy.witness import HeadCosignature
-from ..strategies.flower_adapter import records_of
-from ..strategies.grids import PassingGrid
-from ..strategies.run_over import OVER
-from ..strategies.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
-from ..strategies.wire import FAILED, SPEC_RECORD
 from .log_wire import NOWHERE, LogStatement, log_record
 from .roster_watch import SignedRoster
 from .server_bundle import ServerBundle

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Message
 from flwr.supercore.run import Run
 
-from ..strategies.grids import AskingGrid
+from ..messages.grids import AskingGrid
 from .roster_watch import Nodes
 
 LOOK_SECONDS = 1.0  # between two looks at who is connected, and at which nodes are still in the roster

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ..base.bounded_decoding import Undecodable, read_json
 from ..base.durable_files import PUBLIC, sync_folder, write_behind
+from ..messages.training_order import NEW, people_call
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
-from ..strategies.training_order import NEW, people_call
 
 LOG = "log.jsonl"  # in the server's bundle
 BESIDE_ROUNDS = (" evaluation", " scaling")  # ends of a run's names for what it asks between its rounds

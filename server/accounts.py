@@ -13,6 +13,7 @@ import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent
 
 from ..base.refusal import Refusal
+from ..messages.wire import CANARY_RECORDS, WEIGHT, Layout
 from ..privacy.accounting.events import gaussian_scale
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
@@ -23,7 +24,6 @@ from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, ce
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
 from ..strategies.record_plan import PoissonBatches
-from ..strategies.wire import CANARY_RECORDS, WEIGHT, Layout
 from .noise_rows import Rows
 from .round_terms import Mean, SumPrivacy
 

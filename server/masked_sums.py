@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..base.refusal import Refusal
+from ..messages.secure_wire import rotation_seed
 from ..privacy.mechanisms.distributed import decode_counts_of, decode_sum, sum_event
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_bound import SummedNoise, is_mean_too_long, is_too_noisy, longest_sum, norm_of
 from ..privacy.secagg.refusal import Fault
-from ..strategies.secure_wire import rotation_seed
 from .accounts import SumAccount
 from .binding.blame import evidence_rows
 from .culprit_search import WeighedSum

@@ -9,9 +9,9 @@ import numpy as np
 from flwr.app import Message
 
 from ..links.grpc.sizes import carried_bytes, update_bytes
+from ..messages.wire import Layout, instruct
 from ..privacy.mechanisms.private_sum import Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..strategies.wire import Layout, instruct
 from .accounts import SumAccount
 from .masking import Masking
 from .participants import Participants

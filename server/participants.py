@@ -18,13 +18,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
+from ..messages.grids import PassingGrid
+from ..messages.wire import SummingGrid, sum_of
 from ..privacy.arms import Arm
 from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
-from ..strategies.grids import PassingGrid
-from ..strategies.wire import SummingGrid, sum_of
 from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
 

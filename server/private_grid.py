@@ -16,6 +16,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from ..base.refusal import Refusal
+from ..messages import wire
+from ..messages.grids import PassingGrid
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.audit.watching import Released
@@ -23,8 +25,6 @@ from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
-from ..strategies import wire
-from ..strategies.grids import PassingGrid
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, account_of
 from .masked_sums import sums_over

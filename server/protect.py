@@ -20,6 +20,10 @@ from flwr.serverapp.strategy import Strategy
 
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
+from ..messages.flower_adapter import report_in_sentences, start_checked
+from ..messages.grids import PassingGrid
+from ..messages.question_wire import with_evaluation
+from ..messages.wire import WEIGHT, common_content
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
@@ -40,11 +44,7 @@ from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.statistics.evaluation import EVALUATION
 from ..strategies.cohorts import All, Cohort, tossed_rate
-from ..strategies.flower_adapter import report_in_sentences, start_checked
-from ..strategies.grids import PassingGrid
-from ..strategies.question_wire import with_evaluation
 from ..strategies.registry import check_averages
-from ..strategies.wire import WEIGHT, common_content
 from .evaluations import (
     ClientEvaluation,
     events_of,

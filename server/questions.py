@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from dp_accounting.dp_event import GaussianDpEvent
 from flwr.app import RecordDict
 
+from ..messages.question_wire import Asked
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import Ledger
@@ -24,7 +25,6 @@ from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
-from ..strategies.question_wire import Asked
 from .masked_sums import sums_over
 from .masking import Masking
 from .participants import Participants

@@ -19,7 +19,7 @@ from .tuning import Tuning
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-    from ..strategies.wire import Layout
+    from ..messages.wire import Layout
 
 Average = TypeVar("Average", Vector, float)
 

@@ -21,10 +21,10 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ..messages.wire import memory_arrays, only_arrays, views
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..strategies.registry import aggregated
 from ..strategies.shared_model import steps_after
-from ..strategies.wire import memory_arrays, only_arrays, views
 from .checkpoint import Arrays, Average, State, Trial, strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round

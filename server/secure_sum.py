@@ -23,15 +23,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..privacy.mechanisms.distributed import Words, take_back
-from ..privacy.mechanisms.sizing import ShareSpec, size_shares
-from ..privacy.secagg.evidence import AttemptEvidence
-from ..privacy.secagg.parcel import cut
-from ..privacy.secagg.refusal import Fault, Reason, Refused
-from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
-from ..privacy.secagg.shamir import SECRET_BYTES
-from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
-from ..strategies.secure_wire import (
+from ..messages.secure_wire import (
     Exchange,
     Place,
     ask,
@@ -41,7 +33,15 @@ from ..strategies.secure_wire import (
     task_hash,
     with_roster,
 )
-from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, OWNERS_POLICY, UNREADABLE
+from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, OWNERS_POLICY, UNREADABLE
+from ..privacy.mechanisms.distributed import Words, take_back
+from ..privacy.mechanisms.sizing import ShareSpec, size_shares
+from ..privacy.secagg.evidence import AttemptEvidence
+from ..privacy.secagg.parcel import cut
+from ..privacy.secagg.refusal import Fault, Reason, Refused
+from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
+from ..privacy.secagg.shamir import SECRET_BYTES
+from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from .masking import Masking
 from .round_terms import Sum
 

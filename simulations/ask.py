@@ -14,6 +14,8 @@ from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
 from ..links.traffic import Tally
+from ..messages.client_settings import ClientSettings
+from ..messages.flower_adapter import quiet_flower
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.run.ask import ask, record_path
@@ -23,8 +25,6 @@ from ..server.run.federation import Federation
 from ..server.run.prepare import claim_records, settle_records
 from ..server.run.question_plan import Spend, carried_by
 from ..server.run.released import released_file
-from ..strategies.client_settings import ClientSettings
-from ..strategies.flower_adapter import quiet_flower
 from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released

@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 from ..links.difference_grid import HeldModels
 from ..links.grpc.sizes import carried_bytes, update_bytes
 from ..links.traffic import LOST, Cargo, Tally, cargo_of
+from ..messages.difference_wire import told_model
+from ..messages.grids import PassingGrid
+from ..messages.wire import SummingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..strategies.difference_wire import told_model
-from ..strategies.grids import PassingGrid
-from ..strategies.wire import SummingGrid
 
 
 class CountedGrid(PassingGrid):

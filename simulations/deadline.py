@@ -12,7 +12,7 @@ from types import FrameType
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from ..strategies.wire import LATE
+from ..messages.wire import LATE
 
 AGAIN_SECONDS = 0.02  # until an alarm that met an import comes again
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # co_filename of its functions

@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 from ..base.refusal import Refusal
 from ..configs.schema import Ray
 from ..links.traffic import Tally
+from ..messages.client_settings import ClientSettings
 from ..server.run.federation import Federation, Run
-from ..strategies.client_settings import ClientSettings
 from ..strategies.cohorts import invited_size
 from .clients import Clients
 from .counted_grid import counted

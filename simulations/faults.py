@@ -14,10 +14,10 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
+from ..messages.secure_wire import USUAL, answer, messages_of, read_place
+from ..messages.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
 from ..privacy.mechanisms.packing import Packed, width_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..strategies.secure_wire import USUAL, answer, messages_of, read_place
-from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
 
 
 def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mod:

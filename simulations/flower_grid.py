@@ -14,8 +14,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..strategies.flower_adapter import name_sender, nodes_by_partition
-from ..strategies.grids import PassingGrid
+from ..messages.flower_adapter import name_sender, nodes_by_partition
+from ..messages.grids import PassingGrid
 from .in_process import FIRST_NODE, GRACE_SECONDS
 
 POLL_SECONDS = 0.05  # half of Flower's own interval

@@ -22,8 +22,8 @@ from safetensors.numpy import load_file
 
 from ..base.refusal import Refusal
 from ..client.training.sgd import train
-from ..configs.local_training import LocalTraining
 from ..configs.settings import settings_from_overrides
+from ..messages.local_training import LocalTraining
 from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
 from ..reports.files import MODEL

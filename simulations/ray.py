@@ -25,10 +25,10 @@ from flwr.app import Error, Message
 
 from ..base.refusal import Refusal
 from ..configs.schema import Ray
+from ..messages.flower_adapter import claim_identity
+from ..messages.grids import AskingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..strategies.flower_adapter import claim_identity
-from ..strategies.grids import AskingGrid
 from .clients import Clients
 from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
 

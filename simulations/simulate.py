@@ -16,16 +16,16 @@ from flwr.serverapp import Grid
 
 from ..client.app import Workbench, check_engine
 from ..client.training.in_place import check_apart
-from ..configs.local_training import LocalTraining
 from ..configs.schema import ClientLevel, SimulationSettings
 from ..links.traffic import Tally
+from ..messages.client_settings import ClientSettings
+from ..messages.flower_adapter import QUIET
+from ..messages.local_training import LocalTraining
 from ..server.run.build import build
 from ..server.run.callbacks import Callback
 from ..server.run.federation import Federation
 from ..server.run.prepare import some_examples
 from ..server.run.run import Environment, RunResult, run_federation
-from ..strategies.client_settings import ClientSettings
-from ..strategies.flower_adapter import QUIET
 from .engines import counted_engine, require_one_machine
 
 

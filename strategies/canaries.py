@@ -14,12 +14,12 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from ..messages.client_settings import CanaryClients
+from ..messages.wire import layout_of, memory_arrays, only_arrays, sketch_for, view, views
 from ..privacy.audit.canary_clients import Canaries, canaries_of
 from ..privacy.mechanisms.compression import Sketch
 from ..privacy.mechanisms.private_sum import CohortSum, add_update
 from ..privacy.mechanisms.sum_spec import SumSpec
-from .client_settings import CanaryClients
-from .wire import layout_of, memory_arrays, only_arrays, sketch_for, view, views
 
 
 def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..messages.client_settings import Encryption
 from ..privacy.mechanisms.randomness import keyed_stream
 from ..privacy.secagg.client import Participant
 from ..privacy.secagg.double_signature import both_of, post_quantum_public
@@ -18,7 +19,6 @@ from ..privacy.secagg.policy import Policy
 from ..privacy.secagg.roster import Member, Roster, read_roster, write_roster
 from ..privacy.secagg.suite import public_of
 from ..privacy.secagg.transcript import Profile
-from .client_settings import Encryption
 
 FIRST_NODE = 2  # as in the engines: node 1 is Flower's server
 NEVER = 253402300799  # last second of the year 9999

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..messages.client_settings import ClientSettings, RecordPrivacy
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.plan import Plan
-from .client_settings import ClientSettings, RecordPrivacy
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from .wire import WEIGHT, only_arrays, views
+from ..messages.wire import WEIGHT, only_arrays, views
 
 AVERAGING: dict[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,

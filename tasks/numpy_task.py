@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from ..configs.local_training import LocalTraining
+from ..messages.local_training import LocalTraining
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

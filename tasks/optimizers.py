@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.refusal import Refusal
-from ..configs.local_training import LocalTraining
+from ..messages.local_training import LocalTraining
 from .protocol import Task, check_own_training
 
 CLASSES = {

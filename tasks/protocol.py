@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..base.refusal import Refusal
-from ..configs.local_training import LocalTraining
+from ..messages.local_training import LocalTraining
 from ..privacy.audit.memorisation import MemorisationProbe
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 import fedveil as fv
 from fedveil.client.app import Workbench
 from fedveil.client.training.in_place import check_apart
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.local_training import LocalTraining
 from fedveil.server.run.federation import Federation
-from fedveil.strategies.client_settings import ClientSettings
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_order, check_reading

@@ -20,10 +20,17 @@ from fedveil.client.device.client_bundle import read_client_bundle, renew_roster
 from fedveil.client.device.enrol import MAKING, _complete
 from fedveil.client.device.enrolment import PRIVATE
 from fedveil.client.device.owner_policy import POLICY_DEFAULTS, OwnerPolicy
-from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import revoke, rotate
 from fedveil.deployment.rollover import roll_over
 from fedveil.links.enrolment.token import Token
+from fedveil.messages.flower_adapter import name_message
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.question_wire import evaluation_content, question_content
+from fedveil.messages.renewal import renewal_to
+from fedveil.messages.run_over import RunOver, message_to
+from fedveil.messages.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
+from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
+from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
@@ -36,13 +43,6 @@ from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
-from fedveil.strategies.flower_adapter import name_message
-from fedveil.strategies.question_wire import evaluation_content, question_content
-from fedveil.strategies.renewal import renewal_to
-from fedveil.strategies.run_over import RunOver, message_to
-from fedveil.strategies.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
-from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder
-from fedveil.strategies.wire import instruct, memory_arrays
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 PAGE = Path(__file__).parents[1] / "docs" / "owners.md"

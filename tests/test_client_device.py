@@ -30,26 +30,13 @@ from fedveil.client.device.own_ledger import OwnLedger, epsilon_of, spent_on
 from fedveil.client.device.receipts import receipt_for
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
-from fedveil.configs.local_training import LocalTraining
 from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
-from fedveil.privacy.accounting.events import Gaussian
-from fedveil.privacy.accounting.gaussian import gaussian_epsilon
-from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.acts import acting_user
-from fedveil.privacy.ledger.book import RESERVE
-from fedveil.privacy.ledger.caps import Cap, set_cap
-from fedveil.privacy.ledger.ledger import Ledger, ReleaseState, read_entries, verify
-from fedveil.privacy.mechanisms import packing
-from fedveil.privacy.mechanisms.private_sum import CohortSum
-from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
-from fedveil.server.binding.manifest import Manifest
-from fedveil.server.evaluations import FIRST_ROW
-from fedveil.strategies.run_over import RunOver, message_to, read_receipt
-from fedveil.strategies.secure_wire import Exchange, read_place
-from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
-from fedveil.strategies.wire import (
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.run_over import RunOver, message_to, read_receipt
+from fedveil.messages.secure_wire import Exchange, read_place
+from fedveil.messages.training_order import Mode, RecordOrder, TrainingOrder
+from fedveil.messages.wire import (
     BUDGET_SPENT,
     FAILED,
     NOT_ELIGIBLE,
@@ -64,6 +51,19 @@ from fedveil.strategies.wire import (
     memory_arrays,
     view,
 )
+from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+from fedveil.privacy.ledger.acts import acting_user
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.caps import Cap, set_cap
+from fedveil.privacy.ledger.ledger import Ledger, ReleaseState, read_entries, verify
+from fedveil.privacy.mechanisms import packing
+from fedveil.privacy.mechanisms.private_sum import CohortSum
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
+from fedveil.server.binding.manifest import Manifest
+from fedveil.server.evaluations import FIRST_ROW
 
 SCRIPT = Path(__file__).parent / "faults" / "devices.py"
 MADE = runpy.run_path(str(SCRIPT))

@@ -16,17 +16,10 @@ from fedveil.client.device.device import Device, read_device
 from fedveil.client.device.order_policy import Charged
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.client.private_update import NotTrained, update_of
-from fedveil.configs.local_training import LocalTraining, Optimizer
-from fedveil.privacy.accounting.events import Gaussian
-from fedveil.privacy.budget import Adjacency, Adversary
-from fedveil.privacy.ledger.book import RESERVE
-from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
-from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.record_plan import calibrated_noise
-from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
-from fedveil.strategies.wire import (
+from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.local_training import LocalTraining, Optimizer
+from fedveil.messages.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
+from fedveil.messages.wire import (
     BUDGET_SPENT,
     FAILED,
     NO_EXAMPLES,
@@ -37,6 +30,13 @@ from fedveil.strategies.wire import (
     only_arrays,
     sum_spec_of,
 )
+from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.budget import Adjacency, Adversary
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
+from fedveil.strategies.record_plan import calibrated_noise
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.heart import FEATURES, NUM_CLASSES

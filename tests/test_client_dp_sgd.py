@@ -33,7 +33,9 @@ from fedveil.client.dp_sgd.train import (
     train_privately,
 )
 from fedveil.client.training.sgd import with_fast_kernels
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import RecordPrivacy, StepTerms
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import GRADIENTS
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -41,9 +43,7 @@ from fedveil.privacy.plan import Plan
 from fedveil.reports.content import report_of
 from fedveil.reports.promise import MIXED, REFUTED
 from fedveil.reports.run_files import read_run
-from fedveil.strategies.client_settings import RecordPrivacy, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.strategies.training_order import GRADIENTS
 from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import Mixing, check_independence
 from fedveil.tasks.protocol import check_trainable

@@ -19,15 +19,15 @@ from fedveil.client.device.own_ledger import questions_of
 from fedveil.client.evaluation import means_over, rows_measured
 from fedveil.client.training import linear
 from fedveil.deployment.serve import serve
+from fedveil.messages.flower_adapter import name_message
+from fedveil.messages.question_wire import evaluation_content
+from fedveil.messages.training_order import ORDER_KEY
+from fedveil.messages.wire import OWNERS_POLICY, add_reply, instruct, memory_arrays
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import EVALUATION, Evaluation
-from fedveil.strategies.flower_adapter import name_message
-from fedveil.strategies.question_wire import evaluation_content
-from fedveil.strategies.training_order import ORDER_KEY
-from fedveil.strategies.wire import OWNERS_POLICY, add_reply, instruct, memory_arrays
 from fedveil.tasks.classification import class_metrics
 from fedveil.tasks.data import Examples
 

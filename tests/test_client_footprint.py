@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder, TrainingOrder
+from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder, TrainingOrder
-from fedveil.strategies.wire import instruct, memory_arrays
 
 HERE = Path(__file__).parent
 ENDS = runpy.run_path(str(HERE / "test_end_to_end_device.py"))

@@ -19,12 +19,12 @@ from fedveil.client.dp_sgd.train import ENGINES
 from fedveil.client.training.cohort_training import sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.client_settings import ClientSettings, RecordPrivacy
+from fedveil.messages.flower_adapter import claim_identity, client_context
+from fedveil.messages.wire import add_reply
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.server.run.build import build
 from fedveil.server.run.run import evaluator
-from fedveil.strategies.client_settings import ClientSettings, RecordPrivacy
-from fedveil.strategies.flower_adapter import claim_identity, client_context
-from fedveil.strategies.wire import add_reply
 from fedveil.tasks import hardware
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples, LazyExamples

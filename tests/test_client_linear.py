@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.client.training import linear
 from fedveil.client.training import sgd as training
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.flower_adapter import claim_identity
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.strategies.client_settings import ClientSettings
-from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.wire import instruct, memory_arrays
 from fedveil.tasks.arrays import load_arrays
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import Examples

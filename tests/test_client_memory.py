@@ -17,15 +17,15 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import Device, read_device
-from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import provision
 from fedveil.links.device_answers import Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.message_codec import pack, unpack
-from fedveil.strategies.client_settings import ClientSettings
-from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.training_order import ORDER_KEY
-from fedveil.strategies.wire import instruct, memory_arrays, sum_of, view
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import ORDER_KEY
+from fedveil.messages.wire import instruct, memory_arrays, sum_of, view
 from fedveil.tasks.data import Examples
 
 FAULTS = Path(__file__).parent / "faults"

@@ -13,6 +13,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.device.order_policy import Charged
 from fedveil.client.device.own_ledger import OwnLedger, epsilon_of, spent_on
 from fedveil.client.private_update import NotTrained
+from fedveil.messages.wire import BUDGET_SPENT, NOT_READY
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
@@ -20,7 +21,6 @@ from fedveil.privacy.ledger.caps import Cap
 from fedveil.privacy.ledger.client_sums import SUFFIX
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
-from fedveil.strategies.wire import BUDGET_SPENT, NOT_READY
 
 DELTA, TARGET, SUMS = 1e-5, 8.0, 13
 # With this noise thirteen record-level sums spend the whole of an owner's 8.

@@ -23,19 +23,19 @@ from fedveil.client.training import linear
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
-from fedveil.configs.local_training import OPTIMIZERS, LocalTraining, Optimizer, Schedule
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from fedveil.messages.flower_adapter import claim_identity, client_context
+from fedveil.messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Schedule
+from fedveil.messages.training_order import Mode, TrainingOrder
+from fedveil.messages.wire import WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.plan import Plan
-from fedveil.strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from fedveil.strategies.flower_adapter import claim_identity, client_context
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.strategies.training_order import Mode, TrainingOrder
-from fedveil.strategies.wire import WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples
 from fedveil.tasks.mislabelled import mislabelled

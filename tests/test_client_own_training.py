@@ -14,8 +14,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining, Optimizer
-from fedveil.strategies.client_settings import ClientSettings
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.tasks import as_task, load_task
 from fedveil.tasks.mislabelled import mislabelled
 from fedveil.tasks.optimizers import check_optimizer

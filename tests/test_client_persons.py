@@ -12,13 +12,13 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
 from fedveil.client.dp_sgd.together import step
 from fedveil.client.dp_sgd.union import union_of
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import ClientSettings, StepTerms
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from fedveil.privacy.accounting.gaussian_mixture import records_event
 from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept
 from fedveil.tasks.pool import Dealt

@@ -24,6 +24,10 @@ from fedveil.cli.ask import table_of
 from fedveil.cli.client import status
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.deployment.ask import ask_clients
+from fedveil.messages.flower_adapter import name_message
+from fedveil.messages.question_wire import question_content
+from fedveil.messages.training_order import ORDER_KEY, Mode
+from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import RESERVE
@@ -35,10 +39,6 @@ from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.run.question_plan import Spend
 from fedveil.server.secure_sum import SecureSums
-from fedveil.strategies.flower_adapter import name_message
-from fedveil.strategies.question_wire import question_content
-from fedveil.strategies.training_order import ORDER_KEY, Mode
-from fedveil.strategies.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import agreement_of, read_arrays
 

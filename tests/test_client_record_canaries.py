@@ -17,8 +17,8 @@ from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.record_canaries import begin, coins_of
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
 from fedveil.privacy.audit.kept_rows import append, gathered
 from fedveil.privacy.audit.normality import estimate, separation

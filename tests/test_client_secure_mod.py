@@ -12,16 +12,16 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 import fedveil
 from fedveil.client.app import make_client_app
 from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.secure_wire import Exchange, read_place
+from fedveil.messages.wire import BUDGET_SPENT, DROP_REASONS, FAILED, OWNERS_POLICY, SPEC_RECORD, instruct
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.client import OVER, read_state
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.server.secure_sum import ATTEMPTS
-from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.identity import simulated_identity, simulated_roster
-from fedveil.strategies.secure_wire import Exchange, read_place
-from fedveil.strategies.wire import BUDGET_SPENT, DROP_REASONS, FAILED, OWNERS_POLICY, SPEC_RECORD, instruct
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, Clients, KEY, content, summed, wanted = (

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan

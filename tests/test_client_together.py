@@ -29,8 +29,12 @@ from fedveil.client.app import Workbench, train_round
 from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.union import sum_of_union, union_of
 from fedveil.client.private_update import SUMMED_RECORD
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.client_settings import CanaryRecords, ClientSettings, StepTerms
+from fedveil.messages.flower_adapter import claim_identity
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.secure_wire import Exchange
+from fedveil.messages.wire import instruct, memory_arrays, with_canary_records
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
 from fedveil.privacy.budget import Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets
@@ -47,10 +51,6 @@ from fedveil.server.round_terms import Sum
 from fedveil.server.run.build import build
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.client_settings import CanaryRecords, ClientSettings, StepTerms
-from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.secure_wire import Exchange
-from fedveil.strategies.wire import instruct, memory_arrays, with_canary_records
 
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 TERMS = StepTerms(0.3, 0.5)

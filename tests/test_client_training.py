@@ -24,7 +24,16 @@ from fedveil.client.training import cohort_training
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining, Optimizer
+from fedveil.messages.client_settings import (
+    TRAIN_LOSS,
+    CanaryClients,
+    ClientSettings,
+    RecordPrivacy,
+    training_settings,
+)
+from fedveil.messages.flower_adapter import claim_identity, client_context
+from fedveil.messages.local_training import LocalTraining, Optimizer
+from fedveil.messages.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
 from fedveil.privacy.mechanisms import discrete_gaussian
@@ -33,16 +42,7 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
-from fedveil.strategies.client_settings import (
-    TRAIN_LOSS,
-    CanaryClients,
-    ClientSettings,
-    RecordPrivacy,
-    training_settings,
-)
-from fedveil.strategies.flower_adapter import claim_identity, client_context
 from fedveil.strategies.record_plan import PoissonBatches, poisson_batches, record_plan
-from fedveil.strategies.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import cross_entropies
 from fedveil.tasks.data import Examples, LazyExamples

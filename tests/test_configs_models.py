@@ -12,7 +12,6 @@ from fedveil.base.refusal import Refusal
 from fedveil.configs import schema
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.group import Group, node_at, schema_of
-from fedveil.configs.local_training import OPTIMIZERS, TOLD, LocalTraining
 from fedveil.configs.reference import help_text
 from fedveil.configs.schema import (
     ClientCentral,
@@ -25,6 +24,7 @@ from fedveil.configs.schema import (
     SimulationSettings,
 )
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.local_training import OPTIMIZERS, TOLD, LocalTraining
 from fedveil.privacy.budget import Adjacency
 
 FOLDER = Path(fedveil.configs.__file__).parent

@@ -39,6 +39,8 @@ from fedveil.links.enrolment.token import fingerprint_of
 from fedveil.links.roster_watch import followed_credentials, followed_rollovers, followed_roster
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.tree_head import check_head, sign_head
+from fedveil.messages.flower_adapter import claim_identity, name_sender
+from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, renewal_to, rollovers_in
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.rollover import (
     DAY_SECONDS,
@@ -49,8 +51,6 @@ from fedveil.privacy.secagg.rollover import (
     write_chain,
 )
 from fedveil.privacy.secagg.roster import Roster, read_roster, write_roster
-from fedveil.strategies.flower_adapter import claim_identity, name_sender
-from fedveil.strategies.renewal import DeviceFacts, facts_reply, read_facts, renewal_to, rollovers_in
 
 FEDERATION = """\
 federation: hearts

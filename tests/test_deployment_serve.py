@@ -40,6 +40,9 @@ from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import OwnersBudget, read_server_bundle
 from fedveil.links.server_log import LOG
 from fedveil.links.server_log import read_entries as read_log
+from fedveil.messages.renewal import DeviceFacts
+from fedveil.messages.training_order import people_call, read_order
+from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
@@ -57,9 +60,6 @@ from fedveil.server.run import run_folder as recording
 from fedveil.server.run.build import build
 from fedveil.server.run.callbacks import Callback
 from fedveil.server.run.live_page import live_page
-from fedveil.strategies.renewal import DeviceFacts
-from fedveil.strategies.training_order import people_call, read_order
-from fedveil.strategies.wire import FORKED, NOT_ELIGIBLE, read_round
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]

@@ -18,15 +18,15 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
 from fedveil.client.device.run_end import keep
-from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.run_over import RunOver
+from fedveil.messages.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.privacy.budget import Adjacency
 from fedveil.server.run.released import predictions
-from fedveil.strategies.run_over import RunOver
-from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load

@@ -18,10 +18,10 @@ import pytest
 
 from fedveil.__main__ import run
 from fedveil.client.device.own_ledger import epsilon_of
-from fedveil.configs.local_training import LocalTraining
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.secagg.refusal import Fault

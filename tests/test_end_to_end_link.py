@@ -20,7 +20,7 @@ import pytest
 
 from fedveil.links.grpc.frames import CHUNK_BYTES, Begin, frames_of, write
 from fedveil.links.grpc.grid import open_link
-from fedveil.strategies.wire import HANDLED_BEFORE, view
+from fedveil.messages.wire import HANDLED_BEFORE, view
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"
 MADE = runpy.run_path(str(ENDS))

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.secure_wire import Exchange
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.refusal import Fault
@@ -22,7 +23,6 @@ from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.identity import FIRST_NODE, Identity
-from fedveil.strategies.secure_wire import Exchange
 
 CHEATING = runpy.run_path(str(Path(__file__).parent / "faults" / "cheating_device.py"))["cheating"]
 ROUNDS = 3

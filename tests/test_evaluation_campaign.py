@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.question_wire import evaluation_content
+from fedveil.messages.wire import memory_arrays
 from fedveil.privacy.mechanisms.private_sum import add_noise, decode_counts, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -22,8 +24,6 @@ from fedveil.server.run.client_instructions import client_settings
 from fedveil.server.run.evaluation_plan import evaluation_of, one_evaluation
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations.simulate import run_simulation
-from fedveil.strategies.question_wire import evaluation_content
-from fedveil.strategies.wire import memory_arrays
 
 REPETITIONS = 1000
 ADDED = {5: 0.101, 10: 0.025, 20: 0.006}  # to epsilon 3.0 at delta 1e-4

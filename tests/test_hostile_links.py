@@ -29,18 +29,10 @@ from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.messages.secure_wire import Exchange, messages_of, read_place
+from fedveil.messages.wire import DROP_REASONS, OWNERS_POLICY, UNREADABLE, instruct, read_round, sum_of, view
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
-from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
-from fedveil.strategies.wire import (
-    DROP_REASONS,
-    OWNERS_POLICY,
-    UNREADABLE,
-    instruct,
-    read_round,
-    sum_of,
-    view,
-)
 
 HERE = Path(__file__).parent
 MADE = runpy.run_path(str(HERE / "faults" / "link_ends.py"))

@@ -26,21 +26,12 @@ from fedveil.links.difference_grid import MOST_MODELS, DifferenceGrid, HeldModel
 from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
 from fedveil.links.grpc.sizes import carried_bytes
 from fedveil.links.traffic import Tally
-from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.server.participants import Participants
-from fedveil.server.private_grid import PrivateGrid
-from fedveil.simulations.counted_grid import counted
-from fedveil.simulations.in_process import InProcessGrid
-from fedveil.strategies.cohorts import All
-from fedveil.strategies.difference_wire import ARRAYS, DIFFERENCE, KEYS, MODEL, parted, told_model, with_held
-from fedveil.strategies.flower_adapter import claim_identity, name_sender, records_of
-from fedveil.strategies.grids import AskingGrid
-from fedveil.strategies.model_difference import NoDifference, apply, bytes_of, difference, hash_of
-from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.secure_wire import model_hash
-from fedveil.strategies.shared_model import shared, steps_after
-from fedveil.strategies.wire import (
+from fedveil.messages.difference_wire import ARRAYS, DIFFERENCE, KEYS, MODEL, parted, told_model, with_held
+from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
+from fedveil.messages.grids import AskingGrid
+from fedveil.messages.model_difference import NoDifference, apply, bytes_of, difference, hash_of
+from fedveil.messages.secure_wire import model_hash
+from fedveil.messages.wire import (
     FAILED,
     NO_BASE,
     SPEC_RECORD,
@@ -51,6 +42,15 @@ from fedveil.strategies.wire import (
     read_round,
     view,
 )
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.server.participants import Participants
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.simulations.counted_grid import counted
+from fedveil.simulations.in_process import InProcessGrid
+from fedveil.strategies.cohorts import All
+from fedveil.strategies.registry import make_strategy
+from fedveil.strategies.shared_model import shared, steps_after
 
 Arrays = dict[str, NDArray[Any]]
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))

@@ -36,6 +36,9 @@ from fedveil.links.server_log import (
     told_again,
 )
 from fedveil.links.tree_head import check_head, read_head, sign_head
+from fedveil.messages.run_over import OVER
+from fedveil.messages.secure_wire import LOG_RECORD, model_hash
+from fedveil.messages.wire import FORKED, NOT_READY
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.server.masking import Masking
@@ -43,9 +46,6 @@ from fedveil.server.participants import Participants
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.cohorts import Poisson
-from fedveil.strategies.run_over import OVER
-from fedveil.strategies.secure_wire import LOG_RECORD, model_hash
-from fedveil.strategies.wire import FORKED, NOT_READY
 
 MADE_ERROR = Error(NOT_READY, "")
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))

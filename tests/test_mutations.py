@@ -693,7 +693,7 @@ MUTATIONS = {
         "goes_on_under_its_own_rule",
     ),
     "an order of an earlier release is followed by another rule": Mutation(
-        "strategies/training_order.py",
+        "messages/training_order.py",
         'group_equal_rows=singly is None and plain["held_out"] is not None,',
         "group_equal_rows=False,",
         "test_strategies_training_order.py",
@@ -756,7 +756,7 @@ MUTATIONS = {
         "another_model_is_another",
     ),
     "a device tells of another model than the one it is asked about": Mutation(
-        "strategies/question_wire.py",
+        "messages/question_wire.py",
         "    if (None if released is None else hashlib.sha256(released).hexdigest()) != asked.model:",
         "    if False:",
         "test_tasks_model_columns.py",
@@ -882,14 +882,14 @@ MUTATIONS = {
         "cohort_signed",
     ),
     "a device holds out hidden records by a share that a server chooses": Mutation(
-        "strategies/training_order.py",
+        "messages/training_order.py",
         "self.held_out is not None and self.record is not None",
         "False",
         "test_client_device_records.py",
         "public_hash",
     ),
     "a device charges a person at two clients as at one": Mutation(
-        "strategies/training_order.py",
+        "messages/training_order.py",
         "return (self.per_person or 1) * (self.clients_per_person or 1)",
         "return self.per_person or 1",
         "test_strategies_training_order.py",
@@ -1015,14 +1015,14 @@ MUTATIONS = {
         "cohort_of_its_own",
     ),
     "a client takes the noise of another size": Mutation(
-        "strategies/client_settings.py",
+        "messages/client_settings.py",
         "in self.noise_by_records if least <= records]",
         "in self.noise_by_records]",
         "test_client_dp_sgd.py",
         "no_more_records",
     ),
     "a client takes the noise of another's ledger": Mutation(
-        "strategies/client_settings.py",
+        "messages/client_settings.py",
         "dict(self.noise_by_ledger).get(name)",
         "min(dict(self.noise_by_ledger).values(), default=None)",
         "test_client_dp_sgd.py",
@@ -2604,14 +2604,14 @@ MUTATIONS = {
         "no_difference_from_another_model",
     ),
     "a device trains on arrays beside a difference": Mutation(
-        "strategies/difference_wire.py",
+        "messages/difference_wire.py",
         'raise ValueError("arrays of another model")',
         "pass",
         DIFFERENCE_TESTS,
         "arrays_beside_a_difference",
     ),
     "a difference may unpack to any size": Mutation(
-        "strategies/model_difference.py",
+        "messages/model_difference.py",
         "self.take(length), count + 1)",
         "self.take(length))",
         DIFFERENCE_TESTS,
@@ -3017,7 +3017,7 @@ MUTATIONS = {
         "synced_in_full",
     ),
     "metrics leave beside the sum": Mutation(
-        "strategies/wire.py",
+        "messages/wire.py",
         "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)",
         "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent}), 'c': ConfigRecord({'x': 1})}), "
         "reply_to=message)",

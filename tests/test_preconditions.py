@@ -21,6 +21,10 @@ from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
 from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.flower_adapter import claim_identity
+from fedveil.messages.training_order import LocalTraining
+from fedveil.messages.wire import instruct, memory_arrays, only_arrays, view
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger import data_sets
@@ -28,10 +32,6 @@ from fedveil.privacy.ledger.hash_chain import Lock
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.simulations.engines import require_one_machine
-from fedveil.strategies.client_settings import ClientSettings
-from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.training_order import LocalTraining
-from fedveil.strategies.wire import instruct, memory_arrays, only_arrays, view
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import StepTerms
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.normality import separation, separation_refutes
@@ -30,7 +31,6 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
-from fedveil.strategies.client_settings import StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.data import Examples
 

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.client.private_update import private_update
+from fedveil.messages.wire import memory_arrays, view
 from fedveil.privacy import Adversary, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.adaptation import LATEST, SAVING, Adaptation, AdaptiveNoise
 from fedveil.privacy.budget import Adjacency
@@ -25,7 +26,6 @@ from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.wire import memory_arrays, view
 
 CLIENTS, COORDINATES, NOISE = 20, 20_000, 1.0
 FAST = AdaptiveClipping(learning_rate=1.0)  # a norm that moves by up to e^0.5 in a round

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from fedveil.client.private_update import private_update
 from fedveil.configs.schema import LinkSettings
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.wire import memory_arrays
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary
@@ -41,7 +42,6 @@ from fedveil.strategies.cohorts import (
     over_selected,
 )
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.wire import memory_arrays
 
 CLIENTS = 10
 NOISE = 1.0

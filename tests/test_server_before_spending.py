@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.cli.simulate import plan
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.training_order import RecordOrder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary, Release
 from fedveil.server.accounts import Protected
 from fedveil.server.run.record_ledgers import read_events
-from fedveil.strategies.training_order import RecordOrder
 from fedveil.tasks.classification import softmax_regression
 
 CLINICS = """

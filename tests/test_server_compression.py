@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.together import step, step_of
 from fedveil.client.private_update import compressed, private_update
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.schema import CompressionSettings, NoCompression
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.client_settings import ClientSettings, StepTerms
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.wire import WEIGHT, instruct, memory_arrays, only_arrays, view
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.compression import (
@@ -38,10 +40,8 @@ from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.wire import WEIGHT, instruct, memory_arrays, only_arrays, view
 from fedveil.tasks.data import Examples
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.client import secure_update
+from fedveil.messages.secure_wire import answer, messages_of
+from fedveil.messages.wire import WEIGHT
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -32,8 +34,6 @@ from fedveil.server.rounds import Loop, run_rounds
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.secure_wire import answer, messages_of
-from fedveil.strategies.wire import WEIGHT
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, Clients, LAYOUT = MADE["ASKED"], MADE["Clients"], MADE["LAYOUT"]

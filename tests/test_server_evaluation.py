@@ -22,6 +22,9 @@ from fedveil.client import secure_update
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.question_wire import evaluation_content, question_of
+from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
+from fedveil.messages.wire import memory_arrays
 from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
@@ -46,9 +49,6 @@ from fedveil.server.run.federation import Federation
 from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.strategies.identity import FIRST_NODE
-from fedveil.strategies.question_wire import evaluation_content, question_of
-from fedveil.strategies.training_order import ORDER_KEY, TrainingOrder
-from fedveil.strategies.wire import memory_arrays
 from fedveil.tasks.data import data_of, data_of_all
 from fedveil.tasks.held_back import held_back, held_back_of
 

@@ -22,7 +22,7 @@ from fedveil.links.grpc.frames import PROTOCOL_VERSION, Ack, Begin, Chunk, Hello
 from fedveil.links.grpc.grid import LinkGrid, open_link
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.links.roster_watch import admitted_in
-from fedveil.strategies.wire import UNREADABLE, view
+from fedveil.messages.wire import UNREADABLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
 Authority, Federation, RawClient = (MADE[name] for name in ("MadeAuthority", "Federation", "RawClient"))

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
+from fedveil.messages.wire import memory_arrays, view
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.correlated_noise import Correlation
@@ -26,7 +27,6 @@ from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import Fixed, MinSeparation
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.wire import memory_arrays, view
 
 CLIENTS, ROUNDS, SIZE = 12, 8, 3
 COHORT = MinSeparation(SIZE, separation=4, max_participations=2)

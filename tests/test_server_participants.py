@@ -11,6 +11,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.client.private_update import private_update
+from fedveil.messages.client_settings import CanaryClients
+from fedveil.messages.wire import memory_arrays, view
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
@@ -18,10 +20,8 @@ from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.canaries import add_canaries, canary_updates
-from fedveil.strategies.client_settings import CanaryClients
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, beside
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.wire import memory_arrays, view
 
 REAL = list(range(2, 42))
 

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
+from fedveil.messages.wire import FAILED, OWNERS_POLICY, memory_arrays, view
 from fedveil.privacy import Adjacency, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -31,7 +32,6 @@ from fedveil.strategies.registry import (
     check_averages,
     make_strategy,
 )
-from fedveil.strategies.wire import FAILED, OWNERS_POLICY, memory_arrays, view
 
 CLIENTS = 20
 SHAPES = {"w": (4, 3), "b": (3,)}

@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import (
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_evaluation import private_evaluation
 from fedveil.client.private_update import private_update
+from fedveil.messages.wire import WEIGHT
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.budget import Adversary, Budget, Release
@@ -35,7 +36,6 @@ from fedveil.server.evaluations import ClientEvaluation
 from fedveil.server.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
-from fedveil.strategies.wire import WEIGHT
 
 CLIENTS = 40
 BUDGET = Budget("client", target_epsilon=8.0, target_delta=1e-2)  # pyright: ignore[reportArgumentType]

@@ -27,6 +27,10 @@ from fedveil.cli.plan import show_plan
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.serve import serve
+from fedveil.messages.flower_adapter import name_message, records_of
+from fedveil.messages.question_wire import OWN_NOISE_KEY, evaluation_content, question_of
+from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
+from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -43,10 +47,6 @@ from fedveil.server.run.evaluation_plan import evaluation_plan
 from fedveil.server.run.federation import Federation
 from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
-from fedveil.strategies.flower_adapter import name_message, records_of
-from fedveil.strategies.question_wire import OWN_NOISE_KEY, evaluation_content, question_of
-from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder
-from fedveil.strategies.wire import OWNERS_POLICY, instruct
 from fedveil.tasks import load_task
 from fedveil.tasks.classification import class_metrics
 from fedveil.tasks.data import data_of

@@ -21,6 +21,10 @@ from fedveil.client.device.own_ledger import questions_of
 from fedveil.client.questions import with_own_noise
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
+from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.question_wire import question_content
+from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
+from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -29,10 +33,6 @@ from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.question_plan import Spend
 from fedveil.simulations.ask import ask_here
-from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.question_wire import question_content
-from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder
-from fedveil.strategies.wire import OWNERS_POLICY, instruct
 
 HERE = Path(__file__).parent
 STATISTICS = runpy.run_path(str(HERE / "test_privacy_statistics.py"))

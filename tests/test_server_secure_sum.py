@@ -16,6 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.private_update import SUMMED_RECORD
+from fedveil.messages.secure_wire import USUAL, Exchange, messages_of, read_place
+from fedveil.messages.wire import WEIGHT, memory_arrays
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.distributed import decode_sum
@@ -40,8 +42,6 @@ from fedveil.strategies import identity
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.registry import make_strategy
-from fedveil.strategies.secure_wire import USUAL, Exchange, messages_of, read_place
-from fedveil.strategies.wire import WEIGHT, memory_arrays
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, CLIENTS, Clients, LAYOUT = MADE["ASKED"], MADE["CLIENTS"], MADE["Clients"], MADE["LAYOUT"]

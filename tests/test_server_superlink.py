@@ -34,7 +34,7 @@ from fedveil.links.flower.superlink import SuperLink, open_flower_link, public_k
 from fedveil.links.flower.tls_front import Front
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.strategies.flower_adapter import claim_identity
+from fedveil.messages.flower_adapter import claim_identity
 
 free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))

@@ -19,8 +19,9 @@ from fedveil.cli.sweep_cost import require_accepted
 from fedveil.client import app as client_app
 from fedveil.client.app import measured_at
 from fedveil.client.device.own_arm import require_own
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import ClientClaim, Mode, TrainingOrder, people_call
 from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -42,7 +43,6 @@ from fedveil.server.run.tuning import charged_scores, require_arms, tuning_of
 from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
-from fedveil.strategies.training_order import ClientClaim, Mode, TrainingOrder, people_call
 
 DEAL = ArmDeal("5e" * 16, 3)
 TUNING = Tuning("learning_rate", (0.1, 1.0, 5.0), 2, 5, DEAL)

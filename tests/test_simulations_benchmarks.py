@@ -35,7 +35,7 @@ from fedveil.benchmarks.workload import (
 )
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.sgd import train, with_fast_kernels
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.arrays import read_arrays
 
 TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]

@@ -11,14 +11,14 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.app import Workbench
 from fedveil.client.private_update import private_update
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.wire import instruct, memory_arrays, view
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.run.build import build
 from fedveil.simulations import engines
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
-from fedveil.strategies.client_settings import ClientSettings
-from fedveil.strategies.wire import instruct, memory_arrays, view
 
 SPEC = SumSpec(100.0)
 SIZE = 4

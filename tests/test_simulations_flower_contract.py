@@ -20,14 +20,14 @@ from flwr.supercore.inflatable.inflatable_object import get_object_type_from_obj
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedveil.strategies.flower_adapter import (
+from fedveil.messages.flower_adapter import (
     arrived,
     claim_identity,
     client_context,
     name_message,
     nodes_by_partition,
 )
-from fedveil.strategies.wire import MemoryArray, memory_arrays, view
+from fedveil.messages.wire import MemoryArray, memory_arrays, view
 
 ROOT = Path(__file__).parents[1]
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -16,8 +16,8 @@ from torch import nn
 
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.audit.kept_rows import SUFFIX, gathered
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE

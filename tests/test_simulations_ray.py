@@ -29,6 +29,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
 from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.messages.secure_wire import SECURE_RECORD, USUAL, Exchange, read_place
+from fedveil.messages.wire import FAILED, LATE, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.mechanisms.private_sum import CohortSum
@@ -37,8 +39,6 @@ from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.simulations.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.secure_wire import SECURE_RECORD, USUAL, Exchange, read_place
-from fedveil.strategies.wire import FAILED, LATE, instruct, memory_arrays
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = (
     "base",
     "privacy",
+    "messages",
     "configs",
     "reports",
     "tasks",

@@ -16,7 +16,7 @@ import pytest
 
 from fedveil.links.grpc.frames import Begin, Chunk, Hello, write
 from fedveil.links.grpc.grid import LinkGrid, open_link
-from fedveil.strategies.wire import view
+from fedveil.messages.wire import view
 
 HERE = Path(__file__).parent
 MADE = runpy.run_path(str(HERE / "faults" / "link_ends.py"))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fedveil.links.grpc.message_codec import DTYPES, MAX_HEADER_BYTES, MalformedMessage, pack, unpack
-from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.wire import memory_arrays, view
+from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.wire import memory_arrays, view
 
 claim_identity(1)
 

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.group import schema_of
-from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.schema import SimulationSettings
-from fedveil.privacy.budget import Adjacency, Unit
-from fedveil.strategies import training_order
-from fedveil.strategies.training_order import (
+from fedveil.messages import training_order
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import (
     ORDER_KEY,
     ClientClaim,
     Mode,
@@ -22,6 +21,7 @@ from fedveil.strategies.training_order import (
     TrainingOrder,
     read_order,
 )
+from fedveil.privacy.budget import Adjacency, Unit
 
 CLAIM = ClientClaim(1.5, Adjacency.ZERO_OUT)
 RECORD = RecordOrder(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10, "auto")

@@ -12,12 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.mechanisms import packing
-from fedveil.privacy.mechanisms.packing import Packed, pack, packed_size
-from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_packed, encode
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
-from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.wire import (
+from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.wire import (
     VECTOR,
     VECTOR_RECORD,
     MemoryArray,
@@ -32,6 +28,10 @@ from fedveil.strategies.wire import (
     sum_of,
     view,
 )
+from fedveil.privacy.mechanisms import packing
+from fedveil.privacy.mechanisms.packing import Packed, pack, packed_size
+from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_packed, encode
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 
 SPEC = SumSpec(1.0, (Segment("loss", 5.0),), 0.02)
 SIZE = 6

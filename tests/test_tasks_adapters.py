@@ -14,7 +14,7 @@ L = pytest.importorskip("pytorch_lightning")
 
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training import sgd
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 import fedveil as fv
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.adapters.sklearn import SklearnTask
 
 

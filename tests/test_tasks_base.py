@@ -16,7 +16,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import ClientSettings, Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.local_training import LocalTraining
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import base_of, check_base, dimension_of, holds_arrays, read_arrays
 

@@ -18,10 +18,10 @@ from torch import nn
 import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench, table_of
-from fedveil.configs.local_training import LocalTraining
+from fedveil.messages.client_settings import ClientSettings
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.question_wire import question_content, question_of
 from fedveil.privacy.statistics.inquiry import read_inquiry
-from fedveil.strategies.client_settings import ClientSettings
-from fedveil.strategies.question_wire import question_content, question_of
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import FEW

@@ -15,14 +15,14 @@ import fedveil as fv
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.sizes import carried_bytes, update_bytes
 from fedveil.links.traffic import Cargo, Carried, Tally, TrafficPurpose, cargo_of
+from fedveil.messages.flower_adapter import claim_identity
+from fedveil.messages.question_wire import EVALUATION_KEY, QUESTION_KEY
+from fedveil.messages.renewal import renewal_to
+from fedveil.messages.run_over import RunOver, message_to
+from fedveil.messages.secure_wire import LOG_RECORD, Exchange, Place, ask, with_roster
+from fedveil.messages.wire import instruct, memory_arrays, reply_with
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.question_wire import EVALUATION_KEY, QUESTION_KEY
-from fedveil.strategies.renewal import renewal_to
-from fedveil.strategies.run_over import RunOver, message_to
-from fedveil.strategies.secure_wire import LOG_RECORD, Exchange, Place, ask, with_roster
-from fedveil.strategies.wire import instruct, memory_arrays, reply_with
 
 FAULTS = Path(__file__).parent / "faults"
 ENDS = runpy.run_path(str(FAULTS / "link_ends.py"))

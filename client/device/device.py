@@ -26,9 +26,15 @@ from flwr.clientapp.typing import ClientAppCallable
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, disk_remedy
 from ...configs.bundle_files import SCHEMA
-from ...configs.local_training import LocalTraining
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
+from ...messages import wire
+from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
+from ...messages.flower_adapter import records_of
+from ...messages.local_training import LocalTraining
+from ...messages.question_wire import question_of, released_of
+from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
+from ...messages.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -38,12 +44,6 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
-from ...strategies import wire
-from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
-from ...strategies.flower_adapter import records_of
-from ...strategies.question_wire import question_of, released_of
-from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
 from ..private_update import NotTrained, or_unchanged, private_update
 from ..questions import Measured, answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update

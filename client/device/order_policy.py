@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from ...base.refusal import Refusal
-from ...privacy.accounting.events import Gaussian, gaussian_event
-from ...privacy.budget import Adjacency, Adversary, Budget, Unit
-from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
-from ...privacy.secagg.transcript import AttemptTerms, run_number
-from ...privacy.statistics.evaluation import Evaluation
-from ...strategies.question_wire import Asked, own_noise_of, question_of
-from ...strategies.training_order import (
+from ...messages.question_wire import Asked, own_noise_of, question_of
+from ...messages.training_order import (
     CENTRAL_MODES,
     STEP_MODES,
     ClientClaim,
@@ -26,7 +21,12 @@ from ...strategies.training_order import (
     people_call,
     read_order,
 )
-from ...strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec, sum_spec_of
+from ...messages.wire import OWNERS_POLICY, read_attempt, read_round, read_spec, sum_spec_of
+from ...privacy.accounting.events import Gaussian, gaussian_event
+from ...privacy.budget import Adjacency, Adversary, Budget, Unit
+from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
+from ...privacy.secagg.transcript import AttemptTerms, run_number
+from ...privacy.statistics.evaluation import Evaluation
 from ..private_update import NotTrained
 from .owner_policy import OwnerPolicy
 

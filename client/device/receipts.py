@@ -15,6 +15,8 @@ from ...base.bounded_decoding import read_json, read_lines
 from ...base.durable_files import append_line, replace_file
 from ...base.refusal import Refusal
 from ...base.tensor_file import safetensors_parts
+from ...messages.run_over import RunOver
+from ...messages.training_order import people_call
 from ...privacy.ledger.book import read_entries
 from ...privacy.ledger.receipt import (
     SALT_BYTES,
@@ -26,8 +28,6 @@ from ...privacy.ledger.receipt import (
     read_opening,
     sign_receipt,
 )
-from ...strategies.run_over import RunOver
-from ...strategies.training_order import people_call
 from .client_bundle import ClientBundle
 from .run_end import MODEL
 

@@ -10,7 +10,7 @@ import numpy as np
 from ...base.bounded_decoding import read_kept
 from ...base.durable_files import replace_file
 from ...base.tensor_file import safetensors_parts
-from ...strategies.run_over import RunOver
+from ...messages.run_over import RunOver
 
 MODEL, ENDED = "model.safetensors", "ended.json"
 

@@ -16,8 +16,8 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
+from ...messages.wire import Layout
 from ...privacy.mechanisms.compression import Sketch
-from ...strategies.wire import Layout
 
 ENGINES = ("hooks", "one_by_one")  # engines that hold an example's whole gradient
 # Rounding to float32 changes such a part by less than 64 / 2^24 of the norm; random rows seldom leave less than a

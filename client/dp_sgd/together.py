@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
+from ...messages.client_settings import ClientSettings, StepTerms, training_settings
+from ...messages.wire import CANARY_RECORDS, Layout, layout_of, only_arrays, sketch_for, sum_spec_of
 from ...privacy.mechanisms.randomness import Stream
-from ...strategies.client_settings import ClientSettings, StepTerms, training_settings
 from ...strategies.record_plan import PoissonBatches
-from ...strategies.wire import CANARY_RECORDS, Layout, layout_of, only_arrays, sketch_for, sum_spec_of
 from ...tasks.data import Batches
 from ...tasks.protocol import Objective
 from .record_canaries import BLOCK, OWN

@@ -28,7 +28,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
-from ...configs.local_training import LocalTraining
+from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, add_on_lattice
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan

@@ -6,10 +6,10 @@ from typing import cast
 import numpy as np
 from flwr.app import RecordDict
 
+from ...messages.wire import read_round
 from ...privacy.mechanisms.private_sum import CohortSum, on_grid
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies.wire import read_round
 from ...tasks.data import Data, Union
 from ...tasks.hardware import placed
 from ..app import Workbench, receive_model, seed_layers

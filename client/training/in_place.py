@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...base.refusal import Refusal
-from ...configs.local_training import LocalTraining
+from ...messages import wire
+from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies import wire
 from ...strategies.canaries import add_canary
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of

@@ -14,13 +14,13 @@ from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from ...configs.local_training import LocalTraining
+from ...messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from ...messages.local_training import LocalTraining
+from ...messages.training_order import TrainingOrder
+from ...messages.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.held_rows import hashes_of_rows, held_rows
-from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from ...strategies.training_order import TrainingOrder
-from ...strategies.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from .batches import shuffled_batches
 
 Matrix = NDArray[np.float32]

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...configs.local_training import LocalTraining
+from ...messages.local_training import LocalTraining
 from ...tasks.arrays import base_check, sent_state
 from ...tasks.data import Data, laid_out, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of

@@ -44,7 +44,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
-from ...strategies.flower_adapter import claim_identity
+from ...messages.flower_adapter import claim_identity
 from .fleet_calls import beating, node_fingerprint, pull_message
 
 logger = logging.getLogger("fedveil.server")

@@ -1,6 +1,6 @@
 """Calls of a SuperNode to a SuperLink (Flower's Fleet interface), made by Flower's own client, and their signatures.
 
-Like `strategies/flower_adapter.py` it uses what Flower does not publish.
+Like `messages/flower_adapter.py` it uses what Flower does not publish.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from flwr.app import Message
 
-from ...strategies.flower_adapter import name_sender
+from ...messages.flower_adapter import name_sender
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from ..traffic import NodeTraffic, cargo_of

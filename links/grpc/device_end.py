@@ -20,7 +20,7 @@ import grpc.aio
 from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
-from ...strategies.wire import FAILED
+from ...messages.wire import FAILED
 from ..device_answers import (
     COPIED,
     MOST_BYTES,

@@ -29,9 +29,9 @@ from ...base.durable_files import replace_file
 from ...base.open_files import MOST_CONNECTIONS, for_connections, listener
 from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
-from ...strategies.difference_wire import told_model
-from ...strategies.flower_adapter import claim_identity, name_message, name_sender
-from ...strategies.wire import SPEC_RECORD, UNREADABLE
+from ...messages.difference_wire import told_model
+from ...messages.flower_adapter import claim_identity, name_message, name_sender
+from ...messages.wire import SPEC_RECORD, UNREADABLE
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from ..traffic import Cargo, Tally, cargo_of

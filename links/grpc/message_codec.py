@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 
 from ...base import bounded_decoding
 from ...base.bounded_decoding import Bounds
-from ...strategies.difference_wire import asked_alike
-from ...strategies.flower_adapter import arrived, records_of
-from ...strategies.secure_wire import VOUCHING
-from ...strategies.wire import SPEC_RECORD, memory_arrays, view
+from ...messages.difference_wire import asked_alike
+from ...messages.flower_adapter import arrived, records_of
+from ...messages.secure_wire import VOUCHING
+from ...messages.wire import SPEC_RECORD, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
 Record = ArrayRecord | MetricRecord | ConfigRecord

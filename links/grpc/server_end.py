@@ -16,7 +16,7 @@ from typing import Any, NoReturn, cast
 
 import grpc
 
-from ...strategies.flower_adapter import SERVER_NODE
+from ...messages.flower_adapter import SERVER_NODE
 from ..roster_watch import Admitted, fingerprint
 from ..traffic import CONTROL, LOST, Cargo, Shares, Tally
 from .event_loop import next_frame, until_one_ends

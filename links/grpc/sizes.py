@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import Message, RecordDict
 
+from ...messages.wire import VECTOR, VECTOR_RECORD, memory_arrays
 from ...privacy.mechanisms.packing import packed_size, width_of
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies.wire import VECTOR, VECTOR_RECORD, memory_arrays
 from ..traffic import content_bytes
 from .frames import message_bytes
 from .message_codec import MalformedMessage, pack_body, segments

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...base.durable_files import append_line
 from ...base.refusal import Refusal
+from ...messages.training_order import NEW
 from ...privacy.secagg.bindings import attempt_context
 from ...privacy.secagg.evidence import AttemptEvidence, convictions, evidence_from
 from ...privacy.secagg.refusal import Fault, Refused
@@ -19,7 +20,6 @@ from ...privacy.secagg.roster import Roster, read_roster, roster_in, write_roste
 from ...privacy.secagg.transcript import run_number
 from ...reports.files import BLAME, CONFIG
 from ...reports.run_files import read_config
-from ...strategies.training_order import NEW
 from ..evaluations import FIRST_ROW, name_of
 from ..masking import Masking
 from .receipts import COLLUSION

@@ -11,10 +11,10 @@ from ...base.bounded_decoding import Undecodable, build, read_json
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
 from ...links.server_log import manifest_entry
+from ...messages.training_order import people_call
 from ...privacy.merkle import includes, inclusion_proof, leaf_hash
 from ...privacy.witness import HeadCosignature
 from ...reports.files import MANIFEST, WITNESSES
-from ...strategies.training_order import people_call
 from .manifest import PUBLIC_MODE, Manifest, read_manifest
 
 FORMAT = "fedveil witnesses 1"

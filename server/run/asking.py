@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from dp_accounting.dp_event import SelfComposedDpEvent
 
-from ...configs.local_training import LocalTraining
+from ...messages.local_training import LocalTraining
+from ...messages.question_wire import Asked, question_content
+from ...messages.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...privacy.accounting.renyi_filter import admits, counted
 from ...privacy.arms import Arm
 from ...privacy.budget import Release, Unit
@@ -20,8 +22,6 @@ from ...privacy.statistics.figure import Figure, count_of, unsaid
 from ...privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
 from ...privacy.statistics.prefixes import Prefixes
 from ...reports.files import OPERATOR
-from ...strategies.question_wire import Asked, question_content
-from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..participants import Participants
 from ..questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
 from ..round_terms import ALL_ANSWERS, Answers, Round, unanswered

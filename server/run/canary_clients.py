@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ...base.refusal import Refusal
 from ...configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, sum_level
+from ...messages.client_settings import CanaryClients
 from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.sum_spec import Segment
-from ...strategies.client_settings import CanaryClients
 from ...tasks.protocol import Task
 
 MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty

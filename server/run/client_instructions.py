@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...base.refusal import Refusal
 from ...configs.schema import CsvTask, FlwrPartition, Record, RecordDistributed, SimulationSettings
-from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
-from ...privacy.ledger.book import identity_of, read_events, require_unit
-from ...privacy.ledger.caps import CapEnded, capped
-from ...privacy.ledger.client_sums import read_records
-from ...privacy.ledger.data_sets import Owed
-from ...privacy.plan import LEAST_NOISE, Unaffordable
-from ...strategies.client_settings import (
+from ...messages.client_settings import (
     NO_CANARY_RECORDS,
     CanaryRecords,
     ClientSettings,
@@ -24,9 +18,15 @@ from ...strategies.client_settings import (
     RecordPrivacy,
     StepTerms,
 )
+from ...messages.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
+from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
+from ...privacy.ledger.book import identity_of, read_events, require_unit
+from ...privacy.ledger.caps import CapEnded, capped
+from ...privacy.ledger.client_sums import read_records
+from ...privacy.ledger.data_sets import Owed
+from ...privacy.plan import LEAST_NOISE, Unaffordable
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, poisson_batches, record_plan
-from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from ...messages.question_wire import evaluation_content
+from ...messages.wire import memory_arrays
 from ...privacy.arms import Arm
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.cohorts import All
-from ...strategies.question_wire import evaluation_content
-from ...strategies.wire import memory_arrays
 from ..binding.blame import note_evidence
 from ..checkpoint import State
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after

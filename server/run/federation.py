@@ -27,6 +27,8 @@ from ...configs.schema import (
     SumLevel,
     sum_level,
 )
+from ...messages.client_settings import TRAIN_LOSS, ClientSettings
+from ...messages.training_order import Mode
 from ...privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
@@ -40,10 +42,8 @@ from ...privacy.mechanisms.sum_spec import Segment
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.suite import SUITES
 from ...privacy.secagg.transcript import Profile
-from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
-from ...strategies.training_order import Mode
 from ...tasks.data import Data, data_of, size_of
 from ...tasks.fingerprint import content_of, fingerprint
 from ...tasks.persons import Owners, kept

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...base.refusal import Refusal
 from ...links.folder_lock import alone
+from ...messages.client_settings import ClientSettings
+from ...messages.training_order import NEW, Mode, people_call
 from ...privacy.budget import OF_RECORDS, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
@@ -22,9 +24,7 @@ from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan, Unaffordable
 from ...privacy.statistics.evaluation import EVALUATION
-from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
-from ...strategies.training_order import NEW, Mode, people_call
 from ...tasks.arrays import check_base, dimension_of
 from ...tasks.data import (
     MOST_LOOKED_AT,

@@ -18,7 +18,7 @@ from .acts import unless_accepted
 from .federation import EVERYBODY, Federation
 
 if TYPE_CHECKING:
-    from ...strategies.question_wire import Asked  # flwr, and plans know questions too
+    from ...messages.question_wire import Asked  # flwr, and plans know questions too
 
 MOST_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...configs.schema import SimulationSettings, SumLevel
+from ...messages.client_settings import CanaryRecords
 from ...privacy.audit import kept_rows
 from ...privacy.audit.kept_rows import SUFFIX, gathered
 from ...privacy.audit.membership import auc
@@ -23,7 +24,6 @@ from ...privacy.audit.step_ratio import step_ratio
 from ...privacy.audit.verdict import by_one_run, judge
 from ...privacy.audit.watching import Released
 from ...privacy.budget import Budget
-from ...strategies.client_settings import CanaryRecords
 from ...tasks.protocol import ProbedTask
 from .federation import Run
 

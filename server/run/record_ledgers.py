@@ -17,6 +17,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from ...configs.schema import Ray
+from ...messages.client_settings import ClientSettings, RecordPrivacy
 from ...privacy.accounting.curve import largest
 from ...privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ...privacy.accounting.renyi_filter import counted
@@ -26,7 +27,6 @@ from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Head
 from ...privacy.plan import Plan
-from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.record_plan import record_plan
 from ...tasks.data import MOST_LOOKED_AT
 from .federation import Federation, Run

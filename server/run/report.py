@@ -12,6 +12,7 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
+from ...messages.client_settings import ClientSettings
 from ...privacy.accounting.curve import (
     PrivacyCurve,
     filter_curve,
@@ -34,7 +35,6 @@ from ...privacy.ledger.book import read_events
 from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.ledger import Ledger
 from ...reports.so_far import OWN_LEDGERS
-from ...strategies.client_settings import ClientSettings
 from ...strategies.cohorts import invited_size
 from ...strategies.record_plan import record_plan
 from .federation import EVERYBODY, Federation

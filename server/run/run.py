@@ -23,12 +23,12 @@ from ...base.durable_files import open_for_owner
 from ...base.refusal import Refusal, refusing
 from ...configs.settings import shown_keys
 from ...links.traffic import NOTHING, Carried, Tally
+from ...messages.flower_adapter import quiet_flower
+from ...messages.wire import DROP_REASONS, MIXES
 from ...privacy.audit.alarms import Level
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...reports.promise import MIXED
 from ...strategies.canaries import add_canaries
-from ...strategies.flower_adapter import quiet_flower
-from ...strategies.wire import DROP_REASONS, MIXES
 from ...tasks.arrays import emptied, holding
 from ...tasks.data import Examples, batches_of, derived, figures_of, held_out_of, run_on
 from ...tasks.group_figures import group_figures

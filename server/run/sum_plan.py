@@ -9,6 +9,7 @@ from dp_accounting.dp_event import DpEvent
 
 from ...base.refusal import Refusal
 from ...configs.schema import ClientCentral, RecordAndClient, SimulationSettings, sum_level
+from ...messages.client_settings import TRAIN_LOSS
 from ...privacy.accounting.renyi_filter import admits
 from ...privacy.adaptation import Adaptation, AdaptiveNoise
 from ...privacy.budget import Budget
@@ -16,7 +17,6 @@ from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ...privacy.mechanisms.correlated_noise import Correlation
 from ...privacy.mechanisms.sum_spec import least_share
 from ...privacy.plan import Plan, Unaffordable
-from ...strategies.client_settings import TRAIN_LOSS
 from ...strategies.cohorts import CyclicPoisson
 from ...strategies.record_plan import PoissonBatches
 from .evaluation_plan import evaluation_events

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ...base.refusal import Refusal
-from ...configs.local_training import Schedule
+from ...messages.local_training import Schedule
+from ...messages.training_order import ORDER_KEY, TrainingOrder
 from ...privacy.arms import ArmDeal
 from ...strategies.cohorts import in_arm, invited_size
-from ...strategies.training_order import ORDER_KEY, TrainingOrder
 from ...tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ...tasks.protocol import Task
 from ..checkpoint import State

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from ...configs.local_training import LocalTraining
+from ...messages.local_training import LocalTraining
 from ..numpy_task import Arrays
 
 COEFFICIENTS = ("coef_", "intercept_")

@@ -21,6 +21,7 @@ from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
+from fedveil.messages.secure_wire import USUAL, Exchange, read_place
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.reports.files import RESULT
@@ -28,7 +29,6 @@ from fedveil.server import checkpoint, masked_sums, private_grid
 from fedveil.server.run import close as closing
 from fedveil.server.run import run_folder as recording
 from fedveil.server.secure_sum import Attempt, SecureSums
-from fedveil.strategies.secure_wire import USUAL, Exchange, read_place
 
 SEED = 5
 EXCHANGES = [each.name.lower() for each in USUAL]

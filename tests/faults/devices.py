@@ -19,18 +19,18 @@ from fedveil.client.device import device as device_module
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import Device, read_device
 from fedveil.client.training import linear
-from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import provision
 from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.messages.flower_adapter import claim_identity, name_message, name_sender
+from fedveil.messages.grids import AskingGrid
+from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import ORDER_KEY, ClientClaim, Mode, TrainingOrder
+from fedveil.messages.wire import WEIGHT, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
-from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
-from fedveil.strategies.grids import AskingGrid
-from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, TrainingOrder
-from fedveil.strategies.wire import WEIGHT, instruct, memory_arrays
 
 CLIENTS, FEATURES, CLASSES, RECORDS = 5, 6, 3, 40
 FEDERATION = """\

@@ -24,7 +24,7 @@ from fedveil.links.flower.device_end import SuperLinkDoor, follow_fleet, read_no
 from fedveil.links.flower.tls_front import Front, open_front
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.strategies.wire import SPEC_RECORD
+from fedveil.messages.wire import SPEC_RECORD
 
 until = runpy.run_path(str(Path(__file__).with_name("patience.py")))["until"]
 NAMES = ("north", "east", "south")

@@ -27,8 +27,8 @@ from fedveil.links.grpc.device_end import Endpoint, follow
 from fedveil.links.grpc.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.roster_watch import admitted_in, fingerprint
-from fedveil.strategies.secure_wire import SECURE_RECORD
-from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
+from fedveil.messages.secure_wire import SECURE_RECORD
+from fedveil.messages.wire import SPEC_RECORD, memory_arrays, view
 
 until = runpy.run_path(str(Path(__file__).with_name("patience.py")))["until"]
 free_port = runpy.run_path(str(Path(__file__).with_name("ports.py")))["free_port"]
@@ -190,7 +190,7 @@ def _train(folder: Path, told: dict[str, Any]) -> None:
     import torch
 
     from fedveil.client.app import make_client_app
-    from fedveil.strategies.flower_adapter import client_context
+    from fedveil.messages.flower_adapter import client_context
 
     torch.set_num_threads(1)  # as in the engines
     apps = [make_client_app(lambda _, text=text: text) for text in told["settings"]]

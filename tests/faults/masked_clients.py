@@ -8,16 +8,16 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fedveil.client.secure_update import secure_update
+from fedveil.messages.client_settings import Encryption
+from fedveil.messages.secure_wire import Exchange, read_place
+from fedveil.messages.wire import WEIGHT, memory_arrays
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.server.masking import Masking, masked_spec
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.strategies.client_settings import Encryption
 from fedveil.strategies.identity import FIRST_NODE, simulated_identity, simulated_roster
-from fedveil.strategies.secure_wire import Exchange, read_place
-from fedveil.strategies.wire import WEIGHT, memory_arrays
 
 KEY = bytes(range(32)).hex()
 CLIENTS = 8

@@ -22,11 +22,11 @@ from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import deployed_in, settings_for
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.traffic import Carried
+from fedveil.messages.flower_adapter import claim_identity, name_message, name_sender
+from fedveil.messages.grids import AskingGrid
+from fedveil.messages.run_over import RunOver, read_over, reply_with
 from fedveil.server.run.build import build
 from fedveil.server.run.prepare import prepare
-from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
-from fedveil.strategies.grids import AskingGrid
-from fedveil.strategies.run_over import RunOver, read_over, reply_with
 
 FEDERATION = """\
 federation: hearts

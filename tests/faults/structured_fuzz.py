@@ -43,6 +43,12 @@ from fedveil.links.device_answers import Journal
 from fedveil.links.enrolment.messages import Ask, decoded
 from fedveil.links.grpc import frames, message_codec
 from fedveil.links.server_bundle import read_admitted
+from fedveil.messages.flower_adapter import claim_identity
+from fedveil.messages.run_over import read_over
+from fedveil.messages.secure_wire import read_share_spec, write_share_spec
+from fedveil.messages.training_order import TrainingOrder
+from fedveil.messages.wire import SPEC_RECORD, VECTOR, VECTOR_RECORD, add_reply, memory_arrays, written
+from fedveil.messages.wire import read_spec as read_sum_spec
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
 from fedveil.privacy.mechanisms.private_sum import CohortSum
@@ -55,12 +61,6 @@ from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_ros
 from fedveil.privacy.secagg.shamir import combine, polynomial, values
 from fedveil.privacy.secagg.suite import SUITES, public_of, seal, sign, unseal
 from fedveil.privacy.secagg.transcript import Purpose, digest, frame
-from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.run_over import read_over
-from fedveil.strategies.secure_wire import read_share_spec, write_share_spec
-from fedveil.strategies.training_order import TrainingOrder
-from fedveil.strategies.wire import SPEC_RECORD, VECTOR, VECTOR_RECORD, add_reply, memory_arrays, written
-from fedveil.strategies.wire import read_spec as read_sum_spec
 
 HERE = Path(__file__).parent
 COHORT = runpy.run_path(str(HERE / "secagg_cohort.py"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.bounded_decoding import read_json
-from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
+from .local_training import LocalTraining
 
 if TYPE_CHECKING:
     import numpy as np

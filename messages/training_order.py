@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.bounded_decoding import Undecodable, read_json
 from ..base.refusal import Refusal, real, word
-from ..configs.local_training import GRAD_NORM, ORDERED, LocalTraining, Range
 from ..privacy.arms import Arm
 from ..privacy.budget import Adjacency, Budget, Unit
+from .local_training import GRAD_NORM, ORDERED, LocalTraining, Range
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict

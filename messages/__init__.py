@@ -1,0 +1,1 @@
+"""Messages between a server and its clients, each with its writer and its reader, and Flower's private names."""
