@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..base.refusal import Refusal
 from ..messages.secure_wire import rotation_seed
@@ -14,9 +17,10 @@ from ..privacy.mechanisms.distributed import decode_counts_of, decode_sum, sum_e
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_bound import SummedNoise, is_mean_too_long, is_too_noisy, longest_sum, norm_of
+from ..privacy.secagg.evidence import AttemptEvidence
 from ..privacy.secagg.refusal import Fault
+from ..privacy.secagg.roster import write_roster
 from .accounts import SumAccount
-from .binding.blame import evidence_rows
 from .culprit_search import WeighedSum
 from .evaluations import FIRST_ROW
 from .masking import Masking, masked_spec
@@ -74,7 +78,7 @@ class MaskedSums:
             of_part = None if enough is None else math.ceil(enough * len(part) / len(drawn))
             opened = self._sums.sum(part, wanted, timeout, ahead, of_part)
             done = _with(done, opened, self._named(opened.blamed))
-            evidence = evidence_rows(opened.evidence, wanted.run, wanted.number, self._sums.masking)
+            evidence = _evidence_rows(opened.evidence, wanted.run, wanted.number, self._sums.masking)
             done = replace(done, evidence=(*done.evidence, *evidence))
             if opened.total is None:
                 # Fewer may do so in order to end the search.
@@ -204,3 +208,19 @@ def _turned_away(done: Round, found: WeighedSum) -> Round:
         untrue=done.untrue or not found.lost,
         cause="; ".join(each for each in (done.cause, said) if each),
     )
+
+
+def _evidence_rows(
+    evidence: Iterable[AttemptEvidence], run: str, number: int, masking: Masking
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a round's attempts.
+
+    Args:
+      evidence: of each attempt.
+      run: its name in the terms of these attempts.
+      number: of the round.
+      masking: with the roster; where nobody has signed it, as in a simulation, a key that is thrown away does.
+    """
+    for each in evidence:
+        roster = masking.signed_roster or write_roster(masking.roster, Ed25519PrivateKey.generate())
+        yield {"run": run, "round": number % FIRST_ROW, "roster": roster.hex(), **each.to_json()}

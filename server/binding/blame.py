@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from ...base.durable_files import append_line
 from ...base.refusal import Refusal
 from ...messages.training_order import NEW
 from ...privacy.secagg.bindings import attempt_context
-from ...privacy.secagg.evidence import AttemptEvidence, convictions, evidence_from
+from ...privacy.secagg.evidence import convictions, evidence_from
 from ...privacy.secagg.refusal import Fault, Refused
-from ...privacy.secagg.roster import Roster, read_roster, roster_in, write_roster
+from ...privacy.secagg.roster import Roster, read_roster, roster_in
 from ...privacy.secagg.transcript import run_number
 from ...reports.files import BLAME, CONFIG
 from ...reports.run_files import read_config
 from ..evaluations import FIRST_ROW, name_of
-from ..masking import Masking
 from .receipts import COLLUSION
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
@@ -35,32 +31,6 @@ UNPROVED = (
     RecursionError,
     OverflowError,
 )
-
-
-def evidence_rows(
-    evidence: Iterable[AttemptEvidence], run: str, number: int, masking: Masking
-) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a round's attempts.
-
-    Args:
-      evidence: of each attempt.
-      run: its name in the terms of these attempts.
-      number: of the round.
-      masking: with the roster; where nobody has signed it, as in a simulation, a key that is thrown away does.
-    """
-    for each in evidence:
-        roster = masking.signed_roster or write_roster(masking.roster, Ed25519PrivateKey.generate())
-        yield {"run": run, "round": number % FIRST_ROW, "roster": roster.hex(), **each.to_json()}
-
-
-def note_evidence(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines to a run's evidence.
-
-    Raises:
-      OSError: the folder cannot be written.
-    """
-    for row in rows:
-        append_line(folder / BLAME, row)
 
 
 def claims_of(rounds: Iterable[Mapping[str, Any]], named: Mapping[str, Sequence[str]]) -> list[Claim]:

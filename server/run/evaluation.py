@@ -19,7 +19,6 @@ from ...privacy.arms import Arm
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.cohorts import All
-from ..binding.blame import note_evidence
 from ..checkpoint import State
 from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
@@ -28,6 +27,7 @@ from ..round_terms import Mean, Round, unanswered
 from .asking import Reach, question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
 from .federation import Federation, Run
+from .run_folder import note_evidence
 
 Arrays = dict[str, NDArray[np.generic]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ...base.durable_files import open_for_owner, replace_file
+from ...base.durable_files import append_line, open_for_owner, replace_file
 from ...base.refusal import Refusal, disk_remedy, refusing
 from ...base.tensor_file import safetensors_parts
 from ...configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
@@ -31,6 +31,7 @@ from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...reports.files import (
     AUDIT_KEY,
+    BLAME,
     CONFIG,
     CURVE,
     FAREWELL,
@@ -50,7 +51,6 @@ from ...tasks.arrays import holds_arrays, read_arrays
 from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
-from ..binding.blame import note_evidence
 from ..binding.manifest import BESIDE
 from ..checkpoint import Checkpoint, State, Trial, restore_strategy, write
 from ..round_terms import Round
@@ -691,3 +691,13 @@ def summed_drops(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for row in history:
         total.update(row["dropped"] or {})
     return dict(sorted(total.items()))
+
+
+def note_evidence(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append lines to a run's evidence.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    for row in rows:
+        append_line(folder / BLAME, row)
