@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
+    from .run.callbacks import Callback, RoundEnd, RunEnd, RunStart
+    from .run.unit_plan import UnitPlan
     from .server.evaluations import ClientEvaluation
     from .server.protect import protect
-    from .server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
-    from .server.run.unit_plan import UnitPlan
     from .strategies.cohorts import All, CyclicPoisson, Fixed, MinSeparation, Poisson
     from .tasks.data import Examples, LazyExamples
     from .tasks.protocol import Task
@@ -88,8 +88,8 @@ _MODULES = (
     (".base.refusal", "", "Refusal"),
     (".server.evaluations", "client", "ClientEvaluation"),
     (".server.protect", "client", "protect"),
-    (".server.run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
-    (".server.run.unit_plan", "simulation", "UnitPlan"),
+    (".run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
+    (".run.unit_plan", "simulation", "UnitPlan"),
     (".strategies.cohorts", "", "All CyclicPoisson Fixed MinSeparation Poisson"),
     (".tasks.data", "client", "Examples LazyExamples"),
     (".tasks.protocol", "client", "Task"),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .base.extras import require_extra
 from .base.refusal import Refusal
 from .configs.round_line import TRAIN
-from .reports.files import CONFIG, METRICS, RESULT, lies_now
+from .run.files import CONFIG, METRICS, RESULT, lies_now
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .configs.schema import SimulationSettings
-    from .server.run.build import Given
-    from .server.run.callbacks import Callback
-    from .server.run.unit_plan import UnitPlan
+    from .run.build import Given
+    from .run.callbacks import Callback
+    from .run.unit_plan import UnitPlan
     from .tasks import Task
 
 INFINITY = "infinity"  # how files spell it; JSON has no word for it
@@ -135,7 +135,7 @@ class FinishedRun:
             Refusal: the run's task was an object or is in your own module; pass it to `load`.
         """
         require_extra("client", "a run's model")
-        from .server.run.released import model_of
+        from .run.released import model_of
 
         return model_of(self.folder, self._task())
 
@@ -154,7 +154,7 @@ class FinishedRun:
             Refusal: the data do not suit the model.
         """
         require_extra("client", "a prediction")
-        from .server.run.released import predictions
+        from .run.released import predictions
 
         return predictions(self.model, self._task(), data, "accuracy" in self.metrics)
 
@@ -170,8 +170,8 @@ class FinishedRun:
         pyplot = import_module("matplotlib.pyplot")
         if "inline" in pyplot.get_backend():  # a notebook's is loaded by the first figure that pyplot makes
             pyplot.close(pyplot.figure())
-        from .server.run.plots import curve
-        from .server.run.released import config_of
+        from .run.plots import curve
+        from .run.released import config_of
 
         asked = config_of(self.folder)
         task = self.result.get("task", asked["task"]["name"])
@@ -203,7 +203,7 @@ def load(
         >>> fv.load(folder).metrics == first.metrics
         True
     """
-    from .server.run.released import require_ended, task_of
+    from .run.released import require_ended, task_of
 
     folder = Path(folder).absolute()
     require_ended(folder)
@@ -277,7 +277,7 @@ def simulate(
         True
     """
     require_extra("simulation", "fedveil.simulate")
-    from .server.run.build import build
+    from .run.build import build
     from .simulations.simulate import run_simulation
 
     names = [each for each in callbacks if isinstance(each, str)]
@@ -331,8 +331,8 @@ def plan(
         ('client', True)
     """
     require_extra("simulation", "fedveil.plan")
-    from .server.run.build import build
-    from .server.run.unit_plan import unit_plans
+    from .run.build import build
+    from .run.unit_plan import unit_plans
 
     settings, given = _settings(task, strategy, keys, allow_modules, args=args)
     return unit_plans(build(settings, given=given))
@@ -387,10 +387,10 @@ def ask(
     require_extra("simulation", "fedveil.ask")
     from .configs.question_file import COSTS, InquiryOptions, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
-    from .server.run.ask import PRIVACY_OF_QUESTIONS, with_unit
-    from .server.run.build import build
-    from .server.run.question_plan import Spend
-    from .server.run.released import named_model
+    from .run.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from .run.build import build
+    from .run.question_plan import Spend
+    from .run.released import named_model
     from .simulations.ask import ask_here
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
@@ -423,7 +423,7 @@ def _settings(
     from flwr.serverapp.strategy import Strategy
 
     from .configs.settings import settings_from_overrides
-    from .server.run.build import OBJECT, Given
+    from .run.build import OBJECT, Given
     from .strategies.hints import hinted
     from .tasks import PooledTask, Task, as_task, lacking
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..client.training import cohort_training
 from ..configs.settings import settings_from_overrides
 from ..privacy.mechanisms.compression import Sketch
-from ..server.run.build import build
+from ..run.build import build
 from ..simulations.simulate import run_simulation
 from .tables import as_table
 

@@ -19,7 +19,7 @@ from typing import Any
 from ..configs.settings import settings_from_overrides
 from ..privacy.mechanisms.packing import packed_size, width_of
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
-from ..server.run.build import build
+from ..run.build import build
 from ..simulations.simulate import run_simulation
 from ..tasks.arrays import dimension_of
 from .tables import Row, as_table, found_in, keep

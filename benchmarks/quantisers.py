@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..client.training import cohort_training
 from ..configs.settings import settings_from_overrides
-from ..server.run.build import build
+from ..run.build import build
 from ..simulations.simulate import run_simulation
 from .error_feedback import TRAIN
 from .tables import Row, as_table, found_in, keep

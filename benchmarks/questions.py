@@ -28,9 +28,9 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.statistics.figure import NORMAL_95, Figure
 from ..privacy.statistics.inquiry import Inquiry, read_inquiry
+from ..run.build import build
+from ..run.question_plan import Spend
 from ..server.questions import CELLS
-from ..server.run.build import build
-from ..server.run.question_plan import Spend
 from ..simulations.ask import ask_here
 from ..simulations.simulate import simulate
 from ..tasks.census import load

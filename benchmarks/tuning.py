@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.settings import settings_from_overrides
+from ..evidence.binding.recompute_ledger import main as recomputed
 from ..privacy.budget import Adversary
-from ..server.binding.recompute_ledger import main as recomputed
-from ..server.run.build import build
+from ..run.build import build
 from ..simulations.simulate import run_simulation
 from .tables import Row, as_table, found_in, keep
 

@@ -12,7 +12,7 @@ from ..base.refusal import Refusal
 from ..configs.compose import Job
 from ..configs.schema import PrivacyLevel, SimulationSettings
 from ..configs.settings import settings_from_overrides
-from ..server.run.display import console_for
+from ..run.display import console_for
 from ..simulations.prediction import SEEDS, Prediction, predict, public_federation
 
 EPSILONS, USUAL = (1.0, 3.0, 8.0), 3.0

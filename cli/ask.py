@@ -10,10 +10,10 @@ from typing import Any
 
 from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
+from ..evidence.shown import shown
 from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
-from ..reports.shown import shown
 
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
@@ -47,8 +47,8 @@ def ask(
     asked = said_in(said[1])
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
     plain = said[0].over(plain)
-    from ..server.run.ask import PRIVACY_OF_QUESTIONS, with_unit
-    from ..server.run.released import named_model
+    from ..run.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from ..run.released import named_model
 
     groups = dict(each.split("=", 1) for each in overrides)
     plain = with_unit(plain, groups.get("task"), groups.get("privacy"))
@@ -73,7 +73,7 @@ def _asked(
     into: Path | None,
     server: Path | None,
 ) -> dict[str, Any]:
-    from ..server.run.question_plan import Spend
+    from ..run.question_plan import Spend
 
     inquiry, run = asked
     spend = Spend(**cost)
@@ -84,7 +84,7 @@ def _asked(
 
         return ask_clients(server, inquiry, spend, overrides, run)
     from ..configs.settings import settings_from_overrides
-    from ..server.run.build import build
+    from ..run.build import build
     from ..simulations.ask import ask_here
 
     return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER, run)

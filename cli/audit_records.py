@@ -18,8 +18,8 @@ from ..configs.settings import settings_from_overrides
 from ..privacy.audit.kept_rows import LOSSES, trace
 from ..privacy.audit.membership import auc, late_fall
 from ..privacy.audit.one_run import Scores
-from ..server.run.build import build
-from ..server.run.client_instructions import TRACES
+from ..run.build import build
+from ..run.client_instructions import TRACES
 from ..tasks.mislabelled import Mislabelled
 
 FEWEST = 3  # rounds of which a trace can be scored

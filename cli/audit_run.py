@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import Verdict
-from ..reports.run_files import as_a_run_wrote
-from ..server.audit_record import Weighed, weigh
-from ..server.run.audit import in_words
-from ..server.run.audit_line import seen
+from ..run.audit import in_words
+from ..run.audit_line import seen
+from ..run.audit_record import Weighed, weigh
+from ..run.run_files import as_a_run_wrote
 
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4, None: 4}
 

@@ -17,7 +17,7 @@ from ..privacy.ledger import data_sets
 from ..privacy.ledger.book import Book, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, Cap, caps_on, default_folder, read_caps, set_cap
 from ..privacy.ledger.client_sums import read_records
-from ..server.run.display import console_for
+from ..run.display import console_for
 
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..base.refusal import Refusal
 from ..configs.round_line import GROUPS, TRAIN
 from ..configs.strict import leaves
-from ..reports.run_files import read_object
-from ..reports.shown import shown
+from ..evidence.shown import shown
+from ..run.run_files import read_object
 from .csv_cells import cell
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _flat(folder: Path) -> dict[str, str]:
     """Return the configuration of a run by dotted keys."""
     if not (folder / CONFIG).is_file():
         return {}
-    from ..reports.run_files import read_config
+    from ..run.run_files import read_config
 
     found = leaves(read_config(folder / CONFIG)[1])
     return {key.removesuffix(".name"): _text(value) for key, value in found}
@@ -244,7 +244,7 @@ def table_of(rows: Sequence[Row], by_folder: bool = False) -> str:
     told = _aligned([header, *lines], ["", *map(_label, rows)] if by_folder else ())
     if by_group := _by_group(over_seeds(rows)):
         told += "\n\n" + by_group
-    from ..server.run.display import visible
+    from ..run.display import visible
 
     told = visible(told)  # run folders may be somebody else's
     groups = [each for each in over_seeds(rows) if each.runs > 1]

@@ -23,7 +23,7 @@ from ..base.refusal import Refusal
 from ..privacy.ledger.caps import default_folder
 from ..privacy.mechanisms import discrete_gaussian
 from ..privacy.secagg import masks
-from ..server.run.display import hanging
+from ..run.display import hanging
 
 WRONG = 1
 # Processor flags by what they speed up, of x86 and of ARM.

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..server.run.export import Order
-from ..server.run.export import export as made
+from ..run.export import Order
+from ..run.export import export as made
 
 
 def export(

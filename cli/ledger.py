@@ -21,9 +21,9 @@ from ..privacy.ledger.export import export_text
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
-from ..reports.files import OF_RECORDS
+from ..run.display import console_for, hanging, visible
+from ..run.files import OF_RECORDS
 from ..server.evaluations import FIRST_ROW
-from ..server.run.display import console_for, hanging, visible
 
 DAMAGED = 1
 Wanted = tuple[str | None, str | None, str | None]

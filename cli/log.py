@@ -12,6 +12,7 @@ from ..client.device.log_witnesses import cosigned_seen
 from ..client.device.seen_log import FORK, SeenLog
 from ..configs.bundle_files import read_file
 from ..deployment.serve import RUNS
+from ..evidence.binding.witnesses import note_witnesses
 from ..links.cosigned_heads import CosignedHeads, read_cosigned
 from ..links.log_export import (
     ConsistencyProof,
@@ -29,8 +30,7 @@ from ..links.tree_head import TreeHead, sign_head
 from ..messages.training_order import NEW
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from ..privacy.witness import TWO_BRANCHES, HeadCosignature, read_cosignature
-from ..server.binding.witnesses import note_witnesses
-from ..server.run.display import visible
+from ..run.display import visible
 
 FORKED = 1
 SHOWN = 16  # hexadecimal digits of a hash

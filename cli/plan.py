@@ -15,19 +15,13 @@ from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, SimulationSettings
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
-from ..server.run.build import build
-from ..server.run.display import console_for
-from ..server.run.evaluation_plan import (
-    DIFFERENCE,
-    EvaluationPlan,
-    evaluation_plan,
-    scored_metric,
-    scoring_plan,
-)
-from ..server.run.federation import EVERYBODY, Federation
-from ..server.run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
-from ..server.run.sum_plan import metrics_share_of
-from ..server.run.unit_plan import (
+from ..run.build import build
+from ..run.display import console_for
+from ..run.evaluation_plan import DIFFERENCE, EvaluationPlan, evaluation_plan, scored_metric, scoring_plan
+from ..run.federation import EVERYBODY, Federation
+from ..run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
+from ..run.sum_plan import metrics_share_of
+from ..run.unit_plan import (
     curve,
     is_asked,
     plans_of,
@@ -73,7 +67,7 @@ def _training(settings: SimulationSettings) -> str:
 
 
 def _draw(federation: Federation, plot: Path) -> None:
-    from ..server.run.plots import draw_guarantees
+    from ..run.plots import draw_guarantees
 
     curves = {str(plan.unit): plan.curve(budget, rounds) for plan, budget, rounds in plans_of(federation)}
     if not curves:

@@ -58,7 +58,7 @@ def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
 
 def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     require_extra("client", "fedveil predict of a run")
-    from ..server.run.released import predictions
+    from ..run.released import predictions
     from .run_model import model_and_task
 
     model, task, classifies = model_and_task(run, allow_modules)
@@ -82,7 +82,7 @@ def explanation(
     require_extra("client", "an explanation")
     from torch import from_numpy
 
-    from ..server.run.released import predictions
+    from ..run.released import predictions
     from ..tasks.attribution import check_method, explained
     from ..tasks.exported import read_array, schema_inputs
     from .run_model import model_and_task

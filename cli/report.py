@@ -9,11 +9,14 @@ from typing import Any
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
-from ..reports.asked import report_of_answers
-from ..reports.card import card_of
-from ..reports.commands import commands_of
-from ..reports.content import report_of, to_json
-from ..reports.files import (
+from ..evidence.asked import report_of_answers
+from ..evidence.card import card_of
+from ..evidence.commands import commands_of
+from ..evidence.content import report_of, to_json
+from ..evidence.forms import empty_assessment, read_assessment
+from ..evidence.materials import materials_of
+from ..evidence.page import page_of
+from ..run.files import (
     ASSESSMENT,
     CARD,
     CONFIG,
@@ -25,10 +28,7 @@ from ..reports.files import (
     PAGE,
     REPORT,
 )
-from ..reports.forms import empty_assessment, read_assessment
-from ..reports.materials import materials_of
-from ..reports.page import page_of
-from ..reports.run_files import as_a_run_wrote, read_run
+from ..run.run_files import as_a_run_wrote, read_run
 
 READABLE, PRIVATE = 0o644, 0o600  # readable like the run itself, and by its owner alone
 

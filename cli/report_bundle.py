@@ -9,12 +9,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from ..base.refusal import Refusal
-from ..reports.files import TIME_STAMP
-from ..server.binding.bundle import add_signature, make_bundle
-from ..server.binding.manifest import tells_counts
-from ..server.binding.signatures import FEDERATION, SHOWN, make_key, passphrase_for, read_key
-from ..server.binding.time_stamp import TSA, stamp
-from ..server.binding.verify import Knowledge, contents_of, verify_folder
+from ..evidence.binding.bundle import add_signature, make_bundle
+from ..evidence.binding.signatures import FEDERATION, SHOWN, make_key, passphrase_for, read_key
+from ..evidence.binding.time_stamp import TSA, stamp
+from ..evidence.binding.verify import Knowledge, contents_of, verify_folder
+from ..run.files import TIME_STAMP
+from ..run.manifest import tells_counts
 
 BUNDLE = "bundle"  # folder in the run's, where no other is named
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..reports.comparison import ComparedValue, compared
-from ..reports.content import report_of
-from ..reports.files import ASSESSMENT
-from ..reports.forms import read_assessment
-from ..reports.run_files import Fields, as_a_run_wrote, read_run
-from ..server.run.display import console_for
+from ..evidence.comparison import ComparedValue, compared
+from ..evidence.content import report_of
+from ..evidence.forms import read_assessment
+from ..run.display import console_for
+from ..run.files import ASSESSMENT
+from ..run.run_files import Fields, as_a_run_wrote, read_run
 
 WIDTH = 110
 

@@ -14,9 +14,9 @@ from ..base.bounded_decoding import read_json
 from ..base.refusal import Refusal
 from ..client.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceFile, read_settings
 from ..configs.bundle_files import SCHEMA, read_toml
-from ..reports.files import MODEL, RESULT
-from ..reports.run_files import read_object
-from ..server.run.released import model_of, require_ended, task_of
+from ..run.files import MODEL, RESULT
+from ..run.released import model_of, require_ended, task_of
+from ..run.run_files import read_object
 from ..tasks import load_task
 from ..tasks.arrays import agreement_of, load_arrays
 from ..tasks.data import data_of

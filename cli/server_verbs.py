@@ -49,7 +49,7 @@ def serve(
       fedveil server hearts/server task=heart run=second num_rounds=50
     """
     from ..deployment.serve import serve as body
-    from ..server.run.live_page import live_page
+    from ..evidence.live_page import live_page
 
     own_modules()
     given = [*ctx.args, *acts(accept_vacuous, reason)]

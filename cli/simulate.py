@@ -28,7 +28,7 @@ from .compare import JOB, rows_of, table_of, write_csv, write_json
 from .deferred import HEAVY, defer, importing
 
 if TYPE_CHECKING:
-    from ..server.run.callbacks import Callback
+    from ..run.callbacks import Callback
 
 REFUSED = 2
 FAILED = 1
@@ -86,7 +86,7 @@ def simulate(
             require_accepted([settings for _, settings in checked.jobs])
         return _sweep(checked, new, argv, as_json)
     defer(*HEAVY)
-    from ..server.run.live_page import live_page
+    from ..evidence.live_page import live_page
 
     ended: list[Ended] = []
     ((job, _),) = checked.jobs

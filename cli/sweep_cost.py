@@ -11,8 +11,8 @@ from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, CustomTask, NoPrivacy, SimulationSettings
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from ..privacy.budget import Budget
-from ..server.run.build import build
-from ..server.run.unit_plan import plans_of
+from ..run.build import build
+from ..run.unit_plan import plans_of
 
 ACCEPTED = "--accept-sweep"
 

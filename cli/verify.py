@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.refusal import Refusal
+from ..evidence.asked import report_of_answers
+from ..evidence.binding.bundle import LIST
+from ..evidence.binding.page import ANOTHER, UNMADE, page_again, require_values
+from ..evidence.binding.signatures import FILE as SIGNATURES
+from ..evidence.binding.signatures import read_named_chain, read_public
+from ..evidence.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, verify_folder
 from ..privacy.ledger.hash_chain import Head
-from ..reports.asked import report_of_answers
-from ..reports.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
-from ..server.binding.bundle import LIST
-from ..server.binding.page import ANOTHER, UNMADE, page_again, require_values
-from ..server.binding.signatures import FILE as SIGNATURES
-from ..server.binding.signatures import read_named_chain, read_public
-from ..server.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, verify_folder
-from ..server.run.display import hanging
+from ..run.display import hanging
+from ..run.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
 

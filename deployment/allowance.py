@@ -26,9 +26,9 @@ from ..privacy.ledger.book import Book, read_book
 from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
-from ..server.run.federation import Federation
-from ..server.run.sum_plan import sum_plan
-from ..server.run.unit_plan import questions_of
+from ..run.federation import Federation
+from ..run.sum_plan import sum_plan
+from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from ..links.server_log import LOG
 from ..links.traffic import Tally
 from ..messages.flower_adapter import quiet_flower
 from ..privacy.statistics.inquiry import Inquiry
-from ..reports.files import QUESTIONS
-from ..server.run.ask import ask, record_path
-from ..server.run.asking import Reach
-from ..server.run.build import build
-from ..server.run.question_plan import Spend
-from ..server.run.released import released_file
-from ..server.run.run import answers_of
+from ..run.ask import ask, record_path
+from ..run.asking import Reach
+from ..run.build import build
+from ..run.files import QUESTIONS
+from ..run.question_plan import Spend
+from ..run.released import released_file
+from ..run.run import answers_of
 from .allowance import begins_from
 from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from ..base.open_files import Listener
 from ..base.refusal import Refusal
-from ..reports.live import LOOPBACK, asked_by_own_name
+from ..evidence.live import LOOPBACK, asked_by_own_name
 
 PATH = "/metrics"
 ANSWER_SECONDS = 5.0

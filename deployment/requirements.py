@@ -20,7 +20,7 @@ from packaging.version import InvalidVersion
 
 from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
-from ..server.binding.manifest import sha256_of
+from ..run.manifest import sha256_of
 
 OWN = "fedveil"
 WHEELS = "wheels"  # folder of a device's wheels, beside which it installs

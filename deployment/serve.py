@@ -29,6 +29,9 @@ from ..configs.reference import help_text
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
 from ..configs.yaml_guard import check_file
+from ..evidence.binding.receipts import Receipts, write_receipts
+from ..evidence.binding.time_stamp import TSA, stamp
+from ..evidence.binding.witnesses import note_witnesses
 from ..links.attestation import QUOTE, AttestedGrid
 from ..links.cosigned_heads import WITNESSES, CosignedHeads, read_cosigned
 from ..links.difference_grid import DifferenceGrid
@@ -45,23 +48,20 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
-from ..reports.files import CONFIG, MANIFEST, QUESTIONS, RESULT
-from ..reports.run_files import read_object
-from ..server.binding.manifest import read_manifest
-from ..server.binding.receipts import Receipts, write_receipts
-from ..server.binding.time_stamp import TSA, stamp
-from ..server.binding.witnesses import note_witnesses
+from ..run.ask import last_questions
+from ..run.build import build, with_members
+from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
+from ..run.client_instructions import order_of
+from ..run.close import close_again
+from ..run.federation import Deployed, Federation
+from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
+from ..run.manifest import read_manifest
+from ..run.run import Environment, RunResult, exit_code_of, run_federation
+from ..run.run_files import read_object
+from ..run.run_folder import note_farewell
+from ..run.scaling import as_answered
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
-from ..server.run.ask import last_questions
-from ..server.run.build import build, with_members
-from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
-from ..server.run.client_instructions import order_of
-from ..server.run.close import close_again
-from ..server.run.federation import Deployed, Federation
-from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
-from ..server.run.run_folder import note_farewell
-from ..server.run.scaling import as_answered
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line

@@ -14,9 +14,9 @@ from rich.text import Text
 from ..base.refusal import Refusal
 from ..links.folder_lock import holder
 from ..privacy.budget import Unit
+from ..run.display import console_for
 from ..server.round_terms import sentence
 from ..server.rounds import Status
-from ..server.run.display import console_for
 
 STATUS = "status.json"
 RUNNING = "server"

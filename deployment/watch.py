@@ -25,13 +25,13 @@ from ..links.server_bundle import ServerBundle
 from ..messages.wire import BUDGET_SPENT, DROP_REASONS
 from ..privacy.budget import Unit
 from ..privacy.secagg.roster import Member
-from ..server.run.audit import in_words
-from ..server.run.audit_line import AuditLine, rows_of
-from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
-from ..server.run.display import say
-from ..server.run.federation import Federation
-from ..server.run.log_file import LogFile, written_by
-from ..server.run.run_folder import named_in, summed_drops
+from ..run.audit import in_words
+from ..run.audit_line import AuditLine, rows_of
+from ..run.callbacks import RoundEnd, RunEnd, RunStart
+from ..run.display import say
+from ..run.federation import Federation
+from ..run.log_file import LogFile, written_by
+from ..run.run_folder import named_in, summed_drops
 from .open_link import Presence
 from .prometheus import serving
 from .status import STATUS, clients_before

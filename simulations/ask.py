@@ -18,13 +18,13 @@ from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import quiet_flower
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
-from ..server.run.ask import ask, record_path
-from ..server.run.asking import Reach
-from ..server.run.client_instructions import question_settings
-from ..server.run.federation import Federation
-from ..server.run.prepare import claim_records, settle_records
-from ..server.run.question_plan import Spend, carried_by
-from ..server.run.released import released_file
+from ..run.ask import ask, record_path
+from ..run.asking import Reach
+from ..run.client_instructions import question_settings
+from ..run.federation import Federation
+from ..run.prepare import claim_records, settle_records
+from ..run.question_plan import Spend, carried_by
+from ..run.released import released_file
 from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released

@@ -12,7 +12,7 @@ from ..base.refusal import Refusal
 from ..configs.schema import Ray
 from ..links.traffic import Tally
 from ..messages.client_settings import ClientSettings
-from ..server.run.federation import Federation, Run
+from ..run.federation import Federation, Run
 from ..strategies.cohorts import invited_size
 from .clients import Clients
 from .counted_grid import counted

@@ -20,11 +20,11 @@ from ..configs.schema import LedgerSettings, SimulationSettings
 from ..configs.settings import settings_from_overrides
 from ..messages.flower_adapter import report_in_sentences
 from ..privacy.ledger.caps import default_folder
+from ..run.build import build
+from ..run.client_instructions import client_settings
+from ..run.federation import Federation
+from ..run.prepare import settle_records
 from ..server.rounds import Status
-from ..server.run.build import build
-from ..server.run.client_instructions import client_settings
-from ..server.run.federation import Federation
-from ..server.run.prepare import settle_records
 from .engines import client_mods
 from .flower_grid import FlowerGrid
 from .simulate import simulate

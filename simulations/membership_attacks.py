@@ -26,8 +26,8 @@ from ..configs.settings import settings_from_overrides
 from ..messages.local_training import LocalTraining
 from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
-from ..reports.files import MODEL
-from ..server.run.build import build
+from ..run.build import build
+from ..run.files import MODEL
 from ..tasks.arrays import load_arrays
 from ..tasks.data import Examples, data_of, held_out_of, in_tensors, joined, only
 from ..tasks.mislabelled import losses_of

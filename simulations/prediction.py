@@ -34,11 +34,11 @@ from ..configs.schema import (
     SecaggSettings,
     SimulationSettings,
 )
-from ..server.run.build import build
-from ..server.run.client_instructions import client_settings
-from ..server.run.federation import Federation
-from ..server.run.run import evaluator
-from ..server.run.sum_plan import sum_plan
+from ..run.build import build
+from ..run.client_instructions import client_settings
+from ..run.federation import Federation
+from ..run.run import evaluator
+from ..run.sum_plan import sum_plan
 from ..strategies.cohorts import Poisson
 from ..tasks.data import held_out_of
 from .simulate import run_simulation

@@ -21,11 +21,11 @@ from ..links.traffic import Tally
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import QUIET
 from ..messages.local_training import LocalTraining
-from ..server.run.build import build
-from ..server.run.callbacks import Callback
-from ..server.run.federation import Federation
-from ..server.run.prepare import some_examples
-from ..server.run.run import Environment, RunResult, run_federation
+from ..run.build import build
+from ..run.callbacks import Callback
+from ..run.federation import Federation
+from ..run.prepare import some_examples
+from ..run.run import Environment, RunResult, run_federation
 from .engines import counted_engine, require_one_machine
 
 

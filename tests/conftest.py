@@ -152,7 +152,7 @@ def configurations_are_composed_once() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def audits_seldom_alarm() -> None:
     """Let no correct run end a test by a false alarm."""
-    if "fedveil.server.run.audit" in sys.modules:  # or the module's tests run none in this process
+    if "fedveil.run.audit" in sys.modules:  # or the module's tests run none in this process
         seldom_alarm()
 
 
@@ -160,7 +160,7 @@ def audits_seldom_alarm() -> None:
 def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no run's picture, but where pictures are tested: each takes a third of the time of a short run."""
     if request.path.stem not in PICTURED:
-        from fedveil.server.run import plots
+        from fedveil.run import plots
 
         def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
             path.write_bytes(PICTURE)

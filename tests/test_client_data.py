@@ -20,7 +20,7 @@ from fedveil.client.app import Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.server.run.federation import Federation
+from fedveil.run.federation import Federation
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_order, check_reading

@@ -33,6 +33,7 @@ from fedveil.client.dp_sgd.train import (
     train_privately,
 )
 from fedveil.client.training.sgd import with_fast_kernels
+from fedveil.evidence.content import report_of
 from fedveil.messages.client_settings import RecordPrivacy, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import GRADIENTS
@@ -40,9 +41,8 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.reports.content import report_of
-from fedveil.reports.promise import MIXED, REFUTED
-from fedveil.reports.run_files import read_run
+from fedveil.run.promise import MIXED, REFUTED
+from fedveil.run.run_files import read_run
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import Mixing, check_independence

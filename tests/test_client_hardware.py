@@ -23,8 +23,8 @@ from fedveil.messages.client_settings import ClientSettings, RecordPrivacy
 from fedveil.messages.flower_adapter import claim_identity, client_context
 from fedveil.messages.wire import add_reply
 from fedveil.privacy.mechanisms.private_sum import CohortSum
-from fedveil.server.run.build import build
-from fedveil.server.run.run import evaluator
+from fedveil.run.build import build
+from fedveil.run.run import evaluator
 from fedveil.tasks import hardware
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples, LazyExamples

@@ -11,7 +11,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_records import records
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.kept_rows import trace
-from fedveil.server.run.client_instructions import traces_of
+from fedveil.run.client_instructions import traces_of
 from fedveil.simulations.simulate import simulate
 
 SMALL = ["task=digits", "task.num_clients=5", "cohort=all", "privacy=none", "audit=full", "audit.looks=1"]

@@ -35,9 +35,9 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
+from fedveil.run.question_plan import Spend
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
-from fedveil.server.run.question_plan import Spend
 from fedveil.server.secure_sum import SecureSums
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import agreement_of, read_arrays
@@ -255,7 +255,7 @@ def test_an_answer_that_a_full_disk_does_not_store_is_given_nevertheless(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fedveil.server.run.ask.replace_file", full)
+    monkeypatch.setattr("fedveil.run.ask.replace_file", full)
     given, grid = (*COMMON, "privacy=client_central", "cohort=all"), SERVED["Devices"](hearts / "clients")
     asked = inquiry(), Spend(noise_multiplier=1.0), given
     record = ask_clients(hearts / "server", *asked, reach=SERVED["reaching"](grid))

@@ -26,7 +26,7 @@ from fedveil.privacy.audit.step_ratio import step_ratio
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.server.run.record_audit import OddProbe, RecordProbe, weighed
+from fedveil.run.record_audit import OddProbe, RecordProbe, weighed
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples

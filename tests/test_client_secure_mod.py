@@ -227,7 +227,7 @@ def test_simulated_identities_are_made_where_simulations_are_and_nowhere_else():
         for path in (package / room).rglob("*.py")
         if "simulated_identity" in path.read_text() or "simulated_roster" in path.read_text()
     }
-    assert makers == {"strategies/identity.py", "client/app.py", "server/run/federation.py"}
+    assert makers == {"strategies/identity.py", "client/app.py", "run/federation.py"}
 
 
 def test_an_app_that_encrypts_refuses_sums_in_the_clear():

@@ -47,9 +47,9 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_noise, de
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec, cells_for
+from fedveil.run.build import build
+from fedveil.run.sum_plan import sum_plan
 from fedveil.server.round_terms import Sum
-from fedveil.server.run.build import build
-from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations.simulate import simulate
 
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))

@@ -9,7 +9,7 @@ import pytest
 from fedveil.__main__ import run
 from fedveil.base import extras
 from fedveil.cli import doctor
-from fedveil.server.run.run_folder import make_folder
+from fedveil.run.run_folder import make_folder
 
 
 def findings(

@@ -10,9 +10,9 @@ import pytest
 
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.settings import shown_keys
-from fedveil.reports.commands import commands_of
-from fedveil.reports.content import report_of
-from fedveil.reports.run_files import flat, read_run
+from fedveil.evidence.commands import commands_of
+from fedveil.evidence.content import report_of
+from fedveil.run.run_files import flat, read_run
 
 MADE = ("report.html", "report.json", "CARD.md", "bom.cdx.json")
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"

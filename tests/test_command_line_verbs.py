@@ -22,8 +22,8 @@ from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
-from fedveil.server.run.build import build
-from fedveil.server.run.unit_plan import unit_plans
+from fedveil.run.build import build
+from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.hints import MEANT
 from fedveil.strategies.registry import why_not

@@ -16,8 +16,8 @@ from fedveil.configs.yaml_guard import MAX_BYTES, check_file
 from fedveil.privacy import budget
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.plan import Plan
-from fedveil.reports.run_files import read_config
-from fedveil.server.run.released import config_of
+from fedveil.run.released import config_of
+from fedveil.run.run_files import read_config
 from fedveil.strategies.cohorts import All
 from fedveil.tasks.protocol import check_trainable
 

@@ -36,6 +36,9 @@ from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
 from fedveil.deployment.watch import rounds_of
+from fedveil.evidence.content import report_of
+from fedveil.evidence.live_page import live_page
+from fedveil.evidence.page import page_of
 from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import OwnersBudget, read_server_bundle
 from fedveil.links.server_log import LOG
@@ -50,16 +53,13 @@ from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.reports.content import report_of
-from fedveil.reports.files import ROSTERS
-from fedveil.reports.page import page_of
-from fedveil.reports.run_files import read_run
-from fedveil.server.binding.manifest import read_manifest
-from fedveil.server.run import audit as auditing
-from fedveil.server.run import run_folder as recording
-from fedveil.server.run.build import build
-from fedveil.server.run.callbacks import Callback
-from fedveil.server.run.live_page import live_page
+from fedveil.run import audit as auditing
+from fedveil.run import run_folder as recording
+from fedveil.run.build import build
+from fedveil.run.callbacks import Callback
+from fedveil.run.files import ROSTERS
+from fedveil.run.manifest import read_manifest
+from fedveil.run.run_files import read_run
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]

@@ -26,7 +26,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.run_over import RunOver
 from fedveil.messages.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.privacy.budget import Adjacency
-from fedveil.server.run.released import predictions
+from fedveil.run.released import predictions
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load

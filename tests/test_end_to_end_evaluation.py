@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fedveil.client.device.own_ledger import questions_of
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.ledger.ledger import verify
-from fedveil.server.binding.verify import Knowledge, verify_folder
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 ROUNDS = 6

@@ -14,8 +14,8 @@ import pytest
 from fedveil.benchmarks.link_clients import write_endpoints
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.links.grpc.grid import LinkGrid, open_link
-from fedveil.server.run.build import build
-from fedveil.server.run.client_instructions import client_settings
+from fedveil.run.build import build
+from fedveil.run.client_instructions import client_settings
 from fedveil.simulations.simulate import simulate
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"

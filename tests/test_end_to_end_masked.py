@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
+import fedveil.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.secure_wire import Exchange
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.refusal import Fault
 from fedveil.privacy.secagg.server import ServerAttempt
-from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.identity import FIRST_NODE, Identity

@@ -22,8 +22,8 @@ from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
 from fedveil.privacy.ledger.client_sums import lost_by_records
 from fedveil.privacy.ledger.data_sets import Owed, client_ledgers
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.run.run import RunResult
 from fedveil.server.checkpoint import read
-from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.fingerprint import fingerprint
 

@@ -17,9 +17,9 @@ from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
-from fedveil.server.run.build import build
-from fedveil.server.run.question_plan import Spend
-from fedveil.server.run.released import model_of
+from fedveil.run.build import build
+from fedveil.run.question_plan import Spend
+from fedveil.run.released import model_of
 from fedveil.simulations.ask import ask_here
 from fedveil.tasks import load_task
 from fedveil.tasks.model_columns import columns_with

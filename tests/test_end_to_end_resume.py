@@ -19,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.run import run as run_of_rounds
+from fedveil.run import run_folder
+from fedveil.run.run import RunResult
 from fedveil.server import checkpoint
 from fedveil.server.accounts import Protected, Unprotected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
-from fedveil.server.run import run as run_of_rounds
-from fedveil.server.run import run_folder
-from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
 until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]

@@ -18,11 +18,11 @@ from fedveil.privacy.mechanisms.private_sum import add_noise, decode_counts, enc
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import METRIC
+from fedveil.run.build import build
+from fedveil.run.client_instructions import client_settings
+from fedveil.run.evaluation_plan import evaluation_of, one_evaluation
+from fedveil.run.sum_plan import sum_plan
 from fedveil.server.questions import CELLS
-from fedveil.server.run.build import build
-from fedveil.server.run.client_instructions import client_settings
-from fedveil.server.run.evaluation_plan import evaluation_of, one_evaluation
-from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations.simulate import run_simulation
 
 REPETITIONS = 1000

@@ -27,9 +27,9 @@ from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
 from fedveil.privacy.ledger.hash_chain import refusing_ledger
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.reports.run_files import read_object
-from fedveil.server.binding.manifest import read_manifest
-from fedveil.server.run.log_file import LogFile
+from fedveil.run.log_file import LogFile
+from fedveil.run.manifest import read_manifest
+from fedveil.run.run_files import read_object
 from fedveil.simulations.simulate import simulate
 
 FAULTS = Path(__file__).parent / "faults"

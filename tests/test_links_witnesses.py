@@ -22,6 +22,7 @@ from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.log_witnesses import BRANCHES, COSIGNED
 from fedveil.client.device.seen_log import SeenLog
 from fedveil.deployment import serve as serving
+from fedveil.evidence.binding.signatures import make_key
 from fedveil.links.cosigned_heads import FILE, CosignedHeads, read_cosigned
 from fedveil.links.log_export import LogExport, to_text
 from fedveil.links.log_wire import COSIGNATURES, LogStatement, log_of, log_record
@@ -31,9 +32,8 @@ from fedveil.links.server_log import LOG, ServerLog, manifest_entry, read_entrie
 from fedveil.links.tree_head import TreeHead, sign_head
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.witness import HeadCosignature, cosign_head
-from fedveil.server.binding.manifest import read_manifest
-from fedveil.server.binding.signatures import make_key
-from fedveil.server.run.callbacks import RunEnd
+from fedveil.run.callbacks import RunEnd
+from fedveil.run.manifest import read_manifest
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 Devices, device_of, in_the_clear = MADE["Devices"], MADE["device_of"], MADE["in_the_clear"]

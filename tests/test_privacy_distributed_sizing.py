@@ -22,8 +22,8 @@ from fedveil.privacy.mechanisms.rounding import limit_for
 from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.secagg.graph import colluders
-from fedveil.server.run.build import build
-from fedveil.server.run.unit_plan import unit_plans
+from fedveil.run.build import build
+from fedveil.run.unit_plan import unit_plans
 
 PLAIN = SumSpec(1.0)
 MILLION = 2**20

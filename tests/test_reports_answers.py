@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
+from fedveil.evidence.answers import read_answers, told_answers
+from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.charts import bar
+from fedveil.evidence.content import report_of, to_json
+from fedveil.evidence.coverage import not_covered
+from fedveil.evidence.page import MOST_FIGURES, PAGE, page_of
+from fedveil.evidence.pictures import MOST_SHAPES
+from fedveil.evidence.receipts import receipts_of
+from fedveil.evidence.shown import differences, references
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.reports.answers import read_answers, told_answers
-from fedveil.reports.asked import report_of_answers
-from fedveil.reports.charts import bar
-from fedveil.reports.content import report_of, to_json
-from fedveil.reports.coverage import not_covered
-from fedveil.reports.page import MOST_FIGURES, PAGE, page_of
-from fedveil.reports.pictures import MOST_SHAPES
-from fedveil.reports.receipts import receipts_of
-from fedveil.reports.run_files import read_run
-from fedveil.reports.shown import differences, references
+from fedveil.run.run_files import read_run
 from fedveil.tasks.shapes import read_shapes
 
 FIXTURES = Path(__file__).parent / "fixtures"

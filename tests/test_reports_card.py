@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedveil.reports.card import card_of, contradicts, plain
-from fedveil.reports.materials import materials_of
+from fedveil.evidence.card import card_of, contradicts, plain
+from fedveil.evidence.materials import materials_of
 
 GOLDEN = Path(__file__).parent / "fixtures" / "reported_run" / "golden" / "report.json"
 EVIL = "x|y\n---\n# <script>alert(1)</script> [a](javascript:b) `c`"

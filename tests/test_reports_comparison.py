@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fedveil.reports.comparison import compared
-from fedveil.reports.content import report_of
-from fedveil.reports.run_files import read_run
+from fedveil.evidence.comparison import compared
+from fedveil.evidence.content import report_of
+from fedveil.run.run_files import read_run
 
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"
 

@@ -18,21 +18,21 @@ from safetensors.numpy import save_file
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
+from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.card import card_of
+from fedveil.evidence.content import report_of, to_json
+from fedveil.evidence.forms import FIELDS, empty_assessment, nist_blocks, read_assessment
+from fedveil.evidence.materials import materials_of
+from fedveil.evidence.page import PAGE, page_of
+from fedveil.evidence.shown import differences, references
 from fedveil.privacy.audit.round_rows import row_type
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.reports.asked import report_of_answers
-from fedveil.reports.card import card_of
-from fedveil.reports.content import report_of, to_json
-from fedveil.reports.forms import FIELDS, empty_assessment, nist_blocks, read_assessment
-from fedveil.reports.materials import materials_of
-from fedveil.reports.page import PAGE, page_of
-from fedveil.reports.promise import in_words, promise_rows, recognised
-from fedveil.reports.run_files import Assessment, read_run
-from fedveil.reports.shown import differences, references
-from fedveil.server.binding.verify import Knowledge, verify_folder
+from fedveil.run.promise import in_words, promise_rows, recognised
+from fedveil.run.run_files import Assessment, read_run
 from fedveil.tasks.shapes import read_shapes
 
 FIXTURES = Path(__file__).parent / "fixtures"

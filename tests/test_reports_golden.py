@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fedveil.reports.asked import report_of_answers
-from fedveil.reports.content import report_of, to_json
-from fedveil.reports.page import page_of
-from fedveil.reports.run_files import Assessment, read_run
-from fedveil.reports.shown import differences, references
+from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.content import report_of, to_json
+from fedveil.evidence.page import page_of
+from fedveil.evidence.shown import differences, references
+from fedveil.run.run_files import Assessment, read_run
 
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"
 GOLDEN = KEPT / "golden"

@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 from fedveil.base.refusal import Refusal
-from fedveil.reports import live
-from fedveil.reports.commands import commands_of
-from fedveil.reports.content import report_of, to_json
-from fedveil.reports.live import listener
-from fedveil.reports.page import page_of
-from fedveil.reports.run_files import read_run
-from fedveil.reports.shown import references
-from fedveil.server.run import run_folder
-from fedveil.server.run.live_page import serving
+from fedveil.evidence import live
+from fedveil.evidence.commands import commands_of
+from fedveil.evidence.content import report_of, to_json
+from fedveil.evidence.live import listener
+from fedveil.evidence.live_page import serving
+from fedveil.evidence.page import page_of
+from fedveil.evidence.shown import references
+from fedveil.run import run_folder
+from fedveil.run.run_files import read_run
 
 until = runpy.run_path(str(Path(__file__).parent / "faults" / "patience.py"))["until"]
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"

@@ -20,6 +20,7 @@ from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.run.build import build, seen_by_answers
 from fedveil.server.accounts import Unprotected
 from fedveil.server.checkpoint import State
 from fedveil.server.culprit_search import FIRST, Search
@@ -28,7 +29,6 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Answers, SumPrivacy
 from fedveil.server.rounds import Loop, Pace, Status, run_rounds
-from fedveil.server.run.build import build, seen_by_answers
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
 from fedveil.strategies.cohorts import (

@@ -21,8 +21,8 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.training_order import RecordOrder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary, Release
+from fedveil.run.record_ledgers import read_events
 from fedveil.server.accounts import Protected
-from fedveil.server.run.record_ledgers import read_events
 from fedveil.tasks.classification import softmax_regression
 
 CLINICS = """

@@ -15,21 +15,21 @@ import pytest
 import torch
 
 import fedveil as fv
-import fedveil.server.run.run
+import fedveil.run.run
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.report_bundle import bundle, key
 from fedveil.cli.verify import UNBOUND
 from fedveil.cli.verify import verify as verify_path
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.content import to_json
+from fedveil.evidence.page import page_of
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.reports.content import to_json
-from fedveil.reports.page import page_of
-from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest, write_manifest
-from fedveil.server.binding.verify import Knowledge, verify_folder
-from fedveil.server.run import run_folder
-from fedveil.server.run.close import close_again
-from fedveil.server.run.run import RunResult
+from fedveil.run import run_folder
+from fedveil.run.close import close_again
+from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_manifest
+from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
 NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")

@@ -12,14 +12,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.base.refusal import Refusal
+from fedveil.evidence.binding import blame, verify
+from fedveil.evidence.binding.blame import Claim, require_proved
+from fedveil.evidence.binding.verify import BoundFolder, Knowledge, NotShown
 from fedveil.privacy.secagg.complaint import PROOF_BYTES
 from fedveil.privacy.secagg.refusal import Fault
 from fedveil.privacy.secagg.roster import Roster, write_roster
 from fedveil.privacy.secagg.transcript import run_number
-from fedveil.server.binding import blame, verify
-from fedveil.server.binding.blame import Claim, require_proved
-from fedveil.server.binding.manifest import Manifest
-from fedveil.server.binding.verify import BoundFolder, Knowledge, NotShown
+from fedveil.run.manifest import Manifest
 
 FAULTS = Path(__file__).parent / "faults"
 COHORT = runpy.run_path(str(FAULTS / "secagg_cohort.py"))

@@ -29,18 +29,10 @@ from fedveil.cli.report_bundle import bundle, key, sign
 from fedveil.cli.verify import verify
 from fedveil.configs.passphrase import is_scrypt
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.budget import Budget, Release
-from fedveil.privacy.ledger.book import verify_entries
-from fedveil.privacy.ledger.export import export_text, read_export
-from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
-from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.reports.files import MANIFEST, RESULT
-from fedveil.reports.shown import differences, pointed, shown
-from fedveil.server.binding import page as page_module
-from fedveil.server.binding.bundle import LIST, add_signature, read_list
-from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
-from fedveil.server.binding.signatures import FILE as SIGNATURES
-from fedveil.server.binding.signatures import (
+from fedveil.evidence.binding import page as page_module
+from fedveil.evidence.binding.bundle import LIST, add_signature, read_list
+from fedveil.evidence.binding.signatures import FILE as SIGNATURES
+from fedveil.evidence.binding.signatures import (
     PASSPHRASE,
     Signature,
     message,
@@ -49,7 +41,15 @@ from fedveil.server.binding.signatures import (
     read_signatures,
     signatures_text,
 )
-from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.evidence.shown import differences, pointed, shown
+from fedveil.privacy.budget import Budget, Release
+from fedveil.privacy.ledger.book import verify_entries
+from fedveil.privacy.ledger.export import export_text, read_export
+from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
+from fedveil.privacy.ledger.ledger import Ledger, read_entries
+from fedveil.run.files import MANIFEST, RESULT
+from fedveil.run.manifest import hashes, read_manifest, tells_counts
 from fedveil.simulations.simulate import simulate
 
 OFFICER = "data protection officer"

@@ -17,9 +17,9 @@ from fedveil.base import extras
 from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
 from fedveil.privacy.audit.summary import Raised
-from fedveil.server.run.audit_line import AuditLine
-from fedveil.server.run.average import early_of
-from fedveil.server.run.trackers import MetricsCsv
+from fedveil.run.audit_line import AuditLine
+from fedveil.run.average import early_of
+from fedveil.run.trackers import MetricsCsv
 
 OTHERS = pytest.mark.filterwarnings("ignore")  # of other people's code
 TWO = {"num_rounds": 2, "quiet": True}
@@ -351,7 +351,7 @@ def records_of(log: bytes) -> Iterator[bytes]:
 
 
 def test_what_is_infinite_or_no_number_reaches_no_tracker() -> None:
-    from fedveil.server.run.trackers import numbers_of
+    from fedveil.run.trackers import numbers_of
 
     row = {
         "round": 3,

@@ -22,6 +22,7 @@ from fedveil.client import secure_update
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.question_wire import evaluation_content, question_of
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
@@ -32,21 +33,15 @@ from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import HeldOutMeans
+from fedveil.run.asking import question_order
+from fedveil.run.build import Given, build
+from fedveil.run.client_instructions import client_settings
+from fedveil.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
+from fedveil.run.federation import Federation
+from fedveil.run.unit_plan import unit_plans
 from fedveil.server import masked_sums
-from fedveil.server.binding.verify import Knowledge, verify_folder
 from fedveil.server.evaluations import FIRST_ROW
 from fedveil.server.questions import CELLS, Charge
-from fedveil.server.run.asking import question_order
-from fedveil.server.run.build import Given, build
-from fedveil.server.run.client_instructions import client_settings
-from fedveil.server.run.evaluation_plan import (
-    evaluated_rounds,
-    evaluation_of,
-    evaluation_plan,
-    one_evaluation,
-)
-from fedveil.server.run.federation import Federation
-from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.tasks.data import data_of, data_of_all
@@ -335,7 +330,7 @@ def test_a_masked_evaluation_is_bit_for_bit_that_of_the_same_vectors_unmasked(
 
 
 def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
-    from fedveil.server.run import run as running
+    from fedveil.run import run as running
 
     class Killed(BaseException):
         pass

@@ -11,8 +11,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.server.run.build import build
-from fedveil.server.run.learning_rate import rise_of
+from fedveil.run.build import build
+from fedveil.run.learning_rate import rise_of
 from fedveil.simulations.simulate import simulate
 
 COLUMNS, ROWS = 5, 240

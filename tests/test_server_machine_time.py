@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.server.run.machine_time import Counter, Moment, since
+from fedveil.run.machine_time import Counter, Moment, since
 
 
 def write(folder: Path, name: str, joules: float, turns: float = 200_000.0) -> None:
@@ -49,8 +49,8 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
 def test_energy_is_that_of_codecarbon_on_the_same_run(tmp_path: Path) -> None:
     codecarbon = pytest.importorskip("codecarbon")
     import fedveil as fv
-    from fedveil.reports.content import report_of
-    from fedveil.reports.run_files import read_run
+    from fedveil.evidence.content import report_of
+    from fedveil.run.run_files import read_run
 
     plain = {"quiet": True, "privacy": fv.NoPrivacy()}
     fv.simulate(

@@ -14,6 +14,7 @@ import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.cli.budget import show
 from fedveil.cli.report import report
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.accounting.exchanged import exchanged
@@ -22,7 +23,6 @@ from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
-from fedveil.server.binding.verify import Knowledge, verify_folder
 
 DELTA = 1e-3
 DISTRIBUTED = fv.RecordDistributed(

@@ -32,10 +32,10 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.columns import Numbers
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
+from fedveil.run.build import Given, build
+from fedveil.run.federation import Federation
+from fedveil.run.question_plan import Spend
 from fedveil.server.questions import CELLS
-from fedveil.server.run.build import Given, build
-from fedveil.server.run.federation import Federation
-from fedveil.server.run.question_plan import Spend
 from fedveil.simulations import ask as asking
 from fedveil.simulations.ask import ask_here, require_columns
 from fedveil.tasks import load_task

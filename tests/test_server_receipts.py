@@ -20,15 +20,15 @@ from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
 from fedveil.client.device.receipts import MOST, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
+from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts
+from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.messages.flower_adapter import records_of
 from fedveil.messages.run_over import MOST_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
-from fedveil.server.binding.manifest import Manifest
-from fedveil.server.binding.receipts import checked_roster, fewest_receipts, read_receipts
-from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.run.manifest import Manifest
 
 
 def sha256(data: bytes) -> str:

@@ -27,6 +27,7 @@ from fedveil.cli.plan import show_plan
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.serve import serve
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of
 from fedveil.messages.question_wire import OWN_NOISE_KEY, evaluation_content, question_of
 from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
@@ -41,11 +42,10 @@ from fedveil.privacy.statistics.evaluation import (
     evaluation_from_json,
 )
 from fedveil.privacy.statistics.held_rows import held_rows
-from fedveil.server.binding.verify import Knowledge, verify_folder
-from fedveil.server.run.build import Given, build
-from fedveil.server.run.evaluation_plan import evaluation_plan
-from fedveil.server.run.federation import Federation
-from fedveil.server.run.unit_plan import unit_plans
+from fedveil.run.build import Given, build
+from fedveil.run.evaluation_plan import evaluation_plan
+from fedveil.run.federation import Federation
+from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.tasks import load_task
 from fedveil.tasks.classification import class_metrics

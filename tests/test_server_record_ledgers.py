@@ -19,9 +19,9 @@ from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.renyi_filter import admits
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
-from fedveil.server.run import federation, record_ledgers
-from fedveil.server.run.build import Given, build
-from fedveil.server.run.client_instructions import MAX_NOISE_LEVELS, client_settings
+from fedveil.run import federation, record_ledgers
+from fedveil.run.build import Given, build
+from fedveil.run.client_instructions import MAX_NOISE_LEVELS, client_settings
 from fedveil.strategies.record_plan import record_plan
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import MOST_LOOKED_AT

@@ -30,8 +30,8 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.server.run.build import Given, build
-from fedveil.server.run.question_plan import Spend
+from fedveil.run.build import Given, build
+from fedveil.run.question_plan import Spend
 from fedveil.simulations.ask import ask_here
 
 HERE = Path(__file__).parent

@@ -12,8 +12,8 @@ import pytest
 from fedveil.cli.verify import verify
 from fedveil.deployment.rollover import roll_over
 from fedveil.deployment.serve import serve
+from fedveil.evidence.binding.receipts import Receipts, read_receipts, write_receipts
 from fedveil.privacy.secagg.rollover import DAY_SECONDS, Rollover
-from fedveil.server.binding.receipts import Receipts, read_receipts, write_receipts
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 ASKED = (
@@ -100,7 +100,7 @@ def test_the_old_key_alone_signs_no_run_of_after_the_overlap(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A thief of the old key must put the end of a run before the end of the overlap."""
-    import fedveil.server.binding.verify as verification
+    import fedveil.evidence.binding.verify as verification
 
     kept = (world.run("before") / "receipts.json").read_bytes()
     end = int(time.time() + (DAYS + 1) * DAY_SECONDS)

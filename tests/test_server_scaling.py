@@ -24,13 +24,13 @@ from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
+from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.content import report_of
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.reports.content import report_of
-from fedveil.reports.run_files import read_run
-from fedveil.server.binding.verify import Knowledge, verify_folder
-from fedveil.server.run.build import build
-from fedveil.server.run.unit_plan import unit_plans
+from fedveil.run.build import build
+from fedveil.run.run_files import read_run
+from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.table_schema import read_schema
 
@@ -456,7 +456,7 @@ def test_a_start_is_charged_only_where_its_answer_can_be_stored_and_a_killed_one
     (ledger,) = (desk / "server" / "ledgers").glob("*.ledger")
     assert not questions(ledger)
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
-        killed.setattr("fedveil.server.run.run_folder.note_roster", lambda *_: 1 / 0)
+        killed.setattr("fedveil.run.run_folder.note_roster", lambda *_: 1 / 0)
         serve(desk / "server", SERVE, reach=reach)
     assert serve(desk / "server", SERVE, reach=reach) == 0
     assert len(questions(ledger)) == 2

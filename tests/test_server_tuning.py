@@ -20,26 +20,26 @@ from fedveil.client import app as client_app
 from fedveil.client.app import measured_at
 from fedveil.client.device.own_arm import require_own
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.evidence.binding.recompute_ledger import main as recomputed
+from fedveil.evidence.content import report_of
+from fedveil.evidence.page import page_of
+from fedveil.evidence.shown import differences
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import ClientClaim, Mode, TrainingOrder, people_call
 from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.reports.content import report_of
-from fedveil.reports.page import page_of
-from fedveil.reports.run_files import read_run
-from fedveil.reports.shown import differences
-from fedveil.server.binding.recompute_ledger import main as recomputed
+from fedveil.run import prepare
+from fedveil.run import run as run_module
+from fedveil.run.build import build
+from fedveil.run.display import tuned_line
+from fedveil.run.evaluation_plan import scoring_plan
+from fedveil.run.run_files import read_run
+from fedveil.run.sum_plan import sum_plan
+from fedveil.run.tuning import charged_scores, require_arms, tuning_of
 from fedveil.server.evaluations import name_of
 from fedveil.server.participants import Participants
-from fedveil.server.run import prepare
-from fedveil.server.run import run as run_module
-from fedveil.server.run.build import build
-from fedveil.server.run.display import tuned_line
-from fedveil.server.run.evaluation_plan import scoring_plan
-from fedveil.server.run.sum_plan import sum_plan
-from fedveil.server.run.tuning import charged_scores, require_arms, tuning_of
 from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm

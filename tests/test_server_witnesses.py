@@ -19,16 +19,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.serve import serve
+from fedveil.evidence.binding import verify as verify_module
+from fedveil.evidence.binding.time_stamp import stamp, stamped_at
+from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.evidence.binding.witnesses import note_witnesses
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
 from fedveil.messages.training_order import people_call
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.witness import HeadCosignature, cosign_head
-from fedveil.reports.files import MANIFEST, TIME_STAMP, WITNESSES
-from fedveil.server.binding import verify as verify_module
-from fedveil.server.binding.manifest import read_manifest
-from fedveil.server.binding.time_stamp import stamp, stamped_at
-from fedveil.server.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.server.binding.witnesses import note_witnesses
+from fedveil.run.files import MANIFEST, TIME_STAMP, WITNESSES
+from fedveil.run.manifest import read_manifest
 
 KEPT = Path(__file__).parent / "fixtures" / "signed_run" / "run"
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))

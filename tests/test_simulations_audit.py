@@ -13,7 +13,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.server.run.run import RunResult
+from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays

@@ -18,13 +18,13 @@ from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.reports.files import AUDIT_ROWS, OPERATOR
-from fedveil.server.audit_record import as_json
+from fedveil.run.audit import in_words
+from fedveil.run.audit_line import AuditLine
+from fedveil.run.audit_record import as_json
+from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
+from fedveil.run.files import AUDIT_ROWS, OPERATOR
+from fedveil.run.run import RunResult, exit_code_of
 from fedveil.server.auditing import Auditor
-from fedveil.server.run.audit import in_words
-from fedveil.server.run.audit_line import AuditLine
-from fedveil.server.run.callbacks import RoundEnd, RunEnd, RunStart
-from fedveil.server.run.run import RunResult, exit_code_of
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
 

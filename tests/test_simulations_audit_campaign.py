@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.server.run.build import build
+from fedveil.run.build import build
 
 FAULTS: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "oracles" / "audit_faults.py"))
 CAUGHT_BY = {

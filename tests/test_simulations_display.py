@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedveil.server.run.callbacks import RoundEnd, RunStart
-from fedveil.server.run.display import Display
+from fedveil.run.callbacks import RoundEnd, RunStart
+from fedveil.run.display import Display
 
 
 def test_a_round_that_released_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:

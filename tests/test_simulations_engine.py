@@ -16,7 +16,7 @@ from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.wire import instruct, memory_arrays, view
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.server.run.build import build
+from fedveil.run.build import build
 from fedveil.simulations import engines
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
 

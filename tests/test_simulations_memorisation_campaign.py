@@ -24,8 +24,8 @@ from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.server.run.build import build
-from fedveil.server.run.record_audit import OddProbe
+from fedveil.run.build import build
+from fedveil.run.record_audit import OddProbe
 from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, measured
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches

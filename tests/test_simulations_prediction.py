@@ -12,7 +12,7 @@ from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.benchmarks import search
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.server.run.sum_plan import sum_plan
+from fedveil.run.sum_plan import sum_plan
 from fedveil.simulations import prediction
 from fedveil.simulations.prediction import predict, public_federation
 

@@ -21,9 +21,9 @@ from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.mechanisms.mechanism import mechanism_of
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.privacy.plan import Plan
+from fedveil.run.build import build
+from fedveil.run.sum_plan import best_groups
 from fedveil.server.accounts import MECHANISM
-from fedveil.server.run.build import build
-from fedveil.server.run.sum_plan import best_groups
 from fedveil.strategies.cohorts import CyclicPoisson, MinSeparation, Poisson, likely_participations, seen
 
 ASKED = (

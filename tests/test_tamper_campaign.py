@@ -22,11 +22,11 @@ from fedveil.cli.verify import UNBOUND, WRONG, verify
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import revoke
 from fedveil.deployment.serve import serve
+from fedveil.evidence.binding.receipts import Receipts, read_receipts
 from fedveil.privacy.ledger.receipt import UNCOMPARED, Receipt
 from fedveil.privacy.secagg.roster import Roster, read_roster, write_roster
-from fedveil.reports.files import PAGE, RECEIPTS
-from fedveil.server.binding.manifest import read_manifest
-from fedveil.server.binding.receipts import Receipts, read_receipts
+from fedveil.run.files import PAGE, RECEIPTS
+from fedveil.run.manifest import read_manifest
 
 FAULTS = Path(__file__).parent / "faults"
 SERVED, FORGER = (runpy.run_path(str(FAULTS / name)) for name in ("served.py", "forged_runs.py"))
@@ -389,7 +389,7 @@ def test_a_page_holds_nothing_that_its_report_does_not_make(
 def test_without_jinja_a_page_counts_by_its_hash_and_a_script_never(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedveil.server.binding import page as page_module
+    from fedveil.evidence.binding import page as page_module
 
     monkeypatch.setattr(page_module, "page_again", lambda _: None)
     run = Path(shutil.copytree(world.records, tmp_path / "run"))

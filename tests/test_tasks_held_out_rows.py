@@ -19,8 +19,8 @@ from scipy.stats import binom
 from fedveil.client.training import linear
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.statistics.held_rows import hashes_of_rows, held_rows
-from fedveil.reports.files import SAVED, SINGLY
-from fedveil.server.run.build import build
+from fedveil.run.build import build
+from fedveil.run.files import SAVED, SINGLY
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.data import Examples, LazyExamples, data_of
 from fedveil.tasks.held_back import held_back, held_back_of

@@ -76,7 +76,7 @@ def asked(run: Path, *ask: dict[str, Any], name: str = "q") -> dict[str, Any]:
 
 
 def pooled(shops: Path, run: Path) -> dict[str, np.ndarray]:
-    from fedveil.server.run.released import model_of
+    from fedveil.run.released import model_of
 
     task: Any = load_task("csv", options(shops))
     model = model_of(run, task)
@@ -144,7 +144,7 @@ def test_a_row_on_which_the_model_fails_takes_no_other_along() -> None:
 
 def test_attributions_are_captums(shops: Path, run: Path) -> None:
     attr = pytest.importorskip("captum.attr")
-    from fedveil.server.run.released import model_of
+    from fedveil.run.released import model_of
 
     task: Any = load_task("csv", options(shops))
     model, inputs = model_of(run, task).double(), task.encode(shops / "0.csv").double()

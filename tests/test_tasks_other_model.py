@@ -13,8 +13,8 @@ from torch import nn
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.server.run.build import build
-from fedveil.server.run.export import Order, export
+from fedveil.run.build import build
+from fedveil.run.export import Order, export
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import dimension_of

@@ -10,14 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
+    "base",
     "privacy",
+    "messages",
+    "configs",
     "tasks",
     "strategies",
-    "configs",
-    "reports",
     "links",
     "client",
     "server",
+    "run",
+    "evidence",
     "simulations",
     "deployment",
     "cli",
@@ -40,7 +43,7 @@ def tree() -> set[str]:
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT).as_posix()
             data = room == "configs" or name.startswith("cli/templates/")
-            page = name.startswith("reports/page/") and path.is_file()
+            page = name.startswith("evidence/page/") and path.is_file()
             wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data) or page
             if wanted and not name.startswith(NOT_SHIPPED):
                 files.add(f"fedveil/{name}")
@@ -81,7 +84,7 @@ def test_importing_the_face_or_privacy_loads_no_torch() -> None:
 
 # What an extra does not bring, and the rooms that must do without.
 WITHOUT = {
-    "": (("torch", "flwr", "opacus", "hydra", "grpc", "matplotlib", "h11"), ("privacy", "reports")),
+    "": (("torch", "flwr", "opacus", "hydra", "grpc", "matplotlib", "h11"), ("base", "privacy", "evidence")),
     "client": (
         (
             "hydra",

@@ -24,10 +24,10 @@ from fedveil.links.grpc import device_end as link
 from fedveil.messages.secure_wire import USUAL, Exchange, read_place
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
-from fedveil.reports.files import RESULT
+from fedveil.run import close as closing
+from fedveil.run import run_folder as recording
+from fedveil.run.files import RESULT
 from fedveil.server import checkpoint, masked_sums, private_grid
-from fedveil.server.run import close as closing
-from fedveil.server.run import run_folder as recording
 from fedveil.server.secure_sum import Attempt, SecureSums
 
 SEED = 5

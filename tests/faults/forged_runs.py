@@ -9,12 +9,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedveil.evidence.binding.receipts import Receipts, read_receipts
 from fedveil.privacy.ledger.export import export_text
 from fedveil.privacy.ledger.hash_chain import START, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.receipt import COMPARED, Receipt, RunDescription, sign_receipt
-from fedveil.server.binding.manifest import Manifest, hashes, read_manifest
-from fedveil.server.binding.receipts import Receipts, read_receipts
+from fedveil.run.manifest import Manifest, hashes, read_manifest
 
 Keys = Mapping[int, Ed25519PrivateKey]
 

@@ -38,7 +38,7 @@ IMPORTED = (
     "fedveil.privacy.accounting.loss_distributions",
     "fedveil.simulations.ask",
     "fedveil.simulations.simulate",
-    "fedveil.server.run.run",
+    "fedveil.run.run",
 )
 
 
@@ -71,7 +71,7 @@ def serve(path: str) -> None:
         importlib.import_module(name)
     remember(SimpleNamespace(setattr=lambda place, name, value, _=True: setattr(place, name, value)))
     compose_usual()
-    vars(importlib.import_module("fedveil.server.run.plots"))["draw_run"] = draw_nothing
+    vars(importlib.import_module("fedveil.run.plots"))["draw_run"] = draw_nothing
     seldom_alarm()
     gc.freeze()  # what was imported is no garbage, and no command need look for any in it
     gc.get_freeze_count = lambda: (

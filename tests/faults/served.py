@@ -25,8 +25,8 @@ from fedveil.links.traffic import Carried
 from fedveil.messages.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.messages.grids import AskingGrid
 from fedveil.messages.run_over import RunOver, read_over, reply_with
-from fedveil.server.run.build import build
-from fedveil.server.run.prepare import prepare
+from fedveil.run.build import build
+from fedveil.run.prepare import prepare
 
 FEDERATION = """\
 federation: hearts

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.server.run.build import build
+from fedveil.run.build import build
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.arrays import dimension_of
 

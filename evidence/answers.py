@@ -1,0 +1,142 @@
+"""Answers of clients for a report: each question with its purpose and cost, each figure with its interval.
+
+`fedveil ask` keeps the record of an answer, one JSON file for each inquiry. A figure is None if the noise drowns it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from ..base.refusal import Refusal
+from ..privacy.budget import UNLIMITED_EPSILON
+from ..privacy.statistics.inquiry import ATTRIBUTION
+from ..run.run_files import Fields
+
+BINS = "histogram"
+OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
+OF_SIGNS = ("correlation",)  # from -1 to 1
+OF_COLUMNS = "attributions"  # of each column beside how many rows there are, which has no bar
+OF_SHARES = ("fairness",)  # from 0 to 1, in percent
+EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
+COPIED = (
+    "name",
+    "purpose",
+    "released",
+    "unit",
+    "adjacency",
+    "epsilon",
+    "delta",
+    "noise_multiplier",
+    "epsilon_after",
+    "cohort",
+    "clients",
+    "rng",
+    "confidence",
+    "message_bytes",
+)
+
+
+def read_answers(folder: Path, charged: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the answers in a folder of records, in a report's form.
+
+    Args:
+      folder: of the records; where there is none, nothing was answered.
+      charged: names of the questions on the ledger that is reported, in whose order the answers are; others come last.
+
+    Raises:
+      Refusal: a record cannot be read.
+    """
+    known = {name: place for place, name in enumerate(charged)}
+    found = [_told(record, known) for path in sorted(folder.glob("*.json")) for record in _record(path)]
+    return sorted(found, key=lambda each: (known.get(each["name"], len(known)), each["name"]))
+
+
+def told_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()) -> list[dict[str, Any]]:
+    """Return answers in a report's form, each with the scale of its charts.
+
+    Args:
+      answers: of a record.
+      questions: the questions, in the same order; empty where the record is of no inquiry.
+    """
+    found: list[dict[str, Any]] = []
+    for place, each in enumerate(answers):
+        question = questions[place] if place < len(questions) else {}
+        kind = question.get("kind") or (BINS if each["name"].startswith("clients by ") else None)
+        figures = [
+            {name: figure.get(name) for name in ("name", "value", "low", "high")}
+            for figure in each["figures"]
+        ]
+        found.append(
+            {
+                "name": each["name"],
+                "kind": kind and kind.replace("_", " "),
+                "criterion": question.get("criterion") and question["criterion"].replace("_", " "),
+                "of": _columns(question),
+                "figures": figures,
+                "clipped": each.get("clipped"),
+                "scale": scale_of(kind, figures),
+                "form": "share" if kind in OF_SHARES else "figure",
+            }
+        )
+    return found
+
+
+def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
+    """Return the ends of the axis that figures of one unit are drawn on; None where they have several units.
+
+    Args:
+      kind: of the question.
+      figures: of its answer.
+    """
+    if kind in OF_SIGNS:
+        return [-1.0, 1.0]
+    if kind in OF_SHARES:
+        return [0.0, 1.0]
+    drawn = [each for each in figures if kind != OF_COLUMNS or each["name"].startswith(ATTRIBUTION)]
+    highest = max((each["high"] for each in drawn if each["value"] is not None), default=0.0)
+    return [0.0, highest] if kind in (*OF_COUNTS, OF_COLUMNS) and highest > 0 else None
+
+
+def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
+    """Return clients' evaluations on their own records in a report's form, a row for each round."""
+    return [
+        {**{name: each.get(name) for name in EVALUATED}, "answers": told_answers(each["answers"])}
+        for each in evaluations
+    ]
+
+
+def _told(record: Fields, known: Mapping[str, int]) -> dict[str, Any]:
+    question: Fields = record["question"]
+    target, carried = record.get("target_epsilon"), record.get("bytes")
+    return {
+        **{name: record.get(name) for name in COPIED},
+        "why": question.get("why") or None,
+        "reason": record.get("reason"),
+        "bytes": carried and {**carried, **{way: sum(carried[way].values()) for way in ("down", "up")}},
+        "against": ", ".join(record["adversaries"]),
+        "target_epsilon": target if target is not None and target < UNLIMITED_EPSILON else None,
+        "on_this_ledger": record["name"] in known,
+        "answers": told_answers(record["answers"], question["ask"]),
+    }
+
+
+def _record(path: Path) -> list[Fields]:
+    """Return the record in a file; None for any other file."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "question" not in found:
+            return []
+        _told(cast("Fields", found), {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        remedy = f"cannot be read as an answer ({type(problem).__name__}: {problem}); restore it"
+        raise Refusal("file", str(path), remedy) from None
+    return [cast("Fields", found)]
+
+
+def _columns(question: Fields) -> str | None:
+    """Return the columns of a question."""
+    of = question.get("of")
+    columns = list(cast("Mapping[str, Any]", of)) if isinstance(of, Mapping) else [of]
+    named = [*columns, question.get("by"), question.get("label"), question.get("said")]
+    return ", ".join(str(each) for each in named if each is not None) or None

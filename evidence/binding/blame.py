@@ -1,0 +1,141 @@
+"""Blame of a run: the file BLAME of its folder holds the evidence against each member that the run names."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...base.refusal import Refusal
+from ...messages.training_order import NEW
+from ...privacy.secagg.bindings import attempt_context
+from ...privacy.secagg.evidence import convictions, evidence_from
+from ...privacy.secagg.refusal import Fault, Refused
+from ...privacy.secagg.roster import Roster, read_roster, roster_in
+from ...privacy.secagg.transcript import run_number
+from ...run.files import BLAME, CONFIG
+from ...run.run_files import read_config
+from ...server.evaluations import FIRST_ROW, name_of
+from .receipts import COLLUSION
+
+Claim = tuple[int, str, str]  # round, name of the member, fault
+UNPROVED = (
+    Refused,
+    Refusal,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
+
+
+def claims_of(rounds: Iterable[Mapping[str, Any]], named: Mapping[str, Sequence[str]]) -> list[Claim]:
+    """Return whom the lines of METRICS name, and for what.
+
+    Args:
+      rounds: the lines.
+      named: whom the result names, by name.
+
+    Raises:
+      Refusal: the two differ.
+    """
+    told = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
+    claims = [(number, name, fault) for number, row in told for name, fault in row.get("blamed", {}).items()]
+    for name in {*named, *(name for _, name, _ in claims)}:
+        if sorted(named.get(name, ())) != sorted(fault for _, who, fault in claims if who == name):
+            raise Refusal("blamed", name, "is not named alike in the rounds and in the result")
+    return claims
+
+
+def require_proved(
+    folder: Path, run: str, claims: Sequence[Claim], result: Mapping[str, Any], keys: Collection[str]
+) -> tuple[str, str]:
+    """Return a clause that says how the evidence proves every claim, and why it does not; empty if it does.
+
+    A line that cannot be read, as after a crash, or that proves nothing counts as none.
+
+    Args:
+      folder: of the run.
+      run: its name.
+      claims: see `claims_of`.
+      result: of the run.
+      keys: public keys in hexadecimal, one of which must have signed the roster; none if nobody knows the authority's.
+
+    Raises:
+      Refusal: a claim has no evidence, or none that proves it.
+    """
+    path, assumed = folder / BLAME, _collusion(folder)
+    known = {each["hash"] for each in result.get("rosters") or ()}
+    proofs: dict[bytes, Counter[Claim]] = {}
+    flaws: list[str] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            context, found = _proof(line, run, known, keys, 1.0 if assumed is None else assumed)
+            proofs.setdefault(context, found)  # a copy of what somebody did shows nothing more
+        except UNPROVED as problem:
+            flaws.append(str(problem))
+    missing, undecided = Counter(claims) - sum(proofs.values(), Counter[Claim]()), ""
+    for number, name, fault in missing:
+        if assumed is None and fault == Fault.BAD_DEAL:
+            undecided = f"how many may collude is in {CONFIG}, which needs OmegaConf"
+            continue
+        why = f"{fault}, says round {number}, and nothing in {BLAME} proves it"
+        raise Refusal("blamed", name, f"{why} ({flaws[0]})" if flaws else why)
+    return f"{len(claims) - missing.total()} faults are proved by what members signed", undecided
+
+
+def _proof(
+    line: bytes, run: str, known: Collection[str], keys: Collection[str], collusion: float
+) -> tuple[bytes, Counter[Claim]]:
+    """Return the context of a line's attempt, and the claims that it proves, each once.
+
+    Raises:
+      Refusal: of another run or round, or of a roster that the authority did not sign or that was not in force.
+    """
+    row = json.loads(line)
+    roster = _roster(bytes.fromhex(row["roster"]), keys)
+    if known and roster.hash.hex() not in known:
+        raise Refusal("blamed", f"roster version {roster.version}", "was not in force in the run")
+    evidence = evidence_from(row)
+    told = convictions(evidence, roster, collusion)
+    terms, number = evidence.proposal.terms, int(row["round"])
+    # A crash may have lost rows of the ledger, so that the round is an earlier one than its row.
+    ours = _of_this_run(row["run"], run) and terms.run == run_number(row["run"])
+    if not ours or number > terms.round % FIRST_ROW:
+        raise Refusal("blamed", f"round {number}", f"is not the one that its evidence in {BLAME} is of")
+    context = attempt_context(terms, evidence.proposal.candidates, evidence.proposal.server_key)
+    return context, Counter({(number, roster.name_of(node), str(fault)): 1 for node, fault in told})
+
+
+def _of_this_run(name: str, run: str) -> bool:
+    """Return whether a name is that of a run or its evaluations; a deployed run has a new one after each restart."""
+    given, new, _ = run.partition(NEW)
+    return name in (run, name_of(run)) or (bool(new) and name.startswith(given + NEW))
+
+
+def _collusion(folder: Path) -> float | None:
+    """Return the assumed collusion, at least the default, whatever the server wrote; None without OmegaConf."""
+    try:
+        return max(float(read_config(folder / CONFIG)[0]["secagg"]["collusion"]), COLLUSION)
+    except ImportError:
+        return None
+
+
+def _roster(signed: bytes, keys: Collection[str]) -> Roster:
+    """Return the roster in a line, which one of these keys must have signed, if there are any.
+
+    Raises:
+      Refusal: none of them has.
+    """
+    if not keys:
+        return roster_in(signed)
+    for key in keys:
+        try:
+            return read_roster(signed, bytes.fromhex(key))
+        except Refused:
+            continue
+    raise Refusal("blamed", "roster", f"of the evidence in {BLAME} is not signed by the authority")

@@ -1,0 +1,88 @@
+"""Time stamp of a run's manifest by an authority (RFC 3161): asked for over HTTP, checked offline."""
+
+from __future__ import annotations
+
+import http.client
+from datetime import datetime
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from cryptography import x509
+
+from ...base.durable_files import replace_file
+from ...base.extras import require_extra
+from ...base.refusal import Refusal, refusing
+from ...configs.bundle_files import read_file
+from ...run.files import MANIFEST, TIME_STAMP
+from ...run.manifest import PUBLIC_MODE, read_manifest
+
+STAMPS = "rfc3161_client"
+TSA = "FEDVEIL_TSA"  # environment variable: address of an authority, which a server asks at the end of a run
+SECONDS = 30.0
+MOST_BYTES = 1 << 18  # of an answer; with a chain of certificates some have 8 kB
+
+
+def stamp(folder: Path, url: str) -> datetime:
+    """Ask an authority for a time stamp of a run's manifest, and write it into the run's folder.
+
+    Only the hash of the manifest goes to the authority.
+
+    Args:
+      folder: of a closed run.
+      url: of the authority, http or https.
+
+    Returns:
+      The time by the authority, which only a check against its certificate makes certain.
+
+    Raises:
+      Refusal: the extra is missing, the authority gives none, or it is of something else.
+    """
+    require_extra("timestamps", "a time stamp")
+    from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, decode_timestamp_response
+
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise Refusal("--tsa", url, "is not an address of http or https")
+    manifest = read_manifest(folder).text.encode()
+    asked = TimestampRequestBuilder().data(manifest).hash_algorithm(HashAlgorithm.SHA256).build()
+    try:
+        message = Request(url, asked.as_bytes(), {"Content-Type": "application/timestamp-query"})
+        with urlopen(message, timeout=SECONDS) as reply:
+            answer = reply.read(MOST_BYTES)
+        told = decode_timestamp_response(answer)
+        if told.status != 0:
+            raise ValueError(f"status {told.status}: {', '.join(told.status_string)}")
+        info = told.tst_info
+        if info.message_imprint.message != asked.message_imprint.message or info.nonce != asked.nonce:
+            raise ValueError("it stamps something else")
+    except (URLError, http.client.HTTPException, OSError, ValueError) as problem:
+        remedy = f"no time stamp was had ({problem}); the run stands without: fedveil report stamp {folder} asks again"
+        raise Refusal("--tsa", url, remedy) from None
+    with refusing("run", folder / TIME_STAMP, "cannot be written"):
+        replace_file(folder / TIME_STAMP, answer, PUBLIC_MODE)
+    return info.gen_time
+
+
+def stamped_at(answer: bytes, manifest: bytes, trusted: Path) -> datetime:
+    """Return the time of a manifest's stamp.
+
+    Args:
+      answer: of the authority, in DER.
+      manifest: the text under the stamp.
+      trusted: file of certificates in PEM, with the root above the authority's own.
+
+    Raises:
+      Refusal: the stamp is of another text, or of an authority that none of them vouches for.
+    """
+    from rfc3161_client import VerificationError, VerifierBuilder, decode_timestamp_response
+
+    try:
+        roots = x509.load_pem_x509_certificates(read_file(trusted))
+        told = decode_timestamp_response(answer[:MOST_BYTES])
+        VerifierBuilder(roots=roots).build().verify_message(told, manifest)
+    except (VerificationError, ValueError) as problem:
+        vouched = "verifying certificates" not in str(problem)  # else OpenSSL's own words follow
+        why = str(problem) if vouched else f"no certificate in {trusted} vouches for its authority"
+        raise Refusal("time stamp", TIME_STAMP, f"does not hold for {MANIFEST}: {why}") from None
+    return told.tst_info.gen_time

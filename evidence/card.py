@@ -1,0 +1,141 @@
+"""Model card of a run for Hugging Face: front matter in YAML, and the guarantee in Markdown."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..run.files import ASSESSMENT, CARD
+from ..run.run_files import Fields
+from .model import INTENDED
+from .shown import shown
+
+TAGS = ("federated-learning", "differential-privacy", "fedveil")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")
+ODD = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
+
+
+def card_of(report: Fields) -> str:
+    """Return the text of `CARD.md`; the same report gives the same bytes."""
+    import yaml
+
+    front = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=False)
+    return f"---\n{front}---\n\n" + "\n".join(_body(report)) + "\n"
+
+
+def _front_matter(report: Fields) -> dict[str, Any]:
+    run, metrics = report["run"], report["metrics"]
+    found: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
+    carbon = next(each for each in report["cost"]["work"] if each["unit"] == "g")
+    if carbon["value"] is not None:
+        found["co2_eq_emissions"] = {"emissions": carbon["value"], "source": carbon["source"]}
+    if not metrics:
+        return found
+    task = str(report["model"]["title"])
+    result = {
+        "task": {"type": "other", "name": task},
+        "dataset": {"type": str(run["task"]), "name": f"held-out data of {task}"},
+        "metrics": [{"type": each["name"], "name": each["name"], "value": each["value"]} for each in metrics],
+    }
+    return {
+        **found,
+        "metrics": [each["name"] for each in metrics],
+        "model-index": [{"name": f"{task} by fedveil", "results": [result]}],
+    }
+
+
+def _body(report: Fields) -> list[str]:
+    run, stamps = report["run"], report["stamps"]
+    lines = [
+        f"# {plain(report['model']['title'])}",
+        "",
+        f"Trained by federated learning, {run['rounds_completed']} rounds, status {plain(run['status'])}.",
+        "`report.html` beside this card has the whole story, and `report.json` its numbers.",
+        "",
+        *_model(report),
+        "",
+        "## What is promised to whom",
+        "",
+        *_guarantee(report),
+        "",
+        "## Measured",
+        "",
+        _measured(stamps),
+        "",
+        "## What is not covered",
+        "",
+        *(
+            f"- **{plain(each['limit'])}**: {plain(each['said'])}"
+            for each in report["not_covered"]
+            if each["state"] != "covered"
+        ),
+    ]
+    if report["metrics"]:
+        said = (
+            f"{plain(shown(each['name'], 'word'))} {shown(each['value'], 'metric')}"
+            for each in report["metrics"]
+        )
+        lines += ["", "## Held-out metrics", "", f"{', '.join(said)}."]
+    if rows := report["model"]["confusion"]:
+        names = " | ".join(plain(row["class"]) for row in rows)
+        lines += ["", "Held-out examples of each class, by the class that the model gives them:", ""]
+        lines += [f"| class | {names} |", "|---" * (len(rows) + 1) + "|"]
+        lines += [f"| {plain(row['class'])} | {' | '.join(map(str, row['counts']))} |" for row in rows]
+    return lines
+
+
+def _model(report: Fields) -> list[str]:
+    """Return what the model is, takes and answers, as far as the run knows it."""
+    model, parameters = report["model"], report["run"]["parameters"]
+    arrays = ", ".join(f"{each['name']} {each['shape']}" for each in model["layers"])
+    kind = model["architecture"] or (f"arrays {arrays}" if arrays else None)
+    lines = ["## The model", "", f"- Architecture: {plain(kind)}", f"- Parameters: {plain(parameters)}"]
+    if model["label"]:
+        lines.append(f"- Predicts: {plain(model['label'])}")
+    if model["classes"]:
+        lines.append(f"- Classes: {plain(', '.join(model['classes']))}")
+    lines += [f"- Input {plain(each['column'])}: {plain(each['values'])}" for each in model["inputs"]]
+    unsaid = f"not stated; answer {INTENDED} of {ASSESSMENT}"
+    return [*lines, f"- Intended use: {plain(model['intended'] or unsaid)}"]
+
+
+def contradicts(folder: Path, report: Fields) -> bool:
+    """Return whether the card in a folder, if there is one, states another guarantee than its report."""
+    card = folder / CARD
+    return card.exists() and "\n".join(_guarantee(report)) not in card.read_text(encoding="utf-8")
+
+
+def _guarantee(report: Fields) -> list[str]:
+    lost = report.get("record_by_sums")  # not in a report of an earlier release
+    rows = map(_row, [*report["privacy"], *([lost] if lost else [])])
+    words = " ".join(map(plain, report["promise"]))
+    return [words, "", "| against | hidden | epsilon | delta | relies on |", "|---|---|---|---|---|", *rows]
+
+
+def _row(row: Fields) -> str:
+    if row["epsilon"] == "infinity":
+        cells = (row["whom"], "nothing", "infinite", "none", "nothing is promised")
+    else:
+        cells = (
+            row["whom"],
+            row["hides"],
+            shown(row["epsilon"], "epsilon"),
+            shown(row["delta"]),
+            row["relies_on"],
+        )
+    return "| " + " | ".join(map(plain, cells)) + " |"
+
+
+def _measured(stamps: Fields) -> str:
+    if stamps["measured"] is None:
+        return f"Not measured: {plain(stamps['said'])}."
+    size, low, high = (shown(stamps["measured"][name], "decimal") for name in ("epsilon", "low", "high"))
+    most = shown(stamps["ceiling"], "decimal")
+    return (
+        f"Canaries measured epsilon {size}, between {low} and {high} with 95 % confidence. They could have shown "
+        f"{most} at most. Verdict: {plain(stamps['verdict'])}."
+    )
+
+
+def plain(text: object) -> str:
+    """Return a text escaped for Markdown, in one line."""
+    return MARKDOWN.sub(r"\\\1", ODD.sub(" ", shown(text)))

@@ -1,0 +1,46 @@
+"""Commands that reproduce and check a run, for its report."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ..base.refusal import Refusal
+from ..run.run_files import RunFiles, flat
+
+NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change nothing in it
+
+
+def commands_of(run: RunFiles) -> list[str]:
+    """Return the commands that reproduce and check a run."""
+    groups = [
+        f"{name}={value['name']}"
+        for name, value in run.config.items()
+        if isinstance(value, Mapping) and "name" in value
+    ]
+    verb = ["fedveil", "server", "FOLDER"] if run.deployed else ["fedveil", "simulate"]
+    words = [*groups, *([] if run.deployed else _differences(run, groups))]
+    found = [shlex.join([*verb, *words])]
+    if run.ledger is not None:
+        head = run.result.get("ledger_head")
+        known = ["--head", *map(str, head)] if head else []
+        found.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *known]))
+    if run.audit:
+        found.append("fedveil audit RUN")
+    return [*found, "fedveil report RUN"]
+
+
+def _differences(run: RunFiles, groups: list[str]) -> list[str]:
+    """Return the overrides that these groups need to give the configuration; none if they give none."""
+    from ..configs.compose import compose_overrides
+    from ..configs.settings import shown_keys
+
+    try:
+        usual: dict[str, Any] = dict(flat(shown_keys(compose_overrides(groups).config)))
+    except Refusal:  # groups of an older release, or of somebody's own folder
+        usual = {}
+    keys = {name.partition("=")[0] + ".name" for name in groups}
+    return [
+        f"{key}={value}"
+        for key, value in flat(run.shown)
+        if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
+    ]

@@ -1,0 +1,96 @@
+"""Comparison of two reports: different settings and results, a row for each value that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..run.run_files import Fields
+from .shown import shown
+
+ABOUT = (
+    "task",
+    "data",
+    "mode",
+    "status",
+    "reason",
+    "rounds_completed",
+    "clients",
+    "cohort",
+    "strategy",
+    "partition",
+)
+OF_NO_PROMISE = ("run", "resume", "reason")  # keys that name a run, and change nothing in it
+
+
+@dataclass(frozen=True)
+class ComparedValue:
+    """One value of two reports.
+
+    Attributes:
+      part: of the report that it belongs to.
+      name: of the value.
+      first, second: its text in each; of what a report does not have, `shown` says so.
+    """
+
+    part: str
+    name: str
+    first: str
+    second: str
+
+
+def compared(first: Fields, second: Fields, *, everything: bool = False) -> list[ComparedValue]:
+    """Return the values of two reports that differ, in the order of the page.
+
+    Args:
+      first: as of `report_of`.
+      second: the other.
+      everything: also those that are the same.
+    """
+    one, other = (dict(_values(each)) for each in (first, second))
+    rows = [
+        ComparedValue(*key, one.get(key, shown(None)), other.get(key, shown(None)))
+        for key in {**one, **other}
+    ]
+    return [row for row in rows if everything or row.first != row.second]
+
+
+def _values(report: Fields) -> Iterator[tuple[tuple[str, str], str]]:
+    for name in ABOUT:
+        yield ("run", name.replace("_", " ")), shown(report["run"][name])
+    for row in report["privacy"]:
+        who = f"of one {row['unit']}, against {row['whom']}"
+        yield ("promise", f"epsilon {who}"), shown(row["epsilon"], "epsilon")
+        yield ("promise", f"delta {who}"), shown(row["delta"])
+        yield ("promise", f"mechanism {who}"), shown(row["mechanism"])
+    yield from _measured(report["stamps"])
+    for each in report["metrics"]:
+        yield ("quality", each["name"]), shown(each["value"])
+    tail = report["tail"]
+    if tail is not None:
+        mean = f"{shown(tail['mean'])}, from {shown(tail['low'])} to {shown(tail['high'])}"
+        yield ("quality", f"{report['metric']}, mean of the last {tail['rounds']} rounds"), mean
+    for each in (*report["cost"]["bytes"], *report["cost"]["work"]):
+        if each["value"] is not None:
+            size = shown(each["value"], "plain" if each.get("unit") else "bytes")
+            yield ("cost", each["what"]), f"{size} {each['unit']}".strip()
+    for each in report["cost"]["traffic"]["purposes"]:
+        both = f"{shown(each['down'], 'bytes')} down, {shown(each['up'], 'bytes')} up"
+        yield ("cost", f"bytes, {each['purpose']}"), both
+    yield ("how", "noise over sensitivity"), shown(report["noise_multiplier"])
+    yield ("how", "seed that was used"), shown(report["seed"])
+    for each in report["config"]:
+        if each["key"] not in OF_NO_PROMISE:
+            yield ("how", each["key"]), shown(each["value"])
+    for name, version in report["versions"].items():
+        yield ("how", f"version of {name}"), version
+
+
+def _measured(stamps: Fields) -> Iterator[tuple[tuple[str, str], str]]:
+    found: dict[str, Any] | None = stamps["measured"]
+    yield ("measured", "verdict"), shown(stamps["verdict"])
+    if found is not None:
+        size, low, high = (shown(found[name], "decimal") for name in ("epsilon", "low", "high"))
+        yield ("measured", "epsilon"), f"{size}, from {low} to {high}"
+        yield ("measured", "could have shown"), shown(stamps["ceiling"], "decimal")

@@ -1,0 +1,378 @@
+"""Content of a report: all values of `report.json` for a run, computed only from its folder.
+
+The same run gives the same bytes: no time of making, no path of this machine and no draw is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
+from ..privacy.audit.run_audit import AuditTerms
+from ..privacy.audit.summary import UNCLAIMED, untested
+from ..run.promise import (
+    FALSE_POSITIVE,
+    MIXED,
+    REFUTED,
+    VIOLATED,
+    in_words,
+    main_row,
+    promise_rows,
+    row_by_sums,
+)
+from ..run.run_files import Fields, RunFiles, flat
+from .answers import read_answers, told_evaluations
+from .cost import cost
+from .coverage import not_covered
+from .forms import counted_items, forms, known_to_the_run, nist_blocks
+from .ledger_history import ledger_history, plan_curve
+from .model import model_of
+from .receipts import receipts_of
+from .shapes import told_shapes
+
+FORMAT = "fedveil report 1"
+NOT_ENDED, RUNNING = "not ended", "running"
+TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
+LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
+
+
+def report_of(
+    run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None = None, as_of: str | None = None
+) -> dict[str, Any]:
+    """Return the report of a run, as JSON.
+
+    Args:
+      run: its files.
+      commands: that make the run again.
+      shapes: of its model, where that is a sum of one shape a column.
+      as_of: time of its files, UTC, while the run's process is alive; None for a folder.
+    """
+    rows, ledger = promise_rows(run), ledger_history(run)
+    rounds = [_round(row) for row in run.rounds]
+    spent, stamps = cost(run), _stamps(run, rows)
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "run": {**_about(run, ledger, as_of), "parameters": spent["parameters"]},
+        "model": model_of(run),
+        "stamps": stamps,
+        "promise": in_words(rows, bool(run.result), _refuted(run, stamps)),
+        "false_positive": FALSE_POSITIVE,
+        "privacy": rows,
+        "not_covered": not_covered(run, rows, ledger),
+        "ledger": ledger,
+        "plan": plan_curve(run),
+        "rosters": _rosters(run.result),
+        "tuning": _tuning(run.result),
+        "metrics": [{"name": name, "value": value} for name, value in _final(run).items()],
+        "metric": main_metric(run.rounds),
+        "tail": _tail(run),
+        "rounds": rounds,
+        "looks": _looks(run, rows),
+        "audit": _audit(run, stamps),
+        "answers": _answers(run, ledger),
+        "groups": _groups(run),
+        "evaluations": told_evaluations(_evaluations(run)),
+        "shapes": told_shapes(shapes),
+        "receipts": receipts_of(run),
+        "cost": spent,
+        "config": [{"key": key, "value": value} for key, value in flat(run.shown)],
+        "seed": run.result.get("seed"),
+        "noise_multiplier": run.result.get("noise_multiplier"),
+        "versions": dict(run.result.get("versions", {})),
+        "commands": list(commands),
+        "missing": _missing(run, ledger),
+    }
+    if (lost := row_by_sums(run)) is not None:
+        report["record_by_sums"] = lost
+    report["nist"] = nist_blocks(report)
+    report["forms"] = forms(run.assessment.answers, known_to_the_run(report) if run.result else {})
+    report["forms_counted"] = counted_items(report["forms"])
+    report["bibtex"] = _bibtex(report)
+    return report
+
+
+def _answers(run: RunFiles, ledger: Fields | None) -> list[dict[str, Any]]:
+    charged = [] if ledger is None else [each["name"] for each in ledger["questions"]]
+    folders = (run.folder, *(() if run.questions is None else (run.questions,)))
+    return [each for folder in folders for each in read_answers(folder, charged)]
+
+
+def _evaluations(run: RunFiles) -> Sequence[Fields]:
+    """Return clients' evaluations of the run's models, also for an unfinished run."""
+    so_far = [row["evaluation"] for row in run.rounds if row.get("evaluation")]
+    return run.result.get("evaluations") or so_far
+
+
+def to_json(report: Fields) -> str:
+    """Return the text of `report.json`; the same report gives the same bytes."""
+    return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _about(run: RunFiles, ledger: Fields | None, as_of: str | None) -> dict[str, Any]:
+    result = run.result
+    this = next((each for each in ledger["runs"] if each["this"]), None) if ledger else None
+    return {
+        "name": run.name,
+        "task": result.get("task") or run.said("task", "name"),
+        "target": run.said("task", "target"),
+        "data": result.get("data"),
+        "deployed": run.deployed,
+        "mode": run.said("privacy", "name"),
+        "status": result.get("status", RUNNING if as_of else NOT_ENDED),
+        "as_of": as_of,
+        "reason": result.get("reason"),
+        "rounds_completed": result.get("rounds_completed", len(run.rounds)),
+        "rounds_planned": _planned(run),
+        "clients": _clients(run),
+        "cohort": result.get("cohort") or run.said("cohort", "name"),
+        "strategy": result.get("strategy") or run.said("strategy", "name"),
+        "partition": result.get("partition") or run.said("partition", "name"),
+        "rng": result.get("rng"),
+        "models_averaged": result.get("models_averaged"),
+        "model_sha256": run.model,
+        "begun": this and this["begun"],
+        "ended": this and this["ended"],
+    }
+
+
+def _planned(run: RunFiles) -> int | None:
+    """Return the planned number of rounds: those of every arm, and those of all clients."""
+    planned, tuning = run.said("num_rounds"), run.result.get("tuning")
+    if not isinstance(planned, int) or not tuning:
+        return planned
+    return planned + (len(tuning["arms"]) - 1) * tuning["rounds"]
+
+
+def _clients(run: RunFiles) -> int | None:
+    """Return the number of clients, which a server's configuration and older results lack."""
+    configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
+    return run.result.get("population") or run.saved.get("population") or configured
+
+
+def _tuning(result: Fields) -> dict[str, Any] | None:
+    """Return the values that arms tried, and the winner; None without tuning."""
+    found = result.get("tuning")
+    if not found:
+        return None
+    names = ("key", "rounds", "metric", "arms", "winner", "value", "scored_by", "apart")
+    return {name: found.get(name) for name in names}
+
+
+def _rosters(result: Fields) -> list[dict[str, Any]]:
+    """Return the members, a row for each roster in force; none in a simulation."""
+    return [
+        {name: each.get(name) for name in ("version", "hash", "round", "at", "members", "added", "removed")}
+        for each in result.get("rosters", ())
+    ]
+
+
+# --- claimed, measured, could have shown --------------------------------------------------------------------------
+
+
+def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
+    place = main_row(rows)
+    row = None if place is None else rows[place]
+    found = run.result.get("audit") or _last_look(run, rows)
+    of_records = found.get("records") if row is not None and row["unit"] != "client" else None
+    measured = (of_records or found).get("measured")
+    return {
+        "row": place,
+        "unit": row and row["unit"],
+        "whom": row and row["whom"],
+        "claimed": None if row is None else {"epsilon": row["epsilon"], "delta": row["delta"]},
+        "measured": measured and {**measured, "confidence": 0.95},
+        "ceiling": (of_records or found).get("ceiling"),
+        "canaries": None if of_records else found.get("canaries"),
+        "verdict": found.get("verdict"),
+        "said": _said(found, row) or _unmeasured(run),
+    }
+
+
+def _said(found: Fields, row: Fields | None) -> str | None:
+    """Return an audit's sentence; that of an older release on a promise that it did not look at is put anew."""
+    if found.get("said") != UNCLAIMED:
+        return found.get("said")
+    return untested(AuditTerms(1, 1.0, own_noise="" if row is None else row["unit"]))
+
+
+def _refuted(run: RunFiles, stamps: Fields) -> str | None:
+    if str(run.result.get("reason")).startswith(MIXED):
+        return REFUTED
+    return VIOLATED if stamps["verdict"] == "violated" else None
+
+
+def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
+    """Return the last measurement of an unfinished run's audit; empty before the first."""
+    looks = [] if run.result else _looks(run, rows)
+    if not looks:
+        return {}
+    last = looks[-1]
+    measured = {name: last[name] for name in ("epsilon", "low", "high")}
+    terms: Fields = run.audit.get("terms", {})
+    place = main_row(rows)
+    of_clients = place is None or rows[place]["unit"] == "client"
+    canaries = terms.get("canaries") if of_clients else None
+    return {"measured": measured, "ceiling": last["ceiling"], "canaries": canaries}
+
+
+def _unmeasured(run: RunFiles) -> str:
+    if not run.result and (run.audit or run.said("audit", "name") not in (None, "off")):
+        return "the run has not ended, and its audit has no result yet"
+    return "this run had no audit, so leakage was not measured"
+
+
+def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
+    """Return the audit's measurements of the first guarantee's unit."""
+    place = main_row(rows)
+    before = AUDIT if place is None or rows[place]["unit"] == "client" else f"{AUDIT}records/"
+    return [
+        {"round": row["round"], **{name: row.get(f"{before}{name}") for name in LOOK}}
+        for row in run.rounds
+        if row.get(f"{before}epsilon") is not None
+    ]
+
+
+def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
+    found = run.result.get("audit")
+    if not found:
+        return None
+    records: Fields = found.get("records") or {}
+    names = ("verdict", "norm_p", "visible_shortfall", "reuse_p", "draw_p", "final_model")
+    bounds: Fields = found.get("lower_bounds") or records.get("lower_bounds") or {}
+    return {
+        **{name: found.get(name) for name in names},
+        "said": stamps["said"],
+        "lower_bounds": [{"method": method, "epsilon": size} for method, size in bounds.items()],
+        "by_heart": [
+            {"name": each["name"], "p_value": each["p_value"]} for each in found.get("memorisation") or ()
+        ],
+        "alarms": [
+            {name: each.get(name) for name in ("round", "level", "test", "p_value", "action")}
+            for each in found.get("alarms", ())
+        ],
+        "commitment": run.audit.get("commitment"),
+        "opened": run.audit.get("opened") is not None,
+    }
+
+
+# --- rounds and metrics -------------------------------------------------------------------------------------------
+
+
+def _round(row: Fields) -> dict[str, Any]:
+    sizes = [row.get("epsilon_client"), row.get("epsilon_record")]
+    known = [size for size in sizes if size is not None]
+    return {
+        "round": row["round"],
+        "epsilon": known[0] if known else None,
+        "epsilon_record": sizes[1] if len(known) > 1 else None,
+        "invited": row.get("invited"),
+        "replies": row.get("replies"),
+        "abandoned": bool(row.get("abandoned")),
+        "clipping_norm": row.get("clipping_norm"),
+        "metrics": {name: value for name, value in row.items() if is_metric(name, value)},
+    }
+
+
+def _final(run: RunFiles) -> Mapping[str, float]:
+    found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    return {name: value for name, value in found.items() if is_metric(name, value)}
+
+
+def _groups(run: RunFiles) -> dict[str, Any] | None:
+    """Return the figures of each group on public held-out data, a row for each group; None without groups."""
+    found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    named = [name.removeprefix(GROUPS).rpartition("/") for name in found if name.startswith(GROUPS)]
+    if not named:
+        return None
+    figures = list(dict.fromkeys(figure for _, _, figure in named))
+    rows = [
+        {"group": group, "values": [found.get(f"{GROUPS}{group}/{figure}") for figure in figures]}
+        for group in dict.fromkeys(group for group, _, _ in named)
+    ]
+    return {"figures": figures, "rows": rows}
+
+
+def _tail(run: RunFiles) -> dict[str, Any] | None:
+    """Return mean and spread of the main metric over the last rounds that led to the model."""
+    name, mine = main_metric(run.rounds), (None, (run.result.get("tuning") or {}).get("winner"))
+    rows = [row for row in run.rounds if row.get("arm") in mine]
+    values = [row[name] for row in rows if name is not None and is_metric(name, row.get(name))]
+    last = values[-max(LEAST_TAIL, round(TAIL * len(values))) :]
+    if len(last) < LEAST_TAIL:
+        return None
+    return {
+        "rounds": len(last),
+        "mean": fmean(last),
+        "deviation": pstdev(last),
+        "low": min(last),
+        "high": max(last),
+    }
+
+
+# --- how to make it again -----------------------------------------------------------------------------------------
+
+
+def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
+    """Return what this folder cannot show, a sentence each."""
+    found: list[str] = []
+    result = run.result
+    if not result:
+        found.append(
+            "The run has not ended: it has no result, and the values shown are those of its rounds so far."
+        )
+    elif any(row["epsilon"] != "infinity" and "curve" not in row for row in result.get("privacy", ())):
+        found.append(
+            "The release of fedveil that made this run stored one point of its guarantee, and not the curve."
+        )
+    if ledger is None and run.said("privacy", "name") != "none":
+        where = (
+            f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
+        )
+        found.append(f"This run has no ledger of all clients; its epsilon is charged on {where}.")
+    elif ledger is not None and ledger["known_head"] is not None and not ledger["known_head"]["held"]:
+        found.append(
+            "The ledger does not hold the entry in the result: it was truncated, or is another ledger."
+        )
+    if ledger is not None and ledger["close"] is None and result:
+        found.append("No entry of the ledger binds the files of this folder: the run was not closed.")
+    elif ledger is not None and ledger["close"] is not None and not ledger["close"]["held"]:
+        names = ", ".join(ledger["close"]["changed"])
+        found.append(
+            f"CHANGED since the run was closed: {names}. The files are not those that the ledger binds."
+        )
+    if run.said("audit", "name") in (None, "none") and result:
+        found.append("The run was not audited.")
+    if not run.rounds:
+        found.append("No round has been recorded.")
+    if not run.shapes and not run.saved.get("parameters"):
+        found.append("The folder holds no model, so bytes cannot be computed.")
+    return found
+
+
+def _bibtex(report: Fields) -> str:
+    run, versions = report["run"], report["versions"]
+    version = versions.get("fedveil", "unknown")
+    head = report["ledger"]["head"]["hash"][:16] if report["ledger"] else "none"
+    year = str(run["ended"])[:4] if run["ended"] else ""
+    lines = [
+        "@misc{fedveil-run,",
+        f"  title = {{Federated model for {_plain(run['task'])}, trained with fedveil {version}}},",
+        *([f"  year = {{{year}}},"] if year else []),
+        f"  note = {{run {_plain(run['name'])}, ledger head {head}}},",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(text: object) -> str:
+    """Return a text without BibTeX's special characters."""
+    return "".join(each for each in str(text) if each not in '{}\\"@#%' and each.isprintable())
+
+
+def finite(value: object) -> bool:
+    """Return whether a value of a report is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

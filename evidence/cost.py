@@ -1,0 +1,165 @@
+"""Cost of a run: bytes, CPU, energy, carbon and money, each with its source, and public counts.
+
+With a trusted server, seconds and counted bytes of real clients would reveal the cohort's size, so neither is public. Values that are
+computed from public numbers are called estimates, and costs without a price are not computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..run.files import ASSESSMENT, OPERATOR
+from ..run.run_files import SIMULATION, RunFiles
+from ..run.traffic import figure, sizes, traffic
+from .forms import CARBON, GIGABYTE, KWH, NETWORK, PRICES, WATTS
+
+FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
+SIX = "estimate: 6 a parameter"
+# of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
+USUAL_WATTS = 4.0
+USUAL = "4 W, CodeCarbon's value for a thread of an unknown processor"
+COUNTED = "counted by the processors (RAPL), including other processes of the machine"
+JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
+NOT_YET = "not known before the run has ended"
+NOT_TOLD = "not public: with a trusted server it would reveal the number of participants; fedveil report --operator tells it"
+NOT_KEPT = f"not known: the folder has no {OPERATOR}"
+CONFIGURATION = "the configuration"
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Configured prices and powers, by the key of the group `cost`.
+
+    Attributes:
+      values: of those that are set: in the assessment, which may be answered after the run, else in the configuration.
+      sources: where each stands.
+    """
+
+    values: Mapping[str, float]
+    sources: Mapping[str, str]
+
+    def said(self, name: str) -> str:
+        """Return a key in words, with its origin."""
+        return f"{name} of {self.sources[name]}" if name in self.sources else f"cost.{name}, which is not set"
+
+
+def priced(run: RunFiles) -> Priced:
+    """Return the prices of a run."""
+    configured = {name: run.said("cost", name) for name in PRICES}
+    values = {name: float(value) for name, value in configured.items() if value is not None}
+    sources = dict.fromkeys(values, CONFIGURATION) | dict.fromkeys(run.assessment.prices, ASSESSMENT)
+    return Priced(values | dict(run.assessment.prices), sources)
+
+
+def cost(run: RunFiles) -> dict[str, Any]:
+    """Return a run's cost in bytes and time, each with its source, and its public counts of answers."""
+    parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
+    found, told = sizes(run, parameters), traffic(run)
+    parts = [each["value"] for each in found[2:4]]
+    if told["purposes"]:
+        parts = [told["purposes"][-1][way] for way in ("down", "up")]
+    gigabytes = None if None in parts else sum(each for each in parts if each is not None) / BYTES
+    return {
+        "parameters": parameters or None,
+        "bytes": found,
+        "traffic": told,
+        "work": _work(run, parameters, gigabytes),
+        "rounds": len(run.rounds),
+        "answers": _answers(run),
+        "drops": _drops(run),
+    }
+
+
+def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[str, Any]]:
+    """Return time, energy, carbon and money; values without a known price are unknown."""
+    prices, public = priced(run), run.result.get("seconds") is not None
+    cpu = run.result.get("cpu_seconds")
+    whose = "the server" if run.deployed else "the server and all simulated clients"
+    unknown = NOT_YET if not run.result else NOT_KEPT if run.result.get("data") == SIMULATION else NOT_TOLD
+    told = (
+        "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
+    )
+    return [
+        figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
+        figure(f"CPU of {whose}", cpu, told, "s"),
+        *_of_a_client(run, parameters),
+        *_energies(run, prices, gigabytes),
+    ]
+
+
+def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
+    """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
+    one = FLOPS * parameters or None
+    found = [figure("a client's training, for each example", one, SIX, "FLOP")]
+    examples, speed = (run.said("cost", key) for key in ("examples_of_client", "flops_of_client"))
+    if examples is None or one is None:
+        return found
+    passes = run.said("local_epochs") or 1
+    most = one * examples * passes
+    how = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
+    found.append(figure("a client's training, one round at most", most, how, "FLOP"))
+    if speed is not None:
+        how = f"estimate: that, over flops_of_client of {CONFIGURATION}"
+        found.append(figure("CPU of a client, one round at most", most / speed, how, "s"))
+    return found
+
+
+def _energies(run: RunFiles, prices: Priced, gigabytes: float | None) -> list[dict[str, Any]]:
+    """Return energy, the carbon dioxide of it, and money."""
+    energy, which, how = _energy(run, prices)
+    values = prices.values
+    network = _product(gigabytes, values.get(NETWORK), 1 / JOULES)
+    whole = None if energy is None else energy + (network or 0.0)
+    found = [figure(which, energy, how, "Wh")]
+    if NETWORK in values:
+        how = f"estimate: bytes times {prices.said(NETWORK)}"
+        found.append(figure("energy of the network for these bytes", network, how, "Wh"))
+    parts = [_product(whole, values.get(KWH), 1 / 1000), _product(gigabytes, values.get(GIGABYTE), 1.0)]
+    money = None if None in parts else sum(each for each in parts if each is not None)
+    carbon = _product(whole, values.get(CARBON), 1 / 1000)
+    both = f"estimate: energy times {prices.said(KWH)}, and bytes times {prices.said(GIGABYTE)}"
+    return [
+        *found,
+        figure("carbon dioxide of that energy", carbon, f"estimate: energy times {prices.said(CARBON)}", "g"),
+        figure("money", money, both, run.said("cost", "currency") or ""),
+    ]
+
+
+def _energy(run: RunFiles, prices: Priced) -> tuple[float | None, str, str]:
+    """Return energy in watt hours, whose it is, and its source: the machine's counters, else CPU seconds times watts."""
+    joules, watts = run.result.get("joules"), prices.values.get(WATTS)
+    if joules is not None:
+        return joules / JOULES, "energy of the machine's processors", COUNTED
+    said = prices.said(WATTS) if watts is not None else USUAL
+    estimated = _product(run.result.get("cpu_seconds"), USUAL_WATTS if watts is None else watts, 1 / JOULES)
+    return estimated, "energy of that CPU", f"estimate: CPU seconds times {said}"
+
+
+def _product(*factors: float | None) -> float | None:
+    known = [each for each in factors if each is not None]
+    return math.prod(known) if len(known) == len(factors) else None
+
+
+def _answers(run: RunFiles) -> dict[str, Any]:
+    """Return sums over the rounds; None if they are not public, or missing in an older release."""
+    found: dict[str, Any] = {}
+    for name in ("invited", "replies", "clipped_again"):
+        values = [row.get(name) for row in run.rounds]
+        whole = all(isinstance(each, int | float) for each in values)
+        found[name] = round(sum(each for each in values if each is not None)) if values and whole else None
+    found["abandoned"] = sum(bool(row.get("abandoned")) for row in run.rounds)
+    found["public"] = found["replies"] is not None
+    return found
+
+
+def _drops(run: RunFiles) -> list[dict[str, Any]] | None:
+    if any(row.get("dropped") is None for row in run.rounds):
+        return None
+    total: Counter[str] = Counter()
+    for row in run.rounds:
+        total.update(row["dropped"])
+    return [{"reason": reason, "clients": count} for reason, count in sorted(total.items())]

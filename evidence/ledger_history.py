@@ -1,0 +1,267 @@
+"""History of a ledger for a report: its runs, their joint cost, its refusals and its questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.accounting.events import event_from_json
+from ..privacy.accounting.renyi_filter import counted
+from ..privacy.arms import Arm, charged
+from ..privacy.budget import Adjacency, Adversary
+from ..privacy.ledger.acts import REFUSAL
+from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
+from ..privacy.ledger.book import verify as verify_ledger
+from ..privacy.ledger.hash_chain import Entry
+from ..privacy.ledger.question_caps import QUESTION, asked_questions
+from ..run.run_files import Fields, RunFiles
+
+TRAINING = "private_sum"
+EVALUATION = " evaluation"  # behind a run's name, of what its clients measured of its models
+DECIMALS = 4  # of epsilons that are composed again; rounded up
+MOST_RUNS = 40  # of which it is composed what was spent after each; beyond, the first ones are left out
+MARKS = 12  # points of a plan's curve
+
+
+def ledger_history(run: RunFiles) -> dict[str, Any] | None:
+    """Return the history of the ledger of all clients; None if the folder has none."""
+    if run.ledger is None or not run.entries:
+        return None
+    identity = json.loads(run.entries[0].payload)
+    found = verify_ledger(run.ledger)
+    return {
+        "unit": identity.get("unit"),
+        "adjacency": identity.get("adjacency"),
+        "simulated": identity.get("simulated"),
+        "begun": identity.get("time"),
+        "entries": len(run.entries),
+        "head": {"seq": run.entries[-1].seq, "hash": run.entries[-1].hash},
+        "known_head": _known_head(run),
+        "verified": verified(found),
+        "runs": _runs(run, found.delta),
+        "refusals": _refusals(run),
+        "releases": _releases(run.entries),
+        "acts": _acts(run.entries),
+        "close": _close(run),
+        "events": _events(run),
+        "questions": questions_on(run.entries, run.name),
+    }
+
+
+def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[str, Any]]:
+    """Return the questions that a ledger has charged, in their order, each with what one release of it cost by itself.
+
+    Args:
+      entries: of the ledger.
+      run: name of the run that is reported, whose evaluations need not be told by its name.
+    """
+    book = Book()
+    for each in entries:
+        book.apply(each)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for each in asked_questions(book):
+        told = {
+            "name": each.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
+            "purposes": ", ".join(each.purposes),
+            "why": each.why or None,
+            "epsilon": rounded_up(each.epsilon),
+            "time": each.when,
+            "state": each.state,
+        }
+        same = told["name"], told["why"], told["epsilon"], told["state"]
+        found.setdefault(same, {**told, "times": 0})["times"] += 1
+    return list(found.values())
+
+
+def plan_curve(run: RunFiles) -> list[list[Any]]:
+    """Return (round, epsilon) of the plan of this run alone, evaluations included.
+
+    It is empty where the rounds are of arms or release several events, and before the first of planned evaluations.
+    """
+    charges = [json.loads(each.payload) for each in _reserved(run.entries) if _whose(each) == run.name]
+    rounds, asked = ([each for each in charges if (each.get("kind") == QUESTION) is q] for q in (False, True))
+    planned, when = run.said("num_rounds"), run.said("evaluate", "clients") or "none"
+    plain = isinstance(planned, int) and not any({"filter_order", "arm"} & set(each) for each in charges)
+    if not plain or not rounds or len(rounds) < len(run.rounds):  # several rounds may be one release
+        return []
+    kinds = [rounds] if when == "none" else [rounds, asked]
+    texts = [{json.dumps(each["events"].get(str(Adversary.MODEL))) for each in kind} for kind in kinds]
+    if any(len(each) != 1 or "null" in each for each in texts):
+        return []
+    one, *evaluation = (event_from_json(json.loads(text)) for (text,) in texts)
+    at, between = rounds[0]["budget"]["target_delta"], int(when.partition(":")[2] or planned)
+    adjacency = Adjacency(json.loads(run.entries[0].payload)["adjacency"])
+    found: list[list[Any]] = []
+    for mark in sorted({max(1, round(planned * part / MARKS)) for part in range(MARKS + 1)}):
+        events = [one] * mark + evaluation * (mark // between + (mark == planned and planned % between > 0))
+        found.append([mark, rounded_up(counted(events, at, adjacency, None, GATE_INTERVAL))])
+    return found
+
+
+def rounded_up(value: float | None) -> float | str | None:
+    """Return an epsilon rounded up to `DECIMALS`; infinity becomes a word, which JSON lacks."""
+    if value is None or math.isinf(value):
+        return None if value is None else "infinity"
+    return math.ceil(round(value * 10**DECIMALS, 3)) / 10**DECIMALS
+
+
+def _known_head(run: RunFiles) -> dict[str, Any] | None:
+    """Return the head in the result, and whether the ledger holds it."""
+    head = run.result.get("ledger_head")
+    if not head:
+        return None
+    holds = any(each.seq == head[0] and each.hash == head[1] for each in run.entries)
+    return {"seq": head[0], "hash": head[1], "held": holds}
+
+
+def _close(run: RunFiles) -> dict[str, Any] | None:
+    """Return the entry that closed the run, and whether the folder's files are those that it binds; None without one."""
+    closes = [each for each in run.entries if each.kind == CLOSE and run_of(each) == run.name]
+    if not closes:
+        return None
+    payload = json.loads(closes[-1].payload)
+    held = payload["manifest"] == run.manifest
+    return {
+        "seq": closes[-1].seq,
+        "time": payload.get("time"),
+        "manifest": payload["manifest"],
+        "held": held and not run.changed,
+        "changed": list(run.changed) if held else ["manifest.json"],
+    }
+
+
+def verified(found: Verification) -> dict[str, Any]:
+    """Return the findings on a ledger, for a report."""
+    return {
+        "ok": found.ok,
+        "problem": found.problem,
+        "delta": found.delta,
+        "epsilon": rounded_up(found.epsilon),
+        "epsilon_pld": rounded_up(found.epsilon_pld),
+        "epsilon_rdp": rounded_up(found.epsilon_rdp),
+    }
+
+
+def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
+    return (each for each in entries if each.kind == RESERVE)
+
+
+def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
+    """Return the runs and questions in the order of their first releases, and what all of them had cost when each had ended."""
+    last: dict[str, int] = {_whose(each): each.seq for each in _reserved(run.entries)}
+    first: dict[str, Fields] = {}
+    releases: dict[str, int] = {}
+    book, found = Book(), []
+    composed = set(sorted(last.values())[-MOST_RUNS:])
+    for entry in run.entries:
+        book.apply(entry)
+        if entry.kind != RESERVE:
+            continue
+        name, payload = _whose(entry), json.loads(entry.payload)
+        first.setdefault(name, payload)
+        releases[name] = releases.get(name, 0) + 1
+        if last[name] != entry.seq:
+            continue
+        adjacency = Adjacency(book.identity["adjacency"])
+        seen = book.events(Adversary.MODEL)
+        at = delta or payload["budget"]["target_delta"]
+        after = (
+            counted(seen, at, adjacency, book.filter_order, GATE_INTERVAL) if entry.seq in composed else None
+        )
+        found.append(
+            {
+                "run": name,
+                "this": name == run.name,
+                "question": first[name].get("kind") == QUESTION,
+                "begun": first[name].get("time"),
+                "ended": payload.get("time"),
+                "releases": releases[name],
+                "epsilon_after": rounded_up(after),
+                "target_epsilon": payload["budget"]["target_epsilon"],
+            }
+        )
+    return found
+
+
+def _whose(entry: Entry) -> str:
+    """Return the run or question of a release; an evaluation belongs to its run."""
+    return run_of(entry).removesuffix(EVALUATION)
+
+
+def _refusals(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the refused releases: entries of the ledger, and the one that ended this run."""
+    found = [
+        {
+            "run": run_of(each),
+            "round": json.loads(each.key)[1] if run_of(each) == run.name else None,
+            "said": _text(json.loads(each.payload)),
+            "seq": each.seq,
+        }
+        for each in run.entries
+        if each.kind == REFUSAL
+    ]
+    if run.result.get("status") == "exhausted" and not found:
+        after = run.result.get("rounds_completed")
+        number = after + 1 if isinstance(after, int) else None
+        found.append({"run": run.name, "round": number, "said": run.result.get("reason"), "seq": None})
+    return found
+
+
+def _text(payload: Fields) -> str:
+    return str(payload.get("reason") or payload.get("why") or payload.get("said") or "refused")
+
+
+def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return how many releases of each kind the ledger holds, for what purpose, and what a client's part of each held."""
+    found: dict[tuple[str, str | None, str | None], int] = {}
+    for each in _reserved(entries):
+        payload = json.loads(each.payload)
+        parts = [f"{name} ({what})" for name, what in (payload.get("segments") or {}).items()]
+        key = json.loads(each.key)[2], payload.get("purpose"), ", ".join(parts) or None
+        found[key] = found.get(key, 0) + 1
+    return [
+        {
+            "mechanism": mechanism,
+            "what": "round of training" if mechanism == TRAINING else QUESTION,
+            "purpose": purpose,
+            "parts": parts,
+            "releases": count,
+        }
+        for (mechanism, purpose, parts), count in found.items()
+    ]
+
+
+def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the acts of people on the ledger: who, when and why."""
+    usual = (OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE)
+    found: list[dict[str, Any]] = []
+    for each in entries:
+        payload = json.loads(each.payload)
+        if each.kind not in usual and each.kind != REFUSAL:
+            who, why = payload.get("who"), payload.get("reason")
+            found.append(
+                {"seq": each.seq, "kind": each.kind, "time": payload.get("time"), "who": who, "why": why}
+            )
+    return found
+
+
+def _events(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the distinct events of this run's rounds and evaluations, as the ledger has them, each with how often it is charged."""
+    releases: list[tuple[str, Arm | None]] = []
+    for each in _reserved(run.entries):
+        if _whose(each) == run.name:
+            payload = json.loads(each.payload)
+            arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
+            releases += [
+                (json.dumps([adversary, event], sort_keys=True), arm)
+                for adversary, event in payload["events"].items()
+            ]
+    counts = charged(releases)
+    return [
+        {"adversary": adversary, "event": event, "text": json.dumps(event, sort_keys=True), "count": count}
+        for text, count in counts.items()
+        for adversary, event in [json.loads(text)]
+    ]

@@ -1,0 +1,182 @@
+"""Page of a running run, over HTTP on the loopback address: the current output of `fedveil report` for its folder.
+
+A separate process serves it. That process has only the folder and a socket: its memory contains no update of a client
+and no key, it does not use the run's threads, and forks of the run inherit no lock of it. Before the first request it
+has imported little and waits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.message import Message
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from ..base.refusal import Refusal
+from ..run.files import ASSESSMENT, REPORT
+
+LOOPBACK = "127.0.0.1"
+OWN_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # any other name may be a rebound one
+HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "application/json", "text/plain"))
+KINDS = {"/": HTML, f"/{REPORT}": JSON}
+ANSWER_SECONDS = 5.0
+LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
+# A page is kept for so many times the CPU time of its making, that it takes a twentieth of a core; but for so many
+# seconds at most, after which the rounds of a long run would be old news.
+LEISURE, MOST_KEPT = 20, 15.0
+POLITE = 19  # niceness, so that the run's own work comes first
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Refresh": str(LOOK_AGAIN),
+}
+
+
+def asked_by_own_name(headers: Message) -> bool:
+    """Return whether a request's host is this machine's own name, at any port, because a tunnel may use another.
+
+    This stops a page of another site whose name resolves to this machine (DNS rebinding).
+    """
+    hosts = headers.get_all("Host", [])
+    return len(hosts) == 1 and bool(OWN_NAME.fullmatch(hosts[0].lower()))
+
+
+def listener(port: int) -> socket.socket:
+    """Return a socket that listens on the loopback address.
+
+    Args:
+      port: 0 lets the system choose one.
+
+    Raises:
+      Refusal: the port is taken.
+    """
+    try:
+        return socket.create_server((LOOPBACK, port))
+    except OSError as error:
+        remedy = f"cannot be listened on ({error.strerror}); choose another port, or none"
+        raise Refusal("--page-port", port, remedy) from error
+
+
+class FolderPage:
+    """Page of one run and its JSON, regenerated on request if the last ones are old."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock = folder, threading.Lock()
+        self._made: Mapping[str, bytes] | str = {}
+        self._old = 0.0
+
+    def texts(self) -> Mapping[str, bytes] | str:
+        """Return the served texts by path, or why there is no page: no run yet, or a file that is being written."""
+        with self._lock:
+            if time.monotonic() >= self._old:
+                begin = time.thread_time()
+                self._made = self._tried()
+                kept = min(LEISURE * (time.thread_time() - begin), MOST_KEPT)
+                self._old = time.monotonic() + kept
+            return self._made
+
+    def _tried(self) -> Mapping[str, bytes] | str:
+        try:
+            return self._make()
+        except Exception as problem:  # noqa: BLE001 (files that change while they are read fail in any way)
+            said = str(problem) if isinstance(problem, Refusal) else type(problem).__name__
+            return f"the page is not available: {said}"
+
+    def _make(self) -> dict[str, bytes]:
+        from ..run.run_files import read_run
+        from .commands import commands_of
+        from .content import report_of, to_json
+        from .forms import read_assessment
+        from .page import page_of
+
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
+        report = report_of(run, commands_of(run), as_of=now)
+        return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
+
+
+class PageServer(ThreadingHTTPServer):
+    """Server of one page, which ends with the process that started it."""
+
+    daemon_threads = True
+
+    def __init__(self, listens: socket.socket, page: FolderPage, parent: int) -> None:
+        super().__init__(listens.getsockname(), PageAnswer, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.page, self._parent = listens, page, parent
+
+    def service_actions(self) -> None:
+        """End where the run's process is gone; called twice a second."""
+        if os.getppid() != self._parent:
+            raise SystemExit
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log nothing: a closed browser is not an event."""
+
+
+class PageAnswer(BaseHTTPRequestHandler):
+    """Answer to one request: the page or its JSON, for reading requests under this machine's own name."""
+
+    timeout = ANSWER_SECONDS
+    server_version, sys_version = "fedveil", ""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        if not asked_by_own_name(self.headers):
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+        elif self.path not in KINDS:
+            self.send_error(HTTPStatus.NOT_FOUND)
+        else:
+            self._tell()
+
+    do_HEAD = do_GET
+
+    @property
+    def _serves(self) -> PageServer:
+        assert isinstance(self.server, PageServer)
+        return self.server
+
+    def _tell(self) -> None:
+        texts = self._serves.page.texts()
+        if isinstance(texts, str):
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, texts)
+        else:
+            self._send(HTTPStatus.OK, KINDS[self.path], texts[self.path])
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer with a sentence."""
+        del explain
+        self._send(HTTPStatus(code), TEXT, f"{message or HTTPStatus(code).phrase}\n".encode())
+
+    def _send(self, code: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: requests are not events."""
+
+
+def main() -> None:
+    """Serve the page of a folder until the run's process is gone: `sys.argv` has the socket's number, its id, the folder."""
+    number, parent, folder = sys.argv[1:]
+    os.nice(POLITE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to answer, and it may go on for a while
+    PageServer(socket.socket(fileno=int(number)), FolderPage(Path(folder)), int(parent)).serve_forever()

@@ -1,0 +1,95 @@
+"""Model of a run for its page and its card: what it is called, what it takes and answers, and what it confuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from ..configs.bundle_files import SCHEMA
+from ..run.run_files import Fields, RunFiles
+
+INTENDED = "ai_annex_iv_1"  # item of the forms whose answer states the intended purpose
+MOST_LAYERS, MOST_WORDS = 24, 12
+
+
+def model_of(run: RunFiles) -> dict[str, Any]:
+    """Return what is known of a run's model without its weights; null where the folder does not say."""
+    schema = _schema(run)
+    columns: Fields = schema.get("columns", {})
+    label: str | None = schema.get("label")
+    classes = [] if label is None else _words(columns.get(label, {}))
+    return {
+        "title": _title(run, label),
+        "architecture": _architecture(run),
+        "layers": [
+            {"name": name, "shape": " x ".join(map(str, shape)) or "1"}
+            for name, shape in list(run.shapes.items())[:MOST_LAYERS]
+        ],
+        "inputs": [
+            {"column": str(name), "values": _domain(column)}
+            for name, column in columns.items()
+            if name != label
+        ],
+        "label": label,
+        "classes": classes or None,
+        "intended": run.assessment.answers.get(INTENDED),
+        "max_grad_norm": run.said("privacy", "max_grad_norm")
+        or run.said("privacy", "record", "max_grad_norm"),
+        "confusion": _confusion(run, classes),
+    }
+
+
+def _schema(run: RunFiles) -> Fields:
+    path = run.folder / SCHEMA
+    if not path.is_file():
+        return {}
+    import yaml
+
+    from ..configs.yaml_guard import check_file
+
+    check_file(path)
+    found: Any = yaml.load(
+        path.read_text(encoding="utf-8"), yaml.BaseLoader
+    )  # words stay as they are spelled
+    return cast("Fields", found)
+
+
+def _title(run: RunFiles, label: str | None) -> str:
+    """Return a name that tells the model from others: of tables the label and the data, of a class its name."""
+    target = run.said("task", "target")
+    if label is None:
+        return str(target).rpartition(":")[2] if target else str(run.said("task", "name"))
+    folder = run.said("task", "folder")
+    data = run.said("task", "data_id") or (folder and Path(str(folder)).name)
+    return f"{label} of {data}" if data else label
+
+
+def _architecture(run: RunFiles) -> str | None:
+    kind, hidden = run.said("task", "model"), run.said("task", "hidden")
+    if kind is None or run.said("task", "target"):
+        return None
+    return (
+        f"{kind}, hidden layers of {', '.join(map(str, hidden))}" if hidden and kind == "mlp" else str(kind)
+    )
+
+
+def _words(column: Fields) -> list[str]:
+    return [str(each) for each in column.get("categories", ())]
+
+
+def _domain(column: Fields) -> str:
+    """Return the declared values of a column: two bounds, or its words."""
+    words = _words(column)
+    if not words:
+        return f"{column.get('low', -1)} to {column.get('high', 1)}"
+    more = f" and {len(words) - MOST_WORDS} more" if len(words) > MOST_WORDS else ""
+    return ", ".join(words[:MOST_WORDS]) + more
+
+
+def _confusion(run: RunFiles, classes: list[str]) -> list[dict[str, Any]] | None:
+    """Return a row for each class of the public held-out examples: how many of it the model calls each class."""
+    counts: list[list[int]] | None = run.result.get("confusion")
+    if counts is None:
+        return None
+    names = classes if len(classes) == len(counts) else list(map(str, range(len(counts))))
+    return [{"class": name, "counts": row} for name, row in zip(names, counts, strict=True)]

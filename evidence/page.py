@@ -1,0 +1,111 @@
+"""Page of a report: one HTML file with its style and its charts in it, for paper and for screens, without a script.
+
+The template refers to values of report.json only by pointers, through `ref`, so that the page can be checked against
+the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ..run.run_files import Fields
+from .asked import FORMAT as ANSWERS
+from .charts import bar, thinned
+from .content import finite
+from .pictures import MOST_SHAPES, pictures
+from .shown import pointed, shown, step
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+PAGE = Path(__file__).parent / "page"
+STYLE = "report.css"
+MOST_FIGURES = 64  # of one answer, on the page
+MOST_ROWS = 30  # of the table of rounds; the JSON has all of them
+BEYOND = 1.08  # the strip under the stamps ends a little behind the largest of its numbers
+
+
+def page_of(report: Fields) -> str:
+    """Return the page of a report; the same report gives the same bytes."""
+    if report["format"] == ANSWERS:
+        return _rendered("questions.html.jinja", report)
+    rounds = [(float(at), 0.0) for at in range(len(report["rounds"]))]
+    return _rendered(
+        "report.html.jinja",
+        report,
+        drawn=pictures(report),
+        strip=_strip(report["stamps"]),
+        rows=[round(at) for at, _ in thinned(rounds, MOST_ROWS)],
+    )
+
+
+def _rendered(
+    template: str, report: Fields, drawn: Mapping[str, str] = MappingProxyType({}), **more: object
+) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(
+        report=report,
+        ref=_references(report),
+        bar=_bar,
+        step=step,
+        charts={name: Markup(each) for name, each in drawn.items()},
+        style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
+        most_figures=MOST_FIGURES,
+        most_shapes=MOST_SHAPES,
+        **more,
+    )
+
+
+def _bar(figure: Fields, ends: Sequence[float]) -> Markup:
+    from markupsafe import Markup
+
+    return Markup(bar(figure["value"], figure["low"], figure["high"], ends))
+
+
+def _references(report: Fields) -> Any:
+    """Return the template's function for a value: an element with its pointer, form and text."""
+    from markupsafe import Markup
+
+    whole = Markup('<{tag}{look} data-ref="{pointer}"{form}>{text}</{tag}>')
+
+    def ref(pointer: str, form: str = "plain", look: str = "", tag: str = "span") -> Markup:
+        return whole.format(
+            tag=tag,
+            look=Markup(' class="{}"').format(look) if look else "",
+            pointer=pointer,
+            form="" if form == "plain" else Markup(' data-form="{}"').format(form),
+            text=shown(pointed(report, pointer), form),
+        )
+
+    return ref
+
+
+def _strip(stamps: Fields) -> Mapping[str, float] | None:
+    """Return places on the strip under the stamps, in percent; None if there is nothing to compare."""
+    measured: Fields = stamps["measured"] or {}
+    claimed: Fields = stamps["claimed"] or {}
+    numbers = {
+        "claimed": claimed.get("epsilon"),
+        "epsilon": measured.get("epsilon"),
+        "low": measured.get("low"),
+        "high": measured.get("high"),
+        "ceiling": stamps["ceiling"],
+    }
+    known = {name: float(value) for name, value in numbers.items() if finite(value) and value is not None}
+    if not {"claimed", "epsilon", "low", "high"} <= set(known):
+        return None
+    end = BEYOND * max(known.values()) or 1.0
+    return {name: round(100 * max(value, 0.0) / end, 2) for name, value in known.items()}

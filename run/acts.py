@@ -1,0 +1,81 @@
+"""Acts of people before a run continues, written to its ledger: what was accepted, by whom, when and why, and the caps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..base.refusal import Refusal
+from ..privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
+from ..privacy.ledger.caps import cap_acts
+from ..privacy.ledger.ledger import Ledger
+from .display import warn
+from .federation import Federation, Run
+
+if TYPE_CHECKING:
+    from ..server.rounds import Ending
+
+PAUSE = "pause"  # action of an alarm after which only a person can resume the run
+
+
+def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
+    """Record people's decisions before the next rounds; earlier records stay.
+
+    Args:
+      run: about to begin or resume.
+      earlier: the run's name on the ledger under the previous process; None for a new run.
+      ledger: that the run is charged on.
+
+    Raises:
+      LedgerUnavailable: it could not be written.
+    """
+    settings = run.federation.settings
+    act = {"who": acting_user(), "reason": settings.reason}
+    for key, said in cap_acts(ledger.path):
+        ledger.act(CAP, key, said)
+    write_accepted(run.federation, run.name, ledger)
+    if earlier is not None and run.checkpoint is not None:
+        number = run.checkpoint.state.round
+        if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
+            ledger.act(ALARM, (earlier, number, ALARM), act)
+
+
+def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
+    """Record that a person accepted what is of no use, for a run or a question of this name on real data.
+
+    Raises:
+      LedgerUnavailable: it could not be written.
+    """
+    settings = federation.settings
+    if settings.accept_vacuous and not federation.simulated:
+        ledger.act(VACUOUS, (name, 0, VACUOUS), {"who": acting_user(), "reason": settings.reason})
+
+
+def write_refusal(run: Run, ending: Ending) -> None:
+    """Record, at no cost, that the budget refused a round and so ended the run.
+
+    Raises:
+      LedgerUnavailable: it could not be written.
+    """
+    from ..server.rounds import Status  # Flower, which a plan does without
+
+    if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:
+        run.ledger.act(REFUSAL, (run.name, ending.state.round + 1, REFUSAL), {"reason": ending.reason})
+
+
+def unless_accepted(federation: Federation, refusal: Refusal, accept: str = "--accept-vacuous") -> None:
+    """Refuse what would spend real people's budget on nothing, unless a person accepts it; on simulated data only warn.
+
+    Args:
+      federation: whose budget it is.
+      refusal: says why it is of no use.
+      accept: how a person accepts it.
+
+    Raises:
+      Refusal: the data are real, and nobody accepted it.
+    """
+    if federation.settings.accept_vacuous:
+        return
+    if federation.simulated:
+        warn(str(refusal))
+    else:
+        raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or accept it with {accept}")

@@ -1,0 +1,243 @@
+"""Question to a federation's clients, from settings to a stored answer: planned, refused or charged, asked, recorded.
+
+A question that was answered under a name is answered from its record at no cost. A new answer needs a new name, fresh
+noise and a new charge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from ..base.bounded_decoding import read_json
+from ..base.durable_files import append_line, replace_file
+from ..base.refusal import Refusal, unreadable
+from ..links.traffic import Tally
+from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
+from ..privacy.accounting.renyi_filter import counted
+from ..privacy.budget import Unit
+from ..privacy.ledger.ledger import Head, LedgerUnavailable
+from ..privacy.plan import Plan
+from ..privacy.statistics.inquiry import Inquiry
+from ..server.participants import Participants
+from .acts import write_accepted
+from .asking import Asking, Outcome, Reach, require_all
+from .client_instructions import task_options
+from .display import warn
+from .federation import Federation
+from .files import OF_RECORDS, OPERATOR
+from .prepare import alone_on_records, close_ledger, open_ledger
+from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
+from .run_folder import make_folder
+from .traffic import COUNTED, SIMULATED
+
+# Default by privacy unit.
+PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
+HEADS = "ledger.heads"  # beside the records: what the last question left on each ledger of a server
+TABLES = "csv"  # task whose clients are few, with many rows each
+
+
+def with_unit(plain: dict[str, Any], task: object, privacy: object) -> dict[str, Any]:
+    """Return an inquiry's keys, which hide a row of tables unless they, or the mode, say otherwise.
+
+    Args:
+      plain: the keys; without a unit, a client is hidden.
+      task: its name; of no importance if it is another object.
+      privacy: name of the mode; None for the default.
+    """
+    hides_clients = privacy is not None and str(privacy).startswith("client")
+    return {"unit": str(Unit.RECORD), **plain} if task == TABLES and not hides_clients else plain
+
+
+def ask(
+    federation: Federation,
+    inquiry: Inquiry,
+    spend: Spend,
+    folder: Path,
+    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    reach: Reach,
+) -> dict[str, Any]:
+    """Ask a federation's clients, and return the record of the answer, which is stored in `folder`.
+
+    Args:
+      federation: whose clients are hidden as a whole.
+      inquiry: of the question.
+      spend: limit of its cost.
+      folder: of records; in a simulation its ledger lies there too.
+      grid: context manager that opens the grid and the tally of its bytes.
+      reach: how the clients answer.
+
+    Raises:
+      Refusal: nothing was charged.
+      BudgetExhausted: it does not fit; nothing was charged.
+    """
+    kept = record_path(folder, inquiry)
+    if kept.exists():
+        return _from_record(kept, federation, inquiry)
+    plan = question_plan(federation, inquiry, spend)
+    check_resolution(federation, inquiry, plan)
+    require_answer(federation, inquiry, spend, plan)
+    make_folder("into", folder)
+    with alone_on_records(federation):
+        return _ask(federation, inquiry, plan, folder, grid, reach)
+
+
+def _ask(
+    federation: Federation,
+    inquiry: Inquiry,
+    plan: Plan,
+    folder: Path,
+    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    reach: Reach,
+) -> dict[str, Any]:
+    kept = record_path(folder, inquiry)
+    budget = federation.sum_budget
+    home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
+    ledger = None if budget is None else open_ledger(federation, home, budget)
+    try:
+        if ledger is not None:
+            ledger.purpose = inquiry.why or None
+            require_all(ledger, plan, inquiry)
+            write_accepted(federation, inquiry.name, ledger)
+        before = None if ledger is None else ledger.epsilon()
+        with grid() as (opened, tally):
+            participants = Participants(
+                opened,
+                federation.cohort,
+                federation.num_clients,
+                reach.answers,
+                population=federation.population,
+            )
+            participants.some(1)  # waits until clients are connected
+            asking = Asking(federation, plan, ledger, participants, reach)
+            ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
+        carried = {"source": COUNTED if federation.deployed else SIMULATED, **tally.total().to_json()}
+        told = None if federation.keeps_counts else carried  # they count messages
+        record = {**record_of(asking, inquiry, before, ended), "bytes": told}
+        try:
+            if ended.answers:
+                replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+                ended.charge.settle()
+            if told is None:
+                counts = {"question": inquiry.name, "bytes": carried, "dropped": dict(ended.dropped)}
+                append_line(folder / OPERATOR, counts)
+        except (OSError, LedgerUnavailable) as problem:
+            warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
+        return record
+    finally:
+        if ledger is not None:
+            close_ledger(federation, ledger)
+            if federation.deployed is not None:
+                _keep_head(folder, federation.deployed.ledger_dir, inquiry.name, ledger.head)
+
+
+def _keep_head(folder: Path, ledgers: str | None, name: str, head: Head) -> None:
+    """Store the head that a question, answered or not, left on a server's ledger."""
+    heads = {**last_questions(folder), ledgers or "": (name, head)}
+    with suppress(OSError):  # a later run has a head of its own
+        replace_file(folder / HEADS, (json.dumps(heads) + "\n").encode())
+
+
+def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
+    """Return the name of the last question, and the head that it left, by the setting `ledger.dir` of a server's ledgers.
+
+    Args:
+      folder: of the questions' records.
+
+    Raises:
+      Refusal: the file of heads cannot be read.
+    """
+    path = folder / HEADS
+    try:
+        found = read_json(path.read_bytes()).items()
+        return {str(key): (str(name), Head(int(seq), str(digest))) for key, (name, (seq, digest)) in found}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Refusal("file", str(path), unreadable(error, "restore it")) from error
+
+
+def record_path(folder: Path, inquiry: Inquiry) -> Path:
+    """Return the path of the answer under an inquiry's name.
+
+    Raises:
+      Refusal: the name is not a valid file name.
+    """
+    letters = inquiry.name.replace("-", "").replace("_", "").replace(".", "")
+    if not letters.isalnum() or inquiry.name[0] == ".":
+        remedy = "use letters, digits, '-', '_' and '.': the answer's file has this name"
+        raise Refusal("name", inquiry.name, remedy)
+    return folder / f"{inquiry.name}.json"
+
+
+def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        others = found["owner"] != _owner(federation)
+        same = found["question"] == json.loads(inquiry.text)
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
+    if not same:
+        raise Refusal("name", inquiry.name, f"belongs to another question ({path}); use a new name")
+    if others:
+        raise Refusal("name", inquiry.name, f"was asked of other clients ({path}); use a new name or folder")
+    return {**found, "from_record": True}
+
+
+def _owner(federation: Federation) -> str:
+    """Return the clients' identity: their ledger's, and for simulated ones also the parameters of their data."""
+    if not federation.simulated:
+        return federation.owner
+    task = federation.settings.task
+    made = [task.name, task.target, task_options(federation.settings, federation.seed)]
+    return hashlib.sha256(json.dumps(made, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Outcome) -> dict[str, Any]:
+    """Return the record of an answer in the form of its file.
+
+    Args:
+      asking: the question.
+      inquiry: what was asked.
+      before: epsilon of the ledger before it; None where each client charged its own.
+      ended: its outcome.
+    """
+    federation, plan, ledger = asking.federation, asking.plan, asking.ledger
+    events = [plan.event()] * ended.rounds
+    budget = budget_of(federation, inquiry)
+    asked = {
+        "name": inquiry.name,
+        "question": json.loads(inquiry.text),
+        "purpose": inquiry.purpose,
+        "from_record": False,
+        "released": bool(ended.answers),
+        "unit": str(plan.unit),
+        "adjacency": str(plan.adjacency),
+        "adversaries": [str(each) for each in plan.adversaries],
+        "noise_multiplier": plan.noise_multiplier,
+        "epsilon": counted(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon_before": before,
+        "epsilon_after": None if ledger is None else ledger.epsilon(),
+        "target_epsilon": budget.target_epsilon,
+        "delta": budget.target_delta,
+        "rounds": ended.rounds,
+        "rng": asking.reach.randomness.kind,
+        "cohort": federation.cohort.name,
+        "owner": _owner(federation),
+        "clients": federation.population,
+        "confidence": 0.95,
+        "message_bytes": ended.message_bytes and dict(zip(("down", "up"), ended.message_bytes, strict=True)),
+    }
+    if not ended.answers:
+        return {**asked, "reason": ended.cause, "answers": []}
+    told = [
+        {"name": each.name, "clipped": each.clipped.plain, "figures": [one.plain for one in each.figures]}
+        for each in ended.answers
+    ]
+    return {**asked, "answers": told}

@@ -1,0 +1,333 @@
+"""Audit of a run, simulated or served: its terms and commitment before round 1, its alarms, its part of the result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.durable_files import replace_file
+from ..configs.schema import ClientLevel
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.audit.alarms import Alarm
+from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
+from ..privacy.audit.run_audit import AuditTerms, spread_looks
+from ..privacy.audit.summary import untested, visible_in
+from ..privacy.audit.watching import NO_MEMORY, Memory
+from ..privacy.budget import Adversary
+from ..privacy.mechanisms.randomness import KEY_BYTES
+from ..server import checkpoint, noise_key
+from ..server.auditing import ACTING, Auditor
+from ..server.checkpoint import State
+from ..server.private_grid import PrivateGrid
+from ..server.rounds import Ending, Status
+from ..strategies.cohorts import invited_size, tossed_rate
+from ..tasks.arrays import dimension_of, read_arrays
+from .audit_line import AuditLine
+from .audit_record import as_json
+from .canary_clients import audited, canary_clients, support_of
+from .federation import Federation, Run
+from .files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
+from .plots import draw_audit
+from .record_audit import Planted, StepScores, planted, step_scores
+
+PLOT = "audit.png"
+CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
+MECHANISM = "audit"  # mechanism of its notes on the ledger
+MORE_NOISE = 2.0  # factor on the planned noise after an alarm that raises it
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """The audit of one run.
+
+    Attributes:
+      run: the audited one.
+      auditor: of its releases.
+      on_alarm: action on an alarm: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
+      seed: secret, of the canaries; None without any.
+      scores: of the canary records of steps; None without any.
+    """
+
+    run: Run
+    auditor: Auditor
+    on_alarm: str
+    seed: bytes | None
+    scores: StepScores | None = None
+
+    @property
+    def memory(self) -> dict[str, NDArray[np.float64]]:
+        """State of the audit for a checkpoint."""
+        memory = self.auditor.memory
+        parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
+        return parts if memory.before.size else {}
+
+
+# --- before the first round -------------------------------------------------------------------------------------
+
+
+def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
+    """Fix the audit of a run and commit to its canaries.
+
+    Args:
+      run: before its first round, its folder made and its ledger open.
+      fresh: whether the run is new and not resumed.
+
+    Returns:
+      The run with its canaries in the clients' settings, and its audit; None without an audit.
+
+    Raises:
+      Refusal: the seed of the canaries can be neither made nor read.
+    """
+    federation, settings = run.federation, run.federation.settings.audit
+    if settings is None:
+        return run, None
+    seed, canaries = None, None
+    asked = audited(federation.settings)
+    if asked is not None and federation.num_canaries:
+        assert isinstance(federation.summed, ClientLevel)
+        seed = _seed(run, fresh)
+        told = canary_clients(
+            asked, federation.summed, federation.task, federation.num_canaries, seed, federation.metrics
+        )
+        run = replace(run, client=replace(run.client, canaries=told))
+        canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
+    found, scores = planted(run), step_scores(run)
+    terms = _terms(federation, canaries, found)
+    if run.privacy is not None:
+        terms = replace(terms, filter_order=run.privacy.plan.filter_order)
+    if run.tuning is not None:
+        terms = replace(terms, arms=len(run.tuning.values), in_arms=run.tuning.last)
+    auditor = Auditor(terms, run.folder / AUDIT_ROWS, record_probe=found.records)
+    if terms.probed or terms.losses:
+        auditor.probe = found
+    ledger = run.ledger
+    if ledger is not None and terms.delta:
+        # On the same grid as the account that it is compared with and the round's metrics line.
+        auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
+        # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
+        earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
+        if (fresh or earlier is not None) and terms.arms == 1:
+            begun = earlier.state.round if earlier else 0
+            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), begun
+    if canaries is not None:
+        auditor.directions, auditor.coins = canaries.directions, canaries.coins
+    audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
+    if fresh:
+        (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
+    if fresh and scores is not None:
+        scores.begin()
+    if fresh and seed is not None:
+        write_terms(audit)
+    _commit(audit)
+    return run, audit
+
+
+def _seed(run: Run, fresh: bool) -> bytes:
+    """Return the canaries' secret seed: from the run's seed in a simulation, otherwise from the system's generator."""
+    if run.federation.seed is not None:
+        return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
+    return noise_key.make(run.folder, AUDIT_KEY) if fresh else noise_key.read(run.folder, AUDIT_KEY)
+
+
+def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
+    settings, audit, client = federation.settings, federation.settings.audit, federation.summed
+    assert audit is not None
+    dimension, clients = dimension_of(federation.task), federation.population
+    terms = AuditTerms(
+        settings.steps,
+        audit.alpha,
+        dimension=dimension,
+        probed=found.probed,
+        records=found.records is not None,
+        losses=found.losses,
+        record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
+        own_noise="" if federation.record_budget is None else str(federation.record_budget.unit),
+    )
+    if audit.full:
+        terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
+    if client is not None:
+        terms = replace(
+            terms, delta=client.target_delta, adjacency=client.adjacency, of_unit=federation.records_of_unit
+        )
+    if client is not None and tossed_rate(federation.cohort) < 1:
+        terms = replace(terms, clients=clients)
+    if canaries is None:
+        return terms
+    return replace(
+        terms,
+        canaries=len(canaries.coins),
+        support=support_of(audit, dimension),
+        rate=min(1.0, invited_size(federation.cohort, clients) / clients),
+    )
+
+
+def write_terms(audit: RunAudit, opened: bool = False) -> None:
+    """Write the fixed terms and the commitment.
+
+    Args:
+      audit: of the run.
+      opened: also write the seed and the coins of the canaries.
+    """
+    auditor, seed = audit.auditor, audit.seed
+    fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
+    if seed is not None:
+        fields["commitment"] = commitment(seed, auditor.coins)
+    if seed is not None and opened:
+        fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
+    replace_file(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode(), mode=None)
+
+
+def _commit(audit: RunAudit) -> None:
+    run, auditor = audit.run, audit.auditor
+    if audit.seed is None or run.ledger is None:
+        return
+    said = {"commitment": commitment(audit.seed, auditor.coins), "canaries": len(auditor.coins)}
+    run.ledger.note((run.name, 0, MECHANISM), said)
+
+
+def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
+    """Continue after the round of a checkpoint; the noise is raised if it was.
+
+    Returns:
+      The ending, if an alarm was to end the run and its process was killed before; otherwise None.
+    """
+    kept = audit.run.checkpoint.audit if audit.run.checkpoint is not None else {}
+    memory = Memory(**kept) if kept else NO_MEMORY
+    audit.auditor.go_on(state.round, memory)
+    alarms = [each.alarm for each in audit.auditor.acting]
+    if alarms and audit.on_alarm == "raise_noise":
+        grid.raise_noise(MORE_NOISE)
+    return act(audit, grid, state, alarms) if alarms and audit.on_alarm in ("stop", "rollback") else None
+
+
+# --- after each round -------------------------------------------------------------------------------------------
+
+
+def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]:
+    """Audit the round that has just ended, and write its alarms to the ledger.
+
+    Returns:
+      The alarms that require an action.
+    """
+    if audit.scores is not None and grid.released is not None:
+        audit.scores.keep(grid.released)
+    alarms, ledger = audit.auditor.take(state.round, grid.released, state.arrays), audit.run.ledger
+    for alarm in alarms:
+        if ledger is not None:
+            said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
+            key = (audit.run.name, state.round, f"{MECHANISM} {alarm.test}")
+            ledger.note(key, {**said, "action": audit.on_alarm if alarm.level in ACTING else "note"})
+    return [alarm for alarm in alarms if alarm.level in ACTING]
+
+
+def shown(audit: RunAudit | None) -> AuditLine | None:
+    """Return the displayed state of an audit; None without an audit."""
+    if audit is None:
+        return None
+    auditor = audit.auditor
+    measured = auditor.looks[-1] if auditor.looks else None
+    found = tuple(
+        f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+        for each in auditor.memorised
+    )
+    rows = auditor.rows
+    probed = len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in ("probe_p", "losses_p"))
+    records = auditor.record_looks[-1] if auditor.record_looks else None
+    return AuditLine(
+        bool(auditor.terms.delta),
+        auditor.terms.canaries,
+        measured,
+        tuple(auditor.raised),
+        found,
+        probed,
+        visible_in(auditor.terms, rows),
+        records,
+        audit.on_alarm,
+        {str(test): p for test, p in auditor.p_values.items()},
+        untested(auditor.terms) or "",
+    )
+
+
+def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
+    """Take the action for these alarms, which may be none.
+
+    Returns:
+      The ending, if the run ends.
+    """
+    if audit.on_alarm == "note":
+        return None
+    if audit.on_alarm == "rollback" and audit.auditor.rows.size and audit.auditor.clean:
+        _keep_clean(audit.run, state)
+    if not alarms:
+        return None
+    reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
+    match audit.on_alarm:
+        case "raise_noise":
+            grid.raise_noise(MORE_NOISE)
+            return None
+        case "pause":
+            real = audit.run.federation.deployed is not None
+            again = "the same command with --despite-alarm" if real else "resume=RUN"
+            return Ending(Status.PAUSED, f"{reason}; {again} continues regardless", state)
+        case "rollback":
+            clean = _last_clean(audit.run, state)
+            return Ending(Status.ALARMED, f"{reason}; the model is that of round {clean.round}", clean)
+        case _:
+            return Ending(Status.ALARMED, reason, state)
+
+
+def in_words(alarm: Alarm) -> str:
+    """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
+    return f"{alarm.level}: {alarm.test}, {alarm.evidence}"
+
+
+def _keep_clean(run: Run, state: State) -> None:
+    folder = run.folder / CLEAN
+    folder.mkdir(exist_ok=True)
+    checkpoint.write(folder, checkpoint.Checkpoint(run.name, State(state.round, state.arrays, {})))
+
+
+def _moved_by_canaries(federation: Federation) -> Arrays | None:
+    """Return the first model if canaries change the model; in a deployment they are subtracted from every sum."""
+    if federation.deployed is not None:
+        return None
+    arrays = read_arrays(federation.task.model())
+    return {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
+
+
+def _last_clean(run: Run, state: State) -> State:
+    found = checkpoint.read(run.folder / CLEAN)
+    if found is None:
+        first = read_arrays(run.federation.task.model())
+        return State(0, first, state.strategy, state.choices)
+    model = {name: found.state.arrays[name] for name in state.arrays}
+    return State(found.state.round, model, state.strategy, state.choices)
+
+
+# --- after the last round ---------------------------------------------------------------------------------------
+
+
+def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
+    """Open the commitment unless the run may continue, draw the plot, and return the audit for the result.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+    first = None if audit.auditor.directions is None else _moved_by_canaries(audit.run.federation)
+    summary = audit.auditor.end(first, ending.state.arrays)
+    write_terms(audit, opened=over)
+    looks = audit.auditor.looks or audit.auditor.record_looks
+    if looks:
+        draw_audit(looks, audit.run.folder / PLOT, title)
+    return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
+        "memorisation": [asdict(each) for each in audit.auditor.memorised]
+    }

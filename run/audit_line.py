@@ -1,0 +1,101 @@
+"""Audit line of a run in progress: its displayed values and their text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..privacy.audit.run_audit import Measured
+from ..privacy.audit.summary import Raised
+
+
+@dataclass(frozen=True)
+class AuditLine:
+    """Displayed state of an audit.
+
+    Attributes:
+      checked: whether the sums' noise is checked.
+      canaries: their number.
+      measured: the last measurement by them.
+      alarms: raised so far.
+      memorisation: the last finding of a memorisation probe, as text.
+      probed: whether that was after the last round.
+      visible: smallest detectable shortfall of the noise, as a share of the claimed noise in [0, 1].
+      records: the last measurement by canary records.
+      on_alarm: action on an alarm.
+      p_values: of the checks in the last round, by name.
+      untested: clause on a promise that nothing tests.
+    """
+
+    checked: bool
+    canaries: int
+    measured: Measured | None
+    alarms: tuple[Raised, ...]
+    memorisation: tuple[str, ...] = ()
+    probed: bool = False
+    visible: float = 1.0
+    records: Measured | None = None
+    on_alarm: str = "note"
+    p_values: Mapping[str, float] = field(default_factory=dict[str, float])
+    untested: str = ""
+
+    def fresh(self, number: int) -> bool:
+        """Whether round `number` brought anything new."""
+        looked = any(each is not None and each.round == number for each in (self.measured, self.records))
+        return self.probed or looked or any(each.round == number for each in self.alarms)
+
+    def words(self) -> list[str]:
+        """Return the lines of a plain log."""
+        clients = [_numbers(self.measured)] if self.measured else []
+        return [*clients, *self.of_records(), *self.memorisation, *self.said()]
+
+    def of_records(self) -> list[str]:
+        """Return the measurement by canary records, one line or none."""
+        return [f"records: {_numbers(self.records)}"] if self.records else []
+
+    def said(self) -> list[str]:
+        """Return the alarms, one line each."""
+        return [
+            f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, {each.alarm.evidence}"
+            for each in self.alarms
+        ]
+
+
+def rows_of(line: AuditLine) -> list[tuple[str, str]]:
+    """Return the lines of text, each with its style."""
+    rows: list[tuple[str, str]] = []
+    if line.measured is not None:
+        rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
+    elif line.canaries:
+        rows.append((f"{line.canaries} canary clients, not measured yet", "dim"))
+    rows += [(text, "") for text in (*line.of_records(), *line.memorisation)]
+    if line.alarms:
+        rows += [(text, "bold red") for text in line.said()]
+    elif line.checked:
+        size = (
+            "noise too small beside updates to be checked"
+            if line.visible == 1
+            else f"noise as claimed ({seen(line.visible)})"
+        )
+        rows.append((f"{size}, new each round", "green"))
+    return rows or [(line.untested, "dim")]
+
+
+def seen(visible: float) -> str:
+    """Return a clause with the smallest shortfall of noise that its check detects."""
+    if visible == 1:
+        return "updates hide even missing noise"
+    return f"{100 * visible:.1f} % less would be detected"
+
+
+def _numbers(found: Measured) -> str:
+    weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
+    return (
+        f"claimed {_two_digits(found.claimed)}, measured {_two_digits(found.epsilon)} "
+        f"({_two_digits(found.low)} to {_two_digits(found.high)}), could have shown {_two_digits(found.ceiling)}{weak}"
+    )
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "infinity"

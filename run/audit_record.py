@@ -1,0 +1,161 @@
+"""Record of an audit: the files of a run's auditor, the recomputation from them, and the result as plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.refusal import Refusal
+from ..privacy.audit import round_rows
+from ..privacy.audit.alarms import CANNOT_UNDO
+from ..privacy.audit.canary_clients import coins_of, commitment
+from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
+from ..privacy.audit.summary import Raised, Summary, summarise
+from ..privacy.budget import Adjacency
+from ..server.auditing import ACTING, Auditor
+from .files import AUDIT_ROWS, AUDIT_TERMS
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A run's audit, recomputed.
+
+    Attributes:
+      terms: that were fixed before round 1.
+      summary: of the rounds.
+      raised: the alarms, in the order of their rounds.
+      on_alarm: reaction to an alarm.
+      rounds: number of audited rounds.
+    """
+
+    terms: AuditTerms
+    summary: Summary
+    raised: list[Raised]
+    on_alarm: str
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the audit for a result, without the findings of a memorisation probe."""
+        return as_json(self.terms, self.summary, self.raised, self.on_alarm)
+
+
+def weigh(folder: Path) -> Weighed:
+    """Recompute the audit of a finished run from its auditor's files.
+
+    Raises:
+      Refusal: the folder holds no audit of a finished run, or the canaries do not match their commitment.
+    """
+    fields = audit_fields(folder)
+    terms = read_terms(fields["terms"])
+    coins = _coins(folder, terms, fields)
+    rows = round_rows.read(folder / AUDIT_ROWS, terms.canaries)
+    whole = rows[rows["round"] == 0]
+    rows = rows[rows["round"] > 0]
+    if not len(rows):
+        raise Refusal("audit", str(folder), "holds no audited round; give the folder of a run that has some")
+    auditor = Auditor(terms, folder / AUDIT_ROWS, coins=coins)
+    auditor.replay(rows)
+    final = np.asarray(whole[-1]) if len(whole) else None
+    summary = summarise(Evidence(terms, coins, rows), auditor.raised, final)
+    return Weighed(terms, summary, auditor.raised, str(fields["on_alarm"]), len(rows))
+
+
+def audit_fields(folder: Path) -> dict[str, Any]:
+    """Return the terms of a run's audit, as in its file.
+
+    Raises:
+      Refusal: there is none, or it cannot be read.
+    """
+    try:
+        return dict(json.loads((folder / AUDIT_TERMS).read_text()))
+    except FileNotFoundError:
+        remedy = "holds no audit that is over; give the folder of a run with audit=light or audit=full that has ended"
+        raise Refusal("audit", str(folder), remedy) from None
+    except (OSError, ValueError) as problem:
+        raise Refusal("audit", str(folder / AUDIT_TERMS), f"cannot be read ({problem})") from problem
+
+
+def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArray[np.bool_]:
+    if not terms.canaries:
+        return np.zeros(0, np.bool_)
+    if "opened" not in fields:
+        remedy = "the canaries' coins are not opened before the run is over; resume it"
+        raise Refusal("audit", str(folder), remedy)
+    seed = bytes.fromhex(fields["opened"]["seed"])
+    coins = coins_of(seed, terms.canaries)
+    if commitment(seed, coins) != fields["commitment"]:
+        remedy = "its coins do not match the commitment from before the first round; the audit is invalid"
+        raise Refusal("audit", str(folder), remedy)
+    return coins
+
+
+def read_terms(fields: Mapping[str, Any]) -> AuditTerms:
+    """Return what `write_terms` wrote."""
+    terms: dict[str, Any] = dict(fields)
+    terms |= {"looks": tuple(terms["looks"]), "adjacency": Adjacency(terms["adjacency"])}
+    return AuditTerms(**terms)
+
+
+def as_json(
+    terms: AuditTerms, summary: Summary | None, raised: list[Raised], on_alarm: str
+) -> dict[str, Any]:
+    """Return an audit as plain data.
+
+    Args:
+      terms: that were fixed before round 1.
+      summary: of the rounds; None if none was released.
+      raised: the alarms, in the order of their rounds.
+      on_alarm: the action on an alarm.
+    """
+    alarms = [
+        {
+            **each.told,
+            "threshold": each.alarm.threshold,
+            "action": on_alarm if each.alarm.level in ACTING else "note",
+            "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,
+        }
+        for each in raised
+    ]
+    shown: dict[str, Any] = {
+        "alpha": terms.alpha,
+        "canaries": terms.canaries,
+        "alarms": alarms,
+        "on_alarm": on_alarm,
+    }
+    if summary is None:
+        return shown | {"verdict": None, "said": "no round was released"}
+    found, records = summary.measured, summary.records
+    return shown | {
+        "verdict": None if summary.verdict is None else str(summary.verdict),
+        "said": summary.sentence,
+        "claimed": found and _spelled(found.claimed),
+        "measured": found and _measured(found),
+        "ceiling": found and _spelled(found.ceiling),
+        "lower_bounds": {each.method: _spelled(each.lower) for each in summary.findings},
+        "final_model": summary.final and {k: _spelled(v) for k, v in asdict(summary.final).items()},
+        "norm_p": summary.norm_p if terms.delta else None,
+        "visible_shortfall": summary.visible_shortfall if terms.delta else None,
+        "reuse_p": summary.reuse_p if terms.delta else None,
+        "records": records and _of_records(records),
+    }
+
+
+def _of_records(found: Measured) -> dict[str, Any]:
+    bounds = {name: _spelled(value) for name, value in found.lower.items()}
+    numbers = {"claimed": _spelled(found.claimed), "ceiling": _spelled(found.ceiling), "lower_bounds": bounds}
+    return {**numbers, "measured": _measured(found), "p_values": dict(found.p_values)}
+
+
+def _measured(found: Measured) -> dict[str, Any]:
+    return {"epsilon": _spelled(found.epsilon), "low": _spelled(found.low), "high": _spelled(found.high)}
+
+
+def _spelled(value: float) -> float | str:
+    return "infinity" if math.isinf(value) else value

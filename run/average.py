@@ -1,0 +1,68 @@
+"""Number of last models that a run averages, by the planned noise on each of them.
+
+The average of released models is post-processing: it costs no privacy. The last model contains the full noise of the
+last rounds; a mean of k models contains less and lags by k / 2 rounds. More noise justifies more models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..tasks.arrays import dimension_of
+from .federation import Run
+from .learning_rate import RISE
+
+# Shares of the rounds. Both were found on digits and mnist5k: docs/evidence/accuracy.md.
+SHARE_PER_RATIO, MOST = 1 / 8, 1 / 2
+OF_CLIENTS_NOISE = 1 / 4  # where each client adds noise unknown to the server
+
+
+def average_after(run: Run) -> int | None:
+    """Return the round after which models are averaged; None if the run's result is its last model."""
+    federation = run.federation
+    rounds = federation.settings.num_rounds
+    models = 1 if federation.settings.model == "last" else round(rounds * _share(run))
+    if models < 2:
+        return None
+    settings = federation.settings
+    arms = 0 if run.tuning is None else run.tuning.last  # their models come from a part of the clients
+    return max(arms, settings.steps - models)
+
+
+def _share(run: Run) -> float:
+    if run.privacy is None:
+        return 0.0 if run.federation.record is None else OF_CLIENTS_NOISE
+    return min(MOST, SHARE_PER_RATIO * noise_ratio(run))
+
+
+def noise_ratio(run: Run) -> float:
+    """Return the ratio of a round's expected noise norm to the largest norm of its clipped sum."""
+    federation, privacy = run.federation, run.privacy
+    assert privacy is not None
+    together = federation.together
+    expected = (
+        federation.cohort.expected_size(federation.population)
+        if together is None
+        else together.sample_rate * federation.records
+    )
+    plan = privacy.plan
+    return plan.noise_std / plan.clipping_norm * math.sqrt(dimension_of(federation.task)) / expected
+
+
+def early_of(last: Mapping[str, Any], mean: Mapping[str, float], models: int) -> str | None:
+    """Return a sentence if the loss of the mean of the last models is a tenth above that of the last one; else None.
+
+    Args:
+      last: line of the last round.
+      mean: metrics of the mean; empty without one.
+      models: in the mean.
+    """
+    before, after = last.get("loss"), mean.get("loss")
+    if before is None or after is None or not after > before * (1 + RISE):
+        return None
+    return (
+        f"the mean of the last {models} models has loss {after:.4g} and the last model {before:.4g}: the run had not converged; "
+        "use more rounds, or model=last"
+    )

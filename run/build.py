@@ -1,0 +1,248 @@
+"""Construction of a federation from its settings, or a refusal before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.refusal import Refusal
+from ..configs.checks import check_cohort, check_delta, check_seed
+from ..configs.schema import (
+    ClientDistributed,
+    CsvTask,
+    CyclicCohort,
+    LinkSettings,
+    NoPrivacy,
+    Record,
+    RecordAndClient,
+    RecordDistributed,
+    SimulationSettings,
+    SumLevel,
+)
+from ..privacy.preconditions import check_adjacency
+from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
+from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, dealt, load_task
+from ..tasks.announced import AnnouncedTask
+from .client_instructions import task_options
+from .display import warn
+from .federation import Deployed, Federation
+from .files import SAVED, SINGLY
+from .learning_rate import suited
+from .run_files import read_object
+from .sum_plan import best_groups
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
+OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
+SEEN_DRAW = "none: the server sees who takes part"
+USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
+SEEN_ANSWERS = "none: how a round ends tells how many took part"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects given in place of names in the settings; None where the settings give the name."""
+
+    task: Task | PooledTask | None = None
+    strategy: Strategy | None = None
+
+
+NOTHING_GIVEN = Given()
+
+
+def build(
+    settings: SimulationSettings,
+    deployed: Deployed | None = None,
+    given: Given = NOTHING_GIVEN,
+    *,
+    announced: bool = False,
+) -> Federation:
+    """Return the federation that the settings describe, or refuse before anything is written.
+
+    Args:
+      settings: validated.
+      deployed: real clients, if any. Then only the task's model and held-out examples are used.
+      given: objects in place of the settings' names, in a simulation.
+      announced: load a shipped task's data only on use, if the settings give its number of clients, and read no client's.
+
+    Raises:
+      Refusal: naming the setting.
+    """
+    seed = 0 if settings.seed is None else settings.seed
+    if settings.resume is not None:
+        with suppress(Refusal):  # of a damaged file, which is refused where all of it is read
+            group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
+            settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
+    options = task_options(settings, seed) if deployed is None else settings.task.options
+    task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
+    task = task or _task(settings, options, given.task)
+    num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
+    check_cohort(settings, num_clients)
+    settings = suited(settings, task, num_clients)
+    cohort = _cohort(settings, num_clients)
+    if deployed is not None:
+        cohort = seen_by_answers(cohort, deployed.link)
+    cohort = over_selected(cohort, _over_selection(settings), num_clients)
+    _check_adjacency(settings, cohort, deployed)
+    private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
+    if private and not (simulated or deployed or announced) and settings.task.target is not None:
+        from ..tasks.independence import check_order  # torch, which a plan does without
+
+        check_order(task)
+    if private:
+        check_seed(settings, simulated)
+    seeded = simulated or (not private and deployed is None)
+    strategy = _strategy(settings, given.strategy)
+    _check_training(
+        settings, task, getattr(settings.strategy if strategy is None else strategy, "proximal_mu", 0.0)
+    )
+    federation = Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+    if warning := check_delta(settings, federation.hidden):
+        warn(warning)
+    return federation
+
+
+def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float) -> None:
+    """Refuse settings that cannot train the task's model; plain SGD on the CPU is always valid and needs no torch."""
+    training = replace(settings.local_training, proximal_mu=proximal_mu)
+    if settings.engine.device != "cpu":
+        from ..tasks.hardware import check_device
+
+        check_device(settings.engine.device)
+    if settings.engine.dtype != "float32" and callable(getattr(task, "train", None)):
+        remedy = "a task that trains by itself chooses its own precision; leave it out"
+        raise Refusal("engine.dtype", settings.engine.dtype, remedy)
+    if isinstance(settings.privacy, RecordDistributed) and callable(getattr(task, "optimizer", None)):
+        remedy = (
+            "the strategy takes the step, and the task brings an optimizer of its own; use privacy=record"
+        )
+        raise Refusal("privacy", settings.privacy.name, remedy)
+    own = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
+    if training.optimizer.plain and not own:
+        return
+    from ..tasks.optimizers import check_optimizer
+
+    protects_records = isinstance(settings.privacy, Record | RecordAndClient | RecordDistributed)
+    check_optimizer(task, training, 1.0 if protects_records else None)
+
+
+def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
+    """Return a shipped task without loading its data; None if only the data give its number of clients."""
+    public = settings.task.name in TASKS and not isinstance(settings.task, CsvTask)
+    if settings.task.num_clients is None or not public:
+        return None
+    load = partial(load_task, settings.task.name, options)
+    return AnnouncedTask(settings.task.num_clients, load)
+
+
+def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | PooledTask | None) -> Task:
+    name = settings.task.target or settings.task.name
+    if given is None:
+        _require_named("task", name)
+        return load_task(name, options, settings.allow_modules)
+    if settings.engine.name == "ray":
+        remedy = (
+            "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
+        )
+        raise Refusal("engine", "ray", remedy)
+    own = dealt(given, options.get(DEALT))
+    if settings.task.num_clients is not None and own is given:
+        remedy = "the task was given as an object and defines its number of clients; leave it null"
+        raise Refusal("task.num_clients", settings.task.num_clients, remedy)
+    assert isinstance(own, Task)
+    return as_run(own, options)
+
+
+def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy | None:
+    if given is None:
+        _require_named("strategy", settings.strategy.target or settings.strategy.name)
+        return None
+    from ..strategies.registry import check_averages
+
+    check_averages(given)
+    return deepcopy(given)
+
+
+def _require_named(field: str, name: str) -> None:
+    if name.startswith(f"{OBJECT}:"):
+        remedy = f"the run was given an object; resume it by fedveil.simulate({field}=..., resume=folder)"
+        raise Refusal(field, name, remedy)
+
+
+def with_members(federation: Federation, deployed: Deployed) -> Federation:
+    """Return a running federation with other clients. Its plan stays valid, since it does not depend on their number.
+
+    Raises:
+      Refusal: the settings do not suit the new number of clients.
+    """
+    num_clients = len(deployed.roster.members)
+    check_cohort(federation.settings, num_clients)
+    changed = replace(federation, deployed=deployed)
+    check_delta(federation.settings, changed.hidden)
+    _ = changed.masking
+    return changed
+
+
+def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
+    """Return the cohort with a public draw if the number of answers ends a round.
+
+    A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
+    abandoned below a quorum, or ends once enough have answered, shows the difference.
+
+    Args:
+      cohort: as the settings describe it.
+      link: sets whether answers end a round.
+    """
+    return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
+
+
+def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None) -> None:
+    """Refuse settings in which a public number depends on the secret number of units."""
+    privacy = settings.privacy
+    levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
+    for level in levels:
+        if not isinstance(level, NoPrivacy):
+            told = _what_tells(level, settings, cohort, deployed)
+            check_adjacency("privacy.adjacency", level.adjacency, told)
+
+
+def _what_tells(
+    level: Record | SumLevel, settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None
+) -> str | None:
+    """Return which public number reveals the number of units, with a remedy; None if none does."""
+    if isinstance(level, Record | RecordDistributed):
+        return "a client's sampling rate reveals its number of records; use zero-out"
+    if isinstance(settings.privacy, RecordAndClient):
+        return "record-level noise depends on a client's number of records; use zero-out, or client_central"
+    if deployed is not None:
+        return "the roster reveals the number of clients; use zero-out"
+    if cohort.replaces:
+        return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
+    if settings.task.target is not None and settings.task.num_clients is not None:
+        return "task.num_clients reveals the number of clients; leave it null, or use zero-out"
+    if settings.population is None:
+        return (
+            "the mean is divided by the number of clients; declare a public number instead, population=..., or use "
+            "zero-out"
+        )
+    return None
+
+
+def _over_selection(settings: SimulationSettings) -> float:
+    """Return the ratio of the invited to the planned cohort: above 1 where that costs no privacy."""
+    usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
+    return settings.cohort.over_selection or usual
+
+
+def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
+    asked = settings.cohort.model_dump()
+    if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
+        asked["groups"] = best_groups(settings, settings.cohort.rate)
+    cohort = cohort_of(settings.cohort.name, asked, num_clients, settings.num_rounds)
+    return seen(cohort, SEEN_DRAW) if isinstance(settings.privacy, ClientDistributed) else cohort

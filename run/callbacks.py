@@ -1,0 +1,221 @@
+"""Callbacks of a run: the three values that they receive, their names, and the handling of their errors.
+
+A callback receives only released values: each is frozen and holds numbers, text and the released model.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.extras import MODULES, require_extra
+from ..base.refusal import Refusal
+from .audit_line import AuditLine
+
+# Classes of `trackers`.
+CLASSES = {"csv": "MetricsCsv", "mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "WandB"}
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """Run that is about to begin or resume its rounds.
+
+    Attributes:
+      name: of the run.
+      title: description in one line.
+      folder: of its files.
+      num_rounds: the last round's number.
+      budgets: target epsilon by unit ("client", "record", "person", "person_everywhere"); None without a target.
+      config: the keys of its configuration, as groups of keys.
+      rows: the finished rounds, each a line of metrics.jsonl.
+      audit: so far; None where there is none.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.RunStart("first", "digits", "runs/first", 2, {"client": 3.0}, {"num_rounds": 2}).rows
+      ()
+    """
+
+    name: str
+    title: str
+    folder: Path
+    num_rounds: int
+    budgets: Mapping[str, float | None]
+    config: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...] = ()
+    audit: AuditLine | None = None
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """Round that has ended.
+
+    Attributes:
+      round: its number, from 1.
+      metrics: of the released model on the held-out examples.
+      epsilon: spent so far by unit ("client", "record", "person", "person_everywhere"); `math.inf` without a guarantee.
+      row: the line of metrics.jsonl.
+      model: the released model's arrays by name; they cannot be written.
+      audit: so far; None where there is none.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.RoundEnd(1, {"accuracy": 0.9}, {"client": 0.5}, {"round": 1}, {}).epsilon["client"]
+      0.5
+    """
+
+    round: int
+    metrics: Mapping[str, float]
+    epsilon: Mapping[str, float]
+    row: Mapping[str, Any]
+    model: Arrays
+    audit: AuditLine | None = None
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """Run that has ended, with any status.
+
+    Attributes:
+      status: as in result.json.
+      reason: in words.
+      folder: of its files.
+      result: the content of result.json.
+      model: the released model's arrays by name; they cannot be written.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.RunEnd("completed", "2 rounds", "runs/first", {"seed": 0}, {}).status
+      'completed'
+    """
+
+    status: str
+    reason: str
+    folder: Path
+    result: Mapping[str, Any]
+    model: Arrays
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Observer of a run; pass it to `simulate(callbacks=[...])`, or name it in `callbacks=`.
+
+    It is called in the process of the run. An error that it raises is shown once, and the run continues.
+
+    Example:
+      >>> import fedveil as fv
+      >>> class Watch:
+      ...     def start(self, run): self.curve = []
+      ...     def round(self, done): self.curve.append(done.metrics["accuracy"])
+      ...     def end(self, ending): self.status = ending.status
+      >>> watch = Watch()
+      >>> run = fv.simulate("digits", num_rounds=2, quiet=True, callbacks=[watch])
+      >>> watch.status, watch.curve[-1] == run.metrics["accuracy"]
+      ('completed', True)
+    """
+
+    def start(self, run: RunStart, /) -> None:
+        """Handle the start of a run, or its resumption."""
+        ...
+
+    def round(self, done: RoundEnd, /) -> None:
+        """Handle the end of a round."""
+        ...
+
+    def end(self, ending: RunEnd, /) -> None:
+        """Handle the end of the run."""
+        ...
+
+
+def frozen(value: Any) -> Any:
+    """Return an immutable copy of nested dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: frozen(each) for key, each in value.items()})
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def shown_model(arrays: Arrays) -> Arrays:
+    """Return the released arrays as views that cannot be written."""
+    views = {name: array.view() for name, array in arrays.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return MappingProxyType(views)
+
+
+@dataclass
+class Guarded:
+    """Callback of a user; its errors are shown once and do not end the run."""
+
+    callback: Callback
+    name: str
+    failed: bool = False
+
+    def start(self, run: RunStart) -> None:
+        """Pass it on."""
+        self._call(self.callback.start, run)
+
+    def round(self, done: RoundEnd) -> None:
+        """Pass it on."""
+        self._call(self.callback.round, done)
+
+    def end(self, ending: RunEnd) -> None:
+        """Pass it on."""
+        self._call(self.callback.end, ending)
+
+    def _call(self, told: Callable[[Any], None], value: RunStart | RoundEnd | RunEnd) -> None:
+        try:
+            told(value)
+        except Exception as problem:  # noqa: BLE001 (an observer's error must not cost paid rounds)
+            if not self.failed:
+                last = traceback.extract_tb(problem.__traceback__)[-1]
+                where = f"{Path(last.filename).name}:{last.lineno}"
+                said = f"callback {self.name}: {type(problem).__name__}: {problem} ({where}); the run goes on"
+                print(f"warning: {said}", file=sys.stderr, flush=True)
+            self.failed = True
+
+
+def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Guarded, ...]:
+    """Return the callbacks of a run, each guarded so that it cannot end the run.
+
+    Args:
+      objects: given in Python.
+      names: of the configuration: `csv`, `mlflow`, `tensorboard`, `wandb`, or "module:Class", whose modules the
+        settings allow.
+
+    Raises:
+      Refusal: one is not a callback, cannot be imported, or lacks a package.
+    """
+    for each in objects:
+        _require_callback(each, type(each).__name__)
+    made = [Guarded(_named(name), name) for name in names]
+    return (*made, *(Guarded(each, type(each).__name__) for each in objects))
+
+
+def _named(name: str) -> Callback:
+    if name in CLASSES:
+        if name in MODULES:
+            require_extra(name, f"callbacks=[{name}]")
+        return getattr(import_module(".trackers", __package__), CLASSES[name])()
+    module, _, attribute = name.partition(":")
+    try:
+        made = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as problem:
+        raise Refusal("callbacks", name, f"creating it failed ({problem})") from problem
+    return _require_callback(made, name)
+
+
+def _require_callback(found: object, name: str) -> Callback:
+    if isinstance(found, type) or not isinstance(found, Callback):
+        raise Refusal("callbacks", name, "must be an object with the functions start, round and end")
+    return found

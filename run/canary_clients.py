@@ -1,0 +1,77 @@
+"""Canary clients of an audit: their number and their settings."""
+
+from __future__ import annotations
+
+from ..base.refusal import Refusal
+from ..configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, sum_level
+from ..messages.client_settings import CanaryClients
+from ..privacy.budget import Adjacency
+from ..privacy.mechanisms.sum_spec import Segment
+from ..tasks.protocol import Task
+
+MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
+COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
+SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, with the power of dense ones
+TOO_LONG = 10.0  # clipping norms that a canary sends, to test the clip
+
+
+def audited(settings: SimulationSettings) -> FullAudit | None:
+    """Return the audit's settings if it tests a client-level claim with canaries."""
+    audit = settings.audit
+    clients = isinstance(sum_level(settings.privacy), ClientLevel)
+    return audit if isinstance(audit, FullAudit) and clients else None
+
+
+def count_canaries(settings: SimulationSettings, task: Task) -> int:
+    """Return the number of canaries.
+
+    Raises:
+      Refusal: there are more than an encrypted sum with these clients allows.
+    """
+    audit = audited(settings)
+    if audit is None:
+        return 0
+    from ..tasks.arrays import dimension_of
+
+    bearable = min(MOST_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
+    if settings.secagg is None:
+        return bearable if audit.canaries is None else audit.canaries
+    # The party that runs canaries knows their shares of the noise and masks, so canaries count as colluders.
+    most = int(settings.secagg.collusion * task.num_clients)
+    if audit.canaries is None:
+        return min(bearable, most // 2)
+    if audit.canaries > most:
+        remedy = f"canaries count as colluding: use at most {most} with {task.num_clients} clients, or raise secagg.collusion"
+        raise Refusal("audit.canaries", audit.canaries, remedy)
+    return audit.canaries
+
+
+def support_of(settings: AuditSettings, dimension: int) -> int:
+    """Return how many of the model's `dimension` coordinates one canary uses."""
+    return min(dimension, settings.support or SUPPORT)
+
+
+def canary_clients(
+    audit: FullAudit, client: ClientLevel, task: Task, count: int, seed: bytes, segments: tuple[Segment, ...]
+) -> CanaryClients:
+    """Return the settings of canaries. Their metrics are the middle of each range, which adds nothing to the sum.
+
+    Args:
+      audit: its settings.
+      client: the client level, whose clip the canaries test.
+      task: whose model they change.
+      count: of canaries.
+      seed: secret, of their coins and directions.
+      segments: scalars that travel with an update.
+    """
+    from ..tasks.arrays import dimension_of
+
+    return CanaryClients(
+        first=task.num_clients,
+        count=count,
+        seed=seed.hex(),
+        support=support_of(audit, dimension_of(task)),
+        norm=TOO_LONG * client.clipping_norm,
+        replaced=client.adjacency is Adjacency.REPLACE_ONE,
+        metrics={each.name: each.bound / 2 for each in segments},
+    )

@@ -1,0 +1,238 @@
+"""Display of a run and its audit in progress: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..configs.round_line import AT_CLIENTS, GROUPS
+from .audit_line import AuditLine, rows_of
+from .callbacks import RoundEnd, RunEnd, RunStart
+from .evaluation_figures import said_of
+
+SHOWN_ROUNDS = 8
+CLIENTS_LOG = "clients.log"  # errors of clients of this machine, in the run folder
+LINES = 10  # approximate number of lines of a plain log
+
+
+@dataclass
+class Display:
+    """Callback that shows a run: a live table in a terminal, plain lines elsewhere."""
+
+    _run: RunStart = field(init=False)
+    _lines: deque[RoundEnd] = field(default_factory=lambda: deque[RoundEnd](maxlen=SHOWN_ROUNDS))
+    _evaluated: RoundEnd | None = None  # the last round with an evaluation at the clients
+    _live: Live | None = None
+    _start: float = field(default_factory=time.monotonic)
+
+    def start(self, run: RunStart) -> None:
+        """Show the title, and in a terminal the progress."""
+        self._run, console = run, Console(stderr=False)
+        if console.is_terminal:
+            self._live = Live(self._table(), console=console, refresh_per_second=8)
+            self._live.start()
+        else:
+            say(run.title)
+
+    def round(self, done: RoundEnd) -> None:
+        """Show one more round."""
+        self._lines.append(kept := replace(done, model={}))  # a run of large models would not fit in memory
+        self._evaluated = kept if "evaluation" in done.row else self._evaluated
+        every, last = max(1, self._run.num_rounds // LINES), self._run.num_rounds
+        if self._live is not None:
+            self._live.update(self._table())
+        elif done.round % every == 0 or done.round in (1, last):
+            say(self._plain(done))
+
+    def end(self, ending: RunEnd) -> None:
+        """Show the ending and the folder of the results."""
+        self.close()
+        models, metrics = ending.result["models_averaged"], ending.result["metrics"]
+        names = held_out(self._lines[-1]) if self._lines and models > 1 else ()
+        if shown := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
+            say(f"mean of the last {models} models: {shown}")
+        if told := tuned_line(ending.result.get("tuning")):
+            say(told)
+        for hint in filter(None, map(ending.result.get, ("rise", "early"))):
+            say(hint)
+        failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
+        in_vain = (
+            f"; rounds abandoned: {lost} (what was charged for them stays spent)"
+            if lost and not failed
+            else ""
+        )
+        say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
+        # Of a run that goes on, or of real data, it would show whether a client was drawn that fails.
+        shows = failed and ending.result["rng"] == "seeded"
+        if shows and (said := _last_line(ending.folder / CLIENTS_LOG)):
+            say(f"{CLIENTS_LOG} ends with: {said}", True)
+
+    def close(self) -> None:
+        """Restore the terminal."""
+        if self._live is not None:
+            self._live.update(self._table())
+            with suppress(OSError):
+                self._live.stop()
+            self._live = None
+
+    def _plain(self, done: RoundEnd) -> str:
+        shown = [f"round {done.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
+        shown += [f"{name} {_number(value)}" for name, value in held_out(done).items()]
+        shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(done)]
+        counts = f"{done.row['replies']} of {done.row['invited']} clients"
+        shown.append(
+            counts if done.row["replies"] is not None else f"{done.row['invited']:g} clients planned"
+        )
+        if done.row["abandoned"]:
+            dropped = sorted((done.row["dropped"] or {}).items())
+            reasons = ", ".join(f"{reason} {count}" for reason, count in dropped)
+            shown.append("abandoned: nothing was released" + (f" ({reasons})" if reasons else ""))
+        named = [*done.row.get("blamed", {}).items(), *done.row.get("suspected", {}).items()]
+        told = [f"{name} {said}" for name, said in named]
+        told += [done.row["cause"]] if "cause" in done.row else []
+        told += [f"the clients: {said_of(done.row['evaluation'])}"] if "evaluation" in done.row else []
+        audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
+        said = ["  ".join(shown), *(f"  {each}" for each in told), *(f"  audit: {each}" for each in audit)]
+        return "\n".join(said)
+
+    def _epsilons(self, done: RoundEnd) -> list[tuple[str, str]]:
+        rows: list[tuple[str, str]] = []
+        for unit, value in done.epsilon.items():
+            budget = self._run.budgets.get(unit)
+            spent = "infinite" if math.isinf(value) else f"{value:.3f}"
+            rows.append((unit, spent if budget is None else f"{spent} of {budget:g}"))
+        return rows
+
+    def _table(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        names = list(held_out(self._lines[-1])) if self._lines else []
+        units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
+        for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
+            table.add_column(column.replace("_", " "), justify="right", min_width=9)
+        for line in self._lines:
+            clients = _clients(line.row)
+            values = [_number(value) for value in held_out(line).values()]
+            table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
+        said = [] if self._evaluated is None else [self._evaluated]
+        asked = [Text(f"the clients, round {each.round}: {said_of(each.row['evaluation'])}") for each in said]
+        shown = [table] if self._lines else []
+        return Group(Text(self._run.title, style="bold"), *shown, *asked, *self._bars())
+
+    def _bars(self) -> list[RenderableType]:
+        done = (
+            self._lines[-1].round if self._lines else max((row["round"] for row in self._run.rows), default=0)
+        )
+        seconds = time.monotonic() - self._start
+        total = self._run.num_rounds
+        bars = [_bar("rounds", done, total, f"{done}/{total}  {seconds:.0f} s")]
+        if self._lines:
+            last = self._lines[-1]
+            for unit, value in last.epsilon.items():
+                budget = self._run.budgets.get(unit)
+                if budget is not None:
+                    left = f"{value:.2f} of {budget:g} spent, {max(0.0, budget - value):.2f} left"
+                    bars.append(_bar(f"epsilon ({unit})", value, budget, left))
+                elif math.isinf(value):
+                    bars.append(Text(f"epsilon ({unit}) is infinite: no guarantee", style="bold red"))
+            if last.audit is not None:
+                bars.append(panel(last.audit))
+        return bars
+
+
+def _clients(row: Mapping[str, Any]) -> str:
+    if row["replies"] is None:  # the cohort is secret
+        return f"{row['invited']:g} planned" + (" abandoned" if row["abandoned"] else "")
+    dropped = sum(row["dropped"].values())
+    counts = f"{row['replies']}/{row['invited']}" + (f" -{dropped}" if dropped else "")
+    return counts + (" abandoned" if row["abandoned"] else "")
+
+
+def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=17)
+    row.add_column(width=30)
+    row.add_column()
+    row.add_row(name, ProgressBar(total=total, completed=min(done, total), width=30), text)
+    return row
+
+
+def held_out(done: RoundEnd) -> dict[str, float]:
+    """Return the held-out metrics of a round's model, without those by group, of which there may be dozens."""
+    return {name: value for name, value in done.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
+
+
+def tuned_line(tuning: Mapping[str, Any] | None) -> str:
+    """Return a line with the winning value and the others; empty if no value has won."""
+    if tuning is None or tuning.get("value") is None:
+        return ""
+    others = ", ".join(f"{arm['value']:g}{' (no score)' * (arm['score'] is None)}" for arm in tuning["arms"])
+    doubt = ", but the difference is within the noise" if tuning.get("apart") is False else ""
+    return f"tuned: {tuning['key']}={tuning['value']:g} is best of {others}{doubt}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else str(value)
+
+
+def panel(line: AuditLine) -> RenderableType:
+    """Return the rows under the bars of the budget."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=17)
+    table.add_column()
+    label = "audit"
+    for text, style in rows_of(line):
+        table.add_row(label, Text(text, style=style))
+        label = ""
+    return table
+
+
+def console_for(width: int) -> Console:
+    """Return a console as wide as the terminal, or of `width` columns if the output is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
+def visible(text: str) -> str:
+    """Return text of somebody else's files, in which nothing moves a terminal's cursor, hides or reorders what is shown."""
+    return "".join(each if each.isprintable() or each in "\t\n" else ascii(each)[1:-1] for each in text)
+
+
+def hanging(lead: str, text: str) -> str:
+    """Return the text behind its lead: at a terminal in lines of its width, indented by the lead; elsewhere in one line."""
+    console, text = Console(), visible(text)
+    width = console.width if console.is_terminal else len(lead) + len(text) + 1
+    wrapped = textwrap.wrap(text, max(width - len(lead), 20), break_long_words=False, break_on_hyphens=False)
+    return lead + ("\n" + " " * len(lead)).join(wrapped)
+
+
+def _last_line(path: Path) -> str:
+    """Return a log's last line, the text of an exception; "" without a log."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    except OSError:
+        return ""
+
+
+def warn(text: str) -> None:
+    """Print one line of warning to stderr."""
+    say(f"warning: {text}", failed=True)
+
+
+def say(text: str, failed: bool = False) -> None:
+    """Print one line of a person's report; rounds that are paid for outlive the terminal or pipe that shows them."""
+    with suppress(OSError):
+        print(text, file=sys.stderr if failed else sys.stdout, flush=True)

@@ -1,0 +1,117 @@
+"""Distillation of a released model into a smaller one, on public inputs (Hinton, Vinyals and Dean 2015, arXiv:1503.02531)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..base.refusal import Refusal
+from ..tasks import Task
+from ..tasks.data import BATCH, as_data
+
+# Long schedules on mixed inputs make students agree (Beyer et al. 2022, arXiv:2106.05237).
+STEPS, ROWS = 3000, 128
+LEARNING_RATE = 3e-3
+TEMPERATURE = 2.0  # for small students Hinton et al., section 3, found 2.5 to 4 best; below 2 the targets are hardly soft
+SEED = 0
+
+
+def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Tensor) -> None:
+    """Refuse clients' data: distilling on them is not post-processing of the released model.
+
+    Args:
+      task: of the run, with its clients' data if they are on this machine.
+      config: of the run.
+      public: file of the inputs.
+      inputs: shape (n, ...).
+
+    Raises:
+      Refusal: the file lies in the folder of the clients' data or holds it, or all examples of a client are among them.
+    """
+    folder = config["task"].get("folder")
+    if folder is not None:
+        private, given = Path(folder).resolve(), public.resolve()
+        if given.is_relative_to(private) or private.is_relative_to(given):
+            raise Refusal("--public", str(public), f"is in the clients' data folder, {folder}; {PUBLIC}")
+    known = set(_digests(inputs.numpy()))
+    clients = range(task.num_clients)
+    found = sum(bool(own := set(_client_digests(task, client))) and own <= known for client in clients)
+    if found:
+        said = f"holds all examples of {found} of the run's {len(clients)} clients; {PUBLIC}"
+        raise Refusal("--public", str(public), said)
+
+
+PUBLIC = "name public data, or data of people who have agreed: learning from clients' data must be charged to a ledger"
+
+
+def _client_digests(task: Task, client: int) -> Iterator[bytes]:
+    data = as_data(task.client_data(client))
+    for rows in torch.arange(len(data)).split(BATCH):
+        inputs = data.batch(rows)[0]
+        if isinstance(inputs, Tensor):
+            yield from _digests(inputs.numpy())
+
+
+def _digests(rows: NDArray[Any]) -> Iterator[bytes]:
+    return (hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest() for row in rows)
+
+
+def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: bool) -> None:
+    """Train the student in place to reproduce the teacher's outputs on public inputs and on mixtures of two.
+
+    Args:
+      teacher: the released model, in evaluation mode.
+      student: only its parameters change.
+      inputs: public, shape (n, ...); int64 ones are not mixed.
+      classifies: whether outputs are logits of classes, where there is more than one a row.
+
+    Raises:
+      Refusal: the student does not take the inputs, or has other outputs.
+    """
+    shape = _check_outputs(teacher, student, inputs)
+    draw = torch.Generator().manual_seed(SEED)
+    optimizer = torch.optim.Adam(student.parameters(), LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    by_class = classifies and len(shape) > 1 and shape[-1] > 1
+    away: Callable[[Tensor, Tensor], Tensor] = _divergence if by_class else nn.functional.mse_loss
+    student.train()
+    for _ in range(STEPS):
+        first, second = (inputs[torch.randint(len(inputs), (ROWS,), generator=draw)] for _ in range(2))
+        if inputs.is_floating_point():
+            part = torch.rand(ROWS, *[1] * (inputs.dim() - 1), generator=draw)
+            first = part * first + (1 - part) * second
+        with torch.no_grad():
+            said = teacher(first)
+        optimizer.zero_grad()
+        away(student(first), said).backward()
+        optimizer.step()
+        schedule.step()
+    student.eval()
+
+
+def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> torch.Size:
+    """Return the shape of the models' outputs for two rows; refuse a student with another output shape."""
+    try:
+        with torch.no_grad():
+            wanted, found = (model.eval()(inputs[:2]).shape for model in (teacher, student))
+    except (RuntimeError, IndexError, TypeError) as error:
+        remedy = f"does not take the run's inputs, shape (n, {tuple(inputs.shape[1:])}): {str(error).splitlines()[0]}"
+        raise Refusal("--student", type(student).__name__, remedy) from None
+    if wanted != found:
+        remedy = f"has outputs of shape {tuple(found)} for two rows; the released model has {tuple(wanted)}"
+        raise Refusal("--student", type(student).__name__, remedy)
+    return wanted
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence at the temperature, times its square to keep the gradients' scale."""
+    soft = nn.functional.softmax(teacher / TEMPERATURE, -1)
+    logs = nn.functional.log_softmax(student / TEMPERATURE, -1)
+    return TEMPERATURE**2 * nn.functional.kl_div(logs, soft, reduction="batchmean")

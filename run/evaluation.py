@@ -1,0 +1,131 @@
+"""Evaluation of a run's model at its clients: one charged question with the model, and the record of its answer.
+
+When arms try values, each arm's clients may evaluate its model. This costs one charge, since a client is in one arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from ..messages.question_wire import evaluation_content
+from ..messages.wire import memory_arrays
+from ..privacy.arms import Arm
+from ..privacy.ledger.ledger import BudgetExhausted
+from ..privacy.statistics.evaluation import Evaluation
+from ..server.checkpoint import State
+from ..server.evaluations import FIRST_ROW, epsilon_of, name_of, row_after
+from ..server.participants import Participants
+from ..server.questions import Charge, put, sums_of
+from ..server.round_terms import Mean, Round, unanswered
+from ..strategies.cohorts import All
+from .asking import Reach, question_order
+from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
+from .federation import Federation, Run
+from .run_folder import note_evidence
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def evaluate_at_clients(
+    run: Run, participants: Participants, reach: Reach, state: State, last: bool = False
+) -> dict[str, Any] | None:
+    """Evaluate a round's model at all clients, and return the record; None if the round has no evaluation.
+
+    Args:
+      run: with the open ledger.
+      participants: of its rounds.
+      reach: answers that an evaluation needs, and its timeout.
+      state: after the round.
+      last: whether the run ends here, before its last round.
+    """
+    federation = run.federation
+    if not last and state.round not in evaluated_rounds(federation.settings):
+        return None
+    asked = evaluation_of(federation, name_of(run.name))
+    return _evaluated(run, participants, reach, asked, state.model, row_after(state.round))
+
+
+def score_at_clients(
+    run: Run, participants: Participants, reach: Reach, models: Sequence[Arrays], number: int
+) -> list[dict[str, Any]]:
+    """Evaluate each arm's model at its clients, and return one record for each arm.
+
+    Args:
+      run: that tunes, with the open ledger.
+      participants: of its rounds.
+      reach: answers that an evaluation of all clients needs, of which an arm needs its share, and the timeout.
+      models: of the arms.
+      number: of the round before the comparison.
+    """
+    assert run.tuning is not None
+    asked = scoring_of(run.federation, name_of(run.name))
+    records: list[dict[str, Any]] = []
+    for place, model in enumerate(models, 1):
+        arm, row = run.tuning.deal.arm(place), row_after(number, place)
+        record = _evaluated(run, participants, reach, asked, model, row, arm)
+        records.append({"arm": place, **(record or {"reason": "no ledger is open", "answers": []})})
+    return records
+
+
+def _evaluated(
+    run: Run,
+    participants: Participants,
+    reach: Reach,
+    evaluation: Evaluation,
+    model: Arrays,
+    row: int,
+    arm: Arm | None = None,
+) -> dict[str, Any] | None:
+    """Reserve an evaluation, ask, and return the record; None for a run without evaluations."""
+    federation, canaries = run.federation, 0 if participants.add_canaries else participants.canaries
+    everybody = replace(participants, cohort=All(), answers=reach.answers, canaries=canaries, arm=arm)
+    everybody.add_canaries = None
+    plan = one_evaluation(federation)
+    if plan is None or run.ledger is None:
+        return None
+    record = {
+        "round": row % FIRST_ROW,
+        "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
+        "noise_multiplier": plan.noise_multiplier,
+        "share": evaluation.share,
+        "confidence": 0.95,
+    }
+    charge = Charge(plan, run.ledger, evaluation, federation.randomness, row, arm)
+    try:
+        charge.reserve()
+    except BudgetExhausted as spent:
+        return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
+    brought = memory_arrays(model) if evaluation.records is None else save(model)
+    # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+    sent = replace(evaluation, name="simulation") if federation.deployed is None else evaluation
+    content = evaluation_content(sent, brought, question_order(federation, sent, plan, arm))
+    done, mean = put(everybody, charge, content, federation.masking, reach.timeout)
+    participants.search = everybody.search
+    if mean is not None:
+        charge.settle()
+    note_evidence(run.folder, done.evidence)
+    named = {"blamed": done.blamed, "suspected": done.suspected}
+    told = _told(federation, charge, done, mean, everybody.expected)
+    return {**record, **told, **{kind: said for kind, said in named.items() if said}}
+
+
+def _told(
+    federation: Federation, charge: Charge, done: Round, mean: Mean | None, expected: float
+) -> dict[str, Any]:
+    if mean is None:
+        return {"reason": unanswered(done, not federation.keeps_counts), "clients": None, "answers": []}
+    # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
+    clients = mean.clients if federation.masking is not None else round(expected)
+    asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
+    assert isinstance(asked, Evaluation)
+    answers = [
+        {"name": name, "figures": [each.plain for each in figures]}
+        for name, figures in asked.answers(sums.cells, sums.noise, clients)
+    ]
+    return {"clients": clients, "answers": answers}

@@ -1,0 +1,422 @@
+"""Export of a run's released model: one file in a runtime's format, its card, and its preprocessing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import timeit
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from ..base.extras import require_extra
+from ..base.refusal import Refusal
+from ..server.tuning import LOSS
+from ..tasks import Task, load_task, numpy_model
+from ..tasks.data import as_data, derived, figures_of, placeholder
+from ..tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
+from ..tasks.other_model import model_named
+from ..tasks.protocol import PredictingTask
+from ..tasks.shapes import SHAPES, shapes
+from ..tasks.tables import additive
+from .distil import check_public, distil
+from .files import MODEL, RESULT, SAVED, SINGLY
+from .manifest import sha256_of
+from .released import config_of, model_of, require_ended, task_of
+from .run_files import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+AGREES = 1e-4  # largest difference from torch, in units of the largest output (at least 1)
+DRAWN, SEED = 8, 0  # random rows for the comparison, and their seed
+INT8 = 127  # the largest value; the range is symmetric about zero
+REPEATS = 50  # of one row, for its time
+SAID = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
+
+
+@dataclass(frozen=True)
+class Order:
+    """Request for an export.
+
+    Attributes:
+      to: one of `FILES`.
+      student: `module:Class` of a smaller model to distil; None exports the released one.
+      public: file of public inputs for the distillation; None without one.
+      out: folder to create; None takes `export` in the run folder.
+      allow_modules: modules that may be imported for the run's task.
+    """
+
+    to: str
+    student: str | None = None
+    public: Path | None = None
+    out: Path | None = None
+    allow_modules: tuple[str, ...] = ()
+
+
+def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
+    """Create the folder of an exported model; return it and its card.
+
+    Raises:
+      Refusal: the run or format does not exist, the public data are clients', the model does not suit the format, or
+        the folder exists.
+    """
+    folder = _checked(run, order)
+    config = config_of(run)
+    task = _with_data(run, config, order.allow_modules)
+    public = None if order.public is None else _public(task, config, order.public)
+    released, told = model_of(run, task), read_object(run / RESULT)
+    parts = _Parts(run, task, released, public, told, _classifies(task, told["metrics"]))
+    model = released
+    if order.student is not None:
+        assert public is not None
+        model = model_named(order.student, "--student")
+        distil(released, model, public, parts.classifies)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
+    try:
+        card = _filled(made, model, parts, order)
+        made.chmod(0o755)
+        os.replace(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder, card
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Inputs of an export: a run's folder, task, model and result, public inputs, and whether it classifies."""
+
+    run: Path
+    task: Task
+    released: nn.Module
+    public: Tensor | None
+    result: Mapping[str, Any]
+    classifies: bool
+
+
+def _checked(run: Path, order: Order) -> Path:
+    """Return the folder to create; check everything that can be checked before files are read."""
+    check_kind(order.to)
+    if order.to == "onnx":
+        require_extra("export", "--to onnx, which torch writes with onnxscript,")
+    if order.student is not None and order.public is None:
+        remedy = "a student learns from the model's outputs on public inputs; name them with --public"
+        raise Refusal("--student", order.student, remedy)
+    require_ended(run)
+    named = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
+    folder = order.out or run / "export" / named
+    if folder.exists():
+        raise Refusal("--out", str(folder), "exists; remove it, or name another folder")
+    return folder
+
+
+def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict[str, Any]:
+    """Write the model, its preprocessing and its card into an empty folder; return the card."""
+    sample = _sample(parts.task, parts.public)
+    runs = written(folder, model, order.to, sample)
+    file = folder / FILES[order.to]
+    card = {
+        "format": FORMAT,
+        "to": order.to,
+        "file": file.name,
+        "sha256": sha256_of(file),
+        "released_sha256": sha256_of(parts.run / MODEL),
+        "student": order.student,
+        "classifies": parts.classifies,
+        "inputs": {"shape": list(sample.shape[1:]), "dtype": str(sample.dtype).removeprefix("torch.")},
+        "bytes": file.stat().st_size,
+        "released_bytes": (parts.run / MODEL).stat().st_size,
+        "milliseconds_a_row": _milliseconds(runs, sample[:1].numpy()),
+        **_measured(parts, runs),
+        "privacy": parts.result["privacy"],
+        "privacy_said": SAID,
+    }
+    if isinstance(parts.task, PredictingTask):
+        for name, content in parts.task.beside_the_model().items():
+            (folder / name).write_bytes(content)
+    if (schema := additive(parts.task)) is not None and order.student is None:
+        kept = {name: each.detach().numpy() for name, each in model.named_parameters()}
+        told = json.dumps(shapes(schema, kept["weight"], kept["bias"]), indent=1)
+        (folder / SHAPES).write_text(told + "\n", encoding="utf-8")
+    if file.name == numpy_model.MODEL:
+        shutil.copyfile(numpy_model.__file__, folder / "predict.py")
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+# --- inputs ---------------------------------------------------------------------------------------------
+
+
+def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
+    """Return the run's task; for tables with their rows, if they are on this machine."""
+    asked = config["task"]
+    if asked["name"] == "custom":
+        return task_of(run, allow_modules)
+    if asked["name"] != "csv":
+        dealt = {
+            "num_clients": asked["num_clients"],
+            "seed": config.get("seed"),
+            **(config.get("partition") or {}),
+        }
+        options = {"partition": dealt.pop("name", None), **dealt}
+        options |= {name: asked.get(name) for name in ("folder", "model", "hidden", "secrets")}
+        return load_task(asked["name"], {name: each for name, each in options.items() if each is not None})
+    names = ("folder", "model", "hidden", "bins", "simulated", "held_out_share", "held_out_file", "person")
+    options = {name: asked[name] for name in names if asked.get(name) is not None}
+    for name in {"folder", "held_out_file"} & options.keys():
+        if not Path(options[name]).exists():
+            del options[name]
+    group_equal_rows = not read_object(run / SAVED).get(SINGLY)
+    return load_task(
+        "csv", {**options, "schema": str(run / "schema.yaml"), "group_equal_rows": group_equal_rows}
+    )
+
+
+def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:
+    """Return whether outputs are logits of classes."""
+    classes = getattr(task, "classes", None)  # of tables
+    return "accuracy" in metrics if classes is None else classes > 0
+
+
+def _public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
+    if not path.exists():
+        raise Refusal("--public", str(path), "does not exist; name a table, a folder of them or a .npy file")
+    inputs = task.encode(path) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(path))
+    if len(inputs) < 2:
+        raise Refusal("--public", str(path), f"holds {len(inputs)} rows; at least two are needed")
+    if not torch.isfinite(inputs).all():
+        raise Refusal("--public", str(path), "holds numbers that are not finite; leave those rows out")
+    check_public(task, config, path, inputs)
+    return inputs
+
+
+def _sample(task: Task, public: Tensor | None) -> Tensor:
+    """Return two rows of inputs; zeros without public ones."""
+    if public is not None:
+        return public[:2]
+    if (schema := getattr(task, "schema", None)) is not None:
+        return torch.zeros(2, schema.width)
+    found = placeholder(as_data(task.held_out()), 2)
+    if not isinstance(found, Tensor):
+        remedy = "has several or named inputs; an export needs one tensor"
+        raise Refusal("model", type(task).__name__, remedy)
+    return found
+
+
+def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
+    """Return the data and the result of the comparison of the two models; empty without public data."""
+    inputs, targets, where = parts.public, None, "public data"
+    if LOSS in parts.result["metrics"]:  # the held-out data are public then and were used before
+        data = as_data(parts.task.held_out())
+        if len(data):
+            inputs, targets = data.batch(torch.arange(len(data)))
+            where = "held-out data"
+    if inputs is None:
+        return dict.fromkeys(("measured_on", "rows", "agreement", "largest_difference", "metrics"))
+    with torch.no_grad():
+        was = parts.released(inputs)
+    now = torch.from_numpy(np.asarray(runs(inputs.numpy())))
+    same, metrics = None, None
+    if parts.classifies and was.dim() == 2 and was.shape[1] > 1:
+        same = float((was.argmax(1) == now.argmax(1)).double().mean())
+    if targets is not None:
+        both = {"released": was, "exported": now}
+        task = parts.task
+        metrics = {name: derived(task, figures_of(task, out, targets)) for name, out in both.items()}
+    return {
+        "measured_on": where,
+        "rows": len(inputs),
+        "agreement": same,
+        "largest_difference": float((was - now).abs().max()),
+        "metrics": metrics,
+    }
+
+
+def _milliseconds(runs: Model, row: NDArray[Any]) -> float:
+    """Return the median time of one row, on one thread of this machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        taken = timeit.repeat(lambda: runs(row), number=1, repeat=REPEATS)
+    finally:
+        torch.set_num_threads(threads)
+    return round(1000 * float(np.median(taken)), 4)
+
+
+# --- the formats ---------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
+    """Write the model in a format, and return it as loaded by the format's runtime.
+
+    Args:
+      folder: to write into.
+      model: in evaluation mode.
+      to: one of `FILES`.
+      sample: two rows of inputs.
+
+    Raises:
+      Refusal: the format cannot hold the model, or its runtime gives other outputs than torch.
+    """
+    path = folder / FILES[to]
+    try:
+        with _quiet():
+            _WRITERS[to](path, model, sample)
+        runs = read_model(folder, to, sha256_of(path))
+        if to != "int8":
+            _check_same(model, runs, sample, to)
+    except Refusal:
+        raise
+    except Exception as error:  # noqa: BLE001 (exporters and runtimes document no closed set)
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refusal("--to", to, f"cannot hold this model: {said}") from None
+    return runs
+
+
+def _check_same(model: nn.Module, runs: Model, sample: Tensor, to: str) -> None:
+    """Refuse a format whose runtime differs from torch."""
+    for rows in _compared(model, sample):
+        with torch.no_grad():
+            said = model(rows)
+        if not isinstance(said, Tensor):
+            remedy = "has several or named outputs; an export needs one tensor"
+            raise Refusal("model", type(model).__name__, remedy)
+        wanted, found = said.numpy(), np.asarray(runs(rows.numpy()))
+        away = AGREES * max(1.0, float(np.abs(wanted).max()))
+        if wanted.shape != found.shape or not np.abs(wanted - found).max() <= away:
+            remedy = f"gives other outputs than torch for {len(rows)} rows; use another format"
+            raise Refusal("--to", to, remedy)
+
+
+def _compared(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
+    """Yield one, two and three rows, and random single rows, since a trace keeps only the branch of its sample."""
+    yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
+    if sample.is_floating_point():
+        draw = torch.Generator().manual_seed(SEED)
+        rows = torch.randn(DRAWN, *sample.shape[1:], generator=draw, dtype=sample.dtype)
+        with torch.no_grad():
+            known = model(rows).reshape(DRAWN, -1).isfinite().all(1)  # others are outside its domain
+        yield from (row[None] for row in rows[known])
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Suppress the output of exporters."""
+    import logging
+
+    torch_log = logging.getLogger("torch.onnx")
+    level = torch_log.level
+    torch_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch_log.setLevel(level)
+
+
+def _save_float(path: Path, model: nn.Module, sample: Tensor) -> None:
+    program, arrays = traced(model, sample)
+    save_file(arrays, path, {"program": program})
+
+
+def _save_int8(path: Path, model: nn.Module, sample: Tensor) -> None:
+    program, arrays = traced(model, sample)
+    told = numpy_model.program_of(program)
+    _check_same(model, lambda inputs: numpy_model.run(told, arrays, inputs), sample, "int8")
+    made: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or array.ndim < 2:
+            made[name] = array
+        else:
+            made[name], made[name + numpy_model.SCALE] = rounded(array)
+    save_file(made, path, {"program": program})
+
+
+def rounded(array: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return an array as int8, and the scale of each of its first dimension (a layer's output, or a word).
+
+    Args:
+      array: of weights, shape (outputs, ...).
+    """
+    rows = np.abs(array.reshape(len(array), -1)).max(1) / INT8
+    scale = np.where(rows > 0, rows, 1.0).astype(np.float32)
+    around = scale.reshape(-1, *[1] * (array.ndim - 1))
+    return np.clip(np.rint(array / around), -INT8, INT8).astype(np.int8), scale
+
+
+def _save_onnx(path: Path, model: nn.Module, sample: Tensor) -> None:
+    torch.onnx.export(
+        model,
+        (sample,),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("rows")},),
+        input_names=["inputs"],
+        output_names=["outputs"],
+        external_data=False,
+        verbose=False,
+    )
+
+
+_WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
+    "safetensors": _save_float,
+    "int8": _save_int8,
+    "onnx": _save_onnx,
+    "torchscript": lambda path, model, sample: cast(Any, torch.jit.trace(model, sample)).save(path),
+}
+
+
+def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
+    """Return the operations of a model as a program of `numpy_model`, in JSON, and its arrays.
+
+    Takes the arguments of `written`.
+
+    Raises:
+      Refusal: the model has an operation that NumPy's interpreter does not know.
+    """
+    with _quiet():
+        exported = torch.export.export(
+            model, (sample,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=False
+        )
+    signature: Any = exported.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = dict(signature.inputs_to_lifted_tensor_constants)
+    nodes: list[list[Any]] = []
+    for node in cast(Any, exported.graph.nodes):
+        if node.op == "call_function":
+            name = str(node.target).removeprefix("aten.").split(".")[0]
+            if name not in numpy_model.OPERATIONS:
+                remedy = f"has the operation {name}, which the interpreter in NumPy does not support; use --to onnx"
+                raise Refusal("model", type(model).__name__, remedy)
+            named = {key: _told(each) for key, each in node.kwargs.items()}
+            nodes.append([node.name, name, [_told(each) for each in node.args], named])
+    states: dict[str, Any] = {**exported.state_dict, **exported.constants}
+    names = {**held, **constants}
+    inputs, outputs = str(signature.user_inputs[0]), str(signature.user_outputs[0])
+    told = {"inputs": inputs, "arrays": names, "nodes": nodes, "outputs": outputs}
+    arrays = {name: states[name].detach().cpu().contiguous().numpy() for name in {*names.values()}}
+    return json.dumps(told), {name: arrays[name] for name in sorted(arrays)}
+
+
+def _told(given: Any) -> Any:
+    """Return an argument of an operation as JSON."""
+    if isinstance(given, torch.fx.Node):
+        return {"node": given.name}
+    if isinstance(given, list | tuple):
+        return [_told(each) for each in cast("list[Any]", given)]
+    if given is None or isinstance(given, bool | int | float | str):
+        return given
+    return str(given)

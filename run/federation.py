@@ -1,0 +1,533 @@
+"""Federation and its run: task, cohort, levels of privacy, masking, ledger, and the values fixed before round 1."""
+
+from __future__ import annotations
+
+import hmac
+import math
+import re
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from ..base.refusal import Refusal
+from ..configs.schema import (
+    ClientDistributed,
+    ClientLevel,
+    CustomTask,
+    LinkSettings,
+    NoCompression,
+    Record,
+    RecordAndClient,
+    RecordDistributed,
+    SimulationSettings,
+    SumLevel,
+    sum_level,
+)
+from ..messages.client_settings import TRAIN_LOSS, ClientSettings
+from ..messages.training_order import Mode
+from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
+from ..privacy.ledger import data_sets
+from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
+from ..privacy.ledger.data_sets import Owed
+from ..privacy.ledger.ledger import Head, Ledger
+from ..privacy.mechanisms.compression import CompressionPlan
+from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
+from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.sizing import WEIGHT
+from ..privacy.mechanisms.sum_spec import Segment
+from ..privacy.secagg.roster import Roster
+from ..privacy.secagg.suite import SUITES
+from ..privacy.secagg.transcript import Profile
+from ..server.masking import Masking
+from ..server.round_terms import UnitsOfClient
+from ..server.tuning import Tuning
+from ..strategies.cohorts import Cohort, invited_size
+from ..strategies.identity import simulated_roster
+from ..tasks.data import Data, data_of, size_of
+from ..tasks.fingerprint import content_of, fingerprint
+from ..tasks.persons import Owners, kept
+from ..tasks.protocol import Task
+from .canary_clients import count_canaries
+from .canary_records import canary_records_of_each, records_are_audited
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+    from flwr.serverapp.strategy import Strategy
+
+    from ..server.checkpoint import Checkpoint
+    from ..server.round_terms import SumPrivacy
+
+T = TypeVar("T")
+
+# a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
+LOSS_BOUND = 5.0
+# a client's count of examples is clipped to this number of batches
+COUNT_BOUND_BATCHES = 10
+OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
+CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
+
+EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Values that a server has in place of its clients' data: the roster, and the rules of the link.
+
+    Attributes:
+      run: display name of the run; owners may allow it by this name.
+      owner: names the federation on its ledger, in hexadecimal.
+      roster, signed_roster: of the clients, read and as the authority signed it.
+      ledgers: folder of the population's ledger.
+      ledger_dir: the setting that names it; None for the bundle's own.
+      link: rules of rounds over the link.
+      heads: that the server's earlier runs and questions left on its ledgers, by their names.
+    """
+
+    run: str
+    owner: str
+    roster: Roster
+    signed_roster: bytes
+    ledgers: Path
+    link: LinkSettings
+    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
+    ledger_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The parts of a federation.
+
+    Attributes:
+      settings: of the user.
+      task: loaded.
+      cohort: draws the clients.
+      seed: of a declared simulation; None on real data.
+      deployed: replaces the clients' data for real clients; None if this machine has all data.
+      strategy: given as an object; None makes one from the settings.
+      reported: whether a run draws its rounds, and states the spending in its result.
+      moments: mean and deviation of the columns that scale the run's inputs, from its clients' answer; None without the
+        question.
+      simulated_cost: cost of that question in a simulation; empty if the plan's ledgers hold it.
+      named: fingerprints of the clients' data before scaling, which name their ledgers; empty without scaling.
+    """
+
+    settings: SimulationSettings
+    task: Task
+    cohort: Cohort
+    seed: int | None
+    deployed: Deployed | None = None
+    strategy: Strategy | None = None
+    reported: bool = True
+    moments: Mapping[str, tuple[float, float]] | None = None
+    simulated_cost: tuple[DpEvent, ...] = ()
+    named: tuple[str, ...] = ()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data are public or synthetic."""
+        return self.deployed is None and self.task.simulated
+
+    @cached_property
+    def data_id(self) -> str:
+        """The name of real data on this machine: the settings say it, else the task's attribute.
+
+        Raises:
+          Refusal: they have no name.
+        """
+        found = self.settings.task.data_id or getattr(self.task, "data_id", None)
+        if found is None:
+            remedy = "name these real data, the same in every run, since it identifies their budget, as in task.data_id=wards-2026"
+            raise Refusal("task.data_id", None, remedy)
+        if not re.fullmatch(DATA_ID, str(found)):
+            raise Refusal("task.data_id", found, NO_DATA_ID)
+        return str(found)
+
+    @property
+    def held_out_public(self) -> bool:
+        """Whether what is measured on the held-out data may be shown: the settings say it, else the task, else its data."""
+        asked, task = self.settings.task.held_out, self.task
+        return getattr(task, "held_out_public", task.simulated) if asked is None else asked == "public"
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
+
+    @property
+    def task_name(self) -> str:
+        """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
+        asked = self.settings.task
+        if not isinstance(asked, CustomTask):
+            return asked.name
+        own = getattr(self.task, "name", None)
+        return asked.label or (own if isinstance(own, str) and own else asked.target.partition(":")[2])
+
+    @property
+    def population(self) -> int:
+        """Declared number of clients: the denominator of the mean, and the only number that is printed."""
+        return self.settings.population or self.num_clients
+
+    @cached_property
+    def num_canaries(self) -> int:
+        """Number of canary clients."""
+        return count_canaries(self.settings, self.task)
+
+    @cached_property
+    def canary_records(self) -> int:
+        """Number of canary records at each client; 0 on real data, which only the client may read."""
+        if not self.simulated or not records_are_audited(self.settings):
+            return 0
+        return canary_records_of_each(self.task.num_clients, self.sizes[0])
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes of a simulation: real clients and canaries."""
+        return self.num_clients + self.num_canaries
+
+    @cached_property
+    def randomness(self) -> Randomness:
+        """Source of draws and noise."""
+        return Randomness(self.seed)
+
+    @property
+    def summed(self) -> SumLevel | None:
+        """The client-level part of the privacy settings."""
+        return sum_level(self.settings.privacy)
+
+    @property
+    def mode(self) -> Mode:
+        """The group `privacy` of the configuration."""
+        return Mode(self.settings.privacy.name)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether each client adds a share of the noise, so that the server need not be trusted."""
+        return isinstance(self.summed, ClientDistributed | RecordDistributed)
+
+    @property
+    def together(self) -> RecordDistributed | None:
+        """The part of the privacy settings for joint record-level privacy in one sum."""
+        return _as(RecordDistributed, self.settings.privacy)
+
+    @property
+    def unit_norm(self) -> float:
+        """Largest change of a sum by one unit, in the units of the model: a client's update, or a step on one record."""
+        if self.together is not None:
+            return self.together.max_grad_norm * self.settings.training.learning_rate
+        assert isinstance(self.summed, ClientLevel)
+        return self.summed.clipping_norm
+
+    @property
+    def longest_norm(self) -> float:
+        """The unit's norm under the value, of those that are tried, that makes it longest."""
+        if self.tuned_norm is None:
+            return self.unit_norm
+        return self.unit_norm * max(self.settings.tried) / self.tuned_norm
+
+    @property
+    def tuned_norm(self) -> float | None:
+        """The tuned value that gives the unit its norm; None without tuning, or if the norm does not depend on it."""
+        asked = self.settings.tuned
+        if asked is not None and asked.name == "clipping_norm":
+            return self.unit_norm
+        if asked is not None and asked.name == "learning_rate" and self.together is not None:
+            # Of a step on one record, which the rate makes longer.
+            return self.settings.training.learning_rate
+        return None
+
+    @cached_property
+    def units(self) -> UnitsOfClient:
+        """Number of privacy units in a client's vector."""
+        if self.together is None:
+            return UnitsOfClient()
+        rate, most = self.together.sample_rate, self.most_records + self.canary_records
+        drawn = rate * most + OFTEN * math.sqrt(rate * (1 - rate) * most + 1)
+        return UnitsOfClient(max(1.0, min(float(most), drawn)), rate * self.records / self.num_clients)
+
+    @property
+    def hidden(self) -> int:
+        """Number of privacy units in the population."""
+        return (self.settings.population or self.num_clients) if self.together is None else self.records
+
+    @cached_property
+    def records(self) -> int:
+        """Number of all clients' records, declared or, in a simulation, counted."""
+        declared = None if self.together is None else self.together.records
+        return declared or sum(size * clients for size, clients in self._clients_of_size.items())
+
+    @cached_property
+    def _clients_of_size(self) -> Counter[int]:
+        """How many clients have how many records; where they are hidden, with those that they hold out, as nobody may tell."""
+        holds_out = self.together is not None and self.settings.evaluate.clients != "none"
+        clients = range(self.task.num_clients)
+        if holds_out or self.per_person is None:
+            return Counter(size_of(self.task, client, holds_out) for client in clients)
+        return Counter(len(self.data_of(client)) for client in clients)
+
+    @property
+    def most_records(self) -> int:
+        """Bound on the records of one client, declared or, in a simulation, counted."""
+        declared = None if self.together is None else self.together.most_records
+        return declared or self.sizes[-1]
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether only the operator of a trusted server may see cohorts and dropouts.
+
+        The client level hides both from `clients` and `model`. An untrusted server sees them anyway, and has the same
+        guarantee.
+        """
+        return self.summed is not None and not self.distributed
+
+    @property
+    def adversaries(self) -> tuple[Adversary, ...]:
+        """Adversaries of the client level."""
+        return EVERYBODY if self.distributed else CLIENT_ADVERSARIES
+
+    @cached_property
+    def identities(self) -> str:
+        """What simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data."""
+        return self.randomness.stream("identities").bytes(32).hex()
+
+    @cached_property
+    def masking(self) -> Masking | None:
+        """Encryption of the sums, if any.
+
+        Raises:
+          Refusal: a cohort of the expected size cannot stand the stated dropout beside the stated collusion.
+        """
+        asked = self.settings.secagg
+        if asked is None:
+            return None
+        masking = Masking(
+            self._roster,
+            asked.dropout,
+            asked.collusion,
+            Profile(asked.profile),
+            asked.bits,
+            asked.clipping_norm,
+            self._most_examples,
+            asked.suite,
+            signed_roster=b"" if self.deployed is None else self.deployed.signed_roster,
+        )
+        real = invited_size(self.cohort, self.num_clients)
+        masking.shape(round(real * self.num_nodes / self.num_clients))
+        return masking
+
+    @property
+    def doubly_signed(self) -> bool:
+        """Whether the suite of the encrypted sums has ML-DSA beside Ed25519."""
+        asked = self.settings.secagg
+        return asked is not None and SUITES[asked.suite].doubly_signed
+
+    @property
+    def _roster(self) -> Roster:
+        if self.deployed is not None:
+            lacking = [member.name for member in self.deployed.roster.members if not member.post_quantum]
+            if self.doubly_signed and lacking:
+                remedy = f"{lacking[0]} has no ML-DSA key in the roster; provision with post_quantum: true"
+                raise Refusal("secagg.suite", 3, remedy)
+            return self.deployed.roster
+        return simulated_roster(self.identities, self.num_nodes, self.doubly_signed)[0]
+
+    @property
+    def _most_examples(self) -> float:
+        """Of one client, where examples weigh in an encrypted sum; of a real client nobody else knows it."""
+        if self.deployed is not None:
+            return float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)
+        return float(self.sizes[-1])
+
+    @property
+    def compression(self) -> CompressionPlan | None:
+        """Compression of updates before clipping, if any."""
+        asked = self.settings.compress
+        if isinstance(asked, NoCompression):
+            return None
+        return CompressionPlan(asked.name, asked.ratio, asked.cells)
+
+    @property
+    def sends_differences(self) -> bool:
+        """Whether a client that holds an earlier model gets only the difference."""
+        return self.settings.compress.down is not None
+
+    @property
+    def record(self) -> Record | None:
+        """The record-level part of the privacy settings."""
+        privacy = self.settings.privacy
+        return privacy.record if isinstance(privacy, RecordAndClient) else _as(Record, privacy)
+
+    @property
+    def per_person(self) -> int | None:
+        """Largest number of one person's examples that a client trains on; None without a bound."""
+        level = self.record or self.together
+        return None if level is None else level.per_person
+
+    @property
+    def records_of_unit(self) -> int:
+        """Largest number of records of one unit, each drawn by its own coin."""
+        return (self.per_person or 1) * (1 if self.together is None else self.clients_per_person or 1)
+
+    @property
+    def clients_per_person(self) -> int | None:
+        """Largest number of clients that train on one person; None without a bound."""
+        level = self.record or self.together
+        most = None if level is None else level.clients_per_person
+        # A roster may grow while a run goes on, and what one sum may hold of a person is charged before it does.
+        return most if most is None or self.deployed is not None else min(most, self.num_clients)
+
+    def data_of(self, client: int) -> Data:
+        """Return a client's training data, without a person's examples beyond the limit."""
+        most = self.clients_per_person
+        owners = None if most is None else Owners(client, range(self.num_clients), most)
+        return kept(data_of(self.task, client), self.per_person, owners)
+
+    @property
+    def gradients(self) -> str:
+        """The requested engine of DP-SGD; `auto` if clients choose it, or train without."""
+        level = self.record or self.together
+        return "auto" if level is None else level.gradients
+
+    @property
+    def sum_budget(self) -> Budget | None:
+        """The budget of the population's ledger, if any, within the data owner's caps."""
+        budget = None if self.summed is None else _budget(self.summed.unit, self.summed)
+        if budget is None or self.simulated:
+            return budget
+        return capped(self.ledger_path(Path()), budget)
+
+    @property
+    def record_budget(self) -> Budget | None:
+        """The budget of each client's own ledger, if there is one."""
+        return None if self.record is None else _budget(self.record.unit, self.record)
+
+    @property
+    def metrics(self) -> tuple[Segment, ...]:
+        """Which metrics may leave a client.
+
+        With record-level privacy the loss stays at home, since nobody accounted for it; the number of examples is
+        public under zero-out adjacency.
+        """
+        if self.together is not None or (self.record is not None and self.summed is None):
+            return ()
+        loss = () if self.record is not None else (Segment(TRAIN_LOSS, LOSS_BOUND),)
+        if self.summed is None:
+            return loss
+        return (*loss, Segment(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)))
+
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """The law of the noise on the sums; where clients take part by turns, the run is one release anyhow."""
+        if self.summed is None:
+            return CENTRAL
+        return mechanism_of(self.summed.noise, self.cohort.turns, self.settings.num_rounds, self.summed.bands)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The distinct sizes of clients' data, ascending; a client without examples sits out."""
+        sizes = self._clients_of_size.keys() - {0}
+        if not sizes:
+            raise Refusal("task", self.task_name, "no client has an example; give it data")
+        return sorted(sizes)
+
+    def ledger_path(self, folder: Path) -> Path:
+        """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
+        if self.simulated:
+            return folder / "ledger"
+        home = ledger_home(self.settings.ledger_dir) if self.deployed is None else self.deployed.ledgers
+        prefix = POPULATION if self.together is None else POPULATION + RECORDS
+        return home / f"{prefix}{self.owner[:NAMED]}.ledger"
+
+    @cached_property
+    def owner(self) -> str:
+        """Identity of the population on its ledger: its data's name, or its federation."""
+        if self.deployed is not None:
+            return self.deployed.owner
+        if self.task.simulated:
+            return f"simulated {self.settings.task.name}"
+        return data_sets.population_ledger(self.data_id)
+
+    @cached_property
+    def client_ledgers(self) -> list[str]:
+        """The name of the ledger of each client's records."""
+        if self.simulated:
+            return self.fingerprints
+        return data_sets.client_ledgers(self.data_id, self.fingerprints)
+
+    @property
+    def owed(self) -> Owed | None:
+        """Earlier losses of their people to charge to the clients' ledgers before a run; None in a simulation."""
+        if self.simulated or self.deployed is not None:
+            return None
+        folder = ledger_home(self.settings.ledger_dir)
+        return data_sets.owed_by_clients(folder, self.data_id, self.fingerprints)
+
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """The fingerprint of each client's data; of real data whose content cannot be told, another one in each run."""
+        clients = range(self.task.num_clients)
+        if self.simulated or self.named:
+            return [self.fingerprint_of(client) for client in clients]
+        return [content_of(data_of(self.task, client)) or secrets.token_hex(32) for client in clients]
+
+    def places_under(self, key: bytes | None) -> str | None:
+        """Return what shows, to who has a secret key, whether clients of this machine are where they were; None without one."""
+        if not key or self.deployed is not None:
+            return None
+        return hmac.digest(key, "".join(self.fingerprints).encode(), "sha256").hex()
+
+    def fingerprint_of(self, client: int) -> str:
+        """Return the fingerprint of a client's data before a run scales them, which in a simulation names its ledger."""
+        return self.named[client] if self.named else fingerprint(data_of(self.task, client))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a federation, fixed before its first round.
+
+    Attributes:
+      federation: its parts; where clients are real, with those of the newest roster.
+      folder: of its files.
+      name: on the ledgers.
+      client: settings of the clients.
+      checkpoint: to resume from; None for a new run.
+      privacy: of the client level, with the open ledger; None without it.
+      tuning: of the clients' arms; None without tuning.
+      spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
+    """
+
+    federation: Federation
+    folder: Path
+    name: str
+    client: ClientSettings
+    checkpoint: Checkpoint | None = None
+    privacy: SumPrivacy | None = None
+    tuning: Tuning | None = None
+    spent: str = ""
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The population's ledger, open for writing, where clients are protected in the sum."""
+        return None if self.privacy is None else self.privacy.ledger
+
+
+def _as(kind: type[T], value: object) -> T | None:
+    return value if isinstance(value, kind) else None
+
+
+def _budget(unit: Unit, level: SumLevel | Record | None) -> Budget | None:
+    if level is None:
+        return None
+    return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
+
+
+def ledger_home(configured: str | None) -> Path:
+    """Return the folder of ledgers of real data.
+
+    Raises:
+      Refusal: the configured one is relative.
+    """
+    return ledger_folder("ledger.dir", configured)

@@ -1,0 +1,136 @@
+"""Learning rate and strategy of a task that states a bound on the curvature of its loss, from public numbers alone.
+
+Plain descent converges below 2 / L, and with momentum b at the server below 2 (1 + b) / L (Polyak 1964); half of that is
+taken. Noise needs less: R rounds whose noise follows from a target (epsilon, delta) on N records leave a walk of about
+rate R k C sqrt(p) / N in p coordinates, where k = sqrt(2 ln(1.25 / delta)) / epsilon and C is the clip (Dong et al. 2022
+for many rounds). That walk is kept to the size of the model, which is of the order of 1 / curvature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..base.refusal import Refusal
+from ..configs.schema import (
+    AutoStrategy,
+    ClientLevel,
+    FedAvg,
+    FedAvgM,
+    NoPrivacy,
+    Record,
+    RecordAndClient,
+    RecordDistributed,
+    SimulationSettings,
+    sum_level,
+)
+from ..tasks.data import size_of
+from ..tasks.protocol import Task
+
+TRAIN_LOSS = "train/train_loss"
+WHOLE = 100_000  # a batch of at least this many rows is all that a client of tables has
+RISE = 0.1  # share of the lowest loss; a converged run with noise stays within it
+MEMORIES = 10  # of momentum in a run: with fewer it ends while it swings, worse than it began
+OF_CLIPPED = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
+
+
+def suited(settings: SimulationSettings, task: Task, num_clients: int) -> SimulationSettings:
+    """Return the settings with the learning rate and the strategy that follow from the task, where they are left to it.
+
+    Args:
+      settings: validated.
+      task: loaded; of tables it has `length` and `curvature`.
+      num_clients: of the run.
+
+    Raises:
+      Refusal: the rate is left to a task that states no bound.
+    """
+    training = settings.training
+    if isinstance(settings.strategy, AutoStrategy):
+        together = _steps_of_a_round(settings) is not None
+        suits = FedAvgM(server_momentum=_momentum(settings.num_rounds)) if together else FedAvg()
+        settings = settings.model_copy(update={"strategy": suits})
+    if not settings.rate_of_task:
+        return settings
+    curvature, length = getattr(task, "curvature", None), getattr(task, "squared_length", None)
+    if curvature is None or length is None:
+        raise Refusal("learning_rate", None, "this task does not say what suits it; give a number above 0")
+    momentum = settings.strategy.server_momentum if isinstance(settings.strategy, FedAvgM) else 0.0
+    steps = _steps_of_a_round(settings)
+    limit = (1 - momentum if steps is None else (1 + momentum) / steps) / length
+    if _short_where_steep(settings, task):
+        limit *= OF_CLIPPED
+    rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature
+    rate = float(f"{rate:.3g}")
+    return settings.model_copy(
+        update={"training": replace(training, learning_rate=rate), "rate_of_task": False}
+    )
+
+
+def _momentum(num_rounds: int) -> float:
+    """Return the server's momentum: it remembers 1 / (1 - momentum) rounds, of which a run needs ten to settle."""
+    return float(f"{min(FedAvgM().server_momentum, max(1 - MEMORIES / num_rounds, 0.0)):.3g}")
+
+
+def _steps_of_a_round(settings: SimulationSettings) -> int | None:
+    """Return the steps on the rows of all clients between two steps of the server; None if each client takes its own."""
+    if isinstance(settings.privacy, RecordDistributed):
+        return 1
+    whole = isinstance(settings.privacy, NoPrivacy) and settings.training.batch_size >= WHOLE
+    return settings.training.local_epochs if whole else None
+
+
+def _short_where_steep(settings: SimulationSettings, task: Task) -> bool:
+    """Return whether steps are bounded: of clipped records, or of classes in an update that is clipped."""
+    if isinstance(settings.privacy, Record | RecordAndClient):
+        return True
+    return isinstance(settings.privacy, ClientLevel) and bool(getattr(task, "classes", 0))
+
+
+def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) -> float:
+    """Return the rate, times the curvature, at which the noise of all rounds moves a model by its own size."""
+    from ..tasks.arrays import dimension_of  # torch
+
+    privacy = settings.privacy
+    level = privacy.record if isinstance(privacy, RecordAndClient) else privacy
+    if not isinstance(level, Record | RecordDistributed) or level.target_epsilon is None:
+        return math.inf
+    if isinstance(level, Record):
+        records = settings.training.batch_size * math.sqrt(num_clients)  # whose noise is one draw
+    else:
+        own = range(task.num_clients)
+        records = float(level.records or sum(size_of(task, client, False) for client in own))
+    if not records:  # of real clients nobody may count them
+        return math.inf
+    noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
+    return records / (settings.num_rounds * noise * math.sqrt(dimension_of(task)))
+
+
+def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> str | None:
+    """Return a sentence on a loss that was above its lowest in at least half of the rounds, with the remedy; else None.
+
+    Args:
+      rows: of the rounds that led to the model; the loss on public held-out data counts, else that of training in the clear.
+      settings: of the run.
+    """
+    clear = isinstance(settings.privacy, NoPrivacy)
+    name = next((each for each in ("loss", TRAIN_LOSS) if any(each in row for row in rows)), None)
+    if name is None or (name == TRAIN_LOSS and not clear):
+        return None
+    losses = [math.nan if row[name] is None else row[name] for row in rows if name in row]
+    lowest, above = math.inf, 0
+    for loss in losses:
+        above += math.isfinite(lowest) and not loss <= lowest + RISE * abs(lowest)
+        lowest = min(lowest, loss) if math.isfinite(loss) else lowest
+    if not above or 2 * above < len(losses):
+        return None
+    rate = settings.local_training.learning_rate
+    remedy, level = f"a learning_rate below {rate:g}", settings.privacy
+    if isinstance(level, Record | RecordDistributed):  # of directions alone a model learns to be too sure
+        remedy = f"a privacy.max_grad_norm above {level.max_grad_norm:g}"
+    elif isinstance(sum_level(level), ClientLevel):  # the noise is that of the clip, whatever the rate
+        remedy = "a smaller clipping_norm or more clients"
+    said = f"the loss was at least a tenth above its lowest in {above} of {len(losses)} rounds"
+    return f"{said}: try {remedy}, or fewer rounds"

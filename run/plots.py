@@ -1,0 +1,175 @@
+"""Pictures of a run: accuracy and epsilon against rounds, and the audit's measured and claimed epsilon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..configs.round_line import AT_CLIENTS, main_metric
+from ..privacy.accounting.curve import Pairs, PrivacyCurve
+from ..privacy.audit.run_audit import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACCURACY = "#1b6ca8"
+EPSILON = "#c1440e"
+CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
+HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
+
+
+def draw_run(
+    history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], path: Path, title: str
+) -> None:
+    """Write the figure of `curve` as a PNG."""
+    curve(history, privacy, title).savefig(path)
+
+
+def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Return a figure of held-out accuracy and epsilon against rounds and, with a guarantee, epsilon against delta.
+
+    Args:
+      history: lines of metrics.jsonl, one a round, at least one.
+      privacy: as in result.json.
+      title: above the axes.
+    """
+    from matplotlib.figure import Figure  # without pyplot, whose backend is the caller's
+
+    rounds = [row["round"] for row in history]
+    curves = _curves(privacy)
+    figure = Figure(figsize=(11, 4) if curves else (7, 4), dpi=120)
+    left, *beside = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
+    held_out = main_metric(history)
+    name = held_out or next((key for row in history for key in row if key.startswith(AT_CLIENTS)), None)
+    if name is not None:
+        values = [math.nan if row.get(name) is None else row[name] for row in history]
+        left.plot(rounds, values, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
+        left.set_ylabel(f"held-out {name}" if held_out else name, color=ACCURACY)
+    left.locator_params("x", integer=True, min_n_ticks=1)
+    left.set_xlabel("round")
+    left.grid(alpha=0.25)
+    left.set_title(title, fontsize=10)
+    _draw_epsilon(left, rounds, history)
+    for axes in beside:
+        _draw_deltas(axes, curves)
+        axes.set_title("the guarantee at every delta", fontsize=10)
+        for unit, row in _of_model(privacy).items():
+            at = "epsilon {:.3g} at delta {:g}".format(row["epsilon"], row["delta"])
+            axes.plot(row["delta"], row["epsilon"], "o", color="black", ms=4, label=f"one {unit}: {at}")
+        axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return each unit's privacy loss against the model's adversary, if it has a curve."""
+    return {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
+
+
+def _curves(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Pairs]:
+    curves = {unit: row["curve"]["epsilon"] for unit, row in _of_model(privacy).items()}
+    return {unit: tuple((delta, float(each)) for delta, each in pairs) for unit, pairs in curves.items()}
+
+
+def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
+    for unit, pairs in curves.items():
+        axes.plot(*zip(*pairs, strict=True), marker="o", ms=3, label=f"one {unit}")
+    axes.set(xscale="log", xlabel="delta", ylabel="epsilon", ylim=(0, None))
+    axes.grid(alpha=0.25)
+
+
+def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
+    units = ("client", "record")
+    finite: dict[str, list[float]] = {
+        unit: [row[f"epsilon_{unit}"] for row in history]
+        for unit in units
+        if all(isinstance(e := row.get(f"epsilon_{unit}"), float) and math.isfinite(e) for row in history)
+    }
+    if not finite:
+        return
+    right = left.twinx()
+    for (unit, values), style in zip(finite.items(), ("-", "--"), strict=False):
+        right.plot(rounds, values, style, color=EPSILON, marker="o", ms=2, label=f"{unit} level")
+    only = f" ({next(iter(finite))} level)" if len(finite) == 1 else ""
+    right.set_ylabel(f"epsilon spent{only}", color=EPSILON)
+    right.set_ylim(bottom=0)
+    if len(finite) > 1:
+        right.legend(loc="lower right", frameon=False)
+
+
+def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
+    """Write guarantees as a picture: epsilon against delta, and the smallest error rates of a test for one unit.
+
+    Args:
+      curves: at least one, by the unit's name.
+      path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), dpi=120)
+    left, right = figure.subplots(1, 2)
+    _draw_deltas(left, {unit: each.epsilon for unit, each in curves.items()})
+    for each in curves.values():
+        right.plot(*zip((0.0, 1.0), *each.trade_off, (1.0, 0.0), strict=True), marker="o", ms=3)
+    right.plot((0, 1), (1, 0), color=CEILING, linestyle="--", label="guessing")
+    right.set(xlabel="false positive rate of any test", ylabel="least false negative rate")
+    right.grid(alpha=0.25)
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
+    """Write an audit's measurements as a PNG: claimed epsilon, measured with its interval, and the ceiling.
+
+    Args:
+      looks: at least one, in the order of their rounds.
+      path: of the picture.
+      title: one line above it.
+    """
+    from matplotlib.figure import Figure
+
+    rounds = [each.round for each in looks]
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
+    top = HEADROOM * max(
+        value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
+    )
+    axes.plot(
+        rounds, [each.claimed for each in looks], color=CLAIMED, marker="o", ms=3, label="claimed, at most"
+    )
+    shown = [min(each.epsilon, top) for each in looks]
+    errors = [
+        [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
+        [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
+    ]
+    axes.errorbar(
+        rounds,
+        shown,
+        errors,
+        color=MEASURED,
+        marker="s",
+        ms=4,
+        lw=0,
+        elinewidth=1.2,
+        capsize=3,
+        label="measured by canaries, 95 %",
+    )
+    ceiling = [min(each.ceiling, 2 * top) for each in looks]
+    axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
+    blind = [each.ceiling <= each.claimed for each in looks]
+    axes.fill_between(
+        rounds, 0, top, where=blind, color=CEILING, alpha=0.12, lw=0, step="mid", label="too weak to tell"
+    )
+    axes.set_xlabel("round")
+    axes.set_ylabel("epsilon")
+    axes.set_ylim(0, top)
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)

@@ -1,0 +1,629 @@
+"""Preparation of a run: parts, plan and ledger before its first round; refusals come before anything is written."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.refusal import Refusal
+from ..links.folder_lock import alone
+from ..messages.client_settings import ClientSettings
+from ..messages.training_order import NEW, Mode, people_call
+from ..privacy.budget import OF_RECORDS, Adversary, Budget, Unit
+from ..privacy.ledger import data_sets
+from ..privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
+from ..privacy.ledger.client_sums import RecordsBudget, charge_records, sums_of_records
+from ..privacy.ledger.hash_chain import holds_head, require_heads
+from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
+from ..privacy.ledger.question_caps import require_purposes
+from ..privacy.plan import Plan, Unaffordable
+from ..privacy.statistics.evaluation import EVALUATION
+from ..server import noise_key
+from ..server.checkpoint import Checkpoint, read
+from ..server.records_plan import within_records
+from ..server.round_terms import SumPrivacy
+from ..strategies.registry import make_strategy
+from ..tasks.arrays import check_base, dimension_of
+from ..tasks.data import (
+    MOST_LOOKED_AT,
+    Data,
+    batches_of,
+    check_data,
+    check_size,
+    check_taken,
+    data_of,
+    data_of_all,
+    figures_of,
+    held_out_of,
+    placeholder,
+    run_on,
+    text_of,
+)
+from ..tasks.hardware import check_made_here
+from ..tasks.independence import (
+    batches_of_all,
+    check_evaluated_apart,
+    check_independence,
+    check_measured_apart,
+)
+from ..tasks.own_scale import SAID, own_scale
+from ..tasks.persons import names_of
+from ..tasks.protocol import Task, check_trainable, own_training
+from ..tasks.scaling import ASKED, FIELD
+from . import run_folder
+from .acts import write_acts
+from .audit import RunAudit, begin
+from .client_instructions import client_settings
+from .display import warn
+from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
+from .federation import Federation, Run, ledger_home
+from .run_folder import Saved
+from .scaling_plan import PURPOSE as SCALING
+from .scaling_plan import one_scaling
+from .sum_plan import (
+    adaptation_of,
+    metrics_share_of,
+    plan_of_rest,
+    require_one_round,
+    sum_plan,
+    sum_plan_with,
+)
+from .tuning import require_arms, tuning_of
+from .unit_plan import require_use
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+SEVERAL = 256  # held-out examples
+NOT_MEASURED = (
+    "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
+    "task.held_out=public, or held_out_public = True in the task"
+)
+NOTHING_HELD_OUT = (
+    "task.held_out_file: no public data are held out, so the model is not evaluated; name a public table"
+)
+
+
+def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
+    """Return the run before it begins or resumes; nothing is written.
+
+    Args:
+      federation: its parts.
+      folder: of the run.
+      saved: state of an earlier process of the run; None for a new run.
+
+    Raises:
+      Refusal: the settings, the model, the strategy or the checkpoint are invalid.
+    """
+    if saved is None:
+        run_folder.require_free(folder)
+    elif saved.turns is not None and saved.turns != federation.cohort.name:
+        remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
+        raise Refusal("resume", str(folder), remedy)
+    _check_named(federation)
+    checkpoint = read(folder) if saved else None
+    if checkpoint is not None and federation.deployed is not None:
+        _require_own(checkpoint, federation.deployed.run, folder)
+    left, spent = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0), ""
+    try:
+        client = client_settings(federation, folder, left, saved is not None)
+    except (Unaffordable, CapEnded) as refusal:
+        if saved is None:
+            raise
+        client, spent = client_settings(federation, folder, 0), str(refusal)
+    _check_every(federation, canaries=federation.canary_records > 0)
+    _warn_of_own_scale(federation)
+    if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
+        warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
+    elif federation.settings.task.target is not None and own_training(federation.task) is None:
+        _check_measured(federation.task)
+    if federation.record is not None or federation.together is not None:
+        check_trainable(federation.task.model())
+        for data in _to_measure(federation):
+            check_independence(federation.task.model(), federation.task, data)
+            if federation.together is not None and one_evaluation(federation) is not None:
+                check_evaluated_apart(federation.task.model(), federation.task, data)
+    _check_base(federation)  # after layers that no record-level mode can train
+    _check_other_mode(federation)
+    make_strategy_of(federation)
+    won = checkpoint is not None and checkpoint.state.winner is not None
+    # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
+    named = federation.simulated or federation.deployed is not None
+    tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
+    _ = federation.masking  # refuses a cohort that is too small for an encrypted sum
+    coordinates = dimension_of(federation.task)  # refuses numbers that cannot be sent
+    if federation.compression is not None:
+        federation.compression.of(coordinates)  # refuses a grid that is too coarse
+    _check_evaluation(federation)
+    _check_scaling(federation)
+    if tuning is not None and not won:
+        require_arms(federation, tuning)
+    if saved is None and (not federation.simulated or federation.summed is None):
+        require_use(federation, sum_plan(federation))
+    # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
+    # rounds were charged together and each row of their noise is used once.
+    goes_on = federation.seed is not None or federation.mechanism.rows is not None
+    name = saved.name if saved and goes_on else _new_name(federation)
+    if checkpoint is not None and client.record is not None:
+        require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
+    return Run(federation, folder, name, client, checkpoint, tuning=tuning, spent=spent)
+
+
+def settle_records(federation: Federation, client: ClientSettings) -> None:
+    """Charge the clients' ledgers with earlier losses of their people that are not on them yet."""
+    owed = None if client.record is None else federation.owed
+    if client.record is None or owed is None:
+        return
+    if owed.changed:
+        warn(
+            f"task.data_id={federation.data_id}: the clients' data are not those of the last run; as nobody knows at which client a "
+            "person is now, each client's ledger goes on from the most that any of them held"
+        )
+    folder, budget = Path(client.record.ledger_dir), client.record.budget()
+    data_sets.settle(folder, federation.data_id, owed, budget)
+    clients = data_sets.population_path(folder, federation.data_id)
+    for name in dict.fromkeys(federation.client_ledgers):
+        data_sets.charge_client_sums(client.record.ledger_path(name), name, clients, budget)
+
+
+@contextmanager
+def alone_on_records(federation: Federation) -> Generator[None]:
+    """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile.
+
+    Of two with different clients' data, neither would carry over the other's pending charges; nor would a run that hides
+    whole clients count what another one takes from its records.
+
+    Raises:
+      Refusal: another one is in progress, or a ledger is older than the last one left it.
+    """
+    hides = federation.record is not None or federation.summed is not None
+    if not hides or federation.simulated or federation.deployed is not None:
+        yield
+        return
+    home = ledger_home(federation.settings.ledger_dir)
+    run_folder.make_folder("ledger.dir", home)
+    with data_sets.alone_on(home, federation.data_id):
+        yield
+
+
+def _check_named(federation: Federation) -> None:
+    """Refuse to spend on unnamed real data; a deployed federation's ledgers have its own name."""
+    told = federation.settings.task.data_id
+    if federation.deployed is not None and told is not None:
+        raise Refusal("task.data_id", told, "the federation's name names a server's ledger; leave it out")
+    spends = federation.summed is not None or federation.record is not None
+    if spends and federation.deployed is None and not federation.simulated:
+        _ = federation.data_id
+
+
+def _check_other_mode(federation: Federation) -> None:
+    """Refuse real records that the other record-level mode charges, on ledgers that this mode does not use.
+
+    On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
+    same people would be spent one after the other. A device has one ledger of records for both.
+    """
+    if not _charges_records(federation):
+        return
+    known = data_sets.read_data_sets(ledger_home(federation.settings.ledger_dir))
+    told = known.get(federation.data_id, data_sets.DataSet())
+    data_sets.require_records(told, _charging(federation))
+
+
+def _charges_records(federation: Federation) -> bool:
+    hides = federation.together is not None or federation.record is not None
+    return hides and not federation.simulated and federation.deployed is None
+
+
+def _charging(federation: Federation) -> str:
+    """Return the mode that charges records; with client-level privacy in addition, each client's ledger is the same."""
+    return str(Mode.RECORD_DISTRIBUTED if federation.together is not None else Mode.RECORD)
+
+
+def claim_records(federation: Federation) -> None:
+    """Record which mode charges real records on this machine; of two that begin at the same time one is refused."""
+    if _charges_records(federation):
+        home = ledger_home(federation.settings.ledger_dir)
+        run_folder.make_folder("ledger.dir", home)
+        data_sets.claim_records(home, federation.data_id, _charging(federation))
+
+
+def _check_every(federation: Federation, canaries: bool) -> None:
+    """Refuse data without valid batches, if they are accessible: held-out data and those of simulated clients."""
+    task, held_out = federation.task, held_out_of(federation.task)
+    check_made_here(task.model())
+    if not len(held_out) and (federation.simulated or federation.deployed is not None):
+        # A server has no other data: its clients keep theirs.
+        raise Refusal(
+            "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
+        )
+    check_data(held_out, "held-out data")
+    audit, together = federation.settings.audit, federation.together is not None
+    if audit is not None and audit.full and together and not federation.simulated:
+        remedy = (
+            "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
+        )
+        raise Refusal("audit.name", "full", remedy)
+    if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
+        remedy = "canaries need outputs that are one tensor; use audit=light"
+        raise Refusal("audit", "full", remedy)
+    if federation.deployed is None:
+        shipped = federation.simulated and federation.settings.task.target is None
+        model = None if shipped or own_training(task) is not None else task.model().eval()
+        clients = _looked_at(federation)
+        for client in clients:
+            data, whose = data_of(task, client), f"client {client}"
+            check_size(task, client, data)
+            check_data(data, whose, held_out)
+            if model is not None:
+                check_taken(data, whose, model, task.loss)
+            if federation.per_person is not None:
+                names_of(data, whose)  # refuses examples without a person
+        if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
+            _ = federation.sizes  # refuses a federation without examples
+
+
+def _check_base(federation: Federation) -> None:
+    """Refuse a model whose base training changes; a task that trains by itself is checked at its clients."""
+    import torch  # takes a second, and a plan does not need it
+
+    held_out = held_out_of(federation.task)
+    if own_training(federation.task) is not None:
+        return
+    looked_at = held_out if len(held_out) else some_examples(federation)
+    still = check_base(federation.task, looked_at.batch(torch.arange(min(2, len(looked_at))))[0])
+    if still and federation.sum_budget is not None and federation.together is None:
+        warn(
+            f"model: noise moves {still[0]}, which training does not; if it is to stay, set track_running_stats = False on its module"
+        )
+
+
+def _warn_of_own_scale(federation: Federation) -> None:
+    """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
+    task, hides = federation.task, federation.record is not None or federation.together is not None
+    own = federation.settings.task.target is not None and not federation.simulated
+    if not own or federation.deployed is not None or not (hides or federation.summed is not None):
+        return
+    every = [partial(data_of_all, task, client) for client in range(task.num_clients)]
+    scales = [own_scale(lambda read=read: [read()]) for read in every]
+    pooled = own_scale(lambda: (read() for read in every))
+    if hides and any(scales):
+        number = next(client for client, scale in enumerate(scales) if scale)
+        warn(
+            f"columns of client {number}, and of {sum(map(bool, scales)) - 1} others, {SAID.format(scales[number])}"
+        )
+    elif pooled and not all(scales):  # where clients are hidden, each may scale by its own
+        warn(f"columns of all clients' data together {SAID.format(pooled)}")
+
+
+def _check_measured(task: Task) -> None:
+    """Refuse a user's model or metrics that fail on the first held-out examples, before a round is spent."""
+    import torch
+
+    inputs, targets = next(batches_of(held_out_of(task)))
+    field, remedy = "task.model", "fails on the held-out data in evaluation mode"
+    try:
+        with torch.no_grad():
+            outputs = run_on(task.model().eval(), inputs)
+            field, remedy = "task.metrics", "fails on the held-out data; return numbers by name"
+            figures_of(task, outputs, targets)
+    except Exception as error:
+        raise Refusal(field, text_of(error), remedy) from error
+
+
+def _check_evaluation(federation: Federation) -> None:
+    """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
+    evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
+    if evaluated is None and scored is None:
+        return
+    import torch  # takes a second, and a plan does not need it
+
+    for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
+        require_purposes([EVALUATION], cap)
+    if federation.masking is not None and evaluated is not None:
+        federation.masking.shape(federation.num_clients)
+    task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
+    # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
+    some = SEVERAL if federation.together is None else 1
+    looked_at = held_out if len(held_out) else some_examples(federation)
+    inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
+    model = task.model().eval()
+    with torch.no_grad():
+        outputs = run_on(model, inputs)
+        known = task.metrics(outputs, targets)
+    check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
+    fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
+    fields |= {"tune.metric": scored_metric(settings)} if scored else {}
+    for field, wanted in fields.items():
+        if wanted not in known:
+            of = "" if federation.together is None else " of one record"
+            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}{of}")
+
+
+def _check_scaling(federation: Federation) -> None:
+    """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
+    if one_scaling(federation) is None:
+        return
+    for path in _ledgers_here(federation):
+        for cap in caps_on(path):
+            require_purposes([SCALING], cap)
+    if federation.masking is not None:
+        federation.masking.shape(federation.num_clients)
+    from ..tasks.tables import tables_of  # torch, as above
+
+    if federation.deployed is None and not tables_of(federation.task).paths:
+        remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
+        raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
+
+
+def _ledgers_here(federation: Federation) -> list[Path]:
+    """Return the ledgers that this machine charges for a run's question: that of all clients, or each client's."""
+    if federation.simulated:  # whose ledgers nobody caps
+        return []
+    if federation.summed is not None:
+        return [federation.ledger_path(Path())]
+    home = ledger_home(federation.settings.ledger_dir)
+    names = [] if federation.deployed is not None else federation.client_ledgers
+    return [home / f"{name[:NAMED]}.ledger" for name in names]
+
+
+def _looked_at(federation: Federation) -> range:
+    """Return the clients whose data are checked before anything is spent.
+
+    In a large population on synthetic data these are spread evenly, and the others are checked when drawn: a refused
+    client drops out of the round. A step on all clients' records uses all of them, so all are checked.
+    """
+    clients = federation.task.num_clients
+    spread = federation.simulated and federation.settings.secagg is None and federation.together is None
+    return range(0, clients, -(-clients // MOST_LOOKED_AT) if spread else 1)
+
+
+def _to_measure(federation: Federation) -> Iterable[Data]:
+    """Return examples to measure independence on: of each client, or of one with simulated data."""
+    if federation.simulated or federation.deployed is not None:
+        return [some_examples(federation)]
+    return batches_of_all(data_of(federation.task, client) for client in range(federation.num_clients))
+
+
+def some_examples(federation: Federation) -> Data:
+    """Return examples with the clients' shapes: a client's, or public ones if clients keep theirs."""
+    task = federation.task
+    if federation.deployed is not None:
+        return held_out_of(task)
+    every = (data_of(task, client) for client in range(task.num_clients))
+    return next(each for each in every if len(each))
+
+
+def _require_own(checkpoint: Checkpoint, run: str, folder: Path) -> None:
+    """Refuse a checkpoint of another run, which may be on the same ledger."""
+    if (other := people_call(checkpoint.run)) != run:
+        raise Refusal(
+            "resume", str(folder), f"holds a checkpoint of run {other!r}; restore its own from a backup"
+        )
+
+
+def _new_name(federation: Federation) -> str:
+    """Return a name that is new to every ledger and begins with the user's name of the run, if given."""
+    fresh = uuid.uuid4().hex
+    return fresh if federation.deployed is None else f"{federation.deployed.run}{NEW}{fresh}"
+
+
+def make_strategy_of(federation: Federation) -> Any:
+    """Return the strategy of the settings."""
+    if federation.strategy is not None:
+        return federation.strategy if federation.settings.tuned is None else deepcopy(federation.strategy)
+    s = federation.settings
+    return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
+
+
+@contextmanager
+def opened(
+    run: Run, saved: Saved | None, ask: Callable[[Run], Run]
+) -> Generator[tuple[Run, RunAudit | None]]:
+    """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
+
+    Args:
+      run: as `prepare` returned it.
+      saved: state of an earlier process of the run; None for a new run.
+      ask: asks the clients the questions that precede the first round.
+
+    Yields:
+      The run with its clients' privacy, and its audit.
+
+    Raises:
+      Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
+    """
+    federation = run.federation
+    if run.client.record is not None:
+        key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
+        run_folder.make_folder(key, Path(run.client.record.ledger_dir))
+    budget = federation.sum_budget
+    if budget is None:
+        run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
+        with alone(run.folder / "run", run_folder.folder_setting(federation)):  # no ledger keeps others out
+            yield _started(ask(run) if saved is None else run, saved)
+        return
+    simulated, checkpoint = federation.simulated, run.checkpoint
+    plan, spent = _planned(run, saved, None) if simulated else (None, "")
+    if saved is None and simulated:
+        require_use(federation, plan)
+    ledger = open_ledger(federation, run.folder, budget, checkpoint.head if checkpoint else None)
+    ledger.purpose = federation.settings.purpose
+    try:
+        if plan is None:
+            plan, spent = _planned(run, saved, ledger)
+        for shared in () if saved or federation.record is not None else ledger.shared:
+            assert isinstance(shared, RecordsBudget) and federation.summed is not None
+            target = None if federation.summed.noise_multiplier is not None else budget
+            plan = within_records(plan, shared, target, "privacy", evaluation_events(federation))
+        prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
+        begun = checkpoint.state.round if checkpoint and not simulated else 0
+        adaptation = adaptation_of(federation, plan, prior, begun)
+        run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
+        key = _noise_key(run, saved)
+        share = metrics_share_of(federation, plan)
+        # A sum of what the clients' own ledgers are charged for costs their records nothing more.
+        source = OF_RECORDS if federation.record is not None and not simulated else None
+        privacy = SumPrivacy(plan, ledger, share, adaptation, key, federation.units, source)
+        write_acts(run, saved.name if saved else None, ledger)
+        run = replace(run, privacy=privacy, spent=run.spent or spent)
+        run = replace(run, client=asking_for(run.client, _asked_plans(run)))
+        if saved is None:
+            asked = ask(run)
+            privacy = replace(privacy, units=asked.federation.units)
+            run = replace(asked, privacy=privacy, client=asking_for(asked.client, _asked_plans(run)))
+        yield _started(run, saved)
+    finally:
+        close_ledger(federation, ledger)
+
+
+def close_ledger(federation: Federation, ledger: Ledger) -> None:
+    """Close the ledger of `open_ledger`; on real data of this machine its head is kept, to hold a later one to it."""
+    with suppress(LedgerUnavailable):  # only notes are lost: the reservation stays spent
+        ledger.close()
+    if not federation.simulated and federation.deployed is None:
+        with suppress(Refusal):  # of a full disk: the head before stays
+            data_sets.keep_head(ledger, federation.data_id)
+
+
+def _asked_plans(run: Run) -> list[Plan]:
+    """Return the plans of a run's requests to clients: rounds, evaluations, and the scaling question."""
+    assert run.privacy is not None
+    scaling = one_scaling(run.federation, run.name)
+    found = (run.privacy.plan, one_evaluation(run.federation), None if scaling is None else scaling[1])
+    return [each for each in found if each is not None]
+
+
+def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:
+    """Return the population's ledger, open for writing; its people's losses elsewhere are charged first.
+
+    Args:
+      federation: whose clients are protected in sums.
+      folder: of the run, in which a simulation has its ledger.
+      budget: of the ledger.
+      expect: an entry that it must contain.
+
+    Raises:
+      Refusal: its folder cannot be created, or it cannot be opened.
+    """
+    path, simulated = federation.ledger_path(folder), federation.simulated
+    run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
+    if federation.deployed is not None:
+        _require_left(path.parent, federation.deployed.heads)
+    elif not simulated:
+        data_id = federation.data_id
+        prefix = path.stem.removesuffix(federation.owner[:NAMED])
+        owed = data_sets.owed_by_population(path.parent, data_id, prefix)
+        data_sets.settle(path.parent, data_id, owed, budget, prefix)
+    ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
+    if simulated or federation.deployed is not None:
+        return ledger
+    try:
+        if budget.unit is Unit.CLIENT:
+            ledger.shared = data_sets.budgets_of_records(path.parent, federation.data_id, ledger.book)
+        else:
+            clients = data_sets.population_path(path.parent, federation.data_id)
+            charge_records(ledger, clients, budget)
+        return ledger
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _require_left(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run left."""
+    for run, head in sorted(heads.items(), key=lambda each: each[1], reverse=True):
+        if not any(holds_head(path, head) for path in sorted(folder.glob("*.ledger"))):
+            remedy = (
+                f"no ledger there holds entry {head.seq}, which {run} left: it was deleted, or restored from an older copy; "
+                "restore its newest copy (docs/deploy.md, Backups and restores)"
+            )
+            raise Refusal("ledger.dir", str(folder), remedy)
+
+
+def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
+    run, audit = begin(run, fresh=saved is None)
+    settle_records(run.federation, run.client)
+    claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
+    run_folder.write_start(run)
+    return run, audit
+
+
+def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan, str]:
+    """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget.
+
+    Where this budget does not cover the remaining rounds of a resumed run, its noise comes with the refusal's sentence.
+    """
+    federation, spent = run.federation, ""
+    left = federation.settings.rounds_left(run.checkpoint.state.round if run.checkpoint else 0)
+    if (
+        saved is not None
+        and saved.noise is not None
+        and (ledger is None or left <= 0 or federation.mechanism.rows)
+    ):
+        plan = sum_plan_with(federation, saved.noise, saved.filter_order)
+    else:
+        prior = (*ledger.events(Adversary.MODEL), *_sums_before(federation)) if ledger else ()
+        try:
+            plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
+        except Unaffordable as refusal:
+            noise = None if saved is None else saved.noise
+            begun = (
+                None
+                if saved is None or noise is None
+                else sum_plan_with(federation, noise, saved.filter_order)
+            )
+            if begun is None:
+                raise
+            plan = plan_of_rest(federation, begun, prior, left)
+            plan, spent = (begun, str(refusal)) if plan is None else (plan, "")
+        if saved is None and plan is not None and federation.sum_budget is not None:
+            require_one_round(plan, federation.sum_budget, prior)
+    assert plan is not None and plan.noise_multiplier is not None
+    return plan, spent
+
+
+def _sums_before(federation: Federation) -> Sequence[DpEvent]:
+    """Return the events of records by a server's earlier sums of clients, which devices charge to their records."""
+    if federation.deployed is None or federation.together is None:
+        return ()
+    clients = federation.deployed.ledgers / f"{POPULATION}{federation.owner[:NAMED]}.ledger"
+    return sums_of_records(clients, federation.together.adjacency)
+
+
+def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
+    """Return the clients' settings with simulated owners' demand of the planned noise.
+
+    Args:
+      client: the settings.
+      plans: of the client level, calibrated.
+    """
+    asked = client.encryption
+    if asked is None:
+        return client
+    least = min(each.noise_over_clip for each in plans)
+    return replace(client, encryption=replace(asked, minimum_noise_multiplier=least))
+
+
+def _noise_key(run: Run, saved: Saved | None) -> bytes | None:
+    """Return the key of correlated noise on real data, on disk before the run's first round."""
+    federation = run.federation
+    if federation.mechanism.rows is None or federation.seed is not None:
+        return None
+    if saved is None:
+        try:
+            return noise_key.make(run.folder)
+        except OSError as problem:
+            remedy = f"no key can be kept there ({problem.strerror}); choose another"
+            raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
+    finished = run.checkpoint is not None and run.checkpoint.state.round >= federation.settings.steps
+    key = b"" if finished else noise_key.read(run.folder)
+    if key and saved.places not in (None, federation.places_under(key)):
+        remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
+        raise Refusal("resume", str(run.folder), remedy)
+    return key

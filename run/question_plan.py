@@ -1,0 +1,230 @@
+"""Plan of a question: its noise for a given cost, the resulting intervals, and the cost that would suffice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..base.refusal import Refusal
+from ..privacy.budget import Budget, Unit
+from ..privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
+from ..privacy.statistics.figure import NORMAL_95
+from ..privacy.statistics.inquiry import Inquiry, Question
+from ..strategies.cohorts import All, Poisson
+from ..strategies.record_plan import PoissonBatches
+from .acts import unless_accepted
+from .federation import EVERYBODY, Federation
+
+if TYPE_CHECKING:
+    from ..messages.question_wire import Asked  # flwr, and plans know questions too
+
+MOST_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
+
+
+@dataclass(frozen=True)
+class Spend:
+    """Cost of one inquiry: an epsilon or a noise multiplier; exactly one is given.
+
+    Attributes:
+      epsilon: of the inquiry alone, at the delta of the federation's budget.
+      noise_multiplier: standard deviation of the noise over the sensitivity.
+    """
+
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            remedy = "give the question's cost: either epsilon or noise_multiplier"
+            raise Refusal("epsilon", self.epsilon, remedy)
+
+
+def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Plan:
+    """Return the plan of a question: one round of the cohort, with the noise for its cost.
+
+    Args:
+      federation: whose clients or records are protected.
+      inquiry: says which.
+      spend: its cost.
+
+    Raises:
+      Refusal: the federation hides something else, or its cohort is not one that a question has.
+    """
+    budget = carried_by(federation, inquiry)
+    of_records = inquiry.unit is Unit.RECORD
+    plan = Plan(
+        budget.unit,
+        budget.adjacency,
+        PoissonBatches(1.0, 1) if of_records else federation.cohort,
+        1.0 if federation.summed is None else federation.unit_norm,
+        inquiry.levels,
+        spend.noise_multiplier,
+        EVERYBODY if of_records else federation.adversaries,
+    )
+    if spend.epsilon is not None:
+        plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
+    assert plan.noise_multiplier is not None
+    if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
+        raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves only noise; give more epsilon")
+    return plan
+
+
+def carried_by(federation: Federation, inquiry: Inquiry) -> Budget:
+    """Return the budget that a question is charged to, if the federation supports the question.
+
+    Raises:
+      Refusal: the federation hides something else, or its cohort is not one that a question has.
+    """
+    budget = budget_of(federation, inquiry)
+    if not isinstance(federation.cohort, All if inquiry.unit is Unit.RECORD else All | Poisson):
+        remedy = "questions go to all clients or, at the client level, to a Poisson draw of them"
+        raise Refusal("cohort", federation.cohort.name, remedy)
+    return budget
+
+
+def budget_of(federation: Federation, inquiry: Asked) -> Budget:
+    """Return the budget that a question is charged to.
+
+    Raises:
+      Refusal: the federation's privacy unit is not the question's.
+    """
+    settings = federation.settings
+    both = federation.summed is not None and federation.record is not None
+    found = federation.sum_budget or federation.record_budget
+    if found is None or both:
+        remedy = "hides no unit, or two at once, and a question is charged to one: choose client_central, "
+        remedy = f"{remedy}client_distributed, record or record_distributed"
+        raise Refusal("privacy", settings.privacy.name, remedy)
+    if found.unit is not inquiry.unit:
+        if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
+            remedy = "a question counts rows, and a person may have several; leave it out"
+            raise Refusal("privacy.per_person", federation.per_person, remedy)
+        remedy = f"privacy={settings.privacy.name} protects a {found.unit}: ask with unit={found.unit}, or choose another"
+        raise Refusal("unit", str(inquiry.unit), remedy)
+    if federation.record is not None and federation.settings.secagg is not None:
+        remedy = "already noises each answer, and they are summed in the clear; leave it out, or use record_distributed"
+        raise Refusal("secagg", "on", f"privacy=record {remedy}")
+    return found
+
+
+def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
+    """Refuse a question whose planned interval is wider than its resolution.
+
+    Raises:
+      Refusal: it is; the sentence names the epsilon or the rows that suffice.
+    """
+    for each in inquiry.questions:
+        if each.resolution is None:
+            continue
+        planned = planned_half_width(federation, inquiry, each, plan)
+        if planned is None:
+            remedy = f"give the number of rows, so that {each.name} can be planned"
+            raise Refusal("at_least", None, remedy)
+        if planned > each.resolution:
+            raise Refusal(
+                "resolution", each.resolution, _what_would_do(federation, inquiry, each, plan, planned)
+            )
+
+
+def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan: Plan) -> None:
+    """Refuse to spend real people's budget on an answer that the noise drowns; on simulated data only warn.
+
+    Raises:
+      Refusal: the noise on a question's count of rows exceeds all rows that count in full, and this was not accepted.
+    """
+    most = federation.population * inquiry.records
+
+    def answers(tried: Plan) -> bool:
+        noise = noise_of_sum(federation, tried)
+        return all(
+            NORMAL_95 * sigma_of(federation, inquiry, each, noise) < most for each in inquiry.questions
+        )
+
+    if answers(plan):
+        return
+    drowned = max(
+        sigma_of(federation, inquiry, each, noise_of_sum(federation, plan)) for each in inquiry.questions
+    )
+    clients = f"{federation.population} clients of {inquiry.records:g} rows that count"
+    said = f"leaves only noise, +-{NORMAL_95 * drowned:.0f} rows, on the counts of {clients}"
+    enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
+    said += "; no epsilon suffices" if enough is None else f"; give more than {enough:.2g}"
+    said += ", hide one row by unit=record" if inquiry.unit is Unit.CLIENT else ""
+    field = "noise_multiplier" if spend.epsilon is None else "epsilon"
+    refusal = Refusal(field, spend.epsilon or spend.noise_multiplier, said)
+    unless_accepted(federation, refusal, "accept_vacuous=true")
+
+
+def planned_half_width(
+    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan
+) -> float | None:
+    """Return the planned half-width of the interval; None if it depends on an unknown number of rows."""
+    sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
+    rows = question.at_least
+    if rows is None:
+        ends = [question.statistic.planned(sigma, each) for each in (1.0, 2.0)]
+        return ends[0] if ends[0] == ends[1] else None
+    return question.statistic.planned(sigma, rows)
+
+
+def _what_would_do(
+    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
+) -> str:
+    """Return a clause with the epsilon and the rows at which the interval meets the resolution."""
+    wanted, said = question.resolution, f"{question.name} is planned to +-{planned:.3g}"
+    assert wanted is not None
+
+    def fits(tried: Plan) -> bool:
+        half = planned_half_width(federation, inquiry, question, tried)
+        return half is not None and half <= wanted
+
+    enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
+    if enough is None:
+        return f"{said}, and no epsilon suffices; ask for less, or ask more clients"
+    said = f"{said}; epsilon {enough:.3g} would suffice"
+    sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
+    rows = () if question.at_least is None else (question.at_least * 1.05**step for step in range(500))
+    many = next((each for each in rows if question.statistic.planned(sigma, each) <= wanted), None)
+    return said if many is None else f"{said}, or {math.ceil(many)} rows"
+
+
+def least_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
+    """Return the least epsilon at which an insufficient plan becomes sufficient; None if there is none.
+
+    Args:
+      plan: with too much noise.
+      delta: in (0, 1).
+      fits: whether a plan is sufficient.
+    """
+    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
+    if not fits(replace(plan, noise_multiplier=low)):
+        return None
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if fits(replace(plan, noise_multiplier=middle)) else (low, middle)
+    return replace(plan, noise_multiplier=low).epsilon(delta)
+
+
+def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise_over_clip: float) -> float:
+    """Return the standard deviation of a cell, in rows, of an answer for all clients.
+
+    With a Poisson draw the cells are divided by its rate, and the undrawn clients add an error, bounded by every
+    client's longest part.
+    """
+    sigma, rate = inquiry.sigma(question, noise_over_clip), rate_of(federation)
+    if inquiry.unit is Unit.RECORD:
+        return sigma
+    bound = inquiry.records * question.statistic.row_norm
+    drawn = federation.population * (1 - rate) / rate * bound**2
+    return math.sqrt((sigma / rate) ** 2 + drawn)
+
+
+def noise_of_sum(federation: Federation, plan: Plan) -> float:
+    """Return a sum's noise over the norm of one unit: with `privacy=record` every client adds the full noise."""
+    return plan.noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
+
+
+def rate_of(federation: Federation) -> float:
+    return federation.cohort.rate if isinstance(federation.cohort, Poisson) else 1.0

@@ -1,0 +1,178 @@
+"""Released model of a run, read from its folder with its task, and applied to data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.refusal import Refusal
+from ..configs.strict import leaves
+from .files import CONFIG, MODEL, RESULT
+from .run_files import read_config
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from ..tasks import Task
+
+TABLES = ("csv", "census", "star")  # tasks whose runs store the schema of their inputs
+
+
+def require_ended(folder: Path) -> None:
+    """Refuse a folder without a run, or with an unfinished one."""
+    if not (folder / CONFIG).is_file():
+        raise Refusal("folder", str(folder), "holds no run; name a folder that fedveil simulate has made")
+    if not (folder / RESULT).is_file():
+        raise Refusal("folder", str(folder), "its run has not ended; resume it with simulate(resume=...)")
+
+
+def named_model(plain: dict[str, Any]) -> Path | None:
+    """Return the run whose model a question names, and replace it by the model's hash; None if it names none.
+
+    Args:
+      plain: keys of the question, modified in place.
+
+    Raises:
+      Refusal: there is no such run, or it has no model.
+    """
+    if plain.get("model") is None:
+        return None
+    run = Path(str(plain["model"]))
+    if not (run / MODEL).is_file():
+        raise Refusal("model", str(run), "is not the folder of a run with a model; name one")
+    plain["model"] = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
+    return run
+
+
+def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | None:
+    """Return the file of the model that a question is about; None without one.
+
+    Args:
+      run: as `named_model` returns it.
+      digest: of the file, as the question has it.
+      task: of the clients that are asked.
+
+    Raises:
+      Refusal: the question names another model, the run has not ended, or it has another task.
+    """
+    if (run is None) != (digest is None):
+        raise Refusal("model", digest, "name the run by its folder")
+    if run is None:
+        return None
+    from ..tasks.model_columns import read_released
+
+    require_ended(run)
+    file = (run / MODEL).read_bytes()
+    if hashlib.sha256(file).hexdigest() != digest:
+        raise Refusal("model", str(run), "has changed since the question was read; ask again")
+    try:
+        read_released(task.model(), file)
+    except Refusal as refusal:
+        raise Refusal("model", str(run), refusal.remedy) from refusal
+    return file
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the run in this folder, with its references resolved."""
+    return dict(read_config(folder / CONFIG)[0])
+
+
+def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
+    """Return the task of the run in `folder`; only allowed modules are imported.
+
+    Args:
+      folder: of the run.
+      allow_modules: modules that may be imported for a user's task.
+
+    Raises:
+      Refusal: the task cannot be loaded.
+    """
+    from ..tasks import DEALT, load_task
+
+    config = config_of(folder)
+    asked, partition = config["task"], config.get("partition")
+    if lost := next((pair for pair in leaves(asked) if str(pair[1]).startswith("${")), None):
+        raise Refusal(
+            f"task.{lost[0]}", lost[1], "cannot be resolved; set what it takes from the environment"
+        )
+    if asked["name"] in TABLES:
+        kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"]}
+        return load_task(
+            "csv", kept | {name: asked[name] for name in ("hidden", "groups", "bins") if name in asked}
+        )
+    options = {"folder": asked["folder"]} if asked.get("folder") else dict(asked.get("args") or {})
+    if asked.get("model") is not None:
+        options["model"] = asked["model"]
+    if asked.get("target") and asked.get("num_clients") is not None:
+        options["num_clients"] = asked["num_clients"]
+    if asked.get("target") and partition is not None:
+        options[DEALT] = {
+            **partition,
+            "num_clients": asked.get("num_clients"),
+            "seed": config.get("seed") or 0,
+        }
+    return load_task(asked.get("target") or asked["name"], options, allow_modules)
+
+
+def model_of(folder: Path, task: Task) -> nn.Module:
+    """Return the released model in evaluation mode.
+
+    Raises:
+      Refusal: it is of another task.
+    """
+    from ..tasks.model_columns import read_released
+
+    model = task.model()
+    read_released(model, (folder / MODEL).read_bytes())
+    return model.eval()
+
+
+def predictions(
+    model: Callable[..., Tensor], task: Task, data: object, classifies: bool
+) -> dict[str, NDArray[Any]]:
+    """Return a model's outputs for each row of the data, by column name, shape (n,) each.
+
+    Args:
+      model: in evaluation mode.
+      task: that the model was trained for.
+      data: of a run on tables a file, a folder or a data frame; of any other a file .npy, or an array, of the model's
+        inputs, shape (n, ...).
+      classifies: whether outputs without a schema are logits of classes.
+
+    Raises:
+      Refusal: the data do not suit the model.
+    """
+    import torch
+
+    from ..tasks.exported import read_array
+    from ..tasks.numpy_model import columns
+    from ..tasks.protocol import PredictingTask
+
+    inputs = task.encode(data) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(data))
+    try:
+        with torch.no_grad():
+            outputs = model(inputs)
+    except (RuntimeError, IndexError) as error:
+        remedy = f"does not suit the model: {_row_of(task) or str(error).splitlines()[0]}"
+        raise Refusal("data", _told(inputs), remedy) from None
+    if outputs.shape[:1] != inputs.shape[:1]:
+        raise Refusal("data", f"shape {tuple(inputs.shape)}", "must be a list of rows, shape (n, ...)")
+    return task.decode(outputs) if isinstance(task, PredictingTask) else columns(outputs.numpy(), classifies)
+
+
+def _row_of(task: Task) -> str:
+    """Return what a row of the task's inputs is; nothing where its data are not here."""
+    from ..tasks.data import as_data, placeholder
+
+    with suppress(Exception):
+        rows: Any = placeholder(as_data(task.held_out()), 1)
+        return f"a row is {_told(rows.squeeze(0))}"
+    return ""
+
+
+def _told(inputs: Any) -> str:
+    return f"shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}"

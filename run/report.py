@@ -1,0 +1,283 @@
+"""Report of a run's guarantees and losses: the ``privacy`` list of its result, and the versions of its software."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
+
+from ..messages.client_settings import ClientSettings
+from ..privacy.accounting.curve import (
+    PrivacyCurve,
+    filter_curve,
+    group_epsilons,
+    largest,
+    privacy_curve,
+    worst,
+)
+from ..privacy.accounting.epsilon import (
+    GATE_INTERVAL,
+    PUBLISH_INTERVAL,
+    accountant_name,
+    epsilon,
+    forget_distributions,
+)
+from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
+from ..privacy.accounting.renyi_filter import accountant
+from ..privacy.budget import Adjacency, Adversary, Unit
+from ..privacy.ledger.book import read_events
+from ..privacy.ledger.client_sums import lost_by_records
+from ..privacy.ledger.ledger import Ledger
+from ..strategies.cohorts import invited_size
+from ..strategies.record_plan import record_plan
+from .federation import EVERYBODY, Federation
+from .so_far import OWN_LEDGERS
+
+PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
+TAKEN_PART = "poisson batches, in the rounds taken part in"
+EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
+OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
+OF_ALL = "poisson, by a coin for each record of all clients"
+BY_SUMS = "by sums of whole clients"
+MOST_KINDS = 8  # of clients, for which the loss of several records is computed
+Known = tuple[float, PrivacyCurve | None]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Loss of one unit against one adversary so far; an infinite epsilon has no curve.
+
+    `groups` holds the joint loss of several records of one person, as (records, epsilon).
+    """
+
+    unit: Unit
+    adversary: Adversary
+    adjacency: Adjacency
+    epsilon: float
+    delta: float
+    target_epsilon: float | None
+    accountant: str
+    sampling: str
+    curve: PrivacyCurve | None = None
+    groups: Sequence[tuple[int, float]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON; JSON has no infinity, so it is spelled."""
+        shown = "infinity" if math.isinf(self.epsilon) else self.epsilon
+        return {
+            "unit": str(self.unit),
+            "adversary": str(self.adversary),
+            "adjacency": str(self.adjacency),
+            "epsilon": shown,
+            "delta": self.delta,
+            "target_epsilon": self.target_epsilon,
+            "accountant": self.accountant,
+            "sampling": self.sampling,
+            "curve": None if self.curve is None else self.curve.to_json(),
+            "groups": [[n, "infinity" if math.isinf(each) else each] for n, each in self.groups],
+        }
+
+
+def spent(
+    federation: Federation,
+    ledger: Ledger | None,
+    client_ledgers: Sequence[Path],
+    draws: Sequence[DpEvent] = (),
+    most: Sequence[DpEvent] | None = None,
+) -> list[Spent]:
+    """Return the loss of every unit against every adversary, at the accountant's finest setting.
+
+    Args:
+      federation: its parts.
+      ledger: the population's, if clients are protected in the sum.
+      client_ledgers: the clients' own, if records are protected.
+      draws: `open_draws` of the rounds so far.
+      most: largest possible loss of a record, if cohorts are secret.
+    """
+    rows: list[Spent] = []
+    if federation.record is not None:
+        rows += _record_rows(federation, client_ledgers, draws, most)
+    if federation.summed is not None:
+        assert ledger is not None
+        rows += _sum_rows(federation, ledger)
+    if rows:
+        forget_distributions()  # the finest ones are not needed again
+        return rows
+    why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
+    return [_unprotected(adversary, 0.0, why) for adversary in EVERYBODY]
+
+
+def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
+    """Return what each real record has lost by sums of whole clients, as a row; None if records have rows of their own.
+
+    Args:
+      federation: its parts.
+      ledger: the population's.
+    """
+    client = federation.summed
+    if ledger is None or client is None or client.unit != Unit.CLIENT or federation.record is not None:
+        return None
+    if federation.simulated:  # nobody's records
+        return None
+    delta, adjacency = client.target_delta, Adjacency.ZERO_OUT
+    lost = lost_by_records(ledger.book, delta)
+    if lost is None:
+        return None
+    name = accountant_name(delta, adjacency, GATE_INTERVAL)
+    return Spent(Unit.RECORD, Adversary.MODEL, adjacency, lost, delta, None, name, BY_SUMS).to_json()
+
+
+def encryption(federation: Federation) -> dict[str, Any] | None:
+    """Return the guarantee of encrypted sums in words; None where vectors travel in the clear."""
+    masking = federation.masking
+    if masking is None:
+        return None
+    expected = round(invited_size(federation.cohort, federation.num_clients))
+    attendance = masking.attendance(expected)
+    alone = "; the sum itself is exact and has no epsilon: it can reveal much about one client"
+    return {
+        "promise": "the server sees a cohort's sum and no single vector"
+        + ("" if federation.distributed else alone),
+        "profile": str(masking.profile),
+        "cohort": expected,
+        "minimum_survivors": attendance.least,
+        "colluders_assumed": attendance.colluders,
+        "identities": "simulated: this machine holds every key"
+        if federation.deployed is None
+        else f"of the roster that the authority signed, version {masking.roster.version}",
+    }
+
+
+def _sum_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
+    client = federation.summed
+    assert client is not None
+    delta, adjacency = client.target_delta, client.adjacency
+    server = _unprotected(Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
+    rows = [] if federation.distributed else [server]
+    order, target = ledger.filter_order, client.target_epsilon
+    name = accountant(delta, adjacency, order)
+    sampling = federation.cohort.name if federation.together is None else OF_ALL
+    for adversary in federation.adversaries:
+        events = ledger.events(adversary)
+        cost, shape = _of_sums(federation, events, delta, adjacency, order)
+        groups = _groups(client.unit, [events], delta, adjacency)
+        rows.append(
+            Spent(client.unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups)
+        )
+    return rows
+
+
+def _of_sums(
+    federation: Federation, events: Sequence[DpEvent], delta: float, adjacency: Adjacency, order: float | None
+) -> Known:
+    if order is None:
+        return _lost([events], delta, adjacency, PUBLISH_INTERVAL)
+    budget = federation.sum_budget  # a filter guarantees exactly its whole budget
+    if budget is None or federation.summed is None or not federation.summed.target_epsilon:
+        return math.inf, None
+    return budget.target_epsilon, filter_curve(budget, order)
+
+
+def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Known:
+    """Return epsilon and curve that bound the separate losses of several units."""
+    found = [dict(each) for each in largest(units)] or [{}]
+    cost = max(epsilon(each, delta, adjacency, interval) for each in found)
+    if math.isinf(cost):
+        return cost, None
+    return cost, worst(privacy_curve(each, adjacency, interval) for each in found)
+
+
+def _groups(
+    unit: Unit, units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency
+) -> Sequence[tuple[int, float]]:
+    """Return bounds (records, epsilon) of the loss of several records of one person; empty if the unit is not a record.
+
+    It is also empty if there are too many kinds of clients to compose again.
+    """
+    kinds = largest(units) if unit is Unit.RECORD else []
+    if not kinds or len(kinds) > MOST_KINDS:
+        return ()
+    found = [group_epsilons(dict(each), delta, adjacency) for each in kinds]
+    return [max(each) for each in zip(*found, strict=True)] if all(found) else ()
+
+
+def _record_rows(
+    federation: Federation,
+    client_ledgers: Sequence[Path],
+    draws: Sequence[DpEvent],
+    most: Sequence[DpEvent] | None,
+) -> list[Spent]:
+    """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
+
+    The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
+    part. If that is secret, or clients are real, the rows hold the largest possible loss.
+    """
+    record = federation.record
+    assert record is not None
+    delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
+    distinct: Collection[Sequence[DpEvent]] = ()
+    if federation.deployed is not None:
+        known = (math.inf if target is None else target, None), OWN_LEDGERS, TAKEN_PART
+    elif most is not None:
+        lost = _lost([most], delta, adjacency, GATE_INTERVAL)
+        known = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
+    else:
+        distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+        lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
+        known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+    lost_by = () if federation.deployed is not None else [most] if most is not None else distinct
+    groups = _groups(record.unit, lost_by, delta, adjacency)
+    others = known
+    if draws:
+        drawn = _lost([[each, *federation.simulated_cost] for each in draws], delta, adjacency, GATE_INTERVAL)
+        if drawn[0] < known[0][0]:
+            others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
+    shown = {a: known if a is Adversary.SERVER else others for a in EVERYBODY}
+    return [
+        Spent(record.unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
+        for a, ((cost, shape), name, sampling) in shown.items()
+    ]
+
+
+def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> list[DpEvent]:
+    """Return a record's cost of the run before its client's draws are known.
+
+    One event for each kind of client. A draw of clients does not hide a record: a changed model reveals that a client
+    took part, with or without this record. So the draw counts as public, but still as random, and a client that was
+    drawn unusually often loses no more than the others.
+
+    Returns:
+      The events; none where the ledgers also hold other runs, as those of real data may, or where clients are not drawn
+      by Poisson coins.
+    """
+    coin = federation.cohort.coin
+    if client.record is None or coin is None or not federation.simulated:
+        return []
+    plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
+    # With equally many steps of equal noise, fewer records are sampled at a higher rate.
+    worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
+    return [
+        SelfComposedDpEvent(OpenlySampledDpEvent(float(coin), plan.event()), rounds)
+        for plan in worst.values()
+    ]
+
+
+def _steps(event: DpEvent) -> int:
+    return event.count if isinstance(event, SelfComposedDpEvent) else 1
+
+
+def _unprotected(
+    adversary: Adversary, delta: float, why: str, adjacency: Adjacency = Adjacency.ZERO_OUT
+) -> Spent:
+    return Spent(Unit.CLIENT, adversary, adjacency, math.inf, delta, None, why, "none")
+
+
+def versions() -> dict[str, str]:
+    """Return the software versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

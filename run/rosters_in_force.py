@@ -1,0 +1,52 @@
+"""Rosters of a run: the file ROSTERS of its folder has a line for each, with the first round that it applied to."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.bounded_decoding import read_lines
+from ..base.durable_files import append_line
+from ..privacy.secagg.roster import Roster
+from ..privacy.secagg.roster_change import RosterChange, change_from
+from .files import ROSTERS
+
+
+@dataclass(frozen=True)
+class InForce:
+    """Roster in force, and the first round that may have been drawn from it."""
+
+    round: int
+    change: RosterChange
+
+
+def note_roster(folder: Path, roster: Roster, number: int) -> None:
+    """Record the roster from which cohorts are drawn, unless it is unchanged.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    known = rosters_in(folder)
+    if known and known[-1].change.hash == roster.hash.hex():
+        return
+    members = frozenset[str]()
+    for each in known:
+        members = (members - set(each.change.removed)) | set(each.change.added)
+    change = change_from(members, known[-1].change.version if known else 0, roster)
+    append_line(folder / ROSTERS, asdict(InForce(number, change)))
+
+
+def rosters_in(folder: Path) -> list[InForce]:
+    """Return the rosters of a run in order, none in a simulation; a truncated line is left out."""
+    return read_lines(InForce, folder / ROSTERS)
+
+
+def told_rosters(folder: Path, names: bool) -> list[dict[str, Any]]:
+    """Return the rosters of a run in the form of its result.
+
+    Args:
+      folder: of the run.
+      names: whether to include the members' names.
+    """
+    rows = [{"round": each.round, **asdict(each.change)} for each in rosters_in(folder)]
+    secret = {} if names else dict.fromkeys(("members", "added", "removed"))
+    return [row | secret for row in rows]

@@ -1,0 +1,505 @@
+"""Run of a federation, simulated or real: its rounds on any grid, from its parts to a folder of results."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from ..base.durable_files import open_for_owner
+from ..base.refusal import Refusal, refusing
+from ..configs.settings import shown_keys
+from ..links.traffic import NOTHING, Carried, Tally
+from ..messages.flower_adapter import quiet_flower
+from ..messages.wire import DROP_REASONS, MIXES
+from ..privacy.audit.alarms import Level
+from ..privacy.ledger.ledger import LedgerUnavailable
+from ..server.checkpoint import State
+from ..server.participants import Participants
+from ..server.private_grid import PrivateGrid
+from ..server.round_terms import ALL_ANSWERS, Answers, Round, SumTerms
+from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
+from ..strategies.canaries import add_canaries
+from ..tasks.arrays import emptied, holding
+from ..tasks.data import Examples, batches_of, derived, figures_of, held_out_of, run_on
+from ..tasks.group_figures import group_figures
+from ..tasks.hardware import device_of, placed, precision
+from ..tasks.independence import Mixing
+from ..tasks.memory import give_back, stop_keeping
+from ..tasks.protocol import GroupedTask
+from . import audit as auditing
+from . import run_folder
+from .asking import Reach
+from .average import average_after
+from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
+from .client_instructions import order_of
+from .display import CLIENTS_LOG, Display
+from .evaluation import evaluate_at_clients, score_at_clients
+from .evaluation_figures import shown_metrics
+from .evaluation_plan import evaluated_rounds
+from .federation import Federation, Run
+from .log_file import LogFile, written_by
+from .machine_time import machine_time, since
+from .prepare import alone_on_records, make_strategy_of, opened, prepare
+from .promise import MIXED
+from .record_ledgers import charged, record_meter
+from .rosters_in_force import note_roster
+from .run_folder import Progress
+from .scaling import as_answered, ask_scaling
+from .scaling_plan import asks_scaling, everybody
+from .tuning import names_of, require_arms, tuned_order
+
+Arrays = dict[str, NDArray[np.generic]]
+
+MOST_CLASSES = 32  # of a confusion matrix
+EXIT_CODES = {
+    Status.COMPLETED: 0,
+    Status.FAILED: 1,
+    Status.EXHAUSTED: 3,
+    Status.ALARMED: 5,
+    Status.PAUSED: 5,
+    Status.INTERRUPTED: 130,
+}
+_UNCONFIRMED = 4  # exit code for a test that is too weak, as in fedveil audit
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Result of a run.
+
+    Attributes:
+      exit_code: of the command that ran it.
+      result: the content of its result.json.
+      folder: of its files.
+      carried: bytes exchanged with its clients by this process until the result was made.
+      signal: number of the signal that interrupted it, or 0.
+    """
+
+    exit_code: int
+    result: dict[str, Any]
+    folder: Path
+    carried: Carried = NOTHING
+    signal: int = 0
+
+
+def order_here(run: Run) -> Mapping[str, str]:
+    """Return the order of every round to simulated clients, which have the settings: empty unless rounds differ.
+
+    It names no run: each has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+    """
+    return {} if run.tuning is None else order_of(replace(run, name="simulation"))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Surroundings of a run's rounds.
+
+    Attributes:
+      grid: context manager that opens the grid to the clients.
+      order: the training order of every round; simulated clients need none.
+      pace: of the rounds.
+      callbacks: in addition to those of the settings; an error of one of these ends the run.
+      objects: the user's own callbacks; their errors do not end the run.
+      renew: called before each round; returns the federation with its current clients, or raises a Refusal, which ends
+        the run.
+      tally: of the bytes exchanged with the clients.
+    """
+
+    grid: Callable[[Run], AbstractContextManager[Grid]]
+    order: Callable[[Run], Mapping[str, str]] = order_here
+    pace: Pace = field(default_factory=Pace)
+    callbacks: Sequence[Callback] = ()
+    objects: Sequence[Callback] = ()
+    renew: Callable[[Federation], Federation] = lambda federation: federation
+    tally: Tally = field(default_factory=Tally)
+
+
+def run_federation(
+    federation: Federation, folder: Path, around: Environment, quiet: bool = False
+) -> RunResult:
+    """Run the federation's rounds, simulated or real, and write the results into its folder.
+
+    Args:
+      federation: its parts.
+      folder: the run folder; ignored if the settings name a run to resume.
+      around: surroundings of the rounds.
+      quiet: show nothing.
+
+    Raises:
+      Refusal: before anything is spent.
+    """
+    quiet_flower()
+    begin = machine_time()
+    resumed = federation.settings.resume
+    folder = Path(resumed) if resumed else folder
+    saved = run_folder.read_saved(folder) if resumed else None
+    federation = as_answered(federation, folder) if resumed else federation
+    own = guarded(around.objects, federation.settings.callbacks)
+    prepared = prepare(federation, folder, saved)
+    display = () if quiet else (Display(),)
+    watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
+    with (
+        alone_on_records(federation),
+        opened(prepared, saved, partial(_scaled, around)) as (run, audit),
+        _client_log(federation, folder),
+        closing(display[0]) if display else nullcontext(),
+    ):
+        strategy = make_strategy_of(federation)
+        arms = 1 if run.tuning is None else len(run.tuning.values)
+        strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
+        meter = record_meter(run.federation, run.client)
+        with refusing(run_folder.folder_setting(federation), folder, "cannot be read or written"):
+            progress = run_folder.begun(run, strategies, audit, meter, around.tally)
+        give_back()  # memory of planning
+        with around.grid(run) as grid:
+            ending = _run_on(progress, strategies, around, grid, watching)
+        stop_keeping()
+        state = ending.state
+        averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
+        title = title_of(progress.run.federation)
+        confused = confusion(run.federation, state.model)
+        result = run_folder.finish(progress, ending, since(begin), title, averaged, confused)
+        model = shown_model(state.model)
+        told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
+        for each in watching:
+            each.end(told)
+    return RunResult(exit_code_of(result), result, folder, progress.reported_bytes, ending.signal)
+
+
+def _scaled(around: Environment, run: Run) -> Run:
+    """Return the run with inputs scaled by its clients' answer, if it asks them; waits until they are connected."""
+    if not asks_scaling(run.federation.settings):
+        return run
+    why = around.pace.ready(threading.Event())
+    if why is not None:
+        raise Refusal("link.clients", None, why)
+    return ask_scaling(run, around.grid, _reach_of_all(run.federation, around.pace.deadline))
+
+
+def _reach_of_all(federation: Federation, timeout: float) -> Reach:
+    """Return the terms on which all clients answer, independent of the cohort."""
+    return Reach(answers_of(everybody(federation)), timeout, federation.randomness)
+
+
+def exit_code_of(result: Mapping[str, Any]) -> int:
+    """Return the exit code for a result; not 0 if an alarm of its audit is unconfirmed."""
+    audit = result.get("audit")
+    levels = set[str]()
+    if audit is not None and audit["on_alarm"] != "note":
+        levels = {each["level"] for each in audit["alarms"]}
+    doubt = Level.ORANGE in levels and Level.RED not in levels
+    return EXIT_CODES[Status(result["status"])] or (_UNCONFIRMED if doubt else 0)
+
+
+@contextmanager
+def _client_log(federation: Federation, folder: Path) -> Generator[None]:
+    """Write simulated clients' errors into the run folder; real clients keep theirs to themselves."""
+    path = folder / CLIENTS_LOG
+    with refusing(run_folder.folder_setting(federation), path, "cannot be written"):
+        open_for_owner(path).close()
+        log = LogFile(path)
+    try:
+        with written_by(logging.getLogger("fedveil.client"), log):
+            yield
+    finally:
+        with suppress(OSError):  # a disk that fails has ended the run with its own sentence
+            if path.exists() and not path.stat().st_size:
+                path.unlink()
+
+
+def _run_on(
+    progress: Progress,
+    strategies: Sequence[Strategy],
+    around: Environment,
+    grid: Grid,
+    watching: Sequence[Callback],
+) -> Ending:
+    run, state = progress.run, progress.state
+    federation = run.federation
+    private = PrivateGrid(
+        _participants(run, grid),
+        privacy=run.privacy,
+        randomness=federation.randomness,
+        run=run.name,
+        masking=federation.masking,
+        terms=SumTerms(
+            federation.metrics, run.client.canaries_of_step.count, federation.compression, run.tuning
+        ),
+    )
+    if progress.meter is not None and federation.seed is not None:
+        private.skip_to(state.round, state.choices)
+        for number in range(1, state.round + 1):
+            drawn = private.participants.numbers(private.draw(number))
+            heard = progress.history[number - 1]["replies"] != 0
+            progress.meter.add(drawn if heard else charged(run, number, drawn))
+
+    def ready(stop: threading.Event) -> str | None:
+        return around.pace.ready(stop) or _renewed(progress, private, around)
+
+    order, down = around.order(run), federation.settings.compress.down
+    loop = Loop(
+        strategy=strategies[0],
+        num_rounds=state.round if run.spent else federation.settings.steps,
+        evaluate=evaluator(federation),
+        after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
+        train_config=partial(tuned_order, run, order),
+        pace=replace(around.pace, ready=ready),
+        average_after=average_after(run),
+        tuning=run.tuning,
+        others=strategies[1:],
+        score=partial(_scored, progress, private, around.pace.deadline)
+        if federation.settings.scored_at_clients
+        else None,
+        difference_bits=down if isinstance(down, int) else None,
+        buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
+    )
+    del state  # frees the first model
+    ending = _ended(progress, _rounds(progress, private, loop, watching))
+    if progress.meter is not None:  # the cohort of an unfinished round may be charged as well
+        progress.meter.took_part.update(private.participants.numbers(private.drawn))
+    if ending.status is Status.INTERRUPTED:
+        return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
+    return ending
+
+
+def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
+    """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
+    last, federation = progress.history[-1:], progress.run.federation
+    owed = last and "evaluation" not in last[0] and evaluated_rounds(federation.settings)
+    if not owed or pace.ready(threading.Event()) is not None:
+        return
+    reach = _reach_of_all(federation, pace.deadline)
+    evaluated = evaluate_at_clients(progress.run, grid.participants, reach, progress.state, last=True)
+    last[0].update({**shown_metrics(evaluated), "evaluation": evaluated})
+
+
+def _ended(progress: Progress, ending: Ending) -> Ending:
+    """Return the ending; a resumed run that lacks only rounds that were paid for and lost in a crash is completed."""
+    run, settings, done = progress.run, progress.run.federation.settings, ending.state.round
+    if run.spent and ending.status is Status.COMPLETED:
+        ending = replace(ending, status=Status.EXHAUSTED, reason=run.spent)
+    lost = run.checkpoint is not None and settings.steps - done <= settings.checkpoint_every
+    if ending.status is not Status.EXHAUSTED or not lost:
+        return ending
+    reason = f"{done} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
+    return replace(ending, status=Status.COMPLETED, reason=reason)
+
+
+def _start_of(progress: Progress) -> RunStart:
+    federation = progress.run.federation
+    return RunStart(
+        federation.deployed.run if federation.deployed else progress.run.folder.name,
+        title_of(federation),
+        progress.run.folder,
+        federation.settings.steps,
+        frozen(budgets_of(federation)),
+        frozen(shown_keys(federation.settings.source)),
+        frozen(progress.history),
+        auditing.shown(progress.audit),
+    )
+
+
+def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequence[Callback]) -> Ending:
+    """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
+    try:
+        ended = None if progress.audit is None else auditing.go_on(progress.audit, grid, progress.state)
+        if progress.run.spent and not ended:
+            _evaluate_last(progress, grid, loop.pace)
+        started = _start_of(progress)
+        for each in watching:
+            each.start(started)
+        return ended or run_rounds(grid, loop, progress.state)
+    except LedgerUnavailable as problem:
+        last = progress.state
+        return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)
+    except Mixing as problem:
+        return Ending(Status.FAILED, f"{MIXED}; {problem}", progress.state)
+    except OSError as problem:
+        return Ending(Status.FAILED, run_folder.cannot_write(progress, problem), progress.state)
+
+
+def _participants(run: Run, grid: Grid) -> Participants:
+    federation, canaries = run.federation, run.client.canaries
+    return Participants(
+        grid,
+        federation.cohort,
+        federation.num_clients,
+        answers_of(federation),
+        federation.num_canaries,
+        None if canaries is None or federation.deployed is None else partial(add_canaries, canaries),
+        federation.settings.population,
+        names=names_of(federation),
+    )
+
+
+def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str | None:
+    """Use the current clients for the next round; return why that is impossible, or None."""
+    before = progress.run.federation
+    try:
+        federation = around.renew(before)
+        if progress.run.tuning is not None and progress.state.winner is None:
+            require_arms(federation, progress.run.tuning)
+    except Refusal as refusal:
+        return str(refusal)
+    if federation is not before and federation.deployed is not None:
+        note_roster(progress.run.folder, federation.deployed.roster, progress.state.round + 1)
+        progress.run = replace(progress.run, federation=federation)
+        nodes = [member.node for member in federation.deployed.roster.members]
+        grid.renew(nodes, federation.masking, answers_of(federation), names_of(federation))
+    return None
+
+
+def _scored(
+    progress: Progress, grid: PrivateGrid, deadline: float, models: Sequence[Arrays], number: int
+) -> tuple[float, ...]:
+    """Return each arm's score by its clients; minus infinity if it cannot be estimated.
+
+    Raises:
+      Unscored: no arm's score can be estimated.
+    """
+    run = progress.run
+    assert run.tuning is not None
+    reach = _reach_of_all(run.federation, deadline)
+    records = score_at_clients(run, grid.participants, reach, models, number)
+    found = [
+        said[0]["value"] if (said := each["answers"] and each["answers"][0]["figures"]) else None
+        for each in records
+    ]
+    if all(value is None for value in found):
+        reasons = sorted({str(each.get("reason", "it cannot be said")) for each in records})
+        raise Unscored(f"no arm could be scored by its clients: {'; '.join(reasons)}")
+    progress.scores = records
+    return tuple(-math.inf if value is None else value for value in found)
+
+
+def _after_round(
+    progress: Progress,
+    grid: PrivateGrid,
+    watching: Sequence[Callback],
+    deadline: float,
+    state: State,
+    done: Round,
+    measure: Callable[[], dict[str, float]],
+) -> Ending | None:
+    audit, federation = progress.audit, progress.run.federation
+    alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
+    grid.released = None  # it takes as much room as two models
+    metrics = measure()
+    drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
+    if drawn and not done.replies:
+        drawn = charged(progress.run, done.number, drawn)
+    reach = _reach_of_all(federation, deadline)
+    evaluated = evaluate_at_clients(progress.run, grid.participants, reach, state)
+    told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
+    lines, *others = watching
+    lines.round(told)
+    run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
+    for each in others:
+        each.round(told)
+    if federation.deployed is None and DROP_REASONS[MIXES] in done.dropped:
+        return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
+    return None if audit is None else auditing.act(audit, grid, state, alarms)
+
+
+def answers_of(federation: Federation) -> Answers:
+    """Return the answers that a round needs: in a simulation all of them."""
+    if federation.deployed is None:
+        return ALL_ANSWERS
+    link, planned = federation.deployed.link, federation.cohort.expected_size(federation.num_clients)
+    enough = None if link.enough is None else max(1, math.ceil(link.enough * planned))
+    return Answers(math.ceil((link.quorum or 0.0) * planned), enough)
+
+
+def title_of(federation: Federation) -> str:
+    """Return a description of the run in one line."""
+    s = federation.settings
+    kind = "simulation" if federation.simulated else "real data"
+    clients = f"{federation.population} clients"
+    if federation.num_canaries:
+        clients += f" and {federation.num_canaries} canaries"
+    strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]
+    return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode}"
+
+
+def budgets_of(federation: Federation) -> dict[str, float | None]:
+    """Return the target epsilon of each unit."""
+    record, summed = federation.record, federation.summed
+    budgets: dict[str, float | None] = {"client": None, "record": None}
+    if record is not None:
+        budgets[str(record.unit)] = record.target_epsilon
+    return budgets if summed is None else budgets | {str(summed.unit): summed.target_epsilon}
+
+
+def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
+    """Return the function that evaluates arrays on public held-out examples; private ones would need a release."""
+    if not federation.held_out_public:
+        return lambda arrays, number: {}
+    task, engine = federation.task, federation.settings.engine
+    device, model = _evaluated_on(federation)
+    public = held_out_of(task)
+    give_back()  # models that were made to look at them
+    held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
+
+    def evaluate(arrays: Arrays, _: int) -> dict[str, float]:
+        if not len(held_out):  # real clients' rows are not held out: a metric on them would be a release
+            return {}
+        model.eval()
+        with holding(model, arrays), torch.no_grad():
+            means: dict[str, float] = defaultdict(float)
+            for inputs, targets in batches_of(held_out):
+                with precision(device, engine.dtype):
+                    outputs = run_on(model, inputs)
+                    loss = float(task.loss(outputs, targets))
+                found = {**figures_of(task, outputs, targets), "loss": loss}
+                if groups and isinstance(task, GroupedTask):
+                    found |= group_figures(outputs, targets, groups, task.group_words)
+                for name, value in found.items():
+                    means[name] += value * len(targets) / len(held_out)
+            return derived(task, means)
+
+    return evaluate
+
+
+def _evaluated_on(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
+    """Return the device of evaluations, and a model on it without values."""
+    engine = federation.settings.engine
+    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
+    alone = getattr(engine, "workers", 1) == 1
+    device = device_of(engine.device if alone else "cpu")
+    return device, emptied(federation.task.model().to(device))
+
+
+def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
+    """Return how many public held-out examples of each class the model gives each class; None without such classes."""
+    task = federation.task
+    if not federation.held_out_public or not arrays:
+        return None
+    device, model = _evaluated_on(federation)
+    counts, classes = torch.zeros(0, dtype=torch.int64), 0
+    with holding(model.eval(), arrays), torch.no_grad():
+        for inputs, targets in batches_of(placed(held_out_of(task), device)):
+            with precision(device, federation.settings.engine.dtype):
+                outputs = run_on(model, inputs)
+            if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
+                return None
+            classes = outputs.shape[1]
+            if targets.is_floating_point() or not 2 <= classes <= MOST_CLASSES or (targets < 0).any():
+                return None
+            # Targets of tables may say a group as well.
+            cells = targets.long() % classes * classes + outputs.argmax(1)
+            found = torch.bincount(cells, minlength=classes**2).cpu()
+            counts = found + counts if len(counts) else found
+    return counts.reshape(classes, classes).tolist() if len(counts) else None

@@ -1,0 +1,273 @@
+"""Files of a run folder, from a simulation, a server or an older release.
+
+Only public files are read: files that only their owner may read (`audit.npy`, checkpoints) are skipped, except for the
+ledger, whose entries the report shows. `operator.jsonl` is read of a declared simulation, and for its operator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from ..base.refusal import Refusal, unreadable
+from ..privacy.ledger.book import read_entries
+from ..privacy.ledger.hash_chain import Entry
+from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
+
+LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
+# Files that a report is made from, beside the ledger.
+READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT_TERMS, MODEL)
+SIMULATION = "simulation"  # `data` of a result whose data are declared simulated or public
+TOTALS = ("seconds", "cpu_seconds", "joules", "bytes")  # of a run, in the last line of the operator's file
+MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Answers of the organisation.
+
+    Attributes:
+      answers: to the items of forms, by field.
+      prices: of energy and bytes, by field.
+    """
+
+    answers: Mapping[str, str] = field(default_factory=dict[str, str])
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Content of a run folder.
+
+    Attributes:
+      folder: of the run.
+      config: that ran, references resolved.
+      shown: the same as it may be published, without values of the environment.
+      result: of a run that has ended; empty for one that has not.
+      rounds: the finished rounds, as metrics.jsonl has them.
+      audit: terms of the audit; empty without one.
+      saved: what the run wrote down before its first round; empty where the folder does not say.
+      ledger: path of the ledger of all clients together; None where there is none, or it lies elsewhere.
+      entries: of that ledger.
+      client_ledgers: how many ledgers of single clients lie in the folder.
+      shapes: of the released model's arrays, by name; empty without one.
+      model: SHA-256 of the released model's file; None without one.
+      manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
+      changed: files of `READ` that are not the ones of that manifest.
+      assessment: what the organisation has answered.
+      questions: folder of the answers that clients gave to questions; None where nobody names one.
+      farewell: bytes that went after the run was closed; empty where nobody counted them.
+    """
+
+    folder: Path
+    config: Fields
+    shown: Fields
+    result: Fields
+    rounds: Sequence[Fields]
+    audit: Fields
+    saved: Fields
+    ledger: Path | None
+    entries: Sequence[Entry]
+    client_ledgers: int
+    shapes: Mapping[str, Sequence[int]]
+    model: str | None
+    manifest: str | None
+    changed: Sequence[str]
+    assessment: Assessment
+    questions: Path | None = None
+    farewell: Fields = field(default_factory=dict[str, Any])
+
+    @property
+    def name(self) -> str | None:
+        """Name of the run on its ledgers; None if the folder does not give it."""
+        return self.saved.get("run")
+
+    @property
+    def deployed(self) -> bool:
+        """Whether a server ran it for real clients."""
+        return "link" in self.config
+
+    def said(self, *path: str) -> Any:
+        """Return a value of the configuration, or None."""
+        value: Any = self.config
+        for step in path:
+            value = cast("Fields", value).get(step) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_run(
+    folder: Path,
+    assessment: Assessment | None = None,
+    questions: Path | None = None,
+    operator: bool = False,
+) -> RunFiles:
+    """Read a run folder.
+
+    Args:
+      folder: of the run.
+      assessment: what the organisation has answered.
+      questions: folder of answers; by default that of the server whose run it is.
+      operator: whether to read what a trusted server's operator alone may know.
+
+    Raises:
+      Refusal: it holds no run, or a file of it cannot be read.
+    """
+    if not (folder / CONFIG).is_file():
+        raise Refusal("RUN", str(folder), "holds no run; a run that was refused wrote and spent nothing")
+    result = read_object(folder / RESULT)
+    saved = read_object(folder / SAVED)
+    ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
+    config, shown = read_config(folder / CONFIG)
+    rounds = rows_of(folder / METRICS)
+    if operator or result.get("data") == SIMULATION:
+        result, rounds = _with_counts(folder, result, rounds)
+    return RunFiles(
+        folder,
+        config,
+        shown,
+        result,
+        rounds,
+        read_object(folder / AUDIT_TERMS),
+        saved,
+        ledger,
+        () if ledger is None else read_entries(ledger),
+        sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
+        _shapes(folder / MODEL),
+        _hash(folder / MODEL),
+        _hash(folder / MANIFEST),
+        _changed(folder),
+        assessment or Assessment(),
+        questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
+        read_object(folder / FAREWELL),
+    )
+
+
+def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tuple[Fields, list[Fields]]:
+    """Return a result and rounds with the times, bytes and counts of the operator's file, where there is one."""
+    counts = {row["round"]: row for row in rows_of(folder / OPERATOR)}
+    path, last = folder / OPERATOR, "{}"
+    if path.is_file():
+        last = path.read_text(encoding="utf-8").splitlines()[-1]
+    totals: Fields = json.loads(last) if result else {}
+    return (
+        {**result, **{name: totals[name] for name in TOTALS if name in totals}},
+        [{**row, **counts.get(row["round"], {})} for row in rounds],
+    )
+
+
+@contextmanager
+def as_a_run_wrote(folder: Path) -> Generator[None]:
+    """Refuse files of a run whose content no run could have written.
+
+    Args:
+      folder: of the run.
+
+    Raises:
+      Refusal: a value is missing in them, or is of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        what = f"holds what no run has written ({type(problem).__name__}: {problem})"
+        remedy = "`fedveil verify` names a changed file; if there is none, report a bug of fedveil"
+        raise Refusal("RUN", str(folder), f"{what}; {remedy}") from problem
+
+
+def _hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _changed(folder: Path) -> list[str]:
+    """Return the files that differ from the manifest; none for a run without one."""
+    named = read_object(folder / MANIFEST).get("files", {})
+    return [name for name in READ if name in named and _hash(folder / name) != named[name]]
+
+
+def read_config(path: Path) -> tuple[Fields, Fields]:
+    """Return a stored configuration with its references resolved, and as it may be published; refuse a file without one."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ..configs.settings import shown_keys
+    from ..configs.yaml_guard import check_file
+
+    check_file(path)
+    found = OmegaConf.load(path)
+    if not isinstance(found, DictConfig):
+        raise Refusal("file", str(path), "holds no configuration; restore it")
+    try:
+        whole: Any = OmegaConf.to_container(found, resolve=True)
+    except OmegaConfBaseException:  # an older release named other keys
+        whole = OmegaConf.to_container(found, resolve=False)
+    return whole, shown_keys(found)
+
+
+def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each key of a configuration with its dots, and its value as an override takes it.
+
+    Args:
+      config: resolved.
+      before: what stands before each key.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(cast("Fields", value), f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def read_object(path: Path) -> Fields:
+    """Return the JSON object in a file of a run; empty without a file; refuse a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise Refusal("file", str(path), unreadable(problem, "restore it")) from None
+    if not isinstance(found, dict):
+        raise Refusal("file", str(path), "holds no JSON object; restore it")
+    return cast("Fields", found)
+
+
+def rows_of(path: Path) -> list[Fields]:
+    """Return the rounds in a file, up to the first line truncated by a crash; none without a file."""
+    found: list[Fields] = []
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(row, dict) or not isinstance(cast("Fields", row).get("round"), int):
+            break
+        found.append(cast("Fields", row))
+    return found
+
+
+def _ledger(folder: Path, said: str | None) -> Path | None:
+    """Return the ledger of all clients: in the folder, or at the path that the run gives."""
+    found = [folder / LEDGER]
+    if said:
+        named = Path(said)
+        found += [named, folder.parent.parent / "ledgers" / named.name]  # of a server's bundle that was moved
+    return next((path for path in found if path.is_file()), None)
+
+
+def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
+    """Return the shapes in a safetensors file's header, without reading arrays."""
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header: Any = json.loads(file.read(size)) if size <= MOST_HEADER else None
+            return {name: each["shape"] for name, each in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError, TypeError, KeyError):
+            raise Refusal("file", str(path), "is not a safetensors file; restore it") from None

@@ -1,0 +1,118 @@
+"""Question that gives the scaling of a run's inputs: put to all clients before its first round, charged, and stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal, refusing
+from ..configs.bundle_files import SCHEMA
+from ..configs.schema import CsvTask
+from ..privacy.ledger.ledger import BudgetExhausted
+from ..privacy.plan import Plan
+from ..privacy.statistics.inquiry import read_inquiry
+from ..server.evaluations import FIRST_ROW
+from ..server.participants import Participants
+from ..tasks import load_task
+from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
+from ..tasks.table_schema import read_schema
+from ..tasks.tables import tables_of
+from .ask import record_of
+from .asking import Asking, Reach
+from .client_instructions import task_options, with_task_of
+from .display import warn
+from .federation import Federation, Run
+from .files import SCALING
+from .prepare import claim_records, settle_records
+from .question_plan import Spend, question_plan
+from .scaling_plan import asks_scaling, everybody, one_scaling
+
+
+def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
+    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs; others unchanged.
+
+    A column whose answer is too noisy stays scaled by its bounds.
+
+    Args:
+      run: with the open ledger, before its first round.
+      grid: opens the grid to the run's clients.
+      reach: answers that the question needs, and its timeout.
+
+    Raises:
+      Refusal: no client is connected, or the ledger does not afford the question.
+    """
+    federation, ledger = run.federation, run.ledger
+    found = one_scaling(federation, run.name)
+    if found is None:
+        return run
+    (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
+    canaries = federation.num_canaries if federation.deployed is None else 0
+    asked = everybody(federation)
+    settle_records(federation, run.client)
+    claim_records(federation)
+    with grid(run) as opened:
+        participants = Participants(
+            opened, asked.cohort, asked.num_clients, reach.answers, canaries, population=asked.population
+        )
+        if ledger is not None:
+            ledger.purpose = inquiry.why
+        asking = Asking(asked, plan, ledger, participants, reach)
+        try:
+            # A stream of the run, beyond those of its rounds.
+            ended = asking.once(inquiry, FIRST_ROW)
+        except BudgetExhausted as spent:
+            raise Refusal(FIELD, ASKED, str(spent)) from spent
+        finally:
+            if ledger is not None:
+                ledger.purpose = federation.settings.purpose
+    record = record_of(asking, inquiry, before, ended)
+    moments = moments_of({each.name: each.figures for each in ended.answers})
+    kept = run.folder / SCALING
+    with refusing("hydra.run.dir", kept, "the answer, which is charged, cannot be stored"):
+        replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(), mode=None)
+    if ended.answers:
+        ended.charge.settle()
+    for each in inquiry.questions:
+        if each.name not in moments:
+            warn(
+                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'its deviation is below the noise'}"
+            )
+    scaled = _scaled(federation, moments, plan)
+    return replace(run, federation=scaled, client=with_task_of(scaled, run.client))
+
+
+def as_answered(federation: Federation, folder: Path) -> Federation:
+    """Return the federation scaled by its clients' answer, which the run folder stores.
+
+    Args:
+      federation: as its settings describe it.
+      folder: of the run; if the run has not begun, the federation is returned unchanged.
+    """
+    if not asks_scaling(federation.settings) or not (folder / SCHEMA).is_file():
+        return federation
+    before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
+    kept = read_schema(folder / SCHEMA).columns
+    told = {each.name: each.standard for each in kept if each.standard is not None}
+    moments = {name: each for name, each in told.items() if before.get(name) is None}
+    if not federation.simulated:
+        return _scaled(federation, moments)
+    record = json.loads((folder / SCALING).read_text(encoding="utf-8"))
+    inquiry, spend = read_inquiry(record["question"]), Spend(noise_multiplier=record["noise_multiplier"])
+    return _scaled(federation, moments, question_plan(everybody(federation), inquiry, spend))
+
+
+def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
+    task = federation.settings.task
+    assert isinstance(task, CsvTask)
+    settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
+    options = settings.task.options if federation.deployed else task_options(settings, federation.seed)
+    loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
+    named = tuple(federation.fingerprints) if federation.record and not federation.deployed else ()
+    parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), named=named)
+    return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts

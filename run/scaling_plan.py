@@ -1,0 +1,167 @@
+"""Plan of the question that gives the scaling of a run's inputs: its inquiry, its cost, and its precision.
+
+All clients are asked, not only the training cohort. The run's plan includes the question's cost, so the budget covers
+both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..base.refusal import Refusal
+from ..configs.schema import CsvTask, SimulationSettings
+from ..privacy.budget import Unit
+from ..privacy.plan import Plan
+from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
+from ..server.evaluations import USUAL_NOISE, epsilon_of
+from ..strategies.cohorts import All
+from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
+from .federation import Federation
+from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, question_plan, sigma_of
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
+WHY = "Mean and deviation by which the inputs of this run's model are scaled."
+PART, MOST = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
+EVENLY = (1.0, 0.0, 1 / 3 - 0.5)  # average contribution of a row of a column that is uniform over its bounds
+
+
+@dataclass(frozen=True)
+class ScalingPlan:
+    """Plan of a run's question about the scaling of its inputs.
+
+    Attributes:
+      columns: of the question.
+      noise_multiplier: of the answer, over the sensitivity.
+      epsilon: of the question alone.
+    """
+
+    columns: tuple[str, ...]
+    noise_multiplier: float
+    epsilon: float
+
+
+def asks_scaling(settings: SimulationSettings) -> bool:
+    """Return whether a run with these settings still has to ask for the scaling of its inputs."""
+    return isinstance(settings.task, CsvTask) and settings.task.scaling == ASKED
+
+
+def everybody(federation: Federation) -> Federation:
+    """Return the federation with all of its clients in every round."""
+    return replace(federation, cohort=All())
+
+
+def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
+    """Return the inquiry to the clients: mean and deviation of each numeric column, in one answer.
+
+    At the client level one row of each client counts in full, so that all weigh nearly the same and the noise is least.
+    If each client adds noise to its own answer, all of its rows count, whatever number is declared.
+
+    Raises:
+      Refusal: its name is too long, or the model has no numeric column, or too many.
+    """
+    from ..tasks.tables import tables_of  # torch, and plans know this question too
+
+    name = f"{run} {PURPOSE}"
+    if len(name) > MOST_NAME:
+        remedy = (
+            f"the run's name on ledgers may have at most {MOST_NAME - len(name) + len(run)} characters with this "
+            "question"
+        )
+        raise Refusal("run", run, f"{remedy}; shorten it")
+    of_records = federation.together is not None or federation.record is not None
+    asked = {
+        "name": name,
+        "purpose": PURPOSE,
+        "why": WHY,
+        "unit": str(Unit.RECORD if of_records else Unit.CLIENT),
+        "records": 1.0 if federation.together is None else float(federation.most_records),
+        "ask": scaling_questions(tables_of(federation.task).schema),
+    }
+    return read_inquiry(asked)
+
+
+def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan] | None:
+    """Return the run's question and its plan; None without a question, or if it was answered.
+
+    Raises:
+      Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
+    """
+    settings, summed, record = federation.settings, federation.summed, federation.record
+    if not asks_scaling(settings):
+        return None
+    level = summed or record
+    if level is None or None not in (summed, record):
+        remedy = (
+            f"with privacy={settings.privacy.name} no single private sum can answer: use record, record_distributed, "
+            "client_central or client_distributed, or ask first (fedveil ask) and give the JSON of its answer"
+        )
+        raise Refusal(FIELD, ASKED, remedy)
+    if summed is not None and summed.noise_schedule == "adaptive":
+        raise Refusal(FIELD, ASKED, "does not go with noise_schedule=adaptive; leave one of them out")
+    inquiry = scaling_inquiry(federation, run)
+    plan = question_plan(everybody(federation), inquiry, _price(settings, level.target_epsilon))
+    _require_answer(federation, inquiry, plan)
+    return inquiry, plan
+
+
+def _price(settings: SimulationSettings, target: float | None) -> Spend:
+    assert isinstance(settings.task, CsvTask)
+    if settings.task.scaling_epsilon is not None:
+        return Spend(settings.task.scaling_epsilon)
+    return Spend(noise_multiplier=USUAL_NOISE) if target is None else Spend(min(PART * target, MOST))
+
+
+def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
+    """Refuse noise with which even a column that is uniform over its bounds could not be scaled.
+
+    Raises:
+      Refusal: the noise is too large; the sentence names the epsilon that suffices.
+    """
+    if (federation.deployed and federation.record) or _tells(federation, inquiry, plan):
+        return  # only its owner knows the number of records of a device
+    delta = budget_of(federation, inquiry).target_delta
+    enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
+    would = "no epsilon suffices" if enough is None else f"task.scaling_epsilon={enough:.3g} suffices"
+    whom = "records" if inquiry.unit is Unit.RECORD else "clients"
+    remedy = f"too few {whom} to determine the scaling under this noise; {would}, or leave it out"
+    raise Refusal(FIELD, ASKED, remedy)
+
+
+def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
+    """Return whether a column that is uniform over its bounds at every client can be scaled under this noise."""
+    rows = float(federation.records if inquiry.unit is Unit.RECORD else federation.population)
+    first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
+    sigma = sigma_of(everybody(federation), inquiry, first, noise)
+    figures = first.statistic.answer(np.array(EVENLY) * rows, sigma)
+    return first.name in moments_of({first.name: figures})
+
+
+def scaling_events(federation: Federation) -> list[DpEvent]:
+    """Return the events of the run's question; empty without one, or if the plan's ledger already holds it."""
+    if federation.simulated_cost:
+        return list(federation.simulated_cost)
+    found = one_scaling(federation)
+    return [] if found is None else [found[1].event()]
+
+
+def scaling_plan(federation: Federation) -> ScalingPlan | None:
+    """Return the plan of the run's question; None without one.
+
+    Raises:
+      Refusal: as `one_scaling`.
+    """
+    found = one_scaling(federation)
+    if found is None:
+        return None
+    inquiry, plan = found
+    assert plan.noise_multiplier is not None
+    columns = tuple(each.name for each in inquiry.questions)
+    price = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
+    return ScalingPlan(columns, plan.noise_multiplier, price)

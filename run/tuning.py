@@ -1,0 +1,169 @@
+"""Tuning of a federation's run: its arms, their values in each round's order, and the choice in the result."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..base.refusal import Refusal
+from ..messages.local_training import Schedule
+from ..messages.training_order import ORDER_KEY, TrainingOrder
+from ..privacy.arms import ArmDeal
+from ..server.checkpoint import State
+from ..server.tuning import LOSS, Tuning
+from ..strategies.cohorts import in_arm, invited_size
+from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
+from ..tasks.protocol import Task
+from .evaluation_plan import scored_metric
+from .federation import Federation, Run
+
+KEY_BYTES = 16
+CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result
+
+
+def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
+    """Return the tuning in the settings; None without one.
+
+    Args:
+      federation: its parts.
+      deal: key of the deal of clients into arms by an earlier process; None makes a new deal.
+
+    Raises:
+      Refusal: there are no public data to compare values on.
+    """
+    settings = federation.settings
+    asked = settings.tuned
+    if asked is None:
+        return None
+    if not settings.scored_at_clients and not (
+        federation.held_out_public and len(held_out_of(federation.task))
+    ):
+        remedy = "values are compared on public held-out data, and there are none, or they count as private: set task.held_out=public if they are public, or tune.score=clients"
+        raise Refusal("tune", asked.name, remedy)
+    tuning = Tuning(
+        asked.name,
+        settings.tried,
+        settings.tuning_rounds,
+        settings.num_rounds,
+        ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
+        scored_metric(settings) if settings.scored_at_clients else asked.metric,
+        federation.tuned_norm,
+    )
+    if not settings.scored_at_clients:
+        tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
+    return tuning
+
+
+def _reported(task: Task) -> dict[str, float]:
+    """Return the metrics of the first model on a batch of held-out examples."""
+    for inputs, targets in batches_of(held_out_of(task)):
+        with torch.no_grad():
+            outputs = run_on(task.model().eval(), inputs)
+        return derived(task, figures_of(task, outputs, targets) | {LOSS: float(task.loss(outputs, targets))})
+    return {}
+
+
+def require_arms(federation: Federation, tuning: Tuning) -> None:
+    """Refuse arms without clients, or with too few for an encrypted sum to hide each.
+
+    Raises:
+      Refusal: an arm is too small; the sentence names it.
+    """
+    names = names_of(federation)
+    every = map(str, range(federation.num_clients)) if names is None else names.values()
+    sizes = Counter(tuning.deal.arm_of(name) for name in every)
+    cohort = in_arm(federation.cohort, tuning.deal.arms)
+    for number in range(1, tuning.deal.arms + 1):
+        invited = round(invited_size(cohort, sizes[number])) if sizes[number] else 0
+        try:
+            if not sizes[number]:
+                raise Refusal("tune.values", list(tuning.values), "an arm has no client; try fewer values")
+            if federation.masking is not None:
+                federation.masking.shape(invited)
+            if federation.masking is not None and federation.settings.scored_at_clients:
+                federation.masking.shape(sizes[number])
+        except Refusal as refusal:
+            remedy = f"arm {number} has {sizes[number]} clients ({refusal.remedy}); try fewer values"
+            raise Refusal("tune.values", list(tuning.values), remedy) from refusal
+
+
+def names_of(federation: Federation) -> dict[int, str] | None:
+    """Return the clients' names by node from the roster; None in a simulation, whose clients are named by position."""
+    if federation.deployed is None:
+        return None
+    return {member.node: member.name for member in federation.deployed.roster.members}
+
+
+def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
+    """Return the training order of the round after a state.
+
+    Args:
+      run: its tuning and training.
+      order: of every round without tuning.
+      state: after the round before.
+    """
+    tuning, asked = run.tuning, run.federation.settings.tuned
+    if tuning is None or asked is None:
+        return order
+    number = state.round + 1
+    trained = asked.in_training(run.federation.settings.local_training, tuning.value_in(number, state.winner))
+    # The schedule counts a client's rounds, and a sum's number those of all arms.
+    training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
+    told = replace(TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number))
+    return {**order, ORDER_KEY: told.to_json()}
+
+
+def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the tried values and the winner; None without tuning."""
+    tuning = run.tuning
+    if tuning is None:
+        return None
+    scores = state.scores or (None,) * len(tuning.values)
+    asked = next((row["scores"] for row in history if "scores" in row), None)
+    return {
+        "key": tuning.setting,
+        "rounds": tuning.rounds,
+        "metric": tuning.metric_in(history[-1]) if history else tuning.metric,
+        "deal": tuning.deal.key,
+        "arms": [
+            {"arm": number, "value": value, "score": None if score is None or math.isinf(score) else score}
+            | ({} if asked is None else _interval(asked[number - 1]))
+            for number, (value, score) in enumerate(zip(tuning.values, scores, strict=True), 1)
+        ],
+        "winner": state.winner,
+        "value": None if state.winner is None else tuning.values[state.winner - 1],
+        **({} if asked is None else charged_scores(asked, state.winner)),
+    }
+
+
+def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> dict[str, Any]:
+    """Return a client's cost of the arms' evaluations, and whether the winner's lead over the others exceeds the noise.
+
+    Args:
+      records: of each arm's evaluation.
+      winner: number of the winning arm; None before.
+    """
+    figures = {each["arm"]: each["answers"][0]["figures"][0] for each in records if each["answers"]}
+    best = figures.pop(winner, {"value": None})
+    scored = best["value"] is not None and len(figures) == len(records) - 1
+    apart = scored and all(_above(best, other) for other in figures.values())
+    return {"scored_by": "clients", "apart": apart} | {key: records[0].get(key) for key in CHARGED}
+
+
+def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether a figure exceeds another estimated one by more than the 95 % interval of their difference."""
+    if other["value"] is None:
+        return False
+    halves = [max(each["value"] - each["low"], each["high"] - each["value"]) for each in (best, other)]
+    return best["value"] - other["value"] > math.hypot(*halves)
+
+
+def _interval(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ends of the interval of an arm's score, None without an estimate, and the number of its clients."""
+    figure = record["answers"][0]["figures"][0] if record["answers"] else {}
+    return {"low": figure.get("low"), "high": figure.get("high"), "clients": record.get("clients")}

@@ -1,0 +1,282 @@
+"""Plan of a federation: the noise, the cost of the rounds and the warnings for each privacy unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..base.refusal import Refusal
+from ..privacy.accounting.curve import PrivacyCurve, group_epsilons
+from ..privacy.accounting.epsilon import epsilon
+from ..privacy.accounting.events import event_from_json, event_to_json
+from ..privacy.accounting.exchanged import exchanged
+from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
+from ..privacy.mechanisms.sizing import Attendance, size_shares
+from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.plan import Plan
+from ..privacy.preconditions import VACUOUS_CLIENTS, emptiness, vacuity
+from ..strategies.cohorts import likely_participations
+from ..strategies.record_plan import record_plan
+from .acts import unless_accepted
+from .client_instructions import client_settings
+from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
+from .federation import Federation
+from .scaling_plan import ScalingPlan, scaling_events, scaling_plan
+from .sum_plan import sum_plan
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+STEPS = 10  # epsilon is shown after every tenth of the rounds
+OUTSIDE = "This guarantee does not cover a person whose records are at two clients."
+TWO_UNITS = "A person at two clients is two units: the losses at both add up."
+WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
+
+
+@dataclass(frozen=True)
+class UnitPlan:
+    """Plan of one privacy unit: its noise and cost.
+
+    Attributes:
+      unit: `client` or `record`.
+      noise_multiplier: noise standard deviation over the sensitivity of a clipped contribution.
+      epsilon: (round, epsilon) after every tenth of one unit's rounds.
+      affordable_rounds: number of rounds that the budget covers at this noise.
+      runs: number of runs that the budget is for, this one included.
+      runs_epsilon: their joint cost.
+      tries: number of values that the arms try, for the cost of one run; 1 without tuning.
+      tries_epsilon: joint cost of as many whole runs with this noise.
+      accountant: that computes epsilon.
+      warnings: sentences on limits that the numbers do not show.
+      curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
+      groups: (records, epsilon) of several records of one person together, where the unit is a record.
+      scaling: the question for the scaling of the run's inputs, counted like evaluations; None without one.
+      evaluation: at the clients, included in `affordable_rounds`, `runs_epsilon` and the curve, but not in `epsilon`;
+        None without one.
+      scoring: evaluation of each arm's model at its clients, counted like `evaluation`; None without one.
+      record_epsilon: of each record of a client whose vectors are summed, at the same delta, with the evaluations; None
+        where records are the unit, pay for their own steps, or noise is chosen as the run goes.
+
+    Example:
+      >>> import fedveil as fv
+      >>> client = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20)[0]
+      >>> client.unit, client.epsilon[-1][1] <= 2.0
+      ('client', True)
+    """
+
+    unit: str
+    noise_multiplier: float
+    epsilon: list[tuple[int, float]]
+    affordable_rounds: int
+    runs: int
+    runs_epsilon: float
+    accountant: str
+    warnings: list[str]
+    curve: PrivacyCurve
+    groups: list[tuple[int, float]]
+    evaluation: EvaluationPlan | None = None
+    tries: int = 1
+    tries_epsilon: float = 0.0
+    scoring: EvaluationPlan | None = None
+    scaling: ScalingPlan | None = None
+    record_epsilon: float | None = None
+
+
+def unit_plans(federation: Federation) -> list[UnitPlan]:
+    """Return the plan of each privacy unit."""
+    return [_unit_plan(federation, *each) for each in plans_of(federation)]
+
+
+def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> UnitPlan:
+    runs, beside = federation.settings.budget.runs, questions_of(federation, plan)
+    return UnitPlan(
+        str(plan.unit),
+        float(plan.noise_multiplier or 0),
+        curve(plan, budget.target_delta, rounds),
+        plan.affordable_rounds(budget, beside),
+        runs,
+        plan.epsilon(budget.target_delta, rounds * runs, [each for each in beside for _ in range(runs)]),
+        plan.accountant(budget.target_delta),
+        warnings_for(federation, plan, budget),
+        plan.curve(budget, rounds, beside),
+        groups_of(plan, budget, rounds, beside),
+        evaluation_plan(federation) if is_asked(federation, plan) else None,
+        *tries_of(federation, plan, budget, rounds),
+        scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
+        scaling_plan(federation),
+        record_epsilon(federation, plan, budget.target_delta, rounds),
+    )
+
+
+def record_epsilon(federation: Federation, plan: Plan, delta: float, rounds: int) -> float | None:
+    """Return what a record loses by sums of whole clients, which have a secret draw or none; see `UnitPlan`."""
+    if plan.unit is not Unit.CLIENT or federation.record is not None or plan.filter_order is not None:
+        return None
+    releases = -(-rounds // (plan.mechanism.rounds or 1))
+    plain = [
+        exchanged(event_to_json(each), Adjacency.ZERO_OUT)
+        for each in (plan.event(), *questions_of(federation, plan))
+    ]
+    round_, *questions = map(event_from_json, plain)
+    return epsilon([*[round_] * releases, *questions], delta, Adjacency.ZERO_OUT)
+
+
+def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
+    """Return the events of a run's evaluations and scaling question; empty for a unit that is not charged for them."""
+    if not is_asked(federation, plan):
+        return []
+    return [*scaling_events(federation), *evaluation_events(federation)]
+
+
+def is_asked(federation: Federation, plan: Plan) -> bool:
+    """Return whether a run's questions are charged to the plan's unit: the unit of the sum, or the only one."""
+    return federation.summed is None or plan.unit is federation.summed.unit
+
+
+def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
+    """Return the number of values that arms try, and the joint cost for a unit of as many whole runs."""
+    tries = max(1, len(federation.settings.tried))
+    return tries, plan.epsilon(budget.target_delta, rounds * tries)
+
+
+def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
+    """Yield each unit's calibrated plan, its budget, and the number of rounds of the run charged to one unit."""
+    num_rounds = federation.settings.num_rounds
+    client = sum_plan(federation)
+    if client is not None:
+        assert federation.sum_budget is not None
+        yield client, federation.sum_budget, num_rounds
+    if federation.record is not None:
+        assert federation.record_budget is not None
+        told = client_settings(federation, Path())
+        assert told.record is not None
+        most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
+        plan = record_plan(told.record, federation.sizes[0], told)
+        yield replace(plan, num_rounds=most), federation.record_budget, most
+
+
+def groups_of(
+    plan: Plan, budget: Budget, rounds: int, beside: Sequence[DpEvent] = ()
+) -> list[tuple[int, float]]:
+    """Return (records, epsilon) of several records of one person together; empty where the unit is no record.
+
+    Args:
+      plan: calibrated.
+      budget: gives delta.
+      rounds: that a record takes part in.
+      beside: a record's events outside the rounds.
+    """
+    if plan.unit is not Unit.RECORD:
+        return []
+    events = [*[plan.event()] * rounds, *beside]
+    return group_epsilons(events, budget.target_delta, plan.adjacency)
+
+
+def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
+    """Return (round, epsilon) after every tenth of the rounds."""
+    marks = sorted({max(1, round(rounds * k / STEPS)) for k in range(1, STEPS + 1)})
+    return [(mark, plan.epsilon(delta, mark)) for mark in marks]
+
+
+def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
+    """Return sentences on limits that the numbers do not show."""
+    sentences: list[str] = []
+    if plan.unit == "client":
+        sentences.append(_trust(federation, plan))
+        if (wrong := _vacuity(federation, plan)) is not None:
+            told = f"This guarantee {wrong}, which hides whatever could be learned."
+            sentences.append(f"{told} Use privacy=record_distributed.")
+    elif federation.together is not None:
+        simulated = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
+        sentences.append(simulated if federation.masking is None else _trust(federation, plan))
+    else:
+        sentences.append("Client sampling hides no record: messages and models reveal who took part.")
+    if plan.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
+        most = federation.per_person
+        of_each = "one example" if most == 1 else f"{most} examples"
+        sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
+    elif plan.unit == "record":
+        sentences.append(OUTSIDE)
+        groups = groups_of(plan, budget, plan.num_rounds, questions_of(federation, plan))
+        sizes = ((n, f"{each:.3g}" if math.isfinite(each) else "infinite") for n, each in groups)
+        told = ", ".join(f"{n} of them {size}" for n, size in sizes)
+        if told:
+            sentences.append(
+                f"Several records of one person lose more, epsilon together: {told}; see per_person."
+            )
+    if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
+        odds = math.exp(min(budget.target_epsilon, 700))
+        sentences.append(
+            f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times."
+        )
+    return sentences
+
+
+def _at_clients(federation: Federation) -> str:
+    most = federation.clients_per_person
+    if most is None:
+        return TWO_UNITS
+    if federation.together is None:
+        return f"At most {most} clients train on one person: the losses at {most} of them add up."
+    return f"At most {most} clients train on one person, and all of that is one unit."
+
+
+def require_use(federation: Federation, plan: Plan | None) -> None:
+    """Refuse to spend real people's budget on a useless run; on simulated data only warn.
+
+    Args:
+      federation: its parts.
+      plan: calibrated, of the sum; None where the sum has no guarantee.
+
+    Raises:
+      Refusal: the plan is vacuous, or most cohorts would be empty, and this was not accepted.
+    """
+    clients, rate = federation.population, federation.cohort.coin
+    wrong = None if plan is None or plan.unit != "client" else _vacuity(federation, plan)
+    if wrong is not None:
+        refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record_distributed")
+    elif rate is not None and (wrong := emptiness(rate, clients)) is not None:
+        refusal = Refusal("cohort.rate", float(rate), f"{wrong}; use cohort=all")
+    else:
+        return
+    unless_accepted(federation, refusal)
+
+
+def _vacuity(federation: Federation, plan: Plan) -> str | None:
+    clients = federation.population
+    expected = federation.cohort.expected_size(clients)
+    if clients >= VACUOUS_CLIENTS or vacuity(plan, expected, clients) is None:
+        return vacuity(plan, expected, clients)
+    from ..tasks.arrays import dimension_of  # torch, which a plan of many clients does without
+
+    return vacuity(plan, expected, clients, dimension_of(federation.task))
+
+
+def _trust(federation: Federation, plan: Plan) -> str:
+    masking = federation.masking
+    if masking is None:
+        return (
+            "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
+        )
+    expected = round(federation.cohort.expected_size(federation.population))
+    attendance = masking.attendance(expected)
+    return (
+        f"The server sees only sums: of {expected} clients at least {attendance.least} must answer, or nothing is "
+        f"released. The noise of {attendance.colluders} of them is not counted: they may collude with the server. So "
+        f"a sum of all {expected} has {_uncounted(federation, plan, attendance):.0%} more noise than epsilon counts."
+    )
+
+
+def _uncounted(federation: Federation, plan: Plan, attendance: Attendance) -> float:
+    """Return by which share the noise in an encrypted sum of all clients is above that which epsilon counts."""
+    from ..tasks.arrays import dimension_of  # torch
+
+    assert federation.masking is not None
+    unit = None if federation.together is None else plan.clipping_norm
+    spec = SumSpec(plan.clipping_norm * (1 if unit is None else federation.units.most), unit_norm=unit)
+    noise, bits = plan.noise_over_clip, federation.masking.bits
+    shares = size_shares(spec, dimension_of(federation.task), attendance, noise, bits, layered=True)
+    return shares.noise_multiplier(attendance.most, attendance.most) / noise - 1
