@@ -1,14 +1,30 @@
 """Safetensors file, part by part: the library that reads it makes two copies of all arrays to write them."""
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .refusal import Refusal
 
+# What `numpy.load` raises of bytes that are no array: it parses a header as Python, and an archive as zip.
+ARRAY_ERRORS = (
+    ValueError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    BadZipFile,
+    zlib.error,
+)
 # Those that numpy has and a reader knows.
 _TYPES = frozenset(("BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "F32", "F64", "C64"))
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ..base.refusal import Refusal
+from ..base.tensor_file import ARRAY_ERRORS
 from ..privacy.audit.one_run import Guesses, Scores
 from ..privacy.audit.verdict import Judgement, Method, Verdict, by_guesses, by_many_runs, by_one_run, judge
 
@@ -121,7 +121,8 @@ def _both(path: Path) -> tuple[Scores, Scores]:
     if path.suffix == ".npz":
         with (
             _reading(path, "needs the arrays members and others"),
-            np.load(path, allow_pickle=False) as arrays,
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
         ):
             return _checked(path, arrays["members"]), _checked(path, arrays["others"])
     with _reading(path, "needs the columns score and member, 1 or 0"), open(path, newline="") as file:
@@ -133,7 +134,8 @@ def _both(path: Path) -> tuple[Scores, Scores]:
 def _numbers(path: Path) -> Scores:
     with _reading(path, "needs one number a line"):
         if path.suffix == ".npy":
-            return _checked(path, np.load(path, allow_pickle=False))
+            with path.open("rb") as file:
+                return _checked(path, np.lib.format.read_array(file, allow_pickle=False))
         return _checked(path, np.array(path.read_text().split(), float))
 
 
@@ -143,7 +145,7 @@ def _reading(path: Path, remedy: str) -> Generator[None]:
         yield
     except OSError as error:
         raise Refusal("scores", str(path), f"cannot be read ({error.strerror or 'damaged'})") from None
-    except (KeyError, ValueError, TypeError, EOFError, BadZipFile):
+    except (KeyError, *ARRAY_ERRORS):
         raise Refusal("scores", str(path), remedy) from None
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
+from ..base.tensor_file import ARRAY_ERRORS
 from ..configs.bundle_files import SCHEMA
 from ..configs.strict import nearest
 from . import numpy_model
@@ -158,17 +159,22 @@ def read_array(data: object) -> NDArray[Any]:
     """
     shown = str(data) if isinstance(data, str | Path) else type(data).__name__
     try:
-        array = np.asarray(np.load(data, allow_pickle=False) if isinstance(data, str | Path) else data)
+        array = np.asarray(_saved(Path(data)) if isinstance(data, str | Path) else data)
         kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}[array.dtype.kind]
         with np.errstate(over="ignore"):
             found = np.ascontiguousarray(array, dtype=kind)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, KeyError, *ARRAY_ERRORS):
         remedy = "this run has no schema; give an array of numbers, or a .npy file"
         raise Refusal("data", shown, remedy) from None
     if kind is np.float32 and not (finite := np.isfinite(found)).all():
         row = int(np.argwhere(~finite)[0][0])
         raise Refusal("data", shown, f"row {row} holds a number that is not finite in float32; replace it")
     return found
+
+
+def _saved(path: Path) -> NDArray[Any]:
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:

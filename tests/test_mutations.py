@@ -2022,8 +2022,8 @@ MUTATIONS = {
         "privacy/secagg/client.py",
         "        self._check_peers(candidates)\n",
         "",
-        "test_client_rosters.py",
-        "too_few_peers",
+        "test_privacy_secagg_attacks.py",
+        "joins_no_cohort",
     ),
     "a vector is summed though the owner's peers have left": Mutation(
         "privacy/secagg/client.py",
@@ -3116,7 +3116,7 @@ MUTATIONS = {
         "if fits_commitment(self.agreed, node, peer, key, self.offered)",
         "if key",
         "test_privacy_secagg_cheats.py",
-        "wrong_mask_key_of",
+        "opens_no_sum",
     ),
     "a node blamed for a reveal that nobody signed": Mutation(
         "privacy/secagg/evidence.py",

@@ -592,6 +592,18 @@ def without(message, kind, gone):
     return write(replace(said, sharers=tuple(node for node in said.sharers if node not in gone)))
 
 
+def test_a_node_joins_no_cohort_without_enough_of_its_owners_peers():
+    for least, reason in ((3, Reason.POLICY), (2, None)):
+        cohort = Cohort(7, 4)
+        victim, _ = demanding(cohort, least, count=2)
+        _, out = play(cohort, "advertise")
+        if reason is None:
+            assert cohort.nodes[victim].handle(out[victim], NOW)
+        else:
+            assert refusal(cohort, victim, out[victim]) is reason
+            assert not cohort.nodes[victim].newest_attempts
+
+
 @pytest.mark.parametrize(
     ("stage", "kind"),
     [("share", messages.CohortAdverts), ("mask", messages.Inbox), ("confirm", messages.Survivors)],

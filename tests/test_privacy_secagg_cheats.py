@@ -202,6 +202,15 @@ def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around(suite, dead):
     assert cohort.blamed == {liar: Fault.WRONG_MASK} and len(outcome.survivors) == 19
 
 
+@pytest.mark.parametrize("suite", [2, 3])
+def test_a_false_claim_about_a_mask_that_no_seed_gives_opens_no_sum(suite):
+    """The dealer's seed is of another key, so that only its neighbours' claims could take its masks off."""
+    cohort = cohort_of(20, suite)
+    outcome, (dealer, liar) = play(cohort, ["another mask seed, then silence", "wrong mask keys"])
+    assert isinstance(outcome, Abandoned)
+    assert cohort.blamed == {dealer: Fault.WRONG_SEED, liar: Fault.WRONG_MASK}
+
+
 def test_shares_of_two_mask_seeds_convict_their_dealer_whichever_are_combined():
     """Right shares to those who come first, and others to the rest, each as its commitment says."""
     cohort = cohort_of(20)

@@ -7,13 +7,13 @@ agree up to float32 rounding.
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
+from ...base.tensor_file import ARRAY_ERRORS
 from ...messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ...messages.local_training import LocalTraining
 from ...messages.training_order import TrainingOrder
@@ -52,7 +52,7 @@ def read_table(path: Path) -> Table:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             inputs, targets = arrays["inputs"], arrays["targets"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
+    except (OSError, KeyError, *ARRAY_ERRORS) as error:
         raise Refusal("data", str(path), f"give an .npz with inputs and targets ({error})") from error
     if inputs.ndim != 2 or inputs.dtype != np.float32 or targets.shape != inputs.shape[:1] or not len(inputs):
         raise Refusal("data", str(path), "give inputs (n, d) float32 and targets (n,), n at least 1")
