@@ -4,11 +4,15 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
+
+from .refusal import refusing
 
 Part = bytes | bytearray | memoryview
 Content = bytes | Iterable[Part]  # whole, or part by part, so that a large one is not in memory twice
 
+ROOM = 1 << 16  # bytes that a folder takes before what it must store is charged
 PUBLIC = 0o644  # mode of what everybody on the machine may read
 
 
@@ -123,3 +127,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder, one of ledgers for its owner alone, and write to it before answers that it must store are charged.
+
+    Raises:
+      Refusal: it cannot be made, or has no room.
+    """
+    with refusing(key, folder, "cannot be made or written"):
+        folder.mkdir(mode=0o700 if key == "ledger.dir" else 0o777, parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))

@@ -23,7 +23,7 @@ from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from ..privacy.accounting.renyi_filter import admits, counted
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.book import Book, read_book
-from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS
+from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
 from ..run.federation import Federation
@@ -232,9 +232,8 @@ def _book(federation: Federation, unit: Unit | str) -> Book | None:
 
 
 def _path(federation: Federation, unit: Unit | str) -> Path:
-    assert federation.deployed is not None
     prefix = POPULATION if unit == Unit.CLIENT else POPULATION + RECORDS
-    return federation.deployed.ledgers / f"{prefix}{federation.owner[:NAMED]}.ledger"
+    return federation.population.ledger_path(prefix, Path())
 
 
 def _of_own_ledgers(settings: ServerSettings) -> float | None:

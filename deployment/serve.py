@@ -44,16 +44,16 @@ from ..links.server_log import LOG, ServerLog
 from ..links.tree_head import sign_head
 from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
+from ..populations.deployed import Deployed, last_questions
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
-from ..run.ask import last_questions
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
 from ..run.close import close_again
-from ..run.federation import Deployed, Federation
+from ..run.federation import Federation
 from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..run.manifest import read_manifest
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
@@ -462,7 +462,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     ledgers = settings.ledger_dir
     return Deployed(
         run=settings.run,
-        owner=hashlib.sha256(bundle.first_authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),
+        identity=hashlib.sha256(bundle.first_authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),
         roster=bundle.roster,
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
@@ -478,8 +478,8 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
     Raises:
       Refusal: the settings do not suit the new number of clients.
     """
-    (roster, signed), deployed = rosters(), federation.deployed
-    assert deployed is not None
+    (roster, signed), deployed = rosters(), federation.population
+    assert isinstance(deployed, Deployed)
     if (roster.hash, signed) == (deployed.roster.hash, deployed.signed_roster):
         return federation
     return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))

@@ -9,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
-from ..base.bounded_decoding import read_json
-from ..base.durable_files import append_line, replace_file
-from ..base.refusal import Refusal, unreadable
+from ..base.durable_files import append_line, make_folder, replace_file
+from ..base.refusal import Refusal
 from ..links.traffic import Tally
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Unit
-from ..privacy.ledger.ledger import Head, LedgerUnavailable
+from ..privacy.ledger.ledger import LedgerUnavailable
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.participants import Participants
@@ -34,8 +33,6 @@ from .federation import Federation
 from .files import OF_RECORDS, OPERATOR
 from .prepare import alone_on_records, close_ledger, open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
-from .run_folder import make_folder
-from .traffic import COUNTED, SIMULATED
 
 # Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
@@ -112,12 +109,12 @@ def _ask(
                 federation.cohort,
                 federation.num_clients,
                 reach.answers,
-                population=federation.population,
+                population=federation.declared_clients,
             )
             participants.some(1)  # waits until clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
-        carried = {"source": COUNTED if federation.deployed else SIMULATED, **tally.total().to_json()}
+        carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
         told = None if federation.keeps_counts else carried  # they count messages
         record = {**record_of(asking, inquiry, before, ended), "bytes": told}
         try:
@@ -133,34 +130,7 @@ def _ask(
     finally:
         if ledger is not None:
             close_ledger(federation, ledger)
-            if federation.deployed is not None:
-                _keep_head(folder, federation.deployed.ledger_dir, inquiry.name, ledger.head)
-
-
-def _keep_head(folder: Path, ledgers: str | None, name: str, head: Head) -> None:
-    """Store the head that a question, answered or not, left on a server's ledger."""
-    heads = {**last_questions(folder), ledgers or "": (name, head)}
-    with suppress(OSError):  # a later run has a head of its own
-        replace_file(folder / HEADS, (json.dumps(heads) + "\n").encode())
-
-
-def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
-    """Return the name of the last question, and the head that it left, by the setting `ledger.dir` of a server's ledgers.
-
-    Args:
-      folder: of the questions' records.
-
-    Raises:
-      Refusal: the file of heads cannot be read.
-    """
-    path = folder / HEADS
-    try:
-        found = read_json(path.read_bytes()).items()
-        return {str(key): (str(name), Head(int(seq), str(digest))) for key, (name, (seq, digest)) in found}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise Refusal("file", str(path), unreadable(error, "restore it")) from error
+            federation.population.keep_answer(folder, inquiry.name, ledger.head)
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
@@ -193,7 +163,7 @@ def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[s
 def _owner(federation: Federation) -> str:
     """Return the clients' identity: their ledger's, and for simulated ones also the parameters of their data."""
     if not federation.simulated:
-        return federation.owner
+        return federation.population.owner
     task = federation.settings.task
     made = [task.name, task.target, task_options(federation.settings, federation.seed)]
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=repr).encode()).hexdigest()
@@ -230,7 +200,7 @@ def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Out
         "rng": asking.reach.randomness.kind,
         "cohort": federation.cohort.name,
         "owner": _owner(federation),
-        "clients": federation.population,
+        "clients": federation.declared_clients,
         "confidence": 0.95,
         "message_bytes": ended.message_bytes and dict(zip(("down", "up"), ended.message_bytes, strict=True)),
     }

@@ -140,7 +140,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
     settings, audit, client = federation.settings, federation.settings.audit, federation.summed
     assert audit is not None
-    dimension, clients = dimension_of(federation.task), federation.population
+    dimension, clients = dimension_of(federation.task), federation.declared_clients
     terms = AuditTerms(
         settings.steps,
         audit.alpha,
@@ -274,8 +274,7 @@ def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -
             grid.raise_noise(MORE_NOISE)
             return None
         case "pause":
-            real = audit.run.federation.deployed is not None
-            again = "the same command with --despite-alarm" if real else "resume=RUN"
+            again = audit.run.federation.population.words.unpaused
             return Ending(Status.PAUSED, f"{reason}; {again} continues regardless", state)
         case "rollback":
             clean = _last_clean(audit.run, state)
@@ -297,7 +296,7 @@ def _keep_clean(run: Run, state: State) -> None:
 
 def _moved_by_canaries(federation: Federation) -> Arrays | None:
     """Return the first model if canaries change the model; in a deployment they are subtracted from every sum."""
-    if federation.deployed is not None:
+    if not federation.population.reads_data:
         return None
     arrays = read_arrays(federation.task.model())
     return {name: value for name, value in arrays.items() if value.dtype.kind == "f"}

@@ -43,7 +43,7 @@ def noise_ratio(run: Run) -> float:
     assert privacy is not None
     together = federation.together
     expected = (
-        federation.cohort.expected_size(federation.population)
+        federation.cohort.expected_size(federation.declared_clients)
         if together is None
         else together.sample_rate * federation.records
     )

@@ -24,13 +24,15 @@ from ..configs.schema import (
     SimulationSettings,
     SumLevel,
 )
+from ..populations.deployed import Deployed
+from ..populations.machine import Local, Simulated
 from ..privacy.preconditions import check_adjacency
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, dealt, load_task
 from ..tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .display import warn
-from .federation import Deployed, Federation
+from .federation import Federation
 from .files import SAVED, SINGLY
 from .learning_rate import suited
 from .run_files import read_object
@@ -82,27 +84,28 @@ def build(
     options = task_options(settings, seed) if deployed is None else settings.task.options
     task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
     task = task or _task(settings, options, given.task)
-    num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
+    num_clients = task.num_clients if deployed is None else deployed.num_clients
     check_cohort(settings, num_clients)
     settings = suited(settings, task, num_clients)
     cohort = _cohort(settings, num_clients)
     if deployed is not None:
         cohort = seen_by_answers(cohort, deployed.link)
     cohort = over_selected(cohort, _over_selection(settings), num_clients)
+    population = deployed or (Simulated if task.simulated else Local)(settings, task)
     _check_adjacency(settings, cohort, deployed)
-    private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
-    if private and not (simulated or deployed or announced) and settings.task.target is not None:
+    private = not isinstance(settings.privacy, NoPrivacy)
+    if private and not announced and population.own_clients(task) and settings.task.target is not None:
         from ..tasks.independence import check_order  # torch, which a plan does without
 
         check_order(task)
     if private:
-        check_seed(settings, simulated)
-    seeded = simulated or (not private and deployed is None)
+        check_seed(settings, population.simulated)
+    seeded = population.simulated or (not private and population.reads_data)
     strategy = _strategy(settings, given.strategy)
     _check_training(
         settings, task, getattr(settings.strategy if strategy is None else strategy, "proximal_mu", 0.0)
     )
-    federation = Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+    federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
     if warning := check_delta(settings, federation.hidden):
         warn(warning)
     return federation
@@ -181,9 +184,8 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     Raises:
       Refusal: the settings do not suit the new number of clients.
     """
-    num_clients = len(deployed.roster.members)
-    check_cohort(federation.settings, num_clients)
-    changed = replace(federation, deployed=deployed)
+    check_cohort(federation.settings, deployed.num_clients)
+    changed = replace(federation, population=deployed)
     check_delta(federation.settings, changed.hidden)
     _ = changed.masking
     return changed

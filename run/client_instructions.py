@@ -29,7 +29,7 @@ from ..strategies.cohorts import likely_participations
 from ..strategies.record_plan import calibrated_noise, poisson_batches, record_plan
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .display import warn
-from .federation import Federation, Run, ledger_home
+from .federation import Federation, Run
 from .record_audit import plants_examples
 from .scaling_plan import scaling_events
 from .sum_plan import require_one_round
@@ -49,7 +49,7 @@ def question_settings(federation: Federation, folder: Path) -> ClientSettings:
       folder: of the answers; in a simulation the clients' ledgers lie there too.
     """
     settings = _plain_settings(federation, folder)
-    if federation.record is None or federation.deployed is not None:
+    if federation.record is None or not federation.population.reads_data:
         return settings
     return replace(settings, record=_unplanned_record(federation, federation.record, folder))
 
@@ -73,7 +73,9 @@ def client_settings(
       Refusal: the audit asks for loss traces of real data.
     """
     settings = _plain_settings(federation, folder)
-    if federation.together is not None and federation.deployed is None:
+    if not federation.population.reads_data:
+        return settings
+    if federation.together is not None:
         together = federation.together
         terms = StepTerms(
             together.sample_rate,
@@ -84,7 +86,7 @@ def client_settings(
             canaries=_canaries_of_a_step(federation, together),
         )
         return replace(settings, step=terms)
-    if federation.record is None or federation.deployed is not None:
+    if federation.record is None:
         return settings
     told = _record_privacy(federation, federation.record, settings, folder)
     if federation.simulated or not rounds:
@@ -107,14 +109,14 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
     told = replace(client, task_options=_plain_settings(federation, Path()).task_options)
     if client.record is None:
         return told
-    return replace(told, record=replace(client.record, ledgers=tuple(federation.client_ledgers)))
+    return replace(told, record=replace(client.record, ledgers=tuple(federation.population.client_ledgers)))
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
     s, told = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
     return ClientSettings(
         task=s.task.target or s.task.name,
-        task_options={} if federation.deployed is not None else task_options(s, federation.seed) | told,
+        task_options=task_options(s, federation.seed) | told if federation.population.reads_data else {},
         training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
@@ -154,7 +156,7 @@ def _unplanned_record(federation: Federation, record: Record, folder: Path) -> R
     """Return a client's record-level settings before the noise is planned."""
     s, budget = federation.settings, federation.record_budget
     assert budget is not None
-    where = folder / "client_ledgers" if federation.task.simulated else ledger_home(s.ledger_dir)
+    where = federation.population.client_ledger_home(folder)
     return RecordPrivacy(
         budget.target_epsilon,
         record.target_delta,
@@ -166,7 +168,7 @@ def _unplanned_record(federation: Federation, record: Record, folder: Path) -> R
         record.gradients,
         federation.canary_records,
         s.budget.runs,
-        ledgers=() if federation.simulated and not federation.named else tuple(federation.client_ledgers),
+        ledgers=federation.population.ledger_names,
         per_person=record.per_person,
         clients_per_person=record.clients_per_person,
     )
@@ -193,7 +195,7 @@ def _within_what_is_left(
     )
     planned: dict[str, float] = {}
     refusals: list[Refusal] = []
-    owed = federation.owed
+    owed = federation.population.owed()
     for name, records in _ledgers(federation).items():
         try:
             own, prior = _left(record, name, owed)
@@ -220,7 +222,7 @@ def _with_a_round_left(
       Refusal: none does.
     """
     refusals: list[Refusal] = []
-    owed = federation.owed
+    owed = federation.population.owed()
     for name, records in _ledgers(federation).items():
         try:
             own, prior = _left(record, name, owed)
@@ -245,7 +247,9 @@ def _unless_all_refuse(
 def _ledgers(federation: Federation) -> dict[str, int]:
     """Return each client's number of records by the name of its ledger; clients with equal data share one."""
     sizes = (len(federation.data_of(client)) for client in range(federation.num_clients))
-    return {name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size}
+    return {
+        name: size for name, size in zip(federation.population.client_ledgers, sizes, strict=True) if size
+    }
 
 
 def _left(record: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
@@ -282,7 +286,7 @@ def traces_of(federation: Federation, folder: Path) -> str:
 def _encryption(federation: Federation) -> Encryption | None:
     """Return the encryption that a simulated owner requires: that of the settings."""
     asked = federation.settings.secagg
-    if asked is None or federation.deployed is not None:
+    if asked is None or not federation.population.reads_data:
         return None
     return Encryption(
         identities=federation.identities,

@@ -103,7 +103,7 @@ def _evaluated(
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     brought = memory_arrays(model) if evaluation.records is None else save(model)
     # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
-    sent = replace(evaluation, name="simulation") if federation.deployed is None else evaluation
+    sent = replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
     content = evaluation_content(sent, brought, question_order(federation, sent, plan, arm))
     done, mean = put(everybody, charge, content, federation.masking, reach.timeout)
     participants.search = everybody.search

@@ -100,7 +100,7 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
     if not rounds or plan is None or plan.noise_multiplier is None or federation.summed is None:
         return None
-    delta, clients = federation.summed.target_delta, federation.population
+    delta, clients = federation.summed.target_delta, federation.declared_clients
     asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
     rows = (
         clients
@@ -122,7 +122,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     if tuned is None or not settings.scored_at_clients or plan is None or federation.summed is None:
         return None
     assert plan.noise_multiplier is not None
-    delta, clients = federation.summed.target_delta, round(federation.population / len(settings.tried))
+    delta, clients = federation.summed.target_delta, round(federation.declared_clients / len(settings.tried))
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:

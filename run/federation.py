@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import math
-import re
-import secrets
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +15,6 @@ from ..configs.schema import (
     ClientDistributed,
     ClientLevel,
     CustomTask,
-    LinkSettings,
     NoCompression,
     Record,
     RecordAndClient,
@@ -29,26 +25,22 @@ from ..configs.schema import (
 )
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import Mode
+from ..populations.population import Population
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
-from ..privacy.ledger import data_sets
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
-from ..privacy.ledger.data_sets import Owed
-from ..privacy.ledger.ledger import Head, Ledger
+from ..privacy.ledger.caps import POPULATION, RECORDS
+from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment
-from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile
 from ..server.masking import Masking
 from ..server.round_terms import UnitsOfClient
 from ..server.tuning import Tuning
 from ..strategies.cohorts import Cohort, invited_size
-from ..strategies.identity import simulated_roster
 from ..tasks.data import Data, data_of, size_of
-from ..tasks.fingerprint import content_of, fingerprint
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Task
 from .canary_clients import count_canaries
@@ -74,30 +66,6 @@ EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """Values that a server has in place of its clients' data: the roster, and the rules of the link.
-
-    Attributes:
-      run: display name of the run; owners may allow it by this name.
-      owner: names the federation on its ledger, in hexadecimal.
-      roster, signed_roster: of the clients, read and as the authority signed it.
-      ledgers: folder of the population's ledger.
-      ledger_dir: the setting that names it; None for the bundle's own.
-      link: rules of rounds over the link.
-      heads: that the server's earlier runs and questions left on its ledgers, by their names.
-    """
-
-    run: str
-    owner: str
-    roster: Roster
-    signed_roster: bytes
-    ledgers: Path
-    link: LinkSettings
-    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
-    ledger_dir: str | None = None
-
-
-@dataclass(frozen=True)
 class Federation:
     """The parts of a federation.
 
@@ -106,45 +74,28 @@ class Federation:
       task: loaded.
       cohort: draws the clients.
       seed: of a declared simulation; None on real data.
-      deployed: replaces the clients' data for real clients; None if this machine has all data.
+      population: its clients.
       strategy: given as an object; None makes one from the settings.
       reported: whether a run draws its rounds, and states the spending in its result.
       moments: mean and deviation of the columns that scale the run's inputs, from its clients' answer; None without the
         question.
       simulated_cost: cost of that question in a simulation; empty if the plan's ledgers hold it.
-      named: fingerprints of the clients' data before scaling, which name their ledgers; empty without scaling.
     """
 
     settings: SimulationSettings
     task: Task
     cohort: Cohort
     seed: int | None
-    deployed: Deployed | None = None
+    population: Population
     strategy: Strategy | None = None
     reported: bool = True
     moments: Mapping[str, tuple[float, float]] | None = None
     simulated_cost: tuple[DpEvent, ...] = ()
-    named: tuple[str, ...] = ()
 
     @property
     def simulated(self) -> bool:
         """Whether the data are public or synthetic."""
-        return self.deployed is None and self.task.simulated
-
-    @cached_property
-    def data_id(self) -> str:
-        """The name of real data on this machine: the settings say it, else the task's attribute.
-
-        Raises:
-          Refusal: they have no name.
-        """
-        found = self.settings.task.data_id or getattr(self.task, "data_id", None)
-        if found is None:
-            remedy = "name these real data, the same in every run, since it identifies their budget, as in task.data_id=wards-2026"
-            raise Refusal("task.data_id", None, remedy)
-        if not re.fullmatch(DATA_ID, str(found)):
-            raise Refusal("task.data_id", found, NO_DATA_ID)
-        return str(found)
+        return self.population.simulated
 
     @property
     def held_out_public(self) -> bool:
@@ -155,7 +106,7 @@ class Federation:
     @property
     def num_clients(self) -> int:
         """Number of clients."""
-        return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
+        return self.population.num_clients
 
     @property
     def task_name(self) -> str:
@@ -167,7 +118,7 @@ class Federation:
         return asked.label or (own if isinstance(own, str) and own else asked.target.partition(":")[2])
 
     @property
-    def population(self) -> int:
+    def declared_clients(self) -> int:
         """Declared number of clients: the denominator of the mean, and the only number that is printed."""
         return self.settings.population or self.num_clients
 
@@ -251,7 +202,7 @@ class Federation:
     @property
     def hidden(self) -> int:
         """Number of privacy units in the population."""
-        return (self.settings.population or self.num_clients) if self.together is None else self.records
+        return self.declared_clients if self.together is None else self.records
 
     @cached_property
     def records(self) -> int:
@@ -303,16 +254,19 @@ class Federation:
         asked = self.settings.secagg
         if asked is None:
             return None
+        roster, signed = self.population.sign(self.identities, self.num_nodes, self.doubly_signed)
         masking = Masking(
-            self._roster,
+            roster,
             asked.dropout,
             asked.collusion,
             Profile(asked.profile),
             asked.bits,
             asked.clipping_norm,
-            self._most_examples,
+            self.population.most_examples(
+                COUNT_BOUND_BATCHES * self.settings.training.batch_size, lambda: self.sizes[-1]
+            ),
             asked.suite,
-            signed_roster=b"" if self.deployed is None else self.deployed.signed_roster,
+            signed_roster=signed,
         )
         real = invited_size(self.cohort, self.num_clients)
         masking.shape(round(real * self.num_nodes / self.num_clients))
@@ -323,23 +277,6 @@ class Federation:
         """Whether the suite of the encrypted sums has ML-DSA beside Ed25519."""
         asked = self.settings.secagg
         return asked is not None and SUITES[asked.suite].doubly_signed
-
-    @property
-    def _roster(self) -> Roster:
-        if self.deployed is not None:
-            lacking = [member.name for member in self.deployed.roster.members if not member.post_quantum]
-            if self.doubly_signed and lacking:
-                remedy = f"{lacking[0]} has no ML-DSA key in the roster; provision with post_quantum: true"
-                raise Refusal("secagg.suite", 3, remedy)
-            return self.deployed.roster
-        return simulated_roster(self.identities, self.num_nodes, self.doubly_signed)[0]
-
-    @property
-    def _most_examples(self) -> float:
-        """Of one client, where examples weigh in an encrypted sum; of a real client nobody else knows it."""
-        if self.deployed is not None:
-            return float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)
-        return float(self.sizes[-1])
 
     @property
     def compression(self) -> CompressionPlan | None:
@@ -376,8 +313,7 @@ class Federation:
         """Largest number of clients that train on one person; None without a bound."""
         level = self.record or self.together
         most = None if level is None else level.clients_per_person
-        # A roster may grow while a run goes on, and what one sum may hold of a person is charged before it does.
-        return most if most is None or self.deployed is not None else min(most, self.num_clients)
+        return None if most is None else self.population.most_clients(most)
 
     def data_of(self, client: int) -> Data:
         """Return a client's training data, without a person's examples beyond the limit."""
@@ -395,9 +331,7 @@ class Federation:
     def sum_budget(self) -> Budget | None:
         """The budget of the population's ledger, if any, within the data owner's caps."""
         budget = None if self.summed is None else _budget(self.summed.unit, self.summed)
-        if budget is None or self.simulated:
-            return budget
-        return capped(self.ledger_path(Path()), budget)
+        return None if budget is None else self.population.within_caps(self.ledger_path(Path()), budget)
 
     @property
     def record_budget(self) -> Budget | None:
@@ -435,53 +369,8 @@ class Federation:
 
     def ledger_path(self, folder: Path) -> Path:
         """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
-        if self.simulated:
-            return folder / "ledger"
-        home = ledger_home(self.settings.ledger_dir) if self.deployed is None else self.deployed.ledgers
         prefix = POPULATION if self.together is None else POPULATION + RECORDS
-        return home / f"{prefix}{self.owner[:NAMED]}.ledger"
-
-    @cached_property
-    def owner(self) -> str:
-        """Identity of the population on its ledger: its data's name, or its federation."""
-        if self.deployed is not None:
-            return self.deployed.owner
-        if self.task.simulated:
-            return f"simulated {self.settings.task.name}"
-        return data_sets.population_ledger(self.data_id)
-
-    @cached_property
-    def client_ledgers(self) -> list[str]:
-        """The name of the ledger of each client's records."""
-        if self.simulated:
-            return self.fingerprints
-        return data_sets.client_ledgers(self.data_id, self.fingerprints)
-
-    @property
-    def owed(self) -> Owed | None:
-        """Earlier losses of their people to charge to the clients' ledgers before a run; None in a simulation."""
-        if self.simulated or self.deployed is not None:
-            return None
-        folder = ledger_home(self.settings.ledger_dir)
-        return data_sets.owed_by_clients(folder, self.data_id, self.fingerprints)
-
-    @cached_property
-    def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data; of real data whose content cannot be told, another one in each run."""
-        clients = range(self.task.num_clients)
-        if self.simulated or self.named:
-            return [self.fingerprint_of(client) for client in clients]
-        return [content_of(data_of(self.task, client)) or secrets.token_hex(32) for client in clients]
-
-    def places_under(self, key: bytes | None) -> str | None:
-        """Return what shows, to who has a secret key, whether clients of this machine are where they were; None without one."""
-        if not key or self.deployed is not None:
-            return None
-        return hmac.digest(key, "".join(self.fingerprints).encode(), "sha256").hex()
-
-    def fingerprint_of(self, client: int) -> str:
-        """Return the fingerprint of a client's data before a run scales them, which in a simulation names its ledger."""
-        return self.named[client] if self.named else fingerprint(data_of(self.task, client))
+        return self.population.ledger_path(prefix, folder)
 
 
 @dataclass(frozen=True)
@@ -522,12 +411,3 @@ def _budget(unit: Unit, level: SumLevel | Record | None) -> Budget | None:
     if level is None:
         return None
     return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
-
-
-def ledger_home(configured: str | None) -> Path:
-    """Return the folder of ledgers of real data.
-
-    Raises:
-      Refusal: the configured one is relative.
-    """
-    return ledger_folder("ledger.dir", configured)

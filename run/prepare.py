@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
 from ..links.folder_lock import alone
 from ..messages.client_settings import ClientSettings
-from ..messages.training_order import NEW, Mode, people_call
-from ..privacy.budget import OF_RECORDS, Adversary, Budget, Unit
-from ..privacy.ledger import data_sets
-from ..privacy.ledger.caps import NAMED, POPULATION, CapEnded, caps_on
-from ..privacy.ledger.client_sums import RecordsBudget, charge_records, sums_of_records
-from ..privacy.ledger.hash_chain import holds_head, require_heads
+from ..messages.training_order import Mode
+from ..privacy.budget import OF_RECORDS, Adversary, Budget
+from ..privacy.ledger.caps import NAMED, CapEnded
+from ..privacy.ledger.client_sums import RecordsBudget
+from ..privacy.ledger.hash_chain import require_heads
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan, Unaffordable
 from ..privacy.statistics.evaluation import EVALUATION
 from ..server import noise_key
-from ..server.checkpoint import Checkpoint, read
+from ..server.checkpoint import read
 from ..server.records_plan import within_records
 from ..server.round_terms import SumPrivacy
 from ..strategies.registry import make_strategy
 from ..tasks.arrays import check_base, dimension_of
 from ..tasks.data import (
-    MOST_LOOKED_AT,
     Data,
     batches_of,
     check_data,
@@ -47,7 +45,6 @@ from ..tasks.data import (
 )
 from ..tasks.hardware import check_made_here
 from ..tasks.independence import (
-    batches_of_all,
     check_evaluated_apart,
     check_independence,
     check_measured_apart,
@@ -62,7 +59,7 @@ from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
 from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
-from .federation import Federation, Run, ledger_home
+from .federation import Federation, Run
 from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
 from .scaling_plan import one_scaling
@@ -106,10 +103,11 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     elif saved.turns is not None and saved.turns != federation.cohort.name:
         remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
         raise Refusal("resume", str(folder), remedy)
-    _check_named(federation)
+    spends = federation.summed is not None or federation.record is not None
+    federation.population.check_identity(federation.settings.task.data_id, spends)
     checkpoint = read(folder) if saved else None
-    if checkpoint is not None and federation.deployed is not None:
-        _require_own(checkpoint, federation.deployed.run, folder)
+    if checkpoint is not None:
+        federation.population.check_run(checkpoint.run, folder)
     left, spent = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0), ""
     try:
         client = client_settings(federation, folder, left, saved is not None)
@@ -125,16 +123,17 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         _check_measured(federation.task)
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
-        for data in _to_measure(federation):
+        for data in federation.population.to_measure(federation.task):
             check_independence(federation.task.model(), federation.task, data)
             if federation.together is not None and one_evaluation(federation) is not None:
                 check_evaluated_apart(federation.task.model(), federation.task, data)
     _check_base(federation)  # after layers that no record-level mode can train
-    _check_other_mode(federation)
+    if _charges_records(federation):
+        federation.population.check_mode(_charging(federation))
     make_strategy_of(federation)
     won = checkpoint is not None and checkpoint.state.winner is not None
     # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
-    named = federation.simulated or federation.deployed is not None
+    named = federation.simulated or not federation.population.reads_data
     tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
     _ = federation.masking  # refuses a cohort that is too small for an encrypted sum
     coordinates = dimension_of(federation.task)  # refuses numbers that cannot be sent
@@ -149,7 +148,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
     # rounds were charged together and each row of their noise is used once.
     goes_on = federation.seed is not None or federation.mechanism.rows is not None
-    name = saved.name if saved and goes_on else _new_name(federation)
+    name = saved.name if saved and goes_on else federation.population.new_name()
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
     return Run(federation, folder, name, client, checkpoint, tuning=tuning, spent=spent)
@@ -157,67 +156,18 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
 
 def settle_records(federation: Federation, client: ClientSettings) -> None:
     """Charge the clients' ledgers with earlier losses of their people that are not on them yet."""
-    owed = None if client.record is None else federation.owed
-    if client.record is None or owed is None:
-        return
-    if owed.changed:
-        warn(
-            f"task.data_id={federation.data_id}: the clients' data are not those of the last run; as nobody knows at which client a "
-            "person is now, each client's ledger goes on from the most that any of them held"
-        )
-    folder, budget = Path(client.record.ledger_dir), client.record.budget()
-    data_sets.settle(folder, federation.data_id, owed, budget)
-    clients = data_sets.population_path(folder, federation.data_id)
-    for name in dict.fromkeys(federation.client_ledgers):
-        data_sets.charge_client_sums(client.record.ledger_path(name), name, clients, budget)
+    if client.record is not None and (moved := federation.population.settle(client.record)):
+        warn(moved)
 
 
-@contextmanager
-def alone_on_records(federation: Federation) -> Generator[None]:
-    """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile.
-
-    Of two with different clients' data, neither would carry over the other's pending charges; nor would a run that hides
-    whole clients count what another one takes from its records.
-
-    Raises:
-      Refusal: another one is in progress, or a ledger is older than the last one left it.
-    """
-    hides = federation.record is not None or federation.summed is not None
-    if not hides or federation.simulated or federation.deployed is not None:
-        yield
-        return
-    home = ledger_home(federation.settings.ledger_dir)
-    run_folder.make_folder("ledger.dir", home)
-    with data_sets.alone_on(home, federation.data_id):
-        yield
-
-
-def _check_named(federation: Federation) -> None:
-    """Refuse to spend on unnamed real data; a deployed federation's ledgers have its own name."""
-    told = federation.settings.task.data_id
-    if federation.deployed is not None and told is not None:
-        raise Refusal("task.data_id", told, "the federation's name names a server's ledger; leave it out")
-    spends = federation.summed is not None or federation.record is not None
-    if spends and federation.deployed is None and not federation.simulated:
-        _ = federation.data_id
-
-
-def _check_other_mode(federation: Federation) -> None:
-    """Refuse real records that the other record-level mode charges, on ledgers that this mode does not use.
-
-    On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
-    same people would be spent one after the other. A device has one ledger of records for both.
-    """
-    if not _charges_records(federation):
-        return
-    known = data_sets.read_data_sets(ledger_home(federation.settings.ledger_dir))
-    told = known.get(federation.data_id, data_sets.DataSet())
-    data_sets.require_records(told, _charging(federation))
+def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
+    """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
+    spends = federation.record is not None or federation.summed is not None
+    return federation.population.alone() if spends else nullcontext()
 
 
 def _charges_records(federation: Federation) -> bool:
-    hides = federation.together is not None or federation.record is not None
-    return hides and not federation.simulated and federation.deployed is None
+    return federation.together is not None or federation.record is not None
 
 
 def _charging(federation: Federation) -> str:
@@ -228,17 +178,14 @@ def _charging(federation: Federation) -> str:
 def claim_records(federation: Federation) -> None:
     """Record which mode charges real records on this machine; of two that begin at the same time one is refused."""
     if _charges_records(federation):
-        home = ledger_home(federation.settings.ledger_dir)
-        run_folder.make_folder("ledger.dir", home)
-        data_sets.claim_records(home, federation.data_id, _charging(federation))
+        federation.population.claim_mode(_charging(federation))
 
 
 def _check_every(federation: Federation, canaries: bool) -> None:
     """Refuse data without valid batches, if they are accessible: held-out data and those of simulated clients."""
     task, held_out = federation.task, held_out_of(federation.task)
     check_made_here(task.model())
-    if not len(held_out) and (federation.simulated or federation.deployed is not None):
-        # A server has no other data: its clients keep theirs.
+    if not len(held_out) and federation.population.needs_held_out:
         raise Refusal(
             "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
         )
@@ -252,20 +199,20 @@ def _check_every(federation: Federation, canaries: bool) -> None:
     if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
         remedy = "canaries need outputs that are one tensor; use audit=light"
         raise Refusal("audit", "full", remedy)
-    if federation.deployed is None:
-        shipped = federation.simulated and federation.settings.task.target is None
-        model = None if shipped or own_training(task) is not None else task.model().eval()
-        clients = _looked_at(federation)
-        for client in clients:
-            data, whose = data_of(task, client), f"client {client}"
-            check_size(task, client, data)
-            check_data(data, whose, held_out)
-            if model is not None:
-                check_taken(data, whose, model, task.loss)
-            if federation.per_person is not None:
-                names_of(data, whose)  # refuses examples without a person
-        if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
-            _ = federation.sizes  # refuses a federation without examples
+    if not (clients := _looked_at(federation)):
+        return
+    shipped = federation.simulated and federation.settings.task.target is None
+    model = None if shipped or own_training(task) is not None else task.model().eval()
+    for client in clients:
+        data, whose = data_of(task, client), f"client {client}"
+        check_size(task, client, data)
+        check_data(data, whose, held_out)
+        if model is not None:
+            check_taken(data, whose, model, task.loss)
+        if federation.per_person is not None:
+            names_of(data, whose)  # refuses examples without a person
+    if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
+        _ = federation.sizes  # refuses a federation without examples
 
 
 def _check_base(federation: Federation) -> None:
@@ -286,10 +233,10 @@ def _check_base(federation: Federation) -> None:
 def _warn_of_own_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
     task, hides = federation.task, federation.record is not None or federation.together is not None
-    own = federation.settings.task.target is not None and not federation.simulated
-    if not own or federation.deployed is not None or not (hides or federation.summed is not None):
+    clients = federation.population.own_clients(task) if federation.settings.task.target is not None else ()
+    if not clients or not (hides or federation.summed is not None):
         return
-    every = [partial(data_of_all, task, client) for client in range(task.num_clients)]
+    every = [partial(data_of_all, task, client) for client in clients]
     scales = [own_scale(lambda read=read: [read()]) for read in every]
     pooled = own_scale(lambda: (read() for read in every))
     if hides and any(scales):
@@ -323,7 +270,7 @@ def _check_evaluation(federation: Federation) -> None:
         return
     import torch  # takes a second, and a plan does not need it
 
-    for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
+    for cap in federation.population.caps(federation.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
     if federation.masking is not None and evaluated is not None:
         federation.masking.shape(federation.num_clients)
@@ -350,26 +297,23 @@ def _check_scaling(federation: Federation) -> None:
     if one_scaling(federation) is None:
         return
     for path in _ledgers_here(federation):
-        for cap in caps_on(path):
+        for cap in federation.population.caps(path):
             require_purposes([SCALING], cap)
     if federation.masking is not None:
         federation.masking.shape(federation.num_clients)
     from ..tasks.tables import tables_of  # torch, as above
 
-    if federation.deployed is None and not tables_of(federation.task).paths:
+    if federation.population.reads_data and not tables_of(federation.task).paths:
         remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
         raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
 
 
 def _ledgers_here(federation: Federation) -> list[Path]:
     """Return the ledgers that this machine charges for a run's question: that of all clients, or each client's."""
-    if federation.simulated:  # whose ledgers nobody caps
-        return []
     if federation.summed is not None:
         return [federation.ledger_path(Path())]
-    home = ledger_home(federation.settings.ledger_dir)
-    names = [] if federation.deployed is not None else federation.client_ledgers
-    return [home / f"{name[:NAMED]}.ledger" for name in names]
+    home = federation.population.client_ledger_home(Path())
+    return [home / f"{name[:NAMED]}.ledger" for name in federation.population.client_ledgers]
 
 
 def _looked_at(federation: Federation) -> range:
@@ -378,39 +322,13 @@ def _looked_at(federation: Federation) -> range:
     In a large population on synthetic data these are spread evenly, and the others are checked when drawn: a refused
     client drops out of the round. A step on all clients' records uses all of them, so all are checked.
     """
-    clients = federation.task.num_clients
-    spread = federation.simulated and federation.settings.secagg is None and federation.together is None
-    return range(0, clients, -(-clients // MOST_LOOKED_AT) if spread else 1)
-
-
-def _to_measure(federation: Federation) -> Iterable[Data]:
-    """Return examples to measure independence on: of each client, or of one with simulated data."""
-    if federation.simulated or federation.deployed is not None:
-        return [some_examples(federation)]
-    return batches_of_all(data_of(federation.task, client) for client in range(federation.num_clients))
+    every = federation.settings.secagg is not None or federation.together is not None
+    return federation.population.looked_at(federation.task, every)
 
 
 def some_examples(federation: Federation) -> Data:
     """Return examples with the clients' shapes: a client's, or public ones if clients keep theirs."""
-    task = federation.task
-    if federation.deployed is not None:
-        return held_out_of(task)
-    every = (data_of(task, client) for client in range(task.num_clients))
-    return next(each for each in every if len(each))
-
-
-def _require_own(checkpoint: Checkpoint, run: str, folder: Path) -> None:
-    """Refuse a checkpoint of another run, which may be on the same ledger."""
-    if (other := people_call(checkpoint.run)) != run:
-        raise Refusal(
-            "resume", str(folder), f"holds a checkpoint of run {other!r}; restore its own from a backup"
-        )
-
-
-def _new_name(federation: Federation) -> str:
-    """Return a name that is new to every ledger and begins with the user's name of the run, if given."""
-    fresh = uuid.uuid4().hex
-    return fresh if federation.deployed is None else f"{federation.deployed.run}{NEW}{fresh}"
+    return federation.population.some_examples(federation.task)
 
 
 def make_strategy_of(federation: Federation) -> Any:
@@ -440,11 +358,10 @@ def opened(
     """
     federation = run.federation
     if run.client.record is not None:
-        key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
-        run_folder.make_folder(key, Path(run.client.record.ledger_dir))
+        make_folder(federation.population.words.ledgers, Path(run.client.record.ledger_dir))
     budget = federation.sum_budget
     if budget is None:
-        run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
+        make_folder(run_folder.folder_setting(federation), run.folder)
         with alone(run.folder / "run", run_folder.folder_setting(federation)):  # no ledger keeps others out
             yield _started(ask(run) if saved is None else run, saved)
         return
@@ -464,7 +381,7 @@ def opened(
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)
-        run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
+        make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, saved)
         share = metrics_share_of(federation, plan)
         # A sum of what the clients' own ledgers are charged for costs their records nothing more.
@@ -486,9 +403,7 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
     """Close the ledger of `open_ledger`; on real data of this machine its head is kept, to hold a later one to it."""
     with suppress(LedgerUnavailable):  # only notes are lost: the reservation stays spent
         ledger.close()
-    if not federation.simulated and federation.deployed is None:
-        with suppress(Refusal):  # of a full disk: the head before stays
-            data_sets.keep_head(ledger, federation.data_id)
+    federation.population.keep_head(ledger)
 
 
 def _asked_plans(run: Run) -> list[Plan]:
@@ -511,39 +426,16 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
     Raises:
       Refusal: its folder cannot be created, or it cannot be opened.
     """
-    path, simulated = federation.ledger_path(folder), federation.simulated
-    run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
-    if federation.deployed is not None:
-        _require_left(path.parent, federation.deployed.heads)
-    elif not simulated:
-        data_id = federation.data_id
-        prefix = path.stem.removesuffix(federation.owner[:NAMED])
-        owed = data_sets.owed_by_population(path.parent, data_id, prefix)
-        data_sets.settle(path.parent, data_id, owed, budget, prefix)
-    ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
-    if simulated or federation.deployed is not None:
-        return ledger
+    path, population = federation.ledger_path(folder), federation.population
+    make_folder(population.words.ledgers, path.parent)
+    population.settle_sums(path, budget)
+    ledger = Ledger.open(path, budget, owner=population.owner, simulated=population.simulated, expect=expect)
     try:
-        if budget.unit is Unit.CLIENT:
-            ledger.shared = data_sets.budgets_of_records(path.parent, federation.data_id, ledger.book)
-        else:
-            clients = data_sets.population_path(path.parent, federation.data_id)
-            charge_records(ledger, clients, budget)
+        population.share(ledger, budget)
         return ledger
     except BaseException:
         ledger.close()
         raise
-
-
-def _require_left(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse a server's ledgers that are older than its runs: one of them holds the newest head that each run left."""
-    for run, head in sorted(heads.items(), key=lambda each: each[1], reverse=True):
-        if not any(holds_head(path, head) for path in sorted(folder.glob("*.ledger"))):
-            remedy = (
-                f"no ledger there holds entry {head.seq}, which {run} left: it was deleted, or restored from an older copy; "
-                "restore its newest copy (docs/deploy.md, Backups and restores)"
-            )
-            raise Refusal("ledger.dir", str(folder), remedy)
 
 
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
@@ -589,11 +481,9 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan
 
 
 def _sums_before(federation: Federation) -> Sequence[DpEvent]:
-    """Return the events of records by a server's earlier sums of clients, which devices charge to their records."""
-    if federation.deployed is None or federation.together is None:
-        return ()
-    clients = federation.deployed.ledgers / f"{POPULATION}{federation.owner[:NAMED]}.ledger"
-    return sums_of_records(clients, federation.together.adjacency)
+    """Return the events of records by earlier sums of clients that the ledger of all records does not hold."""
+    together = federation.together
+    return () if together is None else federation.population.sums_of_clients(together.adjacency)
 
 
 def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
@@ -623,7 +513,7 @@ def _noise_key(run: Run, saved: Saved | None) -> bytes | None:
             raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
     finished = run.checkpoint is not None and run.checkpoint.state.round >= federation.settings.steps
     key = b"" if finished else noise_key.read(run.folder)
-    if key and saved.places not in (None, federation.places_under(key)):
+    if key and saved.places not in (None, federation.population.places_under(key)):
         remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(run.folder), remedy)
     return key

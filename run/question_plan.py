@@ -134,7 +134,7 @@ def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan:
     Raises:
       Refusal: the noise on a question's count of rows exceeds all rows that count in full, and this was not accepted.
     """
-    most = federation.population * inquiry.records
+    most = federation.declared_clients * inquiry.records
 
     def answers(tried: Plan) -> bool:
         noise = noise_of_sum(federation, tried)
@@ -147,7 +147,7 @@ def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan:
     drowned = max(
         sigma_of(federation, inquiry, each, noise_of_sum(federation, plan)) for each in inquiry.questions
     )
-    clients = f"{federation.population} clients of {inquiry.records:g} rows that count"
+    clients = f"{federation.declared_clients} clients of {inquiry.records:g} rows that count"
     said = f"leaves only noise, +-{NORMAL_95 * drowned:.0f} rows, on the counts of {clients}"
     enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
     said += "; no epsilon suffices" if enough is None else f"; give more than {enough:.2g}"
@@ -217,13 +217,15 @@ def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise
     if inquiry.unit is Unit.RECORD:
         return sigma
     bound = inquiry.records * question.statistic.row_norm
-    drawn = federation.population * (1 - rate) / rate * bound**2
+    drawn = federation.declared_clients * (1 - rate) / rate * bound**2
     return math.sqrt((sigma / rate) ** 2 + drawn)
 
 
 def noise_of_sum(federation: Federation, plan: Plan) -> float:
     """Return a sum's noise over the norm of one unit: with `privacy=record` every client adds the full noise."""
-    return plan.noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
+    return plan.noise_over_clip * (
+        math.sqrt(federation.declared_clients) if federation.summed is None else 1.0
+    )
 
 
 def rate_of(federation: Federation) -> float:

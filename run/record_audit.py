@@ -151,7 +151,7 @@ def planted(run: Run) -> Planted:
     """Return the probes of this run's planted data; real data have none."""
     federation, client = run.federation, run.client
     audit, task = federation.settings.audit, federation.task
-    if audit is None or not audit.full or federation.deployed is not None:
+    if audit is None or not audit.full or not federation.population.reads_data:
         return Planted()
     from ..tasks.mislabelled import Mislabelled
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations_with_replacement
@@ -17,18 +16,17 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from ..configs.schema import Ray
-from ..messages.client_settings import ClientSettings, RecordPrivacy
+from ..messages.client_settings import ClientSettings
 from ..privacy.accounting.curve import largest
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget
-from ..privacy.ledger.book import RESERVE, read_entries, read_events
+from ..privacy.ledger.book import read_events
 from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Head
 from ..privacy.plan import Plan
 from ..strategies.record_plan import record_plan
-from ..tasks.data import MOST_LOOKED_AT
 from .federation import Federation, Run
 
 OUTSIDE = "a record that occurs at two clients: its losses at both add up"
@@ -56,7 +54,7 @@ def spending(
     def cost(events: tuple[DpEvent, ...]) -> float:
         return counted(events, budget.target_delta, budget.adjacency, None)
 
-    for number, name in _named(federation, client.record, took_part, paths):
+    for number, name in federation.population.opened_ledgers(client.record, took_part, paths):
         path = client.record.ledger_path(name)
         if not path.exists():
             continue
@@ -82,26 +80,6 @@ def spending(
         "exhausted": exhausted,
         "outside": outside,
     }
-
-
-def _named(
-    federation: Federation, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
-) -> Iterable[tuple[int, str]]:
-    """Return numbers and ledger names of the clients whose ledgers may have entries, in the clients' order.
-
-    In a large population on synthetic data these are the participants, if every ledger is one of theirs: naming a
-    ledger requires loading a client's data.
-    """
-    if federation.simulated and federation.task.num_clients > MOST_LOOKED_AT:
-        names = dict[int, str]()
-        for number in sorted(took_part):
-            with suppress(
-                Exception
-            ):  # of a client that was dropped because its data cannot be generated, and that has no ledger
-                names[number] = federation.fingerprint_of(number)
-        if set(paths) <= set(map(record.ledger_path, names.values())):
-            return names.items()
-    return enumerate(federation.client_ledgers)
 
 
 def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
@@ -217,7 +195,10 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     limited = federation.record.target_epsilon is not None
     if federation.simulated:
         return RecordMeter(plan, budget, limited, federation.simulated_cost, federation.keeps_counts)
-    sizes = [(len(federation.data_of(each)), name) for each, name in enumerate(federation.client_ledgers)]
+    sizes = [
+        (len(federation.data_of(each)), name)
+        for each, name in enumerate(federation.population.client_ledgers)
+    ]
     # Among clients that spent equally, the one with the fewest records comes last and is taken.
     held = {
         tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): (records, name)
@@ -243,19 +224,9 @@ def charged(run: Run, number: int, clients: Sequence[int]) -> list[int]:
       clients: that were drawn, and did not answer.
     """
     federation, record = run.federation, run.client.record
-    if record is None or not federation.simulated or isinstance(federation.settings.engine, Ray):
+    if record is None or isinstance(federation.settings.engine, Ray):  # on which ledgers may lie elsewhere
         return list(clients)
-    found: list[int] = []
-    for client in clients:
-        path = Path()
-        with suppress(Exception):  # of a client whose data cannot be made, and that has no ledger
-            path = record.ledger_path(
-                record.ledgers[client] if record.ledgers else federation.fingerprint_of(client)
-            )
-        entries = read_entries(path) if path.is_file() else []
-        if [run.name, number] in [json.loads(each.key)[:2] for each in entries if each.kind == RESERVE]:
-            found.append(client)
-    return found
+    return federation.population.charged(record, (run.name, number), clients)
 
 
 def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
@@ -265,9 +236,4 @@ def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
       federation: its parts.
       folder: of the ledgers; None where records are not protected.
     """
-    if folder is None:
-        return []
-    if federation.simulated:
-        return sorted(folder.glob("*.ledger"))
-    names = set(federation.client_ledgers)
-    return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
+    return [] if folder is None else federation.population.client_ledger_files(folder)

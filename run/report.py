@@ -148,9 +148,7 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
         "cohort": expected,
         "minimum_survivors": attendance.least,
         "colluders_assumed": attendance.colluders,
-        "identities": "simulated: this machine holds every key"
-        if federation.deployed is None
-        else f"of the roster that the authority signed, version {masking.roster.version}",
+        "identities": federation.population.words.identities,
     }
 
 
@@ -222,7 +220,7 @@ def _record_rows(
     assert record is not None
     delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
     distinct: Collection[Sequence[DpEvent]] = ()
-    if federation.deployed is not None:
+    if not federation.population.reads_data:
         known = (math.inf if target is None else target, None), OWN_LEDGERS, TAKEN_PART
     elif most is not None:
         lost = _lost([most], delta, adjacency, GATE_INTERVAL)
@@ -231,7 +229,7 @@ def _record_rows(
         distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
         lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
         known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
-    lost_by = () if federation.deployed is not None else [most] if most is not None else distinct
+    lost_by = () if not federation.population.reads_data else [most] if most is not None else distinct
     groups = _groups(record.unit, lost_by, delta, adjacency)
     others = known
     if draws:

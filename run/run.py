@@ -30,7 +30,7 @@ from ..privacy.ledger.ledger import LedgerUnavailable
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
-from ..server.round_terms import ALL_ANSWERS, Answers, Round, SumTerms
+from ..server.round_terms import Answers, Round, SumTerms
 from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
 from ..strategies.canaries import add_canaries
 from ..tasks.arrays import emptied, holding
@@ -60,7 +60,7 @@ from .rosters_in_force import note_roster
 from .run_folder import Progress
 from .scaling import as_answered, ask_scaling
 from .scaling_plan import asks_scaling, everybody
-from .tuning import names_of, require_arms, tuned_order
+from .tuning import require_arms, tuned_order
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -301,7 +301,7 @@ def _ended(progress: Progress, ending: Ending) -> Ending:
 def _start_of(progress: Progress) -> RunStart:
     federation = progress.run.federation
     return RunStart(
-        federation.deployed.run if federation.deployed else progress.run.folder.name,
+        federation.population.run_name(progress.run.folder),
         title_of(federation),
         progress.run.folder,
         federation.settings.steps,
@@ -339,9 +339,9 @@ def _participants(run: Run, grid: Grid) -> Participants:
         federation.num_clients,
         answers_of(federation),
         federation.num_canaries,
-        None if canaries is None or federation.deployed is None else partial(add_canaries, canaries),
+        None if canaries is None or federation.population.reads_data else partial(add_canaries, canaries),
         federation.settings.population,
-        names=names_of(federation),
+        names=federation.population.names,
     )
 
 
@@ -354,11 +354,12 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
             require_arms(federation, progress.run.tuning)
     except Refusal as refusal:
         return str(refusal)
-    if federation is not before and federation.deployed is not None:
-        note_roster(progress.run.folder, federation.deployed.roster, progress.state.round + 1)
+    if federation is not before:
+        names = federation.population.names or {}
+        for roster in federation.population.rosters:
+            note_roster(progress.run.folder, roster, progress.state.round + 1)
         progress.run = replace(progress.run, federation=federation)
-        nodes = [member.node for member in federation.deployed.roster.members]
-        grid.renew(nodes, federation.masking, answers_of(federation), names_of(federation))
+        grid.renew(list(names), federation.masking, answers_of(federation), names)
     return None
 
 
@@ -409,25 +410,21 @@ def _after_round(
     run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
     for each in others:
         each.round(told)
-    if federation.deployed is None and DROP_REASONS[MIXES] in done.dropped:
+    if federation.population.reads_data and DROP_REASONS[MIXES] in done.dropped:
         return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 
 def answers_of(federation: Federation) -> Answers:
-    """Return the answers that a round needs: in a simulation all of them."""
-    if federation.deployed is None:
-        return ALL_ANSWERS
-    link, planned = federation.deployed.link, federation.cohort.expected_size(federation.num_clients)
-    enough = None if link.enough is None else max(1, math.ceil(link.enough * planned))
-    return Answers(math.ceil((link.quorum or 0.0) * planned), enough)
+    """Return the answers that a round needs."""
+    return federation.population.answers(federation.cohort.expected_size(federation.num_clients))
 
 
 def title_of(federation: Federation) -> str:
     """Return a description of the run in one line."""
     s = federation.settings
-    kind = "simulation" if federation.simulated else "real data"
-    clients = f"{federation.population} clients"
+    kind = federation.population.words.title
+    clients = f"{federation.declared_clients} clients"
     if federation.num_canaries:
         clients += f" and {federation.num_canaries} canaries"
     strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -67,10 +66,7 @@ from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, record_by_sums, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .run_files import read_object, rows_of
-from .traffic import COUNTED, SIMULATED
 from .tuning import tuned
-
-ROOM = 1 << 16  # bytes that a folder takes before a run begins
 
 
 @dataclass(frozen=True)
@@ -156,19 +152,7 @@ def require_free(folder: Path) -> None:
 
 def folder_setting(federation: Federation) -> str:
     """Return the setting that names the run's folder; a server's lies in its bundle and has the run's name."""
-    return "hydra.run.dir" if federation.deployed is None else "run"
-
-
-def make_folder(key: str, folder: Path) -> None:
-    """Make a folder, one of ledgers for its owner alone, and write to it before answers that it must store are charged.
-
-    Raises:
-      Refusal: it cannot be made, or has no room.
-    """
-    with refusing(key, folder, "cannot be made or written"):
-        folder.mkdir(mode=0o700 if key == "ledger.dir" else 0o777, parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM))
+    return federation.population.words.folder
 
 
 def write_start(run: Run) -> None:
@@ -184,7 +168,9 @@ def write_start(run: Run) -> None:
         "filter_order": order,
         "turns": turns,
         "deal": None if run.tuning is None else run.tuning.deal.key,
-        "places": None if run.privacy is None else run.federation.places_under(run.privacy.noise_key),
+        "places": None
+        if run.privacy is None
+        else run.federation.population.places_under(run.privacy.noise_key),
         SINGLY: not run.federation.settings.group_equal_rows,
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
@@ -193,9 +179,9 @@ def write_start(run: Run) -> None:
     with refusing(setting, run.folder, "it cannot be written; make room, or choose another"):
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
-        if run.federation.deployed is not None:
-            begun = 0 if run.checkpoint is None else run.checkpoint.state.round
-            note_roster(run.folder, run.federation.deployed.roster, begun + 1)
+        begun = 0 if run.checkpoint is None else run.checkpoint.state.round
+        for roster in run.federation.population.rosters:
+            note_roster(run.folder, roster, begun + 1)
         if not (run.folder / CONFIG).exists():
             replace_file(run.folder / CONFIG, run.federation.settings.source.encode(), mode=None)
 
@@ -205,7 +191,7 @@ def _told_while_it_goes_on(run: Run) -> dict[str, Any]:
     arrays = read_arrays(run.federation.task.model())
     return {
         "ledger": None if run.ledger is None else str(run.ledger.path),
-        "population": run.federation.population,
+        "population": run.federation.declared_clients,
         "parameters": sum(array.size for array in arrays.values()),
     }
 
@@ -389,7 +375,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
         return counts
     _tell_operator(progress.run.folder, {"round": done.number, **counts})
     arms = 1 if done.arm is None or progress.run.tuning is None else len(progress.run.tuning.values)
-    planned = invited_size(in_arm(federation.cohort, arms), round(federation.population / arms))
+    planned = invited_size(in_arm(federation.cohort, arms), round(federation.declared_clients / arms))
     return {**dict.fromkeys(counts), "invited": planned}
 
 
@@ -535,12 +521,11 @@ def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> st
 
 def again(run: Run) -> str:
     """Return the command that resumes the run."""
-    return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
+    return run.federation.population.resumption(run.folder)
 
 
 def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return the parts of a result that depend on the cohorts."""
-    source = COUNTED if progress.run.federation.deployed else SIMULATED
     progress.reported_bytes = progress.tally.total()
     return {
         "records": spending(
@@ -550,7 +535,10 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
         "joules": None if used.joules is None else round(used.joules, 1),
-        "bytes": {"source": source, **(progress.before + progress.reported_bytes).to_json()},
+        "bytes": {
+            "source": progress.run.federation.population.words.traffic,
+            **(progress.before + progress.reported_bytes).to_json(),
+        },
     }
 
 
@@ -581,7 +569,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "rounds_untrue": sum(bool(row.get("untrue")) for row in history),
         "blamed": named_in(history, "blamed"),
         "suspected": named_in(history, "suspected"),
-        "data": "simulation" if federation.simulated else "real",
+        "data": federation.population.words.data,
         "rng": federation.randomness.kind,
         **_configured(federation),
         "privacy": _privacy(progress, ending),
@@ -630,7 +618,7 @@ def _configured(federation: Federation) -> dict[str, Any]:
     return {
         "task": federation.task_name,
         **own,
-        "population": federation.population,
+        "population": federation.declared_clients,
         "cohort": s.cohort.name,
         "strategy": s.strategy.target or s.strategy.name,
         "learning_rate": s.local_training.learning_rate,

@@ -52,13 +52,18 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     if found is None:
         return run
     (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
-    canaries = federation.num_canaries if federation.deployed is None else 0
+    canaries = federation.num_canaries if federation.population.reads_data else 0
     asked = everybody(federation)
     settle_records(federation, run.client)
     claim_records(federation)
     with grid(run) as opened:
         participants = Participants(
-            opened, asked.cohort, asked.num_clients, reach.answers, canaries, population=asked.population
+            opened,
+            asked.cohort,
+            asked.num_clients,
+            reach.answers,
+            canaries,
+            population=asked.declared_clients,
         )
         if ledger is not None:
             ledger.purpose = inquiry.why
@@ -111,8 +116,9 @@ def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) 
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
-    options = settings.task.options if federation.deployed else task_options(settings, federation.seed)
+    population = federation.population
+    options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
-    named = tuple(federation.fingerprints) if federation.record and not federation.deployed else ()
-    parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), named=named)
+    named = population.scaled(settings, loaded, keeps_names=federation.record is not None)
+    parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=named)
     return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts

@@ -124,7 +124,7 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
     Raises:
       Refusal: the noise is too large; the sentence names the epsilon that suffices.
     """
-    if (federation.deployed and federation.record) or _tells(federation, inquiry, plan):
+    if (federation.record and not federation.population.reads_data) or _tells(federation, inquiry, plan):
         return  # only its owner knows the number of records of a device
     delta = budget_of(federation, inquiry).target_delta
     enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
@@ -136,7 +136,7 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
 
 def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     """Return whether a column that is uniform over its bounds at every client can be scaled under this noise."""
-    rows = float(federation.records if inquiry.unit is Unit.RECORD else federation.population)
+    rows = float(federation.records if inquiry.unit is Unit.RECORD else federation.declared_clients)
     first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
     sigma = sigma_of(everybody(federation), inquiry, first, noise)
     figures = first.statistic.answer(np.array(EVENLY) * rows, sigma)

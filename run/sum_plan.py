@@ -173,7 +173,7 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
     given = federation.summed.metrics_share if federation.summed else 0.0
     if given is not None:
         return given
-    expected = federation.cohort.expected_size(federation.population)
+    expected = federation.cohort.expected_size(federation.declared_clients)
     return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.metrics))
 
 

@@ -74,7 +74,7 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
     Raises:
       Refusal: an arm is too small; the sentence names it.
     """
-    names = names_of(federation)
+    names = federation.population.names
     every = map(str, range(federation.num_clients)) if names is None else names.values()
     sizes = Counter(tuning.deal.arm_of(name) for name in every)
     cohort = in_arm(federation.cohort, tuning.deal.arms)
@@ -90,13 +90,6 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
         except Refusal as refusal:
             remedy = f"arm {number} has {sizes[number]} clients ({refusal.remedy}); try fewer values"
             raise Refusal("tune.values", list(tuning.values), remedy) from refusal
-
-
-def names_of(federation: Federation) -> dict[int, str] | None:
-    """Return the clients' names by node from the roster; None in a simulation, whose clients are named by position."""
-    if federation.deployed is None:
-        return None
-    return {member.node: member.name for member in federation.deployed.roster.members}
 
 
 def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:

@@ -234,7 +234,7 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     Raises:
       Refusal: the plan is vacuous, or most cohorts would be empty, and this was not accepted.
     """
-    clients, rate = federation.population, federation.cohort.coin
+    clients, rate = federation.declared_clients, federation.cohort.coin
     wrong = None if plan is None or plan.unit != "client" else _vacuity(federation, plan)
     if wrong is not None:
         refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record_distributed")
@@ -246,7 +246,7 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
 
 
 def _vacuity(federation: Federation, plan: Plan) -> str | None:
-    clients = federation.population
+    clients = federation.declared_clients
     expected = federation.cohort.expected_size(clients)
     if clients >= VACUOUS_CLIENTS or vacuity(plan, expected, clients) is None:
         return vacuity(plan, expected, clients)
@@ -261,7 +261,7 @@ def _trust(federation: Federation, plan: Plan) -> str:
         return (
             "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
         )
-    expected = round(federation.cohort.expected_size(federation.population))
+    expected = round(federation.cohort.expected_size(federation.declared_clients))
     attendance = masking.attendance(expected)
     return (
         f"The server sees only sums: of {expected} clients at least {attendance.least} must answer, or nothing is "

@@ -20,7 +20,7 @@ from fedveil.client.app import Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.run.federation import Federation
+from fedveil.populations.machine import Local, OnThisMachine, Simulated
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_order, check_reading
@@ -474,16 +474,14 @@ def test_random_transforms_do_not_change_a_fingerprint() -> None:
 def test_real_data_whose_content_cannot_be_told_are_taken_for_others_in_each_run() -> None:
     """Whether they were dealt anew since the last run, nobody could tell: the ledgers go on from the most."""
 
-    def told(data: type[Rows], simulated: bool) -> set[str]:
-        task: Any = SimpleNamespace(
-            num_clients=2, simulated=simulated, client_data=lambda _: as_data(data(1))
-        )
+    def prints(data: type[Rows], kind: type[OnThisMachine]) -> set[str]:
+        task: Any = SimpleNamespace(num_clients=2, client_data=lambda _: as_data(data(1)))
         none: Any = None
-        runs = [Federation(none, task, none, seed=None) for _ in range(2)]
+        runs = [kind(none, task) for _ in range(2)]
         return {print_ for run in runs for print_ in (*run.fingerprints, *run.fingerprints)}
 
-    assert len(told(Flipped, False)) == 4
-    assert len(told(Rows, False)) == len(told(Flipped, True)) == 1
+    assert len(prints(Flipped, Local)) == 4
+    assert len(prints(Rows, Local)) == len(prints(Flipped, Simulated)) == 1
 
 
 def test_a_simulation_with_random_transforms_repeats_itself() -> None:

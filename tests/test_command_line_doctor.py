@@ -8,8 +8,8 @@ import pytest
 
 from fedveil.__main__ import run
 from fedveil.base import extras
+from fedveil.base.durable_files import make_folder
 from fedveil.cli import doctor
-from fedveil.run.run_folder import make_folder
 
 
 def findings(

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.populations import machine
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.renyi_filter import admits
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
-from fedveil.run import federation, record_ledgers
+from fedveil.run import record_ledgers
 from fedveil.run.build import Given, build
 from fedveil.run.client_instructions import MAX_NOISE_LEVELS, client_settings
 from fedveil.strategies.record_plan import record_plan
@@ -110,7 +111,7 @@ def named(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(data))
         return fingerprint(data)
 
-    monkeypatch.setattr(federation, "fingerprint", noted)
+    monkeypatch.setattr(machine, "fingerprint", noted)
     return found
 
 

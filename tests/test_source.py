@@ -18,6 +18,7 @@ SHIPPED = (
     "links",
     "client",
     "server",
+    "populations",
     "run",
     "evidence",
     "simulations",

@@ -19,6 +19,7 @@ ROOMS = (
     "links",
     "client",
     "server",
+    "populations",
     "run",
     "evidence",
     "simulations",

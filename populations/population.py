@@ -1,0 +1,277 @@
+"""Population of a run: its clients, their ledgers, and what of them this machine knows, reads and shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..configs.schema import SimulationSettings
+from ..messages.client_settings import RecordPrivacy
+from ..privacy.budget import Adjacency, Budget
+from ..privacy.ledger.caps import Cap
+from ..privacy.ledger.data_sets import Owed
+from ..privacy.ledger.ledger import Head, Ledger
+from ..privacy.secagg.roster import Roster
+from ..server.round_terms import Answers
+from ..tasks.data import Data
+from ..tasks.protocol import Task
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+SIMULATION, REAL = "simulation", "real"  # what results say of a run's data
+COUNTED = "counted by the link"
+ESTIMATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words in which a run of a population is told of.
+
+    Attributes:
+      data: SIMULATION or REAL, in results.
+      title: the same in a title.
+      traffic: how bytes are known, COUNTED or ESTIMATED.
+      folder: the setting that names the run's folder.
+      ledgers: the setting that names the folder of its ledgers.
+      identities: who holds the keys of encrypted sums.
+      unpaused: what continues a run that an alarm has paused.
+    """
+
+    data: str
+    title: str
+    traffic: str
+    folder: str
+    ledgers: str
+    identities: str
+    unpaused: str = "resume=RUN"
+
+
+class Population:
+    """The clients of a run. What it does by default suits clients who keep their data and their ledgers.
+
+    Attributes:
+      simulated: whether the data are public or synthetic.
+      reads_data: whether this machine reads the clients' data; other clients keep theirs, and plan with them.
+      needs_held_out: whether a run needs held-out examples.
+    """
+
+    simulated = False
+    reads_data = False
+    needs_held_out = False
+
+    @property
+    def words(self) -> Words:
+        """The words in which a run of these clients is told of."""
+        raise NotImplementedError
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        raise NotImplementedError
+
+    @property
+    def owner(self) -> str:
+        """Identity of the clients on the population's ledger."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> Mapping[int, str] | None:
+        """The clients' names by node, of a roster; None where they are named by their numbers."""
+        return None
+
+    @property
+    def rosters(self) -> Sequence[Roster]:
+        """Rosters that an authority signed, at most one."""
+        return ()
+
+    @property
+    def client_ledgers(self) -> Sequence[str]:
+        """Name of the ledger of each client's records, in the clients' order."""
+        return ()
+
+    @property
+    def ledger_names(self) -> tuple[str, ...]:
+        """Those of `client_ledgers` that the clients' settings state; none where a client's data give its own."""
+        return ()
+
+    def run_name(self, folder: Path) -> str:
+        """Return the display name of the run in a folder."""
+        raise NotImplementedError
+
+    def new_name(self) -> str:
+        """Return a name of a run that is new to every ledger."""
+        raise NotImplementedError
+
+    def check_run(self, name: str, folder: Path) -> None:
+        """Refuse the checkpoint of another run.
+
+        Args:
+          name: of the run on the ledgers, by its checkpoint.
+          folder: of the run.
+        """
+
+    def resumption(self, folder: Path) -> str:
+        """Return what resumes the run in a folder."""
+        raise NotImplementedError
+
+    def answers(self, invited: float) -> Answers:
+        """Return the answers that a round needs, of so many planned clients."""
+        raise NotImplementedError
+
+    def ledger_path(self, prefix: str, folder: Path) -> Path:
+        """Return the population's ledger, of a run in a folder; the prefix says what it is of."""
+        raise NotImplementedError
+
+    def client_ledger_home(self, folder: Path) -> Path:
+        """Return the folder of the clients' own ledgers that are on this machine, of a run in a folder."""
+        raise NotImplementedError
+
+    def sign(self, identities: str, nodes: int, doubly: bool) -> tuple[Roster, bytes]:
+        """Return the roster of encrypted sums, and as an authority signed it; empty where none did.
+
+        Args:
+          identities: what simulated ones are made from, 32 bytes in hexadecimal.
+          nodes: number of simulated ones.
+          doubly: whether all sign with ML-DSA as well.
+
+        Raises:
+          Refusal: a member has no key for that.
+        """
+        raise NotImplementedError
+
+    def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
+        """Return the most examples of one client: counted, or the bound where only the client knows."""
+        raise NotImplementedError
+
+    def most_clients(self, asked: int) -> int:
+        """Return the largest number of clients that train on one person, of so many asked for."""
+        return asked
+
+    def within_caps(self, path: Path, budget: Budget) -> Budget:
+        """Return a ledger's budget within the caps of the data's owner."""
+        return budget
+
+    def caps(self, path: Path) -> Sequence[Cap]:
+        """Return the caps of the data's owner on a ledger."""
+        return ()
+
+    def check_identity(self, asked: str | None, spends: bool) -> None:
+        """Refuse a data set's name that does not suit, or none.
+
+        Args:
+          asked: the setting `task.data_id`.
+          spends: whether the run charges anybody.
+
+        Raises:
+          Refusal: it names the setting.
+        """
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Prevent other runs and questions from charging the ledgers of these data meanwhile.
+
+        Of two with different clients' data, neither would carry over the other's pending charges; nor would a run that hides
+        whole clients count what another one takes from its records.
+
+        Raises:
+          Refusal: another one is in progress, or a ledger is older than the last one left it.
+        """
+        return nullcontext()
+
+    def check_mode(self, mode: str) -> None:
+        """Refuse records that the other record-level mode charges, on ledgers that this mode does not use."""
+
+    def claim_mode(self, mode: str) -> None:
+        """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
+
+    def scaled(self, settings: SimulationSettings, task: Task, keeps_names: bool) -> Population:
+        """Return the population with scaled inputs.
+
+        Args:
+          settings: that ask for no scaling any more.
+          task: with it.
+          keeps_names: whether each client has a ledger, which keeps its name.
+        """
+        return self
+
+    def owed(self) -> Owed | None:
+        """Return earlier losses of the people that are not on the clients' ledgers; None where those hold all."""
+        return None
+
+    def settle(self, record: RecordPrivacy) -> str:
+        """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""
+        return ""
+
+    def settle_sums(self, path: Path, budget: Budget) -> None:
+        """Charge the population's ledger, before it is opened, with earlier losses of its people.
+
+        Raises:
+          Refusal: it is older than what its clients' earlier runs know.
+        """
+
+    def share(self, ledger: Ledger, budget: Budget) -> None:
+        """Let an open ledger know what its people's other ledgers hold."""
+
+    def keep_head(self, ledger: Ledger) -> None:
+        """Store the head of a closed ledger, to hold a later one to it."""
+
+    def keep_answer(self, folder: Path, name: str, head: Head) -> None:
+        """Store the head that a question, answered or not, left on the ledger."""
+
+    def sums_of_clients(self, adjacency: Adjacency) -> Sequence[DpEvent]:
+        """Return a record's events by earlier sums of whole clients, which its own ledger holds."""
+        return ()
+
+    def client_ledger_files(self, folder: Path) -> list[Path]:
+        """Return the clients' own ledgers in a folder of this machine."""
+        return []
+
+    def opened_ledgers(
+        self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
+    ) -> Iterable[tuple[int, str]]:
+        """Return numbers and ledgers' names of the clients on this machine that may have entries, in the clients' order.
+
+        Args:
+          record: settings of the clients.
+          took_part: numbers of the clients that were drawn.
+          paths: all of their ledgers.
+        """
+        return ()
+
+    def charged(self, record: RecordPrivacy, key: tuple[str, int], clients: Sequence[int]) -> list[int]:
+        """Return those of the clients whose ledgers hold a round; all, where nobody here can tell.
+
+        Args:
+          record: settings of the clients.
+          key: name of the run, and number of the round.
+          clients: that were drawn, and did not answer.
+        """
+        return list(clients)
+
+    def looked_at(self, task: Task, every: bool) -> range:
+        """Return the clients whose data are checked before anything is spent.
+
+        Args:
+          task: of the run.
+          every: whether all are; of many simulated ones a few are enough, since a refused one drops out of its round.
+        """
+        raise NotImplementedError
+
+    def own_clients(self, task: Task) -> range:
+        """Return the clients whose real data this machine has."""
+        return range(0)
+
+    def to_measure(self, task: Task) -> Iterable[Data]:
+        """Return examples to measure independence on."""
+        return [self.some_examples(task)]
+
+    def some_examples(self, task: Task) -> Data:
+        """Return examples of the clients' shapes."""
+        raise NotImplementedError
+
+    def places_under(self, key: bytes | None) -> str | None:
+        """Return what shows, to who has a secret key, whether clients are where they were; None where nothing can."""
+        return None
