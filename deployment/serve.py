@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -420,7 +422,11 @@ class Farewell:
         if not messages and isinstance(self.link.grid, PassingGrid):  # the log holds the manifest in any case
             self.link.grid.keep_unsent(message_to(0, over).content)
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
-        given = {each.node: each for each in map(read_receipt, replies) if each is not None}
+        given: dict[int, Receipt] = {}
+        with _ending_the_wait():
+            for receipt in map(read_receipt, replies):
+                if receipt is not None:
+                    given[receipt.node] = receipt
         if closed and len(given) < len(messages):
             why = "a device signs the name of a run once, so that one which was used before gets none"
             logger.warning(
@@ -446,6 +452,20 @@ class Farewell:
             receipts = [genuine[node] for node in sorted(genuine)]
             authority, chain = _authority_now(self.bundle)
             write_receipts(folder, Receipts(description, authority, signed, receipts, chain))
+
+
+@contextmanager
+def _ending_the_wait() -> Generator[None]:
+    """Let Ctrl-C or SIGTERM end the block, and no more: the run is over, and what devices sent by then counts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _authority_now(bundle: ServerBundle) -> tuple[bytes, tuple[Rollover, ...]]:

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+import signal
 import threading
 import time
 import urllib.error
@@ -13,6 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -44,6 +46,7 @@ from fedveil.links.server_bundle import OwnersBudget, read_server_bundle
 from fedveil.links.server_log import LOG
 from fedveil.links.server_log import read_entries as read_log
 from fedveil.messages.renewal import DeviceFacts
+from fedveil.messages.run_over import reply_with
 from fedveil.messages.training_order import people_call, read_order
 from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
@@ -51,12 +54,13 @@ from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
 from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.run import audit as auditing
 from fedveil.run import run_folder as recording
 from fedveil.run.build import build
-from fedveil.run.callbacks import Callback
+from fedveil.run.callbacks import Callback, RunEnd
 from fedveil.run.files import ROSTERS
 from fedveil.run.manifest import read_manifest
 from fedveil.run.run_files import read_run
@@ -181,6 +185,42 @@ def killing(at: int) -> Any:
 def ledger_of(hearts: Path) -> Path:
     (path,) = (hearts / "server" / "ledgers").glob("population-*.ledger")
     return path
+
+
+def test_a_server_that_is_stopped_while_it_waits_for_receipts_keeps_those_it_has(
+    spring: Spring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops, kept = list[int](), list[int]()
+
+    def replies(messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+        assert timeout > 1
+        for number, message in enumerate(messages):
+            if number == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield reply_with(Receipt(message.metadata.dst_node_id, b"c" * 32, b"s" * 64), message)
+
+    def keep(_: Any, folder: Path, description: Any, given: dict[int, Receipt]) -> None:
+        kept.extend(given)
+
+    bundle, folder = (
+        read_server_bundle(spring.hearts / "server"),
+        spring.hearts / "server" / "runs" / "spring",
+    )
+    federation = build(
+        settings_for(bundle, CENTRAL).federation, deployed_in(bundle, settings_for(bundle, CENTRAL))
+    )
+    presence = Presence(dict.fromkeys((2, 3, 4), 0.0))
+    link = Link(SimpleNamespace(send_and_receive=replies), lambda: presence)
+    monkeypatch.setattr(serving.Farewell, "_keep", keep)
+    farewell = serving.Farewell(link, federation, bundle, None, "spring")
+    before = signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
+    try:
+        farewell.end(RunEnd("completed", "", folder, {"rounds_completed": 3, "rounds_abandoned": 0}, {}))
+        assert (kept, stops) == ([2, 3], [])
+        signal.raise_signal(signal.SIGTERM)
+        assert stops == [signal.SIGTERM]  # after it a signal is what it was before
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("mode", [MASKED, RECORD], ids=["masked", "record"])
