@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import LARGEST_FILE, read_file
 from ..evidence.binding.signatures import read_key
-from ..links.folder_lock import alone
 from ..links.log_export import log_in
 from ..links.witness import contradiction, cosign_log, heads_of_key
+from ..privacy.ledger.folder_lock import alone
 
 FORKED = 1
 STANDARD_INPUT = Path("-")

@@ -15,12 +15,12 @@ from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..configs.schema import LinkSettings
 from ..configs.settings import server_settings
-from ..links.folder_lock import alone
 from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
-from ..links.traffic import Tally
 from ..messages.flower_adapter import quiet_flower
+from ..messages.traffic import Tally
+from ..privacy.ledger.folder_lock import alone
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.ask import ask, record_path
 from ..run.asking import Reach

@@ -10,8 +10,8 @@ from ..base.refusal import Refusal
 from ..configs.schema import LinkSettings
 from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
-from ..links.traffic import NOTHING, Carried, Tally
 from ..messages.renewal import DeviceFacts
+from ..messages.traffic import NOTHING, Carried, Tally
 from .courier import carrying
 
 ACKNOWLEDGED = "acknowledged.json"

@@ -36,17 +36,17 @@ from ..evidence.binding.time_stamp import TSA, stamp
 from ..evidence.binding.witnesses import note_witnesses
 from ..links.attestation import QUOTE, AttestedGrid
 from ..links.cosigned_heads import WITNESSES, CosignedHeads, read_cosigned
-from ..links.difference_grid import DifferenceGrid
-from ..links.folder_lock import alone
 from ..links.later_heads import LaterHeads
 from ..links.logged_grid import LoggedGrid
 from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_authority, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..links.tree_head import sign_head
+from ..messages.difference_grid import DifferenceGrid
 from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
 from ..populations.deployed import Deployed, last_questions
+from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover

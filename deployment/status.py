@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base.refusal import Refusal
-from ..links.folder_lock import holder
 from ..privacy.budget import Unit
+from ..privacy.ledger.folder_lock import holder
 from ..run.display import console_for
 from ..server.round_terms import sentence
 from ..server.rounds import Status

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from ..base.durable_files import append_line, make_folder, replace_file
 from ..base.refusal import Refusal
-from ..links.traffic import Tally
+from ..messages.traffic import Tally
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Unit

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
-from ..links.folder_lock import alone
 from ..messages.client_settings import ClientSettings
 from ..messages.training_order import Mode
 from ..privacy.budget import OF_RECORDS, Adversary, Budget
 from ..privacy.ledger.caps import NAMED, CapEnded
 from ..privacy.ledger.client_sums import RecordsBudget
+from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.hash_chain import require_heads
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.ledger.question_caps import require_purposes

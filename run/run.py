@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
 from ..configs.settings import shown_keys
-from ..links.traffic import NOTHING, Carried, Tally
 from ..messages.flower_adapter import quiet_flower
+from ..messages.traffic import NOTHING, Carried, Tally
 from ..messages.wire import DROP_REASONS, MIXES
 from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable

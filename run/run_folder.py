@@ -22,7 +22,7 @@ from ..base.tensor_file import safetensors_parts
 from ..configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
 from ..configs.schema import CustomTask
 from ..configs.settings import shown_keys
-from ..links.traffic import NOTHING, Carried, Tally
+from ..messages.traffic import NOTHING, Carried, Tally
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.adaptation import Choices

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from flwr.app import Message
 
-from ..links.grpc.sizes import carried_bytes, update_bytes
+from ..messages.sizes import carried_bytes, update_bytes
 from ..messages.wire import Layout, instruct
 from ..privacy.mechanisms.private_sum import Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec

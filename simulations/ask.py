@@ -13,9 +13,9 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..links.traffic import Tally
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import quiet_flower
+from ..messages.traffic import Tally
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.ask import ask, record_path

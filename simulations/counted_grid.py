@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ..links.difference_grid import HeldModels
-from ..links.grpc.sizes import carried_bytes, update_bytes
-from ..links.traffic import LOST, Cargo, Tally, cargo_of
+from ..messages.difference_grid import HeldModels
 from ..messages.difference_wire import told_model
 from ..messages.grids import PassingGrid
+from ..messages.sizes import carried_bytes, update_bytes
+from ..messages.traffic import LOST, Cargo, Tally, cargo_of
 from ..messages.wire import SummingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec

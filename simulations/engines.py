@@ -10,8 +10,8 @@ from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
 from ..configs.schema import Ray
-from ..links.traffic import Tally
 from ..messages.client_settings import ClientSettings
+from ..messages.traffic import Tally
 from ..run.federation import Federation, Run
 from ..strategies.cohorts import invited_size
 from .clients import Clients

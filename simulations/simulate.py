@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 from ..client.app import Workbench, check_engine
 from ..client.training.in_place import check_apart
 from ..configs.schema import ClientLevel, SimulationSettings
-from ..links.traffic import Tally
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import QUIET
 from ..messages.local_training import LocalTraining
+from ..messages.traffic import Tally
 from ..run.build import build
 from ..run.callbacks import Callback
 from ..run.federation import Federation

@@ -31,8 +31,8 @@ from fedveil.client.device.receipts import receipt_for
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.links.device_answers import PAID, UNPAID, Journal, away
-from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
 from fedveil.messages.secure_wire import Exchange, read_place
 from fedveil.messages.training_order import Mode, RecordOrder, TrainingOrder

@@ -14,8 +14,8 @@ from flwr.app import Message
 from fedveil.base.refusal import Refusal
 from fedveil.links.device_answers import Journal
 from fedveil.links.flower.device_end import ReplyMemory, read_node_key
-from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.message_codec import pack_body, question_id
 from fedveil.messages.wire import HANDLED_BEFORE, NOT_READY
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))

@@ -20,9 +20,9 @@ from fedveil.links import device_answers
 from fedveil.links.device_answers import COPIED, Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.grid import open_link
-from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.links.grpc.server_end import Traffic
 from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.message_codec import pack, unpack
 from fedveil.messages.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, NOT_READY, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))

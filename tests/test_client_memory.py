@@ -20,10 +20,10 @@ from fedveil.client.device.device import Device, read_device
 from fedveil.deployment.provision import provision
 from fedveil.links.device_answers import Journal
 from fedveil.links.grpc.device_end import answered
-from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.message_codec import pack, unpack
 from fedveil.messages.training_order import ORDER_KEY
 from fedveil.messages.wire import instruct, memory_arrays, sum_of, view
 from fedveil.tasks.data import Examples

@@ -41,7 +41,6 @@ from fedveil.deployment.watch import rounds_of
 from fedveil.evidence.content import report_of
 from fedveil.evidence.live_page import live_page
 from fedveil.evidence.page import page_of
-from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import OwnersBudget, read_server_bundle
 from fedveil.links.server_log import LOG
 from fedveil.links.server_log import read_entries as read_log
@@ -53,6 +52,7 @@ from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
 from fedveil.privacy.ledger.book import read_book, read_events
+from fedveil.privacy.ledger.folder_lock import alone
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from fedveil.links.grpc.frames import CHUNK_BYTES, Begin, frames_of, write
 from fedveil.links.grpc.grid import open_link
+from fedveil.messages.frames import CHUNK_BYTES, Begin, frames_of, write
 from fedveil.messages.wire import HANDLED_BEFORE, view
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"

@@ -24,11 +24,11 @@ from fedveil.configs.settings import server_settings
 from fedveil.links.grpc import grid as grid_module
 from fedveil.links.grpc import server_end as switchboard
 from fedveil.links.grpc.device_end import Endpoint
-from fedveil.links.grpc.frames import METHOD, Ack, Hello, frames_of, read
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
-from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.messages.frames import METHOD, Ack, Hello, frames_of, read
+from fedveil.messages.message_codec import pack, unpack
 from fedveil.messages.secure_wire import Exchange, messages_of, read_place
 from fedveil.messages.wire import DROP_REASONS, OWNERS_POLICY, UNREADABLE, instruct, read_round, sum_of, view
 from fedveil.privacy.ledger.book import RESERVE

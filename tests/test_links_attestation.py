@@ -12,8 +12,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedveil.base.refusal import Refusal
 from fedveil.client.device import server_quotes
 from fedveil.links.attestation import AttestedGrid, made_quote, nonce_of, quote_of, vouched_for, with_nonce
-from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.messages.message_codec import pack_body, question_id
 from fedveil.messages.secure_wire import QUOTE_RECORD, Exchange, read_place
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))

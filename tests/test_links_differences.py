@@ -22,15 +22,15 @@ from fedveil.client.device.held_model import HeldModel
 from fedveil.client.private_update import NotTrained, private_update
 from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handled_once
-from fedveil.links.difference_grid import MOST_MODELS, DifferenceGrid, HeldModels
-from fedveil.links.grpc.message_codec import pack, pack_body, question_id, unpack
-from fedveil.links.grpc.sizes import carried_bytes
-from fedveil.links.traffic import Tally
+from fedveil.messages.difference_grid import MOST_MODELS, DifferenceGrid, HeldModels
 from fedveil.messages.difference_wire import ARRAYS, DIFFERENCE, KEYS, MODEL, parted, told_model, with_held
 from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
 from fedveil.messages.grids import AskingGrid
+from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.model_difference import NoDifference, apply, bytes_of, difference, hash_of
 from fedveil.messages.secure_wire import model_hash
+from fedveil.messages.sizes import carried_bytes
+from fedveil.messages.traffic import Tally
 from fedveil.messages.wire import (
     FAILED,
     NO_BASE,

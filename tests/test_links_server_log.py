@@ -20,7 +20,6 @@ from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog, text_of_
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
 from fedveil.links.attestation import AttestedGrid
-from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.links.later_heads import LaterHeads
 from fedveil.links.log_export import LogExport, read_log
 from fedveil.links.log_wire import LogStatement, log_of, log_record
@@ -36,6 +35,7 @@ from fedveil.links.server_log import (
     told_again,
 )
 from fedveil.links.tree_head import check_head, read_head, sign_head
+from fedveil.messages.message_codec import pack_body, question_id
 from fedveil.messages.run_over import OVER
 from fedveil.messages.secure_wire import LOG_RECORD, model_hash
 from fedveil.messages.wire import FORKED, NOT_READY

@@ -1663,7 +1663,7 @@ MUTATIONS = {
         "what_is_so",
     ),
     "a question of another head is another question": Mutation(
-        "links/grpc/message_codec.py",
+        "messages/message_codec.py",
         "    asked = (body.stable or body).digest\n",
         "    asked = body.digest\n",
         "test_links_server_log.py",
@@ -2622,7 +2622,7 @@ MUTATIONS = {
         "before_it_does",
     ),
     "a question told as a difference is another question": Mutation(
-        "links/grpc/message_codec.py",
+        "messages/message_codec.py",
         "    asked = asked_alike(bare)\n",
         "    asked = bare\n",
         DIFFERENCE_TESTS,

@@ -18,10 +18,10 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from fedveil.base.refusal import Refusal
 from fedveil.configs.bundle_files import Credentials
 from fedveil.links.grpc import grid as link_grid
-from fedveil.links.grpc.frames import PROTOCOL_VERSION, Ack, Begin, Chunk, Hello, frames_of, write
 from fedveil.links.grpc.grid import LinkGrid, open_link
-from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.links.roster_watch import admitted_in
+from fedveil.messages.frames import PROTOCOL_VERSION, Ack, Begin, Chunk, Hello, frames_of, write
+from fedveil.messages.message_codec import pack, unpack
 from fedveil.messages.wire import UNREADABLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))

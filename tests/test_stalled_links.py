@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from fedveil.links.grpc.frames import Begin, Chunk, Hello, write
 from fedveil.links.grpc.grid import LinkGrid, open_link
+from fedveil.messages.frames import Begin, Chunk, Hello, write
 from fedveil.messages.wire import view
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.links.grpc.frames import (
+from fedveil.messages.frames import (
     CHUNK_BYTES,
     MAX_FRAME_BYTES,
     Ack,

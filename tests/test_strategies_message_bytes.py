@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from fedveil.links.grpc.message_codec import DTYPES, MAX_HEADER_BYTES, MalformedMessage, pack, unpack
 from fedveil.messages.flower_adapter import claim_identity, name_message
+from fedveil.messages.message_codec import DTYPES, MAX_HEADER_BYTES, MalformedMessage, pack, unpack
 from fedveil.messages.wire import memory_arrays, view
 
 claim_identity(1)

@@ -29,12 +29,12 @@ from ...base.durable_files import replace_file
 from ...base.open_files import raise_limit
 from ...base.refusal import Refusal, disk_remedy
 from ...configs.bundle_files import CERTIFICATE, certificate_ends
-from ...links import folder_lock
 from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...messages.flower_adapter import claim_identity, quiet_flower
 from ...messages.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
 from ...messages.run_over import RunOver, read_over, reply_with
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
+from ...privacy.ledger import folder_lock
 from ...privacy.ledger.receipt import Receipt
 from ..private_update import NotTrained
 from .authority import offered

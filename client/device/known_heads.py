@@ -10,7 +10,7 @@ from pathlib import Path
 from ...base.bounded_decoding import read_json
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, refusing, unreadable
-from ...links.grpc.message_codec import SHOWN_RUN
+from ...messages.message_codec import SHOWN_RUN
 from ...privacy.ledger.book import RESERVE, read_entries
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
 from ...privacy.ledger.receipt import read_opening

@@ -18,9 +18,9 @@ from flwr.app import Error, Message
 
 from ...base.refusal import Refusal
 from ...configs.bundle_files import read_secret
+from ...messages.message_codec import pack_body, question_id
 from ...messages.wire import FAILED
 from ..device_answers import MOST_BYTES, Handle, Journal, Longest, away, back_off, handled_once, usual_wait
-from ..grpc.message_codec import pack_body, question_id
 from .fleet_calls import (
     FLEET_FAILURES,
     HEARTBEAT_SECONDS,

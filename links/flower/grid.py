@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from flwr.app import Message
 
 from ...messages.flower_adapter import name_sender
+from ...messages.traffic import NodeTraffic, cargo_of
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
-from ..traffic import NodeTraffic, cargo_of
 from .control_calls import RUN_LOST, ServedRun
 
 logger = logging.getLogger("fedveil.server")

@@ -31,10 +31,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ...base.open_files import listener
 from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, read_rollovers
+from ...messages.traffic import CONTROL, LOST, NodeTraffic
 from ...privacy.secagg.rollover import Rollover
 from ..roster_watch import Admitted, Followed
 from ..server_bundle import FORMER
-from ..traffic import CONTROL, LOST, NodeTraffic
 from .fleet_calls import FLEET_PATHS, PULL_OBJECT, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 
 MOST_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB

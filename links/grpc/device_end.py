@@ -20,20 +20,7 @@ import grpc.aio
 from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
-from ...messages.wire import FAILED
-from ..device_answers import (
-    COPIED,
-    MOST_BYTES,
-    Handle,
-    Journal,
-    Longest,
-    away,
-    back_off,
-    handled_once,
-    usual_wait,
-)
-from .event_loop import next_frame, stream_loop, until_one_ends
-from .frames import (
+from ...messages.frames import (
     MAX_FRAME_BYTES,
     MAX_KNOWN,
     METHOD,
@@ -47,7 +34,20 @@ from .frames import (
     frames_of,
     write,
 )
-from .message_codec import Buffer, MalformedMessage, pack_body, segments, unpack
+from ...messages.message_codec import Buffer, MalformedMessage, pack_body, segments, unpack
+from ...messages.wire import FAILED
+from ..device_answers import (
+    COPIED,
+    MOST_BYTES,
+    Handle,
+    Journal,
+    Longest,
+    away,
+    back_off,
+    handled_once,
+    usual_wait,
+)
+from .event_loop import next_frame, stream_loop, until_one_ends
 
 logger = logging.getLogger("fedveil.client")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 
-from .frames import Frame, read
+from ...messages.frames import Frame, read
 
 _lock = threading.Lock()
 

@@ -31,13 +31,13 @@ from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
 from ...messages.difference_wire import told_model
 from ...messages.flower_adapter import claim_identity, name_message, name_sender
+from ...messages.frames import MAX_FRAME_BYTES, METHOD
+from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
+from ...messages.traffic import Cargo, Tally, cargo_of
 from ...messages.wire import SPEC_RECORD, UNREADABLE
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
-from ..traffic import Cargo, Tally, cargo_of
 from .event_loop import stream_loop
-from .frames import MAX_FRAME_BYTES, METHOD
-from .message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from .server_end import Letter, Switchboard, Traffic
 
 logger = logging.getLogger("fedveil.server")

@@ -17,10 +17,7 @@ from typing import Any, NoReturn, cast
 import grpc
 
 from ...messages.flower_adapter import SERVER_NODE
-from ..roster_watch import Admitted, fingerprint
-from ..traffic import CONTROL, LOST, Cargo, Shares, Tally
-from .event_loop import next_frame, until_one_ends
-from .frames import (
+from ...messages.frames import (
     PROTOCOL_VERSION,
     Ack,
     BadFrame,
@@ -33,7 +30,10 @@ from .frames import (
     wire_bytes,
     write,
 )
-from .message_codec import Buffer
+from ...messages.message_codec import Buffer
+from ...messages.traffic import CONTROL, LOST, Cargo, Shares, Tally
+from ..roster_watch import Admitted, fingerprint
+from .event_loop import next_frame, until_one_ends
 
 HELLO_SECONDS = 10.0  # for the first frame
 CHECK_SECONDS = (

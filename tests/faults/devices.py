@@ -20,10 +20,10 @@ from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import Device, read_device
 from fedveil.client.training import linear
 from fedveil.deployment.provision import provision
-from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.messages.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.messages.grids import AskingGrid
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.message_codec import pack, unpack
 from fedveil.messages.training_order import ORDER_KEY, ClientClaim, Mode, TrainingOrder
 from fedveil.messages.wire import WEIGHT, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency

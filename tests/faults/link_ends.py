@@ -24,9 +24,9 @@ from fedveil.configs.bundle_files import Credentials
 from fedveil.links import device_answers
 from fedveil.links.grpc import device_end as link
 from fedveil.links.grpc.device_end import Endpoint, follow
-from fedveil.links.grpc.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.roster_watch import admitted_in, fingerprint
+from fedveil.messages.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.messages.secure_wire import SECURE_RECORD
 from fedveil.messages.wire import SPEC_RECORD, memory_arrays, view
 

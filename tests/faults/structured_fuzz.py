@@ -41,8 +41,8 @@ from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.register import read_register
 from fedveil.links.device_answers import Journal
 from fedveil.links.enrolment.messages import Ask, decoded
-from fedveil.links.grpc import frames, message_codec
 from fedveil.links.server_bundle import read_admitted
+from fedveil.messages import frames, message_codec
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.run_over import read_over
 from fedveil.messages.secure_wire import read_share_spec, write_share_spec

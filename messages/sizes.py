@@ -8,12 +8,12 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from ...messages.wire import VECTOR, VECTOR_RECORD, memory_arrays
-from ...privacy.mechanisms.packing import packed_size, width_of
-from ...privacy.mechanisms.sum_spec import SumSpec
-from ..traffic import content_bytes
+from ..privacy.mechanisms.packing import packed_size, width_of
+from ..privacy.mechanisms.sum_spec import SumSpec
 from .frames import message_bytes
 from .message_codec import MalformedMessage, pack_body, segments
+from .traffic import content_bytes
+from .wire import VECTOR, VECTOR_RECORD, memory_arrays
 
 NAME = 64  # characters of an instruction's id, about: run, round, attempt, exchange, node and a digest of 32
 

@@ -13,7 +13,7 @@ from typing import Any, cast, get_type_hints
 
 import msgpack
 
-from ...base.bounded_decoding import Bounds, Undecodable, unpack
+from ..base.bounded_decoding import Bounds, Undecodable, unpack
 from .message_codec import Buffer
 
 PROTOCOL_VERSION = 1

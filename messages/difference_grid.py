@@ -16,12 +16,12 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from ..messages.difference_wire import ModelStatement, parted, with_model
-from ..messages.flower_adapter import arrived, records_of
-from ..messages.grids import PassingGrid
-from ..messages.model_difference import bytes_of, difference, hash_of
-from ..messages.wire import NO_BASE, SPEC_RECORD, views
+from .difference_wire import ModelStatement, parted, with_model
+from .flower_adapter import arrived, records_of
+from .grids import PassingGrid
+from .model_difference import bytes_of, difference, hash_of
 from .traffic import TrafficPurpose, purpose_of
+from .wire import NO_BASE, SPEC_RECORD, views
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

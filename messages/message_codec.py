@@ -29,12 +29,12 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
-from ...base import bounded_decoding
-from ...base.bounded_decoding import Bounds
-from ...messages.difference_wire import asked_alike
-from ...messages.flower_adapter import arrived, records_of
-from ...messages.secure_wire import VOUCHING
-from ...messages.wire import SPEC_RECORD, memory_arrays, view
+from ..base import bounded_decoding
+from ..base.bounded_decoding import Bounds
+from .difference_wire import asked_alike
+from .flower_adapter import arrived, records_of
+from .secure_wire import VOUCHING
+from .wire import SPEC_RECORD, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
 Record = ArrayRecord | MetricRecord | ConfigRecord

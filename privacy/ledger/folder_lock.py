@@ -4,8 +4,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..base.refusal import Refusal
-from ..privacy.ledger.hash_chain import Lock
+from ...base.refusal import Refusal
+from .hash_chain import Lock
 
 ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
 

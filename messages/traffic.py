@@ -18,13 +18,13 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import build, read_json
-from ..messages.flower_adapter import records_of
-from ..messages.question_wire import EVALUATION_KEY, QUESTION_KEY
-from ..messages.renewal import RENEWAL
-from ..messages.run_over import OVER
-from ..messages.secure_wire import ROSTER_RECORD, SECURE_RECORD, VOUCHING, Exchange
-from ..messages.wire import SPEC_RECORD
 from ..privacy.mechanisms.sizing import ShareSpec
+from .flower_adapter import records_of
+from .question_wire import EVALUATION_KEY, QUESTION_KEY
+from .renewal import RENEWAL
+from .run_over import OVER
+from .secure_wire import ROSTER_RECORD, SECURE_RECORD, VOUCHING, Exchange
+from .wire import SPEC_RECORD
 
 NUMBER = 8  # bytes of a number in a record, about
 
