@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from ..client.app import make_client_app
-from ..client.device.device import ACCELERATOR
 from ..client.private_update import private_update
 from ..configs.schema import FaultSettings, InProcess, Ray
+from ..deployment.device.device import ACCELERATOR
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.flower_adapter import quiet_flower, records_of
 from ..messages.local_training import LocalTraining

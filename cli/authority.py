@@ -10,9 +10,16 @@ from pathlib import Path
 
 from ..base.durable_files import append_line
 from ..base.refusal import Refusal
-from ..client.device.authority import WAITING, TrustedAuthority, in_words, new_fingerprint, offered, waiting
-from ..client.device.client_bundle import read_pinned
 from ..configs.bundle_files import read_file
+from ..deployment.device.authority import (
+    WAITING,
+    TrustedAuthority,
+    in_words,
+    new_fingerprint,
+    offered,
+    waiting,
+)
+from ..deployment.device.client_bundle import read_pinned
 from ..privacy.ledger.acts import acting_user
 
 APPROVALS = "authorities.jsonl"  # in the state folder: who approved what, and why

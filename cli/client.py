@@ -17,19 +17,19 @@ from pathlib import Path
 
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
-from ..client.device import agent, known_heads, roster_changes
-from ..client.device.authority import WAITING, in_words, new_fingerprint
-from ..client.device.authority import waiting as waiting_rollovers
-from ..client.device.client_bundle import POLICY, read_client_bundle, read_device_file
-from ..client.device.cosignature import write_cosignature
-from ..client.device.device import device_name
-from ..client.device.enrolment import write_request
-from ..client.device.own_arm import DEALS
-from ..client.device.own_ledger import OwnLedger, questions_of, spent_on
-from ..client.device.owner_policy import POLICY_DEFAULTS, read_policy
-from ..client.device.receipts import LEDGERS, RECEIPTS
-from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
+from ..deployment.device import agent, known_heads, roster_changes
+from ..deployment.device.authority import WAITING, in_words, new_fingerprint
+from ..deployment.device.authority import waiting as waiting_rollovers
+from ..deployment.device.client_bundle import POLICY, read_client_bundle, read_device_file
+from ..deployment.device.cosignature import write_cosignature
+from ..deployment.device.device import device_name
+from ..deployment.device.enrolment import write_request
+from ..deployment.device.own_arm import DEALS
+from ..deployment.device.own_ledger import OwnLedger, questions_of, spent_on
+from ..deployment.device.owner_policy import POLICY_DEFAULTS, read_policy
+from ..deployment.device.receipts import LEDGERS, RECEIPTS
+from ..deployment.device.run_end import LastRun, read_ended
 from ..links.device_answers import PAID, UNPAID, Journal
 from ..messages.training_order import people_call
 from ..privacy.budget import Budget

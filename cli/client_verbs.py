@@ -64,7 +64,7 @@ def client_start(
     Example:
       fedveil client start hearts/clients/cleveland
     """
-    from ..client.device import agent
+    from ..deployment.device import agent
 
     return agent.start(folder, once=once)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..base.core_dumps import without_core_dumps
 from ..base.refusal import Refusal
-from ..client.device.enrol import enrol
 from ..configs.bundle_files import read_secret
+from ..deployment.device.enrol import enrol
 from ..links.enrolment.server_end import EnrolmentPort
 from ..links.enrolment.token import SCHEME, read_token
 from ..links.server_bundle import read_server_bundle

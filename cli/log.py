@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.refusal import Refusal, refusing
-from ..client.device.client_bundle import read_client_bundle
-from ..client.device.log_witnesses import cosigned_seen
-from ..client.device.seen_log import FORK, SeenLog
 from ..configs.bundle_files import read_file
+from ..deployment.device.client_bundle import read_client_bundle
+from ..deployment.device.log_witnesses import cosigned_seen
+from ..deployment.device.seen_log import FORK, SeenLog
 from ..deployment.serve import RUNS
 from ..evidence.binding.witnesses import note_witnesses
 from ..links.cosigned_heads import CosignedHeads, read_cosigned

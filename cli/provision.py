@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ..base.extras import require_extra
-from ..client.device.authority import new_fingerprint
 from ..configs.bundle_files import ROLLOVERS
+from ..deployment.device.authority import new_fingerprint
 from ..deployment.enrolment import approve, give_tokens
 from ..deployment.provision import AUTHORITY, CLIENTS, Desk
 from ..deployment.register import Issued, Register

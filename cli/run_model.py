@@ -12,8 +12,8 @@ from torch import nn
 
 from ..base.bounded_decoding import read_json
 from ..base.refusal import Refusal
-from ..client.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceFile, read_settings
 from ..configs.bundle_files import SCHEMA, read_toml
+from ..deployment.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceFile, read_settings
 from ..run.files import MODEL, RESULT
 from ..run.released import model_of, require_ended, task_of
 from ..run.run_files import read_object

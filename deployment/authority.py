@@ -30,12 +30,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..base.durable_files import replace_files
 from ..base.refusal import Refusal
-from ..client.device.enrolment import new_tls_key, pem_of
 from ..configs.bundle_files import ROLLOVERS, load_certificate, read_file, read_rollovers, read_secret
 from ..configs.passphrase import encrypted, is_scrypt
 from ..privacy.secagg.double_signature import both_of
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES, public_of
+from .device.enrolment import new_tls_key, pem_of
 from .token_keys import TokenChoice, token_keys
 
 CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late takes a fresh certificate all the same

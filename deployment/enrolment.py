@@ -18,14 +18,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
-from ..client.device.admission import write_admission
-from ..client.device.enrolment import Enrolment, parse_request
 from ..configs.bundle_files import NAME, NAME_FORM, read_file
 from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, place_of
 from ..links.enrolment.token import SECRET_BYTES, Token, fingerprint_of, lock_of, seal_of
 from ..links.server_bundle import SERVER
 from ..privacy.secagg.suite import derive
 from ..privacy.secagg.transcript import Purpose, frame
+from .device.admission import write_admission
+from .device.enrolment import Enrolment, parse_request
 from .provision import AUTHORITY, Desk, admit, check_request, opened, publish, requirements_of
 from .write_bundles import client_files
 

@@ -14,9 +14,6 @@ from typing import Any
 import yaml
 
 from ..base.refusal import Refusal
-from ..client.device import owner_policy
-from ..client.device.client_bundle import TABLES, TASK_DEFAULTS, Eligibility, read_eligibility, read_task
-from ..client.device.owner_policy import read_policy
 from ..configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
@@ -35,6 +32,9 @@ from ..tasks.group_weights import weighted_schema
 from ..tasks.scaling import standardised
 from ..tasks.table_schema import read_schema
 from .authority import KeyCare
+from .device import owner_policy
+from .device.client_bundle import TABLES, TASK_DEFAULTS, Eligibility, read_eligibility, read_task
+from .device.owner_policy import read_policy
 from .token_keys import TokenChoice
 
 DAYS = 365

@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from ..base.core_dumps import without_core_dumps
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
-from ..client.device.cosignature import read_cosignature
-from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from ..configs.bundle_files import SCHEMA, issued_by, read_file
 from ..configs.strict import nearest
 from ..links.server_bundle import SERVER
 from ..privacy.secagg.rollover import MOST_DAYS
 from ..tasks import TASKS
 from .authority import Authority, issue, open_authority
+from .device.cosignature import read_cosignature
+from .device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from .federation_yaml import HASHED, UNVERIFIED, ClientEntry, FederationFile, is_pattern, read_federation
 from .register import Issued, Register, read_register, write_register
 from .requirements import installed_requirements, unverified, wheel_requirements

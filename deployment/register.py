@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
-from ..client.device.cosignature import Cosignature
-from ..client.device.enrolment import Enrolment
 from ..configs.bundle_files import read_file
 from ..privacy.secagg.roster import UNKNOWN, Member, Roster, write_roster
 from ..strategies.identity import FIRST_NODE
+from .device.cosignature import Cosignature
+from .device.enrolment import Enrolment
 
 FORMAT = 2
 UNCHAINED = 1  # format of before a register knew the rosters of earlier versions

@@ -8,13 +8,13 @@ from typing import Any
 import tomli_w
 
 from ..base.durable_files import PUBLIC, replace_files
-from ..client.device.client_bundle import TABLES
-from ..client.device.enrolment import PRIVATE
 from ..configs.bundle_files import ROLLOVERS, ROSTER, SCHEMA
 from ..links.server_bundle import FORMER, OWNERS
 from ..privacy.secagg.rollover import write_chain
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
+from .device.client_bundle import TABLES
+from .device.enrolment import PRIVATE
 from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
 from .register import Issued, Register
 from .systemd_units import (

@@ -15,11 +15,11 @@ import pytest
 from flwr.app import ConfigRecord, Message
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.agent import Agent
-from fedveil.client.device.client_bundle import read_client_bundle, renew_roster, take_shipped
-from fedveil.client.device.enrol import MAKING, _complete
-from fedveil.client.device.enrolment import PRIVATE
-from fedveil.client.device.owner_policy import POLICY_DEFAULTS, OwnerPolicy
+from fedveil.deployment.device.agent import Agent
+from fedveil.deployment.device.client_bundle import read_client_bundle, renew_roster, take_shipped
+from fedveil.deployment.device.enrol import MAKING, _complete
+from fedveil.deployment.device.enrolment import PRIVATE
+from fedveil.deployment.device.owner_policy import POLICY_DEFAULTS, OwnerPolicy
 from fedveil.deployment.provision import revoke, rotate
 from fedveil.deployment.rollover import roll_over
 from fedveil.links.enrolment.token import Token

@@ -22,14 +22,14 @@ from safetensors.numpy import load_file
 from fedveil.base.refusal import Refusal
 from fedveil.cli import client as client_verbs
 from fedveil.cli.client import forget, status
-from fedveil.client.device import agent, known_heads
-from fedveil.client.device.client_bundle import Eligibility
-from fedveil.client.device.eligibility import obstacle
-from fedveil.client.device.order_policy import accepted
-from fedveil.client.device.own_ledger import OwnLedger, epsilon_of, spent_on
-from fedveil.client.device.receipts import receipt_for
-from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
+from fedveil.deployment.device import agent, known_heads
+from fedveil.deployment.device.client_bundle import Eligibility
+from fedveil.deployment.device.eligibility import obstacle
+from fedveil.deployment.device.order_policy import accepted
+from fedveil.deployment.device.own_ledger import OwnLedger, epsilon_of, spent_on
+from fedveil.deployment.device.receipts import receipt_for
+from fedveil.deployment.device.run_end import read_ended
 from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
@@ -778,7 +778,7 @@ def test_a_link_that_fails_for_no_known_reason_is_tried_again(clients, monkeypat
 def test_a_full_disk_keeps_no_half_of_a_run_that_is_over(clients, monkeypatch):
     device, over = device_of(clients / "c0"), threading.Event()
     keeper = agent.Agent(device.bundle, over)
-    monkeypatch.setattr("fedveil.client.device.run_end.replace_file", no_room)
+    monkeypatch.setattr("fedveil.deployment.device.run_end.replace_file", no_room)
     reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, {"w": np.zeros(2)})))
     assert reply.error.code == NOT_READY and not over.is_set() and read_ended(device.bundle.state) is None
 
@@ -807,7 +807,7 @@ def test_an_end_that_cannot_be_read_is_kept_nowhere(clients, said):
 
 def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):
     device = device_of(clients / "c0")
-    monkeypatch.setattr("fedveil.client.device.device.time.time", lambda: 0.0)
+    monkeypatch.setattr("fedveil.deployment.device.device.time.time", lambda: 0.0)
     assert "the clock says" in device.why_not()
     assert code_of(device, in_the_clear()) == NOT_READY
 
@@ -815,7 +815,7 @@ def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, 
 def test_a_device_that_wakes_up_in_1970_waits_until_its_clock_is_set(clients, monkeypatch):
     bundle = device_of(clients / "c0").bundle
     now, said, keeper = [0.0], [], agent.Agent(bundle)
-    monkeypatch.setattr("fedveil.client.device.device.time.time", lambda: now[0])
+    monkeypatch.setattr("fedveil.deployment.device.device.time.time", lambda: now[0])
 
     class Stop(threading.Event):
         def wait(self, timeout=None):

@@ -15,9 +15,9 @@ import torch
 from flwr.app import Message
 from safetensors.numpy import load_file
 
-from fedveil.client.device.own_ledger import questions_of
 from fedveil.client.evaluation import means_over, rows_measured
 from fedveil.client.training import linear
+from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.question_wire import evaluation_content

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.device import Device, read_device
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.provision import provision
 from fedveil.links.device_answers import Journal
 from fedveil.links.grpc.device_end import answered

@@ -9,16 +9,16 @@ import pytest
 
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
-from fedveil.client.device import enrol as enrolment
-from fedveil.client.device.client_bundle import (
+from fedveil.deployment.device import enrol as enrolment
+from fedveil.deployment.device.client_bundle import (
     REPLACING,
     finish_replacement,
     read_client_bundle,
     take_shipped,
 )
-from fedveil.client.device.enrol import MAKING, enrol
-from fedveil.client.device.enrolment import PRIVATE
-from fedveil.client.device.roster_changes import pending
+from fedveil.deployment.device.enrol import MAKING, enrol
+from fedveil.deployment.device.enrolment import PRIVATE
+from fedveil.deployment.device.roster_changes import pending
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.links.enrolment.messages import Ask
 from fedveil.links.enrolment.server_end import EnrolmentPort

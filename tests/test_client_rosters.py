@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
-from fedveil.client.device import roster_changes
-from fedveil.client.device.client_bundle import read_client_bundle, renew_roster, take_shipped
-from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from fedveil.configs.bundle_files import read_toml
+from fedveil.deployment.device import roster_changes
+from fedveil.deployment.device.client_bundle import read_client_bundle, renew_roster, take_shipped
+from fedveil.deployment.device.owner_policy import POLICY_DEFAULTS, read_policy
 from fedveil.deployment.provision import cosign as cosign_at_desk
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.register import read_register

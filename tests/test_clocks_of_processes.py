@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.client.device.agent import read_health
+from fedveil.deployment.device.agent import read_health
 from fedveil.deployment.provision import renew, rotate
 
 FAULTS = Path(__file__).parent / "faults"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.client import state_of
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.enrolment import read_request, write_request
 from fedveil.deployment import authority
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.enrolment import read_request, write_request
 from fedveil.deployment.provision import provision
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.secagg.roster import Member, Roster, write_roster
@@ -318,7 +318,7 @@ def test_a_request_cannot_take_anothers_keys_or_name(desk: Path) -> None:
 
 
 def test_one_key_is_one_clients_for_ever(desk: Path) -> None:
-    from fedveil.client.device.enrolment import Enrolment
+    from fedveil.deployment.device.enrolment import Enrolment
     from fedveil.deployment.register import read_register
 
     register = read_register(desk / "hearts/authority/register.json")

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.base.refusal import Refusal
 from fedveil.cli.enrolment import enrol_device
 from fedveil.cli.provision import tokens
-from fedveil.client.device.admission import write_admission
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.enrol import enrol
-from fedveil.client.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
+from fedveil.deployment.device.admission import write_admission
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.enrol import enrol
+from fedveil.deployment.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
 from fedveil.links.enrolment.device_end import ask, authority_of

@@ -13,12 +13,12 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device import agent as agents
-from fedveil.client.device.certificate import newest_credentials, renew_certificate
-from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
-from fedveil.client.device.enrol import enrol
 from fedveil.configs.schema import LinkSettings
 from fedveil.deployment.courier import Courier
+from fedveil.deployment.device import agent as agents
+from fedveil.deployment.device.certificate import newest_credentials, renew_certificate
+from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
+from fedveil.deployment.device.enrol import enrol
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.open_link import Link, open_link
 from fedveil.deployment.provision import provision, renew, revoke

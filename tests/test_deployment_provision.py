@@ -28,16 +28,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedveil.base.durable_files import replace_file
 from fedveil.base.refusal import Refusal
 from fedveil.cli.provision import _in_words
-from fedveil.client.device.client_bundle import (
-    Eligibility,
-    TaskChoice,
-    read_client_bundle,
-    renew_roster,
-)
-from fedveil.client.device.enrolment import Keys, _request
 from fedveil.configs.passphrase import is_scrypt
 from fedveil.deployment import provision as provisioning
 from fedveil.deployment.authority import Authority
+from fedveil.deployment.device.client_bundle import Eligibility, TaskChoice, read_client_bundle, renew_roster
+from fedveil.deployment.device.enrolment import Keys, _request
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.deployment.register import read_register
 from fedveil.links.server_bundle import OwnersBudget, read_admitted, read_server_bundle

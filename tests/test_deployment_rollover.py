@@ -15,21 +15,21 @@ from flwr.app import Message
 
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
-from fedveil.client.device import authority as device_authority
-from fedveil.client.device.agent import Agent
-from fedveil.client.device.authority import new_fingerprint, offered, waiting
-from fedveil.client.device.certificate import newest_credentials
-from fedveil.client.device.client_bundle import (
+from fedveil.configs.bundle_files import issued_by
+from fedveil.deployment import rollover as rollover_module
+from fedveil.deployment.authority import Authority, KeyCare, make_keys, open_authority
+from fedveil.deployment.courier import Courier
+from fedveil.deployment.device import authority as device_authority
+from fedveil.deployment.device.agent import Agent
+from fedveil.deployment.device.authority import new_fingerprint, offered, waiting
+from fedveil.deployment.device.certificate import newest_credentials
+from fedveil.deployment.device.client_bundle import (
     ClientBundle,
     read_client_bundle,
     renew_roster,
     take_shipped,
 )
-from fedveil.client.device.enrol import _check_authority
-from fedveil.configs.bundle_files import issued_by
-from fedveil.deployment import rollover as rollover_module
-from fedveil.deployment.authority import Authority, KeyCare, make_keys, open_authority
-from fedveil.deployment.courier import Courier
+from fedveil.deployment.device.enrol import _check_authority
 from fedveil.deployment.enrolment import give_tokens
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.rollover import roll_over

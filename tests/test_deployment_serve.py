@@ -25,12 +25,12 @@ from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.device import read_device
-from fedveil.client.device.own_ledger import epsilon_of, spent_on
-from fedveil.client.device.seen_log import text_of_head
 from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
 from fedveil.deployment import serve as serving
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.device import read_device
+from fedveil.deployment.device.own_ledger import epsilon_of, spent_on
+from fedveil.deployment.device.seen_log import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
 from fedveil.deployment.pace import fewest, pace_of
 from fedveil.deployment.prometheus import text_of

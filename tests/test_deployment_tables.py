@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.device import read_device
-from fedveil.client.device.run_end import keep
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.device import read_device
+from fedveil.deployment.device.run_end import keep
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for

@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.enrol import enrol
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.enrol import enrol
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.token_keys import TokenChoice, _pin, token_keys

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.run.build import build

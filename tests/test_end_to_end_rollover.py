@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fedveil.client.device.agent import read_health
-from fedveil.client.device.authority import new_fingerprint
-from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.agent import read_health
+from fedveil.deployment.device.authority import new_fingerprint
+from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision
 from fedveil.deployment.rollover import roll_over
 from fedveil.links.server_bundle import read_server_bundle

@@ -18,9 +18,9 @@ import pytest
 from fedveil.__main__ import FAILED, run
 from fedveil.base.durable_files import append_line, replace_file
 from fedveil.base.refusal import Refusal, disk_failed
-from fedveil.client.device.known_heads import LedgerHeads, settle
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.device.known_heads import LedgerHeads, settle
 from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import read_caps

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device import server_quotes
+from fedveil.deployment.device import server_quotes
 from fedveil.links.attestation import AttestedGrid, made_quote, nonce_of, quote_of, vouched_for, with_nonce
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.message_codec import pack_body, question_id

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedveil.client.device.held_model import HeldModel
 from fedveil.client.private_update import NotTrained, private_update
+from fedveil.deployment.device.held_model import HeldModel
 from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handled_once
 from fedveil.messages.difference_grid import MOST_MODELS, DifferenceGrid, HeldModels

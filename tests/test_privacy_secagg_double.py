@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.client_bundle import read_client_bundle, renew_roster
-from fedveil.client.device.enrolment import read_request, write_request
+from fedveil.deployment.device.client_bundle import read_client_bundle, renew_roster
+from fedveil.deployment.device.enrolment import read_request, write_request
 from fedveil.deployment.provision import provision, revoke
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.secagg import client
@@ -173,7 +173,7 @@ def test_a_member_of_before_there_were_such_keys_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fedveil.client.device.enrolment.post_quantum_public", lambda _: b"")
+        patch.setattr("fedveil.deployment.device.enrolment.post_quantum_public", lambda _: b"")
         made = DEVICES["make_federation"](tmp_path)
         old = read_request(write_request(tmp_path / "old", "old"))
     assert old.post_quantum == b""

@@ -214,7 +214,7 @@ class Dropped(BaseException):
     [
         ("deployment.serve", lambda serve, folder: serve.serve(folder, [])),
         ("deployment.ask", lambda asks, folder: asks.ask_clients(folder, None, None, [])),
-        ("client.device.agent", lambda agent, folder: agent.start(folder)),
+        ("deployment.device.agent", lambda agent, folder: agent.start(folder)),
         ("deployment.provision", lambda provision, folder: provision.opened(folder).__enter__()),
         ("cli.enrolment", lambda enrolment, folder: enrolment.serve_enrolments(folder)),
         ("cli.enrolment", lambda enrolment, folder: enrolment.enrol_device("-", folder, 0.0)),

@@ -16,8 +16,8 @@ from flwr.app import ConfigRecord
 
 from fedveil.base.tensor_file import safetensors_parts
 from fedveil.cli.report_bundle import bundle
-from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
-from fedveil.client.device.receipts import MOST, give_receipt, receipt_for
+from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
+from fedveil.deployment.device.receipts import MOST, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
 from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts

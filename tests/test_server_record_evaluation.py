@@ -24,8 +24,8 @@ from safetensors.numpy import load_file, save
 from fedveil import Examples
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
-from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of

@@ -17,10 +17,10 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from flwr.app import Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.own_ledger import questions_of
 from fedveil.client.questions import with_own_noise
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
+from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.question_wire import question_content
 from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder

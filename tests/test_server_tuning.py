@@ -18,8 +18,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.sweep_cost import require_accepted
 from fedveil.client import app as client_app
 from fedveil.client.app import measured_at
-from fedveil.client.device.own_arm import require_own
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.device.own_arm import require_own
 from fedveil.evidence.binding.recompute_ledger import main as recomputed
 from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of

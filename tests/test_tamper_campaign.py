@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.cli.report import report
 from fedveil.cli.report_bundle import bundle
 from fedveil.cli.verify import UNBOUND, WRONG, verify
-from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import revoke
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.receipts import Receipts, read_receipts

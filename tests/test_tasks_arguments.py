@@ -12,8 +12,8 @@ import torch
 
 import fedveil as fv
 from fedveil.__main__ import run
-from fedveil.client.device.client_bundle import TASK_DEFAULTS, read_task
 from fedveil.configs.bundle_files import read_section
+from fedveil.deployment.device.client_bundle import TASK_DEFAULTS, read_task
 from fedveil.tasks import DEALT, load_task
 from fedveil.tasks.flwr_partition import flwr_shares
 

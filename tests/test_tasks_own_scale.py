@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fedveil as fv
-from fedveil.client.device.device import _check_own
+from fedveil.deployment.device.device import _check_own
 from fedveil.tasks import TASKS, load_task
 from fedveil.tasks.data import Examples, data_of_all
 from fedveil.tasks.own_scale import BOUNDED, STANDARD, own_scale

@@ -99,7 +99,7 @@ WITHOUT = {
             "yaml",
             "packaging",
         ),
-        ("client", "strategies"),
+        ("client", "strategies", "deployment.device"),
     ),
 }
 PROBE = """

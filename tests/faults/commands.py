@@ -20,8 +20,8 @@ from seldom_alarms import seldom_alarm
 
 import fedveil.__main__
 import fedveil.cli.client
-import fedveil.client.device.agent
 import fedveil.client.dp_sgd.train
+import fedveil.deployment.device.agent
 import fedveil.deployment.serve
 import fedveil.deployment.status
 import fedveil.links.flower.device_end

@@ -16,7 +16,7 @@ from flwr.app import Message
 
 from fedveil.client import app
 from fedveil.client import secure_update as secure_mod
-from fedveil.client.device import agent, device, own_ledger
+from fedveil.deployment.device import agent, device, own_ledger
 from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet

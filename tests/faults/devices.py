@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.client.device import device as device_module
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.device import Device, read_device
 from fedveil.client.training import linear
+from fedveil.deployment.device import device as device_module
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.provision import provision
 from fedveil.messages.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.messages.grids import AskingGrid

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision
 from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet

@@ -20,7 +20,7 @@ IMPORTED = (
     "matplotlib.pyplot",
     "mlxtend.data",
     "sklearn.datasets",
-    "fedveil.client.device.agent",
+    "fedveil.deployment.device.agent",
     "fedveil.client.training.cohort_training",
     "fedveil.cli.client",
     "fedveil.client.dp_sgd.train",

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.client.device.device import Device, read_device
-from fedveil.client.device.receipts import receipt_for
+from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.device import Device, read_device
+from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.open_link import Link, Presence
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import deployed_in, settings_for

@@ -32,11 +32,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedveil.base.bounded_decoding import Undecodable
 from fedveil.base.refusal import Refusal
-from fedveil.client.device.agent import read_health
-from fedveil.client.device.client_bundle import DEFAULTS, read_settings
-from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
-from fedveil.client.device.run_end import read_ended
 from fedveil.configs.bundle_files import read_toml
+from fedveil.deployment.device.agent import read_health
+from fedveil.deployment.device.client_bundle import DEFAULTS, read_settings
+from fedveil.deployment.device.owner_policy import POLICY_DEFAULTS, read_policy
+from fedveil.deployment.device.run_end import read_ended
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.register import read_register
 from fedveil.links.device_answers import Journal

@@ -11,12 +11,12 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...base.durable_files import replace_file
+from ...client.private_update import NotTrained
 from ...messages.difference_wire import ModelStatement, told_model, with_arrays_again, with_held
 from ...messages.flower_adapter import arrived
 from ...messages.message_codec import MalformedMessage, pack_body, segments, unpack
 from ...messages.model_difference import apply, hash_of
 from ...messages.wire import FAILED, NO_BASE, memory_arrays, only_arrays, views
-from ..private_update import NotTrained
 
 logger = logging.getLogger("fedveil.client")
 

@@ -25,6 +25,9 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, disk_remedy
+from ...client.private_update import NotTrained, or_unchanged, private_update
+from ...client.questions import Measured, answered, evaluated
+from ...client.secure_update import STATE, STATE_RECORD, secure_update
 from ...configs.bundle_files import SCHEMA
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
@@ -44,9 +47,6 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
-from ..private_update import NotTrained, or_unchanged, private_update
-from ..questions import Measured, answered, evaluated
-from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .eligibility import ROOT, obstacle
 from .held_model import FILE, HeldModel
@@ -395,7 +395,7 @@ def read_device(bundle: ClientBundle) -> Device:
 
 
 def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
-    from ..training import linear
+    from ...client.training import linear
 
     choice = bundle.settings.task
     table = linear.read_table(bundle.folder / (choice.data or ""))
@@ -418,12 +418,12 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
 
 def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
+    from ...client.app import measured_at, table_of, train_round  # torch, not needed by a linear model
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import kept, names_of
-    from ..app import measured_at, table_of, train_round  # torch, not needed by a linear model
     from .benches import benches_of, key_of
 
     check_device(settings.accelerator, ACCELERATOR)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from ...base.refusal import Refusal
+from ...client.private_update import NotTrained
 from ...messages.question_wire import Asked, own_noise_of, question_of
 from ...messages.training_order import (
     CENTRAL_MODES,
@@ -27,7 +28,6 @@ from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
-from ..private_update import NotTrained
 from .owner_policy import OwnerPolicy
 
 if TYPE_CHECKING:

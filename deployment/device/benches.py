@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
+from ...client.app import Workbench
 from ...messages.client_settings import ClientSettings
 from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back
-from ..app import Workbench
 
 # Arguments: the held-out share, whether each row is measured alone, whether equal rows go together, the scaling's `key_of`.
 Benches = Callable[[float | None, bool, bool, str], Workbench]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.refusal import Refusal
+from ...client.private_update import NotTrained
 from ...messages.wire import BUDGET_SPENT, NOT_READY
 from ...privacy.accounting.events import Gaussian, event_to_json
 from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
@@ -33,7 +34,6 @@ from ...privacy.ledger.client_sums import (
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
-from ..private_update import NotTrained
 from .order_policy import Charged
 
 logger = logging.getLogger("fedveil.client")

@@ -28,6 +28,7 @@ from ...base.core_dumps import without_core_dumps
 from ...base.durable_files import replace_file
 from ...base.open_files import raise_limit
 from ...base.refusal import Refusal, disk_remedy
+from ...client.private_update import NotTrained
 from ...configs.bundle_files import CERTIFICATE, certificate_ends
 from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...messages.flower_adapter import claim_identity, quiet_flower
@@ -36,7 +37,6 @@ from ...messages.run_over import RunOver, read_over, reply_with
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import folder_lock
 from ...privacy.ledger.receipt import Receipt
-from ..private_update import NotTrained
 from .authority import offered
 from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
