@@ -100,10 +100,13 @@ def _charged(lived: Lived, number: int) -> float:
 def wrongs(lived: Lived, most: float, owners_most: float) -> Iterator[str]:
     """Return what must not be; the population's epsilon is at most `most`, each client's own `owners_most`."""
     rows, result = rows_of(lived.folder), json.loads((lived.folder / "result.json").read_text())
-    whole = "completed" if len(rows) == lived.rounds else "interrupted"
+    lost = lived.rounds - len(rows)
+    # A round that was paid for and lost with a killed server cannot be paid again: then the run is over without it.
+    paid = 0 < lost <= lived.kills and "lost when the run was stopped" in result["reason"]
+    whole = "completed" if lost == 0 or paid else "interrupted"
     if result["status"] != whole or [row["round"] for row in rows] != list(range(1, len(rows) + 1)):
         yield f"{result['status']} with rounds {[row['round'] for row in rows]}"
-    if all(row["abandoned"] for row in rows):
+    if result["status"] == "completed" and all(row["abandoned"] for row in rows):
         yield "completed, though no round released anything"
     if rows[: len(lived.before)] != lived.before:
         yield "rounds that were done before the kill are others after it"
