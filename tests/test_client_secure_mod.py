@@ -220,14 +220,24 @@ def test_identities_are_distinct_and_every_process_makes_the_same():
 def test_simulated_identities_are_made_where_simulations_are_and_nowhere_else():
     """A deployed client reads its own from its bundle: no path leads from there to keys that come from one secret."""
     package = Path(fedveil.__file__).parent
-    rooms = ("client", "server", "strategies", "configs", "simulations", "privacy")
+    rooms = (
+        "client",
+        "server",
+        "strategies",
+        "configs",
+        "simulations",
+        "privacy",
+        "populations",
+        "run",
+        "deployment",
+    )
     makers = {
         path.relative_to(package).as_posix()
         for room in rooms
         for path in (package / room).rglob("*.py")
         if "simulated_identity" in path.read_text() or "simulated_roster" in path.read_text()
     }
-    assert makers == {"strategies/identity.py", "client/app.py", "run/federation.py"}
+    assert makers == {"strategies/identity.py", "client/app.py", "populations/machine.py"}
 
 
 def test_an_app_that_encrypts_refuses_sums_in_the_clear():

@@ -309,7 +309,7 @@ def test_an_export_of_a_damaged_ledger_says_so(tmp_path: Path, commands: Any) ->
 
 # --- an independent recomputation ---------------------------------------------------------------------------------
 
-SCRIPT = Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"
+SCRIPT = Path(__file__).parents[1] / "evidence" / "binding" / "recompute_ledger.py"
 RECOMPUTE = runpy.run_path(str(SCRIPT))["main"]
 SMALL = ["task=digits", "task.num_clients=12", "num_rounds=3", "batch_size=40"]
 GIVEN = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")

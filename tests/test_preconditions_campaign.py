@@ -110,11 +110,11 @@ CENTRAL = ("privacy=client_central", "privacy.metrics_share=0", "accept_vacuous=
 Score = Callable[[Path], float]
 UNCHECKED = (
     *(
-        "server.run.prepare.check_independence",
+        "run.prepare.check_independence",
         "client.app.check_independence",
         "client.app.Workbench.forget",
     ),
-    *("server.run.build._check_adjacency", "server.run.prepare.check_taken"),
+    *("run.build._check_adjacency", "run.prepare.check_taken"),
 )
 
 

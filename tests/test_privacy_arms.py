@@ -17,7 +17,7 @@ from fedveil.privacy.ledger.book import Book, read_book, run_of
 from fedveil.privacy.ledger.hash_chain import START, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, read_entries, verify
 
-RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"))[
+RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "evidence" / "binding" / "recompute_ledger.py"))[
     "main"
 ]
 BUDGET = Budget(Unit.CLIENT, target_epsilon=3.0, target_delta=1e-5)

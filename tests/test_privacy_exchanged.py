@@ -24,7 +24,7 @@ from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, verify
 
-RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"))
+RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "evidence" / "binding" / "recompute_ledger.py"))
 DELTA = 1e-5
 
 

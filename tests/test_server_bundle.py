@@ -172,7 +172,7 @@ def test_the_bundle_recomputes_its_ledger_without_fedveil(made: Signed) -> None:
 
 
 def test_the_program_that_recomputes_prints_epsilon_alone(made: Signed) -> None:
-    program = Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"
+    program = Path(__file__).parents[1] / "evidence" / "binding" / "recompute_ledger.py"
     command = [sys.executable, str(program), str(made.bundle / "ledger.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "clients" in json.loads(done.stdout) and done.stderr == ""
