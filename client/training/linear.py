@@ -17,7 +17,7 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.held_rows import hashes_of_rows, held_rows
-from ...privacy.tensor_file import ARRAY_ERRORS
+from ...privacy.tensor_file import read_npz
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ...strategies.training_order import TrainingOrder
 from ...strategies.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
@@ -50,9 +50,10 @@ def read_table(path: Path) -> Table:
       Refusal: the file cannot be read, or its arrays cannot be trained on.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file:
+            arrays = read_npz(file)
             inputs, targets = arrays["inputs"], arrays["targets"]
-    except (OSError, KeyError, *ARRAY_ERRORS) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise Refusal("data", str(path), f"give an .npz with inputs and targets ({error})") from error
     if inputs.ndim != 2 or inputs.dtype != np.float32 or targets.shape != inputs.shape[:1] or not len(inputs):
         raise Refusal("data", str(path), "give inputs (n, d) float32 and targets (n,), n at least 1")
