@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ...configs.bundle_files import ROLLOVERS, read_file
+from ...configs.bundle_files import ROLLOVERS, read_rollovers
 from ...links.enrolment.token import fingerprint_of
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
@@ -177,10 +177,5 @@ def _wait(state: Path, chain: Sequence[Rollover], text: bytes | str) -> None:
 
 
 def _kept(path: Path, federation: str) -> tuple[Rollover, ...]:
-    if not path.exists():
-        return ()
-    try:
-        return read_chain(read_file(path), federation)
-    except Refused as refused:
-        remedy = f"is damaged ({refused}); remove it, and give the rollover anew: fedveil client authority FOLDER --rollover FILE"
-        raise Refusal("file", str(path), remedy) from None
+    remedy = "remove it, and give the rollover anew: fedveil client authority FOLDER --rollover FILE"
+    return read_rollovers(path, federation, remedy)
