@@ -1,30 +1,15 @@
-"""Safetensors file, part by part: the library that reads it makes two copies of all arrays to write them."""
+"""Files of arrays: safetensors written part by part, since its library copies all arrays twice, and NumPy's, read as untrusted."""
 
 import json
-import zlib
-from collections.abc import Iterator, Mapping
-from tokenize import TokenError
-from typing import Any
-from zipfile import BadZipFile
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .refusal import Refusal
 
-# What `numpy.load` raises of bytes that are no array: it parses a header as Python, and an archive as zip.
-ARRAY_ERRORS = (
-    ValueError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    TokenError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    BadZipFile,
-    zlib.error,
-)
 # Those that numpy has and a reader knows.
 _TYPES = frozenset(("BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "F32", "F64", "C64"))
 
@@ -63,3 +48,36 @@ def _type_of(name: str, array: NDArray[np.generic]) -> str:
     if found not in _TYPES:
         raise Refusal(name, str(array.dtype), "no safetensors file holds such an array; keep it as float64")
     return found
+
+
+def read_npy(file: BinaryIO) -> NDArray[Any]:
+    """Return the next array of a file in NumPy's format; `numpy.load` would also take a zip archive or a pickle there.
+
+    Raises:
+      ValueError: there is none, or its bytes are damaged.
+      OSError: the file cannot be read.
+    """
+    with _damaged():
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_npz(file: BinaryIO) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an .npz file, by name.
+
+    Raises:
+      ValueError: it is none, or damaged.
+      OSError: the file cannot be read.
+    """
+    with _damaged(), np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@contextmanager
+def _damaged() -> Generator[None]:
+    """Raise ValueError for whatever NumPy raises of damaged bytes: it parses headers as Python, and archives as zip."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"no array, or a damaged one ({type(error).__name__})") from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..base.refusal import Refusal
-from ..base.tensor_file import ARRAY_ERRORS
+from ..base.tensor_file import read_npy, read_npz
 from ..privacy.audit.one_run import Guesses, Scores
 from ..privacy.audit.verdict import Judgement, Method, Verdict, by_guesses, by_many_runs, by_one_run, judge
 
@@ -122,8 +122,8 @@ def _both(path: Path) -> tuple[Scores, Scores]:
         with (
             _reading(path, "needs the arrays members and others"),
             path.open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
         ):
+            arrays = read_npz(file)
             return _checked(path, arrays["members"]), _checked(path, arrays["others"])
     with _reading(path, "needs the columns score and member, 1 or 0"), open(path, newline="") as file:
         rows = [(float(row["score"]), ("0", "1").index(row["member"])) for row in csv.DictReader(file)]
@@ -135,7 +135,7 @@ def _numbers(path: Path) -> Scores:
     with _reading(path, "needs one number a line"):
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return _checked(path, np.lib.format.read_array(file, allow_pickle=False))
+                return _checked(path, read_npy(file))
         return _checked(path, np.array(path.read_text().split(), float))
 
 
@@ -145,7 +145,7 @@ def _reading(path: Path, remedy: str) -> Generator[None]:
         yield
     except OSError as error:
         raise Refusal("scores", str(path), f"cannot be read ({error.strerror or 'damaged'})") from None
-    except (KeyError, *ARRAY_ERRORS):
+    except (KeyError, ValueError, TypeError):
         raise Refusal("scores", str(path), remedy) from None
 
 

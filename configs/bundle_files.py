@@ -243,14 +243,16 @@ def read_signed_roster(path: Path, authority: bytes, *others: bytes) -> tuple[Ro
         raise Refusal("file", str(path), f"was not signed by the authority ({refused})") from None
 
 
-def read_rollovers(path: Path, federation: str) -> tuple[Rollover, ...]:
+def read_rollovers(
+    path: Path, federation: str, remedy: str = "copy it from the desk"
+) -> tuple[Rollover, ...]:
     """Return the rollovers of a federation's authority, none without a file. Refusal when they are not signed."""
     if not path.exists():
         return ()
     try:
         return read_chain(read_file(path), federation)
     except Refused as refused:
-        raise Refusal("file", str(path), f"is not to be used ({refused}); copy it from the desk") from None
+        raise Refusal("file", str(path), f"is not to be used ({refused}); {remedy}") from None
 
 
 def read_private_key(path: Path) -> Any:

@@ -338,7 +338,7 @@ def _run(
 def note_outside(bundle: ServerBundle, where: Path) -> None:
     """Note in the folder of a finished run its witnesses, and a time stamp if an authority is configured.
 
-    The run stands without them: what is not had is said in one line.
+    The run stands without them: a failure is printed as a warning.
     """
 
     def witnesses() -> None:
@@ -428,7 +428,7 @@ class Farewell:
                 if receipt is not None:
                     given[receipt.node] = receipt
         if closed and len(given) < len(messages):
-            why = "a device signs the name of a run once, so that one which was used before gets none"
+            why = "they are away, or signed a run of this name before, which a device does once"
             logger.warning(
                 "%d of %d devices gave no receipt: %s", len(messages) - len(given), len(messages), why
             )

@@ -82,6 +82,8 @@ def ask(
     require_answer(federation, inquiry, spend, plan)
     make_folder("into", folder)
     with alone_on_records(federation):
+        if kept.exists():  # by another process, until now
+            return _from_record(kept, federation, inquiry)
         return _ask(federation, inquiry, plan, folder, grid, reach)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..base.tensor_file import ARRAY_ERRORS
+from ..base.tensor_file import read_npy
 from ..configs.bundle_files import SCHEMA
 from ..configs.strict import nearest
 from . import numpy_model
@@ -163,7 +163,7 @@ def read_array(data: object) -> NDArray[Any]:
         kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}[array.dtype.kind]
         with np.errstate(over="ignore"):
             found = np.ascontiguousarray(array, dtype=kind)
-    except (OSError, KeyError, *ARRAY_ERRORS):
+    except (OSError, ValueError, KeyError):
         remedy = "this run has no schema; give an array of numbers, or a .npy file"
         raise Refusal("data", shown, remedy) from None
     if kind is np.float32 and not (finite := np.isfinite(found)).all():
@@ -174,7 +174,7 @@ def read_array(data: object) -> NDArray[Any]:
 
 def _saved(path: Path) -> NDArray[Any]:
     with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return read_npy(file)
 
 
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:

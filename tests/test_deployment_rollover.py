@@ -260,8 +260,12 @@ def test_a_device_that_is_admitted_during_the_overlap_trusts_the_server(desk: Pa
     assert len(fresh.authority.keys(time.time())) == 1
 
 
-def test_a_running_agent_is_told_and_gets_its_certificate(desk: Path, device: Path) -> None:
-    agent = Agent(read_client_bundle(device))
+@pytest.mark.parametrize("shorter", ["", "certificate_days: 5\n"], ids=["as long", "shorter"])
+def test_a_running_agent_is_told_and_gets_its_certificate(desk: Path, device: Path, shorter: str) -> None:
+    """Also one that ends before its old one, which the old authority signed."""
+    file, agent = desk / "authority" / "federation.yaml", Agent(read_client_bundle(device))
+    file.write_text(file.read_text() + shorter)
+    old = (device / "tls.pem").read_bytes()
     roll_over(desk, DAYS)
     pem = json.loads((desk / "server" / "certificates.json").read_text())["2"]
     facts = read_facts(agent.handle(renewal_to(2, pem, chain_of(desk).decode())))
@@ -270,6 +274,8 @@ def test_a_running_agent_is_told_and_gets_its_certificate(desk: Path, device: Pa
     new = keys_of(desk)
     assert issued_by(x509.load_pem_x509_certificate(pem.encode()), new.ca_pem)
     assert facts.authority == fingerprint_of(new.ca_pem, new.public(doubly(desk))).hex()
+    agent.handle(renewal_to(2, old.decode(), ""))  # from a server that wants the old one back
+    assert newest_credentials(read_client_bundle(device)).certificate == pem.encode()
 
 
 def test_a_courier_carries_the_rollovers_to_each_device_once(desk: Path) -> None:

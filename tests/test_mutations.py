@@ -1928,6 +1928,13 @@ MUTATIONS = {
         "test_deployment_rollover.py",
         "copied_into_a_bundle",
     ),
+    "a device goes back to the certificate of a replaced authority": Mutation(
+        "deployment/device/certificate.py",
+        "if after < before or (after == before and not ends_later):",
+        "if after == before and not ends_later:",
+        "test_deployment_rollover.py",
+        "running_agent",
+    ),
     "a rollover is followed after its overlap": Mutation(
         "deployment/device/authority.py",
         "late = any(each.until <= time.time() for each in fresh)",
@@ -2000,8 +2007,8 @@ MUTATIONS = {
     ),
     "a device takes an earlier certificate": Mutation(
         "deployment/device/certificate.py",
-        "    if certificate_ends(path, pem) <= certificate_ends(path, held.certificate):",
-        "    if certificate_ends(path, pem) < 0:",
+        "if after < before or (after == before and not ends_later):",
+        "if after < before:",
         "test_deployment_fleet.py",
         "later_certificate_of_its_own",
     ),

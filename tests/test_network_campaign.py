@@ -297,6 +297,22 @@ def missing() -> str:
     return ""
 
 
+@pytest.mark.parametrize(
+    ("lost", "kills", "reason", "status"),
+    [
+        (0, 0, "", "completed"),
+        (1, 1, "in part on rounds that were lost when the run was stopped", "completed"),
+        (1, 0, "in part on rounds that were lost when the run was stopped", "interrupted"),
+        (2, 1, "in part on rounds that were lost when the run was stopped", "interrupted"),
+        (1, 1, "the budget is spent", "interrupted"),
+    ],
+)
+def test_a_run_lacks_no_round_but_those_that_a_kill_cost(
+    lost: int, kills: int, reason: str, status: str
+) -> None:
+    assert RULES["whole_status"](lost, kills, reason) == status
+
+
 def test_every_two_faults_meet_in_the_table() -> None:
     for one, other in itertools.combinations(range(len(Faults._fields)), 2):
         met = {(row[one], row[other]) for row in TABLE}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from fedveil.cli.ask import ask as ask_command
 from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.acts import VACUOUS
+from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.data_sets import adopt, population_ledger
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
@@ -32,6 +35,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.columns import Numbers
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
+from fedveil.run import ask as asks
 from fedveil.run.build import Given, build
 from fedveil.run.federation import Federation
 from fedveil.run.question_plan import Spend
@@ -230,6 +234,23 @@ def test_a_question_that_the_noise_drowns_is_refused_on_real_data_until_it_is_ac
     (ledger,) = (tmp_path / "ledgers").glob("*.ledger")
     acts = [json.loads(each.payload) for each in read_entries(ledger) if each.kind == VACUOUS]
     assert len(acts) == 1
+
+
+def test_a_question_that_another_process_answers_meanwhile_is_not_charged_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = f"ledger.dir={tmp_path / 'ledgers'}", "task.held_out=public", "accept_vacuous=true"
+    once, alone = partial(ask_here, spend=Spend(epsilon=2), folder=tmp_path / "q"), asks.alone_on_records
+
+    def waiting(parts: Federation) -> AbstractContextManager[None]:
+        monkeypatch.setattr(asks, "alone_on_records", alone)
+        assert not once(federation(*given, task=Few()), inquiry())["from_record"]
+        return alone(parts)
+
+    monkeypatch.setattr(asks, "alone_on_records", waiting)
+    assert once(federation(*given, task=Few()), inquiry())["from_record"]
+    (ledger,) = (tmp_path / "ledgers").glob("*.ledger")
+    assert sum(each.kind == RESERVE for each in read_entries(ledger)) == 1
 
 
 def test_a_simulated_question_that_the_noise_drowns_is_warned_of(

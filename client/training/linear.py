@@ -13,7 +13,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from ...base.tensor_file import ARRAY_ERRORS
+from ...base.tensor_file import read_npz
 from ...messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ...messages.local_training import LocalTraining
 from ...messages.training_order import TrainingOrder
@@ -50,9 +50,10 @@ def read_table(path: Path) -> Table:
       Refusal: the file cannot be read, or its arrays cannot be trained on.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file:
+            arrays = read_npz(file)
             inputs, targets = arrays["inputs"], arrays["targets"]
-    except (OSError, KeyError, *ARRAY_ERRORS) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise Refusal("data", str(path), f"give an .npz with inputs and targets ({error})") from error
     if inputs.ndim != 2 or inputs.dtype != np.float32 or targets.shape != inputs.shape[:1] or not len(inputs):
         raise Refusal("data", str(path), "give inputs (n, d) float32 and targets (n,), n at least 1")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
-from ...configs.bundle_files import ROLLOVERS, read_file
+from ...configs.bundle_files import ROLLOVERS, read_rollovers
 from ...links.enrolment.token import fingerprint_of
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.rollover import DAY_SECONDS, MOST_DAYS, Rollover, read_chain, since
@@ -177,10 +177,5 @@ def _wait(state: Path, chain: Sequence[Rollover], text: bytes | str) -> None:
 
 
 def _kept(path: Path, federation: str) -> tuple[Rollover, ...]:
-    if not path.exists():
-        return ()
-    try:
-        return read_chain(read_file(path), federation)
-    except Refused as refused:
-        remedy = f"is damaged ({refused}); remove it, and give the rollover anew: fedveil client authority FOLDER --rollover FILE"
-        raise Refusal("file", str(path), remedy) from None
+    remedy = "remove it, and give the rollover anew: fedveil client authority FOLDER --rollover FILE"
+    return read_rollovers(path, federation, remedy)

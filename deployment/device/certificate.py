@@ -13,6 +13,7 @@ from ...configs.bundle_files import (
     Credentials,
     certificate_ends,
     check_certificate,
+    issued_by,
     load_certificate,
     read_credentials,
 )
@@ -22,23 +23,28 @@ logger = logging.getLogger("fedveil.client")
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
-    """Return the bundle with a later certificate for its key, which replaces the earlier one on disk.
+    """Return the bundle with a newer certificate for its key, which replaces the earlier one on disk.
 
     Args:
-      bundle: returned unchanged if its certificate expires no earlier.
-      pem: from the server; it needs the authority's signature, this device's key and name, and a later expiry.
+      bundle: returned unchanged if its certificate expires no earlier, unless an authority signed it that was replaced.
+      pem: from the server; it needs the authority's signature, and this device's key and name.
 
     Raises:
       Refusal: it is not a certificate of the authority for this key and name.
       OSError: it cannot be stored.
     """
-    held, own = replace(bundle.credentials, earlier=bundle.authority.earlier_ca), bundle.settings
+    authority, own = bundle.authority, bundle.settings
+    held = replace(bundle.credentials, earlier=authority.earlier_ca)
     if pem == held.certificate:
         return bundle
     path = bundle.folder / CERTIFICATE
     check_certificate(path, pem, held, own.federation, own.name)
     pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without trailing data from the server
-    if certificate_ends(path, pem) <= certificate_ends(path, held.certificate):
+    before, after = (
+        issued_by(load_certificate(path, each), authority.ca) for each in (held.certificate, pem)
+    )
+    ends_later = certificate_ends(path, pem) > certificate_ends(path, held.certificate)
+    if after < before or (after == before and not ends_later):
         return bundle
     replace_file(path, pem, PUBLIC)
     logger.info("the certificate was renewed")

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import read_array
 from numpy.typing import NDArray
 
-from ...base.tensor_file import ARRAY_ERRORS
+from ...base.tensor_file import read_npy
 from .one_run import Scores
 
 SUFFIX = ".canaries"  # of the file of a client's canary records, beside its ledger
@@ -45,8 +44,8 @@ def arrays_of(path: Path) -> list[NDArray[np.float64]]:
     with open(path, "rb") as file:
         while True:
             try:
-                arrays.append(read_array(file, allow_pickle=False))
-            except ARRAY_ERRORS:  # the end, or a row that a crash cut short
+                arrays.append(read_npy(file))
+            except ValueError:  # the end, or a row that a crash cut short
                 return arrays
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import read_array
 from numpy.typing import NDArray
 
 from ...base.durable_files import open_for_owner
 from ...base.refusal import Refusal
-from ...base.tensor_file import ARRAY_ERRORS
+from ...base.tensor_file import read_npy
 
 # Blocks of rounds whose sums are kept: updates change slowly, so a few blocks tell as much as all rounds.
 BLOCKS = 16
@@ -90,8 +89,8 @@ def read(path: Path, canaries: int) -> Rows:
 
 def _next(file: Any) -> Rows | None:
     try:
-        return read_array(file, allow_pickle=False)
-    except ARRAY_ERRORS:  # the end, or a row that a crash cut short
+        return read_npy(file)
+    except ValueError:  # the end, or a row that a crash cut short
         return None
 
 

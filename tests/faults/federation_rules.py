@@ -97,13 +97,19 @@ def _charged(lived: Lived, number: int) -> float:
     return min(event["noise_multiplier"] for event in json.loads(payload)["events"].values())
 
 
+def whole_status(lost: int, kills: int, reason: str) -> str:
+    """Return the status of a run that lacks so many rounds, after so many kills of its server.
+
+    A round that was paid for and lost with a killed server cannot be paid again: then the run is over without it.
+    """
+    paid = 0 < lost <= kills and "lost when the run was stopped" in reason
+    return "completed" if lost == 0 or paid else "interrupted"
+
+
 def wrongs(lived: Lived, most: float, owners_most: float) -> Iterator[str]:
     """Return what must not be; the population's epsilon is at most `most`, each client's own `owners_most`."""
     rows, result = rows_of(lived.folder), json.loads((lived.folder / "result.json").read_text())
-    lost = lived.rounds - len(rows)
-    # A round that was paid for and lost with a killed server cannot be paid again: then the run is over without it.
-    paid = 0 < lost <= lived.kills and "lost when the run was stopped" in result["reason"]
-    whole = "completed" if lost == 0 or paid else "interrupted"
+    whole = whole_status(lived.rounds - len(rows), lived.kills, result["reason"])
     if result["status"] != whole or [row["round"] for row in rows] != list(range(1, len(rows) + 1)):
         yield f"{result['status']} with rounds {[row['round'] for row in rows]}"
     if result["status"] == "completed" and all(row["abandoned"] for row in rows):

@@ -411,6 +411,7 @@ BEYOND: dict[str, str] = {
     "a key of the authority returns": ADMISSION,
     "an old key counts after its overlap": ADMISSION,
     "a copied roster bears an old key after its overlap": ADMISSION,
+    "a device goes back to the certificate of a replaced authority": ADMISSION,
     "a rollover is followed after its overlap": ADMISSION,
     "an owner's approval of an authority is not waited for": ADMISSION,
     "an owner approves another authority than the one shown": ADMISSION,
