@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ..messages.client_settings import CanaryClients
+from ..populations.canary_clients import MOST_CANARIES, SUPPORT, TOO_LONG
 from ..privacy.audit.canary_clients import Canaries
 from ..privacy.audit.watching import NO_MEMORY, Memory, Released, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
-from ..run.canary_clients import MOST_CANARIES, SUPPORT, TOO_LONG
 from ..strategies.canaries import add_canary, canaries_for
 from .engines import Options
 from .privacy_share import milliseconds

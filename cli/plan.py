@@ -13,12 +13,12 @@ from rich.table import Table
 
 from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, SimulationSettings
+from ..modes.federation import EVERYBODY, Federation
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
 from ..run.evaluation_plan import DIFFERENCE, EvaluationPlan, evaluation_plan, scored_metric, scoring_plan
-from ..run.federation import EVERYBODY, Federation
 from ..run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..run.sum_plan import metrics_share_of
 from ..run.unit_plan import (

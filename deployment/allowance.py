@@ -16,6 +16,7 @@ from ..base.refusal import Refusal
 from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
 from ..links.server_bundle import OwnersBudget, ServerBundle
 from ..messages.training_order import Mode
+from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
 from ..privacy.accounting.exchanged import exchanged
@@ -26,7 +27,6 @@ from ..privacy.ledger.book import Book, read_book
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
-from ..run.federation import Federation
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations

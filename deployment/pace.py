@@ -12,7 +12,7 @@ from ..configs.bundle_files import CERTIFICATE, certificate_ends
 from ..configs.schema import LinkSettings
 from ..links.roster_watch import SignedRoster, followed_credentials
 from ..links.server_bundle import ServerBundle
-from ..run.federation import Federation
+from ..modes.federation import Federation
 from ..server.rounds import Pace
 from .open_link import Link
 

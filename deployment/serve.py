@@ -45,6 +45,7 @@ from ..links.tree_head import sign_head
 from ..messages.difference_grid import DifferenceGrid
 from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
+from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
 from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.hash_chain import Head
@@ -55,7 +56,6 @@ from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
 from ..run.close import close_again
-from ..run.federation import Federation
 from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..run.manifest import read_manifest
 from ..run.run import Environment, RunResult, exit_code_of, run_federation

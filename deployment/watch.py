@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from ..base.durable_files import PUBLIC, replace_file
+from ..base.notice import say
 from ..base.refusal import refusing
 from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..messages.wire import BUDGET_SPENT, DROP_REASONS
+from ..modes.federation import Federation
 from ..privacy.budget import Unit
 from ..privacy.secagg.roster import Member
 from ..run.audit import in_words
 from ..run.audit_line import AuditLine, rows_of
 from ..run.callbacks import RoundEnd, RunEnd, RunStart
-from ..run.display import say
-from ..run.federation import Federation
 from ..run.log_file import LogFile, written_by
 from ..run.run_folder import named_in, summed_drops
 from .open_link import Presence

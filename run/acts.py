@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..base.notice import warn
 from ..base.refusal import Refusal
+from ..modes.federation import Federation
 from ..privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
 from ..privacy.ledger.caps import cap_acts
 from ..privacy.ledger.ledger import Ledger
-from .display import warn
-from .federation import Federation, Run
+from .prepared_run import Run
 
 if TYPE_CHECKING:
     from ..server.rounds import Ending

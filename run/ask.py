@@ -16,8 +16,10 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ..base.durable_files import append_line, make_folder, replace_file
+from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..messages.traffic import Tally
+from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Unit
@@ -28,8 +30,6 @@ from ..server.participants import Participants
 from .acts import write_accepted
 from .asking import Asking, Outcome, Reach, require_all
 from .client_instructions import task_options
-from .display import warn
-from .federation import Federation
 from .files import OF_RECORDS, OPERATOR
 from .prepare import alone_on_records, close_ledger, open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer

@@ -10,6 +10,7 @@ from dp_accounting.dp_event import SelfComposedDpEvent
 from ..messages.local_training import LocalTraining
 from ..messages.question_wire import Asked, question_content
 from ..messages.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
+from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits, counted
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
@@ -24,7 +25,6 @@ from ..privacy.statistics.prefixes import Prefixes
 from ..server.participants import Participants
 from ..server.questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
 from ..server.round_terms import ALL_ANSWERS, Answers, Round, unanswered
-from .federation import Federation
 from .files import OPERATOR
 from .question_plan import budget_of, rate_of, sigma_of
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..base.durable_files import replace_file
 from ..configs.schema import ClientLevel
+from ..modes.federation import Federation
+from ..populations.canary_clients import audited, canary_clients, support_of
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
@@ -30,10 +32,9 @@ from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
 from .audit_line import AuditLine
 from .audit_record import as_json
-from .canary_clients import audited, canary_clients, support_of
-from .federation import Federation, Run
 from .files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from .plots import draw_audit
+from .prepared_run import Run
 from .record_audit import Planted, StepScores, planted, step_scores
 
 PLOT = "audit.png"

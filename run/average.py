@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..tasks.arrays import dimension_of
-from .federation import Run
 from .learning_rate import RISE
+from .prepared_run import Run
 
 # Shares of the rounds. Both were found on digits and mnist5k: docs/evidence/accuracy.md.
 SHARE_PER_RATIO, MOST = 1 / 8, 1 / 2

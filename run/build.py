@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.checks import check_cohort, check_delta, check_seed
 from ..configs.schema import (
@@ -24,6 +25,7 @@ from ..configs.schema import (
     SimulationSettings,
     SumLevel,
 )
+from ..modes.federation import Federation
 from ..populations.deployed import Deployed
 from ..populations.machine import Local, Simulated
 from ..privacy.preconditions import check_adjacency
@@ -31,8 +33,6 @@ from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, dealt, load_task
 from ..tasks.announced import AnnouncedTask
 from .client_instructions import task_options
-from .display import warn
-from .federation import Federation
 from .files import SAVED, SINGLY
 from .learning_rate import suited
 from .run_files import read_object

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, FlwrPartition, Record, RecordDistributed, SimulationSettings
 from ..messages.client_settings import (
@@ -19,6 +20,7 @@ from ..messages.client_settings import (
     StepTerms,
 )
 from ..messages.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
+from ..modes.federation import Federation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
 from ..privacy.ledger.book import identity_of, read_events, require_unit
 from ..privacy.ledger.caps import CapEnded, capped
@@ -28,8 +30,7 @@ from ..privacy.plan import LEAST_NOISE, Unaffordable
 from ..strategies.cohorts import likely_participations
 from ..strategies.record_plan import calibrated_noise, poisson_batches, record_plan
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
-from .display import warn
-from .federation import Federation, Run
+from .prepared_run import Run
 from .record_audit import plants_examples
 from .scaling_plan import scaling_events
 from .sum_plan import require_one_round

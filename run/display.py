@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import textwrap
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
 from .audit_line import AuditLine, rows_of
 from .callbacks import RoundEnd, RunEnd, RunStart
@@ -225,14 +225,3 @@ def _last_line(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
     except OSError:
         return ""
-
-
-def warn(text: str) -> None:
-    """Print one line of warning to stderr."""
-    say(f"warning: {text}", failed=True)
-
-
-def say(text: str, failed: bool = False) -> None:
-    """Print one line of a person's report; rounds that are paid for outlive the terminal or pipe that shows them."""
-    with suppress(OSError):
-        print(text, file=sys.stderr if failed else sys.stdout, flush=True)

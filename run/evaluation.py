@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from ..messages.question_wire import evaluation_content
 from ..messages.wire import memory_arrays
+from ..modes.federation import Federation
 from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.statistics.evaluation import Evaluation
@@ -26,7 +27,7 @@ from ..server.round_terms import Mean, Round, unanswered
 from ..strategies.cohorts import All
 from .asking import Reach, question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
-from .federation import Federation, Run
+from .prepared_run import Run
 from .run_folder import note_evidence
 
 Arrays = dict[str, NDArray[np.generic]]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
 from ..configs.schema import HIDDEN_CLIENTS, SimulationSettings
+from ..modes.federation import Federation
 from ..privacy.budget import Unit
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import HISTOGRAM, METRIC, MOST_NAME, Evaluation
 from ..server.evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 from ..strategies.cohorts import All
 from ..strategies.record_plan import PoissonBatches
-from .federation import Federation
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

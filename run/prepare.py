@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.durable_files import make_folder
+from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..messages.client_settings import ClientSettings
 from ..messages.training_order import Mode
+from ..modes.federation import Federation
 from ..privacy.budget import OF_RECORDS, Adversary, Budget
 from ..privacy.ledger.caps import NAMED, CapEnded
 from ..privacy.ledger.client_sums import RecordsBudget
@@ -57,9 +59,8 @@ from . import run_folder
 from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
-from .display import warn
 from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
-from .federation import Federation, Run
+from .prepared_run import Run
 from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
 from .scaling_plan import one_scaling

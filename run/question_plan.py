@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
+from ..modes.federation import EVERYBODY, Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ..privacy.statistics.figure import NORMAL_95
@@ -15,7 +16,6 @@ from ..privacy.statistics.inquiry import Inquiry, Question
 from ..strategies.cohorts import All, Poisson
 from ..strategies.record_plan import PoissonBatches
 from .acts import unless_accepted
-from .federation import EVERYBODY, Federation
 
 if TYPE_CHECKING:
     from ..messages.question_wire import Asked  # flwr, and plans know questions too

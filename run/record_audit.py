@@ -25,7 +25,7 @@ from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Budget
 from ..tasks.protocol import ProbedTask
-from .federation import Run
+from .prepared_run import Run
 
 if TYPE_CHECKING:
     from ..tasks.mislabelled import Mislabelled

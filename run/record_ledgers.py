@@ -17,6 +17,7 @@ from dp_accounting.dp_event import DpEvent
 
 from ..configs.schema import Ray
 from ..messages.client_settings import ClientSettings
+from ..modes.federation import Federation
 from ..privacy.accounting.curve import largest
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ..privacy.accounting.renyi_filter import counted
@@ -27,7 +28,7 @@ from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Head
 from ..privacy.plan import Plan
 from ..strategies.record_plan import record_plan
-from .federation import Federation, Run
+from .prepared_run import Run
 
 OUTSIDE = "a record that occurs at two clients: its losses at both add up"
 MOST_COMPOSED = 20  # combinations of clients of one person

@@ -13,6 +13,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
 from ..messages.client_settings import ClientSettings
+from ..modes.federation import EVERYBODY, Federation
 from ..privacy.accounting.curve import (
     PrivacyCurve,
     filter_curve,
@@ -36,7 +37,6 @@ from ..privacy.ledger.client_sums import lost_by_records
 from ..privacy.ledger.ledger import Ledger
 from ..strategies.cohorts import invited_size
 from ..strategies.record_plan import record_plan
-from .federation import EVERYBODY, Federation
 from .so_far import OWN_LEDGERS
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")

@@ -25,6 +25,7 @@ from ..configs.settings import shown_keys
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..messages.wire import DROP_REASONS, MIXES
+from ..modes.federation import Federation
 from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable
 from ..server.checkpoint import State
@@ -50,10 +51,10 @@ from .display import CLIENTS_LOG, Display
 from .evaluation import evaluate_at_clients, score_at_clients
 from .evaluation_figures import shown_metrics
 from .evaluation_plan import evaluated_rounds
-from .federation import Federation, Run
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
+from .prepared_run import Run
 from .promise import MIXED
 from .record_ledgers import charged, record_meter
 from .rosters_in_force import note_roster

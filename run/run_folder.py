@@ -23,6 +23,7 @@ from ..configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
 from ..configs.schema import CustomTask
 from ..configs.settings import shown_keys
 from ..messages.traffic import NOTHING, Carried, Tally
+from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.adaptation import Choices
@@ -43,7 +44,6 @@ from .average import early_of
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
 from .evaluation_figures import shown_metrics
-from .federation import Federation, Run
 from .files import (
     AUDIT_KEY,
     BLAME,
@@ -61,6 +61,7 @@ from .files import (
 from .learning_rate import rise_of
 from .machine_time import MachineTime
 from .manifest import BESIDE
+from .prepared_run import Run
 from .promise import MIXED
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, record_by_sums, spent, versions

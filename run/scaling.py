@@ -11,9 +11,11 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from ..base.durable_files import replace_file
+from ..base.notice import warn
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import SCHEMA
 from ..configs.schema import CsvTask
+from ..modes.federation import Federation
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
@@ -26,10 +28,9 @@ from ..tasks.tables import tables_of
 from .ask import record_of
 from .asking import Asking, Reach
 from .client_instructions import task_options, with_task_of
-from .display import warn
-from .federation import Federation, Run
 from .files import SCALING
 from .prepare import claim_records, settle_records
+from .prepared_run import Run
 from .question_plan import Spend, question_plan
 from .scaling_plan import asks_scaling, everybody, one_scaling
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, SimulationSettings
+from ..modes.federation import Federation
 from ..privacy.budget import Unit
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
 from ..server.evaluations import USUAL_NOISE, epsilon_of
 from ..strategies.cohorts import All
 from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
-from .federation import Federation
 from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, question_plan, sigma_of
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dp_accounting.dp_event import DpEvent
 from ..base.refusal import Refusal
 from ..configs.schema import ClientCentral, RecordAndClient, SimulationSettings, sum_level
 from ..messages.client_settings import TRAIN_LOSS
+from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits
 from ..privacy.adaptation import Adaptation, AdaptiveNoise
 from ..privacy.budget import Budget
@@ -20,7 +21,6 @@ from ..privacy.plan import Plan, Unaffordable
 from ..strategies.cohorts import CyclicPoisson
 from ..strategies.record_plan import PoissonBatches
 from .evaluation_plan import evaluation_events
-from .federation import Federation
 from .scaling_plan import scaling_events
 
 RAISED = (

@@ -13,6 +13,7 @@ import torch
 from ..base.refusal import Refusal
 from ..messages.local_training import Schedule
 from ..messages.training_order import ORDER_KEY, TrainingOrder
+from ..modes.federation import Federation
 from ..privacy.arms import ArmDeal
 from ..server.checkpoint import State
 from ..server.tuning import LOSS, Tuning
@@ -20,7 +21,7 @@ from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.protocol import Task
 from .evaluation_plan import scored_metric
-from .federation import Federation, Run
+from .prepared_run import Run
 
 KEY_BYTES = 16
 CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result

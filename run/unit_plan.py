@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
+from ..modes.federation import Federation
 from ..privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ..privacy.accounting.epsilon import epsilon
 from ..privacy.accounting.events import event_from_json, event_to_json
@@ -23,7 +24,6 @@ from ..strategies.record_plan import record_plan
 from .acts import unless_accepted
 from .client_instructions import client_settings
 from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
-from .federation import Federation
 from .scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from .sum_plan import sum_plan
 

@@ -16,12 +16,12 @@ from ..base.refusal import Refusal
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import Tally
+from ..modes.federation import Federation
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.ask import ask, record_path
 from ..run.asking import Reach
 from ..run.client_instructions import question_settings
-from ..run.federation import Federation
 from ..run.prepare import claim_records, settle_records
 from ..run.question_plan import Spend, carried_by
 from ..run.released import released_file

@@ -12,7 +12,8 @@ from ..base.refusal import Refusal
 from ..configs.schema import Ray
 from ..messages.client_settings import ClientSettings
 from ..messages.traffic import Tally
-from ..run.federation import Federation, Run
+from ..modes.federation import Federation
+from ..run.prepared_run import Run
 from ..strategies.cohorts import invited_size
 from .clients import Clients
 from .counted_grid import counted

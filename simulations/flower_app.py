@@ -19,10 +19,10 @@ from ..client.app import make_client_app
 from ..configs.schema import LedgerSettings, SimulationSettings
 from ..configs.settings import settings_from_overrides
 from ..messages.flower_adapter import report_in_sentences
+from ..modes.federation import Federation
 from ..privacy.ledger.caps import default_folder
 from ..run.build import build
 from ..run.client_instructions import client_settings
-from ..run.federation import Federation
 from ..run.prepare import settle_records
 from ..server.rounds import Status
 from .engines import client_mods

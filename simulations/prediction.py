@@ -34,9 +34,9 @@ from ..configs.schema import (
     SecaggSettings,
     SimulationSettings,
 )
+from ..modes.federation import Federation
 from ..run.build import build
 from ..run.client_instructions import client_settings
-from ..run.federation import Federation
 from ..run.run import evaluator
 from ..run.sum_plan import sum_plan
 from ..strategies.cohorts import Poisson

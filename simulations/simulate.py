@@ -21,9 +21,9 @@ from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import QUIET
 from ..messages.local_training import LocalTraining
 from ..messages.traffic import Tally
+from ..modes.federation import Federation
 from ..run.build import build
 from ..run.callbacks import Callback
-from ..run.federation import Federation
 from ..run.prepare import some_examples
 from ..run.run import Environment, RunResult, run_federation
 from .engines import counted_engine, require_one_machine

@@ -25,6 +25,7 @@ ROOMS = (
     "links",
     "client",
     "server",
+    "modes",
     "populations",
     "run",
     "evidence",
@@ -718,7 +719,7 @@ MUTATIONS = {
         "no_longer_than_its_norm",
     ),
     "how many records train is in a number that leaves": Mutation(
-        "run/federation.py",
+        "modes/federation.py",
         'holds_out = self.together is not None and self.settings.evaluate.clients != "none"',
         "holds_out = False",
         RECORD_EVALUATION_TESTS,
@@ -865,7 +866,7 @@ MUTATIONS = {
         "promises_per_person",
     ),
     "a person's examples in the sum of all are charged as one": Mutation(
-        "run/federation.py",
+        "modes/federation.py",
         "return (self.per_person or 1) * (1 if self.together is None else self.clients_per_person or 1)",
         "return 1",
         "test_client_persons.py",

@@ -26,6 +26,7 @@ from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.question_wire import evaluation_content, question_of
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
+from fedveil.modes.federation import Federation
 from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
@@ -37,7 +38,6 @@ from fedveil.run.asking import question_order
 from fedveil.run.build import Given, build
 from fedveil.run.client_instructions import client_settings
 from fedveil.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
-from fedveil.run.federation import Federation
 from fedveil.run.unit_plan import unit_plans
 from fedveil.server import masked_sums
 from fedveil.server.evaluations import FIRST_ROW

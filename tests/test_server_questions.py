@@ -25,6 +25,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import ask as ask_command
 from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.modes.federation import Federation
 from fedveil.privacy.ledger.acts import VACUOUS
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
@@ -37,7 +38,6 @@ from fedveil.privacy.statistics.columns import Numbers
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.run import ask as asks
 from fedveil.run.build import Given, build
-from fedveil.run.federation import Federation
 from fedveil.run.question_plan import Spend
 from fedveil.server.questions import CELLS
 from fedveil.simulations import ask as asking

@@ -32,6 +32,7 @@ from fedveil.messages.flower_adapter import name_message, records_of
 from fedveil.messages.question_wire import OWN_NOISE_KEY, evaluation_content, question_of
 from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
 from fedveil.messages.wire import OWNERS_POLICY, instruct
+from fedveil.modes.federation import Federation
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -44,7 +45,6 @@ from fedveil.privacy.statistics.evaluation import (
 from fedveil.privacy.statistics.held_rows import held_rows
 from fedveil.run.build import Given, build
 from fedveil.run.evaluation_plan import evaluation_plan
-from fedveil.run.federation import Federation
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.tasks import load_task

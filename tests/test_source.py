@@ -18,6 +18,7 @@ SHIPPED = (
     "links",
     "client",
     "server",
+    "modes",
     "populations",
     "run",
     "evidence",

@@ -19,6 +19,7 @@ ROOMS = (
     "links",
     "client",
     "server",
+    "modes",
     "populations",
     "run",
     "evidence",

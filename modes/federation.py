@@ -23,12 +23,13 @@ from ..configs.schema import (
     SumLevel,
     sum_level,
 )
-from ..messages.client_settings import TRAIN_LOSS, ClientSettings
+from ..messages.client_settings import TRAIN_LOSS
 from ..messages.training_order import Mode
+from ..populations.canary_clients import count_canaries
+from ..populations.canary_records import canary_records_of_each, records_are_audited
 from ..populations.population import Population
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ..privacy.ledger.caps import POPULATION, RECORDS
-from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ..privacy.mechanisms.randomness import Randomness
@@ -38,20 +39,15 @@ from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile
 from ..server.masking import Masking
 from ..server.round_terms import UnitsOfClient
-from ..server.tuning import Tuning
 from ..strategies.cohorts import Cohort, invited_size
 from ..tasks.data import Data, data_of, size_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Task
-from .canary_clients import count_canaries
-from .canary_records import canary_records_of_each, records_are_audited
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
     from flwr.serverapp.strategy import Strategy
 
-    from ..server.checkpoint import Checkpoint
-    from ..server.round_terms import SumPrivacy
 
 T = TypeVar("T")
 
@@ -371,36 +367,6 @@ class Federation:
         """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
         prefix = POPULATION if self.together is None else POPULATION + RECORDS
         return self.population.ledger_path(prefix, folder)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a federation, fixed before its first round.
-
-    Attributes:
-      federation: its parts; where clients are real, with those of the newest roster.
-      folder: of its files.
-      name: on the ledgers.
-      client: settings of the clients.
-      checkpoint: to resume from; None for a new run.
-      privacy: of the client level, with the open ledger; None without it.
-      tuning: of the clients' arms; None without tuning.
-      spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
-    """
-
-    federation: Federation
-    folder: Path
-    name: str
-    client: ClientSettings
-    checkpoint: Checkpoint | None = None
-    privacy: SumPrivacy | None = None
-    tuning: Tuning | None = None
-    spent: str = ""
-
-    @property
-    def ledger(self) -> Ledger | None:
-        """The population's ledger, open for writing, where clients are protected in the sum."""
-        return None if self.privacy is None else self.privacy.ledger
 
 
 def _as(kind: type[T], value: object) -> T | None:

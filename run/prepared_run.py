@@ -1,0 +1,46 @@
+"""Run of a federation, as it is fixed before its first round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..messages.client_settings import ClientSettings
+from ..modes.federation import Federation
+from ..privacy.ledger.ledger import Ledger
+from ..server.tuning import Tuning
+
+if TYPE_CHECKING:
+    from ..server.checkpoint import Checkpoint
+    from ..server.round_terms import SumPrivacy
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a federation, fixed before its first round.
+
+    Attributes:
+      federation: its parts; where clients are real, with those of the newest roster.
+      folder: of its files.
+      name: on the ledgers.
+      client: settings of the clients.
+      checkpoint: to resume from; None for a new run.
+      privacy: of the client level, with the open ledger; None without it.
+      tuning: of the clients' arms; None without tuning.
+      spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
+    """
+
+    federation: Federation
+    folder: Path
+    name: str
+    client: ClientSettings
+    checkpoint: Checkpoint | None = None
+    privacy: SumPrivacy | None = None
+    tuning: Tuning | None = None
+    spent: str = ""
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The population's ledger, open for writing, where clients are protected in the sum."""
+        return None if self.privacy is None else self.privacy.ledger
