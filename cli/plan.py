@@ -13,14 +13,14 @@ from rich.table import Table
 
 from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, SimulationSettings
-from ..modes.federation import EVERYBODY, Federation
+from ..modes.federation import Federation
+from ..modes.mode import EVERYBODY
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
 from ..run.evaluation_plan import DIFFERENCE, EvaluationPlan, evaluation_plan, scored_metric, scoring_plan
 from ..run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
-from ..run.sum_plan import metrics_share_of
 from ..run.unit_plan import (
     curve,
     is_asked,
@@ -84,7 +84,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     console.print(
         f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
-    over = "sensitivity" if federation.records_of_unit == 1 else "clip of one example"
+    over = "sensitivity" if federation.mode.records_of_unit == 1 else "clip of one example"
     console.print(
         f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {over}), clip {plan.clipping_norm:g}, "
         f"sampling: {plan.sampling.name}"
@@ -100,7 +100,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         told = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
         table.add_row(str(mark), *told)
     console.print(table)
-    if plan.unit != "client" and federation.together is None:
+    if federation.mode.own_budget and plan.unit == federation.mode.own_budget.unit:
         console.print(
             f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
             f"{federation.settings.num_rounds}."
@@ -143,13 +143,13 @@ def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:
     accountant = plan.accountant(budget.target_delta)
     if plan.filter_order is not None:
         return f"Noise is chosen adaptively: {accountant}. The guarantee is the whole budget."
-    client = federation.summed if plan.unit == "client" else None
-    clip = "; the clip adapts, and the noise with it" if client and client.clipping == "adaptive" else ""
+    adapts = plan.unit == "client" and federation.mode.adapts_clip
+    clip = "; the clip adapts, and the noise with it" if adapts else ""
     return f"Fixed in advance{clip}: {accountant}."
 
 
 def _metrics(federation: Federation, plan: Plan) -> str:
-    share = metrics_share_of(federation, plan)
+    share = federation.mode.metrics_share(plan)
     if share == 0:
         return "No metrics leave a client."
     cost = f"they cost the update {1 - math.sqrt(1 - share):.1%} of its norm; metrics_share=0 leaves them out"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
-from ..configs.schema import Record, RecordAndClient, ServerSettings, SumLevel
+from ..configs.schema import Record, RecordAndClient, ServerSettings
 from ..links.server_bundle import OwnersBudget, ServerBundle
-from ..messages.training_order import Mode
+from ..messages.training_order import ModeName
 from ..modes.federation import Federation
+from ..modes.mode import Promise
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
 from ..privacy.accounting.exchanged import exchanged
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 # Groups of targets; the modes that are not here have one, without a name.
-LEVELS: Mapping[str, tuple[str, ...]] = {Mode.NONE: (), Mode.RECORD_AND_CLIENT: ("record", "client")}
-WHOLE = (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED)  # whose sums cost records too
+LEVELS: Mapping[str, tuple[str, ...]] = {ModeName.NONE: (), ModeName.RECORD_AND_CLIENT: ("record", "client")}
+WHOLE = (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED)  # whose sums cost records too
 NOTHING_LEFT = "nothing is left unless owners raise target_epsilon in their policy.toml"
 
 
@@ -56,7 +57,7 @@ def allowed_targets(
     if any(each.startswith("--config") for each in overrides):
         return []
     named = {each.partition("=")[0].lstrip("+~"): each.partition("=")[2] for each in overrides}
-    mode = named.get("privacy", str(Mode.RECORD))
+    mode = named.get("privacy", str(ModeName.RECORD))
     found: list[str] = []
     for level in LEVELS.get(mode, ("",)):
         source = _for_clients(bundle.allowed) if mode in WHOLE else bundle.allowed
@@ -99,10 +100,10 @@ def begins_from(
     Raises:
       Refusal: no more than that is left of the target.
     """
-    level = federation.summed or federation.record
+    level = next(iter(federation.mode.promises), None)
     if level is None or level.target_epsilon is None:
         return ""
-    unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.sum_budget
+    unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.mode.budget
     owners = "" if allowed is None else f"owners allow {allowed.target_epsilon:g}"
     spent, what = _spent(federation, level), f"{unit} have spent"
     clients = _path(federation, Unit.CLIENT)
@@ -141,9 +142,9 @@ def records_line(
     Raises:
       Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.
     """
-    level = federation.summed
-    if allowed is None or level is None or level.unit != Unit.CLIENT or federation.record is not None:
+    if allowed is None or not federation.mode.sums_cost_records:
         return ""
+    level = federation.mode.promises[0]
     clients, records = (_book(federation, unit) or Book() for unit in (Unit.CLIENT, Unit.RECORD))
     prior = tuple(clients.events(Adversary.MODEL))
     plan = sum_plan(federation, prior, None, clients.filter_order)
@@ -174,7 +175,7 @@ def records_line(
     return f"{why}: {of} records pay for {affordable} of {rounds} rounds; {remedy}"
 
 
-def _named(level: SumLevel) -> tuple[str, float | None]:
+def _named(level: Promise) -> tuple[str, float | None]:
     field = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
     return f"privacy.{field}", getattr(level, field)
 
@@ -188,8 +189,8 @@ def _fitting(
     prior: Sequence[DpEvent],
 ) -> str:
     """Return the target, or the noise, that pays for all rounds."""
-    level, runs = federation.summed, federation.settings.budget.runs
-    assert level is not None and plan.noise_multiplier is not None and mine.noise_multiplier is not None
+    level, runs = federation.mode.promises[0], federation.settings.budget.runs
+    assert plan.noise_multiplier is not None and mine.noise_multiplier is not None
     try:
         least = mine.calibrate(budget, beside).noise_multiplier
     except Unaffordable:
@@ -215,7 +216,7 @@ def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
     return f"give a target above {spent:.4g}"
 
 
-def _spent(federation: Federation, level: SumLevel | Record) -> float:
+def _spent(federation: Federation, level: Promise) -> float:
     """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
     book = _book(federation, level.unit)
     if book is None or book.identity.get("adjacency") != str(level.adjacency):

@@ -304,7 +304,7 @@ def _run(
     earlier = () if settings.resume else tuple(earlier_runs(bundle.folder))
     lines = (f(federation, bundle.allowed, earlier) for f in (begins_from, records_line))
     begins = [] if settings.resume else [each for each in lines if each]
-    check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
+    check_engine(federation.mode.gradients, federation.task, partial(held_out_of, federation.task))
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
         watching(Watch(bundle, settings, federation, unlogged.presence, rosters, quiet)) as watch,
@@ -330,7 +330,7 @@ def _run(
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
         carried = link.tally.total().since(outcome.carried)
-        note_farewell(where, carried, secret=federation.keeps_counts)
+        note_farewell(where, carried, secret=federation.mode.hides_counts)
         note_outside(bundle, where)
     return outcome
 

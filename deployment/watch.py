@@ -141,8 +141,8 @@ class Watch:
             "roster": roster.version,
             "audit": None if self._audit is None else audit_of(self._audit),
             "clients": [self._client(member, presence) for member in roster.members],
-            "bytes": None if federation.keeps_counts else presence.carried.to_json(),
-            "turned_away": {} if federation.keeps_counts else dict(presence.turned_away),
+            "bytes": None if federation.mode.hides_counts else presence.carried.to_json(),
+            "turned_away": {} if federation.mode.hides_counts else dict(presence.turned_away),
         }
 
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
@@ -250,15 +250,19 @@ def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str,
     What records spend under `privacy=record` is on their clients' own ledgers alone.
     """
     rows: list[dict[str, Any]] = []
-    for level in (federation.summed, federation.record):
-        if level is None:
-            continue
-        unit, target = level.unit, level.target_epsilon
+    for promise in federation.mode.promises:
+        unit, target = promise.unit, promise.target_epsilon
         spent = rounds["epsilon_client" if unit == Unit.CLIENT else "epsilon_record"]
         known = target is not None and isinstance(spent, float | int)
         left = max(0.0, target - spent) if known and target is not None else None
-        row = {"unit": str(unit), "spent": spent, "target": target, "left": left, "delta": level.target_delta}
-        rows.append({**row, "own_ledgers": level is federation.record})
+        row = {
+            "unit": str(unit),
+            "spent": spent,
+            "target": target,
+            "left": left,
+            "delta": promise.target_delta,
+        }
+        rows.append({**row, "own_ledgers": promise.own_ledgers})
     return rows
 
 

@@ -36,8 +36,8 @@ ABOVE_0 = Range(gt=0)
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
-class Mode(StrEnum):
-    """Mode of privacy, an option of the configuration's group `privacy`."""
+class ModeName(StrEnum):
+    """Name of a mode of privacy: an option of the configuration's group `privacy`."""
 
     NONE = "none"
     RECORD = "record"
@@ -47,10 +47,10 @@ class Mode(StrEnum):
     RECORD_DISTRIBUTED = "record_distributed"
 
 
-CENTRAL_MODES = (Mode.CLIENT_CENTRAL, Mode.RECORD_AND_CLIENT)  # the server sees single updates
-CLIENT_MODES = (*CENTRAL_MODES, Mode.CLIENT_DISTRIBUTED)
-STEP_MODES = (Mode.RECORD_DISTRIBUTED,)
-RECORD_MODES = (Mode.RECORD, Mode.RECORD_AND_CLIENT, *STEP_MODES)
+CENTRAL_MODES = (ModeName.CLIENT_CENTRAL, ModeName.RECORD_AND_CLIENT)  # the server sees single updates
+CLIENT_MODES = (*CENTRAL_MODES, ModeName.CLIENT_DISTRIBUTED)
+STEP_MODES = (ModeName.RECORD_DISTRIBUTED,)
+RECORD_MODES = (ModeName.RECORD, ModeName.RECORD_AND_CLIENT, *STEP_MODES)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class TrainingOrder:
     """
 
     run: str
-    privacy: Mode
+    privacy: ModeName
     training: LocalTraining
     client: ClientClaim | None = None
     record: RecordOrder | None = None
@@ -178,7 +178,7 @@ class TrainingOrder:
     moments: Mapping[str, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
+        object.__setattr__(self, "privacy", word(ModeName, "privacy", self.privacy))
         if not _is_name(self.run):
             raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
         if self.agreement is not None and not DIGEST.fullmatch(str(self.agreement)):

@@ -128,6 +128,22 @@ class Plan:
             least, step = (least + half, step) if affordable(least + half) else (least, half)
         return min(least, most)
 
+    def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> None:
+        """Refuse noise so small that a budget does not cover a single round.
+
+        Args:
+          budget: of the ledger.
+          prior: events that the ledger already holds.
+
+        Raises:
+          Unaffordable: it does not; the sentence names the noise multiplier.
+        """
+        if not admits([*prior, self.event()], budget, self.filter_order):
+            remedy = (
+                f"not even one round fits the rest of epsilon {budget.target_epsilon:g}; raise one of them"
+            )
+            raise Unaffordable("noise_multiplier", self.noise_multiplier, remedy)
+
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
         """Return this plan with the least noise, to 1e-4, whose rounds fit the budget.
 

@@ -80,6 +80,7 @@ def ask(
     plan = question_plan(federation, inquiry, spend)
     check_resolution(federation, inquiry, plan)
     require_answer(federation, inquiry, spend, plan)
+    federation.check_cohort()
     make_folder("into", folder)
     with alone_on_records(federation):
         if kept.exists():  # by another process, until now
@@ -96,7 +97,7 @@ def _ask(
     reach: Reach,
 ) -> dict[str, Any]:
     kept = record_path(folder, inquiry)
-    budget = federation.sum_budget
+    budget = federation.mode.budget
     home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
     ledger = None if budget is None else open_ledger(federation, home, budget)
     try:
@@ -117,7 +118,7 @@ def _ask(
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
         carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
-        told = None if federation.keeps_counts else carried  # they count messages
+        told = None if federation.mode.hides_counts else carried  # they count messages
         record = {**record_of(asking, inquiry, before, ended), "bytes": told}
         try:
             if ended.answers:

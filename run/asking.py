@@ -124,7 +124,7 @@ class Asking:
     def _unanswered(
         self, charge: QuestionAccount, done: Round, rounds: int, sizes: tuple[int, int] | None
     ) -> Outcome:
-        secret = self.federation.keeps_counts
+        secret = self.federation.mode.hides_counts
         cause = unanswered(done, not secret) + (f"; {OPERATOR} has the clients' reasons" if secret else "")
         return Outcome(charge, (), cause, rounds, sizes, done.dropped)
 
@@ -183,13 +183,13 @@ def question_order(
     if asked.unit is Unit.CLIENT:
         client = ClientClaim(plan.noise_multiplier, plan.adjacency)
     else:
-        budget, rate = budget_of(federation, asked), None if federation.summed is None else 1.0
+        budget, rate = budget_of(federation, asked), federation.mode.question_rate
         asked_for = budget.target_epsilon, budget.target_delta
         record = RecordOrder(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
     agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
     order = TrainingOrder(
         run=asked.name,
-        privacy=federation.mode,
+        privacy=federation.mode.name,
         training=LocalTraining(),
         client=client,
         record=record,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.durable_files import replace_file
-from ..configs.schema import ClientLevel
 from ..modes.federation import Federation
+from ..modes.sums import ClientMode
 from ..populations.canary_clients import audited, canary_clients, support_of
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.audit.alarms import Alarm
@@ -93,10 +93,15 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     seed, canaries = None, None
     asked = audited(federation.settings)
     if asked is not None and federation.num_canaries:
-        assert isinstance(federation.summed, ClientLevel)
+        assert isinstance(federation.mode, ClientMode)
         seed = _seed(run, fresh)
         told = canary_clients(
-            asked, federation.summed, federation.task, federation.num_canaries, seed, federation.metrics
+            asked,
+            federation.mode.clients,
+            federation.task,
+            federation.num_canaries,
+            seed,
+            federation.mode.metrics,
         )
         run = replace(run, client=replace(run.client, canaries=told))
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
@@ -139,7 +144,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 
 
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
-    settings, audit, client = federation.settings, federation.settings.audit, federation.summed
+    settings, audit, mode = federation.settings, federation.settings.audit, federation.mode
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.declared_clients
     terms = AuditTerms(
@@ -150,15 +155,16 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         records=found.records is not None,
         losses=found.losses,
         record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
-        own_noise="" if federation.record_budget is None else str(federation.record_budget.unit),
+        own_noise="" if mode.own_budget is None else str(mode.own_budget.unit),
     )
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
-    if client is not None:
+    if mode.budget is not None:
+        sums = mode.promises[0]
         terms = replace(
-            terms, delta=client.target_delta, adjacency=client.adjacency, of_unit=federation.records_of_unit
+            terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-    if client is not None and tossed_rate(federation.cohort) < 1:
+    if mode.budget is not None and tossed_rate(federation.cohort) < 1:
         terms = replace(terms, clients=clients)
     if canaries is None:
         return terms

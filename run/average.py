@@ -16,7 +16,6 @@ from .prepared_run import Run
 
 # Shares of the rounds. Both were found on digits and mnist5k: docs/evidence/accuracy.md.
 SHARE_PER_RATIO, MOST = 1 / 8, 1 / 2
-OF_CLIENTS_NOISE = 1 / 4  # where each client adds noise unknown to the server
 
 
 def average_after(run: Run) -> int | None:
@@ -33,7 +32,7 @@ def average_after(run: Run) -> int | None:
 
 def _share(run: Run) -> float:
     if run.privacy is None:
-        return 0.0 if run.federation.record is None else OF_CLIENTS_NOISE
+        return run.federation.mode.share_of_models
     return min(MOST, SHARE_PER_RATIO * noise_ratio(run))
 
 
@@ -41,13 +40,7 @@ def noise_ratio(run: Run) -> float:
     """Return the ratio of a round's expected noise norm to the largest norm of its clipped sum."""
     federation, privacy = run.federation, run.privacy
     assert privacy is not None
-    together = federation.together
-    expected = (
-        federation.cohort.expected_size(federation.declared_clients)
-        if together is None
-        else together.sample_rate * federation.records
-    )
-    plan = privacy.plan
+    plan, expected = privacy.plan, federation.mode.expected_units
     return plan.noise_std / plan.clipping_norm * math.sqrt(dimension_of(federation.task)) / expected
 
 

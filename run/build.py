@@ -106,7 +106,7 @@ def build(
         settings, task, getattr(settings.strategy if strategy is None else strategy, "proximal_mu", 0.0)
     )
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
-    if warning := check_delta(settings, federation.hidden):
+    if warning := check_delta(settings, federation.mode.num_units):
         warn(warning)
     return federation
 
@@ -186,8 +186,8 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     """
     check_cohort(federation.settings, deployed.num_clients)
     changed = replace(federation, population=deployed)
-    check_delta(federation.settings, changed.hidden)
-    _ = changed.masking
+    check_delta(federation.settings, changed.mode.num_units)
+    changed.check_cohort()
     return changed
 
 

@@ -120,7 +120,7 @@ def _told(
     federation: Federation, charge: Charge, done: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
     if mean is None:
-        return {"reason": unanswered(done, not federation.keeps_counts), "clients": None, "answers": []}
+        return {"reason": unanswered(done, not federation.mode.hides_counts), "clients": None, "answers": []}
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
     clients = mean.clients if federation.masking is not None else round(expected)
     asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)

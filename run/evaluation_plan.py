@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
-from ..configs.schema import HIDDEN_CLIENTS, SimulationSettings
+from ..configs.schema import SimulationSettings
 from ..modes.federation import Federation
-from ..privacy.budget import Unit
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import HISTOGRAM, METRIC, MOST_NAME, Evaluation
 from ..server.evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
-from ..strategies.cohorts import All
-from ..strategies.record_plan import PoissonBatches
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -62,17 +59,11 @@ def one_evaluation(federation: Federation) -> Plan | None:
     Raises:
       Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
     """
-    settings, summed = federation.settings, federation.summed
+    settings = federation.settings
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
     if not many:
         return None
-    together = federation.together
-    if summed is None or summed.unit not in (Unit.CLIENT, Unit.RECORD) or federation.record is not None:
-        remedy = f"{HIDDEN_CLIENTS} or record_distributed"
-        raise Refusal("evaluate.clients", settings.evaluate.clients, remedy)
-    noise = noise_of(settings.evaluate.noise_multiplier, many)
-    sampling, norm = All() if together is None else PoissonBatches(1.0, 1), federation.unit_norm
-    return Plan(summed.unit, summed.adjacency, sampling, norm, 1, noise, federation.adversaries)
+    return federation.mode.evaluation(noise_of(settings.evaluate.noise_multiplier, many))
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
@@ -98,14 +89,14 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
       Refusal: the interval of the mean is wider than the requested resolution.
     """
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
-    if not rounds or plan is None or plan.noise_multiplier is None or federation.summed is None:
+    if not rounds or plan is None or plan.noise_multiplier is None:
         return None
-    delta, clients = federation.summed.target_delta, federation.declared_clients
+    delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
     asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
     rows = (
         clients
         if asked.records is None
-        else max(1, round(federation.settings.evaluate.share * federation.records))
+        else max(1, round(federation.settings.evaluate.share * federation.mode.records))
     )
     half = planned_half_width(asked, plan, rows, wanted, delta)
     return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, rows, half)
@@ -119,10 +110,13 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     """
     settings = federation.settings
     plan, tuned = one_evaluation(federation), settings.tuned
-    if tuned is None or not settings.scored_at_clients or plan is None or federation.summed is None:
+    if tuned is None or not settings.scored_at_clients or plan is None:
         return None
     assert plan.noise_multiplier is not None
-    delta, clients = federation.summed.target_delta, round(federation.declared_clients / len(settings.tried))
+    delta, clients = (
+        federation.mode.promises[0].target_delta,
+        round(federation.declared_clients / len(settings.tried)),
+    )
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:
@@ -159,8 +153,9 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
     asked = federation.settings.evaluate
     why = (federation.settings.purpose or "")[:MOST_NAME]
-    told = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
-    if federation.together is None:
-        return told
+    inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
+    rows = federation.mode.rows_of_client
+    if rows is None:
+        return inquiry
     figures = tuple(each for each in asked.figures if each != HISTOGRAM)
-    return replace(told, figures=figures, records=float(federation.most_records))
+    return replace(inquiry, figures=figures, records=rows)

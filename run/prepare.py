@@ -8,16 +8,15 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base.durable_files import make_folder
 from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..messages.client_settings import ClientSettings
-from ..messages.training_order import Mode
 from ..modes.federation import Federation
-from ..privacy.budget import OF_RECORDS, Adversary, Budget
-from ..privacy.ledger.caps import NAMED, CapEnded
+from ..privacy.budget import Adversary, Budget
+from ..privacy.ledger.caps import CapEnded
 from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.hash_chain import require_heads
@@ -65,18 +64,12 @@ from .run_folder import Saved
 from .scaling_plan import PURPOSE as SCALING
 from .scaling_plan import one_scaling
 from .sum_plan import (
-    adaptation_of,
-    metrics_share_of,
     plan_of_rest,
-    require_one_round,
     sum_plan,
     sum_plan_with,
 )
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
 
 SEVERAL = 256  # held-out examples
 NOT_MEASURED = (
@@ -104,8 +97,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     elif saved.turns is not None and saved.turns != federation.cohort.name:
         remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
         raise Refusal("resume", str(folder), remedy)
-    spends = federation.summed is not None or federation.record is not None
-    federation.population.check_identity(federation.settings.task.data_id, spends)
+    federation.population.check_identity(federation.settings.task.data_id, federation.mode.spends)
     checkpoint = read(folder) if saved else None
     if checkpoint is not None:
         federation.population.check_run(checkpoint.run, folder)
@@ -116,27 +108,27 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         if saved is None:
             raise
         client, spent = client_settings(federation, folder, 0), str(refusal)
-    _check_every(federation, canaries=federation.canary_records > 0)
+    _check_every(federation, canaries=federation.mode.canary_records > 0)
     _warn_of_own_scale(federation)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
     elif federation.settings.task.target is not None and own_training(federation.task) is None:
         _check_measured(federation.task)
-    if federation.record is not None or federation.together is not None:
+    if federation.mode.hides_records:
         check_trainable(federation.task.model())
         for data in federation.population.to_measure(federation.task):
             check_independence(federation.task.model(), federation.task, data)
-            if federation.together is not None and one_evaluation(federation) is not None:
+            if one_evaluation(federation) is not None:
                 check_evaluated_apart(federation.task.model(), federation.task, data)
     _check_base(federation)  # after layers that no record-level mode can train
-    if _charges_records(federation):
-        federation.population.check_mode(_charging(federation))
+    if federation.mode.charges_records:
+        federation.population.check_mode(federation.mode.charges_records)
     make_strategy_of(federation)
     won = checkpoint is not None and checkpoint.state.winner is not None
     # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
     named = federation.simulated or not federation.population.reads_data
     tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
-    _ = federation.masking  # refuses a cohort that is too small for an encrypted sum
+    federation.check_cohort()
     coordinates = dimension_of(federation.task)  # refuses numbers that cannot be sent
     if federation.compression is not None:
         federation.compression.of(coordinates)  # refuses a grid that is too coarse
@@ -144,11 +136,11 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     _check_scaling(federation)
     if tuning is not None and not won:
         require_arms(federation, tuning)
-    if saved is None and (not federation.simulated or federation.summed is None):
+    if saved is None and not (federation.simulated and federation.mode.budget):
         require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
     # rounds were charged together and each row of their noise is used once.
-    goes_on = federation.seed is not None or federation.mechanism.rows is not None
+    goes_on = federation.seed is not None or federation.mode.mechanism.rows is not None
     name = saved.name if saved and goes_on else federation.population.new_name()
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
@@ -163,23 +155,13 @@ def settle_records(federation: Federation, client: ClientSettings) -> None:
 
 def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
     """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
-    spends = federation.record is not None or federation.summed is not None
-    return federation.population.alone() if spends else nullcontext()
-
-
-def _charges_records(federation: Federation) -> bool:
-    return federation.together is not None or federation.record is not None
-
-
-def _charging(federation: Federation) -> str:
-    """Return the mode that charges records; with client-level privacy in addition, each client's ledger is the same."""
-    return str(Mode.RECORD_DISTRIBUTED if federation.together is not None else Mode.RECORD)
+    return federation.population.alone() if federation.mode.spends else nullcontext()
 
 
 def claim_records(federation: Federation) -> None:
     """Record which mode charges real records on this machine; of two that begin at the same time one is refused."""
-    if _charges_records(federation):
-        federation.population.claim_mode(_charging(federation))
+    if federation.mode.charges_records:
+        federation.population.claim_mode(federation.mode.charges_records)
 
 
 def _check_every(federation: Federation, canaries: bool) -> None:
@@ -191,12 +173,7 @@ def _check_every(federation: Federation, canaries: bool) -> None:
             "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
         )
     check_data(held_out, "held-out data")
-    audit, together = federation.settings.audit, federation.together is not None
-    if audit is not None and audit.full and together and not federation.simulated:
-        remedy = (
-            "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
-        )
-        raise Refusal("audit.name", "full", remedy)
+    federation.mode.check_audit()
     if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
         remedy = "canaries need outputs that are one tensor; use audit=light"
         raise Refusal("audit", "full", remedy)
@@ -210,10 +187,10 @@ def _check_every(federation: Federation, canaries: bool) -> None:
         check_data(data, whose, held_out)
         if model is not None:
             check_taken(data, whose, model, task.loss)
-        if federation.per_person is not None:
+        if federation.mode.per_person is not None:
             names_of(data, whose)  # refuses examples without a person
     if len(clients) == task.num_clients or not any(len(data_of(task, client)) for client in clients):
-        _ = federation.sizes  # refuses a federation without examples
+        federation.mode.check_sizes()
 
 
 def _check_base(federation: Federation) -> None:
@@ -225,7 +202,7 @@ def _check_base(federation: Federation) -> None:
         return
     looked_at = held_out if len(held_out) else some_examples(federation)
     still = check_base(federation.task, looked_at.batch(torch.arange(min(2, len(looked_at))))[0])
-    if still and federation.sum_budget is not None and federation.together is None:
+    if still and federation.mode.hides_clients:
         warn(
             f"model: noise moves {still[0]}, which training does not; if it is to stay, set track_running_stats = False on its module"
         )
@@ -233,9 +210,9 @@ def _check_base(federation: Federation) -> None:
 
 def _warn_of_own_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
-    task, hides = federation.task, federation.record is not None or federation.together is not None
+    task, hides = federation.task, federation.mode.hides_records
     clients = federation.population.own_clients(task) if federation.settings.task.target is not None else ()
-    if not clients or not (hides or federation.summed is not None):
+    if not clients or not federation.mode.spends:
         return
     every = [partial(data_of_all, task, client) for client in clients]
     scales = [own_scale(lambda read=read: [read()]) for read in every]
@@ -271,13 +248,14 @@ def _check_evaluation(federation: Federation) -> None:
         return
     import torch  # takes a second, and a plan does not need it
 
-    for cap in federation.population.caps(federation.ledger_path(Path())):
+    for cap in federation.population.caps(federation.mode.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
     if federation.masking is not None and evaluated is not None:
         federation.masking.shape(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
-    some = SEVERAL if federation.together is None else 1
+    alone = federation.mode.rows_of_client is not None
+    some = 1 if alone else SEVERAL
     looked_at = held_out if len(held_out) else some_examples(federation)
     inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
     model = task.model().eval()
@@ -289,7 +267,7 @@ def _check_evaluation(federation: Federation) -> None:
     fields |= {"tune.metric": scored_metric(settings)} if scored else {}
     for field, wanted in fields.items():
         if wanted not in known:
-            of = "" if federation.together is None else " of one record"
+            of = " of one record" if alone else ""
             raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}{of}")
 
 
@@ -297,7 +275,7 @@ def _check_scaling(federation: Federation) -> None:
     """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
     if one_scaling(federation) is None:
         return
-    for path in _ledgers_here(federation):
+    for path in federation.mode.question_ledgers():
         for cap in federation.population.caps(path):
             require_purposes([SCALING], cap)
     if federation.masking is not None:
@@ -309,21 +287,13 @@ def _check_scaling(federation: Federation) -> None:
         raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
 
 
-def _ledgers_here(federation: Federation) -> list[Path]:
-    """Return the ledgers that this machine charges for a run's question: that of all clients, or each client's."""
-    if federation.summed is not None:
-        return [federation.ledger_path(Path())]
-    home = federation.population.client_ledger_home(Path())
-    return [home / f"{name[:NAMED]}.ledger" for name in federation.population.client_ledgers]
-
-
 def _looked_at(federation: Federation) -> range:
     """Return the clients whose data are checked before anything is spent.
 
     In a large population on synthetic data these are spread evenly, and the others are checked when drawn: a refused
     client drops out of the round. A step on all clients' records uses all of them, so all are checked.
     """
-    every = federation.settings.secagg is not None or federation.together is not None
+    every = federation.settings.secagg is not None or federation.mode.joins_all
     return federation.population.looked_at(federation.task, every)
 
 
@@ -360,7 +330,7 @@ def opened(
     federation = run.federation
     if run.client.record is not None:
         make_folder(federation.population.words.ledgers, Path(run.client.record.ledger_dir))
-    budget = federation.sum_budget
+    budget = federation.mode.budget
     if budget is None:
         make_folder(run_folder.folder_setting(federation), run.folder)
         with alone(run.folder / "run", run_folder.folder_setting(federation)):  # no ledger keeps others out
@@ -375,25 +345,26 @@ def opened(
     try:
         if plan is None:
             plan, spent = _planned(run, saved, ledger)
-        for shared in () if saved or federation.record is not None else ledger.shared:
-            assert isinstance(shared, RecordsBudget) and federation.summed is not None
-            target = None if federation.summed.noise_multiplier is not None else budget
+        source = federation.mode.sum_source
+        for shared in () if saved or source else ledger.shared:
+            assert isinstance(shared, RecordsBudget)
+            target = None if federation.mode.promises[0].noise_multiplier is not None else budget
             plan = within_records(plan, shared, target, "privacy", evaluation_events(federation))
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.state.round if checkpoint and not simulated else 0
-        adaptation = adaptation_of(federation, plan, prior, begun)
+        adaptation = federation.mode.adaptation(plan, prior, begun)
         make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, saved)
-        share = metrics_share_of(federation, plan)
-        # A sum of what the clients' own ledgers are charged for costs their records nothing more.
-        source = OF_RECORDS if federation.record is not None and not simulated else None
-        privacy = SumPrivacy(plan, ledger, share, adaptation, key, federation.units, source)
+        share, units = federation.mode.metrics_share(plan), federation.mode.units
+        privacy = SumPrivacy(
+            plan, ledger, share, adaptation, key, units, source=None if simulated else source
+        )
         write_acts(run, saved.name if saved else None, ledger)
         run = replace(run, privacy=privacy, spent=run.spent or spent)
         run = replace(run, client=asking_for(run.client, _asked_plans(run)))
         if saved is None:
             asked = ask(run)
-            privacy = replace(privacy, units=asked.federation.units)
+            privacy = replace(privacy, units=asked.federation.mode.units)
             run = replace(asked, privacy=privacy, client=asking_for(asked.client, _asked_plans(run)))
         yield _started(run, saved)
     finally:
@@ -427,7 +398,7 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
     Raises:
       Refusal: its folder cannot be created, or it cannot be opened.
     """
-    path, population = federation.ledger_path(folder), federation.population
+    path, population = federation.mode.ledger_path(folder), federation.population
     make_folder(population.words.ledgers, path.parent)
     population.settle_sums(path, budget)
     ledger = Ledger.open(path, budget, owner=population.owner, simulated=population.simulated, expect=expect)
@@ -457,11 +428,11 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan
     if (
         saved is not None
         and saved.noise is not None
-        and (ledger is None or left <= 0 or federation.mechanism.rows)
+        and (ledger is None or left <= 0 or federation.mode.mechanism.rows)
     ):
         plan = sum_plan_with(federation, saved.noise, saved.filter_order)
     else:
-        prior = (*ledger.events(Adversary.MODEL), *_sums_before(federation)) if ledger else ()
+        prior = (*ledger.events(Adversary.MODEL), *federation.mode.sums_before()) if ledger else ()
         try:
             plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
         except Unaffordable as refusal:
@@ -475,16 +446,10 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan
                 raise
             plan = plan_of_rest(federation, begun, prior, left)
             plan, spent = (begun, str(refusal)) if plan is None else (plan, "")
-        if saved is None and plan is not None and federation.sum_budget is not None:
-            require_one_round(plan, federation.sum_budget, prior)
+        if saved is None and plan is not None and federation.mode.budget is not None:
+            plan.require_one_round(federation.mode.budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
     return plan, spent
-
-
-def _sums_before(federation: Federation) -> Sequence[DpEvent]:
-    """Return the events of records by earlier sums of clients that the ledger of all records does not hold."""
-    together = federation.together
-    return () if together is None else federation.population.sums_of_clients(together.adjacency)
 
 
 def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
@@ -504,7 +469,7 @@ def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
 def _noise_key(run: Run, saved: Saved | None) -> bytes | None:
     """Return the key of correlated noise on real data, on disk before the run's first round."""
     federation = run.federation
-    if federation.mechanism.rows is None or federation.seed is not None:
+    if federation.mode.mechanism.rows is None or federation.seed is not None:
         return None
     if saved is None:
         try:

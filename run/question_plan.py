@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
-from ..modes.federation import EVERYBODY, Federation
+from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ..privacy.statistics.figure import NORMAL_95
 from ..privacy.statistics.inquiry import Inquiry, Question
 from ..strategies.cohorts import All, Poisson
-from ..strategies.record_plan import PoissonBatches
 from .acts import unless_accepted
 
 if TYPE_CHECKING:
@@ -52,16 +51,15 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     Raises:
       Refusal: the federation hides something else, or its cohort is not one that a question has.
     """
-    budget = carried_by(federation, inquiry)
-    of_records = inquiry.unit is Unit.RECORD
+    budget, mode = carried_by(federation, inquiry), federation.mode
     plan = Plan(
         budget.unit,
         budget.adjacency,
-        PoissonBatches(1.0, 1) if of_records else federation.cohort,
-        1.0 if federation.summed is None else federation.unit_norm,
+        mode.question_sampling,
+        mode.unit_norm,
         inquiry.levels,
         spend.noise_multiplier,
-        EVERYBODY if of_records else federation.adversaries,
+        mode.promises[0].adversaries,
     )
     if spend.epsilon is not None:
         plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
@@ -90,20 +88,19 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
     Raises:
       Refusal: the federation's privacy unit is not the question's.
     """
-    settings = federation.settings
-    both = federation.summed is not None and federation.record is not None
-    found = federation.sum_budget or federation.record_budget
-    if found is None or both:
+    settings, mode = federation.settings, federation.mode
+    found = mode.budget or mode.own_budget
+    if found is None or len(mode.promises) != 1:
         remedy = "hides no unit, or two at once, and a question is charged to one: choose client_central, "
         remedy = f"{remedy}client_distributed, record or record_distributed"
         raise Refusal("privacy", settings.privacy.name, remedy)
     if found.unit is not inquiry.unit:
         if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
             remedy = "a question counts rows, and a person may have several; leave it out"
-            raise Refusal("privacy.per_person", federation.per_person, remedy)
+            raise Refusal("privacy.per_person", mode.per_person, remedy)
         remedy = f"privacy={settings.privacy.name} protects a {found.unit}: ask with unit={found.unit}, or choose another"
         raise Refusal("unit", str(inquiry.unit), remedy)
-    if federation.record is not None and federation.settings.secagg is not None:
+    if mode.own_budget and settings.secagg:
         remedy = "already noises each answer, and they are summed in the clear; leave it out, or use record_distributed"
         raise Refusal("secagg", "on", f"privacy=record {remedy}")
     return found
@@ -223,9 +220,7 @@ def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise
 
 def noise_of_sum(federation: Federation, plan: Plan) -> float:
     """Return a sum's noise over the norm of one unit: with `privacy=record` every client adds the full noise."""
-    return plan.noise_over_clip * (
-        math.sqrt(federation.declared_clients) if federation.summed is None else 1.0
-    )
+    return federation.mode.noise_of_answers(plan)
 
 
 def rate_of(federation: Federation) -> float:

@@ -158,7 +158,7 @@ def planted(run: Run) -> Planted:
     own = task.memorisation_probe() if isinstance(task, ProbedTask) else None
     if client.canaries_of_step.count:
         return Planted(own, records=RecordProbe(run.folder, _claim(run)))
-    record, budget = client.record, federation.record_budget
+    record, budget = client.record, federation.mode.own_budget
     found = Planted(own, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
     if record is None or budget is None or not record.canaries:
         return found
@@ -167,6 +167,6 @@ def planted(run: Run) -> Planted:
 
 def _claim(run: Run) -> Budget:
     """Return the plan's claim for the records in all of a run's sums; its target if it has one."""
-    budget, privacy = run.federation.sum_budget, run.privacy
+    budget, privacy = run.federation.mode.budget, run.privacy
     assert budget is not None and privacy is not None
     return replace(budget, target_epsilon=privacy.plan.epsilon(budget.target_delta))

@@ -61,7 +61,7 @@ def spending(
             continue
         events = read_events(path, Adversary.MODEL)
         lost[number] = cost(tuple(events))
-        records = len(federation.data_of(number))
+        records = len(federation.mode.data_of(number))
         try:
             allowed = capped(path, budget)
             exhausted += records > 0 and not within(
@@ -69,7 +69,10 @@ def spending(
             )
         except CapEnded:
             exhausted += 1
-    outside, found = OUTSIDE if client.record.per_person is None else TWO_UNITS, federation.clients_per_person
+    outside, found = (
+        OUTSIDE if client.record.per_person is None else TWO_UNITS,
+        federation.mode.clients_per_person,
+    )
     across: dict[str, Any] = {}
     if found is not None:
         outside = f"nobody: at most {found} clients train on one person; `person` is the loss at all of them"
@@ -189,15 +192,15 @@ class RecordMeter:
 
 def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
     """Return the meter of a new run; None where records are not protected."""
-    if federation.record is None or client.record is None:
+    if client.record is None:
         return None
     budget = client.record.budget()
-    plan = record_plan(client.record, federation.sizes[0], client)
-    limited = federation.record.target_epsilon is not None
+    plan = record_plan(client.record, federation.mode.sizes[0], client)
+    limited = federation.mode.promises[-1].target_epsilon is not None
     if federation.simulated:
-        return RecordMeter(plan, budget, limited, federation.simulated_cost, federation.keeps_counts)
+        return RecordMeter(plan, budget, limited, federation.simulated_cost, federation.mode.hides_counts)
     sizes = [
-        (len(federation.data_of(each)), name)
+        (len(federation.mode.data_of(each)), name)
         for each, name in enumerate(federation.population.client_ledgers)
     ]
     # Among clients that spent equally, the one with the fewest records comes last and is taken.
@@ -213,7 +216,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     prior = max(held, key=cost)
     records, name = held[prior]
     plan = record_plan(client.record.of_ledger(name), records, client)
-    return RecordMeter(plan, budget, limited, prior, federation.keeps_counts)
+    return RecordMeter(plan, budget, limited, prior, federation.mode.hides_counts)
 
 
 def charged(run: Run, number: int, clients: Sequence[int]) -> list[int]:

@@ -13,7 +13,8 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
 from ..messages.client_settings import ClientSettings
-from ..modes.federation import EVERYBODY, Federation
+from ..modes.federation import Federation
+from ..modes.mode import EVERYBODY, Promise
 from ..privacy.accounting.curve import (
     PrivacyCurve,
     filter_curve,
@@ -40,10 +41,8 @@ from ..strategies.record_plan import record_plan
 from .so_far import OWN_LEDGERS
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
-TAKEN_PART = "poisson batches, in the rounds taken part in"
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
-OF_ALL = "poisson, by a coin for each record of all clients"
 BY_SUMS = "by sums of whole clients"
 MOST_KINDS = 8  # of clients, for which the loss of several records is computed
 Known = tuple[float, PrivacyCurve | None]
@@ -101,11 +100,12 @@ def spent(
       most: largest possible loss of a record, if cohorts are secret.
     """
     rows: list[Spent] = []
-    if federation.record is not None:
-        rows += _record_rows(federation, client_ledgers, draws, most)
-    if federation.summed is not None:
-        assert ledger is not None
-        rows += _sum_rows(federation, ledger)
+    for promise in reversed(federation.mode.promises):
+        if promise.own_ledgers:
+            rows += _record_rows(federation, promise, client_ledgers, draws, most)
+        else:
+            assert ledger is not None
+            rows += _sum_rows(federation, promise, ledger)
     if rows:
         forget_distributions()  # the finest ones are not needed again
         return rows
@@ -120,12 +120,12 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
       federation: its parts.
       ledger: the population's.
     """
-    client = federation.summed
-    if ledger is None or client is None or client.unit != Unit.CLIENT or federation.record is not None:
+    mode = federation.mode
+    if (
+        ledger is None or not mode.sums_cost_records or federation.simulated
+    ):  # of a simulation, nobody's records
         return None
-    if federation.simulated:  # nobody's records
-        return None
-    delta, adjacency = client.target_delta, Adjacency.ZERO_OUT
+    delta, adjacency = mode.promises[0].target_delta, Adjacency.ZERO_OUT
     lost = lost_by_records(ledger.book, delta)
     if lost is None:
         return None
@@ -143,7 +143,7 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
     alone = "; the sum itself is exact and has no epsilon: it can reveal much about one client"
     return {
         "promise": "the server sees a cohort's sum and no single vector"
-        + ("" if federation.distributed else alone),
+        + ("" if federation.mode.distributed else alone),
         "profile": str(masking.profile),
         "cohort": expected,
         "minimum_survivors": attendance.least,
@@ -152,32 +152,28 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
     }
 
 
-def _sum_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
-    client = federation.summed
-    assert client is not None
-    delta, adjacency = client.target_delta, client.adjacency
+def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[Spent]:
+    unit, delta, adjacency = promise.unit, promise.target_delta, promise.adjacency
     server = _unprotected(Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
-    rows = [] if federation.distributed else [server]
-    order, target = ledger.filter_order, client.target_epsilon
+    rows = [] if Adversary.SERVER in promise.adversaries else [server]
+    order, target = ledger.filter_order, promise.target_epsilon
     name = accountant(delta, adjacency, order)
-    sampling = federation.cohort.name if federation.together is None else OF_ALL
-    for adversary in federation.adversaries:
+    for adversary in promise.adversaries:
         events = ledger.events(adversary)
-        cost, shape = _of_sums(federation, events, delta, adjacency, order)
-        groups = _groups(client.unit, [events], delta, adjacency)
-        rows.append(
-            Spent(client.unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups)
-        )
+        cost, shape = _of_sums(federation, promise, events, order)
+        groups = _groups(unit, [events], delta, adjacency)
+        sampling = promise.sampling
+        rows.append(Spent(unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups))
     return rows
 
 
 def _of_sums(
-    federation: Federation, events: Sequence[DpEvent], delta: float, adjacency: Adjacency, order: float | None
+    federation: Federation, promise: Promise, events: Sequence[DpEvent], order: float | None
 ) -> Known:
     if order is None:
-        return _lost([events], delta, adjacency, PUBLISH_INTERVAL)
-    budget = federation.sum_budget  # a filter guarantees exactly its whole budget
-    if budget is None or federation.summed is None or not federation.summed.target_epsilon:
+        return _lost([events], promise.target_delta, promise.adjacency, PUBLISH_INTERVAL)
+    budget = federation.mode.budget  # a filter guarantees exactly its whole budget
+    if budget is None or not promise.target_epsilon:
         return math.inf, None
     return budget.target_epsilon, filter_curve(budget, order)
 
@@ -207,6 +203,7 @@ def _groups(
 
 def _record_rows(
     federation: Federation,
+    promise: Promise,
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent],
     most: Sequence[DpEvent] | None,
@@ -216,21 +213,20 @@ def _record_rows(
     The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
     part. If that is secret, or clients are real, the rows hold the largest possible loss.
     """
-    record = federation.record
-    assert record is not None
-    delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
+    unit, delta, adjacency = promise.unit, promise.target_delta, promise.adjacency
+    target = promise.target_epsilon
     distinct: Collection[Sequence[DpEvent]] = ()
     if not federation.population.reads_data:
-        known = (math.inf if target is None else target, None), OWN_LEDGERS, TAKEN_PART
+        known = (math.inf if target is None else target, None), OWN_LEDGERS, promise.sampling
     elif most is not None:
         lost = _lost([most], delta, adjacency, GATE_INTERVAL)
         known = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
     else:
         distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
         lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
-        known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+        known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), promise.sampling
     lost_by = () if not federation.population.reads_data else [most] if most is not None else distinct
-    groups = _groups(record.unit, lost_by, delta, adjacency)
+    groups = _groups(unit, lost_by, delta, adjacency)
     others = known
     if draws:
         drawn = _lost([[each, *federation.simulated_cost] for each in draws], delta, adjacency, GATE_INTERVAL)
@@ -238,7 +234,7 @@ def _record_rows(
             others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
     shown = {a: known if a is Adversary.SERVER else others for a in EVERYBODY}
     return [
-        Spent(record.unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
+        Spent(unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
         for a, ((cost, shape), name, sampling) in shown.items()
     ]
 
@@ -257,7 +253,7 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
     coin = federation.cohort.coin
     if client.record is None or coin is None or not federation.simulated:
         return []
-    plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
+    plans = [record_plan(client.record, records, client) for records in reversed(federation.mode.sizes)]
     # With equally many steps of equal noise, fewer records are sampled at a higher rate.
     worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
     return [

@@ -237,7 +237,7 @@ def _run_on(
         run=run.name,
         masking=federation.masking,
         terms=SumTerms(
-            federation.metrics, run.client.canaries_of_step.count, federation.compression, run.tuning
+            federation.mode.metrics, run.client.canaries_of_step.count, federation.compression, run.tuning
         ),
     )
     if progress.meter is not None and federation.seed is not None:
@@ -429,16 +429,13 @@ def title_of(federation: Federation) -> str:
     if federation.num_canaries:
         clients += f" and {federation.num_canaries} canaries"
     strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]
-    return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode}"
+    return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode.name}"
 
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:
     """Return the target epsilon of each unit."""
-    record, summed = federation.record, federation.summed
-    budgets: dict[str, float | None] = {"client": None, "record": None}
-    if record is not None:
-        budgets[str(record.unit)] = record.target_epsilon
-    return budgets if summed is None else budgets | {str(summed.unit): summed.target_epsilon}
+    budgets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
+    return {"client": None, "record": None, **budgets}
 
 
 def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:

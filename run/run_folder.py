@@ -358,7 +358,7 @@ def _at_bound(run: Run, done: Round) -> list[str]:
     """Return the names of noised figures at an end of their range, where noise carried them beyond it."""
     if run.privacy is None:
         return []
-    bounds = {each.name: each.bound for each in run.federation.metrics}
+    bounds = {each.name: each.bound for each in run.federation.mode.metrics}
     return [f"{TRAIN}{name}" for name, value in done.scalars.items() if value in (0.0, bounds.get(name, 1.0))]
 
 
@@ -372,7 +372,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
         "clipped_again": done.clipped_again,
         "bytes": _carried_since(progress).to_json(),
     }
-    if not federation.keeps_counts:
+    if not federation.mode.hides_counts:
         return counts
     _tell_operator(progress.run.folder, {"round": done.number, **counts})
     arms = 1 if done.arm is None or progress.run.tuning is None else len(progress.run.tuning.values)
@@ -422,11 +422,13 @@ def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
     """Return the loss so far by unit, infinite without a guarantee; that of real records is known only to owners."""
     federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
     found: dict[str, float] = {}
-    client = federation.summed
-    if client is not None and ledger is not None:
-        events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-        found[str(client.unit)] = counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL)
-    elif federation.record is None:
+    promises = federation.mode.promises
+    if ledger is not None:
+        events, order, promise = ledger.events(Adversary.MODEL), ledger.filter_order, promises[0]
+        found[str(promise.unit)] = counted(
+            events, promise.target_delta, promise.adjacency, order, GATE_INTERVAL
+        )
+    if not promises:
         found["client"] = math.inf
     if meter is not None:
         meter.add(cohort)
@@ -488,7 +490,7 @@ def finish(
     if confusion is not None:
         result["confusion"] = confusion
     try:
-        if progress.run.federation.keeps_counts:
+        if progress.run.federation.mode.hides_counts:
             _tell_operator(
                 folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds", "joules", "bytes")}
             )
@@ -578,7 +580,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
         **_scaling(run),
         "secagg": encryption(federation),
-        "rosters": told_rosters(run.folder, names=not federation.keeps_counts),
+        "rosters": told_rosters(run.folder, names=not federation.mode.hides_counts),
         "audit": None,
         "message_bytes": final.get("message_bytes"),
         "tuning": tuned(run, ending.state, history),
@@ -594,7 +596,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "folder": str(run.folder),
         "versions": versions(),
         **dict.fromkeys(measured),
-        **({} if federation.keeps_counts else measured),
+        **({} if federation.mode.hides_counts else measured),
     }
 
 
@@ -630,7 +632,7 @@ def _configured(federation: Federation) -> dict[str, Any]:
 
 def _most(progress: Progress, ending: Ending) -> list[DpEvent] | None:
     meter = progress.meter
-    if meter is None or not progress.run.federation.keeps_counts:
+    if meter is None or not progress.run.federation.mode.hides_counts:
         return None
     if ending.state.round < progress.run.federation.settings.steps:
         meter.add(())  # clients of a round that failed were drawn, too

@@ -75,13 +75,12 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
             "question"
         )
         raise Refusal("run", run, f"{remedy}; shorten it")
-    of_records = federation.together is not None or federation.record is not None
     asked = {
         "name": name,
         "purpose": PURPOSE,
         "why": WHY,
-        "unit": str(Unit.RECORD if of_records else Unit.CLIENT),
-        "records": 1.0 if federation.together is None else float(federation.most_records),
+        "unit": str(Unit.RECORD if federation.mode.hides_records else Unit.CLIENT),
+        "records": federation.mode.rows_of_client or 1.0,
         "ask": scaling_questions(tables_of(federation.task).schema),
     }
     return read_inquiry(asked)
@@ -93,20 +92,19 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
     Raises:
       Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
     """
-    settings, summed, record = federation.settings, federation.summed, federation.record
+    settings, promises = federation.settings, federation.mode.promises
     if not asks_scaling(settings):
         return None
-    level = summed or record
-    if level is None or None not in (summed, record):
+    if len(promises) != 1:
         remedy = (
             f"with privacy={settings.privacy.name} no single private sum can answer: use record, record_distributed, "
             "client_central or client_distributed, or ask first (fedveil ask) and give the JSON of its answer"
         )
         raise Refusal(FIELD, ASKED, remedy)
-    if summed is not None and summed.noise_schedule == "adaptive":
+    if federation.mode.adapts_noise:
         raise Refusal(FIELD, ASKED, "does not go with noise_schedule=adaptive; leave one of them out")
     inquiry = scaling_inquiry(federation, run)
-    plan = question_plan(everybody(federation), inquiry, _price(settings, level.target_epsilon))
+    plan = question_plan(everybody(federation), inquiry, _price(settings, promises[0].target_epsilon))
     _require_answer(federation, inquiry, plan)
     return inquiry, plan
 
@@ -124,7 +122,8 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
     Raises:
       Refusal: the noise is too large; the sentence names the epsilon that suffices.
     """
-    if (federation.record and not federation.population.reads_data) or _tells(federation, inquiry, plan):
+    secret = federation.mode.promises[0].own_ledgers and not federation.population.reads_data
+    if secret or _tells(federation, inquiry, plan):
         return  # only its owner knows the number of records of a device
     delta = budget_of(federation, inquiry).target_delta
     enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
@@ -136,7 +135,7 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
 
 def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     """Return whether a column that is uniform over its bounds at every client can be scaled under this noise."""
-    rows = float(federation.records if inquiry.unit is Unit.RECORD else federation.declared_clients)
+    rows = float(federation.mode.records if inquiry.unit is Unit.RECORD else federation.declared_clients)
     first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
     sigma = sigma_of(everybody(federation), inquiry, first, noise)
     figures = first.statistic.answer(np.array(EVENLY) * rows, sigma)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from dp_accounting.dp_event import DpEvent
 
 from ..base.refusal import Refusal
-from ..configs.schema import ClientCentral, RecordAndClient, SimulationSettings, sum_level
-from ..messages.client_settings import TRAIN_LOSS
+from ..configs.schema import SimulationSettings, sum_level
 from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits
-from ..privacy.adaptation import Adaptation, AdaptiveNoise
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ..privacy.mechanisms.correlated_noise import Correlation
-from ..privacy.mechanisms.sum_spec import least_share
-from ..privacy.plan import Plan, Unaffordable
+from ..privacy.plan import Plan
 from ..strategies.cohorts import CyclicPoisson
-from ..strategies.record_plan import PoissonBatches
 from .evaluation_plan import evaluation_events
 from .scaling_plan import scaling_events
 
@@ -48,30 +42,12 @@ def sum_plan(
     Raises:
       Refusal: with no noise do these rounds fit the remaining budget.
     """
-    if federation.summed is None:
-        return None
-    together = federation.together
-    plan = Plan(
-        unit=federation.summed.unit,
-        adjacency=federation.summed.adjacency,
-        sampling=federation.cohort
-        if together is None
-        else PoissonBatches(together.sample_rate, 1, of_unit=federation.records_of_unit),
-        clipping_norm=federation.unit_norm,
-        num_rounds=num_rounds or federation.settings.num_rounds,
-        noise_multiplier=federation.summed.noise_multiplier,
-        adversaries=federation.adversaries,
-        filter_order=filter_order,
-        mechanism=federation.mechanism,
-    )
-    if plan.noise_multiplier is not None:
+    mode, asked = federation.mode, federation.settings
+    plan, budget = mode.round_plan(num_rounds or asked.num_rounds, filter_order), mode.budget
+    if plan is None or budget is None or plan.noise_multiplier is not None:
         return plan
-    budget = federation.sum_budget
-    assert budget is not None
-    adaptive = federation.summed.noise_schedule == "adaptive"
-    if adaptive:
+    if mode.adapts_noise:
         return plan.calibrate_for_filter(budget, prior)
-    asked = federation.settings
     beside = [*scaling_events(federation), *evaluation_events(federation, num_rounds)]
     return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds, beside)
 
@@ -120,13 +96,8 @@ def sum_plan_with(
       noise_multiplier: noise standard deviation over the sensitivity.
       filter_order: of the run's RDP filter; None without one.
     """
-    if federation.summed is None:
-        return None
-    client = federation.summed.model_copy(update={"noise_multiplier": noise_multiplier})
-    privacy = federation.settings.privacy
-    both = isinstance(privacy, RecordAndClient)
-    changed = privacy.model_copy(update={"client": client}) if both else client
-    noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": changed}))
+    privacy = federation.mode.with_noise(noise_multiplier)
+    noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": privacy}))
     return sum_plan(noised, filter_order=filter_order)
 
 
@@ -139,55 +110,10 @@ def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...]
       prior: events that the ledger already holds.
       left: rounds, at least 1.
     """
-    budget, events = federation.sum_budget, [*prior, *evaluation_events(federation, left)]
+    budget, events = federation.mode.budget, [*prior, *evaluation_events(federation, left)]
     assert budget is not None and saved.noise_multiplier is not None
     for factor in RAISED:
         plan = replace(saved, num_rounds=left, noise_multiplier=factor * saved.noise_multiplier)
         if admits([*events, *[plan.event()] * left], budget, plan.filter_order):
             return plan
     return None
-
-
-def adaptation_of(
-    federation: Federation, plan: Plan, prior: tuple[DpEvent, ...] = (), begun: int = 0
-) -> Adaptation:
-    """Return the client level's adaptation during the run.
-
-    Args:
-      federation: with a client level.
-      plan: of the remaining rounds.
-      prior: events that the ledger already holds.
-      begun: the round after which `plan` applies.
-    """
-    client, budget = federation.summed, federation.sum_budget
-    assert client is not None and budget is not None
-    clipping: AdaptiveClipping | None = None
-    if isinstance(client, ClientCentral) and client.clipping == "adaptive":
-        clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
-    noise = AdaptiveNoise(plan, budget, TRAIN_LOSS, prior, begun)
-    return Adaptation(clipping, noise if client.noise_schedule == "adaptive" else None)
-
-
-def metrics_share_of(federation: Federation, plan: Plan) -> float:
-    """Return the metrics' share of the client level's squared norm, in [0, 1)."""
-    given = federation.summed.metrics_share if federation.summed else 0.0
-    if given is not None:
-        return given
-    expected = federation.cohort.expected_size(federation.declared_clients)
-    return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.metrics))
-
-
-def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
-    """Refuse noise so small that the budget does not cover a single round.
-
-    Args:
-      plan: of one round at a time.
-      budget: of the ledger.
-      prior: events that the ledger already holds.
-
-    Raises:
-      Refusal: it does not; the sentence names the noise multiplier.
-    """
-    if not admits([*prior, plan.event()], budget, plan.filter_order):
-        remedy = f"not even one round fits the rest of epsilon {budget.target_epsilon:g}; raise one of them"
-        raise Unaffordable("noise_multiplier", plan.noise_multiplier, remedy)

@@ -53,7 +53,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
         settings.num_rounds,
         ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
         scored_metric(settings) if settings.scored_at_clients else asked.metric,
-        federation.tuned_norm,
+        federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:
         tuning.score(_reported(federation.task))  # refuses a metric that the task does not report

@@ -15,10 +15,8 @@ from ..privacy.accounting.epsilon import epsilon
 from ..privacy.accounting.events import event_from_json, event_to_json
 from ..privacy.accounting.exchanged import exchanged
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
-from ..privacy.mechanisms.sizing import Attendance, size_shares
-from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.plan import Plan
-from ..privacy.preconditions import VACUOUS_CLIENTS, emptiness, vacuity
+from ..privacy.preconditions import emptiness
 from ..strategies.cohorts import likely_participations
 from ..strategies.record_plan import record_plan
 from .acts import unless_accepted
@@ -113,7 +111,7 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
 
 def record_epsilon(federation: Federation, plan: Plan, delta: float, rounds: int) -> float | None:
     """Return what a record loses by sums of whole clients, which have a secret draw or none; see `UnitPlan`."""
-    if plan.unit is not Unit.CLIENT or federation.record is not None or plan.filter_order is not None:
+    if not federation.mode.sums_cost_records or plan.filter_order is not None:
         return None
     releases = -(-rounds // (plan.mechanism.rounds or 1))
     plain = [
@@ -133,7 +131,7 @@ def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
 
 def is_asked(federation: Federation, plan: Plan) -> bool:
     """Return whether a run's questions are charged to the plan's unit: the unit of the sum, or the only one."""
-    return federation.summed is None or plan.unit is federation.summed.unit
+    return plan.unit is federation.mode.promises[0].unit
 
 
 def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
@@ -145,17 +143,15 @@ def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) ->
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
     """Yield each unit's calibrated plan, its budget, and the number of rounds of the run charged to one unit."""
     num_rounds = federation.settings.num_rounds
-    client = sum_plan(federation)
-    if client is not None:
-        assert federation.sum_budget is not None
-        yield client, federation.sum_budget, num_rounds
-    if federation.record is not None:
-        assert federation.record_budget is not None
-        told = client_settings(federation, Path())
-        assert told.record is not None
+    mode = federation.mode
+    if (sums := sum_plan(federation)) and mode.budget:
+        yield sums, mode.budget, num_rounds
+    if mode.own_budget:
+        client = client_settings(federation, Path())
+        assert client.record
         most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
-        plan = record_plan(told.record, federation.sizes[0], told)
-        yield replace(plan, num_rounds=most), federation.record_budget, most
+        plan = record_plan(client.record, federation.mode.sizes[0], client)
+        yield replace(plan, num_rounds=most), mode.own_budget, most
 
 
 def groups_of(
@@ -183,19 +179,9 @@ def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
 
 def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
     """Return sentences on limits that the numbers do not show."""
-    sentences: list[str] = []
-    if plan.unit == "client":
-        sentences.append(_trust(federation, plan))
-        if (wrong := _vacuity(federation, plan)) is not None:
-            told = f"This guarantee {wrong}, which hides whatever could be learned."
-            sentences.append(f"{told} Use privacy=record_distributed.")
-    elif federation.together is not None:
-        simulated = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
-        sentences.append(simulated if federation.masking is None else _trust(federation, plan))
-    else:
-        sentences.append("Client sampling hides no record: messages and models reveal who took part.")
+    sentences = federation.mode.limits(plan, federation.masking)
     if plan.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
-        most = federation.per_person
+        most = federation.mode.per_person
         of_each = "one example" if most == 1 else f"{most} examples"
         sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
     elif plan.unit == "record":
@@ -216,12 +202,8 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
 
 
 def _at_clients(federation: Federation) -> str:
-    most = federation.clients_per_person
-    if most is None:
-        return TWO_UNITS
-    if federation.together is None:
-        return f"At most {most} clients train on one person: the losses at {most} of them add up."
-    return f"At most {most} clients train on one person, and all of that is one unit."
+    most = federation.mode.clients_per_person
+    return TWO_UNITS if most is None else federation.mode.persons(most)
 
 
 def require_use(federation: Federation, plan: Plan | None) -> None:
@@ -235,48 +217,10 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
       Refusal: the plan is vacuous, or most cohorts would be empty, and this was not accepted.
     """
     clients, rate = federation.declared_clients, federation.cohort.coin
-    wrong = None if plan is None or plan.unit != "client" else _vacuity(federation, plan)
-    if wrong is not None:
-        refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record_distributed")
+    if plan is not None and (wrong := federation.mode.vacuity(plan)) is not None:
+        refusal = Refusal("privacy", str(federation.mode.name), f"{wrong}; use privacy=record_distributed")
     elif rate is not None and (wrong := emptiness(rate, clients)) is not None:
         refusal = Refusal("cohort.rate", float(rate), f"{wrong}; use cohort=all")
     else:
         return
     unless_accepted(federation, refusal)
-
-
-def _vacuity(federation: Federation, plan: Plan) -> str | None:
-    clients = federation.declared_clients
-    expected = federation.cohort.expected_size(clients)
-    if clients >= VACUOUS_CLIENTS or vacuity(plan, expected, clients) is None:
-        return vacuity(plan, expected, clients)
-    from ..tasks.arrays import dimension_of  # torch, which a plan of many clients does without
-
-    return vacuity(plan, expected, clients, dimension_of(federation.task))
-
-
-def _trust(federation: Federation, plan: Plan) -> str:
-    masking = federation.masking
-    if masking is None:
-        return (
-            "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
-        )
-    expected = round(federation.cohort.expected_size(federation.declared_clients))
-    attendance = masking.attendance(expected)
-    return (
-        f"The server sees only sums: of {expected} clients at least {attendance.least} must answer, or nothing is "
-        f"released. The noise of {attendance.colluders} of them is not counted: they may collude with the server. So "
-        f"a sum of all {expected} has {_uncounted(federation, plan, attendance):.0%} more noise than epsilon counts."
-    )
-
-
-def _uncounted(federation: Federation, plan: Plan, attendance: Attendance) -> float:
-    """Return by which share the noise in an encrypted sum of all clients is above that which epsilon counts."""
-    from ..tasks.arrays import dimension_of  # torch
-
-    assert federation.masking is not None
-    unit = None if federation.together is None else plan.clipping_norm
-    spec = SumSpec(plan.clipping_norm * (1 if unit is None else federation.units.most), unit_norm=unit)
-    noise, bits = plan.noise_over_clip, federation.masking.bits
-    shares = size_shares(spec, dimension_of(federation.task), attendance, noise, bits, layered=True)
-    return shares.noise_multiplier(attendance.most, attendance.most) / noise - 1

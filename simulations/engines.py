@@ -61,7 +61,7 @@ def require_one_machine(federation: Federation) -> None:
       Refusal: each machine would keep a budget of its own for the same records.
     """
     engine = federation.settings.engine
-    if isinstance(engine, Ray) and engine.address and federation.record and not federation.simulated:
+    if isinstance(engine, Ray) and engine.address and federation.mode.own_budget and not federation.simulated:
         remedy = (
             "each machine would keep ledgers of its own for the same records; train real ones on one machine"
         )

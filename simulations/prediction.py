@@ -99,7 +99,7 @@ def _shrunk(federation: Federation, clients: float) -> Federation:
     shrinking = min(MOST_SHRINKING, max(1.0, expected / LEAST_CLIENTS))
     known: dict[str, Any] = {"target_epsilon": None}
     if isinstance(privacy, RecordDistributed):
-        shrinking = min(MOST_SHRINKING, max(1.0, privacy.sample_rate * federation.records / LEAST_RECORDS))
+        shrinking = min(MOST_SHRINKING, max(1.0, federation.mode.expected_units / LEAST_RECORDS))
         noise = _noise(federation) / (clients * shrinking)
         known |= {"noise_multiplier": noise, "sample_rate": privacy.sample_rate / shrinking}
         return _with(federation, privacy.model_copy(update=known), 1.0)
@@ -132,7 +132,7 @@ def _clients_noise(federation: Federation) -> float:
     """Return the noise multiplier of a client of middling size."""
     told = client_settings(federation, Path()).record
     assert told is not None
-    return told.noise_multiplier(federation.sizes[len(federation.sizes) // 2])
+    return told.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
 
 
 def _with(federation: Federation, privacy: Any, rate: float) -> Federation:

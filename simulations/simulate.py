@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from ..client.app import Workbench, check_engine
 from ..client.training.in_place import check_apart
-from ..configs.schema import ClientLevel, SimulationSettings
+from ..configs.schema import SimulationSettings
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import QUIET
 from ..messages.local_training import LocalTraining
@@ -68,7 +68,7 @@ def run_simulation(
     with state_kept():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         require_one_machine(federation)
-        check_engine(federation.gradients, federation.task, partial(some_examples, federation))
+        check_engine(federation.mode.gradients, federation.task, partial(some_examples, federation))
         _check_clients_apart(federation)
         tally = Tally()
         engine = partial(counted_engine, tally=tally, grid=grid)
@@ -79,11 +79,11 @@ def run_simulation(
 def _check_clients_apart(federation: Federation) -> None:
     """Refuse real clients that can affect each other in this process, at the client level."""
     settings = federation.settings
-    if federation.simulated or not isinstance(federation.summed, ClientLevel):
+    if federation.simulated or not federation.mode.hides_clients:
         return
     # On the processor: a process that has touched a GPU cannot be forked for its workers. A DP-SGD's own optimizer asks
     # for noise, and is made anew for each client.
-    training = settings.local_training if federation.record is None else LocalTraining(batch_size=2)
+    training = LocalTraining(batch_size=2) if federation.mode.hides_records else settings.local_training
     told = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
     check_apart(Workbench(told, federation.task))
 

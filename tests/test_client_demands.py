@@ -29,7 +29,7 @@ from fedveil.messages.question_wire import evaluation_content, question_content
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
 from fedveil.messages.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
-from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
 from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
@@ -221,7 +221,7 @@ def test_the_table_has_every_demand_and_every_door() -> None:
 # --- the doors: each returns whether the device of c0 refuses ------------------------------------------------------
 
 ORDER = replace(MADE["ORDER"], training=LocalTraining(0.1, 2, 10))
-CENTRAL = replace(ORDER, privacy=Mode.CLIENT_CENTRAL)
+CENTRAL = replace(ORDER, privacy=ModeName.CLIENT_CENTRAL)
 SPEC: SumSpec = MADE["SPEC"]
 LABELS = {"kind": "histogram", "name": "classes", "of": "label", "categories": ["0", "1", "2"]}
 RECORDS = RecordOrder(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
@@ -251,7 +251,7 @@ def asks(clients: Path, policy: Mapping[str, Any], purpose: str = "statistics", 
     asked = read_inquiry({**keys, "ask": [LABELS]})
     order, spec, noise = replace(CENTRAL, run=asked.name), SumSpec(1.0, asked.segments), None
     if unit == "record":
-        order = replace(order, privacy=Mode.RECORD, client=None, record=RECORDS)
+        order = replace(order, privacy=ModeName.RECORD, client=None, record=RECORDS)
         spec, noise = SumSpec(None, (Segment("num-examples", 1.0),)), 3.0
     content = question_content(asked, {ORDER_KEY: order.to_json()}, noise)
     return answers(clients, policy, Message(instruct(content, spec, asked.name, 1), 2, "train"))

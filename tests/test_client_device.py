@@ -35,7 +35,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
 from fedveil.messages.secure_wire import Exchange, read_place
-from fedveil.messages.training_order import Mode, RecordOrder, TrainingOrder
+from fedveil.messages.training_order import ModeName, RecordOrder, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -467,9 +467,9 @@ RECORD = RecordOrder(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
         (CENTRAL, {}, replace(SPEC, clipping_norm=2.5)),
         (CENTRAL, {}, SumSpec(None)),
         (ORDER, {}, SPEC),  # its noise is only in masks
-        (TrainingOrder("spring", Mode.NONE, LocalTraining(0.1, 1, 10)), {}, SumSpec(None)),
+        (TrainingOrder("spring", ModeName.NONE, LocalTraining(0.1, 1, 10)), {}, SumSpec(None)),
         (
-            TrainingOrder("spring", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
+            TrainingOrder("spring", ModeName.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
             {},
             SumSpec(None),
         ),  # not in NumPy
@@ -488,7 +488,7 @@ def test_of_a_sum_of_records_the_policy_bounds_the_norm_of_one(clients):
     """What all that a client's coins draw may add up to is the range of its vector, and grows with its records."""
     policy = device_of(clients / "c0").bundle.policy
     record = replace(RECORD, sample_rate=0.1)
-    order = replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, client=None, record=record)
+    order = replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, client=None, record=record)
     place = (PROTOCOL_VERSION, 1, run_number("spring"), 1, 0, 1, bytes(32))
     terms = AttemptTerms(*place, 5, 3, 4, 32, 1e-3, 1000.0, 3.0, 3, Profile.MALICIOUS, bytes(32))
     for unit, fits in ((2.0, True), (2.5, False)):
@@ -503,7 +503,7 @@ def test_of_a_sum_of_records_the_policy_bounds_the_norm_of_one(clients):
 
 def test_how_many_records_there_are_is_public_and_cannot_be_what_is_hidden(clients):
     policy = device_of(clients / "c0").bundle.policy
-    order = TrainingOrder("spring", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD)
+    order = TrainingOrder("spring", ModeName.RECORD, LocalTraining(0.1, 1, 10), record=RECORD)
     allowed, _ = accepted(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
     assert allowed == order
     order = replace(order, record=replace(RECORD, adjacency=Adjacency.ADD_OR_REMOVE_ONE))
@@ -516,10 +516,10 @@ def test_what_the_policy_names_is_allowed(clients):
     assert code_of(device, in_the_clear(spec=replace(SPEC, clipping_norm=2.0))) == 0
 
 
-@pytest.mark.parametrize("mode", [Mode.CLIENT_CENTRAL, Mode.NONE])
+@pytest.mark.parametrize("mode", [ModeName.CLIENT_CENTRAL, ModeName.NONE])
 def test_masks_hide_shares_of_noise_and_nothing_else(clients, mode):
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
-    order = replace(ORDER, privacy=mode, client=None if mode is Mode.NONE else CLAIM)
+    order = replace(ORDER, privacy=mode, client=None if mode is ModeName.NONE else CLAIM)
     opened = masked_sum(Devices(devices), order=order)
     assert opened.total is None and opened.dropped == {"owner's policy": 5}
     assert not any(device.own_ledger.path.exists() for device in devices.values())

@@ -18,7 +18,7 @@ from fedveil.deployment.device.order_policy import Charged
 from fedveil.deployment.device.own_ledger import epsilon_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining, Optimizer
-from fedveil.messages.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
+from fedveil.messages.training_order import ORDER_KEY, ClientClaim, ModeName, RecordOrder, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -43,7 +43,7 @@ from fedveil.tasks.heart import FEATURES, NUM_CLASSES
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 RECORD = RecordOrder(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)
-ORDER = TrainingOrder("spring", Mode.RECORD, LocalTraining(0.1, 1, 50), record=RECORD)
+ORDER = TrainingOrder("spring", ModeName.RECORD, LocalTraining(0.1, 1, 50), record=RECORD)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, mo
 
 def test_a_person_is_trained_on_by_clients_of_the_roster_that_the_attempt_names(device):
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
-    step = device.merged(replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, record=together)).step
+    step = device.merged(replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)).step
     roster = device.bundle.identity.roster
     assert step is not None and step.nodes == tuple(member.node for member in roster.members)
     assert step.node == device.bundle.identity.node and len(step.nodes) > 2
@@ -141,7 +141,7 @@ def test_a_person_is_trained_on_by_clients_of_the_roster_that_the_attempt_names(
 def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_at_all(device):
     """A roster that came between the terms and the vector names other clients here than at the others."""
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
-    order = replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, record=together)
+    order = replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)
     device.ledgers.mkdir(parents=True)
     device.prepare = None  # the task does not say whose its examples are
     message = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5))
@@ -190,7 +190,7 @@ def test_a_failure_on_records_that_are_hidden_stays_spent(device, error, spent):
 
 def test_both_units_are_charged_each_on_its_ledger(device):
     claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
-    both = replace(ORDER, privacy=Mode.RECORD_AND_CLIENT, client=claim)
+    both = replace(ORDER, privacy=ModeName.RECORD_AND_CLIENT, client=claim)
     reply = device.answer(asked(device, both, spec=MADE["SPEC"]))
     assert not reply.has_error()
     units = [json.loads(read_entries(path)[0].payload)["unit"] for path in device.ledgers.glob("*.ledger")]
@@ -201,7 +201,7 @@ def test_a_record_ledger_that_cannot_be_used_is_named_and_the_clients_is_given_b
     device.ledgers.mkdir(parents=True)
     (device.ledgers / f"{(device.settings.device or '')[:32]}.ledger").mkdir()
     claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
-    both = replace(ORDER, privacy=Mode.RECORD_AND_CLIENT, client=claim)
+    both = replace(ORDER, privacy=ModeName.RECORD_AND_CLIENT, client=claim)
     reply = device.answer(asked(device, both, spec=MADE["SPEC"]))
     assert reply.error.code == NOT_READY
     kinds = [entry.kind for entry in read_entries(only_ledger(device, "client-*.ledger"))]
@@ -212,7 +212,7 @@ def test_records_are_planned_from_what_sums_of_the_whole_client_left_so_that_all
     fresh = device.merged(ORDER).record
     device._noise.clear()  # as when another run begins
     claim = ClientClaim(12.0, Adjacency.ZERO_OUT)  # to a trusted server, which is charged nothing
-    whole = replace(ORDER, run="winter", privacy=Mode.CLIENT_CENTRAL, client=claim, record=None)
+    whole = replace(ORDER, run="winter", privacy=ModeName.CLIENT_CENTRAL, client=claim, record=None)
     answers = [device.answer(asked(device, whole, spec=MADE["SPEC"]))]
     planned = device.merged(ORDER).record
     assert planned.noise_by_records[0][1] > 1.01 * fresh.noise_by_records[0][1]
@@ -337,7 +337,7 @@ def test_a_device_does_not_start_with_data_that_cannot_be_trained_on(
 def test_a_hidden_device_without_examples_plans_no_noise_and_answers(bundle: Path, tmp_path: Path) -> None:
     device = faulty(bundle, "empty", tmp_path / "state")
     claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
-    both = replace(ORDER, privacy=Mode.RECORD_AND_CLIENT, client=claim)
+    both = replace(ORDER, privacy=ModeName.RECORD_AND_CLIENT, client=claim)
     told = device.merged(both)
     assert told.record is None
     reply = device.train(asked(device, both, spec=SumSpec(1.0), model=nn.Linear(3, 2)), told)

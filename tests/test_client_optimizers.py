@@ -27,7 +27,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from fedveil.messages.flower_adapter import claim_identity, client_context
 from fedveil.messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Schedule
-from fedveil.messages.training_order import Mode, TrainingOrder
+from fedveil.messages.training_order import ModeName, TrainingOrder
 from fedveil.messages.wire import WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
@@ -347,7 +347,7 @@ def test_an_order_tells_optimizer_and_schedule() -> None:
     training = LocalTraining(
         0.1, 2, 32, 0.0, Optimizer("adam", (("eps", 1e-6), ("betas", (0.9, 0.99)))), Schedule("cosine", 9, 2)
     )
-    text = TrainingOrder("r", Mode.NONE, training).to_json()
+    text = TrainingOrder("r", ModeName.NONE, training).to_json()
     again = TrainingOrder.from_json(text)
     assert again.training == training and hash(again.training) == hash(training) and again.to_json() == text
     for path, value in (
@@ -372,9 +372,9 @@ def test_an_order_tells_optimizer_and_schedule() -> None:
 
 
 def test_a_linear_device_refuses_what_it_cannot_do() -> None:
-    linear.check_order(TrainingOrder("r", Mode.NONE, LocalTraining(schedule=Schedule("cosine", 9))))
+    linear.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(schedule=Schedule("cosine", 9))))
     with pytest.raises(Refusal, match="plain SGD"):
-        linear.check_order(TrainingOrder("r", Mode.NONE, LocalTraining(optimizer=Optimizer("adam"))))
+        linear.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(optimizer=Optimizer("adam"))))
 
 
 # --- record level -------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.question_wire import question_content
-from fedveil.messages.training_order import ORDER_KEY, Mode
+from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adversary
@@ -368,7 +368,7 @@ def test_a_question_while_a_server_runs_is_refused(hearts: Path) -> None:
 
 def test_the_mode_of_a_question_hides_whole_clients(clients: Path) -> None:
     device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
-    order = replace(CENTRAL, privacy=Mode.CLIENT_DISTRIBUTED)
+    order = replace(CENTRAL, privacy=ModeName.CLIENT_DISTRIBUTED)
     message = Message(
         instruct(content(asked, order), SumSpec(1.0, asked.segments), asked.name, 1), 2, "train"
     )

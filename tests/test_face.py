@@ -26,7 +26,8 @@ import fedveil as fv
 from fedveil.__main__ import main
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.face import FinishedRun
-from fedveil.modes.federation import COUNT_BOUND_BATCHES, LOSS_BOUND
+from fedveil.modes.mode import LOSS_BOUND
+from fedveil.modes.sums import COUNT_BOUND_BATCHES
 from fedveil.run.plots import curve
 from fedveil.tasks import load_task
 

@@ -635,7 +635,8 @@ def test_real_records_do_not_train_where_each_machine_keeps_ledgers_of_its_own()
     cluster = here.model_copy(update={"engine": Ray(address="ray://head:10001")})
 
     def looked_at(settings: Any, simulated: bool) -> Any:
-        return SimpleNamespace(settings=settings, record=settings.privacy, simulated=simulated)
+        mode = SimpleNamespace(own_budget=settings.privacy)
+        return SimpleNamespace(settings=settings, mode=mode, simulated=simulated)
 
     require_one_machine(looked_at(here, simulated=False))
     require_one_machine(looked_at(cluster, simulated=True))

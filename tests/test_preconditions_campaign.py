@@ -250,7 +250,7 @@ def test_counts_that_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     # Such a record is refused before the first round, where it is seen.
     monkeypatch.setattr(f"fedveil.{UNCHECKED[4]}", nothing)
     with monkeypatch.context() as patched:
-        patched.setattr("fedveil.modes.federation.Federation.keeps_counts", False)
+        patched.setattr("fedveil.modes.client_central.ClientCentralMode.hides_counts", False)
         leaked = shown(cases[0], cases[1], failures, SOME)
     kept = shown(cases[0], cases[1], failures, SOME)
     print(f"H2: unchecked, epsilon is at least {leaked}; with the counts in the operator's file {kept}")

@@ -30,7 +30,7 @@ from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of
 from fedveil.messages.question_wire import OWN_NOISE_KEY, evaluation_content, question_of
-from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.modes.federation import Federation
 from fedveil.privacy.budget import Adjacency
@@ -129,8 +129,8 @@ def test_no_record_that_is_held_out_is_trained_on_and_no_count_tells_how_many_ar
         seen = {row.numpy().tobytes() for row in trained.inputs}
         assert not seen & {row.numpy().tobytes() for row in held.inputs}
     for parts in (narrow, wide):
-        assert parts.records == (CLIENTS - 1) * ROWS + 1 and parts.most_records == ROWS
-    assert narrow.units == wide.units and narrow.hidden == wide.hidden
+        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.rows_of_client == ROWS
+    assert narrow.mode.units == wide.mode.units and narrow.mode.num_units == wide.mode.num_units
 
 
 class CentredWhenEvaluated(torch.nn.Linear):
@@ -296,7 +296,7 @@ def test_only_an_evaluation_of_records_travels_with_more_keys_and_with_its_model
 def test_a_device_evaluates_its_records_in_no_sum_where_each_adds_noise_by_itself(made: Path) -> None:
     device = MADE["device_of"](made / "clients" / "c0", purposes=("evaluation",))
     budget = RecordOrder(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
-    order = replace(MADE["CENTRAL"], run="e", privacy=Mode.RECORD, client=None, record=budget)
+    order = replace(MADE["CENTRAL"], run="e", privacy=ModeName.RECORD, client=None, record=budget)
     asked = replace(ASKED, share=None)
     content = evaluation_content(asked, save({"w": np.zeros(2)}), {ORDER_KEY: order.to_json()})
     records_of(content, ConfigRecord)["config"][OWN_NOISE_KEY] = 3.0

@@ -23,7 +23,7 @@ from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.question_wire import question_content
-from fedveil.messages.training_order import ORDER_KEY, Mode, RecordOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -248,7 +248,7 @@ def of_labels(**keys: Any) -> Inquiry:
 def message(
     asked: Inquiry, spec: SumSpec | None = None, noise: float | None = 3.0, budget: RecordOrder = BUDGET
 ) -> Message:
-    order = replace(MADE["CENTRAL"], run=asked.name, privacy=Mode.RECORD, client=None, record=budget)
+    order = replace(MADE["CENTRAL"], run=asked.name, privacy=ModeName.RECORD, client=None, record=budget)
     content = question_content(asked, {ORDER_KEY: order.to_json()}, noise)
     spec = spec or SumSpec(None, (Segment("num-examples", 1.0),))
     sent = Message(instruct(content, spec, asked.name, 1), 2, "train")

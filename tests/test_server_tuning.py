@@ -25,7 +25,7 @@ from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of
 from fedveil.evidence.shown import differences
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.training_order import ClientClaim, Mode, TrainingOrder, people_call
+from fedveil.messages.training_order import ClientClaim, ModeName, TrainingOrder, people_call
 from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -458,9 +458,11 @@ CLAIM = ClientClaim(3.0, Adjacency.ZERO_OUT)
 
 
 def test_an_order_names_its_arm_and_only_where_there_is_one() -> None:
-    order = TrainingOrder("spring", Mode.CLIENT_CENTRAL, LocalTraining(0.1), client=CLAIM, arm=DEAL.arm(2))
+    order = TrainingOrder(
+        "spring", ModeName.CLIENT_CENTRAL, LocalTraining(0.1), client=CLAIM, arm=DEAL.arm(2)
+    )
     assert TrainingOrder.from_json(order.to_json()) == order
-    plain = TrainingOrder("spring", Mode.CLIENT_CENTRAL, LocalTraining(0.1), client=CLAIM)
+    plain = TrainingOrder("spring", ModeName.CLIENT_CENTRAL, LocalTraining(0.1), client=CLAIM)
     assert "arm" not in json.loads(plain.to_json()) and TrainingOrder.from_json(plain.to_json()) == plain
     with pytest.raises(Refusal):
         TrainingOrder.from_json(order.to_json().replace('"arm": 2', '"arm": 4'))

@@ -35,13 +35,8 @@ def played(monkeypatch: pytest.MonkeyPatch, *overrides: str, clients: float = 1.
 
 def noise_on_the_mean(federation: Any) -> float:
     """Return the noise's standard deviation on the mean of a round, in clips."""
-    plan, together = sum_plan(federation), federation.together
-    expected = (
-        together.sample_rate * federation.records
-        if together is not None
-        else federation.cohort.expected_size(federation.num_clients)
-    )
-    return plan.noise_std / plan.clipping_norm / expected
+    plan = sum_plan(federation)
+    return plan.noise_std / plan.clipping_norm / federation.mode.expected_units
 
 
 @pytest.mark.parametrize(
@@ -124,7 +119,11 @@ def test_the_command_shows_the_knee_and_names_a_better_mode(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def told(whole: Any, made: Any) -> dict[str, float]:
-        return {"accuracy": 0.93 if whole.together else 0.30 + min(0.04, 0.02 * made.settings.num_rounds / 3)}
+        return {
+            "accuracy": 0.93
+            if whole.mode.joins_all
+            else 0.30 + min(0.04, 0.02 * made.settings.num_rounds / 3)
+        }
 
     monkeypatch.setattr(prediction, "_played", told)
     assert command(["plan", "--accuracy", *SHORT, "privacy=record"]) == 0

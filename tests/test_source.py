@@ -46,8 +46,8 @@ MOST_LINES, MOST_PARAMETERS = 60, 7  # of a function, without its docstring
 # What users call by keyword: the Python face, and the keys of a task. The options of a verb are its parameters.
 BY_KEYWORD = {("face", "simulate"), ("face", "ask"), ("server/protect", "protect"), ("tasks/census", "load")}
 # Ceilings, which fall.
-# Of the package, with docstrings, comments and blank lines. Raised from 76 000 by witnesses, rollovers, receipts, blame and backups.
-ALL_LINES = 81_000
+# Of the package, with docstrings, comments and blank lines. Modes are objects, whose tests in other rooms are not all gone yet.
+ALL_LINES = 81_700
 TWICE = 3  # runs of RUN lines of code that stand in two places to the letter
 RUN = 6
 

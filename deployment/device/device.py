@@ -37,7 +37,7 @@ from ...messages.flower_adapter import records_of
 from ...messages.local_training import LocalTraining
 from ...messages.question_wire import question_of, released_of
 from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...messages.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
+from ...messages.training_order import ModeName, RecordOrder, TrainingOrder, people_call, read_order
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -65,7 +65,7 @@ logger = logging.getLogger("fedveil.client")
 
 Trainer = Callable[[Message, ClientSettings], Message]
 # Modes in which only the sum is visible, with the noise of all clients.
-ENCRYPTED_MODES = (Mode.CLIENT_DISTRIBUTED, Mode.RECORD_DISTRIBUTED)
+ENCRYPTED_MODES = (ModeName.CLIENT_DISTRIBUTED, ModeName.RECORD_DISTRIBUTED)
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
 
 
@@ -301,7 +301,7 @@ class Device:
             )
             return replace(settings, step=step)
         if self.count is not None and not self.count(asked.per_person):
-            if order.privacy is Mode.RECORD:
+            if order.privacy is ModeName.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with a zero update
         return replace(settings, record=self._record(asked, settings, people_call(order.run)))

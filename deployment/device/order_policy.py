@@ -17,7 +17,7 @@ from ...messages.training_order import (
     CENTRAL_MODES,
     STEP_MODES,
     ClientClaim,
-    Mode,
+    ModeName,
     TrainingOrder,
     people_call,
     read_order,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fedveil.client")
 
 MODES_OF_QUESTIONS = {
-    Unit.CLIENT: (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED),
-    Unit.RECORD: (Mode.RECORD, Mode.RECORD_DISTRIBUTED),
+    Unit.CLIENT: (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED),
+    Unit.RECORD: (ModeName.RECORD, ModeName.RECORD_DISTRIBUTED),
 }
 TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees this client's single update
 
@@ -97,7 +97,7 @@ def accepted(
         sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
         return order, Charged(event, tuple(Adversary), record.budget, inquiry)
-    if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
+    if terms is not None and order.privacy is ModeName.CLIENT_DISTRIBUTED:
         return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
     if inquiry is not None and record is not None and own_noise is not None:
         return order, Charged(Gaussian(own_noise), tuple(Adversary), record.budget, inquiry)
@@ -138,7 +138,7 @@ def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise
     """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires."""
     if inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and own_noise is None
-    if order.privacy is Mode.RECORD:
+    if order.privacy is ModeName.RECORD:
         if isinstance(inquiry, Evaluation):
             return False  # no client adds its own noise to a model's outputs on its records
         return own_noise is not None and spec.clipping_norm is None and spec.unit_norm is None
@@ -198,8 +198,8 @@ def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object,
         yield "clipping_norm", norm, f"maximum_clipping_norm = {policy.maximum_clipping_norm:g}"
 
 
-def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
+def _allowed(mode: ModeName, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
     """Return whether the policy allows a mode: never without privacy, and shares of noise only with masks."""
     if terms is not None:
-        return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD, *STEP_MODES)
-    return mode is Mode.RECORD or (policy.trust_server and mode in CENTRAL_MODES)
+        return mode in (ModeName.CLIENT_DISTRIBUTED, ModeName.RECORD, *STEP_MODES)
+    return mode is ModeName.RECORD or (policy.trust_server and mode in CENTRAL_MODES)

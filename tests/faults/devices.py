@@ -24,7 +24,7 @@ from fedveil.messages.flower_adapter import claim_identity, name_message, name_s
 from fedveil.messages.grids import AskingGrid
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, unpack
-from fedveil.messages.training_order import ORDER_KEY, ClientClaim, Mode, TrainingOrder
+from fedveil.messages.training_order import ORDER_KEY, ClientClaim, ModeName, TrainingOrder
 from fedveil.messages.wire import WEIGHT, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -41,8 +41,8 @@ policy: {{target_epsilon: 8.0, target_delta: 1e-5, trust_server: true, maximum_c
 clients: [{names}]
 """
 CLAIM = ClientClaim(3.0, Adjacency.ZERO_OUT)
-ORDER = TrainingOrder("spring", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM)
-CENTRAL = replace(ORDER, privacy=Mode.CLIENT_CENTRAL)
+ORDER = TrainingOrder("spring", ModeName.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM)
+CENTRAL = replace(ORDER, privacy=ModeName.CLIENT_CENTRAL)
 SCALARS = (Segment("train_loss", 5.0), Segment(WEIGHT, 100.0))
 SPEC = SumSpec(1.0, SCALARS, 0.05)
 

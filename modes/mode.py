@@ -1,0 +1,388 @@
+"""Mode of privacy: what a run promises to whom, and what that asks of its clients, its sums and its ledgers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ..base.refusal import Refusal
+from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
+from ..messages.client_settings import TRAIN_LOSS, ClientSettings
+from ..messages.training_order import ClientClaim, ModeName, RecordOrder
+from ..populations.canary_records import canary_records_of_each, records_are_audited
+from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
+from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
+from ..privacy.ledger.caps import POPULATION
+from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism
+from ..privacy.mechanisms.sum_spec import Segment
+from ..privacy.plan import Plan
+from ..server.round_terms import UnitsOfClient
+from ..tasks.data import Data, data_of, size_of
+from ..tasks.persons import Owners, kept
+from .parts import Parts
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+    from ..privacy.plan import Sampling
+    from ..server.masking import Masking
+
+# a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
+LOSS_BOUND = 5.0
+EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
+Events = Callable[[], "Sequence[DpEvent]"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One guarantee of a mode: whose contribution is hidden, from whom, and within which budget.
+
+    Attributes:
+      unit: whose contribution is hidden.
+      target_epsilon, target_delta: of the budget; None without a limit.
+      adjacency: which two data sets are neighbours.
+      noise_multiplier: as the settings give it; None where it is planned from the budget.
+      adversaries: from whom it is hidden.
+      sampling: in words of a result.
+      own_ledgers: whether each client's own ledger is charged, in place of the one of all clients.
+    """
+
+    unit: Unit
+    target_epsilon: float | None
+    target_delta: float
+    adjacency: Adjacency
+    noise_multiplier: float | None
+    adversaries: tuple[Adversary, ...]
+    sampling: str
+    own_ledgers: bool = False
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of its ledger, without the caps of an owner."""
+        return Budget(self.unit, self.target_epsilon or UNLIMITED_EPSILON, self.target_delta, self.adjacency)
+
+
+@dataclass(frozen=True, eq=False)
+class Mode:
+    """What a run promises. What it does by default suits `privacy=none`, which promises nothing.
+
+    A mode adds to the one that it extends, by `super()`, so that two are composed by inheriting from both.
+
+    Attributes:
+      parts: of the federation whose clients are protected.
+      distributed: whether each client adds a share of the noise, so that the server need not be trusted.
+      hides_counts: whether only the operator of a trusted server may see cohorts and dropouts, which are hidden from the
+        clients and the model. An untrusted server sees them anyway, and has the same guarantee.
+      charges_records: name of the mode that charges the ledgers of records; empty where they are not charged.
+      sum_source: `Release.source` of the sums on a ledger of real clients.
+      hides_clients: whether the sums hide whole clients.
+      sums_cost_records: whether a sum of whole clients costs their records something in addition.
+      joins_all: whether every client takes part in every round.
+      ledger_prefix: of the file of the ledger of all clients.
+    """
+
+    parts: Parts
+
+    distributed = False
+    hides_counts = False
+    charges_records = ""
+    sum_source: ClassVar[str | None] = None
+    hides_clients = False
+    sums_cost_records = False
+    joins_all = False
+    ledger_prefix = POPULATION
+
+    @property
+    def name(self) -> ModeName:
+        """The group `privacy` of the configuration."""
+        return ModeName(self.parts.settings.privacy.name)
+
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """What is promised: first by the noise of the sums, then by that of each client."""
+        return ()
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of the ledger of all clients, if any, within its owner's caps."""
+        return None
+
+    @property
+    def own_budget(self) -> Budget | None:
+        """The budget of each client's own ledger, if there is one."""
+        return None
+
+    @property
+    def metrics(self) -> tuple[Segment, ...]:
+        """Which metrics may leave a client."""
+        return (Segment(TRAIN_LOSS, LOSS_BOUND),)
+
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """The law of the noise on the sums."""
+        return CENTRAL
+
+    # --- persons and records ---------------------------------------------------------------------------------------
+
+    @property
+    def per_person(self) -> int | None:
+        """Largest number of one person's examples that a client trains on; None without a bound."""
+        return None
+
+    @property
+    def clients_per_person(self) -> int | None:
+        """Largest number of clients that train on one person; None without a bound."""
+        return None
+
+    @property
+    def records_of_unit(self) -> int:
+        """Largest number of records of one unit, each drawn by its own coin."""
+        return self.per_person or 1
+
+    @property
+    def gradients(self) -> str:
+        """The requested engine of DP-SGD; `auto` if clients choose it, or train without."""
+        return "auto"
+
+    @cached_property
+    def canary_records(self) -> int:
+        """Number of canary records at each client; 0 on real data, which only the client may read."""
+        if not self.parts.simulated or not records_are_audited(self.parts.settings):
+            return 0
+        return canary_records_of_each(self.parts.task.num_clients, self.sizes[0])
+
+    @cached_property
+    def num_records(self) -> int:
+        """Number of all clients' records, which a simulation counts."""
+        return sum(size * clients for size, clients in self._clients_of_size.items())
+
+    @cached_property
+    def _clients_of_size(self) -> Counter[int]:
+        """How many clients have how many records."""
+        clients, holds_out = range(self.parts.task.num_clients), self.holds_out_apart
+        if holds_out or self.per_person is None:
+            return Counter(size_of(self.parts.task, client, holds_out) for client in clients)
+        return Counter(len(self.data_of(client)) for client in clients)
+
+    def data_of(self, client: int) -> Data:
+        """Return a client's training data, without a person's examples beyond the limit."""
+        most = self.clients_per_person
+        owners = None if most is None else Owners(client, range(self.parts.num_clients), most)
+        return kept(data_of(self.parts.task, client), self.per_person, owners)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The distinct sizes of clients' data, ascending; a client without examples sits out."""
+        self.check_sizes()
+        return sorted(self._clients_of_size.keys() - {0})
+
+    def check_sizes(self) -> None:
+        """Refuse a federation without a single example."""
+        if not self._clients_of_size.keys() - {0}:
+            raise Refusal("task", self.parts.task_name, "no client has an example; give it data")
+
+    def ledger_path(self, folder: Path) -> Path:
+        """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
+        return self.parts.population.ledger_path(self.ledger_prefix, folder)
+
+    @property
+    def records(self) -> int:
+        """Number of all clients' records."""
+        return self.num_records
+
+    @property
+    def num_units(self) -> int:
+        """Number of privacy units in the population."""
+        return self.parts.declared_clients
+
+    @cached_property
+    def units(self) -> UnitsOfClient:
+        """Number of privacy units in a client's vector."""
+        return UnitsOfClient()
+
+    @property
+    def expected_units(self) -> float:
+        """Expected number of units in a round."""
+        return self.parts.cohort.expected_size(self.parts.declared_clients)
+
+    # --- sums ------------------------------------------------------------------------------------------------------
+
+    @property
+    def unit_norm(self) -> float:
+        """Largest change of a sum by one unit."""
+        return 1.0
+
+    @property
+    def tuned_norm(self) -> float | None:
+        """The tuned value that gives the unit its norm; None without tuning, or if the norm does not depend on it."""
+        return None
+
+    @property
+    def longest_norm(self) -> float:
+        """Largest norm of a unit in an encrypted sum, under all values that are tried."""
+        asked = self.parts.settings.secagg
+        assert asked is not None
+        return asked.clipping_norm
+
+    @property
+    def adapts_noise(self) -> bool:
+        """Whether the noise is chosen as the run goes."""
+        return False
+
+    @property
+    def share_of_models(self) -> float:
+        """Share of the rounds whose models are averaged against noise that only clients know."""
+        return 0.0
+
+    @property
+    def adapts_clip(self) -> bool:
+        """Whether the clipping norm is chosen as the run goes."""
+        return False
+
+    def round_plan(self, num_rounds: int, filter_order: float | None = None) -> Plan | None:
+        """Return the plan of the rounds, with the noise of the settings if they give it; None without noise on the sums.
+
+        Args:
+          num_rounds: that are left.
+          filter_order: of a ledger that uses an RDP filter.
+        """
+        del num_rounds, filter_order
+        return None
+
+    def with_noise(self, noise_multiplier: float) -> PrivacySettings:
+        """Return the settings with this noise on the sums."""
+        del noise_multiplier
+        return self.parts.settings.privacy
+
+    def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], begun: int) -> Adaptation:
+        """Return how clip and noise follow earlier releases.
+
+        Args:
+          plan: of the remaining rounds.
+          prior: events that the ledger already holds.
+          begun: the round after which `plan` applies.
+        """
+        del plan, prior, begun
+        return NOTHING_ADAPTS
+
+    def metrics_share(self, plan: Plan) -> float:
+        """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
+        del plan
+        return 0.0
+
+    def sums_before(self) -> Sequence[DpEvent]:
+        """Return a unit's events by earlier sums that its ledger does not hold."""
+        return ()
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    @property
+    def rows_of_client(self) -> float | None:
+        """Bound on the rows of a client that answer an evaluation; None where a client answers as a whole."""
+        return None
+
+    @property
+    def question_sampling(self) -> Sampling:
+        """How a question samples the units."""
+        return self.parts.cohort
+
+    @property
+    def question_rate(self) -> float | None:
+        """Rate at which a question's order samples records into one sum; None where each client noises its own answer."""
+        return None
+
+    @property
+    def holds_out_apart(self) -> bool:
+        """Whether the number of records that train is counted with those that clients hold out."""
+        return False
+
+    def noise_of_answers(self, plan: Plan) -> float:
+        """Return the noise of a question's sum over the norm of one unit."""
+        return plan.noise_over_clip
+
+    def question_ledgers(self) -> list[Path]:
+        """Return the ledgers on this machine that are charged for a run's question."""
+        return []
+
+    def evaluation(self, noise_multiplier: float) -> Plan:
+        """Return the plan of one evaluation at all clients.
+
+        Raises:
+          Refusal: the sums of this mode hide neither clients alone nor records.
+        """
+        del noise_multiplier
+        asked = self.parts.settings.evaluate.clients
+        raise Refusal("evaluate.clients", asked, f"{HIDDEN_CLIENTS} or record_distributed")
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def hides_records(self) -> bool:
+        """Whether records are hidden from everybody."""
+        return bool(self.charges_records)
+
+    @property
+    def spends(self) -> bool:
+        """Whether a run charges anybody."""
+        return bool(self.promises)
+
+    def check_audit(self) -> None:
+        """Refuse an audit that the clients' data do not suit."""
+
+    def instruct(
+        self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
+    ) -> ClientSettings:
+        """Return the settings of clients of this machine, with what the mode tells them.
+
+        Args:
+          client: without it.
+          folder: of the run.
+          rounds: remaining ones, planned with the remaining budget of ledgers of real data; None plans all rounds for
+            empty ledgers, and so does 0.
+          resumed: whether the run has begun.
+          events: a unit's events outside the rounds.
+
+        Raises:
+          Refusal: the budget affords no round.
+        """
+        del folder, rounds, resumed, events
+        return client
+
+    def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
+        """Return the settings of clients of this machine that answer a question. Arguments as of `instruct`."""
+        del folder
+        return client
+
+    def claim(self, plan: Plan) -> ClientClaim | None:
+        """Return what an order claims of the sums of whole clients."""
+        del plan
+        return None
+
+    def record_order(self) -> RecordOrder | None:
+        """Return what an order says of records."""
+        return None
+
+    # --- words -----------------------------------------------------------------------------------------------------
+
+    def vacuity(self, plan: Plan) -> str | None:
+        """Return why the noise of the sums hides whatever could be learned; None where it does not."""
+        del plan
+        return None
+
+    def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
+        """Return sentences on what the plan of a promise does not protect from.
+
+        Args:
+          plan: calibrated.
+          masking: encryption of the sums, if any.
+        """
+        del plan, masking
+        return []
+
+    def persons(self, most: int) -> str:
+        """Return a sentence on a person whose examples at most so many clients train on."""
+        return f"At most {most} clients train on one person: the losses at {most} of them add up."

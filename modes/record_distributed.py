@@ -1,0 +1,223 @@
+"""Mode `record_distributed`: one step of DP-SGD on the records of all clients, whose shares of noise hide each record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..base.refusal import Refusal
+from ..configs.schema import RecordDistributed
+from ..messages.client_settings import NO_CANARY_RECORDS, CanaryRecords, ClientSettings, StepTerms
+from ..messages.training_order import ModeName, RecordOrder
+from ..privacy.budget import Adjacency, Unit
+from ..privacy.ledger.caps import POPULATION, RECORDS
+from ..privacy.mechanisms.sum_spec import Segment, SumSpec
+from ..privacy.plan import Plan
+from ..server.round_terms import UnitsOfClient
+from ..strategies.record_plan import PoissonBatches
+from .mode import Events, Mode
+from .sums import SumMode
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+    from ..privacy.plan import Sampling
+
+OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
+ALL_RECORDS = PoissonBatches(1.0, 1)  # of questions and evaluations, which every record answers
+
+
+class RecordDistributedMode(SumMode):
+    """Hides single records from everybody, by noise that all clients share."""
+
+    distributed = True
+    charges_records = str(ModeName.RECORD_DISTRIBUTED)
+    joins_all = True
+    ledger_prefix = POPULATION + RECORDS
+    clear_sums = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
+
+    @property
+    def step(self) -> RecordDistributed:
+        """The settings of the joint step."""
+        assert isinstance(self.level, RecordDistributed)
+        return self.level
+
+    @property
+    def metrics(self) -> tuple[Segment, ...]:
+        """None: the number of examples is public, and nobody accounted for a loss."""
+        return ()
+
+    @property
+    def sampling_words(self) -> str:
+        """How records are sampled, in a result."""
+        return "poisson, by a coin for each record of all clients"
+
+    @property
+    def round_sampling(self) -> Sampling:
+        """How a round samples the records."""
+        return PoissonBatches(self.step.sample_rate, 1, of_unit=self.records_of_unit)
+
+    @property
+    def unit_norm(self) -> float:
+        """Length of a step on one record."""
+        return self.step.max_grad_norm * self.parts.settings.training.learning_rate
+
+    @property
+    def tuned_norm(self) -> float | None:
+        """The learning rate, if it is tuned: it makes a step on one record longer."""
+        asked = self.parts.settings.tuned
+        tuned = asked is not None and asked.name == "learning_rate"
+        return self.parts.settings.training.learning_rate if tuned else None
+
+    # --- persons and records ---------------------------------------------------------------------------------------
+
+    @property
+    def per_person(self) -> int | None:
+        """Largest number of one person's examples that a client trains on; None without a bound."""
+        return self.step.per_person
+
+    @property
+    def clients_per_person(self) -> int | None:
+        """Largest number of clients that train on one person; None without a bound."""
+        most = self.step.clients_per_person
+        return None if most is None else self.parts.population.most_clients(most)
+
+    @property
+    def records_of_unit(self) -> int:
+        """Largest number of records of one unit, each drawn by its own coin."""
+        return (self.per_person or 1) * (self.clients_per_person or 1)
+
+    @property
+    def gradients(self) -> str:
+        """The requested engine of DP-SGD."""
+        return self.step.gradients
+
+    @property
+    def records(self) -> int:
+        """Number of all clients' records, declared or, in a simulation, counted."""
+        return self.step.records or self.num_records
+
+    @property
+    def most_records(self) -> int:
+        """Bound on the records of one client, declared or, in a simulation, counted."""
+        return self.step.most_records or self.sizes[-1]
+
+    @property
+    def num_units(self) -> int:
+        """Number of records."""
+        return self.records
+
+    @cached_property
+    def units(self) -> UnitsOfClient:
+        """Number of records in a client's vector."""
+        rate, most = self.step.sample_rate, self.most_records + self.canary_records
+        drawn = rate * most + OFTEN * math.sqrt(rate * (1 - rate) * most + 1)
+        expected = rate * self.records / self.parts.num_clients
+        return UnitsOfClient(max(1.0, min(float(most), drawn)), expected)
+
+    @property
+    def expected_units(self) -> float:
+        """Expected number of records in a step."""
+        return self.step.sample_rate * self.records
+
+    def sum_spec(self, plan: Plan) -> SumSpec:
+        """Return the lattice of a sum of updates alone."""
+        return SumSpec(plan.clipping_norm * self.units.most, unit_norm=plan.clipping_norm)
+
+    def sums_before(self) -> Sequence[DpEvent]:
+        """Return a record's events by earlier sums of clients that the ledger of all records does not hold."""
+        return self.parts.population.sums_of_clients(self.step.adjacency)
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    @property
+    def rows_of_client(self) -> float | None:
+        """Bound on the rows of a client that answer an evaluation."""
+        return float(self.most_records)
+
+    @property
+    def question_sampling(self) -> Sampling:
+        """How a question samples the records: all of them."""
+        return ALL_RECORDS
+
+    @property
+    def evaluation_sampling(self) -> Sampling:
+        """How an evaluation samples the records: all of them."""
+        return ALL_RECORDS
+
+    @property
+    def question_rate(self) -> float | None:
+        """Rate at which a question's order samples records into one sum."""
+        return 1.0
+
+    @property
+    def holds_out_apart(self) -> bool:
+        """Whether the number of records that train is counted with those that clients hold out, as nobody may tell."""
+        return self.parts.settings.evaluate.clients != "none"
+
+    def evaluation(self, noise_multiplier: float) -> Plan:
+        """Return the plan of one evaluation at all clients.
+
+        Raises:
+          Refusal: the unit is a person, who may have several records.
+        """
+        if self.step.unit is not Unit.RECORD:
+            return Mode.evaluation(self, noise_multiplier)
+        return super().evaluation(noise_multiplier)
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+
+    def check_audit(self) -> None:
+        """Refuse canary records among real ones."""
+        audit = self.parts.settings.audit
+        if audit is not None and audit.full and not self.parts.simulated:
+            remedy = (
+                "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
+            )
+            raise Refusal("audit.name", "full", remedy)
+
+    def instruct(
+        self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
+    ) -> ClientSettings:
+        """Return the settings of clients of this machine, with the terms of a step."""
+        del folder, rounds, resumed, events
+        step = self.step
+        terms = StepTerms(
+            step.sample_rate,
+            step.max_grad_norm,
+            step.gradients,
+            step.per_person,
+            step.clients_per_person,
+            canaries=self._canaries(),
+        )
+        return replace(client, step=terms)
+
+    def _canaries(self) -> CanaryRecords:
+        parts = self.parts
+        if not self.canary_records:
+            return NO_CANARY_RECORDS
+        seed = parts.randomness.stream("canary records").bytes(32).hex()
+        replaced = self.step.adjacency is Adjacency.REPLACE_ONE
+        return CanaryRecords(self.canary_records, parts.num_clients, seed, replaced)
+
+    def record_order(self) -> RecordOrder:
+        """Return what an order says of the joint step."""
+        step, budget = self.step, self.budget
+        return RecordOrder(
+            budget.target_epsilon,
+            budget.target_delta,
+            step.max_grad_norm,
+            step.adjacency,
+            gradients=step.gradients,
+            per_person=step.per_person,
+            clients_per_person=step.clients_per_person,
+            sample_rate=step.sample_rate,
+        )
+
+    def persons(self, most: int) -> str:
+        """Return a sentence on a person whose examples at most so many clients train on."""
+        return f"At most {most} clients train on one person, and all of that is one unit."

@@ -1,0 +1,225 @@
+"""SumMode under noise: what modes share whose noise is on a sum of all clients, and those whose unit is a whole client."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..configs.schema import ClientLevel, PrivacySettings, SumLevel, sum_level
+from ..messages.training_order import ClientClaim
+from ..privacy.budget import Adversary, Budget
+from ..privacy.mechanisms.mechanism import Mechanism, mechanism_of
+from ..privacy.mechanisms.sizing import WEIGHT, Attendance, size_shares
+from ..privacy.mechanisms.sum_spec import Segment, SumSpec, least_share
+from ..privacy.plan import Plan
+from ..privacy.preconditions import VACUOUS_CLIENTS, vacuity
+from ..strategies.cohorts import All
+from .mode import EVERYBODY, Mode, Promise
+
+if TYPE_CHECKING:
+    from ..privacy.plan import Sampling
+    from ..server.masking import Masking
+
+# a client's count of examples is clipped to this number of batches
+COUNT_BOUND_BATCHES = 10
+TRUSTED = "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
+
+
+class SumMode(Mode):
+    """A mode with noise on its sums: one budget on one ledger of all clients, and one plan of all rounds.
+
+    Attributes:
+      clear_sums: what is to be known of sums that are not encrypted.
+    """
+
+    clear_sums = TRUSTED
+
+    @property
+    def level(self) -> SumLevel:
+        """The settings of the sums."""
+        level = sum_level(self.parts.settings.privacy)
+        assert level is not None
+        return level
+
+    @property
+    def adversaries(self) -> tuple[Adversary, ...]:
+        """From whom the sums hide a unit."""
+        return EVERYBODY
+
+    @property
+    def sampling_words(self) -> str:
+        """How units are sampled, in a result."""
+        return self.parts.cohort.name
+
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """The promise of the sums."""
+        level = self.level
+        return (
+            Promise(
+                level.unit,
+                level.target_epsilon,
+                level.target_delta,
+                level.adjacency,
+                level.noise_multiplier,
+                self.adversaries,
+                self.sampling_words,
+            ),
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of the ledger of all clients, within its owner's caps."""
+        return self.parts.population.within_caps(self.ledger_path(Path()), self.promises[0].budget)
+
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """The law of the noise on the sums; where clients take part by turns, the run is one release anyhow."""
+        parts, level = self.parts, self.level
+        return mechanism_of(level.noise, parts.cohort.turns, parts.settings.num_rounds, level.bands)
+
+    @property
+    def longest_norm(self) -> float:
+        """The unit's norm under the value, of those that are tried, that makes it longest."""
+        if self.tuned_norm is None:
+            return self.unit_norm
+        return self.unit_norm * max(self.parts.settings.tried) / self.tuned_norm
+
+    @property
+    def round_sampling(self) -> Sampling:
+        """How a round samples the units."""
+        return self.parts.cohort
+
+    def round_plan(self, num_rounds: int, filter_order: float | None = None) -> Plan:
+        """Return the plan of the rounds, with the noise of the settings if they give it."""
+        level = self.level
+        return Plan(
+            unit=level.unit,
+            adjacency=level.adjacency,
+            sampling=self.round_sampling,
+            clipping_norm=self.unit_norm,
+            num_rounds=num_rounds,
+            noise_multiplier=level.noise_multiplier,
+            adversaries=self.adversaries,
+            filter_order=filter_order,
+            mechanism=self.mechanism,
+        )
+
+    def with_noise(self, noise_multiplier: float) -> PrivacySettings:
+        """Return the settings with this noise on the sums."""
+        return self.level.model_copy(update={"noise_multiplier": noise_multiplier})
+
+    def metrics_share(self, plan: Plan) -> float:
+        """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
+        given = self.level.metrics_share
+        if given is not None:
+            return given
+        parts = self.parts
+        expected = parts.cohort.expected_size(parts.declared_clients)
+        return least_share(plan.noise_std / plan.clipping_norm, expected, len(self.metrics))
+
+    def question_ledgers(self) -> list[Path]:
+        """Return the ledger of all clients."""
+        return [self.ledger_path(Path())]
+
+    def evaluation(self, noise_multiplier: float) -> Plan:
+        """Return the plan of one evaluation at all clients."""
+        level = self.level
+        return Plan(
+            level.unit,
+            level.adjacency,
+            self.evaluation_sampling,
+            self.unit_norm,
+            1,
+            noise_multiplier,
+            self.adversaries,
+        )
+
+    @property
+    def evaluation_sampling(self) -> Sampling:
+        """How an evaluation samples the units: all clients."""
+        return All()
+
+    def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
+        """Return sentences on what the plan does not protect from: a server that is trusted, or clients that collude."""
+        return [self.clear_sums] if masking is None else [self._of_encrypted(plan, masking)]
+
+    def _of_encrypted(self, plan: Plan, masking: Masking) -> str:
+        parts = self.parts
+        expected = round(parts.cohort.expected_size(parts.declared_clients))
+        attendance = masking.attendance(expected)
+        return (
+            f"The server sees only sums: of {expected} clients at least {attendance.least} must answer, or nothing is "
+            f"released. The noise of {attendance.colluders} of them is not counted: they may collude with the server. So "
+            f"a sum of all {expected} has {self._uncounted(plan, attendance, masking.bits):.0%} more noise than epsilon counts."
+        )
+
+    def _uncounted(self, plan: Plan, attendance: Attendance, bits: int | None) -> float:
+        """Return by which share the noise in an encrypted sum of all clients is above that which epsilon counts."""
+        from ..tasks.arrays import dimension_of  # torch
+
+        noise = plan.noise_over_clip
+        dimension = dimension_of(self.parts.task)
+        shares = size_shares(self.sum_spec(plan), dimension, attendance, noise, bits, layered=True)
+        return shares.noise_multiplier(attendance.most, attendance.most) / noise - 1
+
+    def sum_spec(self, plan: Plan) -> SumSpec:
+        """Return the lattice of a sum of updates alone."""
+        return SumSpec(plan.clipping_norm)
+
+
+class ClientMode(SumMode):
+    """A mode that hides whole clients in its sums."""
+
+    hides_clients = True
+    sums_cost_records = True
+
+    @property
+    def clients(self) -> ClientLevel:
+        """The settings of the sums."""
+        assert isinstance(self.level, ClientLevel)
+        return self.level
+
+    @property
+    def metrics(self) -> tuple[Segment, ...]:
+        """What clients send without noise on the sums, and the number of their examples."""
+        bound = float(COUNT_BOUND_BATCHES * self.parts.settings.training.batch_size)
+        return (*super().metrics, Segment(WEIGHT, bound))
+
+    @property
+    def unit_norm(self) -> float:
+        """Clipping norm of a client's update."""
+        return self.clients.clipping_norm
+
+    @property
+    def tuned_norm(self) -> float | None:
+        """The clipping norm, if it is tuned."""
+        asked = self.parts.settings.tuned
+        return self.unit_norm if asked is not None and asked.name == "clipping_norm" else None
+
+    def claim(self, plan: Plan) -> ClientClaim | None:
+        """Return what an order claims of the sums of whole clients.
+
+        With clients in turns, the plan's own figure is the cost of all of a client's rounds, and the claim's that of one.
+        """
+        assert plan.noise_multiplier is not None
+        return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
+
+    def vacuity(self, plan: Plan) -> str | None:
+        """Return why the noise of the sums hides whatever could be learned; None where it does not."""
+        clients = self.parts.declared_clients
+        expected = self.parts.cohort.expected_size(clients)
+        if clients >= VACUOUS_CLIENTS or vacuity(plan, expected, clients) is None:
+            return vacuity(plan, expected, clients)
+        from ..tasks.arrays import dimension_of  # torch, which a plan of many clients does without
+
+        return vacuity(plan, expected, clients, dimension_of(self.parts.task))
+
+    def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
+        """Return sentences on what the plan does not protect from."""
+        sentences = super().limits(plan, masking)
+        if (wrong := self.vacuity(plan)) is not None:
+            vacuous = f"This guarantee {wrong}, which hides whatever could be learned."
+            sentences.append(f"{vacuous} Use privacy=record_distributed.")
+        return sentences
