@@ -7,8 +7,8 @@ imported when it is first used, and says which extra brings what it lacks.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters.protect import protect
     from .base.refusal import Refusal
-    from .client.private_evaluation import private_evaluation
     from .client.private_update import private_update
     from .configs.schema import (
         ClientCentral,
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
+    from .questions.private_evaluation import private_evaluation
     from .run.callbacks import Callback, RoundEnd, RunEnd, RunStart
     from .run.unit_plan import UnitPlan
     from .server.evaluations import ClientEvaluation
-    from .server.protect import protect
     from .strategies.cohorts import All, CyclicPoisson, Fixed, MinSeparation, Poisson
     from .tasks.data import Examples, LazyExamples
     from .tasks.protocol import Task
@@ -74,7 +74,7 @@ __all__ = [
 
 # What its names need: a module, the extra that brings what it lacks ("" for none), and the names that live there.
 _MODULES = (
-    (".client.private_evaluation", "client", "private_evaluation"),
+    (".questions.private_evaluation", "client", "private_evaluation"),
     (".client.private_update", "client", "private_update"),
     (
         ".configs.schema",
@@ -87,7 +87,7 @@ _MODULES = (
     (".privacy.ledger.ledger", "", "BudgetExhausted Ledger"),
     (".base.refusal", "", "Refusal"),
     (".server.evaluations", "client", "ClientEvaluation"),
-    (".server.protect", "client", "protect"),
+    (".adapters.protect", "client", "protect"),
     (".run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
     (".run.unit_plan", "simulation", "UnitPlan"),
     (".strategies.cohorts", "", "All CyclicPoisson Fixed MinSeparation Poisson"),

@@ -387,11 +387,11 @@ def ask(
     require_extra("simulation", "fedveil.ask")
     from .configs.question_file import COSTS, InquiryOptions, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
-    from .run.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from .questions.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from .questions.question_plan import Spend
+    from .questions.simulated import ask_here
     from .run.build import build
-    from .run.question_plan import Spend
     from .run.released import named_model
-    from .simulations.ask import ask_here
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     said = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}

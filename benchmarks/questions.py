@@ -28,10 +28,10 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.statistics.figure import NORMAL_95, Figure
 from ..privacy.statistics.inquiry import Inquiry, read_inquiry
+from ..questions.question_plan import Spend
+from ..questions.simulated import ask_here
+from ..questions.sums import CELLS
 from ..run.build import build
-from ..run.question_plan import Spend
-from ..server.questions import CELLS
-from ..simulations.ask import ask_here
 from ..simulations.simulate import simulate
 from ..tasks.census import load
 from ..tasks.classification import softmax_regression

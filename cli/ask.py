@@ -47,7 +47,7 @@ def ask(
     asked = said_in(said[1])
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
     plain = said[0].over(plain)
-    from ..run.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
     from ..run.released import named_model
 
     groups = dict(each.split("=", 1) for each in overrides)
@@ -73,7 +73,7 @@ def _asked(
     into: Path | None,
     server: Path | None,
 ) -> dict[str, Any]:
-    from ..run.question_plan import Spend
+    from ..questions.question_plan import Spend
 
     inquiry, run = asked
     spend = Spend(**cost)
@@ -84,8 +84,8 @@ def _asked(
 
         return ask_clients(server, inquiry, spend, overrides, run)
     from ..configs.settings import settings_from_overrides
+    from ..questions.simulated import ask_here
     from ..run.build import build
-    from ..simulations.ask import ask_here
 
     return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER, run)
 

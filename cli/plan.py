@@ -17,10 +17,16 @@ from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
+from ..questions.evaluation_plan import (
+    DIFFERENCE,
+    EvaluationPlan,
+    evaluation_plan,
+    scored_metric,
+    scoring_plan,
+)
+from ..questions.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..run.build import build
 from ..run.display import console_for
-from ..run.evaluation_plan import DIFFERENCE, EvaluationPlan, evaluation_plan, scored_metric, scoring_plan
-from ..run.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..run.unit_plan import (
     curve,
     is_asked,

@@ -22,7 +22,6 @@ from ..base.refusal import Refusal
 from ..messages import wire
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ..messages.local_training import LocalTraining
-from ..messages.question_wire import own_noise_of, question_of, released_of
 from ..privacy.accounting.events import gaussian_event
 from ..privacy.audit import kept_rows
 from ..privacy.budget import Adversary, Release, Unit, check_delta
@@ -33,6 +32,9 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
+from ..questions.answers import Measured, answered, evaluated
+from ..questions.measurements import means_over, rows_measured
+from ..questions.wire import own_noise_of, question_of, released_of
 from ..strategies.canaries import canary_answer
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
@@ -48,9 +50,7 @@ from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
-from .evaluation import means_over, rows_measured
 from .private_update import or_unchanged, private_update, summed_reply, unchanged
-from .questions import Measured, answered, evaluated
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 

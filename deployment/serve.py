@@ -52,6 +52,7 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
+from ..questions.scaling import as_answered
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
@@ -61,7 +62,6 @@ from ..run.manifest import read_manifest
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
 from ..run.run_files import read_object
 from ..run.run_folder import note_farewell
-from ..run.scaling import as_answered
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
 from ..tasks.arrays import agreement_of

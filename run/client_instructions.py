@@ -16,10 +16,10 @@ from ..messages.client_settings import (
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.plan import LEAST_NOISE
+from ..questions.scaling_plan import scaling_events
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
 from .record_audit import plants_examples
-from .scaling_plan import scaling_events
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
 MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most

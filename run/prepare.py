@@ -24,6 +24,15 @@ from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan, Unaffordable
 from ..privacy.statistics.evaluation import EVALUATION
+from ..questions.evaluation_plan import (
+    evaluation_events,
+    evaluation_plan,
+    one_evaluation,
+    scored_metric,
+    scoring_plan,
+)
+from ..questions.scaling_plan import PURPOSE as SCALING
+from ..questions.scaling_plan import one_scaling
 from ..server import noise_key
 from ..server.checkpoint import read
 from ..server.records_plan import within_records
@@ -58,11 +67,8 @@ from . import run_folder
 from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
-from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
 from .prepared_run import Run
 from .run_folder import Saved
-from .scaling_plan import PURPOSE as SCALING
-from .scaling_plan import one_scaling
 from .sum_plan import (
     plan_of_rest,
     sum_plan,

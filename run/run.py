@@ -28,6 +28,11 @@ from ..messages.wire import DROP_REASONS, MIXES
 from ..modes.federation import Federation
 from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable
+from ..questions.asking import Reach
+from ..questions.evaluation import evaluate_at_clients, score_at_clients
+from ..questions.evaluation_plan import evaluated_rounds
+from ..questions.scaling import as_answered, ask_scaling
+from ..questions.scaling_plan import asks_scaling, everybody
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
@@ -43,14 +48,11 @@ from ..tasks.memory import give_back, stop_keeping
 from ..tasks.protocol import GroupedTask
 from . import audit as auditing
 from . import run_folder
-from .asking import Reach
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .client_instructions import order_of
 from .display import CLIENTS_LOG, Display
-from .evaluation import evaluate_at_clients, score_at_clients
 from .evaluation_figures import shown_metrics
-from .evaluation_plan import evaluated_rounds
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
@@ -59,8 +61,6 @@ from .promise import MIXED
 from .record_ledgers import charged, record_meter
 from .rosters_in_force import note_roster
 from .run_folder import Progress
-from .scaling import as_answered, ask_scaling
-from .scaling_plan import asks_scaling, everybody
 from .tuning import require_arms, tuned_order
 
 Arrays = dict[str, NDArray[np.generic]]

@@ -13,9 +13,9 @@ from ..privacy.accounting.renyi_filter import admits
 from ..privacy.budget import Budget
 from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.plan import Plan
+from ..questions.evaluation_plan import evaluation_events
+from ..questions.scaling_plan import scaling_events
 from ..strategies.cohorts import CyclicPoisson
-from .evaluation_plan import evaluation_events
-from .scaling_plan import scaling_events
 
 RAISED = (
     1.0,

@@ -15,12 +15,12 @@ from ..messages.local_training import Schedule
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.arms import ArmDeal
+from ..questions.evaluation_plan import scored_metric
 from ..server.checkpoint import State
 from ..server.tuning import LOSS, Tuning
 from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.protocol import Task
-from .evaluation_plan import scored_metric
 from .prepared_run import Run
 
 KEY_BYTES = 16

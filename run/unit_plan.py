@@ -17,12 +17,12 @@ from ..privacy.accounting.exchanged import exchanged
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness
+from ..questions.evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
+from ..questions.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..strategies.cohorts import likely_participations
 from ..strategies.record_plan import record_plan
 from .acts import unless_accepted
 from .client_instructions import client_settings
-from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
-from .scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from .sum_plan import sum_plan
 
 if TYPE_CHECKING:

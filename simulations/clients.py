@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..client.app import SETTINGS_KEY, Workbench, import_parts, make_client_app
-from ..client.questions import counted
 from ..configs.schema import FaultSettings
 from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
+from ..questions.answers import counted
 from ..tasks.hardware import units
 from ..tasks.protocol import Task
 from .faults import inject

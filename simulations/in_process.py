@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
-from ..messages.question_wire import question_of
 from ..messages.wire import LATE, add_reply
 from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import CohortSum, add, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.statistics.inquiry import Inquiry
+from ..questions.wire import question_of
 from ..tasks.memory import keep_memory
 from .deadline import PastDeadline, limited_to
 

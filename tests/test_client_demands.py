@@ -25,7 +25,6 @@ from fedveil.deployment.rollover import roll_over
 from fedveil.links.enrolment.token import Token
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.question_wire import evaluation_content, question_content
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
 from fedveil.messages.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
@@ -40,6 +39,7 @@ from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.privacy.statistics.evaluation import Evaluation
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.questions.wire import evaluation_content, question_content
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums

@@ -15,12 +15,10 @@ import torch
 from flwr.app import Message
 from safetensors.numpy import load_file
 
-from fedveil.client.evaluation import means_over, rows_measured
-from fedveil.client.training import linear
+from fedveil.deployment.device import linear
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.messages.flower_adapter import name_message
-from fedveil.messages.question_wire import evaluation_content
 from fedveil.messages.training_order import ORDER_KEY
 from fedveil.messages.wire import OWNERS_POLICY, add_reply, instruct, memory_arrays
 from fedveil.privacy.ledger.book import RESERVE
@@ -28,6 +26,8 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import EVALUATION, Evaluation
+from fedveil.questions.measurements import means_over, rows_measured
+from fedveil.questions.wire import evaluation_content
 from fedveil.tasks.classification import class_metrics
 from fedveil.tasks.data import Examples
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.training import linear
 from fedveil.client.training import sgd as training
+from fedveil.deployment.device import linear
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 
 LIGHT = """
 import sys
-import fedveil.deployment.device.agent, fedveil.cli.client, fedveil.deployment.device.device, fedveil.client.training.linear
+import fedveil.deployment.device.agent, fedveil.cli.client, fedveil.deployment.device.device, fedveil.deployment.device.linear
 import fedveil.deployment.device.own_ledger, fedveil.client.secure_update
 heavy = ("torch", "opacus", "scipy", "dp_accounting", "ray", "hydra", "matplotlib", "pandas", "sklearn")
 print([name for name in heavy if name in sys.modules])

@@ -19,11 +19,11 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
 from fedveil.client.dp_sgd import record_canaries
 from fedveil.client.dp_sgd import train as dp_sgd
-from fedveil.client.training import linear
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.device import linear
 from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from fedveil.messages.flower_adapter import claim_identity, client_context
 from fedveil.messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Schedule

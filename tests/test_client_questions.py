@@ -25,7 +25,6 @@ from fedveil.cli.client import status
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.messages.flower_adapter import name_message
-from fedveil.messages.question_wire import question_content
 from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
@@ -35,7 +34,8 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.run.question_plan import Spend
+from fedveil.questions.question_plan import Spend
+from fedveil.questions.wire import question_content
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
@@ -255,7 +255,7 @@ def test_an_answer_that_a_full_disk_does_not_store_is_given_nevertheless(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fedveil.run.ask.replace_file", full)
+    monkeypatch.setattr("fedveil.questions.ask.replace_file", full)
     given, grid = (*COMMON, "privacy=client_central", "cohort=all"), SERVED["Devices"](hearts / "clients")
     asked = inquiry(), Spend(noise_multiplier=1.0), given
     record = ask_clients(hearts / "server", *asked, reach=SERVED["reaching"](grid))

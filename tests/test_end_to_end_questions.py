@@ -17,10 +17,10 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.questions.question_plan import Spend
+from fedveil.questions.simulated import ask_here
 from fedveil.run.build import build
-from fedveil.run.question_plan import Spend
 from fedveil.run.released import model_of
-from fedveil.simulations.ask import ask_here
 from fedveil.tasks import load_task
 from fedveil.tasks.model_columns import columns_with
 

@@ -12,17 +12,17 @@ from safetensors.numpy import load_file
 
 from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.messages.question_wire import evaluation_content
 from fedveil.messages.wire import memory_arrays
 from fedveil.privacy.mechanisms.private_sum import add_noise, decode_counts, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import METRIC
+from fedveil.questions.evaluation_plan import evaluation_of, one_evaluation
+from fedveil.questions.sums import CELLS
+from fedveil.questions.wire import evaluation_content
 from fedveil.run.build import build
 from fedveil.run.client_instructions import client_settings
-from fedveil.run.evaluation_plan import evaluation_of, one_evaluation
 from fedveil.run.sum_plan import sum_plan
-from fedveil.server.questions import CELLS
 from fedveil.simulations.simulate import run_simulation
 
 REPETITIONS = 1000

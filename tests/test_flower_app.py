@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedveil.adapters.protect import NobodyAnswered
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.ledger.caps import default_folder
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.server.protect import NobodyAnswered
 from fedveil.simulations.in_process import InProcessGrid
 
 DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))

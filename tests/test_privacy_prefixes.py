@@ -24,9 +24,9 @@ from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.privacy.statistics.prefixes import Prefixes
+from fedveil.questions.question_plan import Spend
+from fedveil.questions.simulated import ask_here
 from fedveil.run.build import Given, build
-from fedveil.run.question_plan import Spend
-from fedveil.simulations.ask import ask_here
 
 Ages = runpy.run_path(str(Path(__file__).parent / "test_server_questions.py"))["Ages"]
 LETTERS, DRAWS, CLIENTS, ROWS = "abcdefgh", 1000, 30, 12

@@ -23,7 +23,6 @@ from fedveil.client.app import Workbench, measured_at
 from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
-from fedveil.messages.question_wire import evaluation_content, question_of
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
 from fedveil.modes.federation import Federation
@@ -34,14 +33,15 @@ from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import HeldOutMeans
-from fedveil.run.asking import question_order
+from fedveil.questions.asking import question_order
+from fedveil.questions.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
+from fedveil.questions.sums import CELLS, Charge
+from fedveil.questions.wire import evaluation_content, question_of
 from fedveil.run.build import Given, build
 from fedveil.run.client_instructions import client_settings
-from fedveil.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
 from fedveil.run.unit_plan import unit_plans
 from fedveil.server import masked_sums
 from fedveil.server.evaluations import FIRST_ROW
-from fedveil.server.questions import CELLS, Charge
 from fedveil.simulations.simulate import run_simulation
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.tasks.data import data_of, data_of_all

@@ -21,8 +21,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedveil.adapters.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.base.refusal import Refusal
-from fedveil.client.private_evaluation import private_evaluation
 from fedveil.client.private_update import private_update
 from fedveil.messages.wire import WEIGHT
 from fedveil.privacy.accounting.epsilon import epsilon
@@ -32,8 +32,8 @@ from fedveil.privacy.ledger.caps import Cap, default_folder, set_cap
 from fedveil.privacy.ledger.client_sums import RecordsBudget
 from fedveil.privacy.ledger.data_sets import together_path
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.questions.private_evaluation import private_evaluation
 from fedveil.server.evaluations import ClientEvaluation
-from fedveil.server.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
 

@@ -36,12 +36,12 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.columns import Numbers
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.run import ask as asks
+from fedveil.questions import ask as asks
+from fedveil.questions import simulated as asking
+from fedveil.questions.question_plan import Spend
+from fedveil.questions.simulated import ask_here, require_columns
+from fedveil.questions.sums import CELLS
 from fedveil.run.build import Given, build
-from fedveil.run.question_plan import Spend
-from fedveil.server.questions import CELLS
-from fedveil.simulations import ask as asking
-from fedveil.simulations.ask import ask_here, require_columns
 from fedveil.tasks import load_task
 from fedveil.tasks.columns import columns_of
 

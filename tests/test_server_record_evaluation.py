@@ -29,7 +29,6 @@ from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of
-from fedveil.messages.question_wire import OWN_NOISE_KEY, evaluation_content, question_of
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.modes.federation import Federation
@@ -43,8 +42,9 @@ from fedveil.privacy.statistics.evaluation import (
     evaluation_from_json,
 )
 from fedveil.privacy.statistics.held_rows import held_rows
+from fedveil.questions.evaluation_plan import evaluation_plan
+from fedveil.questions.wire import OWN_NOISE_KEY, evaluation_content, question_of
 from fedveil.run.build import Given, build
-from fedveil.run.evaluation_plan import evaluation_plan
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.tasks import load_task

@@ -17,12 +17,10 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from flwr.app import Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.questions import with_own_noise
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
-from fedveil.messages.question_wire import question_content
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
@@ -30,9 +28,11 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
+from fedveil.questions.answers import with_own_noise
+from fedveil.questions.question_plan import Spend
+from fedveil.questions.simulated import ask_here
+from fedveil.questions.wire import question_content
 from fedveil.run.build import Given, build
-from fedveil.run.question_plan import Spend
-from fedveil.simulations.ask import ask_here
 
 HERE = Path(__file__).parent
 STATISTICS = runpy.run_path(str(HERE / "test_privacy_statistics.py"))

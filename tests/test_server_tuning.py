@@ -30,11 +30,11 @@ from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.questions.evaluation_plan import scoring_plan
 from fedveil.run import prepare
 from fedveil.run import run as run_module
 from fedveil.run.build import build
 from fedveil.run.display import tuned_line
-from fedveil.run.evaluation_plan import scoring_plan
 from fedveil.run.run_files import read_run
 from fedveil.run.sum_plan import sum_plan
 from fedveil.run.tuning import charged_scores, require_arms, tuning_of

@@ -13,7 +13,7 @@ import pytest
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import _both, _numbers
-from fedveil.client.training.linear import read_table
+from fedveil.deployment.device.linear import read_table
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.kept_rows import arrays_of
 from fedveil.privacy.secagg.client import Participant, read_state

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy.stats import binom
 
-from fedveil.client.training import linear
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.device import linear
 from fedveil.privacy.statistics.held_rows import hashes_of_rows, held_rows
 from fedveil.run.build import build
 from fedveil.run.files import SAVED, SINGLY

@@ -20,8 +20,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench, table_of
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.question_wire import question_content, question_of
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.questions.wire import question_content, question_of
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import FEW

@@ -14,7 +14,6 @@ from flwr.app import ConfigRecord, Message, RecordDict
 import fedveil as fv
 from fedveil.links.grpc.grid import open_link
 from fedveil.messages.flower_adapter import claim_identity
-from fedveil.messages.question_wire import EVALUATION_KEY, QUESTION_KEY
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
 from fedveil.messages.secure_wire import LOG_RECORD, Exchange, Place, ask, with_roster
@@ -23,6 +22,7 @@ from fedveil.messages.traffic import Cargo, Carried, Tally, TrafficPurpose, carg
 from fedveil.messages.wire import instruct, memory_arrays, reply_with
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.questions.wire import EVALUATION_KEY, QUESTION_KEY
 
 FAULTS = Path(__file__).parent / "faults"
 ENDS = runpy.run_path(str(FAULTS / "link_ends.py"))

@@ -20,6 +20,8 @@ ROOMS = (
     "client",
     "server",
     "modes",
+    "questions",
+    "adapters",
     "populations",
     "run",
     "evidence",

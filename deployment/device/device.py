@@ -26,7 +26,6 @@ from flwr.clientapp.typing import ClientAppCallable
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, disk_remedy
 from ...client.private_update import NotTrained, or_unchanged, private_update
-from ...client.questions import Measured, answered, evaluated
 from ...client.secure_update import STATE, STATE_RECORD, secure_update
 from ...configs.bundle_files import SCHEMA
 from ...links.attestation import with_nonce
@@ -35,7 +34,6 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import records_of
 from ...messages.local_training import LocalTraining
-from ...messages.question_wire import question_of, released_of
 from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...messages.training_order import ModeName, RecordOrder, TrainingOrder, people_call, read_order
 from ...privacy.budget import Adversary, Unit
@@ -47,6 +45,8 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
+from ...questions.answers import Measured, answered, evaluated
+from ...questions.wire import question_of, released_of
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .eligibility import ROOT, obstacle
 from .held_model import FILE, HeldModel
@@ -395,7 +395,7 @@ def read_device(bundle: ClientBundle) -> Device:
 
 
 def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
-    from ...client.training import linear
+    from . import linear
 
     choice = bundle.settings.task
     table = linear.read_table(bundle.folder / (choice.data or ""))

@@ -12,7 +12,6 @@ from flwr.app import RecordDict
 
 from ...base.refusal import Refusal
 from ...client.private_update import NotTrained
-from ...messages.question_wire import Asked, own_noise_of, question_of
 from ...messages.training_order import (
     CENTRAL_MODES,
     STEP_MODES,
@@ -28,6 +27,7 @@ from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
+from ...questions.wire import Asked, own_noise_of, question_of
 from .owner_policy import OwnerPolicy
 
 if TYPE_CHECKING:

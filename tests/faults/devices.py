@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.client.training import linear
 from fedveil.deployment.device import device as device_module
+from fedveil.deployment.device import linear
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.provision import provision

@@ -36,7 +36,7 @@ IMPORTED = (
     "fedveil.cli.verify",
     "fedveil.deployment.serve",
     "fedveil.privacy.accounting.loss_distributions",
-    "fedveil.simulations.ask",
+    "fedveil.questions.simulated",
     "fedveil.simulations.simulate",
     "fedveil.run.run",
 )

@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedveil.privacy import Budget
-from fedveil.server.protect import protect
+from fedveil.adapters.protect import protect
 from fedveil.strategies.cohorts import Poisson
 
 CLIENTS, ROUNDS = 200, 10

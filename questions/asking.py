@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from dp_accounting.dp_event import SelfComposedDpEvent
 
 from ..messages.local_training import LocalTraining
-from ..messages.question_wire import Asked, question_content
 from ..messages.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits, counted
@@ -22,11 +21,12 @@ from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.figure import Figure, count_of, unsaid
 from ..privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
 from ..privacy.statistics.prefixes import Prefixes
+from ..run.files import OPERATOR
 from ..server.participants import Participants
-from ..server.questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
 from ..server.round_terms import ALL_ANSWERS, Answers, Round, unanswered
-from .files import OPERATOR
 from .question_plan import budget_of, rate_of, sigma_of
+from .sums import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
+from .wire import Asked, question_content
 
 SYSTEM = Randomness()
 

@@ -4,7 +4,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..messages.question_wire import own_noise_of
+from ..client.private_update import SEGMENTS_RECORD, summed_reply
 from ..messages.wire import WEIGHT, memory_arrays, sum_spec_of
 from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import add_noise, on_grid
@@ -14,7 +14,7 @@ from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRow
 from ..privacy.statistics.inquiry import Inquiry
 from ..tasks.columns import columns_of
 from ..tasks.protocol import Task
-from .private_update import SEGMENTS_RECORD, summed_reply
+from .wire import own_noise_of
 
 Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the record level
 

@@ -26,12 +26,12 @@ from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import LedgerUnavailable
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
+from ..run.acts import write_accepted
+from ..run.client_instructions import task_options
+from ..run.files import OF_RECORDS, OPERATOR
+from ..run.prepare import alone_on_records, close_ledger, open_ledger
 from ..server.participants import Participants
-from .acts import write_accepted
 from .asking import Asking, Outcome, Reach, require_all
-from .client_instructions import task_options
-from .files import OF_RECORDS, OPERATOR
-from .prepare import alone_on_records, close_ledger, open_ledger
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 
 # Default by privacy unit.

@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from ..messages.question_wire import evaluation_content
 from ..messages.wire import memory_arrays
 from ..modes.federation import Federation
 from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.statistics.evaluation import Evaluation
+from ..run.prepared_run import Run
+from ..run.run_folder import note_evidence
 from ..server.checkpoint import State
 from ..server.evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..server.participants import Participants
-from ..server.questions import Charge, put, sums_of
 from ..server.round_terms import Mean, Round, unanswered
 from ..strategies.cohorts import All
 from .asking import Reach, question_order
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
-from .prepared_run import Run
-from .run_folder import note_evidence
+from .sums import Charge, put, sums_of
+from .wire import evaluation_content
 
 Arrays = dict[str, NDArray[np.generic]]
 

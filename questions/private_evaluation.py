@@ -3,11 +3,11 @@
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 
-from ..messages.question_wire import question_of
+from ..client.private_update import answer_of, values_of, without_error
 from ..messages.wire import FAILED, WEIGHT, read_spec, reply_with
 from ..privacy.mechanisms.private_sum import encode
 from ..privacy.statistics.evaluation import LOSS, Evaluation, HeldOutMeans
-from .private_update import answer_of, values_of, without_error
+from .wire import question_of
 
 LOSSES = (LOSS, "eval_loss")  # names of an app's mean loss
 NO_LOSS = float("inf")  # counts as the largest loss

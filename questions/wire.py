@@ -17,11 +17,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ..base.refusal import Refusal, real
+from ..messages.flower_adapter import records_of, values_under
+from ..messages.wire import layout_of, memory_arrays
 from ..privacy.budget import Unit
 from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
-from .flower_adapter import records_of, values_under
-from .wire import layout_of, memory_arrays
 
 QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 OWN_NOISE_KEY = "fedveil-question-noise"

@@ -19,17 +19,17 @@ from ..messages.traffic import Tally
 from ..modes.federation import Federation
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
-from ..run.ask import ask, record_path
-from ..run.asking import Reach
 from ..run.client_instructions import question_settings
 from ..run.prepare import claim_records, settle_records
-from ..run.question_plan import Spend, carried_by
 from ..run.released import released_file
+from ..simulations.engines import asking_engine, require_one_machine
+from ..simulations.simulate import state_kept
 from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released
-from .engines import asking_engine, require_one_machine
-from .simulate import state_kept
+from .ask import ask, record_path
+from .asking import Reach
+from .question_plan import Spend, carried_by
 
 
 def ask_here(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from ...base.tensor_file import read_npz
+from ...client.training.batches import shuffled_batches
 from ...messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ...messages.local_training import LocalTraining
 from ...messages.training_order import TrainingOrder
@@ -21,7 +22,6 @@ from ...messages.wire import WEIGHT, memory_arrays, only_arrays, read_round, vie
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.held_rows import hashes_of_rows, held_rows
-from .batches import shuffled_batches
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]

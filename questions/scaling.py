@@ -19,6 +19,10 @@ from ..modes.federation import Federation
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
+from ..run.client_instructions import task_options, with_task_of
+from ..run.files import SCALING
+from ..run.prepare import claim_records, settle_records
+from ..run.prepared_run import Run
 from ..server.evaluations import FIRST_ROW
 from ..server.participants import Participants
 from ..tasks import load_task
@@ -27,10 +31,6 @@ from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
 from .ask import record_of
 from .asking import Asking, Reach
-from .client_instructions import task_options, with_task_of
-from .files import SCALING
-from .prepare import claim_records, settle_records
-from .prepared_run import Run
 from .question_plan import Spend, question_plan
 from .scaling_plan import asks_scaling, everybody, one_scaling
 

@@ -22,7 +22,6 @@ from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
 from ..messages.flower_adapter import report_in_sentences, start_checked
 from ..messages.grids import PassingGrid
-from ..messages.question_wire import with_evaluation
 from ..messages.wire import WEIGHT, common_content
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
@@ -43,9 +42,9 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.statistics.evaluation import EVALUATION
-from ..strategies.cohorts import All, Cohort, tossed_rate
-from ..strategies.registry import check_averages
-from .evaluations import (
+from ..questions.sums import Charge, put
+from ..questions.wire import with_evaluation
+from ..server.evaluations import (
     ClientEvaluation,
     events_of,
     means_of,
@@ -54,11 +53,12 @@ from .evaluations import (
     planned_half_width,
     row_after,
 )
-from .participants import Participants
-from .private_grid import PrivateGrid
-from .questions import Charge, put
-from .records_plan import within_records
-from .round_terms import Round, SumPrivacy
+from ..server.participants import Participants
+from ..server.private_grid import PrivateGrid
+from ..server.records_plan import within_records
+from ..server.round_terms import Round, SumPrivacy
+from ..strategies.cohorts import All, Cohort, tossed_rate
+from ..strategies.registry import check_averages
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
 OPERATOR = ".operator.jsonl"  # beside the ledger: facts about rounds that only a trusted server may read
@@ -111,7 +111,7 @@ def protect(
       held_out: whether the data of the strategy's `evaluate_fn` are public. Metrics on private data are a release that
         no budget covers, so a strategy with such data does not start.
       evaluate: lets all clients evaluate the model in a private sum of its own; its charge is planned with the rounds.
-        Their apps need the mod `fedveil.client.private_evaluation.private_evaluation`, and the strategy a
+        Their apps need the mod `fedveil.questions.private_evaluation.private_evaluation`, and the strategy a
         `fraction_evaluate` above 0. None evaluates at no client.
 
     Returns:

@@ -13,11 +13,11 @@ from ..privacy.budget import Budget, Unit
 from ..privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ..privacy.statistics.figure import NORMAL_95
 from ..privacy.statistics.inquiry import Inquiry, Question
+from ..run.acts import unless_accepted
 from ..strategies.cohorts import All, Poisson
-from .acts import unless_accepted
 
 if TYPE_CHECKING:
-    from ..messages.question_wire import Asked  # flwr, and plans know questions too
+    from .wire import Asked  # flwr, and plans know questions too
 
 MOST_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
 

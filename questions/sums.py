@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from dp_accounting.dp_event import GaussianDpEvent
 from flwr.app import RecordDict
 
-from ..messages.question_wire import Asked
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import Ledger
@@ -25,10 +24,11 @@ from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
-from .masked_sums import sums_over
-from .masking import Masking
-from .participants import Participants
-from .round_terms import Mean, Round, Sum
+from ..server.masked_sums import sums_over
+from ..server.masking import Masking
+from ..server.participants import Participants
+from ..server.round_terms import Mean, Round, Sum
+from .wire import Asked
 
 ROW = 1  # most inquiries are one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.

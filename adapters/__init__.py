@@ -1,0 +1,1 @@
+"""Adapters: programs written for other frameworks, under this one's accounting."""
