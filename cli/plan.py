@@ -17,19 +17,11 @@ from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
-from ..questions.evaluation_plan import (
-    DIFFERENCE,
-    EvaluationPlan,
-    evaluation_plan,
-    scored_metric,
-    scoring_plan,
-)
-from ..questions.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..run.build import build
 from ..run.display import console_for
+from ..run.queries import queries_of
 from ..run.unit_plan import (
     curve,
-    is_asked,
     plans_of,
     questions_of,
     record_epsilon,
@@ -53,7 +45,8 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
     if as_json:
         print(json.dumps(plain(federation), allow_nan=False))
         return 0
-    _ = scaling_plan(federation)  # refuses before anything is shown
+    for query in queries_of(federation.settings):
+        query.plans(federation, "plan")  # refuses before anything is shown
     console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
@@ -129,18 +122,19 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best continues with all. One client is "
             f"in one arm: epsilon {once:.3f}. As many whole runs would cost {whole:.3f}."
         )
-    if (scaling := scaling_plan(federation)) is not None:
-        console.print(_scaling(federation, plan, budget, scaling))
+    queries = queries_of(federation.settings)
+    for line in (line for query in queries if query.first for line in query.lines(federation, plan, budget)):
+        console.print(line)
     if (lost := record_epsilon(federation, plan, budget.target_delta, rounds)) is not None:
         console.print(
             f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
         )
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
-        if (asked := scoring_plan(federation)) is not None:
-            console.print(_scoring(federation, plan, budget, asked))
-    if is_asked(federation, plan) and (asked := evaluation_plan(federation)) is not None:
-        console.print(_evaluation(federation, plan, budget, asked))
+    for line in (
+        line for query in queries if not query.first for line in query.lines(federation, plan, budget)
+    ):
+        console.print(line)
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
 
@@ -160,41 +154,6 @@ def _metrics(federation: Federation, plan: Plan) -> str:
         return "No metrics leave a client."
     cost = f"they cost the update {1 - math.sqrt(1 - share):.1%} of its norm; metrics_share=0 leaves them out"
     return f"Loss and count are part of the sum, under the same noise: {cost}."
-
-
-def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
-    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    metric, half = scored_metric(federation.settings), asked.half_width or 0.0
-    return (
-        f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
-        f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
-        f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
-    )
-
-
-def _scaling(federation: Federation, plan: Plan, budget: Budget, asked: ScalingPlan) -> str:
-    columns = asked.columns[0] if len(asked.columns) == 1 else f"{len(asked.columns)} columns"
-    without = plan.epsilon(budget.target_delta)
-    whole = plan.epsilon(budget.target_delta, prior=scaling_events(federation))
-    return (
-        f"Before round 1 the clients are asked mean and deviation of {columns}, at noise multiplier {asked.noise_multiplier:.4g}: "
-        f"epsilon {asked.epsilon:.3f} by itself, which adds {whole - without:.3f} to the rounds' {without:.3f}."
-    )
-
-
-def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
-    without = plan.epsilon(budget.target_delta)
-    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    many = len(asked.rounds)
-    often = f"after {many} of the rounds" if many > 1 else "in the end"
-    said = (
-        f"{asked.clients} clients evaluate the model {often}, at noise multiplier {asked.noise_multiplier:.4g}: this adds epsilon "
-        f"{whole - without:.3f} to the rounds' {without:.3f}, and makes {whole:.3f}."
-    )
-    if asked.half_width is None:
-        return said
-    of = "" if plan.unit == "client" else f" over about {asked.rows} held-out records"
-    return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
 
 
 def _spelled(value: float) -> float | str:

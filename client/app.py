@@ -18,32 +18,23 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
+from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..messages import wire
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ..messages.local_training import LocalTraining
-from ..privacy.accounting.events import gaussian_event
 from ..privacy.audit import kept_rows
-from ..privacy.budget import Adversary, Release, Unit, check_delta
+from ..privacy.budget import Release, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
-from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
-from ..privacy.statistics.columns import Table
-from ..privacy.statistics.evaluation import Evaluation
-from ..privacy.statistics.inquiry import Inquiry
-from ..questions.answers import Measured, answered, evaluated
-from ..questions.measurements import means_over, rows_measured
-from ..questions.wire import own_noise_of, question_of, released_of
 from ..strategies.canaries import canary_answer
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
-from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, drawn_data_of, leaves, placeholder
 from ..tasks.fingerprint import fingerprint
-from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
-from ..tasks.held_back import held_back_of
+from ..tasks.hardware import check_made_here, device_of, placed, precision
 from ..tasks.independence import Mixing, check_evaluated_apart, check_independence
 from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
@@ -304,53 +295,10 @@ def make_client_app(
 
 
 def _answered(message: Message, client: int, bench: Workbench) -> Message:
-    asked = question_of(message.content)
-    if isinstance(asked, Evaluation):
-        return evaluated(message, asked, measured_at(bench, client, message.content, asked))
-    if asked is not None:
-        return _question_round(message, client, bench, asked)
+    if wire.asks(message.content):
+        answer = extension("query", "answer", "question", client)
+        return answer(message, client, bench)
     return train_round(message, client, bench, bench.settings)
-
-
-def measured_at(
-    bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation
-) -> Measured | None:
-    """Return a client's measurement of an instruction's model on its held-out records; None without a valid one.
-
-    Raises:
-      Refusal: the client trains on all of its records or, at the record level, the model mixes examples.
-    """
-    held = held_back_of(bench.task, client)
-    if held is None:
-        raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")
-    if not len(held):
-        return None
-    bench.forget()
-    near = placed(held, bench.device)
-    if (released := released_of(content)) is None:
-        load_arrays(bench.model, wire.views(wire.only_arrays(content)))
-        return means_over(near, bench.task, bench.model, bench.precision, evaluation)
-    from ..tasks.model_columns import read_released  # tables, not needed for training
-
-    read_released(bench.private_model(held, evaluated=True), released)
-    return rows_measured(near, bench.task, bench.model, bench.precision, evaluation)
-
-
-def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
-    """Return a client's columns, with those of the released model that a question is about.
-
-    Raises:
-      Refusal: the model is of another task, or mixes the hidden units; or the rows do not fit the model's inputs.
-    """
-    if (released := released_of(content)) is None:
-        return columns_of(bench.task, client)
-    from ..tasks.model_columns import columns_with, read_released  # tables, not needed for training
-
-    bench.forget()
-    if inquiry.unit is Unit.RECORD:  # its output for a row must then not depend on other rows
-        bench.private_model(data_of(bench.task, client), evaluated=True)
-    read_released(bench.model, released)
-    return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
 
 
 def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
@@ -411,37 +359,6 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     bench.require_base()
     content = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(content, reply_to=message)
-
-
-def _question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
-    """Return one client's answer to a question, or an error if its ledger does not allow it."""
-    settings, noise = bench.settings, own_noise_of(message.content)
-    table = table_of(bench, client, message.content, inquiry)
-    run, number = wire.read_round(message.content)
-    stream = Randomness(settings.seed).stream("question noise", number, client)
-    if noise is None:
-        return answered(message, inquiry, table, stream)
-    assert settings.record is not None
-    rng = "system" if settings.seed is None else "seeded"
-    release = Release(
-        settings.record.unit,
-        run,
-        number,
-        f"{QUESTION} {client}",
-        dict.fromkeys(Adversary, gaussian_event(noise)),
-        rng,
-        segments=inquiry.asked,
-        kind=QUESTION,
-    )
-    try:
-        with _own_ledger(bench, client, settings) as ledger:
-            ledger.purpose = inquiry.why or None
-            ledger.reserve_new(release)
-            reply = answered(message, inquiry, table, stream)
-            ledger.commit(release.key)
-    except BudgetExhausted:
-        return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
-    return reply
 
 
 def _step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
@@ -528,7 +445,7 @@ def _train_on_ledger(
         engine = chosen_engine(record.gradients, model, records)
     rng = "system" if settings.seed is None else "seeded"
     release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
-    with _own_ledger(bench, client, settings) as ledger:
+    with own_ledger(bench, client, settings) as ledger:
         ledger.reserve_new(release)
         train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
         if canaried is not None:
@@ -542,7 +459,7 @@ def _ledger_name(bench: Workbench, client: int, settings: ClientSettings) -> str
     return settings.device or named or bench.fingerprint_of(data_of(bench.task, client), client)
 
 
-def _own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledger:
+def own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledger:
     """Return the ledger of a client's records, open for writing."""
     record, name = settings.record, _ledger_name(bench, client, settings)
     assert record is not None

@@ -1169,6 +1169,21 @@ class FederationSettings(Group):
         return self.tuned is not None and self.tuned.score == "clients"
 
     @property
+    def scored_metric(self) -> str:
+        """The metric by which clients compare arms."""
+        return (self.tuned and self.tuned.metric) or self.evaluate.metric
+
+    @property
+    def queries(self) -> Mapping[str, tuple[str, object]]:
+        """Kinds of query that the run asks of its clients, the first one first, each with the field that asks for it."""
+        found: dict[str, tuple[str, object]] = {}
+        if isinstance(self.task, CsvTask) and self.task.scaling == "asked":
+            found["scaling"] = "task.scaling", self.task.scaling
+        if self.evaluate.clients != "none" or self.scored_at_clients:
+            found["evaluation"] = "evaluate.clients", self.evaluate.clients
+        return found
+
+    @property
     def tuning_rounds(self) -> int:
         """Rounds of each arm, before the best value continues; 0 without tuning."""
         if self.tuned is None:

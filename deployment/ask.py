@@ -23,10 +23,10 @@ from ..messages.traffic import Tally
 from ..privacy.ledger.folder_lock import alone
 from ..privacy.statistics.inquiry import Inquiry
 from ..questions.ask import ask, record_path
-from ..questions.asking import Reach
 from ..questions.question_plan import Spend
 from ..run.build import build
 from ..run.files import QUESTIONS
+from ..run.queries import Reach
 from ..run.released import released_file
 from ..run.run import answers_of
 from .allowance import begins_from

@@ -19,12 +19,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import build, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
-from ..questions.wire import EVALUATION_KEY, QUESTION_KEY
 from .flower_adapter import records_of
 from .renewal import RENEWAL
 from .run_over import OVER
 from .secure_wire import ROSTER_RECORD, SECURE_RECORD, VOUCHING, Exchange
-from .wire import SPEC_RECORD
+from .wire import EVALUATION_KEY, QUESTION_KEY, SPEC_RECORD
 
 NUMBER = 8  # bytes of a number in a record, about
 

@@ -23,7 +23,7 @@ from ..privacy.mechanisms.compression import Sketch, sketch_of
 from ..privacy.mechanisms.packing import Packed, pack, packed_size, width_of
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add, add_packed
 from ..privacy.mechanisms.sum_spec import SumSpec
-from .flower_adapter import records_of
+from .flower_adapter import records_of, values_under
 
 logger = logging.getLogger("fedveil.server")
 
@@ -32,6 +32,7 @@ VECTOR_RECORD = "fedveil.vector"
 VECTOR = "vector"
 MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours has under 200
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
+QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 CANARY_RECORDS = "fedveil.canaries"  # additional array of a sum: a coordinate for each canary record
 
 BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
@@ -192,6 +193,11 @@ def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
 def read_attempt(content: RecordDict) -> int:
     """Return the attempt number of an instruction; 0 for a sum in the clear, which has only one."""
     return int(str(records_of(content, ConfigRecord)[SPEC_RECORD].get("attempt", 0)))
+
+
+def asks(content: RecordDict) -> bool:
+    """Return whether an instruction asks for something else than training."""
+    return any(values_under(content, key) for key in (QUESTION_KEY, EVALUATION_KEY))
 
 
 def read_spec(content: RecordDict) -> SumSpec | None:

@@ -1,5 +1,7 @@
 """Answer of a client to a question: counts or measurements of its own rows, as segments or as its records' sum."""
 
+from collections.abc import Callable
+
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRow
 from ..privacy.statistics.inquiry import Inquiry
 from ..tasks.columns import columns_of
 from ..tasks.protocol import Task
-from .wire import own_noise_of
+from .wire import own_noise_of, question_of
 
 Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the record level
 
@@ -42,13 +44,20 @@ def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -
     return Message(content, reply_to=message)
 
 
-def counted(task: Task, inquiry: Inquiry, client: int) -> dict[str, float | NDArray[np.floating]]:
-    """Return a simulated client's counts for a client-level question, as its app would, without a message.
+def counts_of(
+    task: Task, content: RecordDict
+) -> Callable[[int], dict[str, float | NDArray[np.floating]]] | None:
+    """Return what gives a simulated client's counts, as its app would, without a message; None where only the app can.
 
-    Raises:
-      Refusal: a column is missing.
+    Args:
+      task: of the clients.
+      content: of an instruction that asks. A client answers from its own rows alone where the sum hides it, and no model
+        is asked about.
     """
-    return inquiry.contribution(columns_of(task, client))
+    asked = question_of(content)
+    if not isinstance(asked, Inquiry) or asked.unit is not Unit.CLIENT or asked.model is not None:
+        return None
+    return lambda client: asked.contribution(columns_of(task, client))
 
 
 def evaluated(message: Message, evaluation: Evaluation, measured: Measured | None) -> Message:

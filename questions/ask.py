@@ -30,8 +30,9 @@ from ..run.acts import write_accepted
 from ..run.client_instructions import task_options
 from ..run.files import OF_RECORDS, OPERATOR
 from ..run.prepare import alone_on_records, close_ledger, open_ledger
+from ..run.queries import Reach
 from ..server.participants import Participants
-from .asking import Asking, Outcome, Reach, require_all
+from .asking import Asking, Outcome, require_all
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 
 # Default by privacy unit.

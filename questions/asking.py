@@ -15,37 +15,18 @@ from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.ledger.question_caps import QUESTION
-from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.figure import Figure, count_of, unsaid
 from ..privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
 from ..privacy.statistics.prefixes import Prefixes
 from ..run.files import OPERATOR
+from ..run.queries import Reach
 from ..server.participants import Participants
-from ..server.round_terms import ALL_ANSWERS, Answers, Round, unanswered
+from ..server.round_terms import Round, unanswered
 from .question_plan import budget_of, rate_of, sigma_of
 from .sums import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
 from .wire import Asked, question_content
-
-SYSTEM = Randomness()
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How a federation's clients answer a question.
-
-    Attributes:
-      answers: that a question needs.
-      timeout: seconds for the replies of one exchange; None waits for all.
-      randomness: source of draws and noise; seeded only for a declared simulation.
-      released: file of the model that the question is about, sent with it; None without a model.
-    """
-
-    answers: Answers = ALL_ANSWERS
-    timeout: float | None = None
-    randomness: Randomness = SYSTEM
-    released: bytes | None = None
 
 
 @dataclass(frozen=True)

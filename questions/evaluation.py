@@ -5,7 +5,7 @@ When arms try values, each arm's clients may evaluate its model. This costs one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +16,33 @@ from safetensors.numpy import save
 from ..messages.wire import memory_arrays
 from ..modes.federation import Federation
 from ..privacy.arms import Arm
+from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import BudgetExhausted
+from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import Evaluation
 from ..run.prepared_run import Run
+from ..run.queries import Query, Reach
 from ..run.run_folder import note_evidence
+from ..run.unit_plan import is_asked
 from ..server.checkpoint import State
 from ..server.evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..server.participants import Participants
 from ..server.round_terms import Mean, Round, unanswered
 from ..strategies.cohorts import All
-from .asking import Reach, question_order
-from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
+from ..tasks.data import Data
+from ..tasks.independence import check_evaluated_apart
+from .asking import question_order
+from .evaluation_plan import (
+    check_evaluation,
+    evaluated_rounds,
+    evaluation_events,
+    evaluation_of,
+    evaluation_plan,
+    lines_of,
+    one_evaluation,
+    scoring_of,
+    scoring_plan,
+)
 from .sums import Charge, put, sums_of
 from .wire import evaluation_content
 
@@ -130,3 +146,32 @@ def _told(
         for name, figures in asked.answers(sums.cells, sums.noise, clients)
     ]
     return {"clients": clients, "answers": answers}
+
+
+def _plans(federation: Federation, run: str) -> Sequence[Plan]:
+    del run
+    plan = one_evaluation(federation)
+    return () if plan is None else (plan,)
+
+
+def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
+    return {
+        "evaluation": evaluation_plan(federation) if is_asked(federation, plan) else None,
+        "scoring": scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
+    }
+
+
+def _check_records(federation: Federation, data: Data) -> None:
+    check_evaluated_apart(federation.task.model(), federation.task, data)
+
+
+EVALUATIONS = Query(
+    events=evaluation_events,
+    plans=_plans,
+    fields=_fields,
+    lines=lines_of,
+    check=check_evaluation,
+    check_records=_check_records,
+    after=evaluate_at_clients,
+    scores=score_at_clients,
+)

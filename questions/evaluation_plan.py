@@ -7,42 +7,30 @@ covers both.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
 from ..modes.federation import Federation
+from ..privacy.budget import Budget, Unit
+from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import HISTOGRAM, METRIC, MOST_NAME, Evaluation
+from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
+from ..run.prepare import some_examples
+from ..run.queries import EvaluationPlan
+from ..run.unit_plan import is_asked, questions_of
 from ..server.evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
+from ..tasks.data import held_out_of, run_on
+from ..tasks.independence import check_measured_apart
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
+SEVERAL = 256  # held-out examples
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """Plan of a run's evaluations at its clients.
-
-    Attributes:
-      rounds: after which the model is evaluated.
-      noise_multiplier: of each evaluation, over the sensitivity.
-      epsilon: of one evaluation alone.
-      clients: number of clients asked.
-      rows: denominator of the mean: the number of clients or, at the record level, about the number of held-out
-        records.
-      half_width: largest half-width of the mean metric's interval; None if the metric is not asked for.
-    """
-
-    rounds: tuple[int, ...]
-    noise_multiplier: float
-    epsilon: float
-    clients: int
-    rows: int
-    half_width: float | None
 
 
 def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
@@ -140,13 +128,8 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
       name: of the release.
     """
     return replace(
-        evaluation_of(federation, name), metric=scored_metric(federation.settings), figures=(METRIC,)
+        evaluation_of(federation, name), metric=federation.settings.scored_metric, figures=(METRIC,)
     )
-
-
-def scored_metric(settings: SimulationSettings) -> str:
-    """Return the metric by which clients compare arms."""
-    return (settings.tuned and settings.tuned.metric) or settings.evaluate.metric
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
@@ -159,3 +142,66 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
         return inquiry
     figures = tuple(each for each in asked.figures if each != HISTOGRAM)
     return replace(inquiry, figures=figures, records=rows)
+
+
+def check_evaluation(federation: Federation) -> None:
+    """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
+    evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
+    if evaluated is None and scored is None:
+        return
+    import torch  # takes a second, and a plan does not need it
+
+    for cap in federation.population.caps(federation.mode.ledger_path(Path())):
+        require_purposes([EVALUATION], cap)
+    if federation.masking is not None and evaluated is not None:
+        federation.masking.shape(federation.num_clients)
+    task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
+    # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
+    alone = federation.mode.rows_of_client is not None
+    some = 1 if alone else SEVERAL
+    looked_at = held_out if len(held_out) else some_examples(federation)
+    inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
+    model = task.model().eval()
+    with torch.no_grad():
+        outputs = run_on(model, inputs)
+        known = task.metrics(outputs, targets)
+    check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
+    fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
+    fields |= {"tune.metric": settings.scored_metric} if scored else {}
+    for field, wanted in fields.items():
+        if wanted not in known:
+            of = " of one record" if alone else ""
+            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}{of}")
+
+
+def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
+    """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
+    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)) is not None:
+        yield _scoring(federation, plan, budget, scores)
+    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)) is not None:
+        yield _evaluation(federation, plan, budget, evaluations)
+
+
+def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
+    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
+    metric, half = federation.settings.scored_metric, asked.half_width or 0.0
+    return (
+        f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
+        f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
+        f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
+    )
+
+
+def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
+    without = plan.epsilon(budget.target_delta)
+    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
+    many = len(asked.rounds)
+    often = f"after {many} of the rounds" if many > 1 else "in the end"
+    said = (
+        f"{asked.clients} clients evaluate the model {often}, at noise multiplier {asked.noise_multiplier:.4g}: this adds epsilon "
+        f"{whole - without:.3f} to the rounds' {without:.3f}, and makes {whole:.3f}."
+    )
+    if asked.half_width is None:
+        return said
+    of = "" if plan.unit == "client" else f" over about {asked.rows} held-out records"
+    return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."

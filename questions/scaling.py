@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..run.queries import Query, Reach, with_everybody
+from .scaling_plan import check_scaling, lines_of, scaling_plan
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -30,9 +39,9 @@ from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
 from .ask import record_of
-from .asking import Asking, Reach
+from .asking import Asking
 from .question_plan import Spend, question_plan
-from .scaling_plan import asks_scaling, everybody, one_scaling
+from .scaling_plan import one_scaling
 
 
 def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
@@ -54,7 +63,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
         return run
     (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
     canaries = federation.num_canaries if federation.population.reads_data else 0
-    asked = everybody(federation)
+    asked = with_everybody(federation)
     settle_records(federation, run.client)
     claim_records(federation)
     with grid(run) as opened:
@@ -100,7 +109,7 @@ def as_answered(federation: Federation, folder: Path) -> Federation:
       federation: as its settings describe it.
       folder: of the run; if the run has not begun, the federation is returned unchanged.
     """
-    if not asks_scaling(federation.settings) or not (folder / SCHEMA).is_file():
+    if not "scaling" in federation.settings.queries or not (folder / SCHEMA).is_file():
         return federation
     before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
     kept = read_schema(folder / SCHEMA).columns
@@ -110,7 +119,7 @@ def as_answered(federation: Federation, folder: Path) -> Federation:
         return _scaled(federation, moments)
     record = json.loads((folder / SCALING).read_text(encoding="utf-8"))
     inquiry, spend = read_inquiry(record["question"]), Spend(noise_multiplier=record["noise_multiplier"])
-    return _scaled(federation, moments, question_plan(everybody(federation), inquiry, spend))
+    return _scaled(federation, moments, question_plan(with_everybody(federation), inquiry, spend))
 
 
 def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
@@ -123,3 +132,30 @@ def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) 
     named = population.scaled(settings, loaded, keeps_names=federation.mode.own_budget is not None)
     parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=named)
     return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts
+
+
+def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]:
+    del num_rounds
+    return [each.event() for each in _plans(federation, "plan")]
+
+
+def _plans(federation: Federation, run: str) -> Sequence[Plan]:
+    found = one_scaling(federation, run)
+    return () if found is None else (found[1],)
+
+
+def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
+    del plan
+    return {"scaling": scaling_plan(federation)}
+
+
+SCALING_QUERY = Query(
+    first=True,
+    events=_events,
+    plans=_plans,
+    fields=_fields,
+    lines=lines_of,
+    check=check_scaling,
+    answered=as_answered,
+    before=ask_scaling,
+)

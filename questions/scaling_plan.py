@@ -6,55 +6,27 @@ both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, SimulationSettings
 from ..modes.federation import Federation
-from ..privacy.budget import Unit
+from ..privacy.budget import Budget, Unit
+from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
+from ..run.queries import ScalingPlan, query_events, with_everybody
 from ..server.evaluations import USUAL_NOISE, epsilon_of
-from ..strategies.cohorts import All
 from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
 from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, question_plan, sigma_of
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
 
 PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
 WHY = "Mean and deviation by which the inputs of this run's model are scaled."
 PART, MOST = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
 EVENLY = (1.0, 0.0, 1 / 3 - 0.5)  # average contribution of a row of a column that is uniform over its bounds
-
-
-@dataclass(frozen=True)
-class ScalingPlan:
-    """Plan of a run's question about the scaling of its inputs.
-
-    Attributes:
-      columns: of the question.
-      noise_multiplier: of the answer, over the sensitivity.
-      epsilon: of the question alone.
-    """
-
-    columns: tuple[str, ...]
-    noise_multiplier: float
-    epsilon: float
-
-
-def asks_scaling(settings: SimulationSettings) -> bool:
-    """Return whether a run with these settings still has to ask for the scaling of its inputs."""
-    return isinstance(settings.task, CsvTask) and settings.task.scaling == ASKED
-
-
-def everybody(federation: Federation) -> Federation:
-    """Return the federation with all of its clients in every round."""
-    return replace(federation, cohort=All())
 
 
 def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
@@ -93,7 +65,7 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
       Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
     """
     settings, promises = federation.settings, federation.mode.promises
-    if not asks_scaling(settings):
+    if "scaling" not in settings.queries:
         return None
     if len(promises) != 1:
         remedy = (
@@ -104,7 +76,7 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
     if federation.mode.adapts_noise:
         raise Refusal(FIELD, ASKED, "does not go with noise_schedule=adaptive; leave one of them out")
     inquiry = scaling_inquiry(federation, run)
-    plan = question_plan(everybody(federation), inquiry, _price(settings, promises[0].target_epsilon))
+    plan = question_plan(with_everybody(federation), inquiry, _price(settings, promises[0].target_epsilon))
     _require_answer(federation, inquiry, plan)
     return inquiry, plan
 
@@ -137,17 +109,9 @@ def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     """Return whether a column that is uniform over its bounds at every client can be scaled under this noise."""
     rows = float(federation.mode.records if inquiry.unit is Unit.RECORD else federation.declared_clients)
     first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
-    sigma = sigma_of(everybody(federation), inquiry, first, noise)
+    sigma = sigma_of(with_everybody(federation), inquiry, first, noise)
     figures = first.statistic.answer(np.array(EVENLY) * rows, sigma)
     return first.name in moments_of({first.name: figures})
-
-
-def scaling_events(federation: Federation) -> list[DpEvent]:
-    """Return the events of the run's question; empty without one, or if the plan's ledger already holds it."""
-    if federation.simulated_cost:
-        return list(federation.simulated_cost)
-    found = one_scaling(federation)
-    return [] if found is None else [found[1].event()]
 
 
 def scaling_plan(federation: Federation) -> ScalingPlan | None:
@@ -164,3 +128,33 @@ def scaling_plan(federation: Federation) -> ScalingPlan | None:
     columns = tuple(each.name for each in inquiry.questions)
     price = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
     return ScalingPlan(columns, plan.noise_multiplier, price)
+
+
+def check_scaling(federation: Federation) -> None:
+    """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
+    if one_scaling(federation) is None:
+        return
+    for path in federation.mode.question_ledgers():
+        for cap in federation.population.caps(path):
+            require_purposes([PURPOSE], cap)
+    if federation.masking is not None:
+        federation.masking.shape(federation.num_clients)
+    from ..tasks.tables import tables_of  # torch, as above
+
+    if federation.population.reads_data and not tables_of(federation.task).paths:
+        remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
+        raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
+
+
+def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
+    """Yield the line about the question, beside the plan of a promise."""
+    scaling = scaling_plan(federation)
+    if scaling is None:
+        return
+    columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"
+    without = plan.epsilon(budget.target_delta)
+    whole = plan.epsilon(budget.target_delta, prior=query_events(federation))
+    yield (
+        f"Before round 1 the clients are asked mean and deviation of {columns}, at noise multiplier {scaling.noise_multiplier:.4g}: "
+        f"epsilon {scaling.epsilon:.3f} by itself, which adds {whole - without:.3f} to the rounds' {without:.3f}."
+    )

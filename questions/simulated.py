@@ -21,6 +21,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.client_instructions import question_settings
 from ..run.prepare import claim_records, settle_records
+from ..run.queries import Reach
 from ..run.released import released_file
 from ..simulations.engines import asking_engine, require_one_machine
 from ..simulations.simulate import state_kept
@@ -28,7 +29,6 @@ from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released
 from .ask import ask, record_path
-from .asking import Reach
 from .question_plan import Spend, carried_by
 
 

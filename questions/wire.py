@@ -18,12 +18,11 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ..base.refusal import Refusal, real
 from ..messages.flower_adapter import records_of, values_under
-from ..messages.wire import layout_of, memory_arrays
+from ..messages.wire import EVALUATION_KEY, QUESTION_KEY, layout_of, memory_arrays
 from ..privacy.budget import Unit
 from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
 
-QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 OWN_NOISE_KEY = "fedveil-question-noise"
 RELEASED_KEY = "fedveil-question-model"
 NO_MODEL = MODEL = "arrays"  # names that Flower's strategies give these records

@@ -16,9 +16,9 @@ from ..messages.client_settings import (
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.plan import LEAST_NOISE
-from ..questions.scaling_plan import scaling_events
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
+from .queries import query_events
 from .record_audit import plants_examples
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
@@ -59,7 +59,7 @@ def client_settings(
     settings = _plain_settings(federation, folder)
     if not federation.population.reads_data:
         return settings
-    return federation.mode.instruct(settings, folder, rounds, resumed, partial(scaling_events, federation))
+    return federation.mode.instruct(settings, folder, rounds, resumed, partial(query_events, federation))
 
 
 def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:

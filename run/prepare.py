@@ -21,18 +21,7 @@ from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.hash_chain import require_heads
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
-from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan, Unaffordable
-from ..privacy.statistics.evaluation import EVALUATION
-from ..questions.evaluation_plan import (
-    evaluation_events,
-    evaluation_plan,
-    one_evaluation,
-    scored_metric,
-    scoring_plan,
-)
-from ..questions.scaling_plan import PURPOSE as SCALING
-from ..questions.scaling_plan import one_scaling
 from ..server import noise_key
 from ..server.checkpoint import read
 from ..server.records_plan import within_records
@@ -55,19 +44,17 @@ from ..tasks.data import (
 )
 from ..tasks.hardware import check_made_here
 from ..tasks.independence import (
-    check_evaluated_apart,
     check_independence,
-    check_measured_apart,
 )
 from ..tasks.own_scale import SAID, own_scale
 from ..tasks.persons import names_of
 from ..tasks.protocol import Task, check_trainable, own_training
-from ..tasks.scaling import ASKED, FIELD
 from . import run_folder
 from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .prepared_run import Run
+from .queries import later_events, queries_of
 from .run_folder import Saved
 from .sum_plan import (
     plan_of_rest,
@@ -103,6 +90,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     elif saved.turns is not None and saved.turns != federation.cohort.name:
         remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
         raise Refusal("resume", str(folder), remedy)
+    queries = queries_of(federation.settings)
     federation.population.check_identity(federation.settings.task.data_id, federation.mode.spends)
     checkpoint = read(folder) if saved else None
     if checkpoint is not None:
@@ -124,8 +112,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         check_trainable(federation.task.model())
         for data in federation.population.to_measure(federation.task):
             check_independence(federation.task.model(), federation.task, data)
-            if one_evaluation(federation) is not None:
-                check_evaluated_apart(federation.task.model(), federation.task, data)
+            for query in queries:
+                query.check_records(federation, data)
     _check_base(federation)  # after layers that no record-level mode can train
     if federation.mode.charges_records:
         federation.population.check_mode(federation.mode.charges_records)
@@ -138,8 +126,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     coordinates = dimension_of(federation.task)  # refuses numbers that cannot be sent
     if federation.compression is not None:
         federation.compression.of(coordinates)  # refuses a grid that is too coarse
-    _check_evaluation(federation)
-    _check_scaling(federation)
+    for query in queries:
+        query.check(federation)
     if tuning is not None and not won:
         require_arms(federation, tuning)
     if saved is None and not (federation.simulated and federation.mode.budget):
@@ -247,52 +235,6 @@ def _check_measured(task: Task) -> None:
         raise Refusal(field, text_of(error), remedy) from error
 
 
-def _check_evaluation(federation: Federation) -> None:
-    """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
-    evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
-    if evaluated is None and scored is None:
-        return
-    import torch  # takes a second, and a plan does not need it
-
-    for cap in federation.population.caps(federation.mode.ledger_path(Path())):
-        require_purposes([EVALUATION], cap)
-    if federation.masking is not None and evaluated is not None:
-        federation.masking.shape(federation.num_clients)
-    task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
-    # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
-    alone = federation.mode.rows_of_client is not None
-    some = 1 if alone else SEVERAL
-    looked_at = held_out if len(held_out) else some_examples(federation)
-    inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
-    model = task.model().eval()
-    with torch.no_grad():
-        outputs = run_on(model, inputs)
-        known = task.metrics(outputs, targets)
-    check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
-    fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
-    fields |= {"tune.metric": scored_metric(settings)} if scored else {}
-    for field, wanted in fields.items():
-        if wanted not in known:
-            of = " of one record" if alone else ""
-            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}{of}")
-
-
-def _check_scaling(federation: Federation) -> None:
-    """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
-    if one_scaling(federation) is None:
-        return
-    for path in federation.mode.question_ledgers():
-        for cap in federation.population.caps(path):
-            require_purposes([SCALING], cap)
-    if federation.masking is not None:
-        federation.masking.shape(federation.num_clients)
-    from ..tasks.tables import tables_of  # torch, as above
-
-    if federation.population.reads_data and not tables_of(federation.task).paths:
-        remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
-        raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
-
-
 def _looked_at(federation: Federation) -> range:
     """Return the clients whose data are checked before anything is spent.
 
@@ -355,7 +297,7 @@ def opened(
         for shared in () if saved or source else ledger.shared:
             assert isinstance(shared, RecordsBudget)
             target = None if federation.mode.promises[0].noise_multiplier is not None else budget
-            plan = within_records(plan, shared, target, "privacy", evaluation_events(federation))
+            plan = within_records(plan, shared, target, "privacy", later_events(federation))
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.state.round if checkpoint and not simulated else 0
         adaptation = federation.mode.adaptation(plan, prior, begun)
@@ -385,11 +327,10 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
 
 
 def _asked_plans(run: Run) -> list[Plan]:
-    """Return the plans of a run's requests to clients: rounds, evaluations, and the scaling question."""
+    """Return the plans of a run's requests to clients: rounds and queries."""
     assert run.privacy is not None
-    scaling = one_scaling(run.federation, run.name)
-    found = (run.privacy.plan, one_evaluation(run.federation), None if scaling is None else scaling[1])
-    return [each for each in found if each is not None]
+    queries = queries_of(run.federation.settings)
+    return [run.privacy.plan, *(each for query in queries for each in query.plans(run.federation, run.name))]
 
 
 def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:

@@ -28,11 +28,6 @@ from ..messages.wire import DROP_REASONS, MIXES
 from ..modes.federation import Federation
 from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable
-from ..questions.asking import Reach
-from ..questions.evaluation import evaluate_at_clients, score_at_clients
-from ..questions.evaluation_plan import evaluated_rounds
-from ..questions.scaling import as_answered, ask_scaling
-from ..questions.scaling_plan import asks_scaling, everybody
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
@@ -58,6 +53,7 @@ from .machine_time import machine_time, since
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
 from .prepared_run import Run
 from .promise import MIXED
+from .queries import Reach, queries_of, with_everybody
 from .record_ledgers import charged, record_meter
 from .rosters_in_force import note_roster
 from .run_folder import Progress
@@ -147,7 +143,8 @@ def run_federation(
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
     saved = run_folder.read_saved(folder) if resumed else None
-    federation = as_answered(federation, folder) if resumed else federation
+    for query in queries_of(federation.settings) if resumed else ():
+        federation = query.answered(federation, folder)
     own = guarded(around.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
     display = () if quiet else (Display(),)
@@ -182,17 +179,20 @@ def run_federation(
 
 def _scaled(around: Environment, run: Run) -> Run:
     """Return the run with inputs scaled by its clients' answer, if it asks them; waits until they are connected."""
-    if not asks_scaling(run.federation.settings):
+    first = [query for query in queries_of(run.federation.settings) if query.first]
+    if not first:
         return run
     why = around.pace.ready(threading.Event())
     if why is not None:
         raise Refusal("link.clients", None, why)
-    return ask_scaling(run, around.grid, _reach_of_all(run.federation, around.pace.deadline))
+    for query in first:
+        run = query.before(run, around.grid, _reach_of_all(run.federation, around.pace.deadline))
+    return run
 
 
 def _reach_of_all(federation: Federation, timeout: float) -> Reach:
     """Return the terms on which all clients answer, independent of the cohort."""
-    return Reach(answers_of(everybody(federation)), timeout, federation.randomness)
+    return Reach(answers_of(with_everybody(federation)), timeout, federation.randomness)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
@@ -279,12 +279,24 @@ def _run_on(
 def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
     """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
     last, federation = progress.history[-1:], progress.run.federation
-    owed = last and "evaluation" not in last[0] and evaluated_rounds(federation.settings)
+    owed = last and "evaluation" not in last[0] and federation.settings.evaluate.clients != "none"
     if not owed or pace.ready(threading.Event()) is not None:
         return
-    reach = _reach_of_all(federation, pace.deadline)
-    evaluated = evaluate_at_clients(progress.run, grid.participants, reach, progress.state, last=True)
-    last[0].update({**shown_metrics(evaluated), "evaluation": evaluated})
+    if (answer := _answer_after(progress, grid, pace.deadline, progress.state, last=True)) is not None:
+        last[0].update({**shown_metrics(answer), "evaluation": answer})
+
+
+def _answer_after(
+    progress: Progress, grid: PrivateGrid, deadline: float, state: State, last: bool = False
+) -> dict[str, Any] | None:
+    """Ask what is asked after a round, and return the record of the answer; None if nothing is."""
+    run = progress.run
+    reach = _reach_of_all(run.federation, deadline)
+    asked = (
+        query.after(run, grid.participants, reach, state, last)
+        for query in queries_of(run.federation.settings)
+    )
+    return next((answer for answer in asked if answer is not None), None)
 
 
 def _ended(progress: Progress, ending: Ending) -> Ending:
@@ -375,7 +387,10 @@ def _scored(
     run = progress.run
     assert run.tuning is not None
     reach = _reach_of_all(run.federation, deadline)
-    records = score_at_clients(run, grid.participants, reach, models, number)
+    queries = queries_of(run.federation.settings)
+    records = [
+        each for query in queries for each in query.scores(run, grid.participants, reach, models, number)
+    ]
     found = [
         said[0]["value"] if (said := each["answers"] and each["answers"][0]["figures"]) else None
         for each in records
@@ -403,8 +418,7 @@ def _after_round(
     drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
     if drawn and not done.replies:
         drawn = charged(progress.run, done.number, drawn)
-    reach = _reach_of_all(federation, deadline)
-    evaluated = evaluate_at_clients(progress.run, grid.participants, reach, state)
+    evaluated = _answer_after(progress, grid, deadline, state)
     told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
     lines, *others = watching
     lines.round(told)

@@ -13,9 +13,8 @@ from ..privacy.accounting.renyi_filter import admits
 from ..privacy.budget import Budget
 from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.plan import Plan
-from ..questions.evaluation_plan import evaluation_events
-from ..questions.scaling_plan import scaling_events
 from ..strategies.cohorts import CyclicPoisson
+from .queries import later_events, query_events
 
 RAISED = (
     1.0,
@@ -48,7 +47,7 @@ def sum_plan(
         return plan
     if mode.adapts_noise:
         return plan.calibrate_for_filter(budget, prior)
-    beside = [*scaling_events(federation), *evaluation_events(federation, num_rounds)]
+    beside = query_events(federation, num_rounds)
     return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds, beside)
 
 
@@ -110,7 +109,7 @@ def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...]
       prior: events that the ledger already holds.
       left: rounds, at least 1.
     """
-    budget, events = federation.mode.budget, [*prior, *evaluation_events(federation, left)]
+    budget, events = federation.mode.budget, [*prior, *later_events(federation, left)]
     assert budget is not None and saved.noise_multiplier is not None
     for factor in RAISED:
         plan = replace(saved, num_rounds=left, noise_multiplier=factor * saved.noise_multiplier)

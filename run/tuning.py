@@ -15,7 +15,6 @@ from ..messages.local_training import Schedule
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.arms import ArmDeal
-from ..questions.evaluation_plan import scored_metric
 from ..server.checkpoint import State
 from ..server.tuning import LOSS, Tuning
 from ..strategies.cohorts import in_arm, invited_size
@@ -52,7 +51,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
         settings.tuning_rounds,
         settings.num_rounds,
         ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
-        scored_metric(settings) if settings.scored_at_clients else asked.metric,
+        settings.scored_metric if settings.scored_at_clients else asked.metric,
         federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.refusal import Refusal
 from ..modes.federation import Federation
@@ -17,12 +17,11 @@ from ..privacy.accounting.exchanged import exchanged
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness
-from ..questions.evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
-from ..questions.scaling_plan import ScalingPlan, scaling_events, scaling_plan
 from ..strategies.cohorts import likely_participations
 from ..strategies.record_plan import record_plan
 from .acts import unless_accepted
 from .client_instructions import client_settings
+from .queries import EvaluationPlan, ScalingPlan, queries_of, query_events
 from .sum_plan import sum_plan
 
 if TYPE_CHECKING:
@@ -90,6 +89,10 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
 
 def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> UnitPlan:
     runs, beside = federation.settings.budget.runs, questions_of(federation, plan)
+    tries, tries_epsilon = tries_of(federation, plan, budget, rounds)
+    fields: dict[str, Any] = {}
+    for query in queries_of(federation.settings):
+        fields |= query.fields(federation, plan)
     return UnitPlan(
         str(plan.unit),
         float(plan.noise_multiplier or 0),
@@ -101,11 +104,10 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         warnings_for(federation, plan, budget),
         plan.curve(budget, rounds, beside),
         groups_of(plan, budget, rounds, beside),
-        evaluation_plan(federation) if is_asked(federation, plan) else None,
-        *tries_of(federation, plan, budget, rounds),
-        scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
-        scaling_plan(federation),
-        record_epsilon(federation, plan, budget.target_delta, rounds),
+        tries=tries,
+        tries_epsilon=tries_epsilon,
+        record_epsilon=record_epsilon(federation, plan, budget.target_delta, rounds),
+        **fields,
     )
 
 
@@ -126,7 +128,7 @@ def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
     """Return the events of a run's evaluations and scaling question; empty for a unit that is not charged for them."""
     if not is_asked(federation, plan):
         return []
-    return [*scaling_events(federation), *evaluation_events(federation)]
+    return query_events(federation)
 
 
 def is_asked(federation: Federation, plan: Plan) -> bool:

@@ -16,7 +16,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +26,9 @@ from numpy.typing import NDArray
 
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
-from ..messages.wire import LATE, add_reply
-from ..privacy.budget import Unit
+from ..messages.wire import LATE, add_reply, asks
 from ..privacy.mechanisms.private_sum import CohortSum, add, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.statistics.inquiry import Inquiry
-from ..questions.wire import question_of
 from ..tasks.memory import keep_memory
 from .deadline import PastDeadline, limited_to
 
@@ -72,7 +68,7 @@ class InProcessGrid(AskingGrid):
     cohort_function: CohortFunction | None = None
     together: int = 0
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
-    counted: Callable[[Inquiry, int], Values] | None = None
+    counted: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
     _homes: dict[int, int] = field(default_factory=dict[int, int])
     _pool: list[_Worker] = field(default_factory=list["_Worker"])
@@ -133,11 +129,10 @@ class InProcessGrid(AskingGrid):
           order: the instruction, and to whom.
           cohort_sum: changed in place.
         """
-        asked = question_of(order.content)
-        if asked is not None:  # nobody trains for it
-            counted = self.counted  # where a client answers from its own rows, and a sum hides it
-            if counted and isinstance(asked, Inquiry) and asked.unit is Unit.CLIENT and asked.model is None:
-                return self._sum_counted(partial(counted, asked), order, cohort_sum)
+        if asks(order.content):  # nobody trains for it
+            counts = None if self.counted is None else self.counted(order.content)
+            if counts is not None:
+                return self._sum_counted(counts, order, cohort_sum)
             return self._sum_one_by_one(order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]

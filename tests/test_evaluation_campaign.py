@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedveil.client.app import Workbench, measured_at
+from fedveil.client.app import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.wire import memory_arrays
 from fedveil.privacy.mechanisms.private_sum import add_noise, decode_counts, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import METRIC
+from fedveil.questions.client import measured_at
 from fedveil.questions.evaluation_plan import evaluation_of, one_evaluation
 from fedveil.questions.sums import CELLS
 from fedveil.questions.wire import evaluation_content

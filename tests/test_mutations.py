@@ -428,8 +428,8 @@ MUTATIONS = {
     ),
     "a run plans without its question about scaling": Mutation(
         "run/sum_plan.py",
-        "[*scaling_events(federation), *evaluation_events(federation, num_rounds)]",
-        "evaluation_events(federation, num_rounds)",
+        "beside = query_events(federation, num_rounds)",
+        "beside = later_events(federation, num_rounds)",
         "test_server_scaling.py",
         "in_the_runs_epsilon",
     ),
@@ -449,8 +449,8 @@ MUTATIONS = {
     ),
     "a run that goes on asks again by what to scale": Mutation(
         "run/run.py",
-        "as_answered(federation, folder) if resumed else federation",
-        "federation",
+        "queries_of(federation.settings) if resumed else ()",
+        "()",
         "test_server_scaling.py",
         "asks_no_second_time",
     ),
@@ -533,8 +533,8 @@ MUTATIONS = {
     ),
     "evaluations are in no plan": Mutation(
         "run/sum_plan.py",
-        "evaluation_events(federation, num_rounds)",
-        "()",
+        "query_events(federation, num_rounds)",
+        "[]",
         EVALUATION_TESTS,
         "the_target_is_kept",
     ),
@@ -2863,7 +2863,7 @@ MUTATIONS = {
         "another_one_is_rounded",
     ),
     "a model that mixes rows is asked about rows that are hidden": Mutation(
-        "client/app.py",
+        "questions/client.py",
         "if inquiry.unit is Unit.RECORD:",
         "if False:",
         "test_tasks_model_columns.py",

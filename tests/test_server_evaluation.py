@@ -19,7 +19,7 @@ from fedveil import Examples
 from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
-from fedveil.client.app import Workbench, measured_at
+from fedveil.client.app import Workbench
 from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
@@ -34,6 +34,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import HeldOutMeans
 from fedveil.questions.asking import question_order
+from fedveil.questions.client import measured_at
 from fedveil.questions.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
 from fedveil.questions.sums import CELLS, Charge
 from fedveil.questions.wire import evaluation_content, question_of

@@ -16,8 +16,6 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.cli.sweep_cost import require_accepted
-from fedveil.client import app as client_app
-from fedveil.client.app import measured_at
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device.own_arm import require_own
 from fedveil.evidence.binding.recompute_ledger import main as recomputed
@@ -30,11 +28,14 @@ from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.questions import client as asking_client
+from fedveil.questions.client import measured_at
 from fedveil.questions.evaluation_plan import scoring_plan
 from fedveil.run import prepare
 from fedveil.run import run as run_module
 from fedveil.run.build import build
 from fedveil.run.display import tuned_line
+from fedveil.run.queries import Query
 from fedveil.run.run_files import read_run
 from fedveil.run.sum_plan import sum_plan
 from fedveil.run.tuning import charged_scores, require_arms, tuning_of
@@ -368,7 +369,7 @@ def test_each_arm_is_scored_by_its_own_clients_and_no_others(
         asked_of.append(client)
         return measured_at(bench, client, *more)
 
-    monkeypatch.setattr(client_app, "measured_at", spied)
+    monkeypatch.setattr(asking_client, "measured_at", spied)
     asked = settings_from_overrides([*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK])
     told = simulate(asked, tmp_path / "run", quiet=True).result["tuning"]
     deal = ArmDeal(told["deal"], 2)
@@ -425,7 +426,7 @@ def test_no_value_goes_on_where_no_arm_can_be_scored(tmp_path: Path, monkeypatch
     def silent(*_: object) -> list[dict[str, Any]]:
         return [{"arm": arm, "reason": "too few clients answered", "answers": []} for arm in (1, 2)]
 
-    monkeypatch.setattr(run_module, "score_at_clients", silent)
+    monkeypatch.setattr(run_module, "queries_of", lambda settings: (Query(scores=silent),))
     asked = settings_from_overrides([*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK])
     result = simulate(asked, tmp_path / "run", quiet=True).result
     assert result["status"] == "failed" and "too few clients answered" in result["reason"]

@@ -16,7 +16,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import (
     ORDER_KEY,
     ClientClaim,
-    Mode,
+    ModeName,
     RecordOrder,
     TrainingOrder,
     read_order,
@@ -25,20 +25,20 @@ from fedveil.privacy.budget import Adjacency, Unit
 
 CLAIM = ClientClaim(1.5, Adjacency.ZERO_OUT)
 RECORD = RecordOrder(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10, "auto")
-BOTH = TrainingOrder("run 1", Mode.RECORD_AND_CLIENT, LocalTraining(0.1, 2, 32), CLAIM, RECORD)
+BOTH = TrainingOrder("run 1", ModeName.RECORD_AND_CLIENT, LocalTraining(0.1, 2, 32), CLAIM, RECORD)
 ORDERS = (
     BOTH,
-    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10)),
-    TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM),
-    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2),
-    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10), held_out=0.2, group_equal_rows=True),
-    TrainingOrder("r", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
+    TrainingOrder("r", ModeName.NONE, LocalTraining(0.1, 1, 10)),
+    TrainingOrder("r", ModeName.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM),
+    TrainingOrder("r", ModeName.NONE, LocalTraining(0.1, 1, 10), held_out=0.2),
+    TrainingOrder("r", ModeName.NONE, LocalTraining(0.1, 1, 10), held_out=0.2, group_equal_rows=True),
+    TrainingOrder("r", ModeName.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
     TrainingOrder(
-        "r", Mode.RECORD_DISTRIBUTED, LocalTraining(0.1, 1, 10), record=replace(RECORD, sample_rate=0.1)
+        "r", ModeName.RECORD_DISTRIBUTED, LocalTraining(0.1, 1, 10), record=replace(RECORD, sample_rate=0.1)
     ),
     TrainingOrder(
         "r",
-        Mode.RECORD_DISTRIBUTED,
+        ModeName.RECORD_DISTRIBUTED,
         LocalTraining(0.1, 1, 10),
         record=replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2),
     ),
@@ -71,7 +71,9 @@ def test_a_person_at_several_clients_is_one_unit_of_their_sum_alone():
 
 def test_the_words_are_those_of_the_configuration():
     schema = schema_of(SimulationSettings)
-    assert {str(mode) for mode in Mode} == set(schema["properties"]["privacy"]["discriminator"]["mapping"])
+    assert {str(mode) for mode in ModeName} == set(
+        schema["properties"]["privacy"]["discriminator"]["mapping"]
+    )
     assert list(training_order.GRADIENTS) == schema["$defs"]["Record"]["properties"]["gradients"]["enum"]
 
 

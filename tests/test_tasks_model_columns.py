@@ -17,10 +17,11 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench, table_of
+from fedveil.client.app import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.questions.client import table_of
 from fedveil.questions.wire import question_content, question_of
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays

@@ -19,10 +19,9 @@ from fedveil.messages.run_over import RunOver, message_to
 from fedveil.messages.secure_wire import LOG_RECORD, Exchange, Place, ask, with_roster
 from fedveil.messages.sizes import carried_bytes, update_bytes
 from fedveil.messages.traffic import Cargo, Carried, Tally, TrafficPurpose, cargo_of
-from fedveil.messages.wire import instruct, memory_arrays, reply_with
+from fedveil.messages.wire import EVALUATION_KEY, QUESTION_KEY, instruct, memory_arrays, reply_with
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.questions.wire import EVALUATION_KEY, QUESTION_KEY
 
 FAULTS = Path(__file__).parent / "faults"
 ENDS = runpy.run_path(str(FAULTS / "link_ends.py"))

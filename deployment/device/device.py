@@ -418,7 +418,8 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
 
 
 def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
-    from ...client.app import measured_at, table_of, train_round  # torch, not needed by a linear model
+    from ...client.app import train_round  # torch, not needed by a linear model
+    from ...questions.client import measured_at, table_of
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
     from ...tasks.memory import give_back

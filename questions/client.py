@@ -1,0 +1,115 @@
+"""Answer of a client's app to an instruction that asks: from its columns, or by measuring a model on its held-out records."""
+
+from __future__ import annotations
+
+from flwr.app import Error, Message, RecordDict
+
+from ..base.refusal import Refusal
+from ..client.app import Workbench, own_ledger
+from ..messages import wire
+from ..privacy.accounting.events import gaussian_event
+from ..privacy.budget import Adversary, Release, Unit
+from ..privacy.ledger.ledger import BudgetExhausted
+from ..privacy.ledger.question_caps import QUESTION
+from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.statistics.columns import Table
+from ..privacy.statistics.evaluation import Evaluation
+from ..privacy.statistics.inquiry import Inquiry
+from ..tasks.arrays import load_arrays
+from ..tasks.columns import columns_of
+from ..tasks.data import data_of
+from ..tasks.hardware import on_cpu, placed
+from ..tasks.held_back import held_back_of
+from .answers import Measured, answered, evaluated
+from .measurements import means_over, rows_measured
+from .wire import own_noise_of, question_of, released_of
+
+
+def answer(message: Message, client: int, bench: Workbench) -> Message:
+    """Return one client's answer to a question or an evaluation, or an error if its ledger does not allow it.
+
+    Args:
+      message: the instruction.
+      client: number of the client in the task, from 0.
+      bench: task and model.
+
+    Raises:
+      Refusal: the question cannot be read or answered.
+    """
+    asked = question_of(message.content)
+    if isinstance(asked, Evaluation):
+        return evaluated(message, asked, measured_at(bench, client, message.content, asked))
+    assert asked is not None
+    return _question_round(message, client, bench, asked)
+
+
+def measured_at(
+    bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation
+) -> Measured | None:
+    """Return a client's measurement of an instruction's model on its held-out records; None without a valid one.
+
+    Raises:
+      Refusal: the client trains on all of its records or, at the record level, the model mixes examples.
+    """
+    held = held_back_of(bench.task, client)
+    if held is None:
+        raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")
+    if not len(held):
+        return None
+    bench.forget()
+    near = placed(held, bench.device)
+    if (released := released_of(content)) is None:
+        load_arrays(bench.model, wire.views(wire.only_arrays(content)))
+        return means_over(near, bench.task, bench.model, bench.precision, evaluation)
+    from ..tasks.model_columns import read_released  # tables, not needed for training
+
+    read_released(bench.private_model(held, evaluated=True), released)
+    return rows_measured(near, bench.task, bench.model, bench.precision, evaluation)
+
+
+def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
+    """Return a client's columns, with those of the released model that a question is about.
+
+    Raises:
+      Refusal: the model is of another task, or mixes the hidden units; or the rows do not fit the model's inputs.
+    """
+    if (released := released_of(content)) is None:
+        return columns_of(bench.task, client)
+    from ..tasks.model_columns import columns_with, read_released  # tables, not needed for training
+
+    bench.forget()
+    if inquiry.unit is Unit.RECORD:  # its output for a row must then not depend on other rows
+        bench.private_model(data_of(bench.task, client), evaluated=True)
+    read_released(bench.model, released)
+    return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
+
+
+def _question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
+    """Return one client's answer to a question, or an error if its ledger does not allow it."""
+    settings, noise = bench.settings, own_noise_of(message.content)
+    table = table_of(bench, client, message.content, inquiry)
+    run, number = wire.read_round(message.content)
+    stream = Randomness(settings.seed).stream("question noise", number, client)
+    if noise is None:
+        return answered(message, inquiry, table, stream)
+    assert settings.record is not None
+    rng = "system" if settings.seed is None else "seeded"
+    release = Release(
+        settings.record.unit,
+        run,
+        number,
+        f"{QUESTION} {client}",
+        dict.fromkeys(Adversary, gaussian_event(noise)),
+        rng,
+        segments=inquiry.asked,
+        kind=QUESTION,
+    )
+    try:
+        with own_ledger(bench, client, settings) as ledger:
+            ledger.purpose = inquiry.why or None
+            ledger.reserve_new(release)
+            reply = answered(message, inquiry, table, stream)
+            ledger.commit(release.key)
+    except BudgetExhausted:
+        return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
+    return reply

@@ -1,0 +1,159 @@
+"""Queries of a run: rounds that ask its clients instead of training. A kind of query is an extension, found by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..base.extensions import extension
+from ..configs.schema import SimulationSettings
+from ..modes.federation import Federation
+from ..privacy.budget import Budget
+from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.plan import Plan
+from ..server.round_terms import ALL_ANSWERS, Answers
+from ..strategies.cohorts import All
+from ..tasks.data import Data
+
+if TYPE_CHECKING:
+    import numpy as np
+    from dp_accounting.dp_event import DpEvent
+    from flwr.serverapp import Grid
+    from numpy.typing import NDArray
+
+    from ..server.checkpoint import State
+    from ..server.participants import Participants
+    from .prepared_run import Run
+
+SYSTEM = Randomness()
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a federation's clients answer a query.
+
+    Attributes:
+      answers: that a query needs.
+      timeout: seconds for the replies of one exchange; None waits for all.
+      randomness: source of draws and noise; seeded only for a declared simulation.
+      released: file of the model that a question is about, sent with it; None without a model.
+    """
+
+    answers: Answers = ALL_ANSWERS
+    timeout: float | None = None
+    randomness: Randomness = SYSTEM
+    released: bytes | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Plan of a run's evaluations at its clients.
+
+    Attributes:
+      rounds: after which the model is evaluated.
+      noise_multiplier: of each evaluation, over the sensitivity.
+      epsilon: of one evaluation alone.
+      clients: number of clients asked.
+      rows: denominator of the mean: the number of clients or, at the record level, about the number of held-out
+        records.
+      half_width: largest half-width of the mean metric's interval; None if the metric is not asked for.
+    """
+
+    rounds: tuple[int, ...]
+    noise_multiplier: float
+    epsilon: float
+    clients: int
+    rows: int
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class ScalingPlan:
+    """Plan of a run's question about the scaling of its inputs.
+
+    Attributes:
+      columns: of the question.
+      noise_multiplier: of the answer, over the sensitivity.
+      epsilon: of the question alone.
+    """
+
+    columns: tuple[str, ...]
+    noise_multiplier: float
+    epsilon: float
+
+
+Arrays = dict[str, "NDArray[np.generic]"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A kind of round that asks, as functions of the run; what is not given asks nothing.
+
+    Attributes:
+      first: whether it is asked before the first round, and the run is another one afterwards.
+      events: returns what it costs a unit in so many remaining rounds, None for all.
+      plans: returns the plan of one request, of a run that has this name on ledgers.
+      fields: returns fields of the `UnitPlan` of a promise with this plan.
+      lines: yields lines for a person about cost and precision, beside the plan of a promise and its budget.
+      check: refuses a query that cannot be answered, or that owners do not allow, before anything is spent.
+      check_records: refuses a model that does not answer for each of a client's records alone, where those are hidden.
+      answered: returns the federation of a run that is resumed, as the answer in its folder changed it.
+      before: asks before the first round on the grid that is given, and returns the run as the answer changes it.
+      after: asks after a round, or where the run ends before its last one, and returns the record of the answer; None if
+        the round has no query.
+      scores: compares the models of arms, each at its clients, and returns one record for each arm; the number is that of
+        the round before.
+    """
+
+    first: bool = False
+    events: Callable[[Federation, int | None], Sequence[DpEvent]] = lambda federation, num_rounds: ()
+    plans: Callable[[Federation, str], Sequence[Plan]] = lambda federation, run: ()
+    fields: Callable[[Federation, Plan], Mapping[str, Any]] = lambda federation, plan: {}
+    lines: Callable[[Federation, Plan, Budget], Iterable[str]] = lambda federation, plan, budget: ()
+    check: Callable[[Federation], None] = lambda federation: None
+    check_records: Callable[[Federation, Data], None] = lambda federation, data: None
+    answered: Callable[[Federation, Path], Federation] = lambda federation, folder: federation
+    before: Callable[[Run, Callable[[Run], AbstractContextManager[Grid]], Reach], Run] = (
+        lambda run, grid, reach: run
+    )
+    after: Callable[[Run, Participants, Reach, State, bool], dict[str, Any] | None] = (
+        lambda run, participants, reach, state, last: None
+    )
+    scores: Callable[[Run, Participants, Reach, Sequence[Arrays], int], list[dict[str, Any]]] = (
+        lambda run, participants, reach, models, number: []
+    )
+
+
+def queries_of(settings: SimulationSettings) -> tuple[Query, ...]:
+    """Return the kinds of query that a run with these settings asks, the first one first.
+
+    Raises:
+      Refusal: this installation lacks one.
+    """
+    return tuple(
+        cast(Query, extension("query", name, field, value))
+        for name, (field, value) in settings.queries.items()
+    )
+
+
+def query_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
+    """Return what the queries of the remaining rounds cost a unit. Arguments as of `Query.events`."""
+    queries = queries_of(federation.settings)
+    return [
+        *federation.simulated_cost,
+        *(event for query in queries for event in query.events(federation, num_rounds)),
+    ]
+
+
+def later_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
+    """Return what the queries cost a unit that are not asked before the first round. Arguments as of `Query.events`."""
+    later = [query for query in queries_of(federation.settings) if not query.first]
+    return [event for query in later for event in query.events(federation, num_rounds)]
+
+
+def with_everybody(federation: Federation) -> Federation:
+    """Return the federation with all of its clients in every round."""
+    return replace(federation, cohort=All())
