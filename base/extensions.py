@@ -7,6 +7,7 @@ from .refusal import Refusal
 
 # By kind and name, the module below fedveil that has it, and the object in it.
 TABLE = {
+    ("engine", "ray"): "engines.ray:ray_grid",
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",
     ("query", "answer"): "questions.client:answer",
     ("query", "counts"): "questions.answers:counts_of",

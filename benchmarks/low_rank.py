@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..face import plan
-from ..tasks.mnist5k import NUM_CLASSES, load
+from ..tasks.shipped.mnist5k import NUM_CLASSES, load
 from .tables import Row, as_table
 
 CLIENTS, RATE, ROUNDS, CLIP, LEARNING_RATE, EPOCHS = 400, 0.25, 100, 2.0, 20.0, 5

@@ -19,6 +19,7 @@ from ..client.app import make_client_app
 from ..client.private_update import private_update
 from ..configs.schema import FaultSettings, InProcess, Ray
 from ..deployment.device.device import ACCELERATOR
+from ..engines.ray import ray_grid
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.flower_adapter import quiet_flower, records_of
 from ..messages.local_training import LocalTraining
@@ -35,7 +36,6 @@ from ..server.round_terms import Round, SumPrivacy, SumTerms
 from ..server.rounds import Loop, run_rounds
 from ..simulations.clients import Clients
 from ..simulations.in_process import InProcessGrid
-from ..simulations.ray import ray_grid
 from ..strategies.cohorts import Fixed
 from ..strategies.registry import make_strategy
 from ..tasks.arrays import read_arrays

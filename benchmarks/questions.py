@@ -33,9 +33,9 @@ from ..questions.simulated import ask_here
 from ..questions.sums import CELLS
 from ..run.build import build
 from ..simulations.simulate import simulate
-from ..tasks.census import load
 from ..tasks.classification import softmax_regression
 from ..tasks.data import Examples
+from ..tasks.shipped.census import load
 from ..tasks.tables import Tables
 
 # Noise multiplier; norm of a client's counts that clips less than a hundredth of the rows.

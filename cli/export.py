@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..run.export import Order
-from ..run.export import export as made
+from ..export.export import Order
+from ..export.export import export as made
 
 
 def export(

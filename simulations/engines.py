@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
+from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..configs.schema import Ray
 from ..messages.client_settings import ClientSettings
@@ -84,9 +85,7 @@ def clients_of(federation: Federation, settings: ClientSettings, count: int, at_
 def _opened(federation: Federation, clients: Clients, workers: int | None) -> AbstractContextManager[Grid]:
     engine = federation.settings.engine
     if isinstance(engine, Ray):
-        from .ray import ray_grid
-
-        return ray_grid(clients, engine)
+        return extension("engine", "ray", "engine", "ray")(clients, engine)
     return closing(clients.grid(federation.task, workers))
 
 

@@ -33,15 +33,15 @@ __all__ = [
 
 # Imported on use: their data come with packages that a deployed client does not need.
 TASKS: Mapping[str, str] = {
-    "mnist5k": ".mnist5k",
+    "mnist5k": ".shipped.mnist5k",
     "digits": ".digits",
-    "heart": ".heart",
-    "fashion_mnist": ".fashion_mnist",
-    "shakespeare": ".shakespeare",
-    "sentences": ".sentences",
+    "heart": ".shipped.heart",
+    "fashion_mnist": ".shipped.fashion_mnist",
+    "shakespeare": ".shipped.shakespeare",
+    "sentences": ".shipped.sentences",
     "csv": ".tables",
-    "census": ".census",
-    "star": ".star",
+    "census": ".shipped.census",
+    "star": ".shipped.star",
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 

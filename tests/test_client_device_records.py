@@ -39,7 +39,7 @@ from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Pr
 from fedveil.strategies.record_plan import calibrated_noise
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import softmax_regression
-from fedveil.tasks.heart import FEATURES, NUM_CLASSES
+from fedveil.tasks.shipped.heart import FEATURES, NUM_CLASSES
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 RECORD = RecordOrder(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)

@@ -14,12 +14,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task, scattering
-from fedveil.tasks import fashion_mnist as fashion
+from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task
 from fedveil.tasks.classification import classification, softmax_regression
-from fedveil.tasks.heart import BOUND, HOSPITALS, MEASURED, encode
-from fedveil.tasks.mnist5k import FEATURES, gabor_filters, oriented_energies, straightened
 from fedveil.tasks.partition import Partition
+from fedveil.tasks.shipped import fashion_mnist as fashion
+from fedveil.tasks.shipped import scattering
+from fedveil.tasks.shipped.heart import BOUND, HOSPITALS, MEASURED, encode
+from fedveil.tasks.shipped.mnist5k import FEATURES, gabor_filters, oriented_energies, straightened
 
 INSTALLED = ("mnist5k", "digits", "heart")
 
@@ -419,5 +420,7 @@ def test_torchvision_downloads_into_the_cache(
 
 
 def test_every_shipped_task_has_its_module() -> None:
-    folder = Path(fashion.__file__).parent
-    assert all((folder / f"{module[1:]}.py").is_file() for module in TASKS.values())
+    folder = Path(fashion.__file__).parents[1]
+    assert all(
+        folder.joinpath(*module[1:].split(".")).with_suffix(".py").is_file() for module in TASKS.values()
+    )

@@ -17,11 +17,13 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.tasks import Examples, minilm, sentences
+from fedveil.tasks import Examples
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import Classification, classification
 from fedveil.tasks.independence import check_independence
-from fedveil.tasks.minilm import (
+from fedveil.tasks.partition import Partition
+from fedveil.tasks.shipped import minilm, sentences
+from fedveil.tasks.shipped.minilm import (
     WIDTH,
     AdaptedSentence,
     BertLayer,
@@ -30,8 +32,7 @@ from fedveil.tasks.minilm import (
     model_folder,
     read_vocabulary,
 )
-from fedveil.tasks.partition import Partition
-from fedveil.tasks.sentences import Mail, find_mails, read_mails
+from fedveil.tasks.shipped.sentences import Mail, find_mails, read_mails
 
 WANTED = b"""From mary Mon Sep  2 12:00:00 2002
 From: Mary <Mary@Example.ORG>

@@ -16,12 +16,13 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.tasks import Examples, Task, load_task, shakespeare
+from fedveil.tasks import Examples, Task, load_task
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.partition import Partition
-from fedveil.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
 from fedveil.tasks.protocol import ProbedTask
-from fedveil.tasks.shakespeare import CONTEXT, TRAINED, WINDOW, Characters, from_roles, windows_of
+from fedveil.tasks.shipped import shakespeare
+from fedveil.tasks.shipped.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
+from fedveil.tasks.shipped.shakespeare import CONTEXT, TRAINED, WINDOW, Characters, from_roles, windows_of
 
 PLAY = """ACT I.
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTENSIONS = ("adapters", "deployment", "evidence", "links", "questions", "tasks/adapters")
+EXTENSIONS = (
+    "adapters",
+    "deployment",
+    "engines",
+    "evidence",
+    "export",
+    "links",
+    "questions",
+    "tasks/adapters",
+    "tasks/shipped",
+)
 OUTSIDE = ("tests", "docs", "benchmarks", "examples", "compiled", "typings", "build", "containers")
 EVERY_MODE = """
 import fedveil as fv, sys
@@ -46,7 +56,9 @@ def trained(folder: Path) -> str:
     """Return what the copy prints."""
     command = [sys.executable, "-c", EVERY_MODE]
     env = {"PYTHONPATH": str(folder), "HOME": str(folder), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -28,6 +28,8 @@ ROOMS = (
     "modes",
     "questions",
     "adapters",
+    "engines",
+    "export",
     "populations",
     "run",
     "evidence",
@@ -63,7 +65,7 @@ RECORD_EVALUATION_TESTS = "test_server_record_evaluation.py"
 HELD_ROWS_TESTS = "test_tasks_held_out_rows.py"
 MUTATIONS = {
     "an export measures on private held-out data": Mutation(
-        "run/export.py",
+        "export/export.py",
         'if LOSS in parts.result["metrics"]:',
         'if parts.result["metrics"]:',
         "test_server_export.py",
@@ -84,7 +86,7 @@ MUTATIONS = {
         "momentum_suits",
     ),
     "a student learns of clients' data": Mutation(
-        "run/distil.py",
+        "export/distil.py",
         "and own <= known for client in clients",
         "and own < set() for client in clients",
         "test_server_export.py",

@@ -192,7 +192,7 @@ def test_a_question_of_fairness_is_read_from_its_keys() -> None:
 def test_on_the_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> None:
     """2 000 clients, 200 repetitions; the truth is that of all rows, before anything is clipped."""
     from fedveil.benchmarks.questions import fitted_in_one_place
-    from fedveil.tasks import census
+    from fedveil.tasks.shipped import census
 
     task = census.load(model="gam")
     data = [task.client_data(client) for client in range(task.num_clients)]

@@ -19,8 +19,8 @@ import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.run.distil import distil
-from fedveil.run.export import Order, export, rounded, traced, written
+from fedveil.export.distil import distil
+from fedveil.export.export import Order, export, rounded, traced, written
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
@@ -236,7 +236,7 @@ class Narrow(nn.Sequential):
 
 
 def test_a_student_says_what_its_teacher_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.run.distil.STEPS", 400)
+    monkeypatch.setattr("fedveil.export.distil.STEPS", 400)
     teacher, student = nn.Linear(64, 10).eval(), model_named(f"{__name__}:Small", "--student")
     inputs = torch.randn(300, 64)
     before = [each.clone() for each in teacher.parameters()]
@@ -248,7 +248,7 @@ def test_a_student_says_what_its_teacher_says(monkeypatch: pytest.MonkeyPatch) -
 
 def test_one_logit_is_no_choice_between_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(numpy_model.columns(np.array([[-3.0], [2.0]]), classifies=True)) == ["output_0"]
-    monkeypatch.setattr("fedveil.run.distil.STEPS", 900)
+    monkeypatch.setattr("fedveil.export.distil.STEPS", 900)
     for end in (nn.Identity(), nn.Flatten(0)):  # outputs of shape (n, 1), and (n,)
         torch.manual_seed(0)
         teacher, student = (nn.Sequential(nn.Linear(6, 1), end) for _ in range(2))

@@ -96,8 +96,8 @@ def test_clients_that_share_a_noise_afford_every_round_of_the_plan(tmp_path: Pat
     parts = build(settings_from_overrides(keys), given=Given(Uneven(41)))
     told = client_settings(parts, tmp_path)
     record = told.record
-    assert record is not None and len(record.noise_by_records) <= MAX_NOISE_LEVELS < len(parts.sizes)
-    for size in parts.sizes:
+    assert record is not None and len(record.noise_by_records) <= MAX_NOISE_LEVELS < len(parts.mode.sizes)
+    for size in parts.mode.sizes:
         event = record_plan(record, size, told).event()
         assert admits([event] * parts.settings.num_rounds, record.budget(), None), size
 

@@ -29,6 +29,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
 from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.messages.secure_wire import SECURE_RECORD, USUAL, Exchange, read_place
 from fedveil.messages.wire import FAILED, LATE, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows
@@ -37,7 +38,6 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.simulations.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.simulations.simulate import simulate
 
 pytestmark = [
@@ -383,7 +383,7 @@ def test_a_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch
 
 
 def test_more_actors_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.simulations.ray.START_SECONDS", 2.0)
+    monkeypatch.setattr("fedveil.engines.ray.START_SECONDS", 2.0)
     with (
         pytest.raises(Refusal, match=r"engine\.num_cpus=3"),
         ray_grid(clients_of(ClientApp(), 3), Ray(num_cpus=3.0)),

@@ -195,7 +195,7 @@ def test_the_planned_groups_err_no_more_than_either_extreme(target: float) -> No
 )
 def test_what_cannot_be_planned_is_refused(said: list[str], remedy: str) -> None:
     with pytest.raises(Refusal, match=remedy):
-        _ = build(settings_from_overrides([*ASKED, *said])).mechanism
+        _ = build(settings_from_overrides([*ASKED, *said])).mode.mechanism
 
 
 # --- a run --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks import census, load_task
+from fedveil.tasks import load_task
+from fedveil.tasks.shipped import census
 
 ROOT = Path(__file__).parents[1]
 ROW = (

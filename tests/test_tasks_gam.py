@@ -10,7 +10,7 @@ import yaml
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.run.export import Order, export
+from fedveil.export.export import Order, export
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.exported import read_export
 from fedveil.tasks.protocol import GroupedTask

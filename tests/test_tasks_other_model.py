@@ -13,15 +13,15 @@ from torch import nn
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.export.export import Order, export
 from fedveil.run.build import build
-from fedveil.run.export import Order, export
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import dimension_of
-from fedveil.tasks.fashion_mnist import FEATURES as FASHION
-from fedveil.tasks.fashion_mnist import student as fashion_student
-from fedveil.tasks.low_frequencies import cosines
-from fedveil.tasks.mnist5k import student
+from fedveil.tasks.shipped.fashion_mnist import FEATURES as FASHION
+from fedveil.tasks.shipped.fashion_mnist import student as fashion_student
+from fedveil.tasks.shipped.low_frequencies import cosines
+from fedveil.tasks.shipped.mnist5k import student
 
 HERE = __name__
 FEW = ("task.num_clients=40", "num_rounds=2", "privacy.allow_large_delta=true")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks import load_task, star
+from fedveil.tasks import load_task
+from fedveil.tasks.shipped import star
 
 
 def test_no_file_is_read_but_the_one_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ ROOMS = (
     "modes",
     "questions",
     "adapters",
+    "engines",
+    "export",
     "populations",
     "run",
     "evidence",

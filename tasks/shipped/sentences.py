@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..base.refusal import Refusal
-from .classification import Classification, classification
-from .data import Examples
+from ...base.refusal import Refusal
+from ..classification import Classification, classification
+from ..data import Examples
+from ..partition import Partition
 from .fashion_mnist import cache_folder, kept
 from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
-from .partition import Partition
 
 NUM_CLASSES = 2  # wanted, unwanted
 TOKENS = 24  # of a mail: its subject and how it begins

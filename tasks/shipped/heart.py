@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .classification import Classification, classification, softmax_regression
-from .data import Examples
-from .partition import Indices, Partition
+from ..classification import Classification, classification, softmax_regression
+from ..data import Examples
+from ..partition import Indices, Partition
 
 HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
 NUM_CLASSES = 2

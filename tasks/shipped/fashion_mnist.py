@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..base.refusal import Refusal
-from .classification import Classification, classification, softmax_regression
-from .data import Examples
+from ...base.refusal import Refusal
+from ..classification import Classification, classification, softmax_regression
+from ..data import Examples
+from ..other_model import STUDENT
+from ..partition import Partition
 from .low_frequencies import LowFrequencies
-from .other_model import STUDENT
-from .partition import Partition
 from .scattering import CHANNELS, STRIDE, features
 
 NUM_CLASSES = 10

@@ -29,8 +29,8 @@ from ..messages.flower_adapter import claim_identity
 from ..messages.grids import AskingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from .clients import Clients
-from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
+from ..simulations.clients import Clients
+from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
 
 DIED = "worker died"  # why its clients' answers are missing
 AHEAD = 2  # shares that an actor holds, so that none waits for a message

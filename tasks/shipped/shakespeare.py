@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base.refusal import Refusal
-from .data import Examples, check_examples, joined, only
-from .partition import Indices, Partition
+from ...base.refusal import Refusal
+from ..data import Examples, check_examples, joined, only
+from ..partition import Indices, Partition
 from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"

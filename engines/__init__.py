@@ -1,0 +1,1 @@
+"""Engines of a simulation on other machines."""

@@ -1,0 +1,1 @@
+"""Shipped tasks: public data to begin with."""
