@@ -6,11 +6,11 @@ import json
 import math
 from pathlib import Path
 
+from ..audit.line import seen
+from ..audit.observer import in_words
+from ..audit.result import Weighed, weigh
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import Verdict
-from ..run.audit import in_words
-from ..run.audit_line import seen
-from ..run.audit_record import Weighed, weigh
 from ..run.run_files import as_a_run_wrote
 
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4, None: 4}

@@ -18,6 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
+from ..audit import record_canaries
+from ..audit.canary_updates import canary_answer
 from ..base.refusal import Refusal
 from ..messages import wire
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
@@ -33,7 +35,6 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
-from ..strategies.canaries import canary_answer
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
@@ -47,7 +48,6 @@ from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
-from .dp_sgd import record_canaries
 from .evaluation import means_over, rows_measured
 from .private_update import or_unchanged, private_update, summed_reply, unchanged
 from .questions import Measured, answered, evaluated

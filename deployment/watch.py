@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..audit.line import AuditLine, rows_of
+from ..audit.observer import in_words
 from ..base.durable_files import PUBLIC, replace_file
 from ..base.notice import say
 from ..base.refusal import refusing
@@ -27,8 +29,6 @@ from ..messages.wire import BUDGET_SPENT, DROP_REASONS
 from ..modes.federation import Federation
 from ..privacy.budget import Unit
 from ..privacy.secagg.roster import Member
-from ..run.audit import in_words
-from ..run.audit_line import AuditLine, rows_of
 from ..run.callbacks import RoundEnd, RunEnd, RunStart
 from ..run.log_file import LogFile, written_by
 from ..run.run_folder import named_in, summed_drops

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..audit.participants import count_canaries
 from ..configs.schema import (
     NoCompression,
 )
-from ..populations.canary_clients import count_canaries
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ..audit.canary_records import canary_records_of_each, records_are_audited
 from ..base.refusal import Refusal
 from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordOrder
-from ..populations.canary_records import canary_records_of_each, records_are_audited
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.caps import POPULATION

@@ -17,9 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..audit.line import AuditLine
 from ..base.extras import MODULES, require_extra
 from ..base.refusal import Refusal
-from .audit_line import AuditLine
 
 # Classes of `trackers`.
 CLASSES = {"csv": "MetricsCsv", "mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "WandB"}

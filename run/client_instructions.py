@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..audit.probes import plants_examples
 from ..base.refusal import Refusal
 from ..configs.schema import CsvTask, FlwrPartition, RecordDistributed, SimulationSettings
 from ..messages.client_settings import (
@@ -18,7 +19,6 @@ from ..modes.federation import Federation
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
-from .record_audit import plants_examples
 from .scaling_plan import scaling_events
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation

@@ -18,9 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..audit.line import AuditLine, rows_of
 from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
-from .audit_line import AuditLine, rows_of
 from .callbacks import RoundEnd, RunEnd, RunStart
 from .evaluation_figures import said_of
 

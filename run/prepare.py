@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..audit.observer import RunAudit, begin
 from ..base.durable_files import make_folder
 from ..base.notice import warn
 from ..base.refusal import Refusal
@@ -56,7 +57,6 @@ from ..tasks.protocol import Task, check_trainable, own_training
 from ..tasks.scaling import ASKED, FIELD
 from . import run_folder
 from .acts import write_acts
-from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .evaluation_plan import evaluation_events, evaluation_plan, one_evaluation, scored_metric, scoring_plan
 from .prepared_run import Run

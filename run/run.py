@@ -19,6 +19,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ..audit import observer as auditing
+from ..audit.canary_updates import add_canaries
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
 from ..configs.settings import shown_keys
@@ -33,7 +35,6 @@ from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
 from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
-from ..strategies.canaries import add_canaries
 from ..tasks.arrays import emptied, holding
 from ..tasks.data import Examples, batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.group_figures import group_figures
@@ -41,7 +42,6 @@ from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
 from ..tasks.protocol import GroupedTask
-from . import audit as auditing
 from . import run_folder
 from .asking import Reach
 from .average import average_after

@@ -16,6 +16,8 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ..audit.observer import RunAudit, shown
+from ..audit.observer import end as end_audit
 from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
@@ -38,8 +40,6 @@ from ..tasks.arrays import holds_arrays, read_arrays
 from ..tasks.mislabelled import Mislabelled
 from ..tasks.protocol import PredictingTask
 from .acts import write_refusal
-from .audit import RunAudit, shown
-from .audit import end as end_audit
 from .average import early_of
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close

@@ -24,6 +24,7 @@ import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
+from fedveil.audit import observer as auditing
 from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
 from fedveil.deployment import serve as serving
@@ -57,7 +58,6 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.run import audit as auditing
 from fedveil.run import run_folder as recording
 from fedveil.run.build import build
 from fedveil.run.callbacks import Callback, RunEnd

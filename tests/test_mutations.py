@@ -28,6 +28,7 @@ ROOMS = (
     "modes",
     "populations",
     "run",
+    "audit",
     "evidence",
     "simulations",
     "deployment",
@@ -2434,7 +2435,7 @@ MUTATIONS = {
         "only_adapters",
     ),
     "the p-value of a secret draw is shown": Mutation(
-        "server/auditing.py",
+        "audit/auditor.py",
         "if check is not Check.DRAW}",
         "}",
         "test_simulations_audit_alarms.py",
@@ -2462,7 +2463,7 @@ MUTATIONS = {
         "reaches_the_next",
     ),
     "a canary record that is out trains": Mutation(
-        "client/dp_sgd/record_canaries.py",
+        "audit/record_canaries.py",
         "np.where(coins[:count], 1, -1)",
         "np.ones(count, int)",
         "test_client_record_canaries.py",
@@ -3618,14 +3619,14 @@ MUTATIONS = {
         "log_likelihood_ratio",
     ),
     "an audit that leaves the books to the ledger": Mutation(
-        "server/auditing.py",
+        "audit/auditor.py",
         "return float(booked >= BOOKED *",
         "return float(booked >= 0 *",
         "test_simulations_audit_alarms.py",
         "counts_less",
     ),
     "an audit takes an earlier run for what this one was charged": Mutation(
-        "run/audit.py",
+        "audit/observer.py",
         "auditor.prior, auditor.since = ledger.events(Adversary.MODEL),",
         "auditor.prior, auditor.since = (),",
         "test_server_before_spending.py",

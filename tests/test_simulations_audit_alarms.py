@@ -9,6 +9,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from fedveil.audit.auditor import Auditor
+from fedveil.audit.line import AuditLine
+from fedveil.audit.observer import in_words
+from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.configs.settings import settings_from_overrides
@@ -18,13 +22,9 @@ from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.run.audit import in_words
-from fedveil.run.audit_line import AuditLine
-from fedveil.run.audit_record import as_json
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
-from fedveil.server.auditing import Auditor
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
 

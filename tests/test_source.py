@@ -21,6 +21,7 @@ SHIPPED = (
     "modes",
     "populations",
     "run",
+    "audit",
     "evidence",
     "simulations",
     "deployment",

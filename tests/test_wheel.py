@@ -22,6 +22,7 @@ ROOMS = (
     "modes",
     "populations",
     "run",
+    "audit",
     "evidence",
     "simulations",
     "deployment",

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
+from ...audit.record_canaries import BLOCK, OWN
 from ...messages.client_settings import ClientSettings, StepTerms, training_settings
 from ...messages.wire import CANARY_RECORDS, Layout, layout_of, only_arrays, sketch_for, sum_spec_of
 from ...privacy.mechanisms.randomness import Stream
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches
 from ...tasks.protocol import Objective
-from .record_canaries import BLOCK, OWN
 from .sketched import SketchedOptimizer, places_of
 from .train import chosen_engine, clipping, plain_sgd
 

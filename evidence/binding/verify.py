@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...audit.result import audit_fields, weigh
 from ...base.refusal import Refusal
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
@@ -31,7 +32,6 @@ from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.secagg.rollover import Rollover
 from ...privacy.secagg.roster import Roster
-from ...run.audit_record import audit_fields, weigh
 from ...run.files import (
     AUDIT_ROWS,
     BLAME,

@@ -24,8 +24,8 @@ from ..privacy.audit.step_ratio import step_ratio
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Budget
+from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
-from .prepared_run import Run
 
 if TYPE_CHECKING:
     from ..tasks.mislabelled import Mislabelled

@@ -17,18 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...base.refusal import Refusal
-from ...privacy.audit.kept_rows import arrays_of
-from ...privacy.audit.kept_rows import begin as begin_file
-from ...privacy.audit.one_run import Scores
-from ...privacy.audit.step_ratio import step_ratio
-from ...privacy.budget import Adjacency
-from ...privacy.mechanisms.randomness import Stream
-from ...privacy.plan import Plan
-from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Data, Examples, in_tensors
-from ...tasks.optimizers import own_optimizer
-from ...tasks.protocol import Task
+from ..base.refusal import Refusal
+from ..privacy.audit.kept_rows import arrays_of
+from ..privacy.audit.kept_rows import begin as begin_file
+from ..privacy.audit.one_run import Scores
+from ..privacy.audit.step_ratio import step_ratio
+from ..privacy.budget import Adjacency
+from ..privacy.mechanisms.randomness import Stream
+from ..privacy.plan import Plan
+from ..strategies.record_plan import PoissonBatches
+from ..tasks.data import Data, Examples, in_tensors
+from ..tasks.optimizers import own_optimizer
+from ..tasks.protocol import Task
 
 # Names in `Watched`: prefix of the client's model, and the canaries' block.
 OWN, BLOCK = "model.", "block.weight"

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..base.durable_files import replace_file
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
-from ..populations.canary_clients import audited, canary_clients, support_of
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
@@ -23,19 +22,20 @@ from ..privacy.audit.summary import untested, visible_in
 from ..privacy.audit.watching import NO_MEMORY, Memory
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
+from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
+from ..run.plots import draw_audit
+from ..run.prepared_run import Run
 from ..server import checkpoint, noise_key
-from ..server.auditing import ACTING, Auditor
 from ..server.checkpoint import State
 from ..server.private_grid import PrivateGrid
 from ..server.rounds import Ending, Status
 from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
-from .audit_line import AuditLine
-from .audit_record import as_json
-from .files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
-from .plots import draw_audit
-from .prepared_run import Run
-from .record_audit import Planted, StepScores, planted, step_scores
+from .auditor import ACTING, Auditor
+from .line import AuditLine
+from .participants import audited, canary_clients, support_of
+from .probes import Planted, StepScores, planted, step_scores
+from .result import as_json
 
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
