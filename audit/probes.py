@@ -22,8 +22,8 @@ from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.step_ratio import step_ratio
 from ..privacy.audit.verdict import by_one_run, judge
-from ..privacy.audit.watching import Released
 from ..privacy.budget import Budget
+from ..privacy.mechanisms.released import Released
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
 

@@ -20,8 +20,8 @@ from fedveil.deployment.watch import audit_of
 from fedveil.privacy.audit import round_rows, watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
-from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.privacy.mechanisms.released import Released
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
