@@ -12,28 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
+from ..configs.schema import RecordDistributed
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.audit.alarms import Alarm
+from ..privacy.audit import watching
+from ..privacy.audit.alarms import Alarm, Level
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, spread_looks
 from ..privacy.audit.summary import untested, visible_in
-from ..privacy.audit.watching import NO_MEMORY, Memory
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
+from ..privacy.mechanisms.released import Released
 from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
-from ..run.plots import draw_audit
+from ..run.observer import NO_DEMAND, Demand, Memory, Observer
 from ..run.prepared_run import Run
 from ..server import checkpoint, noise_key
 from ..server.checkpoint import State
-from ..server.private_grid import PrivateGrid
 from ..server.rounds import Ending, Status
 from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
+from ..tasks.data import held_out_of, placeholder, run_on
 from .auditor import ACTING, Auditor
-from .line import AuditLine
+from .line import AuditLine, in_words
 from .participants import audited, canary_clients, support_of
+from .picture import draw_audit
 from .probes import Planted, StepScores, planted, step_scores
 from .result import as_json
 
@@ -64,17 +68,129 @@ class RunAudit:
     scores: StepScores | None = None
 
     @property
-    def memory(self) -> dict[str, NDArray[np.float64]]:
+    def memory(self) -> Memory:
         """State of the audit for a checkpoint."""
         memory = self.auditor.memory
         parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
         return parts if memory.before.size else {}
 
+    @property
+    def line(self) -> AuditLine:
+        """The displayed state."""
+        auditor, rows = self.auditor, self.auditor.rows
+        found = tuple(
+            f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+            for each in auditor.memorised
+        )
+        names = ("probe_p", "losses_p")
+        return AuditLine(
+            bool(auditor.terms.delta),
+            auditor.terms.canaries,
+            auditor.looks[-1] if auditor.looks else None,
+            tuple(auditor.raised),
+            found,
+            len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in names),
+            visible_in(auditor.terms, rows),
+            auditor.record_looks[-1] if auditor.record_looks else None,
+            self.on_alarm,
+            {str(test): p for test, p in auditor.p_values.items()},
+            untested(auditor.terms) or "",
+        )
+
+    def resume(self, state: State, /) -> Demand:
+        """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
+        kept = self.run.checkpoint.audit if self.run.checkpoint is not None else {}
+        self.auditor.go_on(state.round, watching.Memory(**kept) if kept else watching.NO_MEMORY)
+        alarms = [each.alarm for each in self.auditor.acting]
+        if not alarms or self.on_alarm in ("note", "pause"):
+            return NO_DEMAND
+        return self._demand(state, alarms)
+
+    def observe(self, state: State, released: Released | None, /) -> None:
+        """Audit the round that has just ended, and write its alarms to the ledger."""
+        if self.scores is not None and released is not None:
+            self.scores.keep(released)
+        alarms, ledger = self.auditor.take(state.round, released, state.arrays), self.run.ledger
+        for alarm in alarms:
+            if ledger is not None:
+                said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
+                key = (self.run.name, state.round, f"{MECHANISM} {alarm.test}")
+                ledger.note(key, {**said, "action": self.on_alarm if alarm.level in ACTING else "note"})
+
+    def columns(self, number: int, /) -> dict[str, Any]:
+        """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
+        return self.auditor.columns(number)
+
+    def demand(self, state: State, /) -> Demand:
+        """Return what the alarms of the round that has just ended demand."""
+        alarms = [each.alarm for each in self.auditor.acting if each.round == state.round]
+        return NO_DEMAND if self.on_alarm == "note" else self._demand(state, alarms)
+
+    def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
+        if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.clean:
+            _keep_clean(self.run, state)
+        if not alarms:
+            return NO_DEMAND
+        reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
+        match self.on_alarm:
+            case "raise_noise":
+                return Demand(noise=MORE_NOISE)
+            case "pause":
+                again = self.run.federation.population.words.unpaused
+                return Demand(Ending(Status.PAUSED, f"{reason}; {again} continues regardless", state))
+            case "rollback":
+                clean = _last_clean(self.run, state)
+                reason = f"{reason}; the model is that of round {clean.round}"
+                return Demand(Ending(Status.ALARMED, reason, clean))
+            case _:
+                return Demand(Ending(Status.ALARMED, reason, state))
+
+    def end(self, ending: Ending, title: str, /) -> dict[str, Any]:
+        """Open the commitment unless the run may continue, draw the plot, and return the audit for the result.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+        auditor = self.auditor
+        first = None if auditor.directions is None else _moved_by_canaries(self.run.federation)
+        summary = auditor.end(first, ending.state.arrays)
+        write_terms(self, opened=over)
+        if looks := auditor.looks or auditor.record_looks:
+            draw_audit(looks, self.run.folder / PLOT, title)
+        memorised = [asdict(each) for each in auditor.memorised]
+        return as_json(auditor.terms, summary, auditor.raised, self.on_alarm) | {"memorisation": memorised}
+
+
+def unconfirmed(told: Mapping[str, Any]) -> bool:
+    """Return whether an audit's alarms are all unconfirmed, and were to end the run."""
+    levels = set[str]() if told["on_alarm"] == "note" else {each["level"] for each in told["alarms"]}
+    return Level.ORANGE in levels and Level.RED not in levels
+
 
 # --- before the first round -------------------------------------------------------------------------------------
 
 
-def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
+def check(federation: Federation) -> None:
+    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join.
+
+    Raises:
+      Refusal: naming the audit.
+    """
+    audit, task = federation.settings.audit, federation.task
+    together = isinstance(federation.settings.privacy, RecordDistributed)
+    if audit is not None and audit.full and together and not federation.simulated:
+        remedy = (
+            "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
+        )
+        raise Refusal("audit.name", "full", remedy)
+    if federation.mode.extra_records and not hasattr(
+        run_on(task.model(), placeholder(held_out_of(task), 2)), "dim"
+    ):
+        raise Refusal("audit", "full", "canaries need outputs that are one tensor; use audit=light")
+
+
+def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     """Fix the audit of a run and commit to its canaries.
 
     Args:
@@ -82,24 +198,23 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
       fresh: whether the run is new and not resumed.
 
     Returns:
-      The run with its canaries in the clients' settings, and its audit; None without an audit.
+      The run with its canaries in the clients' settings, and its audit.
 
     Raises:
       Refusal: the seed of the canaries can be neither made nor read.
     """
     federation, settings = run.federation, run.federation.settings.audit
-    if settings is None:
-        return run, None
+    assert settings is not None
     seed, canaries = None, None
     asked = audited(federation.settings)
-    if asked is not None and federation.num_canaries:
+    if asked is not None and federation.extra_clients:
         assert isinstance(federation.mode, ClientMode)
         seed = _seed(run, fresh)
         told = canary_clients(
             asked,
             federation.mode.clients,
             federation.task,
-            federation.num_canaries,
+            federation.extra_clients,
             seed,
             federation.mode.metrics,
         )
@@ -200,99 +315,7 @@ def _commit(audit: RunAudit) -> None:
     run.ledger.note((run.name, 0, MECHANISM), said)
 
 
-def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
-    """Continue after the round of a checkpoint; the noise is raised if it was.
-
-    Returns:
-      The ending, if an alarm was to end the run and its process was killed before; otherwise None.
-    """
-    kept = audit.run.checkpoint.audit if audit.run.checkpoint is not None else {}
-    memory = Memory(**kept) if kept else NO_MEMORY
-    audit.auditor.go_on(state.round, memory)
-    alarms = [each.alarm for each in audit.auditor.acting]
-    if alarms and audit.on_alarm == "raise_noise":
-        grid.raise_noise(MORE_NOISE)
-    return act(audit, grid, state, alarms) if alarms and audit.on_alarm in ("stop", "rollback") else None
-
-
-# --- after each round -------------------------------------------------------------------------------------------
-
-
-def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]:
-    """Audit the round that has just ended, and write its alarms to the ledger.
-
-    Returns:
-      The alarms that require an action.
-    """
-    if audit.scores is not None and grid.released is not None:
-        audit.scores.keep(grid.released)
-    alarms, ledger = audit.auditor.take(state.round, grid.released, state.arrays), audit.run.ledger
-    for alarm in alarms:
-        if ledger is not None:
-            said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
-            key = (audit.run.name, state.round, f"{MECHANISM} {alarm.test}")
-            ledger.note(key, {**said, "action": audit.on_alarm if alarm.level in ACTING else "note"})
-    return [alarm for alarm in alarms if alarm.level in ACTING]
-
-
-def shown(audit: RunAudit | None) -> AuditLine | None:
-    """Return the displayed state of an audit; None without an audit."""
-    if audit is None:
-        return None
-    auditor = audit.auditor
-    measured = auditor.looks[-1] if auditor.looks else None
-    found = tuple(
-        f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
-        for each in auditor.memorised
-    )
-    rows = auditor.rows
-    probed = len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in ("probe_p", "losses_p"))
-    records = auditor.record_looks[-1] if auditor.record_looks else None
-    return AuditLine(
-        bool(auditor.terms.delta),
-        auditor.terms.canaries,
-        measured,
-        tuple(auditor.raised),
-        found,
-        probed,
-        visible_in(auditor.terms, rows),
-        records,
-        audit.on_alarm,
-        {str(test): p for test, p in auditor.p_values.items()},
-        untested(auditor.terms) or "",
-    )
-
-
-def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
-    """Take the action for these alarms, which may be none.
-
-    Returns:
-      The ending, if the run ends.
-    """
-    if audit.on_alarm == "note":
-        return None
-    if audit.on_alarm == "rollback" and audit.auditor.rows.size and audit.auditor.clean:
-        _keep_clean(audit.run, state)
-    if not alarms:
-        return None
-    reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
-    match audit.on_alarm:
-        case "raise_noise":
-            grid.raise_noise(MORE_NOISE)
-            return None
-        case "pause":
-            again = audit.run.federation.population.words.unpaused
-            return Ending(Status.PAUSED, f"{reason}; {again} continues regardless", state)
-        case "rollback":
-            clean = _last_clean(audit.run, state)
-            return Ending(Status.ALARMED, f"{reason}; the model is that of round {clean.round}", clean)
-        case _:
-            return Ending(Status.ALARMED, reason, state)
-
-
-def in_words(alarm: Alarm) -> str:
-    """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
-    return f"{alarm.level}: {alarm.test}, {alarm.evidence}"
+# --- the clean model ---------------------------------------------------------------------------------------------
 
 
 def _keep_clean(run: Run, state: State) -> None:
@@ -316,24 +339,3 @@ def _last_clean(run: Run, state: State) -> State:
         return State(0, first, state.strategy, state.choices)
     model = {name: found.state.arrays[name] for name in state.arrays}
     return State(found.state.round, model, state.strategy, state.choices)
-
-
-# --- after the last round ---------------------------------------------------------------------------------------
-
-
-def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
-    """Open the commitment unless the run may continue, draw the plot, and return the audit for the result.
-
-    Raises:
-      OSError: the folder cannot be written.
-    """
-    over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
-    first = None if audit.auditor.directions is None else _moved_by_canaries(audit.run.federation)
-    summary = audit.auditor.end(first, ending.state.arrays)
-    write_terms(audit, opened=over)
-    looks = audit.auditor.looks or audit.auditor.record_looks
-    if looks:
-        draw_audit(looks, audit.run.folder / PLOT, title)
-    return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
-        "memorisation": [asdict(each) for each in audit.auditor.memorised]
-    }

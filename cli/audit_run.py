@@ -6,8 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from ..audit.line import seen
-from ..audit.observer import in_words
+from ..audit.line import in_words, seen
 from ..audit.result import Weighed, weigh
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import Verdict

@@ -24,7 +24,7 @@ import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
-from fedveil.audit import observer as auditing
+from fedveil.audit.observer import RunAudit
 from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
 from fedveil.deployment import serve as serving
@@ -702,7 +702,7 @@ def test_a_paused_server_stays_so_however_often_a_unit_starts_it(hearts: Path) -
 
 
 def test_an_alarm_whose_server_was_killed_before_it_ended_still_ends_the_run(hearts: Path) -> None:
-    with noise_halved(1), patch.object(auditing, "act", side_effect=Killed), pytest.raises(Killed):
+    with noise_halved(1), patch.object(RunAudit, "demand", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL, "audit.on_alarm=rollback")
     assert served(hearts)[0] == 5
     assert "the model is that of round 0" in result_of(hearts)["reason"] and len(rows_of(hearts)) == 1

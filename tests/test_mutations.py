@@ -1252,9 +1252,9 @@ MUTATIONS = {
         "average_is_of_the_last_released",
     ),
     "a canary record is read beside the sum of another's": Mutation(
-        "client/app.py",
-        "asked.coins[first : first + asked.each], first + 1)",
-        "asked.coins[first : first + asked.each], 1)",
+        "audit/record_canaries.py",
+        "[first : first + asked.each], first + 1)",
+        "[first : first + asked.each], 1)",
         "test_client_together.py",
         "drawn_like_all",
     ),
@@ -3243,7 +3243,7 @@ MUTATIONS = {
     "an audit remembers a round that is not kept": Mutation(
         "run/run_folder.py",
         "save(progress, ending.state, progress.remembered)",
-        "save(progress, ending.state, progress.audit.memory if progress.audit else {})",
+        "save(progress, ending.state, progress.observer.memory)",
         "test_full_disk.py",
         "as_if_it_had_not_been",
     ),
@@ -3662,7 +3662,7 @@ MUTATIONS = {
     ),
     "a callback sees a private value": Mutation(
         "run/run_folder.py",
-        "shown_model(state.arrays), shown(audit))",
+        "shown_model(state.arrays), progress.observer.line)",
         "shown_model(state.arrays), progress)",
         "test_server_callbacks.py",
         "reachable and central",

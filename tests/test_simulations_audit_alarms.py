@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from fedveil.audit.auditor import Auditor
-from fedveil.audit.line import AuditLine
-from fedveil.audit.observer import in_words
+from fedveil.audit.line import AuditLine, in_words
 from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.watch import audit_of
 from fedveil.privacy.audit import round_rows, watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
@@ -208,7 +206,7 @@ def test_no_callback_and_no_status_has_the_p_value_of_a_secret_draw(tmp_path: Pa
     simulate(settings, tmp_path / "run", quiet=True, callbacks=[Watching()])
     assert len(Watching.lines) == ROUNDS
     assert all("draw" not in line.p_values and "norm" in line.p_values for line in Watching.lines)
-    assert all("draw" not in audit_of(line)["p_values"] for line in Watching.lines)
+    assert all("draw" not in line.status()["p_values"] for line in Watching.lines)
     rows = round_rows.read(tmp_path / "run" / AUDIT_ROWS, 0)
     exact = {repr(float(p)) for p in rows["draw_p"]} | {f"{float(p):.2g}" for p in rows["draw_p"]} - {"1"}
     private = {AUDIT_ROWS, OPERATOR}

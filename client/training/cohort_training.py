@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ...audit.canary_updates import canary_updates
 from ...messages import wire
 from ...messages.client_settings import TRAIN_LOSS, CanaryClients, training_settings
 from ...messages.local_training import LocalTraining
@@ -34,6 +33,7 @@ from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
 from ..app import Workbench
+from ..extra import extra_clients
 from .batches import stacked_batches
 from .in_place import begin
 from .sgd import steps_of
@@ -140,7 +140,7 @@ def _add_canaries(
 ) -> None:
     dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
     for first in range(0, len(clients), MAX_STACK):
-        update = canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
+        update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 

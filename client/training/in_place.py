@@ -18,7 +18,6 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...audit.canary_updates import add_canary
 from ...base.refusal import Refusal
 from ...messages import wire
 from ...messages.local_training import LocalTraining
@@ -31,6 +30,7 @@ from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ...tasks.independence import LATE, check_reading
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
+from ..extra import extra_clients
 from .sgd import train
 
 logger = logging.getLogger("fedveil.client")
@@ -100,7 +100,7 @@ class InPlaceRound:
         dummies = self.bench.settings.canaries
         if dummies is None or client not in dummies:
             return False
-        add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
+        extra_clients().add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
         return True
 
     @cached_property
