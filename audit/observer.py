@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.audit import watching
-from ..privacy.audit.alarms import Alarm, Level
+from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
-from ..privacy.audit.run_audit import AuditTerms, spread_looks
+from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
 from ..privacy.audit.summary import untested, visible_in
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
@@ -37,7 +38,6 @@ from ..tasks.data import held_out_of, placeholder, run_on
 from .auditor import ACTING, Auditor
 from .line import AuditLine, in_words
 from .participants import audited, canary_clients, support_of
-from .picture import draw_audit
 from .probes import Planted, StepScores, planted, step_scores
 from .result import as_json
 
@@ -59,6 +59,7 @@ class RunAudit:
       on_alarm: action on an alarm: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
       seed: secret, of the canaries; None without any.
       scores: of the canary records of steps; None without any.
+      alarms: of the round that has just ended, on which the run acts.
     """
 
     run: Run
@@ -66,6 +67,7 @@ class RunAudit:
     on_alarm: str
     seed: bytes | None
     scores: StepScores | None = None
+    alarms: list[Alarm] = field(default_factory=list[Alarm])
 
     @property
     def memory(self) -> Memory:
@@ -116,6 +118,7 @@ class RunAudit:
                 said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
                 key = (self.run.name, state.round, f"{MECHANISM} {alarm.test}")
                 ledger.note(key, {**said, "action": self.on_alarm if alarm.level in ACTING else "note"})
+        self.alarms[:] = [alarm for alarm in alarms if alarm.level in ACTING]
 
     def columns(self, number: int, /) -> dict[str, Any]:
         """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
@@ -123,8 +126,7 @@ class RunAudit:
 
     def demand(self, state: State, /) -> Demand:
         """Return what the alarms of the round that has just ended demand."""
-        alarms = [each.alarm for each in self.auditor.acting if each.round == state.round]
-        return NO_DEMAND if self.on_alarm == "note" else self._demand(state, alarms)
+        return NO_DEMAND if self.on_alarm == "note" else self._demand(state, self.alarms)
 
     def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
         if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.clean:
@@ -160,12 +162,6 @@ class RunAudit:
             draw_audit(looks, self.run.folder / PLOT, title)
         memorised = [asdict(each) for each in auditor.memorised]
         return as_json(auditor.terms, summary, auditor.raised, self.on_alarm) | {"memorisation": memorised}
-
-
-def unconfirmed(told: Mapping[str, Any]) -> bool:
-    """Return whether an audit's alarms are all unconfirmed, and were to end the run."""
-    levels = set[str]() if told["on_alarm"] == "note" else {each["level"] for each in told["alarms"]}
-    return Level.ORANGE in levels and Level.RED not in levels
 
 
 # --- before the first round -------------------------------------------------------------------------------------
@@ -339,3 +335,59 @@ def _last_clean(run: Run, state: State) -> State:
         return State(0, first, state.strategy, state.choices)
     model = {name: found.state.arrays[name] for name in state.arrays}
     return State(found.state.round, model, state.strategy, state.choices)
+
+
+CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
+HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
+
+
+def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
+    """Write an audit's measurements as a PNG: claimed epsilon, measured with its interval, and the ceiling.
+
+    Args:
+      looks: at least one, in the order of their rounds.
+      path: of the picture.
+      title: one line above it.
+    """
+    from matplotlib.figure import Figure
+
+    rounds = [each.round for each in looks]
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
+    top = HEADROOM * max(
+        value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
+    )
+    axes.plot(
+        rounds, [each.claimed for each in looks], color=CLAIMED, marker="o", ms=3, label="claimed, at most"
+    )
+    shown = [min(each.epsilon, top) for each in looks]
+    errors = [
+        [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
+        [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
+    ]
+    axes.errorbar(
+        rounds,
+        shown,
+        errors,
+        color=MEASURED,
+        marker="s",
+        ms=4,
+        lw=0,
+        elinewidth=1.2,
+        capsize=3,
+        label="measured by canaries, 95 %",
+    )
+    ceiling = [min(each.ceiling, 2 * top) for each in looks]
+    axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
+    blind = [each.ceiling <= each.claimed for each in looks]
+    axes.fill_between(
+        rounds, 0, top, where=blind, color=CEILING, alpha=0.12, lw=0, step="mid", label="too weak to tell"
+    )
+    axes.set_xlabel("round")
+    axes.set_ylabel("epsilon")
+    axes.set_ylim(0, top)
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from ..messages.client_settings import CanaryRecords
 from ..privacy.audit import kept_rows
-from ..privacy.audit.kept_rows import SUFFIX, gathered
+from ..privacy.audit.kept_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
 from ..privacy.audit.memorisation import MemorisationProbe, Memorised
 from ..privacy.audit.one_run import Scores
 from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
-from ..privacy.audit.step_ratio import step_ratio
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
 from ..privacy.mechanisms.released import Released

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.extensions import part
+from ..base.extras import part
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..configs.schema import (
     NoCompression,
 )
-from ..populations.extra import extra_of
+from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile

@@ -13,7 +13,7 @@ from ..base.refusal import Refusal
 from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordOrder
-from ..populations.extra import extra_of
+from ..populations.population import extra_of
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.caps import POPULATION

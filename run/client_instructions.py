@@ -15,7 +15,7 @@ from ..messages.client_settings import (
 )
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
-from ..populations.extra import extra_of
+from ..populations.population import extra_of
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run

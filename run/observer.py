@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.extensions import part
+from ..base.extras import part
 from ..modes.federation import Federation
 from ..privacy.mechanisms.released import Released
 from ..server.checkpoint import State
@@ -85,19 +85,10 @@ class Unobserved(Observer):
 
 
 class Observation(Protocol):
-    """Module of an extension that observes runs.
-
-    Its functions refuse a federation that cannot be observed; return the run with the settings of its extra participants,
-    and its observer; and say whether the observer's part of a result leaves an alarm in doubt.
-    """
+    """Module of an extension that observes runs; functions as below."""
 
     def check(self, federation: Federation, /) -> None: ...
     def begin(self, run: Run, fresh: bool, /) -> tuple[Run, Observer]: ...
-    def unconfirmed(self, told: Mapping[str, Any], /) -> bool: ...
-
-
-def _observation(asked: str) -> Observation:
-    return part("audit", "Observation", asked)
 
 
 def check(federation: Federation) -> None:
@@ -118,7 +109,5 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     return (run, Unobserved()) if audit is None else _observation(audit.name).begin(run, fresh)
 
 
-def unconfirmed(result: Mapping[str, Any]) -> bool:
-    """Return whether a result leaves an alarm in doubt."""
-    told = result.get("audit")
-    return told is not None and bool(told["alarms"]) and _observation("on").unconfirmed(told)
+def _observation(asked: str) -> Observation:
+    return part("audit", "Observation", asked)

@@ -27,6 +27,7 @@ from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..messages.wire import DROP_REASONS, MIXES
 from ..modes.federation import Federation
+from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable
 from ..server.checkpoint import State
 from ..server.participants import Participants
@@ -51,7 +52,7 @@ from .evaluation_figures import shown_metrics
 from .evaluation_plan import evaluated_rounds
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
-from .observer import Demand, unconfirmed
+from .observer import Demand
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
 from .prepared_run import Run
 from .promise import MIXED
@@ -195,8 +196,13 @@ def _reach_of_all(federation: Federation, timeout: float) -> Reach:
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
-    """Return the exit code for a result; not 0 if an alarm of its observer is unconfirmed."""
-    return EXIT_CODES[Status(result["status"])] or (_UNCONFIRMED if unconfirmed(result) else 0)
+    """Return the exit code for a result; not 0 if an alarm of its audit is unconfirmed."""
+    audit = result.get("audit")
+    levels = set[str]()
+    if audit is not None and audit["on_alarm"] != "note":
+        levels = {each["level"] for each in audit["alarms"]}
+    doubt = Level.ORANGE in levels and Level.RED not in levels
+    return EXIT_CODES[Status(result["status"])] or (_UNCONFIRMED if doubt else 0)
 
 
 @contextmanager

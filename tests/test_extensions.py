@@ -61,12 +61,12 @@ def test_without_the_audit_every_mode_trains_and_an_audit_is_refused(core: Path,
 def test_every_module_of_the_table_of_extensions_has_the_functions_of_its_protocol() -> None:
     from importlib import import_module
 
-    from fedveil.base.extensions import MODULES
+    from fedveil.base.extras import EXTENSIONS
     from fedveil.client import extra as client
-    from fedveil.populations import extra as populations
+    from fedveil.populations import population as populations
     from fedveil.run import observer
 
-    for extension, modules in MODULES.items():
+    for extension, modules in EXTENSIONS.items():
         for protocol, module in modules.items():
             homes = [getattr(home, protocol, None) for home in (client, populations, observer)]
             (wanted,) = filter(None, homes)

@@ -3605,14 +3605,14 @@ MUTATIONS = {
         "correct_runs_are_not",
     ),
     "canary records all scored alike": Mutation(
-        "privacy/audit/step_ratio.py",
+        "privacy/audit/kept_rows.py",
         "        there = (sums - 0.5) / noise**2",
         "        return np.zeros_like(sums)",
         "test_client_record_canaries.py",
         "log_likelihood_ratio",
     ),
     "canary records scored as if every batch held them": Mutation(
-        "privacy/audit/step_ratio.py",
+        "privacy/audit/kept_rows.py",
         "return there if rate == 1 else",
         "return there if rate else",
         "test_client_record_canaries.py",
