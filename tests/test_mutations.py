@@ -3625,6 +3625,13 @@ MUTATIONS = {
         "test_simulations_audit_alarms.py",
         "counts_less",
     ),
+    "a round loop that meets no demand of its observer": Mutation(
+        "run/run.py",
+        "    return _obey(grid, observer.demand(state))",
+        "    return None",
+        "test_simulations_audit_alarms.py",
+        "stop_ends or raised_noise",
+    ),
     "an audit takes an earlier run for what this one was charged": Mutation(
         "audit/observer.py",
         "auditor.prior, auditor.since = ledger.events(Adversary.MODEL),",
