@@ -1,25 +1,30 @@
 """Extensions: parts of fedveil that the core finds by name, in this one table, and runs without."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from .refusal import Refusal
 
-# By kind and name, the module below fedveil that has it, and the object in it.
+# By extension point and name, the module below fedveil that has it, and the object in it; without one, all of its functions.
 TABLE = {
-    ("engine", "ray"): "engines.ray:ray_grid",
-    ("query", "scaling"): "questions.scaling:SCALING_QUERY",
-    ("query", "answer"): "questions.client:answer",
-    ("query", "counts"): "questions.answers:counts_of",
+    ("audit", "Observation"): "audit.observer",  # run/observer.py
+    ("audit", "ExtraParticipants"): "audit.participants",  # populations/population.py
+    ("audit", "ExtraClients"): "audit.canary_updates",  # client/extra.py
+    ("audit", "ExtraRecords"): "audit.record_canaries",  # client/extra.py
+    ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
+    ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
+    ("query", "answer"): "questions.client:answer",  # client/app.py
+    ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py
 }
 
 
-def extension(kind: str, name: str, field: str, value: object) -> Any:
-    """Return an extension's object, which is imported when it is first used.
+def extension(point: str, name: str, field: str, value: object) -> Any:
+    """Return an extension's object or module, which is imported when it is first used.
 
     Args:
-      kind: of extension point.
+      point: of extension.
       name: of the extension.
       field: of the configuration that asks for it.
       value: of that field.
@@ -27,13 +32,11 @@ def extension(kind: str, name: str, field: str, value: object) -> Any:
     Raises:
       Refusal: this installation does not have it.
     """
-    module, _, attribute = TABLE[kind, name].partition(":")
-    try:
-        return getattr(import_module(f"..{module}", __package__), attribute)
-    except ModuleNotFoundError as error:
-        if not (error.name or "").endswith(module.partition(".")[0]):
-            raise
-        room = module.partition(".")[0]
+    module, _, attribute = TABLE[point, name].partition(":")
+    package = f"{__name__.split('.')[0]}.{module.partition('.')[0]}"
+    if find_spec(package) is None:
         raise Refusal(
-            field, value, f"needs fedveil.{room}, which this installation lacks; leave it out"
-        ) from error
+            field, value, f"needs {package}, which is missing here: install all of fedveil, or change this"
+        )
+    module = import_module(f"{package}.{module.partition('.')[2]}")
+    return getattr(module, attribute) if attribute else module

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..audit.canary_updates import add_canary, canaries_for
+from ..audit.participants import MOST_CANARIES, SUPPORT, TOO_LONG
 from ..messages.client_settings import CanaryClients
-from ..populations.canary_clients import MOST_CANARIES, SUPPORT, TOO_LONG
 from ..privacy.audit.canary_clients import Canaries
-from ..privacy.audit.watching import NO_MEMORY, Memory, Released, watch
+from ..privacy.audit.watching import NO_MEMORY, Memory, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
 from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.released import Released
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
-from ..strategies.canaries import add_canary, canaries_for
 from .engines import Options
 from .privacy_share import milliseconds
 from .tables import Row, conditions, result_of

@@ -6,11 +6,10 @@ import json
 import math
 from pathlib import Path
 
+from ..audit.line import in_words, seen
+from ..audit.result import Weighed, weigh
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import Verdict
-from ..run.audit import in_words
-from ..run.audit_line import seen
-from ..run.audit_record import Weighed, weigh
 from ..run.run_files import as_a_run_wrote
 
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4, None: 4}

@@ -41,7 +41,7 @@ def audit_run(
 
         return of_records(run, as_json=as_json)
     if membership is not None:
-        from ..simulations.membership_attacks import membership as of_membership
+        from ..audit.membership_attacks import membership as of_membership
 
         return of_membership(run, membership, shadows, epochs, as_json=as_json)
     from .audit_run import audit_run as body

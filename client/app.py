@@ -27,8 +27,6 @@ from ..privacy.audit import kept_rows
 from ..privacy.budget import Release, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
-from ..privacy.plan import Plan
-from ..strategies.canaries import canary_answer
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
@@ -40,7 +38,7 @@ from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
-from .dp_sgd import record_canaries
+from .extra import ExtraRound, extra_clients, extra_records
 from .private_update import or_unchanged, private_update, summed_reply, unchanged
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
@@ -135,30 +133,27 @@ class Workbench:
         return self._data[key]
 
     def records_of(self, client: int, settings: ClientSettings) -> Data:
-        """Return the records that a step samples from: a client's data and, in an audit, its canary records.
+        """Return the records that a step samples from: a client's data and, where they are observed, extra records.
 
         Args:
           client: its number in the task.
-          settings: give the number of canary records.
+          settings: give the number of extra records.
         """
         data, asked = self.data_of(client, settings), settings.canaries_of_step
-        if not asked.count:
-            return data
-        first = client * asked.each
-        return record_canaries.beside(data, asked.coins[first : first + asked.each], first + 1)
+        return extra_records().with_canaries(data, asked, client) if asked.count else data
 
     @cached_property
     def watched(self) -> tuple[nn.Module, Objective]:
-        """Model with the block of all canary records of a step, and the loss of both."""
+        """Model with the block of all extra records of a step, and the loss of both."""
         terms = self.settings.step
         assert terms is not None
         every = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
         some = placed(next(data for data in every if len(data)), self.device)
         asked, norm = terms.canaries, terms.max_grad_norm
-        return record_canaries.watch(self.model, self.task, some, asked.count, asked.replaced, norm)
+        return extra_records().watch(self.model, self.task, some, asked.count, asked.replaced, norm)
 
     def stepped(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
-        """Return model and loss of a step on all clients' records, with the block of its canaries if it has some."""
+        """Return model and loss of a step on all clients' records, with the block of its extra ones if it has some."""
         terms = settings.step
         return self.watched if terms is not None and terms.canaries.count else (self.model, self.task)
 
@@ -281,7 +276,7 @@ def make_client_app(
         client, bench = int(str(context.node_config["partition-id"])), found(context)
         dummies = bench.settings.canaries
         if dummies is not None and client in dummies:
-            return canary_answer(message, dummies, client)
+            return extra_clients().canary_answer(message, dummies, client)
         masked = bench.settings.encryption
         hidden = masked is not None and masked.minimum_noise_multiplier > 0
         try:
@@ -434,22 +429,25 @@ def _train_on_ledger(
     check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
     name = _ledger_name(bench, client, settings)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
-    beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     near = placed(data, bench.device)
-    canaried = _canaried(plan, bench, near, beside, settings) if record.canaries else None
-    if canaried is None:
+    observed: ExtraRound | None = None
+    if record.canaries:
+        randomness, path = Randomness(settings.seed), record.ledger_path(name)
+        parts = bench.model, bench.task, near, plan
+        observed = extra_records().begin_round(*parts, record.canaries, randomness, path)
+    if observed is None:
         model, loss, records, watch = bench.model, bench.task, near, None
         engine = bench.engine_of(record.gradients, near)
     else:
-        model, loss, records, watch = canaried.model, canaried.loss, canaried.examples, canaried.after_step
+        model, loss, records, watch = observed.model, observed.loss, observed.examples, observed.after_step
         engine = chosen_engine(record.gradients, model, records)
     rng = "system" if settings.seed is None else "seeded"
     release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     with own_ledger(bench, client, settings) as ledger:
         ledger.reserve_new(release)
         train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
-        if canaried is not None:
-            kept_rows.append(beside, key[1], canaried.scores)
+        if observed is not None:
+            observed.keep(key[1])
         ledger.commit(release.key)
 
 
@@ -474,13 +472,3 @@ def own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledge
         durable=not simulated,
         wait=LEDGER_WAIT_SECONDS,
     )
-
-
-def _canaried(
-    plan: Plan, bench: Workbench, data: Data, path: Path, settings: ClientSettings
-) -> record_canaries.CanariedRound:
-    assert settings.record is not None
-    number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
-    stream = Randomness(settings.seed).stream("record canaries", number)
-    coins = record_canaries.coins_of(path, settings.record.canaries, stream)
-    return record_canaries.begin(bench.model, bench.task, data, coins, plan)

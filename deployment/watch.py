@@ -27,9 +27,7 @@ from ..messages.wire import BUDGET_SPENT, DROP_REASONS
 from ..modes.federation import Federation
 from ..privacy.budget import Unit
 from ..privacy.secagg.roster import Member
-from ..run.audit import in_words
-from ..run.audit_line import AuditLine, rows_of
-from ..run.callbacks import RoundEnd, RunEnd, RunStart
+from ..run.callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
 from ..run.log_file import LogFile, written_by
 from ..run.run_folder import named_in, summed_drops
 from .open_link import Presence
@@ -71,7 +69,7 @@ class Watch:
         self.folder, self._bundle, self._presence = bundle.folder, bundle, presence
         self.settings, self._federation = settings, federation
         self._rows: list[Mapping[str, Any]] = []
-        self._audit: AuditLine | None = None
+        self._audit: ObserverLine | None = None
         self._state, self._reason, self._waited = "starting", "", False
         self._started, self._present = time.time(), set[int]()
         self._stop = threading.Event()
@@ -91,11 +89,12 @@ class Watch:
         self._look(done.audit)
         log("round", run=self.settings.run, **{key: done.row[key] for key in LOGGED if key in done.row})
 
-    def _look(self, audit: AuditLine | None) -> None:
+    def _look(self, audit: ObserverLine | None) -> None:
         known, self._audit = self._audit, audit
         self._say("training", "")
-        for each in audit.alarms[len(known.alarms) if known else 0 :] if audit else ():
-            log("alarm", run=self.settings.run, round=each.round, what=in_words(each.alarm))
+        before = len(known.alarms_in_words()) if known else 0
+        for number, text in audit.alarms_in_words()[before:] if audit else ():
+            log("alarm", run=self.settings.run, round=number, what=text)
 
     def wait_for(self, clients: int) -> None:
         """Record that the next round waits for this many connected clients; 0: that it may begin."""
@@ -139,7 +138,7 @@ class Watch:
             **rounds,
             "privacy": budgets(federation, rounds),
             "roster": roster.version,
-            "audit": None if self._audit is None else audit_of(self._audit),
+            "audit": None if self._audit is None else self._audit.status(),
             "clients": [self._client(member, presence) for member in roster.members],
             "bytes": None if federation.mode.hides_counts else presence.carried.to_json(),
             "turned_away": {} if federation.mode.hides_counts else dict(presence.turned_away),
@@ -264,19 +263,6 @@ def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str,
         }
         rows.append({**row, "own_ledgers": promise.own_ledgers})
     return rows
-
-
-def audit_of(line: AuditLine) -> dict[str, Any]:
-    """Return what the audit of the released sums says so far.
-
-    `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
-    """
-    return {
-        "on_alarm": line.on_alarm,
-        "said": [text for text, _ in rows_of(line)],
-        "alarms": [each.told for each in line.alarms],
-        "p_values": dict(line.p_values),
-    }
 
 
 def log(event: str, **fields: Any) -> None:

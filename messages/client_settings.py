@@ -13,9 +13,7 @@ from ..privacy.budget import Adjacency, Budget, Unit
 from .local_training import LocalTraining
 
 if TYPE_CHECKING:
-    import numpy as np
     from flwr.app import RecordDict
-    from numpy.typing import NDArray
 
     from ..privacy.mechanisms.compression import Sketch
 
@@ -36,7 +34,7 @@ class RecordPrivacy:
       ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
       allow_large_delta: train even if delta is above one over the client's number of records.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
-      canaries: number of an audit's records among each client's, see `client.dp_sgd.record_canaries`.
+      canaries: number of an audit's records among each client's, see `client.extra`.
       runs: number of runs that share the budget.
       ledgers: name of each client's ledger, in the clients' order; empty if fingerprints of the data name them.
       noise_by_ledger: pairs (name of a ledger, noise_multiplier) for ledgers with entries before the run.
@@ -85,7 +83,7 @@ class RecordPrivacy:
 
 @dataclass(frozen=True)
 class CanaryRecords:
-    """Canary records of an audit at each simulated client; see `client.dp_sgd.record_canaries`.
+    """Canary records of an audit at each simulated client; see `client.extra`.
 
     Attributes:
       each: number of them at a client.
@@ -103,13 +101,6 @@ class CanaryRecords:
     def count(self) -> int:
         """Number of them at all clients."""
         return self.each * self.clients
-
-    @property
-    def coins(self) -> NDArray[np.bool_]:
-        """Whether each canary is included, shape (count,), in the clients' order."""
-        from ..privacy.audit.canary_clients import coins_of  # plans use these settings without canaries
-
-        return coins_of(bytes.fromhex(self.seed), self.count)
 
 
 NO_CANARY_RECORDS = CanaryRecords(0, 0, "", replaced=False)
@@ -167,7 +158,7 @@ class Encryption:
 
 @dataclass(frozen=True)
 class CanaryClients:
-    """Canary clients of an audit, whose numbers follow those of the real clients; see `strategies.canaries`.
+    """Canary clients of an audit, whose numbers follow those of the real clients; see `client.extra`.
 
     Attributes:
       first: number of the first canary as a client.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..configs.schema import (
     NoCompression,
 )
-from ..populations.canary_clients import count_canaries
+from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile
@@ -51,14 +51,14 @@ class Federation(Parts):
         return getattr(task, "held_out_public", task.simulated) if asked is None else asked == "public"
 
     @cached_property
-    def num_canaries(self) -> int:
-        """Number of canary clients."""
-        return count_canaries(self.settings, self.task)
+    def extra_clients(self) -> int:
+        """Number of an observer's clients beside the real ones."""
+        return extra_of(self.settings).extra_clients(self.settings, self.task)
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes of a simulation: real clients and canaries."""
-        return self.num_clients + self.num_canaries
+        """Number of nodes of a simulation: real clients and extra ones."""
+        return self.num_clients + self.extra_clients
 
     @cached_property
     def mode(self) -> Mode:

@@ -13,7 +13,7 @@ from ..base.refusal import Refusal
 from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordOrder
-from ..populations.canary_records import canary_records_of_each, records_are_audited
+from ..populations.population import extra_of
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.caps import POPULATION
@@ -149,11 +149,12 @@ class Mode:
         return "auto"
 
     @cached_property
-    def canary_records(self) -> int:
-        """Number of canary records at each client; 0 on real data, which only the client may read."""
-        if not self.parts.simulated or not records_are_audited(self.parts.settings):
+    def extra_records(self) -> int:
+        """Number of an observer's records at each client; 0 on real data, which only the client may read."""
+        if not self.parts.simulated:
             return 0
-        return canary_records_of_each(self.parts.task.num_clients, self.sizes[0])
+        settings = self.parts.settings
+        return extra_of(settings).extra_records(settings, self.parts.task.num_clients, lambda: self.sizes[0])
 
     @cached_property
     def num_records(self) -> int:
@@ -329,9 +330,6 @@ class Mode:
     def spends(self) -> bool:
         """Whether a run charges anybody."""
         return bool(self.promises)
-
-    def check_audit(self) -> None:
-        """Refuse an audit that the clients' data do not suit."""
 
     def instruct(
         self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events

@@ -160,7 +160,7 @@ class RecordMode(Mode):
             str(where),
             record.allow_large_delta,
             record.gradients,
-            self.canary_records,
+            self.extra_records,
             parts.settings.budget.runs,
             ledgers=parts.population.ledger_names,
             per_person=record.per_person,

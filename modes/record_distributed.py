@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.refusal import Refusal
 from ..configs.schema import RecordDistributed
 from ..messages.client_settings import NO_CANARY_RECORDS, CanaryRecords, ClientSettings, StepTerms
 from ..messages.training_order import ModeName, RecordOrder
@@ -114,7 +113,7 @@ class RecordDistributedMode(SumMode):
     @cached_property
     def units(self) -> UnitsOfClient:
         """Number of records in a client's vector."""
-        rate, most = self.step.sample_rate, self.most_records + self.canary_records
+        rate, most = self.step.sample_rate, self.most_records + self.extra_records
         drawn = rate * most + OFTEN * math.sqrt(rate * (1 - rate) * most + 1)
         expected = rate * self.records / self.parts.num_clients
         return UnitsOfClient(max(1.0, min(float(most), drawn)), expected)
@@ -171,15 +170,6 @@ class RecordDistributedMode(SumMode):
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
-    def check_audit(self) -> None:
-        """Refuse canary records among real ones."""
-        audit = self.parts.settings.audit
-        if audit is not None and audit.full and not self.parts.simulated:
-            remedy = (
-                "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
-            )
-            raise Refusal("audit.name", "full", remedy)
-
     def instruct(
         self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
     ) -> ClientSettings:
@@ -198,11 +188,11 @@ class RecordDistributedMode(SumMode):
 
     def _canaries(self) -> CanaryRecords:
         parts = self.parts
-        if not self.canary_records:
+        if not self.extra_records:
             return NO_CANARY_RECORDS
         seed = parts.randomness.stream("canary records").bytes(32).hex()
         replaced = self.step.adjacency is Adjacency.REPLACE_ONE
-        return CanaryRecords(self.canary_records, parts.num_clients, seed, replaced)
+        return CanaryRecords(self.extra_records, parts.num_clients, seed, replaced)
 
     def record_order(self) -> RecordOrder:
         """Return what an order says of the joint step."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from ..base.extensions import extension
 from ..configs.schema import SimulationSettings
 from ..messages.client_settings import RecordPrivacy
 from ..privacy.budget import Adjacency, Budget
@@ -275,3 +276,37 @@ class Population:
     def places_under(self, key: bytes | None) -> str | None:
         """Return what shows, to who has a secret key, whether clients are where they were; None where nothing can."""
         return None
+
+
+class ExtraParticipants(Protocol):
+    """Extra participants that settings ask for; `plants_examples` says whether odd examples are planted at clients."""
+
+    def extra_clients(self, settings: SimulationSettings, task: Task, /) -> int: ...
+    def extra_records(
+        self, settings: SimulationSettings, clients: int, fewest: Callable[[], int], /
+    ) -> int: ...
+    def plants_examples(self, settings: SimulationSettings, /) -> bool: ...
+
+
+class Nobody:
+    """No extra participants."""
+
+    def extra_clients(self, *_: object) -> int:
+        """Return 0."""
+        return 0
+
+    extra_records = extra_clients
+
+    def plants_examples(self, *_: object) -> bool:
+        """Return False."""
+        return False
+
+
+def extra_of(settings: SimulationSettings) -> ExtraParticipants:
+    """Return the extra participants that the observer of these settings adds.
+
+    Raises:
+      Refusal: the observer is not installed.
+    """
+    audit = settings.audit
+    return Nobody() if audit is None else extension("audit", "ExtraParticipants", "audit", audit.name)

@@ -62,7 +62,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     if found is None:
         return run
     (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
-    canaries = federation.num_canaries if federation.population.reads_data else 0
+    canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
     settle_records(federation, run.client)
     claim_records(federation)

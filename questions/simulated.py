@@ -45,7 +45,7 @@ def ask_here(
     """
     released = released_file(run, inquiry.model, federation.task)
     require_one_machine(federation)
-    if federation.num_canaries:
+    if federation.extra_clients:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
     if not record_path(folder, inquiry).exists():
         carried_by(federation, inquiry)

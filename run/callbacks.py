@@ -19,12 +19,25 @@ from numpy.typing import NDArray
 
 from ..base.extras import MODULES, require_extra
 from ..base.refusal import Refusal
-from .audit_line import AuditLine
 
 # Classes of `trackers`.
 CLASSES = {"csv": "MetricsCsv", "mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "WandB"}
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class ObserverLine(Protocol):
+    """Displayed state of a run's observer, such as its audit.
+
+    It says whether a round brought anything new; the lines of a plain log; those of a terminal, each with its style; the
+    alarms so far, each with its round; and the whole as plain data.
+    """
+
+    def fresh(self, number: int, /) -> bool: ...
+    def words(self) -> list[str]: ...
+    def rows(self) -> list[tuple[str, str]]: ...
+    def alarms_in_words(self) -> list[tuple[int, str]]: ...
+    def status(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class RunStart:
     budgets: Mapping[str, float | None]
     config: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...] = ()
-    audit: AuditLine | None = None
+    audit: ObserverLine | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class RoundEnd:
     epsilon: Mapping[str, float]
     row: Mapping[str, Any]
     model: Arrays
-    audit: AuditLine | None = None
+    audit: ObserverLine | None = None
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from ..messages.client_settings import (
 )
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
+from ..populations.population import extra_of
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
 from .queries import query_events
-from .record_audit import plants_examples
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
 MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most
@@ -139,7 +139,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     if settings.task.target is not None:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how
-        planted = {PLANTED: seed or 0} if plants_examples(settings) else {}
+        planted = {PLANTED: seed or 0} if extra_of(settings).plants_examples(settings) else {}
         return settings.task.options | planted | {DEALT: partition} | held
     options: dict[str, Any] = {
         "num_clients": settings.task.num_clients,
@@ -148,7 +148,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         "dealer": settings.partition.model_dump() if isinstance(settings.partition, FlwrPartition) else None,
         "seed": seed or 0,
         **settings.task.options,
-        PLANTED: (seed or 0) if plants_examples(settings) else None,
+        PLANTED: (seed or 0) if extra_of(settings).plants_examples(settings) else None,
         "group_equal_rows": (isinstance(settings.task, CsvTask) and settings.group_equal_rows) or None,
         **held,
     }

@@ -20,8 +20,7 @@ from rich.text import Text
 
 from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
-from .audit_line import AuditLine, rows_of
-from .callbacks import RoundEnd, RunEnd, RunStart
+from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
 from .evaluation_figures import said_of
 
 SHOWN_ROUNDS = 8
@@ -188,13 +187,13 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else str(value)
 
 
-def panel(line: AuditLine) -> RenderableType:
+def panel(line: ObserverLine) -> RenderableType:
     """Return the rows under the bars of the budget."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=17)
     table.add_column()
     label = "audit"
-    for text, style in rows_of(line):
+    for text, style in line.rows():
         table.add_row(label, Text(text, style=style))
         label = ""
     return table

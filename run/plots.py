@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy and epsilon against rounds, and the audit's measured and claimed epsilon."""
+"""Pictures of a run: accuracy and epsilon against rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..configs.round_line import AT_CLIENTS, main_metric
 from ..privacy.accounting.curve import Pairs, PrivacyCurve
-from ..privacy.audit.run_audit import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 
 ACCURACY = "#1b6ca8"
 EPSILON = "#c1440e"
-CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
-HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
+GUESSING = "#777777"
 
 
 def draw_run(
@@ -114,62 +112,10 @@ def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
     _draw_deltas(left, {unit: each.epsilon for unit, each in curves.items()})
     for each in curves.values():
         right.plot(*zip((0.0, 1.0), *each.trade_off, (1.0, 0.0), strict=True), marker="o", ms=3)
-    right.plot((0, 1), (1, 0), color=CEILING, linestyle="--", label="guessing")
+    right.plot((0, 1), (1, 0), color=GUESSING, linestyle="--", label="guessing")
     right.set(xlabel="false positive rate of any test", ylabel="least false negative rate")
     right.grid(alpha=0.25)
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
-    """Write an audit's measurements as a PNG: claimed epsilon, measured with its interval, and the ceiling.
-
-    Args:
-      looks: at least one, in the order of their rounds.
-      path: of the picture.
-      title: one line above it.
-    """
-    from matplotlib.figure import Figure
-
-    rounds = [each.round for each in looks]
-    figure = Figure(figsize=(7, 4), dpi=120)
-    axes = figure.subplots()
-    top = HEADROOM * max(
-        value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
-    )
-    axes.plot(
-        rounds, [each.claimed for each in looks], color=CLAIMED, marker="o", ms=3, label="claimed, at most"
-    )
-    shown = [min(each.epsilon, top) for each in looks]
-    errors = [
-        [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
-        [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
-    ]
-    axes.errorbar(
-        rounds,
-        shown,
-        errors,
-        color=MEASURED,
-        marker="s",
-        ms=4,
-        lw=0,
-        elinewidth=1.2,
-        capsize=3,
-        label="measured by canaries, 95 %",
-    )
-    ceiling = [min(each.ceiling, 2 * top) for each in looks]
-    axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
-    blind = [each.ceiling <= each.claimed for each in looks]
-    axes.fill_between(
-        rounds, 0, top, where=blind, color=CEILING, alpha=0.12, lw=0, step="mid", label="too weak to tell"
-    )
-    axes.set_xlabel("round")
-    axes.set_ylabel("epsilon")
-    axes.set_ylim(0, top)
-    axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=10)
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)

@@ -38,7 +38,6 @@ from ..tasks.data import (
     data_of_all,
     figures_of,
     held_out_of,
-    placeholder,
     run_on,
     text_of,
 )
@@ -51,8 +50,9 @@ from ..tasks.persons import names_of
 from ..tasks.protocol import Task, check_trainable, own_training
 from . import run_folder
 from .acts import write_acts
-from .audit import RunAudit, begin
 from .client_instructions import client_settings
+from .observer import Observer, begin
+from .observer import check as check_observer
 from .prepared_run import Run
 from .queries import later_events, queries_of
 from .run_folder import Saved
@@ -102,7 +102,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         if saved is None:
             raise
         client, spent = client_settings(federation, folder, 0), str(refusal)
-    _check_every(federation, canaries=federation.mode.canary_records > 0)
+    _check_every(federation)
     _warn_of_own_scale(federation)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
@@ -158,7 +158,7 @@ def claim_records(federation: Federation) -> None:
         federation.population.claim_mode(federation.mode.charges_records)
 
 
-def _check_every(federation: Federation, canaries: bool) -> None:
+def _check_every(federation: Federation) -> None:
     """Refuse data without valid batches, if they are accessible: held-out data and those of simulated clients."""
     task, held_out = federation.task, held_out_of(federation.task)
     check_made_here(task.model())
@@ -167,10 +167,7 @@ def _check_every(federation: Federation, canaries: bool) -> None:
             "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
         )
     check_data(held_out, "held-out data")
-    federation.mode.check_audit()
-    if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
-        remedy = "canaries need outputs that are one tensor; use audit=light"
-        raise Refusal("audit", "full", remedy)
+    check_observer(federation)
     if not (clients := _looked_at(federation)):
         return
     shipped = federation.simulated and federation.settings.task.target is None
@@ -259,9 +256,7 @@ def make_strategy_of(federation: Federation) -> Any:
 
 
 @contextmanager
-def opened(
-    run: Run, saved: Saved | None, ask: Callable[[Run], Run]
-) -> Generator[tuple[Run, RunAudit | None]]:
+def opened(run: Run, saved: Saved | None, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer]]:
     """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
 
     Args:
@@ -270,7 +265,7 @@ def opened(
       ask: asks the clients the questions that precede the first round.
 
     Yields:
-      The run with its clients' privacy, and its audit.
+      The run with its clients' privacy, and its observer.
 
     Raises:
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
@@ -357,12 +352,12 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
         raise
 
 
-def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
-    run, audit = begin(run, fresh=saved is None)
+def _started(run: Run, saved: Saved | None) -> tuple[Run, Observer]:
+    run, observer = begin(run, saved is None)
     settle_records(run.federation, run.client)
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     run_folder.write_start(run)
-    return run, audit
+    return run, observer
 
 
 def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan, str]:

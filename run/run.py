@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
+from ..client.extra import extra_clients
 from ..configs.settings import shown_keys
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import NOTHING, Carried, Tally
@@ -33,7 +34,6 @@ from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
 from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
-from ..strategies.canaries import add_canaries
 from ..tasks.arrays import emptied, holding
 from ..tasks.data import Examples, batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.group_figures import group_figures
@@ -41,7 +41,6 @@ from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
 from ..tasks.protocol import GroupedTask
-from . import audit as auditing
 from . import run_folder
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
@@ -50,6 +49,7 @@ from .display import CLIENTS_LOG, Display
 from .evaluation_figures import shown_metrics
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
+from .observer import Demand
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
 from .prepared_run import Run
 from .promise import MIXED
@@ -151,7 +151,7 @@ def run_federation(
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
         alone_on_records(federation),
-        opened(prepared, saved, partial(_scaled, around)) as (run, audit),
+        opened(prepared, saved, partial(_scaled, around)) as (run, observer),
         _client_log(federation, folder),
         closing(display[0]) if display else nullcontext(),
     ):
@@ -160,7 +160,7 @@ def run_federation(
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
         meter = record_meter(run.federation, run.client)
         with refusing(run_folder.folder_setting(federation), folder, "cannot be read or written"):
-            progress = run_folder.begun(run, strategies, audit, meter, around.tally)
+            progress = run_folder.begun(run, strategies, observer, meter, around.tally)
         give_back()  # memory of planning
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
@@ -321,14 +321,14 @@ def _start_of(progress: Progress) -> RunStart:
         frozen(budgets_of(federation)),
         frozen(shown_keys(federation.settings.source)),
         frozen(progress.history),
-        auditing.shown(progress.audit),
+        progress.observer.line,
     )
 
 
 def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequence[Callback]) -> Ending:
     """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
     try:
-        ended = None if progress.audit is None else auditing.go_on(progress.audit, grid, progress.state)
+        ended = _obey(grid, progress.observer.resume(progress.state))
         if progress.run.spent and not ended:
             _evaluate_last(progress, grid, loop.pace)
         started = _start_of(progress)
@@ -345,14 +345,15 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
 
 
 def _participants(run: Run, grid: Grid) -> Participants:
-    federation, canaries = run.federation, run.client.canaries
+    federation, extra = run.federation, run.client.canaries
+    apart = not federation.population.reads_data  # otherwise they are nodes of the grid
     return Participants(
         grid,
         federation.cohort,
         federation.num_clients,
         answers_of(federation),
-        federation.num_canaries,
-        None if canaries is None or federation.population.reads_data else partial(add_canaries, canaries),
+        federation.extra_clients,
+        partial(extra_clients().add_canaries, extra) if extra is not None and apart else None,
         federation.settings.population,
         names=federation.population.names,
     )
@@ -411,8 +412,8 @@ def _after_round(
     done: Round,
     measure: Callable[[], dict[str, float]],
 ) -> Ending | None:
-    audit, federation = progress.audit, progress.run.federation
-    alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
+    observer, federation = progress.observer, progress.run.federation
+    observer.observe(state, grid.released)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
     drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
@@ -427,7 +428,14 @@ def _after_round(
         each.round(told)
     if federation.population.reads_data and DROP_REASONS[MIXES] in done.dropped:
         return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
-    return None if audit is None else auditing.act(audit, grid, state, alarms)
+    return _obey(grid, observer.demand(state))
+
+
+def _obey(grid: PrivateGrid, demand: Demand) -> Ending | None:
+    """Meet an observer's demand; return the run's ending, if it is to end."""
+    if demand.noise != 1:
+        grid.raise_noise(demand.noise)
+    return demand.ending
 
 
 def answers_of(federation: Federation) -> Answers:
@@ -440,8 +448,8 @@ def title_of(federation: Federation) -> str:
     s = federation.settings
     kind = federation.population.words.title
     clients = f"{federation.declared_clients} clients"
-    if federation.num_canaries:
-        clients += f" and {federation.num_canaries} canaries"
+    if federation.extra_clients:
+        clients += f" and {federation.extra_clients} canaries"
     strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]
     return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode.name}"
 

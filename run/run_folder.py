@@ -38,8 +38,6 @@ from ..tasks.arrays import holds_arrays, read_arrays
 from ..tasks.mislabelled import Mislabelled
 from ..tasks.protocol import PredictingTask
 from .acts import write_refusal
-from .audit import RunAudit, shown
-from .audit import end as end_audit
 from .average import early_of
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
@@ -61,6 +59,7 @@ from .files import (
 from .learning_rate import rise_of
 from .machine_time import MachineTime
 from .manifest import BESIDE
+from .observer import Observer
 from .prepared_run import Run
 from .promise import MIXED
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
@@ -98,20 +97,20 @@ class Progress:
     Attributes:
       run: the fixed part; its federation is replaced when clients join or leave.
       state: after the last finished round.
-      audit: of the run; None without one.
+      observer: of the run's released sums.
       meter: of record-level loss; None without it.
       history: the finished rounds, as in the file METRICS.
       heads: of the clients' own ledgers.
       tally: of this process's bytes to and from the clients.
       reported_bytes: the part of them in recorded rounds.
       before: traffic of earlier processes' rounds.
-      remembered: by the audit of the rounds up to `state`; its own memory may be a round ahead.
+      remembered: by the observer of the rounds up to `state`; its own memory may be a round ahead.
       scores: records of what the clients of each arm said of its model, for the line of the round that compares them.
     """
 
     run: Run
     state: State
-    audit: RunAudit | None
+    observer: Observer
     meter: RecordMeter | None
     history: list[dict[str, Any]]
     heads: KnownHeads
@@ -218,14 +217,14 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
 
 
 def begun(
-    run: Run, strategies: Sequence[Strategy], audit: RunAudit | None, meter: RecordMeter | None, tally: Tally
+    run: Run, strategies: Sequence[Strategy], observer: Observer, meter: RecordMeter | None, tally: Tally
 ) -> Progress:
     """Return the run's progress from an earlier process, or at its start.
 
     Args:
       run: about to begin its rounds.
       strategies: of each arm, or the one of all clients; each restores its own state from the checkpoint.
-      audit: of the run.
+      observer: of the run.
       meter: without counted rounds.
       tally: of the bytes to and from the clients.
 
@@ -237,7 +236,7 @@ def begun(
     remembered = run.checkpoint.audit if run.checkpoint is not None else {}
     history = read_history(run.folder, state.round)
     before = carried_in(_rows_until(run.folder / OPERATOR, state.round) or history)
-    return Progress(run, state, audit, meter, history, heads, tally, before=before, remembered=remembered)
+    return Progress(run, state, observer, meter, history, heads, tally, before=before, remembered=remembered)
 
 
 def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
@@ -308,7 +307,7 @@ def record_round(
       evaluated: record of the clients' evaluation of the new model; None without one.
     """
     metrics = metrics | shown_metrics(evaluated)
-    audit, epsilons, sizes = progress.audit, _epsilons(progress, cohort), done.message_bytes
+    epsilons, sizes = _epsilons(progress, cohort), done.message_bytes
     row = {
         "round": done.number,
         **({"arm": done.arm} if done.arm else {}),
@@ -330,7 +329,7 @@ def record_round(
         "epsilon_record": _spelled(
             next((spent for unit, spent in epsilons.items() if unit != Unit.CLIENT), None)
         ),
-        **(audit.auditor.columns(done.number) if audit else {}),
+        **progress.observer.columns(done.number),
         **({} if evaluated is None else {"evaluation": evaluated}),
         **({"scores": list(progress.scores)} if progress.scores else {}),
     }
@@ -338,7 +337,7 @@ def record_round(
     progress.scores = ()
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
-    return RoundEnd(done.number, *public, shown_model(state.arrays), shown(audit))
+    return RoundEnd(done.number, *public, shown_model(state.arrays), progress.observer.line)
 
 
 def keep(progress: Progress, state: State) -> None:
@@ -348,7 +347,7 @@ def keep(progress: Progress, state: State) -> None:
       OSError: the folder cannot be written.
     """
     settings = progress.run.federation.settings
-    remembered = progress.audit.memory if progress.audit is not None else {}
+    remembered = progress.observer.memory
     if state.round % settings.checkpoint_every == 0 or state.round == settings.steps:
         save(progress, state, remembered)
     progress.state, progress.remembered = state, remembered
@@ -495,7 +494,7 @@ def finish(
                 folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds", "joules", "bytes")}
             )
         save(progress, ending.state, progress.remembered)
-        result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
+        result["audit"] = progress.observer.end(ending, title)
         _write_results(progress, ending.state, result, title)
         if ending.status in CLOSED:
             _close(progress)

@@ -17,9 +17,9 @@ from ..messages.wire import CANARY_RECORDS, WEIGHT, Layout
 from ..privacy.accounting.events import gaussian_scale
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
-from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
+from ..privacy.mechanisms.released import Released
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort

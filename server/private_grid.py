@@ -20,10 +20,10 @@ from ..messages import wire
 from ..messages.grids import PassingGrid
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
-from ..privacy.audit.watching import Released
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.released import Released
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, account_of

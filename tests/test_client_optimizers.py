@@ -15,9 +15,9 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.audit import record_canaries
 from fedveil.base.refusal import Refusal
 from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
-from fedveil.client.dp_sgd import record_canaries
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort

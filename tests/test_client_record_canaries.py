@@ -11,22 +11,21 @@ from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from torch import nn
 
+from fedveil.audit.probes import OddProbe, RecordProbe, weighed
+from fedveil.audit.record_canaries import begin, coins_of
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
-from fedveil.client.dp_sgd.record_canaries import begin, coins_of
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
-from fedveil.privacy.audit.kept_rows import append, gathered
+from fedveil.privacy.audit.kept_rows import append, gathered, step_ratio
 from fedveil.privacy.audit.normality import estimate, separation
-from fedveil.privacy.audit.step_ratio import step_ratio
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.run.record_audit import OddProbe, RecordProbe, weighed
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples

@@ -229,6 +229,7 @@ def test_simulated_identities_are_made_where_simulations_are_and_nowhere_else():
         "privacy",
         "populations",
         "run",
+        "audit",
         "deployment",
     )
     makers = {

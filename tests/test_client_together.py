@@ -23,6 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.audit.record_canaries import coins_of_step
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.client.app import Workbench, train_round
@@ -489,8 +490,9 @@ def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_pat
     block = -totals[1][size:]
     drawn_ones = block > 0.5
     assert np.allclose(block[drawn_ones], 1, atol=1e-4) and np.allclose(block[~drawn_ones], 0, atol=1e-4)
-    assert not drawn_ones[~told.coins].any()
-    assert abs(drawn_ones.sum() - 0.3 * told.coins.sum()) < 6 * math.sqrt(told.coins.sum() * 0.21)
+    coins = coins_of_step(told)
+    assert not drawn_ones[~coins].any()
+    assert abs(drawn_ones.sum() - 0.3 * coins.sum()) < 6 * math.sqrt(coins.sum() * 0.21)
     assert ClientSettings.from_json(watched.settings.to_json()) == watched.settings
 
 

@@ -24,6 +24,7 @@ import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
+from fedveil.audit.observer import RunAudit
 from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
 from fedveil.deployment import serve as serving
@@ -57,7 +58,6 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.run import audit as auditing
 from fedveil.run import run_folder as recording
 from fedveil.run.build import build
 from fedveil.run.callbacks import Callback, RunEnd
@@ -702,7 +702,7 @@ def test_a_paused_server_stays_so_however_often_a_unit_starts_it(hearts: Path) -
 
 
 def test_an_alarm_whose_server_was_killed_before_it_ended_still_ends_the_run(hearts: Path) -> None:
-    with noise_halved(1), patch.object(auditing, "act", side_effect=Killed), pytest.raises(Killed):
+    with noise_halved(1), patch.object(RunAudit, "demand", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL, "audit.on_alarm=rollback")
     assert served(hearts)[0] == 5
     assert "the model is that of round 0" in result_of(hearts)["reason"] and len(rows_of(hearts)) == 1

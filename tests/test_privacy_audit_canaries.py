@@ -29,8 +29,9 @@ from fedveil.privacy.audit.free_checks import (
 from fedveil.privacy.audit.interference import Interference
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.round_rows import LAYERS, stacked
-from fedveil.privacy.audit.watching import NO_MEMORY, Released, noise_p, watch
+from fedveil.privacy.audit.watching import NO_MEMORY, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.released import Released
 
 DELTA, DIMENSION, CANARIES = 1e-5, 20_000, 600
 FULL = dp.GaussianDpEvent(1.0)

@@ -97,8 +97,8 @@ def test_acts_of_people_say_who_and_why(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_whoever_goes_on_despite_an_alarm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedveil.audit.auditor import Auditor
     from fedveil.privacy.audit.alarms import Alarm, Check, Level
-    from fedveil.server.auditing import Auditor
 
     run, more = tmp_path / "run", ("audit=light", "audit.on_alarm=pause", "num_rounds=2")
     with monkeypatch.context() as patch:

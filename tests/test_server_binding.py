@@ -120,8 +120,8 @@ def test_a_run_that_failed_closes_and_closes_again_when_it_went_on(
 
 
 def test_an_alarmed_run_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedveil.audit.auditor import Auditor
     from fedveil.privacy.audit.alarms import Alarm, Check, Level
-    from fedveil.server.auditing import Auditor
 
     monkeypatch.setattr(Auditor, "take", lambda *_: [Alarm(Level.RED, Check.NORM, 1e-20, 1e-3)])
     result = begin(tmp_path / "run", "audit=light", "audit.on_alarm=stop").result

@@ -13,11 +13,11 @@ import pytest
 
 import fedveil as fv
 from fedveil.__main__ import run as command
+from fedveil.audit.line import AuditLine
 from fedveil.base import extras
 from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
 from fedveil.privacy.audit.summary import Raised
-from fedveil.run.audit_line import AuditLine
 from fedveil.run.average import early_of
 from fedveil.run.trackers import MetricsCsv
 

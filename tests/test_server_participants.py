@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.audit.canary_updates import add_canaries, canary_updates
 from fedveil.client.private_update import private_update
 from fedveil.messages.client_settings import CanaryClients
 from fedveil.messages.wire import memory_arrays, view
@@ -19,7 +20,6 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.strategies.canaries import add_canaries, canary_updates
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, beside
 from fedveil.strategies.registry import make_strategy
 

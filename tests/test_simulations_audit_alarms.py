@@ -9,22 +9,20 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from fedveil.audit.auditor import Auditor
+from fedveil.audit.line import AuditLine, in_words
+from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_run import audit_run
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.watch import audit_of
 from fedveil.privacy.audit import round_rows, watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
-from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.run.audit import in_words
-from fedveil.run.audit_line import AuditLine
-from fedveil.run.audit_record import as_json
+from fedveil.privacy.mechanisms.released import Released
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
-from fedveil.server.auditing import Auditor
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
 
@@ -208,7 +206,7 @@ def test_no_callback_and_no_status_has_the_p_value_of_a_secret_draw(tmp_path: Pa
     simulate(settings, tmp_path / "run", quiet=True, callbacks=[Watching()])
     assert len(Watching.lines) == ROUNDS
     assert all("draw" not in line.p_values and "norm" in line.p_values for line in Watching.lines)
-    assert all("draw" not in audit_of(line)["p_values"] for line in Watching.lines)
+    assert all("draw" not in line.status()["p_values"] for line in Watching.lines)
     rows = round_rows.read(tmp_path / "run" / AUDIT_ROWS, 0)
     exact = {repr(float(p)) for p in rows["draw_p"]} | {f"{float(p):.2g}" for p in rows["draw_p"]} - {"1"}
     private = {AUDIT_ROWS, OPERATOR}

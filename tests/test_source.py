@@ -25,6 +25,7 @@ SHIPPED = (
     "export",
     "populations",
     "run",
+    "audit",
     "evidence",
     "simulations",
     "deployment",

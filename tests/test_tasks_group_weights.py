@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import fedveil as fv
+from fedveil.audit.membership_attacks import attack_on
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.statistics.fairness import reweighing
 from fedveil.privacy.statistics.inquiry import read_inquiry
-from fedveil.simulations.membership_attacks import attack_on
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load

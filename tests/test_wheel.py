@@ -26,6 +26,7 @@ ROOMS = (
     "export",
     "populations",
     "run",
+    "audit",
     "evidence",
     "simulations",
     "deployment",

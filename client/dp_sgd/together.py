@@ -24,7 +24,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches
 from ...tasks.protocol import Objective
-from .record_canaries import BLOCK, OWN
+from ..extra import BLOCK, OWN
 from .sketched import SketchedOptimizer, places_of
 from .train import chosen_engine, clipping, plain_sgd
 
@@ -83,14 +83,14 @@ def step_of(
     data: Batches,
     rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the contribution of these rows to a round's sum: the step, and the block of an audit's canary records.
+    """Return the contribution of these rows to a round's sum: the step, and the block of an observer's extra records.
 
     Args:
-      model: as the server sent it, with the block if there are canary records.
+      model: as the server sent it, with the block if there are extra records.
       loss: of both.
       settings: of the step.
       content: the instruction.
-      data: source of the rows, canary records included.
+      data: source of the rows, extra records included.
       rows: indices of the examples that take part.
     """
     terms, layout = settings.step, layout_of(only_arrays(content))

@@ -28,12 +28,12 @@ from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies.canaries import canary_updates
 from ...tasks.data import Examples, drawn_data_of, in_tensors, joined, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
 from ..app import Workbench
+from ..extra import extra_clients
 from .batches import stacked_batches
 from .in_place import begin
 from .sgd import steps_of
@@ -140,7 +140,7 @@ def _add_canaries(
 ) -> None:
     dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
     for first in range(0, len(clients), MAX_STACK):
-        update = canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
+        update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 

@@ -25,12 +25,12 @@ from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies.canaries import add_canary
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ...tasks.independence import LATE, check_reading
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
+from ..extra import extra_clients
 from .sgd import train
 
 logger = logging.getLogger("fedveil.client")
@@ -100,7 +100,7 @@ class InPlaceRound:
         dummies = self.bench.settings.canaries
         if dummies is None or client not in dummies:
             return False
-        add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
+        extra_clients().add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
         return True
 
     @cached_property

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..mechanisms.compression import Sketch
+from ..mechanisms.released import Released
 from .canary_clients import Directions
 from .free_checks import cosine, norm_p, outside, reuse_p, run_p
 from .round_rows import BLOCKS, LAYERS, Rows, row_type
@@ -17,37 +18,6 @@ Vector = NDArray[np.float64]
 # Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
 WATCHED = 1 << 17
 CANARIES_AT_A_TIME = 64  # that are compressed together, so that memory does not grow with them
-
-
-@dataclass(frozen=True)
-class Released:
-    """Released private sum; all of it is public.
-
-    Attributes:
-      number: of the round.
-      layers: the sum by array, in clipping norms.
-      noise: the claimed std of the new noise in each coordinate, in clipping norms.
-      rate: the sampling rate that was charged to the ledger.
-      charged: the noise over clip that was charged; 0 without a charge.
-      clients: number of real clients in the cohort.
-      canaries: which canaries were in the cohort.
-      population: number of real clients that the cohort was drawn from.
-      records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
-      sketch: compression of all updates, including the canaries'; the layers are then of the compressed sum.
-      step: of the sum's lattice, in clipping norms; 0 without a lattice.
-    """
-
-    number: int
-    layers: Sequence[Vector]
-    noise: float
-    rate: float
-    charged: float
-    clients: int = 0
-    canaries: Sequence[int] = ()
-    population: int = 0
-    records: Vector = field(default_factory=lambda: np.zeros(0))
-    sketch: Sketch | None = None
-    step: float = 0.0
 
 
 @dataclass(frozen=True)

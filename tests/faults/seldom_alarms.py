@@ -12,7 +12,7 @@ ALPHA = 1e-9
 
 def seldom_alarm() -> None:
     """Lower alpha in this process where noise is the system's: that of a seeded run alarms always or never."""
-    from fedveil.run import audit
+    from fedveil.audit import observer as audit
 
     true = audit._terms
     if true.__module__ != audit.__name__:

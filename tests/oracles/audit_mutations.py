@@ -578,6 +578,7 @@ BEYOND: dict[str, str] = {
     "an audit's p-value halved": ITSELF,
     "an audit's threshold picked once the coins are known": ITSELF,
     "an audit that leaves the books to the ledger": ITSELF,
+    "a round loop that meets no demand of its observer": ITSELF,
     "an audit takes an earlier run for what this one was charged": ITSELF,
     "canary records all scored alike": ITSELF,
     "canary records scored as if every batch held them": ITSELF,

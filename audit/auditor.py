@@ -26,7 +26,8 @@ from ..privacy.audit.memorisation import MemorisationProbe, Memorised, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.watching import NO_MEMORY, Memory, Released, layers_of, noise_p, unwatched, watch
+from ..privacy.audit.watching import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
+from ..privacy.mechanisms.released import Released
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -19,8 +19,8 @@ from ..privacy.audit.canary_clients import coins_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.budget import Adjacency
-from ..server.auditing import ACTING, Auditor
-from .files import AUDIT_ROWS, AUDIT_TERMS
+from ..run.files import AUDIT_ROWS, AUDIT_TERMS
+from .auditor import ACTING, Auditor
 
 
 @dataclass(frozen=True)

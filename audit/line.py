@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.summary import Raised
 
@@ -61,25 +63,45 @@ class AuditLine:
             for each in self.alarms
         ]
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the lines of text, each with its style."""
+        rows: list[tuple[str, str]] = []
+        if self.measured is not None:
+            rows.append((_numbers(self.measured) + f" (round {self.measured.round})", ""))
+        elif self.canaries:
+            rows.append((f"{self.canaries} canary clients, not measured yet", "dim"))
+        rows += [(text, "") for text in (*self.of_records(), *self.memorisation)]
+        if self.alarms:
+            rows += [(text, "bold red") for text in self.said()]
+        elif self.checked:
+            size = (
+                "noise too small beside updates to be checked"
+                if self.visible == 1
+                else f"noise as claimed ({seen(self.visible)})"
+            )
+            rows.append((f"{size}, new each round", "green"))
+        return rows or [(self.untested, "dim")]
 
-def rows_of(line: AuditLine) -> list[tuple[str, str]]:
-    """Return the lines of text, each with its style."""
-    rows: list[tuple[str, str]] = []
-    if line.measured is not None:
-        rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
-    elif line.canaries:
-        rows.append((f"{line.canaries} canary clients, not measured yet", "dim"))
-    rows += [(text, "") for text in (*line.of_records(), *line.memorisation)]
-    if line.alarms:
-        rows += [(text, "bold red") for text in line.said()]
-    elif line.checked:
-        size = (
-            "noise too small beside updates to be checked"
-            if line.visible == 1
-            else f"noise as claimed ({seen(line.visible)})"
-        )
-        rows.append((f"{size}, new each round", "green"))
-    return rows or [(line.untested, "dim")]
+    def alarms_in_words(self) -> list[tuple[int, str]]:
+        """Return the rounds and texts of the alarms."""
+        return [(each.round, in_words(each.alarm)) for each in self.alarms]
+
+    def status(self) -> dict[str, Any]:
+        """Return what the audit of the released sums says so far.
+
+        `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
+        """
+        return {
+            "on_alarm": self.on_alarm,
+            "said": [text for text, _ in self.rows()],
+            "alarms": [each.told for each in self.alarms],
+            "p_values": dict(self.p_values),
+        }
+
+
+def in_words(alarm: Alarm) -> str:
+    """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
+    return f"{alarm.level}: {alarm.test}, {alarm.evidence}"
 
 
 def seen(visible: float) -> str:

@@ -1,9 +1,19 @@
-"""Canary clients of an audit: their number and their settings."""
+"""Canaries of an audit: the number of clients, and of records at each simulated client, and the clients' settings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..base.refusal import Refusal
-from ..configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, sum_level
+from ..configs.schema import (
+    AuditSettings,
+    ClientLevel,
+    FullAudit,
+    NoPrivacy,
+    SimulationSettings,
+    SumLevel,
+    sum_level,
+)
 from ..messages.client_settings import CanaryClients
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Segment
@@ -13,6 +23,8 @@ MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then ref
 COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
 SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, with the power of dense ones
 TOO_LONG = 10.0  # clipping norms that a canary sends, to test the clip
+MOST_RECORDS = 1000  # canary records of all clients together; more cost time and add little power
+SHARE = 0.25  # of the smallest client's records, at most, so that its own records still train the model
 
 
 def audited(settings: SimulationSettings) -> FullAudit | None:
@@ -22,8 +34,8 @@ def audited(settings: SimulationSettings) -> FullAudit | None:
     return audit if isinstance(audit, FullAudit) and clients else None
 
 
-def count_canaries(settings: SimulationSettings, task: Task) -> int:
-    """Return the number of canaries.
+def extra_clients(settings: SimulationSettings, task: Task) -> int:
+    """Return the number of canary clients.
 
     Raises:
       Refusal: there are more than an encrypted sum with these clients allows.
@@ -44,6 +56,26 @@ def count_canaries(settings: SimulationSettings, task: Task) -> int:
         remedy = f"canaries count as colluding: use at most {most} with {task.num_clients} clients, or raise secagg.collusion"
         raise Refusal("audit.canaries", audit.canaries, remedy)
     return audit.canaries
+
+
+def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callable[[], int]) -> int:
+    """Return how many canary records each simulated client has: some if records are hidden.
+
+    Args:
+      settings: of the simulation.
+      num_clients: of the task.
+      fewest: returns the records that a client has.
+    """
+    audit = settings.audit
+    if audit is None or not audit.full or isinstance(settings.privacy, ClientLevel | NoPrivacy):
+        return 0
+    return max(1, min(-(-MOST_RECORDS // num_clients), int(SHARE * fewest())))
+
+
+def plants_examples(settings: SimulationSettings) -> bool:
+    """Return whether odd examples are planted: if records are audited, or without any guarantee."""
+    audit = settings.audit
+    return audit is not None and audit.full and not isinstance(settings.privacy, SumLevel)
 
 
 def support_of(settings: AuditSettings, dimension: int) -> int:

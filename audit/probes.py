@@ -11,33 +11,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..configs.schema import SimulationSettings, SumLevel
 from ..messages.client_settings import CanaryRecords
 from ..privacy.audit import kept_rows
-from ..privacy.audit.kept_rows import SUFFIX, gathered
+from ..privacy.audit.kept_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
 from ..privacy.audit.memorisation import MemorisationProbe, Memorised
 from ..privacy.audit.one_run import Scores
 from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
-from ..privacy.audit.step_ratio import step_ratio
 from ..privacy.audit.verdict import by_one_run, judge
-from ..privacy.audit.watching import Released
 from ..privacy.budget import Budget
+from ..privacy.mechanisms.released import Released
+from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
-from .prepared_run import Run
+from .record_canaries import coins_of_step
 
 if TYPE_CHECKING:
     from ..tasks.mislabelled import Mislabelled
 
 ODD = "odd_examples"
 ALPHA = 0.05  # of the displayed bound and interval
-
-
-def plants_examples(settings: SimulationSettings) -> bool:
-    """Return whether odd examples are planted: if records are audited, or without any guarantee."""
-    audit = settings.audit
-    return audit is not None and audit.full and not isinstance(settings.privacy, SumLevel)
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ class StepScores:
     def begin(self) -> None:
         """Rewrite the file with the coins."""
         self.path.unlink(missing_ok=True)
-        kept_rows.begin(self.path, self.canaries.coins)
+        kept_rows.begin(self.path, coins_of_step(self.canaries))
 
     def keep(self, released: Released) -> None:
         """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""

@@ -9,7 +9,7 @@ client's own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...base.refusal import Refusal
-from ...privacy.audit.kept_rows import arrays_of
-from ...privacy.audit.kept_rows import begin as begin_file
-from ...privacy.audit.one_run import Scores
-from ...privacy.audit.step_ratio import step_ratio
-from ...privacy.budget import Adjacency
-from ...privacy.mechanisms.randomness import Stream
-from ...privacy.plan import Plan
-from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Data, Examples, in_tensors
-from ...tasks.optimizers import own_optimizer
-from ...tasks.protocol import Task
+from ..base.refusal import Refusal
+from ..messages.client_settings import CanaryRecords
+from ..privacy.audit import kept_rows
+from ..privacy.audit.canary_clients import coins_of as coins_from
+from ..privacy.audit.kept_rows import arrays_of, step_ratio
+from ..privacy.audit.kept_rows import begin as begin_file
+from ..privacy.audit.one_run import Scores
+from ..privacy.budget import Adjacency
+from ..privacy.mechanisms.randomness import Randomness, Stream
+from ..privacy.plan import Plan
+from ..strategies.record_plan import PoissonBatches
+from ..tasks.data import Data, Examples, in_tensors
+from ..tasks.optimizers import own_optimizer
+from ..tasks.protocol import Task
 
-# Names in `Watched`: prefix of the client's model, and the canaries' block.
-OWN, BLOCK = "model.", "block.weight"
 TOO_LONG = 10.0  # norm of a canary's gradient over the clipping norm, which tests the clip
 
 
@@ -50,7 +50,7 @@ class Watched(nn.Module):
 
     def __init__(self, model: nn.Module, canaries: int, shape: torch.Size, replaced: bool) -> None:
         super().__init__()
-        self.model, self.shape, self.replaced = model, shape, replaced
+        self.model, self.shape, self.replaced = model, shape, replaced  # `OWN` and `BLOCK` of client/extra.py
         self.block = nn.Linear(canaries, 1, bias=False)
         nn.init.zeros_(self.block.weight)
 
@@ -109,6 +109,7 @@ class CanariedRound:
       examples: its own and the canaries.
       plan: of the round, with the canaries among the records.
       scores: log likelihood ratios so far, shape (canaries,); they grow with each step.
+      path: of the file of coins and scores.
     """
 
     model: Watched
@@ -116,6 +117,7 @@ class CanariedRound:
     examples: Examples
     plan: Plan
     scores: Scores
+    path: Path = Path()
 
     def after_step(self) -> None:
         """Add the last step's log likelihood ratio to each score."""
@@ -126,6 +128,20 @@ class CanariedRound:
         self.scores[:] += step_ratio(
             moved, self.plan.noise_over_clip, sampling.sample_rate, self.model.replaced
         )
+
+    def keep(self, number: int) -> None:
+        """Append the scores of round `number` to the file."""
+        kept_rows.append(self.path, number, self.scores)
+
+
+def begin_round(
+    model: nn.Module, task: Task, data: Data, plan: Plan, count: int, randomness: Randomness, ledger: Path
+) -> CanariedRound:
+    """Return a client's round with canaries whose coins and scores lie beside its ledger; arguments as of `begin`."""
+    path = ledger.with_suffix(kept_rows.SUFFIX)
+    number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
+    coins = coins_of(path, count, randomness.stream("record canaries", number))
+    return replace(begin(model, task, data, coins, plan), path=path)
 
 
 def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], plan: Plan) -> CanariedRound:
@@ -181,6 +197,17 @@ def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
         rows = torch.cat([rows, inputs.new_zeros(count, inputs[0].numel())])
     targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
     return Examples(torch.cat([whose[:, None], rows], 1), targets)
+
+
+def coins_of_step(asked: CanaryRecords) -> NDArray[np.bool_]:
+    """Return whether each canary of a step is included, shape (count,), in the clients' order."""
+    return coins_from(bytes.fromhex(asked.seed), asked.count)
+
+
+def with_canaries(data: Data, asked: CanaryRecords, client: int) -> Examples:
+    """Return the records of one client in a step on all clients' records: its data and its canaries."""
+    first = client * asked.each
+    return beside(data, coins_of_step(asked)[first : first + asked.each], first + 1)
 
 
 def _tensors(data: Data) -> Examples:

@@ -1,0 +1,1 @@
+"""Audit of a run: what its released sums show about its claims, measured by canaries and checked for free."""

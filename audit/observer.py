@@ -1,0 +1,393 @@
+"""Audit of a run, simulated or served: its terms and commitment before round 1, its alarms, its part of the result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.durable_files import replace_file
+from ..base.refusal import Refusal
+from ..configs.schema import RecordDistributed
+from ..modes.federation import Federation
+from ..modes.sums import ClientMode
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.audit import watching
+from ..privacy.audit.alarms import Alarm
+from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
+from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
+from ..privacy.audit.summary import untested, visible_in
+from ..privacy.budget import Adversary
+from ..privacy.mechanisms.randomness import KEY_BYTES
+from ..privacy.mechanisms.released import Released
+from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
+from ..run.observer import NO_DEMAND, Demand, Memory, Observer
+from ..run.prepared_run import Run
+from ..server import checkpoint, noise_key
+from ..server.checkpoint import State
+from ..server.rounds import Ending, Status
+from ..strategies.cohorts import invited_size, tossed_rate
+from ..tasks.arrays import dimension_of, read_arrays
+from ..tasks.data import held_out_of, placeholder, run_on
+from .auditor import ACTING, Auditor
+from .line import AuditLine, in_words
+from .participants import audited, canary_clients, support_of
+from .probes import Planted, StepScores, planted, step_scores
+from .result import as_json
+
+PLOT = "audit.png"
+CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
+MECHANISM = "audit"  # mechanism of its notes on the ledger
+MORE_NOISE = 2.0  # factor on the planned noise after an alarm that raises it
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """The audit of one run.
+
+    Attributes:
+      run: the audited one.
+      auditor: of its releases.
+      on_alarm: action on an alarm: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
+      seed: secret, of the canaries; None without any.
+      scores: of the canary records of steps; None without any.
+      alarms: of the round that has just ended, on which the run acts.
+    """
+
+    run: Run
+    auditor: Auditor
+    on_alarm: str
+    seed: bytes | None
+    scores: StepScores | None = None
+    alarms: list[Alarm] = field(default_factory=list[Alarm])
+
+    @property
+    def memory(self) -> Memory:
+        """State of the audit for a checkpoint."""
+        memory = self.auditor.memory
+        parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
+        return parts if memory.before.size else {}
+
+    @property
+    def line(self) -> AuditLine:
+        """The displayed state."""
+        auditor, rows = self.auditor, self.auditor.rows
+        found = tuple(
+            f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+            for each in auditor.memorised
+        )
+        names = ("probe_p", "losses_p")
+        return AuditLine(
+            bool(auditor.terms.delta),
+            auditor.terms.canaries,
+            auditor.looks[-1] if auditor.looks else None,
+            tuple(auditor.raised),
+            found,
+            len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in names),
+            visible_in(auditor.terms, rows),
+            auditor.record_looks[-1] if auditor.record_looks else None,
+            self.on_alarm,
+            {str(test): p for test, p in auditor.p_values.items()},
+            untested(auditor.terms) or "",
+        )
+
+    def resume(self, state: State, /) -> Demand:
+        """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
+        kept = self.run.checkpoint.audit if self.run.checkpoint is not None else {}
+        self.auditor.go_on(state.round, watching.Memory(**kept) if kept else watching.NO_MEMORY)
+        alarms = [each.alarm for each in self.auditor.acting]
+        if not alarms or self.on_alarm in ("note", "pause"):
+            return NO_DEMAND
+        return self._demand(state, alarms)
+
+    def observe(self, state: State, released: Released | None, /) -> None:
+        """Audit the round that has just ended, and write its alarms to the ledger."""
+        if self.scores is not None and released is not None:
+            self.scores.keep(released)
+        alarms, ledger = self.auditor.take(state.round, released, state.arrays), self.run.ledger
+        for alarm in alarms:
+            if ledger is not None:
+                said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
+                key = (self.run.name, state.round, f"{MECHANISM} {alarm.test}")
+                ledger.note(key, {**said, "action": self.on_alarm if alarm.level in ACTING else "note"})
+        self.alarms[:] = [alarm for alarm in alarms if alarm.level in ACTING]
+
+    def columns(self, number: int, /) -> dict[str, Any]:
+        """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
+        return self.auditor.columns(number)
+
+    def demand(self, state: State, /) -> Demand:
+        """Return what the alarms of the round that has just ended demand."""
+        return NO_DEMAND if self.on_alarm == "note" else self._demand(state, self.alarms)
+
+    def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
+        if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.clean:
+            _keep_clean(self.run, state)
+        if not alarms:
+            return NO_DEMAND
+        reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
+        match self.on_alarm:
+            case "raise_noise":
+                return Demand(noise=MORE_NOISE)
+            case "pause":
+                again = self.run.federation.population.words.unpaused
+                return Demand(Ending(Status.PAUSED, f"{reason}; {again} continues regardless", state))
+            case "rollback":
+                clean = _last_clean(self.run, state)
+                reason = f"{reason}; the model is that of round {clean.round}"
+                return Demand(Ending(Status.ALARMED, reason, clean))
+            case _:
+                return Demand(Ending(Status.ALARMED, reason, state))
+
+    def end(self, ending: Ending, title: str, /) -> dict[str, Any]:
+        """Open the commitment unless the run may continue, draw the plot, and return the audit for the result.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+        auditor = self.auditor
+        first = None if auditor.directions is None else _moved_by_canaries(self.run.federation)
+        summary = auditor.end(first, ending.state.arrays)
+        write_terms(self, opened=over)
+        if looks := auditor.looks or auditor.record_looks:
+            draw_audit(looks, self.run.folder / PLOT, title)
+        memorised = [asdict(each) for each in auditor.memorised]
+        return as_json(auditor.terms, summary, auditor.raised, self.on_alarm) | {"memorisation": memorised}
+
+
+# --- before the first round -------------------------------------------------------------------------------------
+
+
+def check(federation: Federation) -> None:
+    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join.
+
+    Raises:
+      Refusal: naming the audit.
+    """
+    audit, task = federation.settings.audit, federation.task
+    together = isinstance(federation.settings.privacy, RecordDistributed)
+    if audit is not None and audit.full and together and not federation.simulated:
+        remedy = (
+            "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
+        )
+        raise Refusal("audit.name", "full", remedy)
+    if federation.mode.extra_records and not hasattr(
+        run_on(task.model(), placeholder(held_out_of(task), 2)), "dim"
+    ):
+        raise Refusal("audit", "full", "canaries need outputs that are one tensor; use audit=light")
+
+
+def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
+    """Fix the audit of a run and commit to its canaries.
+
+    Args:
+      run: before its first round, its folder made and its ledger open.
+      fresh: whether the run is new and not resumed.
+
+    Returns:
+      The run with its canaries in the clients' settings, and its audit.
+
+    Raises:
+      Refusal: the seed of the canaries can be neither made nor read.
+    """
+    federation, settings = run.federation, run.federation.settings.audit
+    assert settings is not None
+    seed, canaries = None, None
+    asked = audited(federation.settings)
+    if asked is not None and federation.extra_clients:
+        assert isinstance(federation.mode, ClientMode)
+        seed = _seed(run, fresh)
+        told = canary_clients(
+            asked,
+            federation.mode.clients,
+            federation.task,
+            federation.extra_clients,
+            seed,
+            federation.mode.metrics,
+        )
+        run = replace(run, client=replace(run.client, canaries=told))
+        canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
+    found, scores = planted(run), step_scores(run)
+    terms = _terms(federation, canaries, found)
+    if run.privacy is not None:
+        terms = replace(terms, filter_order=run.privacy.plan.filter_order)
+    if run.tuning is not None:
+        terms = replace(terms, arms=len(run.tuning.values), in_arms=run.tuning.last)
+    auditor = Auditor(terms, run.folder / AUDIT_ROWS, record_probe=found.records)
+    if terms.probed or terms.losses:
+        auditor.probe = found
+    ledger = run.ledger
+    if ledger is not None and terms.delta:
+        # On the same grid as the account that it is compared with and the round's metrics line.
+        auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
+        # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
+        earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
+        if (fresh or earlier is not None) and terms.arms == 1:
+            begun = earlier.state.round if earlier else 0
+            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), begun
+    if canaries is not None:
+        auditor.directions, auditor.coins = canaries.directions, canaries.coins
+    audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
+    if fresh:
+        (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
+    if fresh and scores is not None:
+        scores.begin()
+    if fresh and seed is not None:
+        write_terms(audit)
+    _commit(audit)
+    return run, audit
+
+
+def _seed(run: Run, fresh: bool) -> bytes:
+    """Return the canaries' secret seed: from the run's seed in a simulation, otherwise from the system's generator."""
+    if run.federation.seed is not None:
+        return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
+    return noise_key.make(run.folder, AUDIT_KEY) if fresh else noise_key.read(run.folder, AUDIT_KEY)
+
+
+def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
+    settings, audit, mode = federation.settings, federation.settings.audit, federation.mode
+    assert audit is not None
+    dimension, clients = dimension_of(federation.task), federation.declared_clients
+    terms = AuditTerms(
+        settings.steps,
+        audit.alpha,
+        dimension=dimension,
+        probed=found.probed,
+        records=found.records is not None,
+        losses=found.losses,
+        record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
+        own_noise="" if mode.own_budget is None else str(mode.own_budget.unit),
+    )
+    if audit.full:
+        terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
+    if mode.budget is not None:
+        sums = mode.promises[0]
+        terms = replace(
+            terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
+        )
+    if mode.budget is not None and tossed_rate(federation.cohort) < 1:
+        terms = replace(terms, clients=clients)
+    if canaries is None:
+        return terms
+    return replace(
+        terms,
+        canaries=len(canaries.coins),
+        support=support_of(audit, dimension),
+        rate=min(1.0, invited_size(federation.cohort, clients) / clients),
+    )
+
+
+def write_terms(audit: RunAudit, opened: bool = False) -> None:
+    """Write the fixed terms and the commitment.
+
+    Args:
+      audit: of the run.
+      opened: also write the seed and the coins of the canaries.
+    """
+    auditor, seed = audit.auditor, audit.seed
+    fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
+    if seed is not None:
+        fields["commitment"] = commitment(seed, auditor.coins)
+    if seed is not None and opened:
+        fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
+    replace_file(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode(), mode=None)
+
+
+def _commit(audit: RunAudit) -> None:
+    run, auditor = audit.run, audit.auditor
+    if audit.seed is None or run.ledger is None:
+        return
+    said = {"commitment": commitment(audit.seed, auditor.coins), "canaries": len(auditor.coins)}
+    run.ledger.note((run.name, 0, MECHANISM), said)
+
+
+# --- the clean model ---------------------------------------------------------------------------------------------
+
+
+def _keep_clean(run: Run, state: State) -> None:
+    folder = run.folder / CLEAN
+    folder.mkdir(exist_ok=True)
+    checkpoint.write(folder, checkpoint.Checkpoint(run.name, State(state.round, state.arrays, {})))
+
+
+def _moved_by_canaries(federation: Federation) -> Arrays | None:
+    """Return the first model if canaries change the model; in a deployment they are subtracted from every sum."""
+    if not federation.population.reads_data:
+        return None
+    arrays = read_arrays(federation.task.model())
+    return {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
+
+
+def _last_clean(run: Run, state: State) -> State:
+    found = checkpoint.read(run.folder / CLEAN)
+    if found is None:
+        first = read_arrays(run.federation.task.model())
+        return State(0, first, state.strategy, state.choices)
+    model = {name: found.state.arrays[name] for name in state.arrays}
+    return State(found.state.round, model, state.strategy, state.choices)
+
+
+CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
+HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
+
+
+def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
+    """Write an audit's measurements as a PNG: claimed epsilon, measured with its interval, and the ceiling.
+
+    Args:
+      looks: at least one, in the order of their rounds.
+      path: of the picture.
+      title: one line above it.
+    """
+    from matplotlib.figure import Figure
+
+    rounds = [each.round for each in looks]
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
+    top = HEADROOM * max(
+        value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
+    )
+    axes.plot(
+        rounds, [each.claimed for each in looks], color=CLAIMED, marker="o", ms=3, label="claimed, at most"
+    )
+    shown = [min(each.epsilon, top) for each in looks]
+    errors = [
+        [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
+        [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
+    ]
+    axes.errorbar(
+        rounds,
+        shown,
+        errors,
+        color=MEASURED,
+        marker="s",
+        ms=4,
+        lw=0,
+        elinewidth=1.2,
+        capsize=3,
+        label="measured by canaries, 95 %",
+    )
+    ceiling = [min(each.ceiling, 2 * top) for each in looks]
+    axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
+    blind = [each.ceiling <= each.claimed for each in looks]
+    axes.fill_between(
+        rounds, 0, top, where=blind, color=CEILING, alpha=0.12, lw=0, step="mid", label="too weak to tell"
+    )
+    axes.set_xlabel("round")
+    axes.set_ylabel("epsilon")
+    axes.set_ylim(0, top)
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)

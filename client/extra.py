@@ -1,0 +1,69 @@
+"""Extra clients and records at a simulated client: an extension answers for them, as an audit does for its canaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.extensions import extension
+
+if TYPE_CHECKING:
+    from flwr.app import Message, RecordDict
+    from torch import nn
+
+    from ..messages.client_settings import CanaryClients, CanaryRecords
+    from ..privacy.mechanisms.compression import Sketch
+    from ..privacy.mechanisms.private_sum import CohortSum
+    from ..privacy.mechanisms.randomness import Randomness
+    from ..privacy.mechanisms.sum_spec import SumSpec
+    from ..privacy.plan import Plan
+    from ..tasks.data import Data, Examples
+    from ..tasks.protocol import Objective, Task
+
+ADDS = "full"  # audit that adds clients and records
+# Names in a model with the block of extra records: prefix of the client's own parameters, and that of the block.
+OWN, BLOCK = "model.", "block.weight"
+
+
+class ExtraClients(Protocol):
+    """Answers of extra clients: one's reply, several updates as rows, and their parts of a sum."""
+
+    canary_answer: Callable[[Message, CanaryClients, int], Message]
+    canary_updates: Callable[[CanaryClients, Sequence[int], int], NDArray[np.float32]]
+    add_canary: Callable[[CohortSum, NDArray[np.floating], SumSpec, CanaryClients, int, Sketch | None], None]
+    add_canaries: Callable[[CanaryClients, RecordDict, Sequence[int], SumSpec, CohortSum], None]
+
+
+class ExtraRound(Protocol):
+    """Round of a client with extra records in its own DP-SGD: model, loss and examples in the place of its own."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def loss(self) -> Objective: ...
+    @property
+    def examples(self) -> Examples: ...
+    def after_step(self) -> None: ...
+    def keep(self, number: int, /) -> None: ...
+
+
+class ExtraRecords(Protocol):
+    """Extra records among a client's own, in its own DP-SGD beside its ledger, or in a step on all clients' records."""
+
+    begin_round: Callable[[nn.Module, Task, Data, Plan, int, Randomness, Path], ExtraRound]
+    with_canaries: Callable[[Data, CanaryRecords, int], Examples]
+    watch: Callable[[nn.Module, Task, Data, int, bool, float], tuple[nn.Module, Objective]]
+
+
+def extra_clients() -> ExtraClients:
+    """Return what answers for the extra clients of a client's settings."""
+    return extension("audit", "ExtraClients", "audit", ADDS)
+
+
+def extra_records() -> ExtraRecords:
+    """Return what makes the extra records of a client's settings."""
+    return extension("audit", "ExtraRecords", "audit", ADDS)

@@ -1,0 +1,113 @@
+"""Observer of a run's released sums: what it sees of a round, and what it demands of the loop; by default nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.extensions import extension
+from ..modes.federation import Federation
+from ..privacy.mechanisms.released import Released
+from ..server.checkpoint import State
+from ..server.rounds import Ending
+from .callbacks import ObserverLine
+from .prepared_run import Run
+
+Memory = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Demand of an observer on the round loop.
+
+    Attributes:
+      ending: of the run; None lets it continue.
+      noise: factor on the planned noise of later rounds.
+    """
+
+    ending: Ending | None = None
+    noise: float = 1.0
+
+
+NO_DEMAND = Demand()
+
+
+class Observer(Protocol):
+    """Observer of one run. It is asked to `resume`, after each round to `observe`, show and `demand`, and to `end`.
+
+    What it does by default suits a run that nobody observes.
+    """
+
+    @property
+    def line(self) -> ObserverLine | None:
+        """The displayed state so far; None where nothing is displayed."""
+        return None
+
+    @property
+    def memory(self) -> Memory:
+        """State for a checkpoint."""
+        return {}
+
+    def resume(self, state: State, /) -> Demand:
+        """Continue after a round that an earlier process finished, or at the start; repeat what is still demanded."""
+        del state
+        return NO_DEMAND
+
+    def observe(self, state: State, released: Released | None, /) -> None:
+        """Look at the round that has just ended: the state after it, and its sum if it released one with a claim."""
+
+    def columns(self, number: int, /) -> dict[str, Any]:
+        """Return what the metrics line of the last round, `number`, says."""
+        del number
+        return {}
+
+    def demand(self, state: State, /) -> Demand:
+        """Return what the round that ended in this state demands, after it was kept."""
+        del state
+        return NO_DEMAND
+
+    def end(self, ending: Ending, title: str, /) -> dict[str, Any] | None:
+        """Write the observer's files, and return its part of the result.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        del ending, title
+        return None
+
+
+class Unobserved(Observer):
+    """Observer that looks at nothing."""
+
+
+class Observation(Protocol):
+    """Module of an extension that observes runs; functions as below."""
+
+    def check(self, federation: Federation, /) -> None: ...
+    def begin(self, run: Run, fresh: bool, /) -> tuple[Run, Observer]: ...
+
+
+def check(federation: Federation) -> None:
+    """Refuse a federation that its observer cannot work with, or whose observer is not installed."""
+    audit = federation.settings.audit
+    if audit is not None:
+        _observation(audit.name).check(federation)
+
+
+def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
+    """Return a run with the settings of its extra participants, and its observer.
+
+    Args:
+      run: before its first round, its folder made and its ledger open.
+      fresh: whether the run is new and not resumed.
+    """
+    audit = run.federation.settings.audit
+    return (run, Unobserved()) if audit is None else _observation(audit.name).begin(run, fresh)
+
+
+def _observation(asked: str) -> Observation:
+    return extension("audit", "Observation", "audit", asked)
