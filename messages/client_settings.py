@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.bounded_decoding import read_json
+from ..base.bounded_decoding import build, plain_of, read_json
 from ..privacy.budget import Adjacency, Budget, Unit
+from ..privacy.mechanisms.compression import Sketch
 from .local_training import LocalTraining
 
 if TYPE_CHECKING:
     import numpy as np
     from flwr.app import RecordDict
     from numpy.typing import NDArray
-
-    from ..privacy.mechanisms.compression import Sketch
 
 TRAIN_LOSS = "train_loss"  # name of the training loss that a client reports
 
@@ -245,29 +244,12 @@ class ClientSettings:
 
     def to_json(self) -> str:
         """Return the settings as JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(plain_of(self))
 
     @classmethod
     def from_json(cls, text: str) -> ClientSettings:
         """Return the settings that `to_json` wrote."""
-        fields = read_json(text)
-        if fields["record"] is not None:
-            record = fields["record"]
-            record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
-            record["ledgers"] = tuple(record["ledgers"])
-            record["noise_by_ledger"] = tuple((str(name), float(z)) for name, z in record["noise_by_ledger"])
-            fields["record"] = RecordPrivacy(**record)
-        if fields["step"] is not None:
-            canaries = CanaryRecords(**fields["step"].pop("canaries"))
-            nodes = tuple(fields["step"].pop("nodes"))
-            fields["step"] = StepTerms(**fields["step"], nodes=nodes, canaries=canaries)
-        if fields["encryption"] is not None:
-            fields["encryption"] = Encryption(**fields["encryption"])
-        if fields["canaries"] is not None:
-            fields["canaries"] = CanaryClients(**fields["canaries"])
-        fields["training"] = LocalTraining(**fields["training"])
-        fields["allow_modules"] = tuple(fields["allow_modules"])
-        return cls(**fields)
+        return build(cls, read_json(text))
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:

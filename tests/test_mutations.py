@@ -699,8 +699,8 @@ MUTATIONS = {
     ),
     "an order of an earlier release is followed by another rule": Mutation(
         "messages/training_order.py",
-        'group_equal_rows=singly is None and plain["held_out"] is not None,',
-        "group_equal_rows=False,",
+        'plain["group_equal_rows"] = singly is None and plain["held_out"] is not None',
+        'plain["group_equal_rows"] = False',
         "test_strategies_training_order.py",
         "holds_equal_records_out_together",
     ),
