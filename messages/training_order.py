@@ -74,8 +74,8 @@ class ClientClaim:
 
 
 @dataclass(frozen=True)
-class RecordOrder:
-    """Order of the server at the record level; a client's own cap may lower the budget.
+class RecordTerms:
+    """Terms of DP-SGD on records: in an order and in settings. A client's own cap may lower the budget of an order.
 
     Attributes:
       target_epsilon, target_delta: budget of a client's records, as in `Budget`.
@@ -116,8 +116,9 @@ class RecordOrder:
 
     @property
     def budget(self) -> Budget:
-        """Budget of the records."""
-        unit = unit_of(self.per_person, self.clients_per_person)
+        """Budget of the records, or of the persons who have them."""
+        unit = Unit.PERSON if self.clients_per_person is None else Unit.PERSON_EVERYWHERE
+        unit = Unit.RECORD if self.per_person is None else unit
         return Budget(unit, self.target_epsilon, self.target_delta, self.adjacency)
 
     @property
@@ -153,7 +154,7 @@ class TrainingOrder:
     privacy: ModeName
     training: LocalTraining
     client: ClientClaim | None = None
-    record: RecordOrder | None = None
+    record: RecordTerms | None = None
     agreement: Annotated[str, DIGEST] | None = None
     held_out: Annotated[float, Fraction("share above 0 and below 1")] | None = None
     group_equal_rows: bool = False
@@ -260,15 +261,3 @@ def _moments(plain: object) -> dict[str, tuple[float, float]]:
 def people_call(run: str) -> str:
     """Return a run's name without the part that a server adds for fresh noise."""
     return run.partition(NEW)[0]
-
-
-def unit_of(per_person: int | None, clients_per_person: int | None = None) -> Unit:
-    """Return the privacy unit if at most `per_person` examples of a person train; None: a single example.
-
-    Args:
-      per_person: at one client.
-      clients_per_person: clients that train on a person in one sum; None if each is a separate unit.
-    """
-    if per_person is None:
-        return Unit.RECORD
-    return Unit.PERSON if clients_per_person is None else Unit.PERSON_EVERYWHERE
