@@ -22,7 +22,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 import msgpack
 
-from .refusal import word
+from .refusal import Refusal, word
 
 JSON_DEPTH = 8  # an order has 2, a spec of shares 3
 MOST_DIGITS = 20  # of a whole number: 64 bits
@@ -110,11 +110,11 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
     hints = _hints(kind)
     if not isinstance(plain, dict) or not cast(dict[object, object], plain).keys() <= hints.keys():
         raise Undecodable(f"no {kind.__name__}, or fields that it does not have")
-    given = cast(dict[str, object], plain)
-    if whole and (missing := hints.keys() - given.keys() - _rare(kind).keys()):
+    entries = cast(dict[str, object], plain)
+    if whole and (missing := hints.keys() - entries.keys() - _rare(kind).keys()):
         raise Undecodable(f"no {kind.__name__}: it lacks {', '.join(sorted(missing))}")
     values = {
-        name: _typed(f"{kind.__name__}.{name}", hints[name], each, whole) for name, each in given.items()
+        name: _typed(f"{kind.__name__}.{name}", hints[name], each, whole) for name, each in entries.items()
     }
     try:
         return kind(**values)
@@ -122,11 +122,28 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
         raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
 
 
+def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T | None:
+    """Return the dataclass whose fields a peer put into a record; None if one is missing, or another.
+
+    Args:
+      kind: as of `build`; its fields are checked here, so that it need not do so itself.
+      record: which may have more, from another release.
+      others: fields that come from elsewhere.
+    """
+    own = {name: value for name, value in record.items() if name in _hints(kind)}
+    try:
+        made = build(kind, {**own, **others})
+        check_fields(made)
+        return made
+    except (ValueError, Refusal):
+        return None
+
+
 def plain_of(value: Any) -> Any:
     """Return a dataclass as plain data, which `build` reads; as `asdict`, but without `RARE` fields at their defaults."""
     if is_dataclass(value):
-        given, rare = {name: getattr(value, name) for name in _hints(type(value))}, _rare(type(value))
-        return {k: plain_of(each) for k, each in given.items() if k not in rare or each != rare[k]}
+        rare, values = _rare(type(value)), {name: getattr(value, name) for name in _hints(type(value))}
+        return {k: plain_of(each) for k, each in values.items() if k not in rare or each != rare[k]}
     if isinstance(value, list | tuple):
         return [plain_of(each) for each in cast(list[Any], value)]
     if isinstance(value, Mapping):
@@ -196,15 +213,15 @@ def _marks(hint: Any) -> tuple[Any, ...]:
 @cache
 def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
     """Return whether None is allowed, and the check, of each field that says more than its type."""
-    found: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
+    checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
     for name, hint in _hints(kind).items():
         for each in (options := _options(hint)):
             if isinstance(each, type) and issubclass(each, StrEnum):
-                found[name] = type(None) in options, partial(word, each)
+                checks[name] = type(None) in options, partial(word, each)
             for mark in _marks(each):
                 if hasattr(mark, "check"):
-                    found[name] = type(None) in options, partial(mark.check, get_args(each)[0])
-    return found
+                    checks[name] = type(None) in options, partial(mark.check, get_args(each)[0])
+    return checks
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -219,11 +236,11 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
         return value if type(value) is hint else build(cast(type, hint), value, whole=whole)
     inner = get_args(hint)
     if get_origin(hint) is tuple and isinstance(value, list):
-        given = cast(list[Any], value)
-        if inner[-1] is not Ellipsis and len(given) != len(inner):
+        items = cast(list[Any], value)
+        if inner[-1] is not Ellipsis and len(items) != len(inner):
             raise Undecodable(f"{where} has another length")
-        kinds = inner if inner[-1] is not Ellipsis else inner[:1] * len(given)
-        return tuple(_typed(where, *each, whole) for each in zip(kinds, given, strict=True))
+        kinds = inner if inner[-1] is not Ellipsis else inner[:1] * len(items)
+        return tuple(_typed(where, *each, whole) for each in zip(kinds, items, strict=True))
     if get_origin(hint) is Mapping and isinstance(value, dict):
         return {
             name: _typed(where, inner[1], each, whole) for name, each in cast(dict[str, Any], value).items()

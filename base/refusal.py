@@ -190,15 +190,17 @@ class Fraction:
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a text, in the annotation of a field: printable, of this pattern; and the remedy for another one."""
+    """Form of a text, in the annotation of a field: its pattern, whether it is printable, and the remedy for another."""
 
     pattern: str
-    remedy: str
+    remedy: str = "has another form"
+    printable: bool = True
 
     def check(self, kind: type, field: str, value: object) -> str:
         """Return the text; Refusal when it is none, or has another form."""
-        if isinstance(value, str) and value.isprintable() and re.fullmatch(self.pattern, value):
-            return value
+        if isinstance(value, str) and re.fullmatch(self.pattern, value, re.DOTALL):
+            if value.isprintable() or not self.printable:
+                return value
         raise Refusal(field, value, self.remedy)
 
 
