@@ -122,6 +122,14 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
         raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
 
 
+def build_listed(kind: type[T], values: object) -> T:
+    """Return the dataclass whose fields, in their order, are a list read from msgpack. Undecodable if it is another."""
+    names = list(_hints(kind))
+    if not isinstance(values, list) or len(cast(list[object], values)) != len(names):
+        raise Undecodable(f"no {kind.__name__}: another number of fields")
+    return build(kind, dict(zip(names, cast(list[object], values), strict=True)))
+
+
 def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T | None:
     """Return the dataclass whose fields a peer put into a record; None if one is missing, or another.
 
@@ -235,6 +243,13 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
     if is_dataclass(hint):
         return value if type(value) is hint else build(cast(type, hint), value, whole=whole)
     inner = get_args(hint)
+    if (
+        isinstance(hint, type) and issubclass(hint, tuple) and isinstance(value, list) and not inner
+    ):  # a named one
+        kinds = get_type_hints(hint).values()
+        return hint(*_typed(where, tuple[*kinds], value, whole))
+    if get_origin(hint) is list:
+        return list(_typed(where, tuple[inner[0], ...], value, whole))
     if get_origin(hint) is tuple and isinstance(value, list):
         items = cast(list[Any], value)
         if inner[-1] is not Ellipsis and len(items) != len(inner):

@@ -198,10 +198,11 @@ class Form:
 
     def check(self, kind: type, field: str, value: object) -> str:
         """Return the text; Refusal when it is none, or has another form."""
-        if isinstance(value, str) and re.fullmatch(self.pattern, value, re.DOTALL):
-            if value.isprintable() or not self.printable:
-                return value
-        raise Refusal(field, value, self.remedy)
+        if not isinstance(value, str) or (self.printable and not value.isprintable()):
+            raise Refusal(field, value, self.remedy)
+        if not re.fullmatch(self.pattern, value, re.DOTALL):
+            raise Refusal(field, value, self.remedy)
+        return value
 
 
 @dataclass(frozen=True)
