@@ -2,23 +2,31 @@
 
 All bytes from another party are decoded with these functions. The result consists of lists, dictionaries, strings,
 bytes, numbers, booleans and None within fixed bounds on depth and width, so code that traverses it terminates.
+
+A message is a frozen dataclass whose annotations say all of it: `build` makes it of plain data, `plain_of` is the way
+back, and `check_fields`, called by its `__post_init__`, refuses a number out of its `Range`, a text of another `Form` and
+what is none of a StrEnum's or of `OneOf`, by the field's name.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, is_dataclass
-from functools import cache
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import cache, partial
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
+from .refusal import Refusal, word
+
 JSON_DEPTH = 8  # an order has 2, a spec of shares 3
 MOST_DIGITS = 20  # of a whole number: 64 bits
+RARE = "rare"  # in the annotation of a field that is left out where it has its default, so that earlier releases read the rest
 # MessagePack's first bytes (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
 # the length of a text or byte string, and bytes that hold the count of a list or a map. Extensions stand in none.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 1 << k % 4 for k in range(8)}
@@ -85,12 +93,14 @@ def read_json(text: str | bytes) -> Any:
         raise Undecodable("not JSON") from error
 
 
-def build(kind: type[T], plain: object) -> T:
+def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
     """Return the dataclass that a dictionary read from JSON describes, field by field.
 
     Args:
-      kind: dataclass of whole and finite numbers, switches, texts, None, tuples and dataclasses of these.
-      plain: what was read.
+      kind: dataclass of whole and finite numbers, switches, texts, None, and tuples, mappings and dataclasses of these. A
+        field with an annotation beside its type, or of words, is checked by the dataclass itself (`check_fields`).
+      plain: what was read; a part may be of its class already.
+      whole: whether every field must be there, those that are `RARE` apart.
 
     Raises:
       Undecodable: a field is missing, unknown, or of another type, or a number is beyond what can be computed with.
@@ -100,11 +110,68 @@ def build(kind: type[T], plain: object) -> T:
     hints = _hints(kind)
     if not isinstance(plain, dict) or not cast(dict[object, object], plain).keys() <= hints.keys():
         raise Undecodable(f"no {kind.__name__}, or fields that it does not have")
-    values = {name: _typed(hints[name], each) for name, each in cast(dict[str, object], plain).items()}
+    entries = cast(dict[str, object], plain)
+    if whole and (missing := hints.keys() - entries.keys() - _rare(kind).keys()):
+        raise Undecodable(f"no {kind.__name__}: it lacks {', '.join(sorted(missing))}")
+    values = {
+        name: _typed(f"{kind.__name__}.{name}", hints[name], each, whole) for name, each in entries.items()
+    }
     try:
         return kind(**values)
     except (TypeError, ArithmeticError) as error:
         raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
+
+
+def build_listed(kind: type[T], values: object) -> T:
+    """Return the dataclass whose fields, in their order, are a list read from msgpack. Undecodable if it is another."""
+    names = list(_hints(kind))
+    if not isinstance(values, list) or len(cast(list[object], values)) != len(names):
+        raise Undecodable(f"no {kind.__name__}: another number of fields")
+    return build(kind, dict(zip(names, cast(list[object], values), strict=True)))
+
+
+def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T | None:
+    """Return the dataclass whose fields a peer put into a record; None if one is missing, or another.
+
+    Args:
+      kind: as of `build`; its fields are checked here, so that it need not do so itself.
+      record: which may have more, from another release.
+      others: fields that come from elsewhere.
+    """
+    own = {name: value for name, value in record.items() if name in _hints(kind)}
+    try:
+        made = build(kind, {**own, **others})
+        check_fields(made)
+        return made
+    except (ValueError, Refusal):
+        return None
+
+
+def plain_of(value: Any) -> Any:
+    """Return a dataclass as plain data, which `build` reads; as `asdict`, but without `RARE` fields at their defaults."""
+    if is_dataclass(value):
+        rare, values = _rare(type(value)), {name: getattr(value, name) for name in _hints(type(value))}
+        return {k: plain_of(each) for k, each in values.items() if k not in rare or each != rare[k]}
+    if isinstance(value, list | tuple):
+        return [plain_of(each) for each in cast(list[Any], value)]
+    if isinstance(value, Mapping):
+        return {name: plain_of(each) for name, each in cast(Mapping[str, Any], value).items()}
+    return value
+
+
+def check_fields(value: object, path: str = "") -> None:
+    """Check the fields of a frozen dataclass that say more than their types, and store numbers and words in these types.
+
+    Args:
+      value: in its `__post_init__`.
+      path: before a field's name, for a refusal.
+
+    Raises:
+      Refusal: naming the field.
+    """
+    for name, (optional, check) in _checks(type(value)).items():
+        if (each := getattr(value, name)) is not None or not optional:
+            object.__setattr__(value, name, check(f"{path}{name}", each))
 
 
 def read_kept(kind: type[T], path: Path) -> T | None:
@@ -134,22 +201,70 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    """Return the type of each field, with what else its annotation says."""
+    hints = get_type_hints(kind, include_extras=True)
+    bare = {name: get_args(hint)[0] if _marks(hint) == (RARE,) else hint for name, hint in hints.items()}
+    return {each.name: bare[each.name] for each in fields(kind) if each.init}
 
 
-def _typed(hint: Any, value: Any) -> Any:
+@cache
+def _rare(kind: type) -> dict[str, Any]:
+    """Return the defaults of rare fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {each.name: each.default for each in fields(kind) if RARE in _marks(hints[each.name])}
+
+
+def _marks(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+@cache
+def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
+    """Return whether None is allowed, and the check, of each field that says more than its type."""
+    checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
+    for name, hint in _hints(kind).items():
+        for each in (options := _options(hint)):
+            if isinstance(each, type) and issubclass(each, StrEnum):
+                checks[name] = type(None) in options, partial(word, each)
+            for mark in _marks(each):
+                if hasattr(mark, "check"):
+                    checks[name] = type(None) in options, partial(mark.check, get_args(each)[0])
+    return checks
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
     """Return the value as the hint has it; a whole number stays one where a real number is due."""
-    if get_origin(hint) is UnionType:
-        hint = (
-            type(None) if value is None else next(each for each in get_args(hint) if each is not type(None))
-        )
+    if (options := _options(hint)) != (hint,):
+        hint = type(None) if value is None else next(each for each in options if each is not type(None))
     if is_dataclass(hint):
-        return build(cast(type, hint), value)
+        return value if type(value) is hint else build(cast(type, hint), value, whole=whole)
+    inner = get_args(hint)
+    if (
+        isinstance(hint, type) and issubclass(hint, tuple) and isinstance(value, list) and not inner
+    ):  # a named one
+        kinds = get_type_hints(hint).values()
+        return hint(*_typed(where, tuple[*kinds], value, whole))
+    if get_origin(hint) is list:
+        return list(_typed(where, tuple[inner[0], ...], value, whole))
     if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_typed(get_args(hint)[0], each) for each in cast(list[Any], value))
+        items = cast(list[Any], value)
+        if inner[-1] is not Ellipsis and len(items) != len(inner):
+            raise Undecodable(f"{where} has another length")
+        kinds = inner if inner[-1] is not Ellipsis else inner[:1] * len(items)
+        return tuple(_typed(where, *each, whole) for each in zip(kinds, items, strict=True))
+    if get_origin(hint) is Mapping and isinstance(value, dict):
+        return {
+            name: _typed(where, inner[1], each, whole) for name, each in cast(dict[str, Any], value).items()
+        }
+    if hint is Any or _marks(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
+        return value  # `check_fields` has the sentences for these
     sound = type(value) is hint or (hint is float and type(value) is int)
     if not sound or (isinstance(value, float) and not math.isfinite(value)):
-        raise Undecodable("a field of another type")
+        raise Undecodable(f"{where} is of another type")
     return value
 
 

@@ -2,12 +2,14 @@
 
 import errno
 import math
+import re
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
 LONGEST = 400  # characters of a value that a refusal shows
@@ -144,3 +146,73 @@ def positive(field: str, value: object) -> float:
     if found <= 0:
         raise Refusal(field, found, "give a number above 0")
     return found
+
+
+@dataclass(frozen=True)
+class Range:
+    """Range of a number, in the annotation of a field: above `gt`, at least `ge`, at most `le`, where they are given."""
+
+    gt: float | None = None
+    ge: float | None = None
+    le: float | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Give pydantic the bounds as its own, so that its errors and its JSON schema tell them."""
+        return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
+
+    def check(self, kind: type, field: str, value: object) -> float | int:
+        """Return the value as `kind`; Refusal when it has another type or is out of range."""
+        if kind is int and type(value) is not int:
+            raise Refusal(field, value, "give a whole number")
+        number = value if kind is int and isinstance(value, int) else real(field, value)
+        if self.gt is not None and not number > self.gt:
+            raise Refusal(field, value, f"give a number above {self.gt:g}")
+        if self.ge is not None and not number >= self.ge:
+            raise Refusal(field, value, f"give at least {self.ge:g}")
+        if self.le is not None and not number <= self.le:
+            raise Refusal(field, value, f"give at most {self.le:g}")
+        return number
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """Number above 0 and below 1, in the annotation of a field, and its word for a refusal."""
+
+    word: str
+
+    def check(self, kind: type, field: str, value: object) -> float:
+        """Return the number; Refusal when it is none, or out of range."""
+        del kind
+        if not 0 < (number := real(field, value)) < 1:
+            raise Refusal(field, number, f"give a {self.word}")
+        return number
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of a text, in the annotation of a field: its pattern, whether it is printable, and the remedy for another."""
+
+    pattern: str
+    remedy: str = "has another form"
+    printable: bool = True
+
+    def check(self, kind: type, field: str, value: object) -> str:
+        """Return the text; Refusal when it is none, or has another form."""
+        if not isinstance(value, str) or (self.printable and not value.isprintable()):
+            raise Refusal(field, value, self.remedy)
+        if not re.fullmatch(self.pattern, value, re.DOTALL):
+            raise Refusal(field, value, self.remedy)
+        return value
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """OneOf one of which a text is, in the annotation of a field."""
+
+    known: tuple[str, ...]
+
+    def check(self, kind: type, field: str, value: object) -> str:
+        """Return the text; Refusal when it is none of the words."""
+        if isinstance(value, str) and value in self.known:
+            return value
+        raise Refusal(field, value, f"choose one of {', '.join(self.known)}")

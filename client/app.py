@@ -121,15 +121,15 @@ class Workbench:
           settings: limit the examples of one person, and the clients that hold them.
         """
         data, level = drawn_data_of(self.task, client), settings.record or settings.step
-        if level is None or level.per_person is None:
+        if level is None or level.terms.per_person is None:
             return data
         most = level.clients_per_person
         owners = None if most is None else Owners(client, range(self.task.num_clients), most)
         if most is not None and settings.step is not None and settings.step.node is not None:
             owners = Owners(settings.step.node, settings.step.nodes, most)
-        key = client, level.per_person, owners
+        key = client, level.terms.per_person, owners
         if key not in self._data:
-            self._data[key] = kept(data, level.per_person, owners)
+            self._data[key] = kept(data, level.terms.per_person, owners)
         return self._data[key]
 
     def records_of(self, client: int, settings: ClientSettings) -> Data:
@@ -145,11 +145,11 @@ class Workbench:
     @cached_property
     def watched(self) -> tuple[nn.Module, Objective]:
         """Model with the block of all extra records of a step, and the loss of both."""
-        terms = self.settings.step
-        assert terms is not None
+        joint = self.settings.step
+        assert joint is not None
         every = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
         some = placed(next(data for data in every if len(data)), self.device)
-        asked, norm = terms.canaries, terms.max_grad_norm
+        asked, norm = joint.canaries, joint.terms.max_grad_norm
         return extra_records().watch(self.model, self.task, some, asked.count, asked.replaced, norm)
 
     def stepped(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
@@ -364,19 +364,20 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
     """
     from .dp_sgd.together import drawn, step_of
 
-    terms, (_, number) = settings.step, wire.read_round(message.content)
-    assert terms is not None
+    joint, (_, number) = settings.step, wire.read_round(message.content)
+    assert joint is not None
+    norm = joint.terms.max_grad_norm
     data = bench.data_of(client, settings)
     receive_model(bench, data, message.content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
     rate, spec = training_settings(message.content, settings).learning_rate, wire.sum_spec_of(message.content)
     unit, factor = spec.unit_norm, 1.0 if spec.compression is None else spec.compression.clip_factor
-    if unit is None or terms.max_grad_norm * rate * factor > unit:
+    if unit is None or norm * rate * factor > unit:
         remedy = f"times the learning rate it exceeds the sum's norm of a record's part, {unit}"
-        raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)
+        raise Refusal("privacy.max_grad_norm", norm, remedy)
     data = bench.records_of(client, settings)
-    rows = drawn(len(data), terms, randomness.stream("batches", number, client))
+    rows = drawn(len(data), joint, randomness.stream("batches", number, client))
     update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
     bench.require_base()
     return summed_reply(message, update)
@@ -426,7 +427,7 @@ def _train_on_ledger(
 
     record = settings.record
     assert record is not None
-    check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
+    check_delta("privacy", record.terms.target_delta, len(data), "records", record.allow_large_delta)
     name = _ledger_name(bench, client, settings)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
     near = placed(data, bench.device)
@@ -437,12 +438,12 @@ def _train_on_ledger(
         observed = extra_records().begin_round(*parts, record.canaries, randomness, path)
     if observed is None:
         model, loss, records, watch = bench.model, bench.task, near, None
-        engine = bench.engine_of(record.gradients, near)
+        engine = bench.engine_of(record.terms.gradients, near)
     else:
         model, loss, records, watch = observed.model, observed.loss, observed.examples, observed.after_step
-        engine = chosen_engine(record.gradients, model, records)
+        engine = chosen_engine(record.terms.gradients, model, records)
     rng = "system" if settings.seed is None else "seeded"
-    release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
+    release = Release(record.terms.budget.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     with own_ledger(bench, client, settings) as ledger:
         ledger.reserve_new(release)
         train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
@@ -466,7 +467,7 @@ def own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledge
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Ledger.open(
         path,
-        record.budget(),
+        record.terms.budget,
         owner=name,
         simulated=simulated,
         durable=not simulated,

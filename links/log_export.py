@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.bounded_decoding import RARE, Undecodable, build, plain_of, read_json
 from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
 from ..privacy.merkle import extends, includes, leaf_hash, root_of
@@ -34,7 +34,7 @@ class LogExport:
     leaves: tuple[str, ...]
     entries: tuple[str, ...] = ()
     format: str = FORMAT
-    cosignatures: tuple[HeadCosignature, ...] = ()
+    cosignatures: Annotated[tuple[HeadCosignature, ...], RARE] = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,7 @@ LogDocument = LogExport | InclusionProof | ConsistencyProof
 
 def to_text(document: LogDocument) -> str:
     """Return a file's content; without co-signatures, an earlier release can read it."""
-    plain = asdict(document)
-    if not plain.get("cosignatures", True):
-        del plain["cosignatures"]
-    return json.dumps(plain, indent=1)
+    return json.dumps(plain_of(document), indent=1)
 
 
 def read_log(path: Path, ca: bytes, federation: str) -> LogDocument:

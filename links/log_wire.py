@@ -1,9 +1,11 @@
 """Log in instructions: a signed head, the leaves that the node may lack, and the places of the instruction's entries."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from flwr.app import ConfigRecord, RecordDict
 
+from ..base.bounded_decoding import RARE, plain_of, read_record
 from ..base.refusal import Refusal
 from ..messages.flower_adapter import records_of
 from ..messages.secure_wire import LOG_RECORD
@@ -31,15 +33,12 @@ class LogStatement:
     leaves: tuple[bytes, ...]
     model: int = NOWHERE
     roster: int = NOWHERE
-    cosignatures: tuple[str, ...] = ()
+    cosignatures: Annotated[tuple[str, ...], RARE] = ()
 
 
 def log_record(statement: LogStatement) -> ConfigRecord:
     """Return the record that is added to an instruction."""
-    plain = {**vars(statement), "leaves": b"".join(statement.leaves), COSIGNATURES: [*statement.cosignatures]}
-    if not statement.cosignatures:
-        del plain[COSIGNATURES]
-    return ConfigRecord(plain)
+    return ConfigRecord({**plain_of(statement), "leaves": b"".join(statement.leaves)})
 
 
 def log_of(content: RecordDict) -> LogStatement | None:
@@ -51,18 +50,11 @@ def log_of(content: RecordDict) -> LogStatement | None:
     record = records_of(content, ConfigRecord).get(LOG_RECORD)
     if record is None:
         return None
-    head, leaves = record.get("head"), record.get("leaves")
-    start, model, roster = (_whole(record.get(name)) for name in ("start", "model", "roster"))
-    if not isinstance(head, str) or not isinstance(leaves, bytes) or len(leaves) % HASH_BYTES:
+    leaves = record.get("leaves")
+    hashes = None
+    if isinstance(leaves, bytes) and not len(leaves) % HASH_BYTES:
+        hashes = [leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES)]
+    statement = read_record(LogStatement, record, leaves=hashes)
+    if statement is None or len(statement.cosignatures) > MOST_COSIGNATURES:
         raise Refusal("log", "record", MALFORMED)
-    hashes = tuple(leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES))
-    given = record.get(COSIGNATURES, [])
-    if not isinstance(given, list) or len(given) > MOST_COSIGNATURES:
-        raise Refusal("log", "record", MALFORMED)
-    return LogStatement(head, start, hashes, model, roster, tuple(map(str, given)))
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise Refusal("log", "record", MALFORMED)
-    return value
+    return statement

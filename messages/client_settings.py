@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.bounded_decoding import read_json
-from ..privacy.budget import Adjacency, Budget, Unit
+from ..base.bounded_decoding import build, plain_of, read_json
+from ..privacy.mechanisms.compression import Sketch
 from .local_training import LocalTraining
+from .training_order import RecordTerms, read_order
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
-
-    from ..privacy.mechanisms.compression import Sketch
 
 TRAIN_LOSS = "train_loss"  # name of the training loss that a client reports
 
@@ -25,42 +24,25 @@ class RecordPrivacy:
     """Record-level privacy at the client.
 
     Attributes:
-      target_epsilon: budget of each client's own ledger, above 0.
-      target_delta: in (0, 1).
-      max_grad_norm: clipping norm of each example's gradient, above 0.
-      adjacency: of records.
+      terms: of the budget of each client's own ledger, and of the gradients.
       noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the last pair whose number of
         records it reaches. A client with more records needs no more noise, so that this is safe between the pairs.
       ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
       allow_large_delta: train even if delta is above one over the client's number of records.
-      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       canaries: number of an audit's records among each client's, see `client.extra`.
-      runs: number of runs that share the budget.
       ledgers: name of each client's ledger, in the clients' order; empty if fingerprints of the data name them.
       noise_by_ledger: pairs (name of a ledger, noise_multiplier) for ledgers with entries before the run.
-      per_person: largest number of one person's examples in training; None for a promise per example.
       clients_per_person: largest number of clients in a simulation that train on one person; None sets no limit.
     """
 
-    target_epsilon: float
-    target_delta: float
-    max_grad_norm: float
-    adjacency: str
+    terms: RecordTerms
     noise_by_records: tuple[tuple[int, float], ...]
     ledger_dir: str
     allow_large_delta: bool = False
-    gradients: str = "auto"
     canaries: int = 0
-    runs: int = 1
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
-    per_person: int | None = None
     clients_per_person: int | None = None
-
-    @property
-    def unit(self) -> Unit:
-        """Unit of the contribution that is hidden."""
-        return Unit.RECORD if self.per_person is None else Unit.PERSON
 
     def of_ledger(self, name: str) -> RecordPrivacy:
         """Return the level with the noise of the client whose ledger has this name."""
@@ -71,10 +53,6 @@ class RecordPrivacy:
         """Return the noise for a client with this many records."""
         fitting = [noise for least, noise in self.noise_by_records if least <= records]
         return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
-
-    def budget(self) -> Budget:
-        """Return the budget of one client's ledger."""
-        return Budget(self.unit, self.target_epsilon, self.target_delta, Adjacency(self.adjacency))
 
     def ledger_path(self, fingerprint: str) -> Path:
         """Return the file of the ledger of the data set with this fingerprint."""
@@ -111,26 +89,23 @@ class StepTerms:
     """Parameters of one step of DP-SGD on all clients' records, for a client.
 
     Attributes:
-      sample_rate: probability with which each record is sampled independently, in (0, 1].
-      max_grad_norm: clipping norm of each example's gradient, above 0.
-      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
-      per_person: largest number of one person's examples to sample from; None samples from all.
-      clients_per_person: largest number of clients that train on one person; None sets no limit.
+      terms: with the rate of sampling.
       node, nodes: of this client and of all clients in the attempt's roster, from which a person's clients are chosen;
         None and empty in a simulation, which numbers clients by the task.
       canaries: of an audit, among the clients' records.
       sketch: compression of each gradient before clipping; specific to a round, so it is not set here.
     """
 
-    sample_rate: float
-    max_grad_norm: float
-    gradients: str = "auto"
-    per_person: int | None = None
-    clients_per_person: int | None = None
+    terms: RecordTerms
     node: int | None = None
     nodes: tuple[int, ...] = ()
     canaries: CanaryRecords = NO_CANARY_RECORDS
     sketch: Sketch | None = None
+
+    @property
+    def clients_per_person(self) -> int | None:
+        """Largest number of clients that train on one person; None without a limit."""
+        return self.terms.clients_per_person
 
 
 @dataclass(frozen=True)
@@ -227,7 +202,7 @@ class ClientSettings:
     def per_person(self) -> int | None:
         """Largest number of one person's examples in training; None without a bound."""
         level = self.record or self.step
-        return None if level is None else level.per_person
+        return None if level is None else level.terms.per_person
 
     @property
     def canaries_of_step(self) -> CanaryRecords:
@@ -236,29 +211,12 @@ class ClientSettings:
 
     def to_json(self) -> str:
         """Return the settings as JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(plain_of(self))
 
     @classmethod
     def from_json(cls, text: str) -> ClientSettings:
         """Return the settings that `to_json` wrote."""
-        fields = read_json(text)
-        if fields["record"] is not None:
-            record = fields["record"]
-            record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
-            record["ledgers"] = tuple(record["ledgers"])
-            record["noise_by_ledger"] = tuple((str(name), float(z)) for name, z in record["noise_by_ledger"])
-            fields["record"] = RecordPrivacy(**record)
-        if fields["step"] is not None:
-            canaries = CanaryRecords(**fields["step"].pop("canaries"))
-            nodes = tuple(fields["step"].pop("nodes"))
-            fields["step"] = StepTerms(**fields["step"], nodes=nodes, canaries=canaries)
-        if fields["encryption"] is not None:
-            fields["encryption"] = Encryption(**fields["encryption"])
-        if fields["canaries"] is not None:
-            fields["canaries"] = CanaryClients(**fields["canaries"])
-        fields["training"] = LocalTraining(**fields["training"])
-        fields["allow_modules"] = tuple(fields["allow_modules"])
-        return cls(**fields)
+        return build(cls, read_json(text))
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
@@ -267,7 +225,6 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
     A simulated client follows an order if there is one; a device's settings contain the order that its owner accepted.
     """
     from .flower_adapter import values_under  # Flower is slow to import, and plans use these settings
-    from .training_order import read_order
     from .wire import read_round
 
     order = None if settings.device is not None else read_order(content)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, cast, get_type_hints
+from typing import Annotated, cast
 
 import msgpack
 
-from ..base.bounded_decoding import Bounds, Undecodable, unpack
+from ..base.bounded_decoding import Bounds, Undecodable, build_listed, check_fields, unpack
+from ..base.refusal import Form, Range, Refusal
 from .message_codec import Buffer
 
 PROTOCOL_VERSION = 1
@@ -21,6 +22,7 @@ METHOD = "/fedveil.Link/Follow"
 CHUNK_BYTES = 1 << 18  # most that waits for the network, for each client
 MAX_FRAME_BYTES = CHUNK_BYTES + 1024
 MAX_ID_LENGTH = 256
+ID = Form(f".{{1,{MAX_ID_LENGTH}}}", "must have 1 to 256 printable characters")
 MAX_KNOWN = 8
 MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
 HEAD = Bounds(depth=2, width=MAX_KNOWN, items=2 * MAX_KNOWN)  # of a hello, which has most
@@ -42,8 +44,8 @@ class Hello:
     The server's holds the last instruction that it has this key's answer to.
     """
 
-    version: int
-    node: int
+    version: Annotated[int, Range(ge=0)]
+    node: Annotated[int, Range(ge=0)]
     known: list[str]
 
 
@@ -55,15 +57,15 @@ class Begin:
     that it does not know the instruction of the server's hello.
     """
 
-    id: str
-    size: int
+    id: Annotated[str, ID]
+    size: Annotated[int, Range(ge=0)]
 
 
 @dataclass(frozen=True)
 class Ack:
     """Acknowledgement that the server has all of the reply to this instruction."""
 
-    id: str
+    id: Annotated[str, ID]
 
 
 @dataclass(frozen=True)
@@ -100,25 +102,16 @@ def read(data: bytes) -> Frame:
     if kind is None or len(data) > MAX_HEAD_BYTES:
         raise BadFrame("the frame is of an unknown kind")
     try:
-        values = unpack(data[1:], HEAD)
-    except Undecodable as error:
-        raise BadFrame(f"the frame has no readable fields: {error}") from error
-    kinds = list(get_type_hints(kind).values())
-    if type(values) is not list or len(cast(list[Any], values)) != len(kinds):
-        raise BadFrame("the fields of the frame do not match its kind")
-    return kind(*(_checked(value, kind) for value, kind in zip(cast(list[Any], values), kinds, strict=True)))
-
-
-def _checked(value: Any, kind: Any) -> Any:
-    if kind == list[str]:
-        return [_checked(each, str) for each in _checked(value, list)]
-    if type(value) is not kind:
-        raise BadFrame("the fields of the frame do not match its kind")
-    if isinstance(value, str) and not (0 < len(value) <= MAX_ID_LENGTH and value.isprintable()):
-        raise BadFrame("an id is empty, too long or not printable")
-    if isinstance(value, int) and value < 0:
-        raise BadFrame("a field is out of range")
-    return value
+        frame = build_listed(kind, unpack(data[1:], HEAD))
+        check_fields(frame)
+        for each in frame.known if isinstance(frame, Hello) else ():
+            ID.check(str, "known", each)
+        return frame
+    except (Undecodable, Refusal) as error:
+        why = (
+            f"{error.field} {error.remedy}" if isinstance(error, Refusal) else str(error)
+        )  # without the value
+        raise BadFrame(f"the frame has no readable fields: {why}") from error
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:

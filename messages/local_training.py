@@ -1,6 +1,6 @@
 """Local training: a client's training parameters, in settings, in orders to devices and at the client.
 
-A device loads this file, so it needs the standard library alone; the models of the configuration read the same ranges.
+The models of the configuration read the same ranges.
 """
 
 from __future__ import annotations
@@ -10,34 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_type_hints
 
-from ..base.refusal import Refusal, real
-
-
-@dataclass(frozen=True)
-class Range:
-    """Range of a number: above `gt`, at least `ge`, at most `le`, where they are given."""
-
-    gt: float | None = None
-    ge: float | None = None
-    le: float | None = None
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Give pydantic the bounds as its own, so that its errors and its JSON schema tell them."""
-        return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
-
-    def check(self, kind: type, field: str, value: object) -> float | int:
-        """Return the value as `kind`; Refusal when it has another type or is out of range."""
-        if kind is int and type(value) is not int:
-            raise Refusal(field, value, "give a whole number")
-        number = value if kind is int and isinstance(value, int) else real(field, value)
-        if self.gt is not None and not number > self.gt:
-            raise Refusal(field, value, f"give a number above {self.gt:g}")
-        if self.ge is not None and not number >= self.ge:
-            raise Refusal(field, value, f"give at least {self.ge:g}")
-        if self.le is not None and not number <= self.le:
-            raise Refusal(field, value, f"give at most {self.le:g}")
-        return number
-
+from ..base.bounded_decoding import check_fields
+from ..base.refusal import OneOf, Range, Refusal, real
 
 GRAD_NORM = Range(ge=1e-9, le=1e9)
 """Of one example's gradient: float32 holds a record's part of a sum, and a batch of them, to its last digits."""
@@ -61,6 +35,7 @@ OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
 """Keyword arguments of each optimiser beside its rate, as torch.optim names them. Those that are not here cannot take
 their steps from gradients alone: LBFGS needs a closure, SparseAdam sparse gradients."""
 
+MOST_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
 Option = float | int | bool | tuple[float, ...]
 
@@ -75,7 +50,7 @@ class Optimizer:
     """
 
     name: str = "auto"
-    options: tuple[tuple[str, Option], ...] = ()
+    options: Annotated[tuple[tuple[str, Option], ...], "checked by its names"] = ()
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -117,22 +92,15 @@ class Schedule:
       gamma: by what, in (0, 1].
     """
 
-    name: str = "constant"
-    rounds: int = 1
-    warmup: int = 0
-    floor: float = 0.0
-    every: int = 1
-    gamma: float = 1.0
+    name: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    rounds: Annotated[int, Range(ge=1, le=MOST_ROUNDS)] = 1
+    warmup: Annotated[int, Range(ge=0, le=MOST_ROUNDS)] = 0
+    floor: Annotated[float, Range(ge=0, le=1)] = 0.0
+    every: Annotated[int, Range(ge=1, le=MOST_ROUNDS)] = 1
+    gamma: Annotated[float, Range(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise Refusal("schedule", self.name, f"choose one of {', '.join(SCHEDULES)}")
-        whole, share = Range(ge=1, le=MOST_ROUNDS), Range(ge=0, le=1)
-        checks = {"rounds": whole, "every": whole, "warmup": Range(ge=0, le=MOST_ROUNDS)}
-        for name, bounds in checks.items():
-            bounds.check(int, f"schedule.{name}", getattr(self, name))
-        for name, bounds in {"floor": share, "gamma": Range(gt=0, le=1)}.items():
-            object.__setattr__(self, name, bounds.check(float, f"schedule.{name}", getattr(self, name)))
+        check_fields(self, "schedule.")
 
     @property
     def changes(self) -> bool:
@@ -156,9 +124,6 @@ class Schedule:
                 return 1.0
 
 
-MOST_ROUNDS = 100_000  # as many as the configuration allows
-
-
 @dataclass(frozen=True)
 class LocalTraining:
     """Parameters of a client's training in one round. Refusal if a value has another type or is out of range.
@@ -177,24 +142,12 @@ class LocalTraining:
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
-        for name, made in (("optimizer", Optimizer), ("schedule", Schedule)):
-            value = getattr(self, name)
-            if not isinstance(value, made):  # it comes from JSON
-                object.__setattr__(self, name, _made(name, made, value))
-        for name, (kind, bounds, _) in RULES.items():
-            object.__setattr__(self, name, bounds.check(kind, name, getattr(self, name)))
+        check_fields(self)
 
     def in_round(self, number: int) -> LocalTraining:
         """Return the parameters of one round, counted from 1, with the schedule's learning rate."""
         factor = self.schedule.factor(number)
         return self if factor == 1 else replace(self, learning_rate=self.learning_rate * factor)
-
-
-def _made(field: str, kind: type[Any], values: Any) -> Any:
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise Refusal(field, values, f"give its keys and their values ({error})") from error
 
 
 RULES: dict[str, tuple[type, Range, str]] = {

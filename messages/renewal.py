@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from ..base.bounded_decoding import read_record
+from ..base.refusal import Form, Range
 from .flower_adapter import records_of
 from .run_over import MESSAGE_TYPE
 
 RENEWAL, DEVICE, CERTIFICATE, ROLLOVERS = "renewal", "device", "certificate", "rollovers"
 LONGEST_CERTIFICATE = 1 << 14
-LONGEST_FINGERPRINT = 64
-LONGEST_VERSION = 32
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
-NEWEST_ROSTER, MOST_SUITES = 2**53, 64
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class DeviceFacts:
       authority: fingerprint of the authority in force there; empty from an older release.
     """
 
-    version: str
-    certificate_ends: int
-    roster: int
+    version: Annotated[str, Form(".{,32}")]
+    certificate_ends: Annotated[int, Range(ge=0, le=LAST_SECOND)]
+    roster: Annotated[int, Range(ge=0, le=2**53)]
     suites: tuple[int, ...]
-    log: str = ""
-    authority: str = ""
+    log: Annotated[str, Form(f".{{,{LONGEST_CERTIFICATE}}}", printable=False)] = ""
+    authority: Annotated[str, Form(".{,64}")] = ""
 
 
 def renewal_to(node: int, certificate: str, rollovers: str = "") -> Message:
@@ -74,25 +74,5 @@ def facts_reply(message: Message, facts: DeviceFacts) -> Message:
 
 def read_facts(reply: Message) -> DeviceFacts | None:
     """Return a device's description; None if it cannot be read, as from an older release."""
-    told = None if reply.has_error() else records_of(reply.content, ConfigRecord).get(DEVICE)
-    if told is None:
-        return None
-    version, ends, roster, suites = (
-        told.get(key) for key in ("version", "certificate_ends", "roster", "suites")
-    )
-    if not (isinstance(version, str) and version.isprintable() and len(version) <= LONGEST_VERSION):
-        return None
-    if not (_is_whole(ends, LAST_SECOND) and _is_whole(roster, NEWEST_ROSTER)):
-        return None
-    if not isinstance(suites, list) or len(suites) > MOST_SUITES:
-        return None
-    known = tuple(int(str(each)) for each in suites if _is_whole(each, MOST_SUITES))
-    log = told.get("log")
-    log = log if isinstance(log, str) and len(log) <= LONGEST_CERTIFICATE else ""
-    authority = told.get("authority")
-    authority = authority if isinstance(authority, str) and len(authority) <= LONGEST_FINGERPRINT else ""
-    return DeviceFacts(version, int(str(ends)), int(str(roster)), known, log, authority)
-
-
-def _is_whole(value: object, most: int) -> bool:
-    return type(value) is int and 0 <= value <= most
+    record = None if reply.has_error() else records_of(reply.content, ConfigRecord).get(DEVICE)
+    return None if record is None else read_record(DeviceFacts, record)

@@ -5,14 +5,16 @@ The reply is the device's receipt.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
+from ..base.bounded_decoding import RARE, plain_of, read_record
+from ..base.refusal import Form
 from ..privacy.ledger.receipt import COMMITMENT_BYTES, SIGNATURE_BYTES, Receipt
 from .flower_adapter import records_of
 from .training_order import MAX_ORDER_BYTES
@@ -20,10 +22,8 @@ from .wire import memory_arrays, views
 
 OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
 RECEIPT = "receipt"
-RARE = ("agreement", "manifest", "moments", "listed")  # fields that a message may lack
-LONGEST = 64  # characters of a text
-HASH = re.compile("[0-9a-f]{64}")
-MOST_MANIFEST = 1 << 20  # characters
+WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
+LISTED = Form(f".{{,{1 << 20}}}", printable=False)
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class RunOver:
       listed: text of the manifest; empty from a server of an earlier release.
     """
 
-    run: str
-    status: str
+    run: Annotated[str, WORD]
+    status: Annotated[str, WORD]
     rounds: int
-    model: Mapping[str, NDArray[np.generic]]
-    agreement: str = ""
-    manifest: str = ""
-    moments: str = ""
-    listed: str = ""
+    model: Annotated[Mapping[str, NDArray[np.generic]], "arrays"]
+    agreement: Annotated[str, RARE, Form(".{,64}")] = ""
+    manifest: Annotated[str, RARE, HASH] = ""
+    moments: Annotated[str, RARE, Form(f".{{,{MAX_ORDER_BYTES}}}", printable=False)] = ""
+    listed: Annotated[str, RARE, LISTED] = ""
 
 
 def message_to(node: int, over: RunOver) -> Message:
     """Return the message to a node."""
-    rare = {name: getattr(over, name) for name in RARE}
-    told = {"run": over.run, "status": over.status, "rounds": over.rounds}
-    said = ConfigRecord({**told, **{name: value for name, value in rare.items() if value}})
-    return Message(RecordDict({OVER: said, MODEL: memory_arrays(dict(over.model))}), node, MESSAGE_TYPE)
+    plain = plain_of(replace(over, model={}))
+    del plain[MODEL]
+    content = RecordDict({OVER: ConfigRecord(plain), MODEL: memory_arrays(dict(over.model))})
+    return Message(content, node, MESSAGE_TYPE)
 
 
 def read_over(message: Message) -> RunOver | None:
@@ -67,19 +67,7 @@ def read_over(message: Message) -> RunOver | None:
     arrays = records_of(message.content, ArrayRecord).get(MODEL)
     if said is None or arrays is None:
         return None
-    run, status, rounds = said.get("run"), said.get("status"), said.get("rounds")
-    agreement, manifest, moments, listed = (said.get(name, "") for name in RARE)
-    if not (_is_word(run) and _is_word(status) and type(rounds) is int):
-        return None
-    if agreement != "" and not _is_word(agreement):
-        return None
-    if manifest != "" and not (isinstance(manifest, str) and HASH.fullmatch(manifest)):
-        return None
-    for text, most in ((moments, MAX_ORDER_BYTES), (listed, MOST_MANIFEST)):
-        if not isinstance(text, str) or len(text) > most:
-            return None
-    model = views(arrays)
-    return RunOver(str(run), str(status), rounds, model, *map(str, (agreement, manifest, moments, listed)))
+    return read_record(RunOver, said, model=views(arrays))
 
 
 def reply_with(receipt: Receipt | None, message: Message) -> Message:
@@ -103,7 +91,3 @@ def read_receipt(reply: Message) -> Receipt | None:
     if (len(commitment), len(signature)) != (COMMITMENT_BYTES, SIGNATURE_BYTES):
         return None
     return Receipt(reply.metadata.src_node_id, commitment, signature)
-
-
-def _is_word(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST

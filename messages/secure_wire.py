@@ -17,10 +17,10 @@ from typing import cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from ..base.bounded_decoding import build, read_json
+from ..base.bounded_decoding import build, plain_of, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import records_of
-from .wire import SPEC_RECORD, only_arrays, view, written
+from .wire import SPEC_RECORD, only_arrays, view
 
 SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
 LOG_RECORD, QUOTE_RECORD = "fedveil.log", "fedveil.quote"
@@ -117,7 +117,7 @@ def messages_of(content: RecordDict) -> list[bytes] | None:
 @lru_cache(maxsize=16)  # all messages of a round have the same spec
 def write_share_spec(spec: ShareSpec) -> str:
     """Return the spec as text, the same for equal specs."""
-    return json.dumps(asdict(spec) | {"sum": written(spec.sum)}, sort_keys=True)
+    return json.dumps(plain_of(spec), sort_keys=True)
 
 
 def read_share_spec(content: RecordDict) -> ShareSpec:

@@ -8,17 +8,16 @@ data, the budget. Record-level noise is not in it: each client plans its own fro
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from ..base.bounded_decoding import Undecodable, read_json
-from ..base.refusal import Refusal, real, word
+from ..base.bounded_decoding import RARE, Undecodable, build, check_fields, plain_of, read_json
+from ..base.refusal import Form, Fraction, OneOf, Range, Refusal, real
 from ..privacy.arms import Arm
 from ..privacy.budget import Adjacency, Budget, Unit
-from .local_training import GRAD_NORM, ORDERED, LocalTraining, Range
+from .local_training import GRAD_NORM, ORDERED, LocalTraining
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -27,12 +26,13 @@ ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 8192  # one has under 700, and 100 more for each column that it scales
 MAX_SCALED = 32  # columns, the limit of one question
 MAX_RUN = 200
-DIGEST = re.compile("[0-9a-f]{64}")
+DIGEST = Form("[0-9a-f]{64}", "give 64 hexadecimal digits")
 NEW = "@"  # between a run's display name and the part that makes it unique
 MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 MOST_PER_PERSON = 100  # as many examples as the configuration allows
 ABOVE_0 = Range(gt=0)
+DELTA = Fraction("probability strictly between 0 and 1")
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
@@ -66,19 +66,16 @@ class ClientClaim:
       Refusal: a value is out of range.
     """
 
-    noise_multiplier: float
+    noise_multiplier: Annotated[float, ABOVE_0]
     adjacency: Adjacency
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "noise_multiplier", ABOVE_0.check(float, "noise_multiplier", self.noise_multiplier)
-        )
-        object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
+        check_fields(self)
 
 
 @dataclass(frozen=True)
-class RecordOrder:
-    """Order of the server at the record level; a client's own cap may lower the budget.
+class RecordTerms:
+    """Terms of DP-SGD on records: in an order and in settings. A client's own cap may lower the budget of an order.
 
     Attributes:
       target_epsilon, target_delta: budget of a client's records, as in `Budget`.
@@ -98,43 +95,30 @@ class RecordOrder:
       Refusal: a value is out of range.
     """
 
-    target_epsilon: float
-    target_delta: float
-    max_grad_norm: float
+    target_epsilon: Annotated[float, ABOVE_0]
+    target_delta: Annotated[float, DELTA]
+    max_grad_norm: Annotated[float, GRAD_NORM]
     adjacency: Adjacency
-    participations: int = 1
-    gradients: str = "auto"
-    runs: int = 1
-    per_person: int | None = None
-    clients_per_person: int | None = None
-    sample_rate: float | None = None
+    participations: Annotated[int, Range(ge=1, le=MAX_PARTICIPATIONS)] = 1
+    gradients: Annotated[str, OneOf(GRADIENTS)] = "auto"
+    runs: Annotated[int, Range(ge=1, le=MAX_RUNS)] = 1
+    per_person: Annotated[int, Range(ge=1, le=MOST_PER_PERSON)] | None = None
+    clients_per_person: Annotated[int, Range(ge=1, le=MOST_PER_PERSON)] | None = None
+    sample_rate: Annotated[float, Range(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
-        budget = Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
-        for name in ("target_epsilon", "target_delta", "adjacency"):
-            object.__setattr__(self, name, getattr(budget, name))
-        for name, range_ in (("max_grad_norm", GRAD_NORM), ("sample_rate", Range(gt=0, le=1))):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, range_.check(float, name, value))
-        Range(ge=1, le=MAX_PARTICIPATIONS).check(int, "participations", self.participations)
-        Range(ge=1, le=MAX_RUNS).check(int, "runs", self.runs)
-        if self.per_person is not None:
-            Range(ge=1, le=MOST_PER_PERSON).check(int, "per_person", self.per_person)
-            if self.per_person > 1 and self.adjacency is Adjacency.REPLACE_ONE:
-                remedy = "no accountant supports several replaced examples"
-                raise Refusal("per_person", self.per_person, remedy)
-        if self.clients_per_person is not None:
-            Range(ge=1, le=MOST_PER_PERSON).check(int, "clients_per_person", self.clients_per_person)
-            if self.per_person is None or self.sample_rate is None:
-                remedy = "requires per_person and a sampling rate"
-                raise Refusal("clients_per_person", self.clients_per_person, remedy)
-        if self.gradients not in GRADIENTS:
-            raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
+        check_fields(self)
+        if (self.per_person or 1) > 1 and self.adjacency is Adjacency.REPLACE_ONE:
+            raise Refusal("per_person", self.per_person, "no accountant supports several replaced examples")
+        if self.clients_per_person is not None and (self.per_person is None or self.sample_rate is None):
+            remedy = "requires per_person and a sampling rate"
+            raise Refusal("clients_per_person", self.clients_per_person, remedy)
 
     @property
     def budget(self) -> Budget:
-        """Budget of the records."""
-        unit = unit_of(self.per_person, self.clients_per_person)
+        """Budget of the records, or of the persons who have them."""
+        unit = Unit.PERSON if self.clients_per_person is None else Unit.PERSON_EVERYWHERE
+        unit = Unit.RECORD if self.per_person is None else unit
         return Budget(unit, self.target_epsilon, self.target_delta, self.adjacency)
 
     @property
@@ -166,35 +150,25 @@ class TrainingOrder:
       Refusal: a value is out of range, or incompatible with `privacy`.
     """
 
-    run: str
+    run: Annotated[str, Form(f".{{1,{MAX_RUN}}}", f"give a name of 1 to {MAX_RUN} printable characters")]
     privacy: ModeName
     training: LocalTraining
     client: ClientClaim | None = None
-    record: RecordOrder | None = None
-    agreement: str | None = None
-    held_out: float | None = None
+    record: RecordTerms | None = None
+    agreement: Annotated[str, DIGEST] | None = None
+    held_out: Annotated[float, Fraction("share above 0 and below 1")] | None = None
     group_equal_rows: bool = False
-    arm: Arm | None = None
-    moments: Mapping[str, tuple[float, float]] | None = None
+    arm: Annotated[Arm | None, RARE] = None
+    moments: Annotated[Mapping[str, tuple[float, float]] | None, RARE, "checked by _moments"] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "privacy", word(ModeName, "privacy", self.privacy))
-        if not _is_name(self.run):
-            raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
-        if self.agreement is not None and not DIGEST.fullmatch(str(self.agreement)):
-            raise Refusal("agreement", self.agreement, "give 64 hexadecimal digits")
-        if self.held_out is not None and not 0 < real("held_out", self.held_out) < 1:
-            raise Refusal("held_out", self.held_out, "give a share above 0 and below 1")
+        check_fields(self)
         if self.held_out is not None and self.record is not None and self.privacy not in STEP_MODES:
             # The held-out records depend on their content: their number would reveal single records, share by share. A
             # step on the records of all clients has a given rate, and no released number depends on how many train.
-            remedy = (
-                f"is incompatible with privacy={self.privacy}: the number of training records would reveal which they "
-                "are"
-            )
-            raise Refusal("held_out", self.held_out, remedy)
-        if self.moments:
-            object.__setattr__(self, "moments", _moments(self.moments))
+            remedy = "the number of training records would reveal which they are"
+            raise Refusal("held_out", self.held_out, f"is incompatible with privacy={self.privacy}: {remedy}")
+        object.__setattr__(self, "moments", _moments(self.moments) if self.moments else None)
         rate = None if self.record is None else self.record.sample_rate
         for name, given, modes in (
             ("client", self.client, CLIENT_MODES),
@@ -211,15 +185,13 @@ class TrainingOrder:
 
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
-        plain = asdict(self)
-        training, moments = plain.pop("training"), plain.pop("moments")
-        del plain["arm"], plain["group_equal_rows"]
-        arm = {} if self.arm is None else {"arm": self.arm.to_json()}
-        scaled = {"moments": moments} if moments else {}
-        singly = {} if self.held_out is None or self.group_equal_rows else {"singly": True}
-        return json.dumps(
-            {**plain, **arm, **scaled, **singly, **{name: training[name] for name in ORDERED}}, sort_keys=True
-        )
+        plain = plain_of(replace(self, arm=None))
+        training, together = plain.pop("training"), plain.pop("group_equal_rows")
+        if self.arm is not None:
+            plain["arm"] = self.arm.to_json()
+        if self.held_out is not None and not together:
+            plain["singly"] = True
+        return json.dumps({**plain, **{name: training[name] for name in ORDERED}}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> TrainingOrder:
@@ -234,25 +206,24 @@ class TrainingOrder:
             plain = read_json(text)
         except Undecodable as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
-        arm, moments, singly = (
-            plain.pop(key, None) if isinstance(plain, dict) else None for key in ("arm", "moments", "singly")
-        )
-        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm", "moments", "group_equal_rows"})
+        if not isinstance(plain, dict) or plain.keys() - RARE_KEYS != KEYS:
+            raise Refusal(ORDER_KEY, str(plain)[:40], f"must have exactly the keys {', '.join(sorted(KEYS))}")
+        singly, arm = plain.pop("singly", None), plain.pop("arm", None)
         if singly is not None and singly is not True:
             raise Refusal("singly", singly, "must be true, or left out")
-        client, record = plain.pop("client"), plain.pop("record")
+        plain["group_equal_rows"] = singly is None and plain["held_out"] is not None
+        plain["arm"] = None if arm is None else Arm.from_json(arm)
         try:
-            return cls(
-                training=LocalTraining(**{name: plain.pop(name) for name in ORDERED}),
-                **plain,
-                client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
-                record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
-                group_equal_rows=singly is None and plain["held_out"] is not None,
-                arm=None if arm is None else Arm.from_json(arm),
-                moments=moments,
-            )
-        except OverflowError as error:
-            raise Refusal(ORDER_KEY, text[:40], "has a number beyond the range of floats") from error
+            plain["training"] = build(LocalTraining, {name: plain.pop(name) for name in ORDERED})
+            return build(cls, plain, whole=True)
+        except ValueError as error:
+            raise Refusal(ORDER_KEY, text[:40], f"is no order ({error})") from error
+
+
+RARE_KEYS = {"arm", "moments", "singly"}
+KEYS = {each.name for each in fields(TrainingOrder)} - {"training", "group_equal_rows", *RARE_KEYS} | {
+    *ORDERED
+}
 
 
 def read_order(content: RecordDict) -> TrainingOrder | None:
@@ -290,30 +261,3 @@ def _moments(plain: object) -> dict[str, tuple[float, float]]:
 def people_call(run: str) -> str:
     """Return a run's name without the part that a server adds for fresh noise."""
     return run.partition(NEW)[0]
-
-
-def unit_of(per_person: int | None, clients_per_person: int | None = None) -> Unit:
-    """Return the privacy unit if at most `per_person` examples of a person train; None: a single example.
-
-    Args:
-      per_person: at one client.
-      clients_per_person: clients that train on a person in one sum; None if each is a separate unit.
-    """
-    if per_person is None:
-        return Unit.RECORD
-    return Unit.PERSON if clients_per_person is None else Unit.PERSON_EVERYWHERE
-
-
-def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
-    return {field.name for field in fields(kind)}
-
-
-def _exactly(plain: object, names: Collection[str]) -> dict[str, Any]:
-    """Return the object as a dictionary if its keys are exactly the wanted ones."""
-    if not isinstance(plain, Mapping) or set(plain) != set(names):
-        raise Refusal(ORDER_KEY, str(plain)[:40], f"must have exactly the keys {', '.join(sorted(names))}")
-    return dict(plain)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= MAX_RUN and value.isprintable()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -17,7 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..base.bounded_decoding import Undecodable, build, read_json
+from ..base.bounded_decoding import Undecodable, build, plain_of, read_json
 from ..base.refusal import Refusal
 from ..privacy.mechanisms.compression import Sketch, sketch_of
 from ..privacy.mechanisms.packing import Packed, pack, packed_size, width_of
@@ -153,8 +152,7 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 
 def written(spec: SumSpec) -> dict[str, Any]:
     """Return the fields of a spec for sending: `unit_norm` at the record level, `compression` if there is any."""
-    rare = ("unit_norm", "compression")
-    return {name: value for name, value in asdict(spec).items() if name not in rare or value is not None}
+    return plain_of(spec)
 
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:

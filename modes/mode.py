@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..base.refusal import Refusal
 from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
-from ..messages.training_order import ClientClaim, ModeName, RecordOrder
+from ..messages.training_order import ClientClaim, ModeName, RecordTerms
 from ..populations.population import extra_of
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
@@ -360,7 +360,7 @@ class Mode:
         del plan
         return None
 
-    def record_order(self) -> RecordOrder | None:
+    def record_order(self) -> RecordTerms | None:
         """Return what an order says of records."""
         return None
 

@@ -12,7 +12,7 @@ from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.schema import Record
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
-from ..messages.training_order import ModeName, RecordOrder
+from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta
 from ..privacy.ledger.book import identity_of, read_events, require_unit
 from ..privacy.ledger.caps import NAMED, CapEnded, capped
@@ -144,26 +144,19 @@ class RecordMode(Mode):
             return replace(level, noise_by_records=self._noise_of_sizes(level, client, events()))
         level = replace(level, noise_by_records=((0, record.noise_multiplier),))
         plan = record_plan(level, sizes[-1] + level.canaries, client)
-        plan.require_one_round(level.budget(), events())
+        plan.require_one_round(level.terms.budget, events())
         return level
 
     def _unplanned(self, folder: Path) -> RecordPrivacy:
         """Return the level of records before its noise is planned."""
         parts, record = self.parts, self.level_of_records
-        where = parts.population.client_ledger_home(folder)
         return RecordPrivacy(
-            self.own_budget.target_epsilon,
-            record.target_delta,
-            record.max_grad_norm,
-            str(record.adjacency),
+            self.record_order(),
             (),
-            str(where),
+            str(parts.population.client_ledger_home(folder)),
             record.allow_large_delta,
-            record.gradients,
             self.extra_records,
-            parts.settings.budget.runs,
-            ledgers=parts.population.ledger_names,
-            per_person=record.per_person,
+            parts.population.ledger_names,
             clients_per_person=record.clients_per_person,
         )
 
@@ -230,7 +223,7 @@ class RecordMode(Mode):
             try:
                 own, prior = _left(level, name, owed)
                 plan = record_plan(own, records + level.canaries, client)
-                plan.require_one_round(own.budget(), [*prior, *events])
+                plan.require_one_round(own.terms.budget, [*prior, *events])
                 return level
             except Refusal as refusal:
                 refusals.append(refusal)
@@ -246,10 +239,10 @@ class RecordMode(Mode):
         names = parts.population.client_ledgers
         return {name: size for name, size in zip(names, sizes, strict=True) if size}
 
-    def record_order(self) -> RecordOrder | None:
+    def record_order(self) -> RecordTerms:
         """Return what an order says of DP-SGD at the clients."""
         record, settings = self.level_of_records, self.parts.settings
-        return RecordOrder(
+        return RecordTerms(
             record.target_epsilon or UNLIMITED_EPSILON,
             record.target_delta,
             record.max_grad_norm,
@@ -281,12 +274,14 @@ def _left(level: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPri
     """Return the level of records within a ledger's caps, and the events that the ledger holds or owes."""
     path = level.ledger_path(name)
     kept = identity_of(path)
-    require_unit(path, kept.get("unit"), str(level.unit))
-    if kept.get("adjacency", level.adjacency) != level.adjacency:
+    require_unit(path, kept.get("unit"), str(level.terms.budget.unit))
+    adjacency = level.terms.adjacency
+    if kept.get("adjacency", adjacency) != adjacency:
         remedy = f"ledgers of these records are kept for {kept['adjacency']}; use that adjacency"
-        raise Refusal("privacy.adjacency", level.adjacency, remedy)
-    budget = capped(path, level.budget())
-    within = replace(level, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
+        raise Refusal("privacy.adjacency", str(adjacency), remedy)
+    budget = capped(path, level.terms.budget)
+    limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
+    within = replace(level, terms=replace(level.terms, **limits))
     if owed is None:
         return within, read_events(path, Adversary.MODEL)
     whole, _ = read_records(owed.clients, path, budget.adjacency)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..configs.schema import RecordDistributed
 from ..messages.client_settings import NO_CANARY_RECORDS, CanaryRecords, ClientSettings, StepTerms
-from ..messages.training_order import ModeName, RecordOrder
+from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -175,16 +175,7 @@ class RecordDistributedMode(SumMode):
     ) -> ClientSettings:
         """Return the settings of clients of this machine, with the terms of a step."""
         del folder, rounds, resumed, events
-        step = self.step
-        terms = StepTerms(
-            step.sample_rate,
-            step.max_grad_norm,
-            step.gradients,
-            step.per_person,
-            step.clients_per_person,
-            canaries=self._canaries(),
-        )
-        return replace(client, step=terms)
+        return replace(client, step=StepTerms(self.record_order(), canaries=self._canaries()))
 
     def _canaries(self) -> CanaryRecords:
         parts = self.parts
@@ -194,10 +185,10 @@ class RecordDistributedMode(SumMode):
         replaced = self.step.adjacency is Adjacency.REPLACE_ONE
         return CanaryRecords(self.extra_records, parts.num_clients, seed, replaced)
 
-    def record_order(self) -> RecordOrder:
+    def record_order(self) -> RecordTerms:
         """Return what an order says of the joint step."""
         step, budget = self.step, self.budget
-        return RecordOrder(
+        return RecordTerms(
             budget.target_epsilon,
             budget.target_delta,
             step.max_grad_norm,

@@ -299,7 +299,7 @@ class Local(OnThisMachine):
 
     def settle(self, record: RecordPrivacy) -> str:
         """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""
-        owed, folder, budget = self.owed(), Path(record.ledger_dir), record.budget()
+        owed, folder, budget = self.owed(), Path(record.ledger_dir), record.terms.budget
         data_sets.settle(folder, self.data_id, owed, budget)
         clients = data_sets.population_path(folder, self.data_id)
         for name in dict.fromkeys(self.client_ledgers):

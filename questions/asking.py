@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dp_accounting.dp_event import SelfComposedDpEvent
 
 from ..messages.local_training import LocalTraining
-from ..messages.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
+from ..messages.training_order import ORDER_KEY, ClientClaim, RecordTerms, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits, counted
 from ..privacy.arms import Arm
@@ -166,7 +166,7 @@ def question_order(
     else:
         budget, rate = budget_of(federation, asked), federation.mode.question_rate
         asked_for = budget.target_epsilon, budget.target_delta
-        record = RecordOrder(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
+        record = RecordTerms(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
     agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
     order = TrainingOrder(
         run=asked.name,

@@ -95,7 +95,7 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
     assert settings.record is not None
     rng = "system" if settings.seed is None else "seeded"
     release = Release(
-        settings.record.unit,
+        settings.record.terms.budget.unit,
         run,
         number,
         f"{QUESTION} {client}",

@@ -48,7 +48,7 @@ def spending(
     if client.record is None:
         return None
     lost, exhausted = [0.0] * federation.task.num_clients, 0
-    budget = client.record.budget()
+    budget = client.record.terms.budget
     paths = client_ledgers(federation, Path(client.record.ledger_dir))
 
     @cache  # most clients share size and number of rounds with another
@@ -70,7 +70,7 @@ def spending(
         except CapEnded:
             exhausted += 1
     outside, found = (
-        OUTSIDE if client.record.per_person is None else TWO_UNITS,
+        OUTSIDE if client.record.terms.per_person is None else TWO_UNITS,
         federation.mode.clients_per_person,
     )
     across: dict[str, Any] = {}
@@ -194,7 +194,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     """Return the meter of a new run; None where records are not protected."""
     if client.record is None:
         return None
-    budget = client.record.budget()
+    budget = client.record.terms.budget
     plan = record_plan(client.record, federation.mode.sizes[0], client)
     limited = federation.mode.promises[-1].target_epsilon is not None
     if federation.simulated:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..messages.client_settings import ClientSettings, RecordPrivacy
-from ..privacy.budget import Adjacency, Adversary
+from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.plan import Plan
 
@@ -79,13 +79,13 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
       settings: give batch size and epochs.
     """
     return Plan(
-        unit=record.unit,
-        adjacency=Adjacency(record.adjacency),
+        unit=record.terms.budget.unit,
+        adjacency=record.terms.adjacency,
         sampling=replace(
             poisson_batches(records, settings.training.batch_size, settings.training.local_epochs),
-            of_unit=record.per_person or 1,
+            of_unit=record.terms.per_person or 1,
         ),
-        clipping_norm=record.max_grad_norm,
+        clipping_norm=record.terms.max_grad_norm,
         num_rounds=1,
         noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,
         adversaries=(Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL),
@@ -116,5 +116,5 @@ def calibrated_noise(
       Refusal: no noise fits, or less than a hundredth of the budget is left.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    fitted = plan.calibrate_as_one_of(record.runs, record.budget(), prior, whole, beside)
+    fitted = plan.calibrate_as_one_of(record.terms.runs, record.terms.budget, prior, whole, beside)
     return float(fitted.noise_multiplier or 0)

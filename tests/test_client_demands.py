@@ -28,7 +28,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
 from fedveil.messages.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
-from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
@@ -224,7 +224,7 @@ ORDER = replace(MADE["ORDER"], training=LocalTraining(0.1, 2, 10))
 CENTRAL = replace(ORDER, privacy=ModeName.CLIENT_CENTRAL)
 SPEC: SumSpec = MADE["SPEC"]
 LABELS = {"kind": "histogram", "name": "classes", "of": "label", "categories": ["0", "1", "2"]}
-RECORDS = RecordOrder(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
+RECORDS = RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
 
 
 def answers(clients: Path, policy: Mapping[str, Any], message: Message) -> bool:

@@ -35,7 +35,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
 from fedveil.messages.secure_wire import Exchange, read_place
-from fedveil.messages.training_order import ModeName, RecordOrder, TrainingOrder
+from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -452,7 +452,7 @@ def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):
 # --- what the owner's policy lets pass ---------------------------------------------------------------------------
 
 
-RECORD = RecordOrder(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
+RECORD = RecordTerms(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
 
 
 @pytest.mark.parametrize(

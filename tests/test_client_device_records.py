@@ -18,7 +18,7 @@ from fedveil.deployment.device.order_policy import Charged
 from fedveil.deployment.device.own_ledger import epsilon_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining, Optimizer
-from fedveil.messages.training_order import ORDER_KEY, ClientClaim, ModeName, RecordOrder, TrainingOrder
+from fedveil.messages.training_order import ORDER_KEY, ClientClaim, ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -42,7 +42,7 @@ from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.shipped.heart import FEATURES, NUM_CLASSES
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
-RECORD = RecordOrder(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)
+RECORD = RecordTerms(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)
 ORDER = TrainingOrder("spring", ModeName.RECORD, LocalTraining(0.1, 1, 50), record=RECORD)
 
 
@@ -84,12 +84,13 @@ def test_noise_is_planned_from_the_devices_own_records_and_the_smaller_budget(de
     merged = device.merged(ORDER)
     record = merged.record
     assert record is not None and device.count is not None
-    assert (record.target_epsilon, record.target_delta) == (2.0, 1e-5)  # of the owner, not of the order
+    budget = record.terms.budget
+    assert (budget.target_epsilon, budget.target_delta) == (2.0, 1e-5)  # of the owner, not of the order
     assert merged.device == device.settings.device and merged.seed is None
     noise = record.noise_multiplier(device.count(None))
     assert noise == calibrated_noise(record, device.count(None), merged, 3)
     less = device.merged(replace(ORDER, record=replace(RECORD, target_epsilon=1.0))).record
-    assert less is not None and less.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
+    assert less is not None and less.terms.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
 
 
 def test_an_owner_has_at_least_the_noise_that_the_policy_names(device):

@@ -36,7 +36,7 @@ from fedveil.client.training.sgd import with_fast_kernels
 from fedveil.evidence.content import report_of
 from fedveil.messages.client_settings import RecordPrivacy, StepTerms
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.training_order import GRADIENTS
+from fedveil.messages.training_order import GRADIENTS, RecordTerms
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -222,7 +222,10 @@ def test_no_model_that_a_server_sends_takes_a_record_past_its_clip(
         generator = torch.Generator().manual_seed(1)
         places = torch.rand(1, 8, 64, generator=generator)
         inputs = torch.cat([places, places[:, torch.randperm(8, generator=generator)]], 1)
-    model, terms = build_model(), StepTerms(1.0, 1e-6, engine)
+    model, terms = (
+        build_model(),
+        StepTerms(RecordTerms(8.0, 1e-5, 1e-6, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0)),
+    )
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
     update = step(
         model, Made("tiny", 1), Examples(inputs, torch.tensor([1])), np.arange(1), terms, 1.0, layout
@@ -249,7 +252,10 @@ def undecided() -> nn.Module:
 @pytest.mark.parametrize("engine", NAMES)
 def test_no_record_changes_how_another_one_is_rounded(engine: str) -> None:
     """What a record adds is then its own, and one record more moves a sum by one norm, whatever the model."""
-    model, terms = undecided(), StepTerms(1.0, 1.0, engine)
+    model, terms = (
+        undecided(),
+        StepTerms(RecordTerms(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0)),
+    )
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
     data = Examples(torch.ones(9, 8), torch.zeros(9, dtype=torch.int64))
     updates = [step(model, Made("tiny", 1), data, np.arange(n), terms, 1.0, layout) for n in range(10)]
@@ -483,7 +489,15 @@ def test_layers_that_no_hook_sees_train_one_by_one(build_model: Callable[[], nn.
     check_one_step(model, examples)
     sums = clipped_by_hand(model, examples)
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    update = step(model, Made("tiny", 1), examples, np.arange(4), StepTerms(1.0, 0.3), 0.5, layout)
+    update = step(
+        model,
+        Made("tiny", 1),
+        examples,
+        np.arange(4),
+        StepTerms(RecordTerms(8.0, 1e-5, 0.3, Adjacency.ZERO_OUT, sample_rate=1.0)),
+        0.5,
+        layout,
+    )
     for name, sum_ in zip(layout, sums, strict=True):
         np.testing.assert_allclose(update[name], -0.5 * sum_.numpy(), rtol=1e-4, atol=1e-6)
 
@@ -737,7 +751,9 @@ def test_a_client_takes_the_noise_that_was_planned_for_no_more_records_than_it_h
     records: int, noise: float, tmp_path: Path
 ) -> None:
     planned = ((50, 3.0), (100, 2.0), (200, 1.5))
-    level = RecordPrivacy(3.0, 1e-5, 1.0, "zero-out", planned, str(tmp_path))
+    level = RecordPrivacy(RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT), planned, str(tmp_path))
     assert level.noise_multiplier(records) == noise
-    own = RecordPrivacy(3.0, 1e-5, 1.0, "zero-out", planned, str(tmp_path), noise_by_ledger=(("a", 9.0),))
+    own = RecordPrivacy(
+        RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT), planned, str(tmp_path), noise_by_ledger=(("a", 9.0),)
+    )
     assert (own.of_ledger("a").noise_multiplier(records), own.of_ledger("b")) == (9.0, own)

@@ -17,7 +17,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder, TrainingOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -97,7 +97,7 @@ def test_memory_of_a_device(tmp_path):
         with lone_agent(agents, 512) as (pid, group):
             rounds(agents, replace(central, run="summer"), spec, arrays)
             figures["CNN, SGD, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak)}
-        record = RecordOrder(8.0, 1e-4, 1.0, Adjacency.ZERO_OUT, 10)
+        record = RecordTerms(8.0, 1e-4, 1.0, Adjacency.ZERO_OUT, 10)
         private = TrainingOrder("autumn", ModeName.RECORD, LocalTraining(0.1, 1, 64), record=record)
         with lone_agent(agents, 512) as (pid, group):
             rounds(agents, private, SumSpec(None), arrays)

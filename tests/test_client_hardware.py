@@ -21,7 +21,9 @@ from fedveil.client.training.in_place import begin
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings, RecordPrivacy
 from fedveil.messages.flower_adapter import claim_identity, client_context
+from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import add_reply
+from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.run.build import build
 from fedveil.run.run import evaluator
@@ -120,7 +122,11 @@ def test_dp_sgd_on_another_device_takes_the_same_noise_to_the_same_model(
     found: list[np.ndarray] = []
     for device in ("cpu", "meta"):
         record = RecordPrivacy(
-            1e6, 0.5, 1.0, "zero-out", ((0, 0.5),), str(tmp_path / device), True, engine, canaries
+            RecordTerms(1e6, 0.5, 1.0, Adjacency.ZERO_OUT, gradients=engine),
+            ((0, 0.5),),
+            str(tmp_path / device),
+            True,
+            canaries,
         )
         found.append(summed("messages", replace(settings_with("adam"), record=record, accelerator=device)))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -14,8 +14,10 @@ from fedveil.client.dp_sgd.together import step
 from fedveil.client.dp_sgd.union import union_of
 from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -126,7 +128,7 @@ class Loud(Visits):
 
 @pytest.mark.parametrize("per_person", [1, 3])
 def test_a_person_moves_a_sum_by_at_most_the_clips_of_the_kept_examples(per_person):
-    terms = StepTerms(1.0, 0.5, per_person=per_person)
+    terms = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, per_person=per_person, sample_rate=1.0))
     bench = Workbench(ClientSettings("loud", LocalTraining(), step=terms), Loud())
     data = bench.data_of(0, bench.settings)
     own = np.array([n for n, name in enumerate(data.persons) if name == "loud"])
@@ -185,7 +187,11 @@ def test_among_many_clients_few_are_hashed_to_see_that_one_may_not_train_on_a_pe
 
 @pytest.mark.parametrize(("clients", "moved"), [(None, 4), (2, 2), (1, 1)])
 def test_a_person_at_several_clients_moves_their_sum_by_the_clips_of_those_clients_that_may(clients, moved):
-    terms = StepTerms(1.0, 0.5, per_person=2, clients_per_person=clients)
+    terms = StepTerms(
+        RecordTerms(
+            8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, per_person=2, clients_per_person=clients, sample_rate=1.0
+        )
+    )
     bench = Workbench(ClientSettings("everywhere", LocalTraining(), step=terms), Everywhere())
     union, layout = union_of(bench), {"weight": (2, 4), "bias": (2,)}
     own = np.array([bool(each.any()) for each in union.batch(torch.arange(len(union)))[0]])

@@ -35,9 +35,10 @@ from fedveil.messages.client_settings import CanaryRecords, ClientSettings, Step
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.secure_wire import Exchange
+from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import instruct, memory_arrays, with_canary_records
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
-from fedveil.privacy.budget import Adversary, Budget, Unit
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.data_sets import Owed
 from fedveil.privacy.ledger.ledger import read_entries
@@ -54,7 +55,7 @@ from fedveil.server.round_terms import Sum
 from fedveil.simulations.simulate import simulate
 
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
-TERMS = StepTerms(0.3, 0.5)
+TERMS = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, sample_rate=0.3))
 claim_identity(1)
 SEED = b"public".ljust(32)
 
@@ -257,7 +258,7 @@ def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_
     optimizer = DPOptimizer(
         torch.optim.SGD(theirs.parameters(), lr=rate),
         noise_multiplier=0.0,
-        max_grad_norm=TERMS.max_grad_norm,
+        max_grad_norm=TERMS.terms.max_grad_norm,
         expected_batch_size=20,
     )
     rng = np.random.default_rng(0)
@@ -298,7 +299,7 @@ def test_what_a_layer_writes_in_one_part_of_a_step_does_not_reach_the_next(
     task = Made()
     data, rows = task.client_data(6), np.arange(20)
     whole, parted = Keeping(), Keeping()
-    terms = replace(TERMS, gradients="hooks")
+    terms = replace(TERMS, terms=replace(TERMS.terms, gradients="hooks"))
     monkeypatch.setattr("fedveil.client.dp_sgd.train.check_step", lambda *_: None)  # which refuses the layer
     at_once = step(whole, task, data, rows, terms, 0.4, layout_of_net())
     monkeypatch.setattr("fedveil.client.dp_sgd.together.ROWS", 7)
@@ -343,7 +344,7 @@ def test_every_round_and_client_draws_anew_and_at_the_rate() -> None:
 def reply_of(bench: Workbench, number: int = 4) -> Message:
     task = bench.task
     content = RecordDict({"arrays": ArrayRecord(task.model().state_dict()), "config": ConfigRecord({})})
-    spec = spec_of(sum(p.numel() for p in task.model().parameters()), 0.4 * TERMS.max_grad_norm)
+    spec = spec_of(sum(p.numel() for p in task.model().parameters()), 0.4 * TERMS.terms.max_grad_norm)
     return train_round(Message(instruct(content, spec, "run", number), 1, "train"), 3, bench, bench.settings)
 
 
@@ -352,7 +353,12 @@ def test_an_answer_has_nothing_that_tells_how_many_were_drawn(
 ) -> None:
     caplog.set_level("DEBUG")
     benches = [
-        Workbench(replace(bench_of(Made()).settings, step=replace(TERMS, sample_rate=rate)), Made())
+        Workbench(
+            replace(
+                bench_of(Made()).settings, step=replace(TERMS, terms=replace(TERMS.terms, sample_rate=rate))
+            ),
+            Made(),
+        )
         for rate in (1e-9, 1.0)
     ]
     nobody, all_of_them = (reply_of(bench).content for bench in benches)
@@ -406,7 +412,7 @@ class OneEach(Made):
 
 def client_sums(number: int, client: int) -> np.ndarray:
     task = OneEach()
-    spec = SumSpec(0.4 * 4000, cells=1 << 24, unit_norm=0.4 * TERMS.max_grad_norm)
+    spec = SumSpec(0.4 * 4000, cells=1 << 24, unit_norm=0.4 * TERMS.terms.max_grad_norm)
     content = RecordDict({"arrays": ArrayRecord(task.model().state_dict())})
     return sum_of_union(
         bench_of(task), union_of(bench_of(task)), instruct(content, spec, "run", number), [client], spec, 4000
@@ -471,7 +477,7 @@ def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_pat
     terms = replace(TERMS, canaries=told)
     watched = Workbench(replace(plain.settings, step=terms), task)
     content = RecordDict({"arrays": ArrayRecord(Net().state_dict()), "config": ConfigRecord({})})
-    unit = 0.4 * TERMS.max_grad_norm
+    unit = 0.4 * TERMS.terms.max_grad_norm
     totals: list[np.ndarray] = []
     for bench, canaries in ((plain, 0), (watched, told.count)):
         spec = SumSpec(unit * 2000, cells=1 << 28, unit_norm=unit)

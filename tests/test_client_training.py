@@ -33,6 +33,7 @@ from fedveil.messages.client_settings import (
 )
 from fedveil.messages.flower_adapter import claim_identity, client_context
 from fedveil.messages.local_training import LocalTraining, Optimizer
+from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
@@ -710,7 +711,7 @@ def test_as_many_batches_as_the_epochs_need(
 
 
 def private_settings(folder: Path, epsilon: float = 1e9, seed: int | None = None) -> ClientSettings:
-    record = RecordPrivacy(epsilon, 1e-5, 1.0, "zero-out", ((0, 2.0),), str(folder))
+    record = RecordPrivacy(RecordTerms(epsilon, 1e-5, 1.0, Adjacency.ZERO_OUT), ((0, 2.0),), str(folder))
     return replace(SETTINGS, record=record, seed=seed, training=LocalTraining(0.3, 1, 5))
 
 
@@ -820,7 +821,9 @@ def test_no_two_clients_or_rounds_draw_the_same_noise(
 
 def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spent(self: Any, release: Any) -> None:
-        raise BudgetExhausted(settings.record.budget(), release.events and next(iter(release.events)), 9.0)
+        raise BudgetExhausted(
+            settings.record.terms.budget, release.events and next(iter(release.events)), 9.0
+        )
 
     def forbidden(*args: Any) -> None:
         raise AssertionError("trained without a reservation")

@@ -24,7 +24,7 @@ from fedveil.deployment.serve import settings_for
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.run_over import RunOver
-from fedveil.messages.training_order import ModeName, RecordOrder, TrainingOrder
+from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.privacy.budget import Adjacency
 from fedveil.run.released import predictions
 from fedveil.tasks.arrays import agreement_of
@@ -138,7 +138,7 @@ def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None
     (desk / "clients" / "a" / "table.csv").write_text(ROWS)
     device = read_device(read_client_bundle(desk / "clients" / "a"))
     assert device.prepare is not None
-    record = RecordOrder(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10)
+    record = RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10)
     order = TrainingOrder("r", ModeName.RECORD, LocalTraining(), record=record)
     schema = str(desk / "server" / "schema.yaml")
     own = agreement_of(load(schema=schema))

@@ -704,8 +704,8 @@ MUTATIONS = {
     ),
     "an order of an earlier release is followed by another rule": Mutation(
         "messages/training_order.py",
-        'group_equal_rows=singly is None and plain["held_out"] is not None,',
-        "group_equal_rows=False,",
+        'plain["group_equal_rows"] = singly is None and plain["held_out"] is not None',
+        'plain["group_equal_rows"] = False',
         "test_strategies_training_order.py",
         "holds_equal_records_out_together",
     ),
@@ -865,7 +865,7 @@ MUTATIONS = {
     ),
     "a person is charged what one example costs": Mutation(
         "strategies/record_plan.py",
-        "of_unit=record.per_person or 1,",
+        "of_unit=record.terms.per_person or 1,",
         "of_unit=1,",
         "test_client_persons.py",
         "promises_per_person",
@@ -1229,8 +1229,8 @@ MUTATIONS = {
     ),
     "a client's records drawn once for all rounds": Mutation(
         "client/app.py",
-        'rows = drawn(len(data), terms, randomness.stream("batches", number, client))',
-        'rows = drawn(len(data), terms, randomness.stream("batches", 0, client))',
+        'rows = drawn(len(data), joint, randomness.stream("batches", number, client))',
+        'rows = drawn(len(data), joint, randomness.stream("batches", 0, client))',
         "test_client_together.py",
         "drawn_like_all",
     ),
@@ -2412,8 +2412,8 @@ MUTATIONS = {
     ),
     "records are planned as if nothing were spent": Mutation(
         "strategies/record_plan.py",
-        "record.budget(), prior, whole, beside)",
-        "record.budget(), (), whole, beside)",
+        "record.terms.budget, prior, whole, beside)",
+        "record.terms.budget, (), whole, beside)",
         "test_preconditions.py",
         "a_second_run",
     ),
@@ -2594,8 +2594,8 @@ MUTATIONS = {
     ),
     "a compressed record is clipped as a whole one": Mutation(
         "client/dp_sgd/together.py",
-        "max_grad_norm=terms.max_grad_norm * factor, sketch=sketch",
-        "sketch=sketch",
+        "max_grad_norm=joint.terms.max_grad_norm * factor",
+        "max_grad_norm=joint.terms.max_grad_norm",
         "test_server_compression.py",
         "what_is_kept_of_its_norm",
     ),

@@ -18,6 +18,7 @@ from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.messages.client_settings import StepTerms
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.normality import separation, separation_refutes
@@ -152,7 +153,7 @@ def dp_sgd(gradients: str) -> Attacked:
 
 def records_together() -> Attacked:
     """One example of the first of five clients, in the masked sum of all; a colluder knows its own share of the noise."""
-    terms, shape = StepTerms(1.0, 0.5), (2, 2)
+    terms, shape = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, sample_rate=1.0)), (2, 2)
     spec = size_shares(SumSpec(0.5 * 3, cells=1, unit_norm=0.5), 4, Attendance(5, 5, 1), 1.5, 16)
     targets, along = torch.tensor([0, 1, 1]), np.array([[1.0, 0.0], [-1.0, 0.0]])
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.cli.simulate import plan
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.messages.training_order import RecordOrder
+from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary, Release
 from fedveil.run.record_ledgers import read_events
@@ -198,9 +198,9 @@ def test_a_run_that_has_no_share_is_refused(more: list[str]) -> None:
 
 
 def test_an_order_says_how_many_runs_there_are() -> None:
-    assert RecordOrder(3.0, 1e-5, 1.0, "zero-out", 20, runs=12).runs == 12
+    assert RecordTerms(3.0, 1e-5, 1.0, "zero-out", 20, runs=12).runs == 12
     with pytest.raises(fv.Refusal, match="runs"):
-        RecordOrder(3.0, 1e-5, 1.0, "zero-out", 20, runs=0)
+        RecordTerms(3.0, 1e-5, 1.0, "zero-out", 20, runs=0)
 
 
 def test_of_a_large_made_up_population_clients_spread_evenly_are_looked_at(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fedveil.configs.schema import CompressionSettings, NoCompression
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import WEIGHT, instruct, memory_arrays, only_arrays, view
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
@@ -250,7 +251,9 @@ def test_a_records_gradient_is_compressed_before_it_is_clipped(kind: str, engine
         cut += length > norm
         expected += kept * min(1.0, norm / length)
     assert cut > 4
-    terms = StepTerms(1.0, norm, engine, sketch=sketch)
+    terms = StepTerms(
+        RecordTerms(8.0, 1e-5, norm, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0), sketch=sketch
+    )
     update = step(model, Classes(), examples, np.arange(9), terms, 0.5, layout)
     (found,) = compress(update, sketch).values()
     np.testing.assert_allclose(found, -0.5 * expected, atol=1e-5)
@@ -266,7 +269,11 @@ def test_a_record_is_clipped_to_what_is_kept_of_its_norm(kind: str) -> None:
         {"arrays": memory_arrays({n: p.detach().numpy() for n, p in model.named_parameters()})}
     )
     sent = instruct(content, spec, "run", 5)
-    settings = ClientSettings("made", LocalTraining(learning_rate=0.4), step=StepTerms(1.0, 0.5))
+    settings = ClientSettings(
+        "made",
+        LocalTraining(learning_rate=0.4),
+        step=StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, sample_rate=1.0)),
+    )
     inputs = 1e3 * torch.ones(1, 5)
     far = Examples(inputs, model(inputs).argmin(1))  # not of the class that it is taken for already
     update = step_of(model, Classes(), settings, sent, far, np.array([0]))
@@ -295,7 +302,12 @@ def test_a_record_that_compression_takes_to_nothing_does_not_drown_the_others(ki
     torch.manual_seed(1)
     model, others = nn.Linear(size, 1, bias=False), torch.randn(50, size)
     wrong = (model(far[None])[0] < 0).long()
-    terms = StepTerms(1.0, sketch.compression.clip_factor, engine, sketch=sketch)
+    terms = StepTerms(
+        RecordTerms(
+            8.0, 1e-5, sketch.compression.clip_factor, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0
+        ),
+        sketch=sketch,
+    )
 
     def left(data: Examples) -> np.ndarray:
         update = step(model, Signs(), data, np.arange(len(data)), terms, 1.0, {"weight": (1, size)})
@@ -303,14 +315,17 @@ def test_a_record_that_compression_takes_to_nothing_does_not_drown_the_others(ki
 
     without = left(Examples(others, torch.ones(50, dtype=torch.int64)))
     beside = Examples(torch.cat([others, far[None]]), torch.cat([torch.ones(50, dtype=torch.int64), wrong]))
-    assert np.linalg.norm(without) > 2 * terms.max_grad_norm
-    assert np.linalg.norm(left(beside) - without) <= terms.max_grad_norm
+    assert np.linalg.norm(without) > 2 * terms.terms.max_grad_norm
+    assert np.linalg.norm(left(beside) - without) <= terms.terms.max_grad_norm
 
 
 def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
     model = nn.Linear(5, 3)
     sketch = sketch_of(Compression("mask", 18, 5), 1)
-    terms = StepTerms(1.0, 0.3, "book_keeping", sketch=sketch)
+    terms = StepTerms(
+        RecordTerms(8.0, 1e-5, 0.3, Adjacency.ZERO_OUT, gradients="book_keeping", sample_rate=1.0),
+        sketch=sketch,
+    )
     examples = Examples(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with pytest.raises(Refusal, match="does not hold whole gradients"):

@@ -29,7 +29,7 @@ from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of
-from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.modes.federation import Federation
 from fedveil.privacy.budget import Adjacency
@@ -295,7 +295,7 @@ def test_only_an_evaluation_of_records_travels_with_more_keys_and_with_its_model
 
 def test_a_device_evaluates_its_records_in_no_sum_where_each_adds_noise_by_itself(made: Path) -> None:
     device = MADE["device_of"](made / "clients" / "c0", purposes=("evaluation",))
-    budget = RecordOrder(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
+    budget = RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
     order = replace(MADE["CENTRAL"], run="e", privacy=ModeName.RECORD, client=None, record=budget)
     asked = replace(ASKED, share=None)
     content = evaluation_content(asked, save({"w": np.zeros(2)}), {ORDER_KEY: order.to_json()})

@@ -99,7 +99,7 @@ def test_clients_that_share_a_noise_afford_every_round_of_the_plan(tmp_path: Pat
     assert record is not None and len(record.noise_by_records) <= MAX_NOISE_LEVELS < len(parts.mode.sizes)
     for size in parts.mode.sizes:
         event = record_plan(record, size, told).event()
-        assert admits([event] * parts.settings.num_rounds, record.budget(), None), size
+        assert admits([event] * parts.settings.num_rounds, record.terms.budget, None), size
 
 
 @pytest.fixture

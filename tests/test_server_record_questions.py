@@ -21,7 +21,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.own_ledger import questions_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
-from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordOrder
+from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -237,7 +237,7 @@ def test_a_ledger_of_records_that_is_spent_lets_its_client_sit_out(tmp_path: Pat
 
 
 LABELS = {"kind": "histogram", "name": "classes", "of": "label", "categories": ["0", "1", "2"]}
-BUDGET = RecordOrder(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
+BUDGET = RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
 
 
 def of_labels(**keys: Any) -> Inquiry:
@@ -246,7 +246,7 @@ def of_labels(**keys: Any) -> Inquiry:
 
 
 def message(
-    asked: Inquiry, spec: SumSpec | None = None, noise: float | None = 3.0, budget: RecordOrder = BUDGET
+    asked: Inquiry, spec: SumSpec | None = None, noise: float | None = 3.0, budget: RecordTerms = BUDGET
 ) -> Message:
     order = replace(MADE["CENTRAL"], run=asked.name, privacy=ModeName.RECORD, client=None, record=budget)
     content = question_content(asked, {ORDER_KEY: order.to_json()}, noise)

@@ -17,14 +17,14 @@ from fedveil.messages.training_order import (
     ORDER_KEY,
     ClientClaim,
     ModeName,
-    RecordOrder,
+    RecordTerms,
     TrainingOrder,
     read_order,
 )
 from fedveil.privacy.budget import Adjacency, Unit
 
 CLAIM = ClientClaim(1.5, Adjacency.ZERO_OUT)
-RECORD = RecordOrder(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10, "auto")
+RECORD = RecordTerms(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10, "auto")
 BOTH = TrainingOrder("run 1", ModeName.RECORD_AND_CLIENT, LocalTraining(0.1, 2, 32), CLAIM, RECORD)
 ORDERS = (
     BOTH,

@@ -35,15 +35,17 @@ _engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDic
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
-def drawn(records: int, terms: StepTerms, stream: Stream) -> NDArray[np.intp]:
+def drawn(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
     """Return the records of a client that take part in a round, each drawn by its own secret coin.
 
     Args:
       records: of the client.
-      terms: of the step.
+      joint: of the step.
       stream: of this client and round; used for this draw only.
     """
-    return next(PoissonBatches(terms.sample_rate, 1).draw(records, stream))
+    rate = joint.terms.sample_rate
+    assert rate is not None
+    return next(PoissonBatches(rate, 1).draw(records, stream))
 
 
 def step(
@@ -51,7 +53,7 @@ def step(
     task: Objective,
     data: Batches,
     rows: NDArray[np.intp],
-    terms: StepTerms,
+    joint: StepTerms,
     learning_rate: float,
     layout: Layout,
 ) -> dict[str, NDArray[np.float64]]:
@@ -64,11 +66,11 @@ def step(
       task: gives the loss, a mean over a batch.
       data: that the rows are of.
       rows: indices of the examples that take part.
-      terms: of the step; clipping norm and engine.
+      joint: of the step; clipping norm and engine.
       learning_rate: of the step, above 0.
       layout: shapes by name, in the order of the update.
     """
-    sums = _clipped_sums(model, task, data, rows, terms, layout)
+    sums = _clipped_sums(model, task, data, rows, joint, layout)
     return {
         name: sums[name] * -learning_rate if name in sums else np.zeros(shape)
         for name, shape in layout.items()
@@ -93,44 +95,47 @@ def step_of(
       data: source of the rows, extra records included.
       rows: indices of the examples that take part.
     """
-    terms, layout = settings.step, layout_of(only_arrays(content))
-    assert terms is not None
+    joint, layout = settings.step, layout_of(only_arrays(content))
+    assert joint is not None
     sketch = sketch_for(content, sum_spec_of(content))
     if sketch is not None:
         factor = sketch.compression.clip_factor
-        terms = replace(terms, max_grad_norm=terms.max_grad_norm * factor, sketch=sketch)
+        clipped = replace(joint.terms, max_grad_norm=joint.terms.max_grad_norm * factor)
+        joint = replace(joint, terms=clipped, sketch=sketch)
     rate = training_settings(content, settings).learning_rate
-    if not terms.canaries.count:
-        return step(model, loss, data, rows, terms, rate, layout)
+    if not joint.canaries.count:
+        return step(model, loss, data, rows, joint, rate, layout)
     inside = {name: BLOCK if name == CANARY_RECORDS else OWN + name for name in layout}
     shapes = {inside[name]: shape for name, shape in layout.items()}
-    update = step(model, loss, data, rows, terms, rate, shapes)
+    update = step(model, loss, data, rows, joint, rate, shapes)
     return {name: update[inside[name]].reshape(shape) for name, shape in layout.items()}
 
 
-def _optimizer_of(model: nn.Module, names: Sequence[str], terms: StepTerms, layout: Layout) -> DPOptimizer:
+def _optimizer_of(model: nn.Module, names: Sequence[str], joint: StepTerms, layout: Layout) -> DPOptimizer:
     inner = plain_sgd(model)
     options: dict[str, Any] = {
         "noise_multiplier": 0.0,
-        "max_grad_norm": terms.max_grad_norm,
+        "max_grad_norm": joint.terms.max_grad_norm,
         "expected_batch_size": 1,
     }
-    if terms.sketch is None:
+    if joint.sketch is None:
         return DPOptimizer(inner, **options)
-    return SketchedOptimizer(inner, places_of(names, layout, terms.sketch), terms.sketch, **options)
+    return SketchedOptimizer(inner, places_of(names, layout, joint.sketch), joint.sketch, **options)
 
 
 def _clipped_sums(
-    model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], terms: StepTerms, layout: Layout
+    model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], joint: StepTerms, layout: Layout
 ) -> dict[str, NDArray[np.float64]]:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
     if not len(rows):
         return totals
     engines = _engines.setdefault(model, {})  # choosing an engine takes as long as a round's one step
-    asked = terms.gradients, terms.sketch is not None
-    engine = engines[asked] = engines.get(asked) or chosen_engine(terms.gradients, model, data, asked[1])
-    optimizer = _optimizer_of(model, list(named), terms, layout)
+    asked = joint.terms.gradients, joint.sketch is not None
+    engine = engines[asked] = engines.get(asked) or chosen_engine(
+        joint.terms.gradients, model, data, asked[1]
+    )
+    optimizer = _optimizer_of(model, list(named), joint, layout)
     with clipping(model, task, data, optimizer, engine) as clip:
         for start in range(0, len(rows), ROWS):
             clip(rows[start : start + ROWS])

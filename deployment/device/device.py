@@ -35,7 +35,7 @@ from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import records_of
 from ...messages.local_training import LocalTraining
 from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...messages.training_order import ModeName, RecordOrder, TrainingOrder, people_call, read_order
+from ...messages.training_order import ModeName, RecordTerms, TrainingOrder, people_call, read_order
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -290,42 +290,26 @@ class Device:
         if asked is None:
             return settings
         if asked.sample_rate is not None:
-            step = StepTerms(
-                asked.sample_rate,
-                asked.max_grad_norm,
-                asked.gradients,
-                asked.per_person,
-                asked.clients_per_person,
-                self.bundle.identity.node,
-                tuple(member.node for member in self.bundle.identity.roster.members),
-            )
-            return replace(settings, step=step)
+            own = self.bundle.identity
+            nodes = tuple(member.node for member in own.roster.members)
+            return replace(settings, step=StepTerms(asked, own.node, nodes))
         if self.count is not None and not self.count(asked.per_person):
             if order.privacy is ModeName.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with a zero update
         return replace(settings, record=self._record(asked, settings, people_call(order.run)))
 
-    def _record(self, order: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
+    def _record(self, order: RecordTerms, settings: ClientSettings, run: str) -> RecordPrivacy:
         assert self.count is not None
         try:
             budget = lowered(order.budget, [self.bundle.policy.cap])
         except CapEnded as ended:
             logger.warning("%s", ended)
             raise NotTrained(wire.BUDGET_SPENT) from ended
-        record = RecordPrivacy(
-            budget.target_epsilon,
-            budget.target_delta,
-            order.max_grad_norm,
-            str(order.adjacency),
-            (),
-            str(self.ledgers),
-            gradients=order.gradients,
-            runs=order.runs,
-            per_person=order.per_person,
-        )
+        limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
+        record = RecordPrivacy(replace(order, **limits), (), str(self.ledgers))
         try:
-            self.own_ledger.charge_records(record.budget())
+            self.own_ledger.charge_records(record.terms.budget)
         except Refusal as refusal:
             logger.warning("%s", refusal)
             raise NotTrained(wire.NOT_READY) from refusal

@@ -6,11 +6,11 @@ import socket
 import struct
 import time
 from dataclasses import astuple, dataclass
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import TypeVar, cast
 
 import msgpack
 
-from ...base.bounded_decoding import Bounds, Undecodable, unpack
+from ...base.bounded_decoding import Bounds, Undecodable, build_listed, unpack
 from ...configs.bundle_files import LARGEST_FILE
 
 MOST_ASKED = 1 << 14  # bytes; a request has about 4 800, of which an ML-DSA key takes 3 900
@@ -84,11 +84,7 @@ def receive(stream: socket.socket, kind: type[T], most: int, end: float) -> T:
 
 def decoded(kind: type[T], data: bytes) -> T:
     """Return the message in the bytes. Raise Undecodable if there is none."""
-    values = unpack(data, _BOUNDS)
-    kinds = list(get_type_hints(kind).values())
-    if type(values) is not list or [type(each) for each in cast(list[Any], values)] != kinds:
-        raise Undecodable("the fields of the message do not match its kind")
-    return kind(*cast(list[Any], values))
+    return build_listed(kind, unpack(data, _BOUNDS))
 
 
 def _read(stream: socket.socket, size: int, end: float) -> bytes:

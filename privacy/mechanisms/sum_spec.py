@@ -10,7 +10,9 @@ to sqrt(1 - k s) C with k such metrics, loses that much: so `least_share` is the
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from ...base.bounded_decoding import RARE
 from .compression import Compression
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
@@ -77,8 +79,8 @@ class SumSpec:
     segments: tuple[Segment, ...] = ()
     metrics_share: float = 0.0
     cells: int = MIN_CELLS
-    unit_norm: float | None = None
-    compression: Compression | None = None
+    unit_norm: Annotated[float | None, RARE] = None
+    compression: Annotated[Compression | None, RARE] = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:

@@ -14,13 +14,13 @@ the sum of its records' parts, each of a norm of at most 1, and the mean is over
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...base.bounded_decoding import Undecodable, read_json
+from ...base.bounded_decoding import RARE, Undecodable, build, plain_of, read_json
 from ...base.refusal import Refusal, positive, real
 from ..budget import Unit
 from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
@@ -81,7 +81,7 @@ class Evaluation:
     bound: float = 1.0
     figures: tuple[str, ...] = FIGURES
     why: str = ""
-    records: float | None = None
+    records: Annotated[float | None, RARE] = None  # devices of an earlier release know no such key
     purpose: str = field(default=EVALUATION, init=False)
 
     def __post_init__(self) -> None:
@@ -117,10 +117,7 @@ class Evaluation:
     @property
     def text(self) -> str:
         """The evaluation as JSON, as it travels."""
-        plain = {name: value for name, value in asdict(self).items() if name != "purpose"}
-        if self.records is None:
-            del plain["records"]  # devices of an earlier release know no such key
-        return json.dumps(plain, sort_keys=True)
+        return json.dumps(plain_of(self), sort_keys=True)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -331,17 +328,6 @@ def evaluation_from_json(text: str) -> Evaluation:
     if len(text) > MOST_BYTES:
         raise Refusal(EVALUATION, f"{len(text)} bytes", f"an evaluation has at most {MOST_BYTES}")
     try:
-        read = read_json(text)
+        return build(Evaluation, read_json(text), whole=True)
     except Undecodable as error:
-        raise Refusal(EVALUATION, text[:40], "is not JSON") from error
-    keys = {each.name for each in fields(Evaluation) if each.init} - {"records"}
-    if not isinstance(read, dict) or set(cast(dict[str, Any], read)) - {"records"} != keys:
-        raise Refusal(EVALUATION, text[:40], f"has exactly the keys {', '.join(sorted(keys))}")
-    plain = cast(dict[str, Any], read)
-    figures: object = plain.pop("figures")
-    if not isinstance(figures, list) or not all(
-        isinstance(each, str) for each in cast(list[object], figures)
-    ):
-        remedy = f"give some of {', '.join(FIGURES)}"
-        raise Refusal("evaluate.figures", str(cast(object, figures))[:40], remedy)
-    return Evaluation(figures=tuple(cast(list[str], figures)), **plain)
+        raise Refusal(EVALUATION, text[:40], f"is none ({error})") from error
