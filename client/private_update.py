@@ -1,9 +1,11 @@
 """Client's half of the private sum, as a Flower mod: add it to any ClientApp that trains."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -17,7 +19,9 @@ from ..messages.flower_adapter import records_of
 from ..privacy.mechanisms.compression import compress
 from ..privacy.mechanisms.private_sum import Arrays, Contribution, NotFinite, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.secagg.transcript import AttemptTerms
+
+if TYPE_CHECKING:
+    from ..privacy.secagg.transcript import AttemptTerms
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: its part of a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
@@ -37,7 +41,7 @@ class NotTrained(Exception):
 
 # Charges a device's own ledger: entered before the app is called, left once the vector is made. It takes the
 # instruction and, in secure aggregation, the attempt's terms, and raises NotTrained if training is not allowed.
-Charge = Callable[[RecordDict, AttemptTerms | None], AbstractContextManager[None]]
+Charge = Callable[[RecordDict, "AttemptTerms | None"], AbstractContextManager[None]]
 
 
 def uncharged(content: RecordDict, terms: AttemptTerms | None) -> AbstractContextManager[None]:

@@ -12,9 +12,6 @@ from ..configs.schema import (
 )
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
-from ..privacy.secagg.suite import SUITES
-from ..privacy.secagg.transcript import Profile
-from ..server.masking import Masking
 from ..strategies.cohorts import invited_size
 from .mode import Mode
 from .parts import Parts
@@ -24,6 +21,8 @@ from .table import MODES
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
     from flwr.serverapp.strategy import Strategy
+
+    from ..server.masking import Masking
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,9 @@ class Federation(Parts):
         asked = self.settings.secagg
         if asked is None:
             return None
+        from ..privacy.secagg.transcript import Profile  # sums in the clear need no protocol
+        from ..server.masking import Masking
+
         roster, signed = self.population.sign(self.identities, self.num_nodes, self.doubly_signed)
         return Masking(
             roster,
@@ -104,6 +106,8 @@ class Federation(Parts):
     @property
     def doubly_signed(self) -> bool:
         """Whether the suite of the encrypted sums has ML-DSA beside Ed25519."""
+        from ..privacy.secagg.suite import SUITES
+
         asked = self.settings.secagg
         return asked is not None and SUITES[asked.suite].doubly_signed
 

@@ -121,7 +121,7 @@ class RecordMode(Mode):
     def instruct(
         self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
     ) -> ClientSettings:
-        """Return the settings of clients of this machine, with their noise, planned once for each size of data set."""
+        """Return the settings of clients of this machine, with their noise, planned once for each size of data set. Arguments as of `Mode`."""
         client = super().instruct(client, folder, rounds, resumed, events)
         level = self._planned(client, folder, events)
         if self.parts.simulated or not rounds:
@@ -131,7 +131,7 @@ class RecordMode(Mode):
         return replace(client, record=self._within_what_is_left(level, client, rounds, resumed, events()))
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
-        """Return the settings of clients of this machine that answer a question, without noise for training."""
+        """Return the settings of clients of this machine that answer a question, without noise for training. Arguments as of `Mode`."""
         return replace(client, record=self._unplanned(folder))
 
     def _planned(self, client: ClientSettings, folder: Path, events: Events) -> RecordPrivacy:
@@ -254,7 +254,7 @@ class RecordMode(Mode):
         )
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan of a promise does not protect from."""
+        """Return sentences on what the plan of a promise does not protect from. Arguments as of `Mode`."""
         if plan.unit is not self.level_of_records.unit:
             return super().limits(plan, masking)
         return ["Client sampling hides no record: messages and models reveal who took part."]

@@ -92,7 +92,7 @@ class SumMode(Mode):
         return self.parts.cohort
 
     def round_plan(self, num_rounds: int, filter_order: float | None = None) -> Plan:
-        """Return the plan of the rounds, with the noise of the settings if they give it."""
+        """Return the plan of the rounds, with the noise of the settings if they give it. Arguments as of `Mode`."""
         level = self.level
         return Plan(
             unit=level.unit,
@@ -217,7 +217,7 @@ class ClientMode(SumMode):
         return vacuity(plan, expected, clients, dimension_of(self.parts.task))
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan does not protect from."""
+        """Return sentences on what the plan does not protect from. Arguments as of `Mode`."""
         sentences = super().limits(plan, masking)
         if (wrong := self.vacuity(plan)) is not None:
             vacuous = f"This guarantee {wrong}, which hides whatever could be learned."

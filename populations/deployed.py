@@ -21,7 +21,6 @@ from ..privacy.ledger.caps import NAMED, POPULATION, Cap, capped, caps_on
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
-from ..privacy.secagg.roster import Roster
 from ..server.round_terms import Answers
 from ..tasks.data import Data, held_out_of
 from ..tasks.protocol import Task
@@ -29,6 +28,8 @@ from .population import COUNTED, REAL, Population, Words
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
+
+    from ..privacy.secagg.roster import Roster
 
 HEADS = "ledger.heads"  # beside answers: what the last question left on each ledger of a server
 

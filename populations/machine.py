@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
@@ -25,13 +25,14 @@ from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, Cap, capped, caps_
 from ..privacy.ledger.client_sums import charge_records
 from ..privacy.ledger.data_sets import Owed
 from ..privacy.ledger.ledger import Ledger
-from ..privacy.secagg.roster import Roster
 from ..server.round_terms import ALL_ANSWERS, Answers
-from ..strategies.identity import simulated_roster
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
 from ..tasks.fingerprint import content_of, fingerprint
 from ..tasks.protocol import Task
 from .population import ESTIMATED, REAL, SIMULATION, Population, Words
+
+if TYPE_CHECKING:
+    from ..privacy.secagg.roster import Roster
 
 ONE_MACHINE = "simulated: this machine holds every key"
 MOVED = (
@@ -76,6 +77,8 @@ class OnThisMachine(Population):
 
     def sign(self, identities: str, nodes: int, doubly: bool) -> tuple[Roster, bytes]:
         """Return a simulated roster for encrypted sums, which no authority signed. Arguments as of `Population`."""
+        from ..strategies.identity import simulated_roster  # sums in the clear need no keys
+
         return simulated_roster(identities, nodes, doubly)[0], b""
 
     def most_examples(self, bound: int, counted: Callable[[], int]) -> float:

@@ -15,13 +15,14 @@ from ..privacy.budget import Adjacency, Budget
 from ..privacy.ledger.caps import Cap
 from ..privacy.ledger.data_sets import Owed
 from ..privacy.ledger.ledger import Head, Ledger
-from ..privacy.secagg.roster import Roster
 from ..server.round_terms import Answers
 from ..tasks.data import Data
 from ..tasks.protocol import Task
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
+
+    from ..privacy.secagg.roster import Roster
 
 SIMULATION, REAL = "simulation", "real"  # what results say of a run's data
 COUNTED = "counted by the link"

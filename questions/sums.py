@@ -24,9 +24,9 @@ from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
-from ..server.masked_sums import sums_over
 from ..server.masking import Masking
 from ..server.participants import Participants
+from ..server.private_grid import sums_over
 from ..server.round_terms import Mean, Round, Sum
 from .wire import Asked
 

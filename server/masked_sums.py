@@ -24,10 +24,9 @@ from .accounts import SumAccount
 from .culprit_search import WeighedSum
 from .evaluations import FIRST_ROW
 from .masking import Masking, masked_spec
-from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import Mean, Round, Sum, joined, sentence
-from .secure_sum import DECLINED, Opened, SecureSums, share_spec
+from .round_terms import DECLINED, Mean, Round, Sum, joined, sentence
+from .secure_sum import Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")
 
@@ -177,15 +176,6 @@ class MaskedSums:
             self._faults[name] += 1
             logger.warning("%s", sentence(name, fault, self._faults[name]))
         return found
-
-
-def sums_over(
-    participants: Participants, account: SumAccount, masking: Masking | None, randomness: Randomness
-) -> OpenSums | MaskedSums:
-    """Return the sums of a run's rounds: in the clear without masking; arguments as of `MaskedSums`."""
-    if masking is None:
-        return OpenSums(participants, account)
-    return MaskedSums(participants, account, masking, randomness)
 
 
 def _with(done: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Message
@@ -13,9 +14,11 @@ from ..messages.wire import Layout, instruct
 from ..privacy.mechanisms.private_sum import Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec
 from .accounts import SumAccount
-from .masking import Masking
 from .participants import Participants
 from .round_terms import Mean, Round, Sum
+
+if TYPE_CHECKING:
+    from .masking import Masking
 
 
 class OpenSums:

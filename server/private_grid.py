@@ -11,6 +11,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -26,17 +27,30 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.released import Released
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
-from .accounts import MECHANISM, account_of
-from .masked_sums import sums_over
-from .masking import Masking
+from .accounts import MECHANISM, SumAccount, account_of
 from .noise_rows import rows_of
+from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
-from .secure_sum import POLICY_REASONS
+from .round_terms import EVERY_UPDATE, POLICY_REASONS, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
+
+if TYPE_CHECKING:
+    from .masked_sums import MaskedSums
+    from .masking import Masking
 
 SHOWN_NODES = 100  # nodes that a strategy sees at most; its own minimum of nodes may be as high
 BUDGET_REASON, FORKED_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT], wire.DROP_REASONS[wire.FORKED]
 PATIENCE = 30  # requests for the nodes in one round; Flower's strategies poll once a second while they wait
+
+
+def sums_over(
+    participants: Participants, account: SumAccount, masking: Masking | None, randomness: Randomness
+) -> OpenSums | MaskedSums:
+    """Return the sums of a run's rounds: in the clear without masking; arguments as of `MaskedSums`."""
+    if masking is None:
+        return OpenSums(participants, account)
+    from .masked_sums import MaskedSums  # sums in the clear need no protocol
+
+    return MaskedSums(participants, account, masking, randomness)
 
 
 class PrivateGrid(PassingGrid):

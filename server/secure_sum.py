@@ -33,7 +33,7 @@ from ..messages.secure_wire import (
     task_hash,
     with_roster,
 )
-from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, OWNERS_POLICY, UNREADABLE
+from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, UNREADABLE
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.secagg.evidence import AttemptEvidence
@@ -43,13 +43,11 @@ from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerA
 from ..privacy.secagg.shamir import SECRET_BYTES
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from .masking import Masking
-from .round_terms import Sum
+from .round_terms import POLICY_REASONS, Sum
 
 logger = logging.getLogger("fedveil.server")
 
 ATTEMPTS = 3  # at one round; each asks all of the cohort again
-DECLINED = f"declined: {Reason.POLICY}"
-POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
 SPARED = 4  # of the nodes that a sum can spare, one in this many may be lost before its round begins
 
 
