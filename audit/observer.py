@@ -357,35 +357,28 @@ def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
     top = HEADROOM * max(
         value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
     )
-    axes.plot(
-        rounds, [each.claimed for each in looks], color=CLAIMED, marker="o", ms=3, label="claimed, at most"
-    )
+    claimed = [each.claimed for each in looks]
+    axes.plot(rounds, claimed, color=CLAIMED, marker="o", ms=3, label="claimed, at most")
     shown = [min(each.epsilon, top) for each in looks]
     errors = [
         [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
         [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
     ]
-    axes.errorbar(
-        rounds,
-        shown,
-        errors,
-        color=MEASURED,
-        marker="s",
-        ms=4,
-        lw=0,
-        elinewidth=1.2,
-        capsize=3,
-        label="measured by canaries, 95 %",
-    )
+    style: dict[str, Any] = {
+        "color": MEASURED,
+        "marker": "s",
+        "ms": 4,
+        "lw": 0,
+        "elinewidth": 1.2,
+        "capsize": 3,
+    }
+    axes.errorbar(rounds, shown, errors, label="measured by canaries, 95 %", **style)
     ceiling = [min(each.ceiling, 2 * top) for each in looks]
     axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
     blind = [each.ceiling <= each.claimed for each in looks]
-    axes.fill_between(
-        rounds, 0, top, where=blind, color=CEILING, alpha=0.12, lw=0, step="mid", label="too weak to tell"
-    )
-    axes.set_xlabel("round")
-    axes.set_ylabel("epsilon")
-    axes.set_ylim(0, top)
+    style = {"color": CEILING, "alpha": 0.12, "lw": 0, "step": "mid"}
+    axes.fill_between(rounds, 0, top, where=blind, label="too weak to tell", **style)
+    axes.set(xlabel="round", ylabel="epsilon", ylim=(0, top))
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=10)
     axes.legend(loc="upper left", frameon=False, fontsize=8)
