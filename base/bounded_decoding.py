@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
@@ -211,7 +211,11 @@ def _hints(kind: type) -> dict[str, Any]:
 def _rare(kind: type) -> dict[str, Any]:
     """Return the defaults of rare fields."""
     hints = get_type_hints(kind, include_extras=True)
-    return {each.name: each.default for each in fields(kind) if RARE in _marks(hints[each.name])}
+    rare = [each for each in fields(kind) if RARE in _marks(hints[each.name])]
+    return {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for each in rare
+    }
 
 
 def _marks(hint: Any) -> tuple[Any, ...]:

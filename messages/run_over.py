@@ -23,7 +23,8 @@ from .wire import memory_arrays, views
 OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
 RECEIPT = "receipt"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
-LISTED = Form(f".{{,{1 << 20}}}", printable=False)
+MOST_MANIFEST = 1 << 20  # characters
+LISTED = Form(f".{{,{MOST_MANIFEST}}}", printable=False)
 
 
 @dataclass(frozen=True)

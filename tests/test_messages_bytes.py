@@ -78,7 +78,7 @@ def opening(text: str, folder: Path) -> str:
 
 
 def heads(text: str, folder: Path) -> str:
-    known_heads._write(folder / "new", *known_heads._read(file_with(folder, "heads", text)))
+    known_heads._write(folder / "new", known_heads._read(file_with(folder, "heads", text)))
     return (folder / "new").read_text()
 
 

@@ -3,15 +3,30 @@
 import json
 import struct
 import tracemalloc
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, NamedTuple
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.base.bounded_decoding import JSON_DEPTH, Bounds, Undecodable, build, read_json, unpack
+from fedveil.base.bounded_decoding import (
+    JSON_DEPTH,
+    RARE,
+    Bounds,
+    Undecodable,
+    build,
+    build_listed,
+    check_fields,
+    plain_of,
+    read_json,
+    read_record,
+    unpack,
+)
+from fedveil.base.refusal import Form, Fraction, OneOf, Range, Refusal
 
 BOUNDS = Bounds(depth=4, width=10, items=40)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -150,3 +165,82 @@ def test_a_dataclass_is_built_of_its_own_fields_and_types_alone() -> None:
     for plain in wrong:
         with pytest.raises(Undecodable):
             build(Outer, plain)
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Mark(NamedTuple):
+    seq: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    count: Annotated[int, Range(ge=1, le=9)]
+    share: Annotated[float, Fraction("share")]
+    colour: Colour = Colour.RED
+    word: Annotated[str, OneOf(("a", "b"))] | None = None
+    name: Annotated[str, RARE, Form("[a-z]*")] = ""
+    marks: Annotated[Mapping[str, Mark], RARE] = field(default_factory=dict[str, Mark])
+    pair: tuple[int, str] = (1, "x")
+
+    def __post_init__(self) -> None:
+        check_fields(self, "group.")
+
+
+PLAIN = {"count": 2, "share": 0.5, "colour": "red", "word": "a", "pair": [3, "y"]}
+
+
+def test_a_dataclass_is_built_of_its_annotations_and_written_as_it_was() -> None:
+    made = build(Checked, PLAIN, whole=True)
+    assert made == Checked(2, 0.5, Colour.RED, "a", pair=(3, "y"))
+    whole = {**PLAIN, "name": "n", "marks": {"m": [4, "z"]}}
+    assert build(Checked, whole).marks == {"m": Mark(4, "z")}
+    assert plain_of(build(Checked, whole)) == whole
+    assert plain_of(made) == PLAIN
+    assert build_listed(Inner, ["a", 0.5]) == Inner("a", 0.5)
+    assert read_record(Checked, {**PLAIN, "other": b""}, name="own") == build(
+        Checked, {**PLAIN, "name": "own"}
+    )
+
+
+@pytest.mark.parametrize("missing", PLAIN)
+def test_a_whole_dataclass_lacks_no_field(missing: str) -> None:
+    with pytest.raises(Undecodable, match=f"lacks {missing}"):
+        build(Checked, {name: each for name, each in PLAIN.items() if name != missing}, whole=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("count", value) for value in (0, 10, 2.0, True, None, "2")),
+        *(("share", value) for value in (0, 1.0, None, "x")),
+        *(("colour", value) for value in ("blue", None, ["red"])),
+        *(("word", value) for value in ("c", 1, ["a"])),
+        *(("name", value) for value in ("A", None, "a\n", 1)),
+    ],
+)
+def test_a_field_out_of_its_range_is_refused_by_its_name(name: str, value: object) -> None:
+    with pytest.raises(Refusal, match=rf"^group\.{name}="):
+        build(Checked, {**PLAIN, name: value})
+    assert read_record(Checked, {**PLAIN, name: value}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("pair", value) for value in ([1], [1, 2], [1, "x", 1], "1x", None)),
+        *(("marks", value) for value in ([], {"m": [1]}, {"m": [1, "x", 1]}, {"m": ["1", "x"]}, {"m": {}})),
+    ],
+)
+def test_a_part_of_another_type_or_length_is_undecodable(name: str, value: object) -> None:
+    with pytest.raises(Undecodable):
+        build(Checked, {**PLAIN, name: value})
+
+
+@pytest.mark.parametrize("values", [["a"], ["a", 0.5, 1], {"name": "a"}, None, [1, 0.5]])
+def test_a_list_of_other_fields_is_undecodable(values: object) -> None:
+    with pytest.raises(Undecodable):
+        build_listed(Inner, values)

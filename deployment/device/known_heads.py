@@ -5,9 +5,10 @@ Each receipt holds heads as well. A device of an earlier release has none, and i
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...base.bounded_decoding import read_json
+from ...base.bounded_decoding import build, plain_of, read_json
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, refusing, unreadable
 from ...messages.message_codec import SHOWN_RUN
@@ -20,6 +21,14 @@ FILE = "heads.json"
 REMEDY = "; if its newest copy is lost: fedveil client forget FOLDER --restored, which charges what it may have missed"
 
 
+@dataclass(frozen=True)
+class StoredHeads:
+    """Heads of a device's ledgers by their files' names, and the receipts that say nothing of them."""
+
+    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
+    settled: tuple[str, ...] = ()
+
+
 class LedgerHeads:
     """Heads that a device's ledgers must hold.
 
@@ -29,7 +38,8 @@ class LedgerHeads:
 
     def __init__(self, state: Path) -> None:
         self._path, self._folder = state / FILE, state / LEDGERS
-        self._heads, self._settled = _read(self._path)
+        stored = _read(self._path)
+        self._heads, self._settled = dict(stored.heads), stored.settled
         with refusing("file", state / RECEIPTS, "cannot be read"):
             receipts = sorted((state / RECEIPTS).glob("*.json"))
         for path in receipts:
@@ -60,7 +70,7 @@ class LedgerHeads:
         self.require()  # or a ledger that was replaced meanwhile would count from now on
         now = {**self._heads, **heads_of(sorted(self._folder.glob("*.ledger")))}
         if now != self._heads or not self._path.exists():
-            _write(self._path, now, self._settled)
+            _write(self._path, StoredHeads(now, self._settled))
             self._heads = now
 
 
@@ -87,8 +97,8 @@ def settle(state: Path) -> None:
       OSError: they cannot be written.
       Refusal: a ledger cannot be read.
     """
-    settled = sorted(path.stem for path in (state / RECEIPTS).glob("*.json"))
-    _write(state / FILE, heads_of(sorted((state / LEDGERS).glob("*.ledger"))), settled)
+    settled = tuple(sorted(path.stem for path in (state / RECEIPTS).glob("*.json")))
+    _write(state / FILE, StoredHeads(heads_of(sorted((state / LEDGERS).glob("*.ledger"))), settled))
 
 
 def _heads_of_receipt(path: Path) -> Mapping[str, Head]:
@@ -100,16 +110,14 @@ def _heads_of_receipt(path: Path) -> Mapping[str, Head]:
         return {}  # a damaged one knows nothing
 
 
-def _write(path: Path, heads: dict[str, Head], settled: list[str]) -> None:
-    replace_file(path, (json.dumps({"heads": heads, "settled": settled}) + "\n").encode())
+def _write(path: Path, stored: StoredHeads) -> None:
+    replace_file(path, (json.dumps(plain_of(stored)) + "\n").encode())
 
 
-def _read(path: Path) -> tuple[dict[str, Head], list[str]]:
+def _read(path: Path) -> StoredHeads:
     if not path.exists():
-        return {}, []
+        return StoredHeads()
     try:
-        content = read_json(path.read_bytes())
-        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in content["heads"].items()}
-        return heads, [str(each) for each in content["settled"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        return build(StoredHeads, read_json(path.read_bytes()), whole=True)
+    except (OSError, ValueError) as problem:
         raise Refusal("file", str(path), unreadable(problem, f"restore it{REMEDY}")) from problem

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ...base.bounded_decoding import read_json
+from ...base.bounded_decoding import build, plain_of, read_json
 from ...base.refusal import Refusal
 from .hash_chain import Head, canonical
 
@@ -71,9 +71,7 @@ class ReceiptOpening:
 
 def commitment_of(opening: ReceiptOpening) -> bytes:
     """Return the commitment that an opening opens."""
-    heads = {name: list(head) for name, head in opening.heads.items()}
-    text = canonical({"salt": opening.salt, "heads": heads})
-    return hashlib.sha256(COMMITTED + text.encode()).digest()
+    return hashlib.sha256(COMMITTED + canonical(plain_of(opening)).encode()).digest()
 
 
 def sign_receipt(
@@ -113,15 +111,13 @@ def read_opening(path: Path) -> ReceiptOpening:
     """
     try:
         found = read_json(path.read_bytes())
-        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in found["heads"].items()}
-        return ReceiptOpening(str(found["salt"]), heads)
+        return build(ReceiptOpening, {"salt": found["salt"], "heads": found["heads"]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise Refusal("receipt", str(path), f"cannot be read ({problem}); ask the device's owner") from None
 
 
 def opening_text(opening: ReceiptOpening, description: RunDescription, node: int) -> bytes:
     """Return an opening as the bytes of its file, with the names of its device and run."""
-    heads = {name: list(head) for name, head in opening.heads.items()}
     run = {"run": description.run, "manifest": description.manifest}
-    whole = {**run, "node": node, "salt": opening.salt, "heads": heads}
+    whole = {**run, "node": node, **plain_of(opening)}
     return (json.dumps(whole, indent=1) + "\n").encode()
