@@ -102,7 +102,8 @@ def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
         return identity
     if spec.unit_norm is None or spec.clipping_norm is None:
         return identity
-    most = identity.policy.maximum_clipping_norm * spec.clipping_norm / spec.unit_norm
+    # In this order the norm of a part that is exactly the policy's largest is not rounded above it.
+    most = spec.clipping_norm * (identity.policy.maximum_clipping_norm / spec.unit_norm)
     return replace(identity, policy=replace(identity.policy, maximum_clipping_norm=most))
 
 

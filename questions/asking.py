@@ -61,14 +61,15 @@ class Asking:
     participants: Participants
     reach: Reach
 
-    def once(self, inquiry: Inquiry, row: int = ROW) -> Outcome:
+    def once(self, inquiry: Inquiry, row: int = ROW, sent: Inquiry | None = None) -> Outcome:
         """Ask in one round.
 
         Args:
           inquiry: what is asked.
           row: of the release under its name; it selects the streams of draws and noise.
+          sent: what the clients are sent, under another name; None for the inquiry.
         """
-        charge, done, sums = self._round(inquiry, row)
+        charge, done, sums = self._round(inquiry, row, sent)
         if sums is None:
             return self._unanswered(charge, done, 1, done.message_bytes)
         return Outcome(charge, _answers(self.federation, inquiry, sums), message_bytes=done.message_bytes)
@@ -109,16 +110,19 @@ class Asking:
         cause = unanswered(done, not secret) + (f"; {OPERATOR} has the clients' reasons" if secret else "")
         return Outcome(charge, (), cause, rounds, sizes, done.dropped)
 
-    def _round(self, inquiry: Inquiry, row: int) -> tuple[QuestionAccount, Round, Sums | None]:
+    def _round(
+        self, inquiry: Inquiry, row: int, sent: Inquiry | None = None
+    ) -> tuple[QuestionAccount, Round, Sums | None]:
         randomness, own_noise = self.reach.randomness, None
         charge: QuestionAccount
         if self.ledger is None:
             charge, own_noise = OwnCharges(self.plan, inquiry, randomness, row), self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
-        order = question_order(self.federation, inquiry, self.plan)
+        sent = sent or inquiry
+        order = question_order(self.federation, sent, self.plan)
         charge.reserve()
-        content = question_content(inquiry, order, own_noise, self.reach.released)
+        content = question_content(sent, order, own_noise, self.reach.released)
         masking = self.federation.masking
         done, mean = put(self.participants, charge, content, masking, self.reach.timeout)
         return charge, done, None if mean is None else sums_of(charge, done, mean, masking is not None)

@@ -41,7 +41,7 @@ from ..tasks.tables import tables_of
 from .ask import record_of
 from .asking import Asking
 from .question_plan import Spend, question_plan
-from .scaling_plan import one_scaling
+from .scaling_plan import one_scaling, scaling_inquiry
 
 
 def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
@@ -79,8 +79,11 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
             ledger.purpose = inquiry.why
         asking = Asking(asked, plan, ledger, participants, reach)
         try:
+            # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+            unnamed = ledger is not None and federation.population.reads_data
+            sent = scaling_inquiry(federation, "simulation") if unnamed else None
             # A stream of the run, beyond those of its rounds.
-            ended = asking.once(inquiry, FIRST_ROW)
+            ended = asking.once(inquiry, FIRST_ROW, sent)
         except BudgetExhausted as spent:
             raise Refusal(FIELD, ASKED, str(spent)) from spent
         finally:

@@ -28,35 +28,17 @@ UNITS = ("client", *reversed(OF_RECORDS))
 OWN_SOFTWARE = "the clients' own software"
 FEW_COLLUDE = "the clients' own software, and that few clients work for the server"
 CENTRAL = "a server that adds the noise and does not disclose single updates"
-Words = Mapping[str, Mapping[str, str]]
-RELIES_ON: Words = {
-    "client_central": {"client": CENTRAL},
-    "client_distributed": {"client": FEW_COLLUDE},
-    "record": dict.fromkeys(OF_RECORDS, OWN_SOFTWARE),
-    "record_distributed": dict.fromkeys(OF_RECORDS, FEW_COLLUDE),
-    "record_and_client": {**dict.fromkeys(OF_RECORDS, OWN_SOFTWARE), "client": CENTRAL},
-}
 DP_SGD = "DP-SGD: Gaussian noise on the sum of a batch's clipped gradients, added at each client"
 ON_THE_SUM = "exact discrete Gaussian noise on the sum of the clients' clipped updates, added at the server"
-MECHANISMS: Words = {
-    "client_central": {"client": ON_THE_SUM},
-    "client_distributed": {
-        "client": "shares of an exact discrete Gaussian, added by the clients to encrypted updates"
-    },
-    "record": dict.fromkeys(OF_RECORDS, DP_SGD),
-    "record_distributed": dict.fromkeys(
-        OF_RECORDS,
-        "shares of an exact discrete Gaussian on the sum of all clients' clipped gradients, added by the clients to "
-        "encrypted sums",
-    ),
-    "record_and_client": {**dict.fromkeys(OF_RECORDS, DP_SGD), "client": ON_THE_SUM},
-}
+SHARES = "shares of an exact discrete Gaussian, added by the clients to encrypted updates"
+SHARES_OF_STEPS = "shares of an exact discrete Gaussian on the sum of all clients' clipped gradients, added by the clients to encrypted sums"
 
 
 def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
     """Return what every unit has revealed to every adversary, so far where the run goes on, under the registry's names."""
     mode = str(run.said("privacy", "name"))
-    rows = [_row(mode, row) for row in run.result.get("privacy", None) or privacy_so_far(run)]
+    rows = run.result.get("privacy", None) or privacy_so_far(run)
+    rows = [_row(mode, row, _trusts_server(rows)) for row in rows]
     if run.said("privacy", "noise") == "correlated":
         for row in rows:
             if row["mechanism"] == ON_THE_SUM:
@@ -70,15 +52,29 @@ def row_by_sums(run: RunFiles) -> dict[str, Any] | None:
     if row is None:
         return None
     mode = str(run.said("privacy", "name"))
-    promised = _row(mode, {**row, "unit": "client"})
+    promised = _row(mode, {**row, "unit": "client"}, _trusts_server(run.result["privacy"]))
     return {**promised, "unit": "record", "hides": f"{HIDES['record']}, by sums of whole clients"}
 
 
-def _row(mode: str, row: Fields) -> dict[str, Any]:
+def _trusts_server(rows: Sequence[Fields]) -> bool:
+    """Return whether clients are not hidden from the server."""
+    return any(
+        (row["unit"], row["adversary"], row["epsilon"]) == ("client", "server", "infinity") for row in rows
+    )
+
+
+def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
+    """Return what a promise relies on, and its mechanism."""
+    if unit == "client":
+        return (CENTRAL, ON_THE_SUM) if trusted else (FEW_COLLUDE, SHARES)
+    return (FEW_COLLUDE, SHARES_OF_STEPS) if mode == "record_distributed" else (OWN_SOFTWARE, DP_SGD)
+
+
+def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
     unit, adversary = str(row["unit"]), str(row["adversary"])
     promised = row["epsilon"] != "infinity"
-    relies = RELIES_ON.get(mode, {}).get(unit)
-    if promised and relies and row.get("sampling") in ("poisson", "cyclic_poisson") and unit == "client":
+    relies, mechanism = _words(mode, unit, trusted)
+    if row.get("sampling") in ("poisson", "cyclic_poisson") and unit == "client":
         relies += ", and a draw of the clients that stays secret"
     return {
         "unit": unit,
@@ -87,7 +83,7 @@ def _row(mode: str, row: Fields) -> dict[str, Any]:
         "epsilon": row["epsilon"],
         "delta": row["delta"],
         "target_epsilon": row["target_epsilon"],
-        "mechanism": MECHANISMS.get(mode, {}).get(unit, "none") if promised else "none",
+        "mechanism": mechanism if promised else "none",
         "accountant": row["accountant"],
         "sampling": row["sampling"],
         "hides": HIDES.get(unit, unit),

@@ -27,11 +27,12 @@ from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Head
 from ..privacy.plan import Plan
-from ..strategies.record_plan import record_plan
+from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
 from .prepared_run import Run
 
 OUTSIDE = "a record that occurs at two clients: its losses at both add up"
 MOST_COMPOSED = 20  # combinations of clients of one person
+Kind = tuple[tuple[DpEvent, ...], Plan]
 TWO_UNITS = "a person at m clients is m units: the losses at all of them add up"
 
 
@@ -65,7 +66,13 @@ def spending(
         try:
             allowed = capped(path, budget)
             exhausted += records > 0 and not within(
-                [*events, record_plan(client.record.of_ledger(name), records, client).event()], allowed
+                [
+                    *events,
+                    record_plan(
+                        client.record.of_ledger(name), records + client.record.canaries, client
+                    ).event(),
+                ],
+                allowed,
             )
         except CapEnded:
             exhausted += 1
@@ -142,27 +149,25 @@ class KnownHeads:
 class RecordMeter:
     """Meter of record-level loss in a running run: the loss at the client with the most rounds so far.
 
-    It assumes a client with the fewest records, whose rounds cost most. If cohorts are secret, it assumes a client that
-    takes part in every round.
+    It assumes that this client is of the kind whose rounds cost most. If cohorts are secret, it assumes a client that takes
+    part in every round.
 
     Attributes:
-      plan: of one round at that client.
-      budget: of its ledger, which refuses what the budget does not afford.
+      kinds: of clients: events on the ledger before this run, and the plan of one round.
+      budget: of each ledger, which refuses what the budget does not afford.
       limited: whether the budget has a target; without one, counting the affordable rounds takes long.
-      prior: events on the most spent ledger before this run.
       secret: whether cohorts are secret.
       took_part: numbers of all clients that were drawn.
     """
 
-    plan: Plan
+    kinds: Sequence[Kind]
     budget: Budget
     limited: bool
-    prior: tuple[DpEvent, ...] = ()
     secret: bool = False
     took_part: set[int] = field(default_factory=set[int])
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
     _known: dict[int, float] = field(default_factory=dict[int, float])
-    _affordable: int | None = None
+    _affordable: list[int] = field(default_factory=list[int])
 
     def add(self, clients: Sequence[int]) -> None:
         """Count one more round for each of these clients, by their numbers."""
@@ -172,51 +177,46 @@ class RecordMeter:
 
     def epsilon(self) -> float:
         """Return the epsilon at the client with the most rounds, with the gate's discretisation."""
-        most = self._most()
+        most = max(self._rounds.values(), default=0)
         if most not in self._known:
-            delta, adjacency = self.budget.target_delta, self.budget.adjacency
-            self._known[most] = epsilon(self.events(), delta, adjacency, GATE_INTERVAL)
+            self._known[most] = max(map(self._cost, self._possible()))
         return self._known[most]
 
     def events(self) -> list[DpEvent]:
         """Return the events at the client with the most rounds."""
-        return [*self.prior, *[self.plan.event()] * self._most()]
+        return max(self._possible(), key=self._cost)
 
-    def _most(self) -> int:
+    def _cost(self, events: Sequence[DpEvent]) -> float:
+        return epsilon(events, self.budget.target_delta, self.budget.adjacency, GATE_INTERVAL)
+
+    def _possible(self) -> list[list[DpEvent]]:
+        """Return the events at a client of each kind with the most rounds that its budget affords."""
         most = max(self._rounds.values(), default=0)
-        if self.limited:
-            self._affordable = self._affordable or self.plan.affordable_rounds(self.budget, self.prior)
-            most = min(self._affordable, most)
-        return most
+        if self.limited and not self._affordable:
+            self._affordable = [plan.affordable_rounds(self.budget, prior) for prior, plan in self.kinds]
+        rounds = [min(most, each) for each in self._affordable] or [most] * len(self.kinds)
+        return [[*prior, *[plan.event()] * n] for (prior, plan), n in zip(self.kinds, rounds, strict=True)]
 
 
 def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
     """Return the meter of a new run; None where records are not protected."""
-    if client.record is None:
+    record, mode = client.record, federation.mode
+    if record is None:
         return None
-    budget = client.record.terms.budget
-    plan = record_plan(client.record, federation.mode.sizes[0], client)
-    limited = federation.mode.promises[-1].target_epsilon is not None
+    limited = mode.promises[-1].target_epsilon is not None
     if federation.simulated:
-        return RecordMeter(plan, budget, limited, federation.simulated_cost, federation.mode.hides_counts)
-    sizes = [
-        (len(federation.mode.data_of(each)), name)
-        for each, name in enumerate(federation.population.client_ledgers)
-    ]
-    # Among clients that spent equally, the one with the fewest records comes last and is taken.
-    held = {
-        tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): (records, name)
-        for records, name in sorted(sizes, reverse=True)
-        if records
-    }
-
-    def cost(events: tuple[DpEvent, ...]) -> float:
-        return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
-
-    prior = max(held, key=cost)
-    records, name = held[prior]
-    plan = record_plan(client.record.of_ledger(name), records, client)
-    return RecordMeter(plan, budget, limited, prior, federation.mode.hides_counts)
+        kinds = [(federation.simulated_cost, plan) for plan in plans_of_sizes(mode.sizes, record, client)]
+        return RecordMeter(kinds, record.terms.budget, limited, mode.hides_counts)
+    names = enumerate(federation.population.client_ledgers)
+    sizes = sorted(((len(mode.data_of(each)), name) for each, name in names), reverse=True)
+    # Of clients that spent equally, and take equally many steps of equal noise, the one with the fewest records.
+    held: dict[tuple[Any, ...], Kind] = {}
+    for records, name in sizes:
+        if records:
+            prior = tuple(read_events(record.ledger_path(name), Adversary.MODEL))
+            plan = record_plan(record.of_ledger(name), records, client)
+            held[prior, steps_of(plan), plan.noise_multiplier] = prior, plan
+    return RecordMeter(tuple(held.values()), record.terms.budget, limited, mode.hides_counts)
 
 
 def charged(run: Run, number: int, clients: Sequence[int]) -> list[int]:

@@ -37,7 +37,7 @@ from ..privacy.ledger.book import read_events
 from ..privacy.ledger.client_sums import lost_by_records
 from ..privacy.ledger.ledger import Ledger
 from ..strategies.cohorts import invited_size
-from ..strategies.record_plan import record_plan
+from ..strategies.record_plan import plans_of_sizes
 from .so_far import OWN_LEDGERS
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
@@ -253,17 +253,8 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
     coin = federation.cohort.coin
     if client.record is None or coin is None or not federation.simulated:
         return []
-    plans = [record_plan(client.record, records, client) for records in reversed(federation.mode.sizes)]
-    # With equally many steps of equal noise, fewer records are sampled at a higher rate.
-    worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
-    return [
-        SelfComposedDpEvent(OpenlySampledDpEvent(float(coin), plan.event()), rounds)
-        for plan in worst.values()
-    ]
-
-
-def _steps(event: DpEvent) -> int:
-    return event.count if isinstance(event, SelfComposedDpEvent) else 1
+    plans = plans_of_sizes(federation.mode.sizes, client.record, client)
+    return [SelfComposedDpEvent(OpenlySampledDpEvent(float(coin), plan.event()), rounds) for plan in plans]
 
 
 def _unprotected(

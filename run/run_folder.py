@@ -431,7 +431,7 @@ def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
         found["client"] = math.inf
     if meter is not None:
         meter.add(cohort)
-        found[str(meter.plan.unit)] = meter.epsilon()
+        found[str(promises[-1].unit)] = meter.epsilon()
     return found
 
 

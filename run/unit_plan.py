@@ -18,7 +18,7 @@ from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness
 from ..strategies.cohorts import likely_participations
-from ..strategies.record_plan import record_plan
+from ..strategies.record_plan import plans_of_sizes, record_plan
 from .acts import unless_accepted
 from .client_instructions import client_settings
 from .queries import EvaluationPlan, ScalingPlan, queries_of, query_events
@@ -148,12 +148,15 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
     mode = federation.mode
     if (sums := sum_plan(federation)) and mode.budget:
         yield sums, mode.budget, num_rounds
-    if mode.own_budget:
+    if budget := mode.own_budget:
         client = client_settings(federation, Path())
         assert client.record
         most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
-        plan = record_plan(client.record, federation.mode.sizes[0], client)
-        yield replace(plan, num_rounds=most), mode.own_budget, most
+        plan = record_plan(client.record, mode.sizes[0], client)
+        if mode.promises[-1].noise_multiplier is not None:  # noise that is planned suits each size
+            plans = plans_of_sizes(mode.sizes, client.record, client)
+            plan = max(plans, key=lambda each: each.epsilon(budget.target_delta, most))
+        yield replace(plan, num_rounds=most), budget, most
 
 
 def groups_of(

@@ -92,6 +92,26 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
     )
 
 
+def steps_of(plan: Plan) -> int:
+    """Return the number of batches of one round."""
+    assert isinstance(plan.sampling, PoissonBatches)
+    return plan.sampling.steps
+
+
+def plans_of_sizes(sizes: Sequence[int], record: RecordPrivacy, settings: ClientSettings) -> list[Plan]:
+    """Return the plans of one round that cost most, one for each number of steps and noise.
+
+    With equally many steps of equal noise, fewer records are sampled at a higher rate.
+
+    Args:
+      sizes: of the clients' data, ascending, without canary records.
+      record: their record-level privacy, with the number of canary records of each.
+      settings: give batch size and epochs.
+    """
+    plans = [record_plan(record, each + record.canaries, settings) for each in reversed(sizes)]
+    return list({(steps_of(plan), plan.noise_multiplier): plan for plan in plans}.values())
+
+
 def calibrated_noise(
     record: RecordPrivacy,
     records: int,

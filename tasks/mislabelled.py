@@ -49,6 +49,14 @@ class Mislabelled:
     def num_clients(self) -> int:
         return self.task.num_clients
 
+    @property
+    def curvature(self) -> float | None:
+        return getattr(self.task, "curvature", None)
+
+    @property
+    def squared_length(self) -> float | None:
+        return getattr(self.task, "squared_length", None)
+
     def model(self) -> nn.Module:
         return self.task.model()
 

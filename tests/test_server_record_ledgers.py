@@ -128,6 +128,21 @@ def test_a_run_makes_and_names_the_data_of_who_takes_part(tmp_path: Path, named:
     assert [lost[each] for each in drawn] == [lost_by(task, tmp_path / "run", each) for each in drawn]
 
 
+def test_where_cohorts_are_secret_the_costliest_kind_of_client_is_what_is_stated(tmp_path: Path) -> None:
+    """One record more than a batch is a step more, so that clients with the fewest records lose less than others."""
+    record = fv.Record(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
+    both = fv.RecordAndClient(record=record, client=fv.ClientCentral(target_epsilon=40.0))
+    keys: dict[str, Any] = {"privacy": both, "batch_size": 5, "cohort": fv.All(), "accept_vacuous": True}
+    task = SizedCrowd(12)
+    result = ran(task, tmp_path / "run", **keys)
+    lost = [lost_by(task, tmp_path / "run", client) for client in range(4)]
+    assert lost[0] < lost[1] and lost[1] == max(lost)
+    (stated,) = {row["epsilon"] for row in result["privacy"] if row["unit"] == "record"}
+    assert stated == pytest.approx(max(lost), rel=1e-3)
+    (planned,) = (each for each in fv.plan(task, num_rounds=2, **keys) if each.unit == "record")
+    assert planned.epsilon[-1][1] == pytest.approx(max(lost), rel=1e-3)
+
+
 def test_where_nobody_tells_how_many_records_there_are_they_are_made_once_to_be_counted(
     tmp_path: Path,
 ) -> None:
