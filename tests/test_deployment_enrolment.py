@@ -22,11 +22,10 @@ from fedveil.cli.enrolment import enrol_device
 from fedveil.cli.provision import tokens
 from fedveil.deployment.device.admission import write_admission
 from fedveil.deployment.device.client_bundle import read_client_bundle
-from fedveil.deployment.device.enrol import enrol
+from fedveil.deployment.device.enrol import ask, authority_of, enrol
 from fedveil.deployment.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
-from fedveil.links.enrolment.device_end import ask, authority_of
 from fedveil.links.enrolment.messages import Ask, Reply
 from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place_of
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
