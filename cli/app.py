@@ -14,6 +14,7 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
+from . import report
 from .audit_verbs import audit
 from .budget_verbs import budget
 from .client_verbs import client
@@ -36,7 +37,6 @@ from .grammar import (
 )
 from .ledger_verbs import ledger
 from .provision_verbs import provision
-from .report_verbs import report
 from .server_verbs import server
 from .verbs import HydraVerb
 
@@ -47,7 +47,7 @@ for name, group, text in (
     ("ledger", ledger, "Read a ledger, check its entries, export it for an auditor."),
     ("budget", budget, "Cap the epsilon spent on your data; show what is spent."),
     ("audit", audit, "Test the claim of a run, or any privacy claim, by measurements."),
-    ("report", report, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
+    ("report", report.group, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
     ("provision", provision, "Make the bundles of a deployed federation, and change its members."),
     ("server", server, "Serve a federation of real clients."),
     ("client", client, "Run a client on a device, under its owner's policy."),
