@@ -14,8 +14,7 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import report
-from .audit_verbs import audit
+from . import audit, report
 from .budget_verbs import budget
 from .client_verbs import client
 from .grammar import (
@@ -46,7 +45,7 @@ app = typer.Typer(
 for name, group, text in (
     ("ledger", ledger, "Read a ledger, check its entries, export it for an auditor."),
     ("budget", budget, "Cap the epsilon spent on your data; show what is spent."),
-    ("audit", audit, "Test the claim of a run, or any privacy claim, by measurements."),
+    ("audit", audit.group, "Test the claim of a run, or any privacy claim, by measurements."),
     ("report", report.group, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
     ("provision", provision, "Make the bundles of a deployed federation, and change its members."),
     ("server", server, "Serve a federation of real clients."),

@@ -12,7 +12,7 @@ from dp_accounting.pld import PLDAccountant
 from torch import nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit_run import audit_run
+from fedveil.cli.audit import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.record_canaries import begin, coins_of
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit_run import audit_run
+from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.watch import audit_of
 from fedveil.privacy.audit import round_rows, watching
