@@ -14,8 +14,7 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import audit, report
-from .budget_verbs import budget
+from . import audit, budget, ledger, report
 from .client_verbs import client
 from .grammar import (
     GROUP,
@@ -34,7 +33,6 @@ from .grammar import (
     port_of,
     verb,
 )
-from .ledger_verbs import ledger
 from .provision_verbs import provision
 from .server_verbs import server
 from .verbs import HydraVerb
@@ -43,8 +41,8 @@ app = typer.Typer(
     help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
 )
 for name, group, text in (
-    ("ledger", ledger, "Read a ledger, check its entries, export it for an auditor."),
-    ("budget", budget, "Cap the epsilon spent on your data; show what is spent."),
+    ("ledger", ledger.group, "Read a ledger, check its entries, export it for an auditor."),
+    ("budget", budget.group, "Cap the epsilon spent on your data; show what is spent."),
     ("audit", audit.group, "Test the claim of a run, or any privacy claim, by measurements."),
     ("report", report.group, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
     ("provision", provision, "Make the bundles of a deployed federation, and change its members."),
