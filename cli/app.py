@@ -14,7 +14,7 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import audit, budget, ledger, report
+from . import audit, budget, ledger, provision, report, server
 from .client_verbs import client
 from .grammar import (
     GROUP,
@@ -33,8 +33,6 @@ from .grammar import (
     port_of,
     verb,
 )
-from .provision_verbs import provision
-from .server_verbs import server
 from .verbs import HydraVerb
 
 app = typer.Typer(
@@ -45,8 +43,8 @@ for name, group, text in (
     ("budget", budget.group, "Cap the epsilon spent on your data; show what is spent."),
     ("audit", audit.group, "Test the claim of a run, or any privacy claim, by measurements."),
     ("report", report.group, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
-    ("provision", provision, "Make the bundles of a deployed federation, and change its members."),
-    ("server", server, "Serve a federation of real clients."),
+    ("provision", provision.group, "Make the bundles of a deployed federation, and change its members."),
+    ("server", server.group, "Serve a federation of real clients."),
     ("client", client, "Run a client on a device, under its owner's policy."),
 ):
     app.add_typer(group, name=name, help=text)

@@ -1,4 +1,4 @@
-"""Verbs of `fedveil server`: arguments, options, help and example of each; the bodies are imported when called."""
+"""Verbs of `fedveil server`: a federation that is served, its state, its log and its enrolments."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .grammar import (
 )
 from .verbs import ServerVerb
 
-server = typer.Typer(**GROUP)
+group = typer.Typer(**GROUP)
 
 
-@verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True, needs="server")
+@verb(group, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True, needs="server")
 def serve(
     ctx: typer.Context,
     folder: Bundle,
@@ -57,7 +57,7 @@ def serve(
         return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
-@verb(server, "status", "Show connections and spent epsilon.", needs="server")
+@verb(group, "status", "Show connections and spent epsilon.", needs="server")
 def server_status(folder: Bundle, as_json: Json = False) -> int:
     """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs and its run is not over.
 
@@ -69,7 +69,7 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
     return show(folder, as_json=as_json)
 
 
-@verb(server, "log", "Show the transparency log.", needs="server")
+@verb(group, "log", "Show the transparency log.", needs="server")
 def server_log(
     folder: Bundle,
     inclusion: Annotated[
@@ -94,7 +94,7 @@ def server_log(
     return of_server(folder, inclusion, consistency, cosigned or (), as_json=as_json)
 
 
-@verb(server, "enrol", "Accept enrolments by token.", needs="client")
+@verb(group, "enrol", "Accept enrolments by token.", needs="client")
 def server_enrol(folder: Bundle) -> int:
     """Accept enrolments until no token is open. It may run beside the server, and needs no run.
 
