@@ -15,7 +15,7 @@ from typer import Option
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
 from . import audit, budget, ledger, provision, report, server
-from .client_verbs import client
+from .client import client
 from .grammar import (
     GROUP,
     AcceptSweep,
