@@ -14,8 +14,7 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import audit, budget, ledger, provision, report, server
-from .client import client
+from . import audit, budget, client, ledger, provision, report, server
 from .grammar import (
     GROUP,
     AcceptSweep,
@@ -45,7 +44,7 @@ for name, group, text in (
     ("report", report.group, "Write the report of a run: a page, JSON, a model card, a bill of materials."),
     ("provision", provision.group, "Make the bundles of a deployed federation, and change its members."),
     ("server", server.group, "Serve a federation of real clients."),
-    ("client", client, "Run a client on a device, under its owner's policy."),
+    ("client", client.group, "Run a client on a device, under its owner's policy."),
 ):
     app.add_typer(group, name=name, help=text)
 KINDS = ("count", "mean", "variance", "histogram", "quantiles")

@@ -1,23 +1,36 @@
-"""Verbs of `fedveil client`: arguments, options, help and example of each; the bodies are imported when called."""
+"""Verbs of `fedveil client`: a device that enrols, runs, is shown to its owner, and is removed."""
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
+from ..base.refusal import Refusal, refusing
 from .grammar import GROUP, Bundle, Json, Reason, argument, option, own_modules, verb
 
-client = typer.Typer(**GROUP)
+if TYPE_CHECKING:
+    from ..deployment.device.authority import TrustedAuthority
+
+group = typer.Typer(**GROUP)
+APPROVALS = "authorities.jsonl"  # in the state folder: who approved what authority, and why
+LEAST = 5e-5  # of an addition that is shown, in the unit of the score
+FORKED = 1
+STANDARD_INPUT = Path("-")
 Ledgers = Annotated[
     bool, Option("--ledgers", help="Remove the ledgers too: the record of the spent budget is then lost.")
 ]
 
 
-@verb(client, "enrol", "Enrol this device by token.", needs="client")
-def client_enrol(
+@verb(group, "enrol", "Enrol this device by token.", needs="client")
+def enrol(
     token: Annotated[
         str,
         argument(
@@ -39,8 +52,8 @@ def client_enrol(
     return enrol_device(token, folder, wait)
 
 
-@verb(client, "request", "Make a device's keys.", needs="client")
-def client_request(
+@verb(group, "request", "Make a device's keys.", needs="client")
+def request(
     folder: Annotated[Path, argument("FOLDER", "Folder for the keys.", file_okay=False)],
     name: Annotated[str, option("NAME", "Name of the client in federation.yaml.")],
     as_json: Json = False,
@@ -50,13 +63,16 @@ def client_request(
     Example:
       fedveil client request harbour --name harbour
     """
-    from ..deployment.device.commands import request
+    from ..deployment.device.enrolment import write_request
 
-    return request(folder, name, as_json=as_json)
+    written = write_request(folder, name)
+    told = f"send {written} to the operator; the keys stay on the device"
+    print(json.dumps({"request": str(written)}) if as_json else told)
+    return 0
 
 
-@verb(client, "start", "Run the client until SIGTERM.", needs="client")
-def client_start(
+@verb(group, "start", "Run the client until SIGTERM.", needs="client")
+def start(
     folder: Bundle, once: Annotated[bool, Option("--once", help="Exit when a run ends.")] = False
 ) -> int:
     """Run the client until SIGTERM. The final model of a run is saved in the bundle's state folder.
@@ -69,8 +85,8 @@ def client_start(
     return agent.start(folder, once=once)
 
 
-@verb(client, "status", "Show the state of the device.", needs="client")
-def client_status(folder: Bundle, as_json: Json = False) -> int:
+@verb(group, "status", "Show the state of the device.", needs="client")
+def status(folder: Bundle, as_json: Json = False) -> int:
     """Show the state of the device and the changes of its roster. Exit code 1 if its agent does not run.
 
     Example:
@@ -81,8 +97,8 @@ def client_status(folder: Bundle, as_json: Json = False) -> int:
     return status(folder, as_json)
 
 
-@verb(client, "roster", "Show the roster of the device.", needs="client")
-def client_roster(
+@verb(group, "roster", "Show the roster of the device.", needs="client")
+def roster(
     folder: Bundle,
     approve: Annotated[int | None, option("VERSION", "Approve the pending roster of this version.")] = None,
     sign: Annotated[
@@ -102,8 +118,8 @@ def client_roster(
     return roster(folder, approve, sign, reason, as_json=as_json)
 
 
-@verb(client, "authority", "Show or replace the authority.", needs="client")
-def client_authority(
+@verb(group, "authority", "Show or replace the authority.", needs="client")
+def authority(
     folder: Bundle,
     rollover: Annotated[
         Path | None,
@@ -121,13 +137,57 @@ def client_authority(
       fedveil client authority hearts/clients/cleveland
       fedveil client authority hearts/clients/cleveland --rollover rollovers.json
     """
-    from .authority import authority
+    from ..base.durable_files import append_line
+    from ..deployment.device.authority import offered
+    from ..deployment.device.client_bundle import read_pinned
+    from ..privacy.ledger.acts import acting_user
 
-    return authority(folder, rollover, approve, reason, as_json=as_json)
+    own, policy, before = read_pinned(folder)
+    state = folder / own.state
+    if rollover is not None or approve is not None:
+        text = _rollover(state, rollover, own.federation)
+        offered(state, policy, text, own.federation, (approve or "").strip().lower())
+        _, _, held = read_pinned(folder)
+        if approve is not None:
+            said = {"authority": held.fingerprint, "who": acting_user(), "reason": reason}
+            append_line(state / APPROVALS, {"at": datetime.now(UTC).isoformat(timespec="seconds"), **said})
+        if not as_json:
+            print("already in force" if held == before else "the authority was replaced")
+    _show_authority(read_pinned(folder)[2], state, own.federation, as_json)
+    return 0
 
 
-@verb(client, "log", "Show the server's log.", needs="client")
-def client_log(
+def _rollover(state: Path, rollover: Path | None, federation: str) -> bytes:
+    from ..configs.bundle_files import read_file
+    from ..deployment.device.authority import WAITING, waiting
+
+    if rollover is not None:
+        return read_file(rollover)
+    if not waiting(state, federation):
+        remedy = "no rollover waits; ask the authority's holder for rollovers.json, and give --rollover rollovers.json"
+        raise Refusal("approve", str(state), remedy)
+    return read_file(state / WAITING)
+
+
+def _show_authority(held: TrustedAuthority, state: Path, federation: str, as_json: bool) -> None:
+    from ..deployment.device.authority import in_words, new_fingerprint, waiting
+
+    waits = waiting(state, federation)
+    until = held.last.until if held.last is not None and time.time() < held.last.until else None
+    if as_json:
+        shown = None if not waits else {**asdict(waits[-1]), "fingerprint": new_fingerprint(waits[-1])}
+        plain = {"authority": held.key.hex(), "fingerprint": held.fingerprint, "former_until": until}
+        print(json.dumps({**plain, "rollovers": len(held.earlier), "waiting": shown}))
+        return
+    print(f"authority {held.key.hex()}, fingerprint {held.fingerprint}")
+    if until is not None:
+        print(f"the one before it counts until {datetime.fromtimestamp(until, UTC).isoformat()}")
+    if waits:
+        print(f"waits (--approve FINGERPRINT): {in_words(waits[-1])}")
+
+
+@verb(group, "log", "Show the server's log.", needs="client")
+def log(
     folder: Bundle,
     against: Annotated[
         Path | None, option("FILE", "Export or proof of another client or of the server, to compare with.")
@@ -147,8 +207,8 @@ def client_log(
     return of_client(folder, against, as_json=as_json)
 
 
-@verb(client, "witness", "Co-sign a head of a server's log.", needs="client")
-def client_witness(
+@verb(group, "witness", "Co-sign a head of a server's log.", needs="client")
+def witness(
     log: Annotated[
         Path, argument("LOG", "Export of the log, or proof of its consistency; - for standard input.")
     ],
@@ -162,13 +222,34 @@ def client_witness(
     Example:
       fedveil client witness server.json --key w.key --ca ca.pem > signed.json
     """
-    from .witness import cosign
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return cosign(log, key, ca)
+    from ..configs.bundle_files import LARGEST_FILE, read_file
+    from ..evidence.binding.signatures import read_key
+    from ..links.log_export import log_in
+    from ..links.witness import contradiction, cosign_log, heads_of_key
+    from ..privacy.ledger.folder_lock import alone
+
+    signer = read_key(key).key
+    if not isinstance(signer, Ed25519PrivateKey):
+        raise Refusal("--key", str(key), "is not of Ed25519; make one with fedveil report key")
+    text = sys.stdin.buffer.read(LARGEST_FILE) if log == STANDARD_INPUT else read_file(log)
+    told = log_in(text, str(log), read_file(ca))
+    with refusing("--key", key, "has a folder that cannot be written"), alone(key, "witness"):
+        last = heads_of_key(key).get(told.head.federation)
+        fault = "" if last is None else contradiction(last.head, told)
+        if fault:
+            print(f"REFUSED: {fault}; nothing is signed. Keep this log and {key}.heads.json", file=sys.stderr)
+            return FORKED
+        if last is None:
+            said = f"the first head of {told.head.federation} that this key co-signs: nothing earlier is compared"
+            print(said, file=sys.stderr)
+        print(cosign_log(told, signer, key).to_json())
+    return 0
 
 
-@verb(client, "explain", "Explain one prediction.", needs="client")
-def client_explain(
+@verb(group, "explain", "Explain one prediction.", needs="client")
+def explain(
     folder: Bundle,
     data: Annotated[Path, argument("DATA", "A table or a .npy file of inputs, of the owner.")],
     row: Annotated[int, option("N", "Row to explain, counted from 1.")] = 1,
@@ -182,14 +263,36 @@ def client_explain(
     Example:
       fedveil client explain hearts/clients/cleveland patients.csv --row 2
     """
-    from .explain import explain_row
+    from .predict import explanation
 
     own_modules()
-    return explain_row(folder, data, row, explain, as_json=as_json)
+    if not data.exists():
+        raise Refusal("DATA", str(data), "does not exist; name a table or a .npy file")
+    columns = explanation(folder, data, (), explain)
+    count = len(columns["score"])
+    if not 1 <= row <= count:
+        raise Refusal("--row", row, f"{data} has rows 1 to {count}")
+    found = {name: each[row - 1].item() for name, each in columns.items()}
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    names = [*found]
+    said, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
+    print(f"row {row}: {', '.join(f'{name} {_shown(found[name])}' for name in said)}")
+    print(f"  {found['at_baseline']:+8.4f}  baseline: midpoint of each number, no bin, no category")
+    for name in sorted(parts, key=lambda each: -abs(found[each])):
+        if abs(found[name]) >= LEAST:
+            print(f"  {found[name]:+8.4f}  {name}")
+    print(f"  {found['score']:+8.4f}  score. Nothing was sent from this device, and nothing was charged.")
+    return 0
 
 
-@verb(client, "forget", "Remove the device's state.", needs="client")
-def client_forget(
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@verb(group, "forget", "Remove the device's state.", needs="client")
+def forget(
     folder: Bundle,
     ledgers: Ledgers = False,
     restored: Annotated[
@@ -207,8 +310,8 @@ def client_forget(
     return forget(folder, ledgers, restored)
 
 
-@verb(client, "uninstall", "Remove the client from the device.", needs="client")
-def client_uninstall(
+@verb(group, "uninstall", "Remove the client from the device.", needs="client")
+def uninstall(
     folder: Bundle,
     yes: Annotated[bool, Option("--yes", help="Confirm; without it nothing is removed.")] = False,
     ledgers: Ledgers = False,

@@ -1,4 +1,4 @@
-"""Device commands beside its agent: request, status, roster, forget, uninstall."""
+"""Device commands beside its agent: status, roster, forget, uninstall."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from .authority import waiting as waiting_rollovers
 from .client_bundle import POLICY, read_client_bundle, read_device_file
 from .cosignature import write_cosignature
 from .device import device_name
-from .enrolment import write_request
 from .own_arm import DEALS
 from .own_ledger import OwnLedger, questions_of, spent_on
 from .owner_policy import POLICY_DEFAULTS, read_policy
@@ -50,14 +49,6 @@ WHAT_LEDGERS_ARE = (
     "the ledgers record the epsilon that this device's data have spent: without them the record starts at zero, "
     "although past releases cannot be undone"
 )
-
-
-def request(folder: Path, name: str, *, as_json: bool = False) -> int:
-    """Make a device's keys in `folder`, and the request to admit them; return the exit code."""
-    written = write_request(folder, name)
-    told = f"send {written} to the operator; the keys stay on the device"
-    print(json.dumps({"request": str(written)}) if as_json else told)
-    return 0
 
 
 def status(folder: Path, as_json: bool) -> int:
