@@ -1,6 +1,6 @@
-"""Grammar of the command line: every verb with its arguments, options, help and example; the bodies are imported when called.
+"""Command line: the verbs of every group, and the declarations of those whose body is imported when it is called.
 
-A group's verbs are in a file of their own. Help, completion and the nearest name come only from this grammar.
+Help, completion and the nearest name come from the declarations alone, so that no file that declares one imports much.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import audit, budget, client, ledger, provision, report, server
+from . import audit, budget, client, export, ledger, new, provision, report, server, verify
 from .grammar import (
-    GROUP,
     AcceptSweep,
     AcceptVacuous,
-    Head,
     Json,
     Page,
     PagePort,
     Reason,
     acts,
+    app,
     argument,
     option,
     options_of,
@@ -34,9 +33,6 @@ from .grammar import (
 )
 from .verbs import HydraVerb
 
-app = typer.Typer(
-    help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
-)
 for name, group, text in (
     ("ledger", ledger.group, "Read a ledger, check its entries, export it for an auditor."),
     ("budget", budget.group, "Cap the epsilon spent on your data; show what is spent."),
@@ -218,105 +214,7 @@ def predict(
     return body(run, data, out, tuple(allow_module or ()), explain)
 
 
-@verb(app, "export", "Convert a run's model for a device.", needs="client")
-def export(
-    run: Annotated[Path, argument("RUN", "Folder of an ended run.", file_okay=False)],
-    to: Annotated[str, option("FORMAT", "", words=("safetensors", "onnx", "torchscript", "int8"))],
-    student: Annotated[
-        str | None, option("MODULE:CLASS", "Smaller model to distil the model into; needs --public.")
-    ] = None,
-    public: Annotated[
-        Path | None, option("DATA", "Public inputs for a student: a table, tables, or a .npy file.")
-    ] = None,
-    out: Annotated[
-        Path | None, option("FOLDER", "Output folder; RUN/export/FORMAT by default.", file_okay=False)
-    ] = None,
-    allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
-    as_json: Json = False,
-) -> int:
-    """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
-
-    Example:
-      fedveil export runs/first --to int8
-      fedveil export runs/first --to onnx --student small:Net --public pictures.npy
-    """
-    from .export import export as body
-
-    own_modules()
-    return body(run, (to, student, public, out, tuple(allow_module or ())), as_json=as_json)
-
-
-@verb(app, "verify", "Check a run, a bundle or ledgers.")
-def verify(
-    path: Annotated[Path, argument("PATH", "A bundle, a run folder, a ledger, or a folder of ledgers.")],
-    keys: Annotated[
-        list[str] | None,
-        option(
-            "PUB",
-            "Public key of a required signer or of the authority (or its rollovers.json): file or hex.",
-            "--key",
-        ),
-    ] = None,
-    head: Head = None,
-    device: Annotated[
-        Path | None, option("FOLDER", "State folder of a device, to compare its ledgers with its receipt.")
-    ] = None,
-    roster: Annotated[
-        str | None, option("HASH", "Hash of the roster whose members gave the receipts.")
-    ] = None,
-    receipts: Annotated[
-        int | None,
-        option("N", "Receipts needed, above the number of assumed colluders; of all members by default."),
-    ] = None,
-    witnesses: Annotated[
-        list[str] | None,
-        option("PUB", "Public key that must have co-signed the server's log: a file, or hex.", "--witness"),
-    ] = None,
-    tsa: Annotated[
-        Path | None,
-        option("FILE", "Root certificate, in PEM, of the authority of the run's time stamp.", "--tsa"),
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Check signatures, hashes, every ledger entry, every epsilon, the audit's verdict and every number of the page.
-
-    Example:
-      fedveil verify bundle --key federation.key.pub
-      fedveil verify runs/2026-01-31/12-00-00
-
-    Exit codes: 0 no check failed, and a ledger, a signature or receipts bind the run; 2 a check failed, which is named,
-    or refused; 6 no check failed, but nothing binds the run.
-    """
-    from .verify import Outside
-    from .verify import verify as body
-
-    outside = Outside(device, witnesses or (), tsa)
-    return body(path, keys or [], head or (), outside, roster=roster, receipts=receipts, as_json=as_json)
-
-
 # --- this machine -------------------------------------------------------------------------------------------------
-
-
-@verb(app, "new", "Create a project from a template.")
-def new(
-    folder: Annotated[Path, argument("FOLDER", "Folder to create.")],
-    data: Annotated[
-        list[Path] | None, argument("DATA", "Your tables, with --from csv: a folder, or files of one folder.")
-    ] = None,
-    source: Annotated[str, option("KIND", "", "--from", words=("csv", "torch", "sklearn", "flower"))] = "csv",
-    label: Annotated[
-        str | None, option("COLUMN", "Column of your tables to predict; the last by default.")
-    ] = None,
-) -> int:
-    """Create a small project that runs and has a passing test. With your tables, draft their schema.
-
-    Example:
-      fedveil new shops --from csv
-      fedveil new draft --from csv hospitals --label diagnosis
-    """
-    from .new import new as body
-
-    return body(folder, source, data or [], label)
 
 
 @verb(app, "doctor", "Check this machine's installation.")
@@ -335,3 +233,8 @@ def doctor(
     from .doctor import doctor as body
 
     return body(asked or [], as_json)
+
+
+# In the order of the list of verbs.
+VERBS = (simulate, plan, ask, compare, predict, export.export, verify.verify, new.new, doctor)
+app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))
