@@ -142,7 +142,7 @@ def _shapes(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
-    from ..evidence.asked import report_of_answers
+    from ..evidence.answers import report_of_answers
     from ..evidence.content import to_json
     from ..evidence.page import page_of
 

@@ -138,7 +138,7 @@ def _mark(ok: bool | None) -> str:
 
 def _answers(folder: Path) -> Iterator[CheckLine]:
     """Yield whether the page of a folder of answers, if any, matches the answers."""
-    from ..evidence.asked import report_of_answers
+    from ..evidence.answers import report_of_answers
     from ..evidence.binding.page import ANOTHER, UNMADE, page_again, require_values
     from ..evidence.binding.verify import FAULTS, CheckLine
 

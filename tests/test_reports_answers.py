@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
-from fedveil.evidence.answers import read_answers, told_answers
-from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.answers import read_answers, report_of_answers, told_answers
 from fedveil.evidence.charts import bar
 from fedveil.evidence.content import receipts_of, report_of, to_json
 from fedveil.evidence.coverage import not_covered
