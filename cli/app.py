@@ -14,7 +14,7 @@ from typer import Option
 
 from ..base.extras import require_extra
 from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import audit, budget, client, export, ledger, new, provision, report, server, verify
+from . import audit, budget, client, export, ledger, new, predict, provision, report, server, verify
 from .grammar import (
     AcceptSweep,
     AcceptVacuous,
@@ -190,30 +190,6 @@ def compare(
     return body(runs, csv, plot, as_json)
 
 
-@verb(app, "predict", "Apply a run's model to data.")
-def predict(
-    run: Annotated[
-        Path, argument("RUN", "Folder of an ended run, an export or a client's bundle.", file_okay=False)
-    ],
-    data: Annotated[Path, argument("DATA", "A table, a folder of tables, or a .npy file.")],
-    out: Annotated[Path | None, option("FILE", "CSV file to write; printed by default.")] = None,
-    allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
-    explain: Annotated[
-        str | None, option("METHOD", "Add each input's contribution to the score: integrated_gradients.")
-    ] = None,
-) -> int:
-    """Write the prediction of a run's model for each row: the likeliest class and its probability, or a number.
-
-    Example:
-      fedveil predict runs/first patients.csv --out predictions.csv
-      fedveil predict runs/first patients.csv --explain integrated_gradients
-    """
-    from .predict import predict as body
-
-    own_modules()
-    return body(run, data, out, tuple(allow_module or ()), explain)
-
-
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
@@ -236,5 +212,5 @@ def doctor(
 
 
 # In the order of the list of verbs.
-VERBS = (simulate, plan, ask, compare, predict, export.export, verify.verify, new.new, doctor)
+VERBS = (simulate, plan, ask, compare, predict.predict, export.export, verify.verify, new.new, doctor)
 app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))
