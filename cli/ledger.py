@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -308,6 +307,8 @@ def verified(path: Path, head: EntryHead | None = None) -> Verification:
     Raises:
       Refusal: there is none.
     """
+    import logging
+
     from ..privacy.ledger.hash_chain import Chain
     from ..privacy.ledger.ledger import verify
 

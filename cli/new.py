@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -76,6 +75,8 @@ def new(
         for each in doubts:
             print(each)
         print("A first run on real tables spends their whole budget; try one with task.simulated=true. Then:")
+    import shlex
+
     where = shlex.quote(str(folder))
     print(f"  cd {where} && {COMMANDS[source]}")
     if draft is None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..run.files import MODEL, RESULT
-from .csv_cells import cell
 from .grammar import app, argument, option, own_modules, verb
 
 if TYPE_CHECKING:
@@ -115,6 +114,8 @@ def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
       Refusal: the file cannot be written.
     """
     import csv
+
+    from .csv_cells import cell
 
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     shown = ([f"{each:.6g}" if isinstance(each, float) else cell(each) for each in row] for row in rows)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..privacy.ledger.hash_chain import Head as EntryHead
 
 WRONG, UNBOUND = 2, 6
-HASH = re.compile("[0-9a-f]{64}")
 UNBOUND_WORDS = (
     "no ledger, signature or receipt binds these files, so whoever holds them may have written all of them; make a "
     "bundle that is signed, by fedveil report bundle RUN --key KEY"
@@ -78,7 +77,7 @@ def verify(
         raise Refusal(
             "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
         )
-    if roster is not None and not HASH.fullmatch(roster := roster.lower()):
+    if roster is not None and not re.fullmatch("[0-9a-f]{64}", roster := roster.lower()):
         raise Refusal(
             "--roster", roster, "is not 64 hexadecimal digits, as fedveil client roster prints them"
         )
