@@ -12,9 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from ..base.extras import require_extra
-from ..configs.question_file import InquiryOptions, QuestionOptions
-from . import audit, budget, client, export, ledger, new, predict, provision, report, server, verify
+from . import ask, audit, budget, client, export, ledger, new, predict, provision, report, server, verify
 from .grammar import (
     AcceptSweep,
     AcceptVacuous,
@@ -26,7 +24,6 @@ from .grammar import (
     app,
     argument,
     option,
-    options_of,
     own_modules,
     port_of,
     verb,
@@ -43,7 +40,6 @@ for name, group, text in (
     ("client", client.group, "Run a client on a device, under its owner's policy."),
 ):
     app.add_typer(group, name=name, help=text)
-KINDS = ("count", "mean", "variance", "histogram", "quantiles")
 Plot = Annotated[Path | None, option("PNG", "Plot the guarantees to this file.", "--plot")]
 Accuracy = Annotated[
     bool,
@@ -141,37 +137,6 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
     return body(ctx.args, as_json, plot, accuracy)
 
 
-@verb(app, "ask", "Ask the clients under a privacy budget.")
-@options_of(inquiry=InquiryOptions, question=QuestionOptions)
-def ask(
-    what: Annotated[str, argument("FILE|KIND", "YAML file of questions; or, with a column, ", words=KINDS)],
-    inquiry: InquiryOptions,
-    question: QuestionOptions,
-    given: Annotated[
-        list[str] | None, argument("KEY=VALUE", "Column to ask about; keys of the run, such as task=csv.")
-    ] = None,
-    into: Annotated[Path | None, option("FOLDER", "Folder for the answers; questions by default.")] = None,
-    server: Annotated[
-        Path | None, option("FOLDER", "Bundle of a server, to ask its clients.", file_okay=False)
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Ask the clients about their data. Each figure has an interval, and each answer is one charge.
-
-    Example:
-      fedveil ask count --name rows --records 20 --epsilon 0.5 task=digits
-      fedveil ask intake.yaml task=csv task.folder=clinics task.data_id=wards
-      fedveil ask intake.yaml --server made/server task=csv
-
-    Exit codes: 0 answered, 1 too few answers, 2 refused and not charged, 3 budget spent.
-    """
-    require_extra("simulation" if server is None else "server", "fedveil ask")
-    from .ask import ask as body
-
-    own_modules()
-    return body(what, given or [], (inquiry, question), (into, server), as_json=as_json)
-
-
 @verb(app, "compare", "Show the results of runs in one table.", needs="simulation")
 def compare(
     runs: Annotated[list[Path], argument("RUN", "Folders of runs or sweeps.")],
@@ -212,5 +177,5 @@ def doctor(
 
 
 # In the order of the list of verbs.
-VERBS = (simulate, plan, ask, compare, predict.predict, export.export, verify.verify, new.new, doctor)
+VERBS = (simulate, plan, ask.ask, compare, predict.predict, export.export, verify.verify, new.new, doctor)
 app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))
