@@ -1559,7 +1559,7 @@ MUTATIONS = {
         "own_signature_alone",
     ),
     "a client's certificate signs the head of a log": Mutation(
-        "links/server_certificate.py",
+        "links/tree_head.py",
         "    if named != [[federation], [SERVER]]:\n",
         "    if False:\n",
         "test_links_server_log.py",
