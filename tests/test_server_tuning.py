@@ -15,7 +15,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.cli.sweep_cost import require_accepted
+from fedveil.cli.plan import require_accepted
 from fedveil.client import app as client_app
 from fedveil.client.app import measured_at
 from fedveil.configs.settings import settings_from_overrides
