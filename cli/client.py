@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 group = typer.Typer(**GROUP)
 APPROVALS = "authorities.jsonl"  # in the state folder: who approved what authority, and why
 LEAST = 5e-5  # of an addition that is shown, in the unit of the score
-FORKED = 1
+FORKED = NOT_YET = 1
 STANDARD_INPUT = Path("-")
 Ledgers = Annotated[
     bool, Option("--ledgers", help="Remove the ledgers too: the record of the spent budget is then lost.")
@@ -47,9 +48,36 @@ def enrol(
     Example:
       fedveil client enrol cleveland.token hearts-cleveland
     """
-    from .enrolment import enrol_device
+    from ..base.core_dumps import without_core_dumps
+    from ..deployment.device import enrol as device
+    from ..links.enrolment.token import read_token
 
-    return enrol_device(token, folder, wait)
+    without_core_dumps()
+    say = partial(print, flush=True)
+    seconds = float("inf") if wait is None else wait
+    if device.enrol(read_token(_token_in(token)), folder, wait=seconds, notify=say):
+        print(f"enrolled; start it with: fedveil client start {folder}")
+        return 0
+    say("not admitted yet; repeat the command to continue")
+    return NOT_YET
+
+
+def _token_in(text: str) -> str:
+    """Return the line of a token: of standard input, of a file, or as it is."""
+    import os
+
+    from ..configs.bundle_files import read_secret
+    from ..links.enrolment.token import SCHEME
+
+    if text == "-":
+        return sys.stdin.readline()
+    if os.path.isfile(text):
+        return read_secret(Path(text)).decode(errors="replace")
+    if not text.startswith(f"{SCHEME}:"):  # it may be a token all the same, and is not repeated
+        remedy = f"is no file, and no token, which begins with {SCHEME}:; give the token's file, or -"
+        raise Refusal("token", "what was given", remedy)
+    print("warning: the process list shows the token to all users; give its file, or -", file=sys.stderr)
+    return text
 
 
 @verb(group, "request", "Make a device's keys.", needs="client")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from ..base.refusal import Refusal
 from .grammar import (
     GROUP,
     AcceptVacuous,
@@ -58,7 +59,7 @@ def serve(
 
 
 @verb(group, "status", "Show connections and spent epsilon.", needs="server")
-def server_status(folder: Bundle, as_json: Json = False) -> int:
+def status(folder: Bundle, as_json: Json = False) -> int:
     """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs and its run is not over.
 
     Example:
@@ -70,7 +71,7 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
 
 
 @verb(group, "log", "Show the transparency log.", needs="server")
-def server_log(
+def log(
     folder: Bundle,
     inclusion: Annotated[
         int | None, option("ENTRY", "Print a proof, as JSON, that the log holds this entry.")
@@ -95,12 +96,26 @@ def server_log(
 
 
 @verb(group, "enrol", "Accept enrolments by token.", needs="client")
-def server_enrol(folder: Bundle) -> int:
+def enrol(folder: Bundle) -> int:
     """Accept enrolments until no token is open. It may run beside the server, and needs no run.
 
     Example:
       fedveil server enrol hearts/server
     """
-    from .enrolment import serve_enrolments
+    import threading
+    from functools import partial
 
-    return serve_enrolments(folder)
+    from ..base.core_dumps import without_core_dumps
+    from ..links.enrolment.server_end import EnrolmentPort
+    from ..links.server_bundle import read_server_bundle
+
+    without_core_dumps()
+    bundle, say = read_server_bundle(folder), partial(print, flush=True)
+    if bundle.enrolment is None:
+        remedy = "has no port for enrolments; give server.enrolment in federation.yaml, and provision again"
+        raise Refusal("folder", str(folder), remedy)
+    try:
+        EnrolmentPort(bundle).serve(threading.Event(), say)
+    except KeyboardInterrupt:
+        say("stopped")
+    return 0

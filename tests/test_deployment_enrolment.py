@@ -18,7 +18,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.enrolment import enrol_device
+from fedveil.cli.client import enrol as enrol_device
 from fedveil.cli.provision import tokens
 from fedveil.deployment.device.admission import write_admission
 from fedveil.deployment.device.client_bundle import read_client_bundle
@@ -115,7 +115,9 @@ def test_a_token_is_read_from_its_owners_file_and_shown_in_no_process_list(
 ) -> None:
     token = Token("localhost:1", "sensor-1", 1_900_000_000, bytes(32), bytes(32))
     seen: list[Token] = []
-    monkeypatch.setattr("fedveil.cli.enrolment.enrol", lambda token, *_, **__: seen.append(token) or True)
+    monkeypatch.setattr(
+        "fedveil.deployment.device.enrol.enrol", lambda token, *_, **__: seen.append(token) or True
+    )
     file = tmp_path / "sensor-1.token"
     file.write_text(f"{token.text()}\n")
     with pytest.raises(Refusal, match="may be read by others"):

@@ -1748,7 +1748,7 @@ MUTATIONS = {
         "encrypted_by_scrypt",
     ),
     "a token that the process list shows is not warned of": Mutation(
-        "cli/enrolment.py",
+        "cli/client.py",
         '"warning: the process list shows the token to all users; ',
         '"warning: ',
         "test_deployment_enrolment.py",
