@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from .grammar import Json, app, argument, option, verb
+from .grammar import Json, app, argument, option, own_modules, verb
 
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
@@ -34,6 +34,7 @@ def export(
     """
     from ..run import export as exports
 
+    own_modules()
     order = exports.Order(to, student, public, out, tuple(allow_module or ()))
     folder, card = exports.export(run, order)
     print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *_lines(card)]))
