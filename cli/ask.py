@@ -1,4 +1,4 @@
-"""Question to clients on the command line: read from a file or from arguments, refused or charged, told as a table."""
+"""Verb `fedveil ask`: a question to clients, of a file or of arguments, refused or charged, shown as a table."""
 
 from __future__ import annotations
 
@@ -6,59 +6,69 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
-from ..evidence.shown import shown
-from ..privacy.budget import UNLIMITED_EPSILON
-from ..privacy.ledger.ledger import BudgetExhausted
-from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
+from .grammar import Json, app, argument, option, options_of, own_modules, verb
+
+if TYPE_CHECKING:
+    from ..privacy.statistics.inquiry import Inquiry
 
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
 DEFAULT_FOLDER = Path("questions")
 # Of a run that says nothing else: everybody is asked.
 DEFAULT_COHORT = "cohort=all"
+COMMON = ("count", "mean", "variance", "histogram", "quantiles")  # kinds, for help and completion
 
 
+@verb(app, "ask", "Ask the clients under a privacy budget.")
+@options_of(inquiry=InquiryOptions, question=QuestionOptions)
 def ask(
-    what: str,
-    given: Sequence[str],
-    said: tuple[InquiryOptions, QuestionOptions],
-    places: tuple[Path | None, Path | None],
-    *,
-    as_json: bool = False,
+    what: Annotated[str, argument("FILE|KIND", "YAML file of questions; or, with a column, ", words=COMMON)],
+    inquiry: InquiryOptions,
+    question: QuestionOptions,
+    given: Annotated[
+        list[str] | None, argument("KEY=VALUE", "Column to ask about; keys of the run, such as task=csv.")
+    ] = None,
+    into: Annotated[Path | None, option("FOLDER", "Folder for the answers; questions by default.")] = None,
+    server: Annotated[
+        Path | None, option("FOLDER", "Bundle of a server, to ask its clients.", file_okay=False)
+    ] = None,
+    as_json: Json = False,
 ) -> int:
-    """Ask, and print the answer; return the exit code.
+    """Ask the clients about their data. Each figure has an interval, and each answer is one charge.
 
-    Args:
-      what: a file of questions, or a kind of question.
-      given: columns, and Hydra's overrides.
-      said: options that stand beside or in the place of the file's keys, and those of one question.
-      places: folder of the records, and folder of a server's bundle; None where one was not given.
-      as_json: print the record as JSON.
+    Example:
+      fedveil ask count --name rows --records 20 --epsilon 0.5 task=digits
+      fedveil ask intake.yaml task=csv task.folder=clinics task.data_id=wards
+      fedveil ask intake.yaml --server made/server task=csv
 
-    Raises:
-      Refusal: nothing was charged.
+    Exit codes: 0 answered, 1 too few answers, 2 refused and not charged, 3 budget spent.
     """
-    overrides = [each for each in given if "=" in each]
-    columns = [each for each in given if "=" not in each]
-    asked = said_in(said[1])
-    plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
-    plain = said[0].over(plain)
+    require_extra("simulation" if server is None else "server", "fedveil ask")
+    from ..privacy.ledger.ledger import BudgetExhausted
+    from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
     from ..run.released import named_model
 
+    own_modules()
+    overrides = [each for each in given or () if "=" in each]
+    columns = [each for each in given or () if "=" not in each]
+    asked = said_in(question)
+    plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
+    plain = inquiry.over(plain)
     groups = dict(each.split("=", 1) for each in overrides)
     plain = with_unit(plain, groups.get("task"), groups.get("privacy"))
     cost = {key: plain.pop(key, None) for key in COSTS}
     run = named_model(plain)
-    inquiry = read_inquiry(plain)
-    defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[inquiry.unit]}")
+    request = read_inquiry(plain)
+    defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
     try:
-        record = _asked((inquiry, run), cost, overrides, *places)
+        record = _asked((request, run), cost, overrides, into, server)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)
         return EXHAUSTED
@@ -91,6 +101,8 @@ def _asked(
 
 
 def _of_file(path: Path, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
+    from ..privacy.statistics.inquiry import KINDS
+
     if columns:
         remedy = "a file of questions names its columns itself; write keys as key=value"
         raise Refusal("FILE", columns[0], remedy)
@@ -128,6 +140,8 @@ def _number(key: str, text: str) -> float:
 
 def table_of(record: Mapping[str, Any]) -> str:
     """Return an answer in lines of at most 80 characters: each figure with its interval, and what it cost."""
+    from ..privacy.budget import UNLIMITED_EPSILON
+
     cost = f"epsilon {record['epsilon']:.3g} at delta {record['delta']:g}"
     if record["from_record"]:
         cost = "from the stored answer, at no cost"
@@ -152,6 +166,8 @@ def table_of(record: Mapping[str, Any]) -> str:
 
 def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line of what went over the link; nothing of a record that does not say it."""
+    from ..evidence.shown import shown
+
     one, told = record.get("message_bytes"), record.get("bytes")
     parts = [f"{shown(one['down'], 'bytes')} to a client, {shown(one['up'], 'bytes')} back"] if one else []
     if told:

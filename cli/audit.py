@@ -1,67 +1,182 @@
-"""Claims of privacy, of any model or run, weighed against evidence, with an exit code for a CI."""
+"""Verbs of `fedveil audit`: a run's claim held against its measurements, and any claim of privacy against evidence."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+import click
+import typer
+from typer import Option
 
 from ..base.refusal import Refusal
-from ..base.tensor_file import read_npy, read_npz
-from ..privacy.audit.one_run import Guesses, Scores
-from ..privacy.audit.verdict import Judgement, Method, Verdict, by_guesses, by_many_runs, by_one_run, judge
+from .grammar import GROUP, Json, argument, option, verb
 
-FORMS = ("guesses", "correct", "canaries", "scores", "in_scores", "out_scores")
-EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4}
+if TYPE_CHECKING:
+    from ..audit.result import Weighed
+    from ..privacy.audit.one_run import Scores
+    from ..privacy.audit.run_audit import Measured
+    from ..privacy.audit.verdict import Judgement
+
+# By verdict; a run may have none.
+EXIT_CODES = {"consistent": 0, "violated": 3, "too weak to tell": 4, None: 4}
+group = typer.Typer(**GROUP)
 
 
-@dataclass(frozen=True)
-class AuditClaim:
-    """A claim of differential privacy and the evidence against it, as they were typed.
+@verb(group, "RUN", "Compare a run's claims and measurements.", hidden=True, needs="simulation")
+def audit_run(
+    run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
+    records: Annotated[bool, Option("--records", help="Show memorised records, by client.")] = False,
+    membership: Annotated[
+        str | None,
+        option("ATTACK", "Membership attack on the final model: ", words=("loss", "rmia", "lira", "art")),
+    ] = None,
+    shadows: Annotated[int, option("N", "Number of shadow models of lira.")] = 8,
+    epochs: Annotated[int, option("N", "Epochs of each reference model.")] = 20,
+    as_json: Json = False,
+) -> int:
+    """Compare the claimed with the measured epsilon of a run, from its folder.
 
-    Attributes:
-      epsilon, delta: what is claimed.
-      confidence: of the bounds and of the verdict, above 0.5 and below 1.
-      guesses, correct, canaries: of one run: guesses who was in, the right ones, and of how many canaries.
-      scores: a file of both kinds.
-      in_scores, out_scores: a file of each kind.
-      gaussian: the claim is about a Gaussian mechanism.
-      many_runs: each score is of a run of its own.
+    Example:
+      fedveil audit runs/2026-01-31/12-00-00
+      fedveil audit runs/2026-01-31/12-00-00 --membership rmia
+
+    Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
     """
+    if records and membership:
+        raise click.UsageError("--records and --membership exclude each other", click.get_current_context())
+    if records:
+        from .audit_records import records as of_records
 
-    epsilon: str
-    delta: str
-    confidence: str = "0.99"
-    guesses: str | None = None
-    correct: str | None = None
-    canaries: str | None = None
-    scores: Path | None = None
-    in_scores: Path | None = None
-    out_scores: Path | None = None
-    gaussian: bool = False
-    many_runs: bool = False
+        return of_records(run, as_json=as_json)
+    if membership is not None:
+        from ..audit.membership_attacks import membership as of_membership
+
+        return of_membership(run, membership, shadows, epochs, as_json=as_json)
+    from ..audit.result import weigh
+    from ..run.run_files import as_a_run_wrote
+
+    with as_a_run_wrote(run):
+        found = weigh(run)
+    print(
+        json.dumps(found.to_json(), allow_nan=False) if as_json else "\n".join(_weighed_in_words(run, found))
+    )
+    return EXIT_CODES[found.summary.verdict]
 
 
-def claim(audit: AuditClaim, *, as_json: bool = False) -> int:
-    """Weigh a claim and print the verdict; return the exit code.
+def _weighed_in_words(folder: Path, weighed: Weighed) -> list[str]:
+    from ..audit.line import in_words, seen
 
-    Raises:
-      Refusal: a number is out of range, or the evidence cannot be read.
+    terms, summary = weighed.terms, weighed.summary
+    clients = f", {terms.canaries} canary clients" if terms.canaries else ""
+    claim = f"; epsilon at delta {terms.delta:g}" if terms.delta else ""
+    lines = [f"{folder}: {weighed.rounds} rounds{clients}{claim}"]
+    found = summary.measured
+    if found is not None:
+        lines.append(_line("claimed, at most", _number(found.claimed)))
+        span = f"({_number(found.low)} to {_number(found.high)} at 95 %)"
+        lines.append(_line("measured", f"{_number(found.epsilon)} {span}"))
+    lines += [_line(f"at least, {each.method}", _number(each.lower)) for each in summary.findings]
+    if summary.final is not None:
+        final = summary.final
+        span = f"({_number(final.low)} to {_number(final.high)})"
+        lines.append(_line("first and last model alone", f"{_number(final.epsilon)} {span}"))
+    if found is not None:
+        lines.append(_line("could have been shown", _number(found.ceiling)))
+    if terms.delta:
+        lines.append(
+            _line("noise as claimed", f"p = {summary.norm_p:.2g}; {seen(summary.visible_shortfall)}")
+        )
+        lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
+    if terms.clients:
+        lines.append(_line("drawn as accounted", f"p = {summary.draw_p:.2g}"))
+    if summary.records is not None:
+        lines += _of_records(summary.records)
+    lines += [_line("alarm", f"round {each.round}, {in_words(each.alarm)}") for each in weighed.raised]
+    return [*lines, f"{summary.verdict or 'no verdict'}: {summary.sentence}"]
+
+
+def _of_records(found: Measured) -> list[str]:
+    span = f"({_number(found.low)} to {_number(found.high)} at 95 %)"
+    return [
+        _line("claimed of records, at most", _number(found.claimed)),
+        _line("measured of records", f"{_number(found.epsilon)} {span}"),
+        *(_line(f"at least, {name}", _number(value)) for name, value in found.lower.items()),
+        _line("could have been shown of records", _number(found.ceiling)),
+    ]
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<40}  {value}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "infinity"
+
+
+@verb(group, "claim", "Test a privacy claim against evidence.")
+def claim(
+    epsilon: Annotated[str, option("E", "Claimed epsilon, in nats.")],
+    delta: Annotated[str, option("D", "Claimed delta; 0 for pure differential privacy.")],
+    guesses: Annotated[str | None, option("N", "Number of guesses in one run.")] = None,
+    correct: Annotated[str | None, option("R", "Number of correct guesses.")] = None,
+    canaries: Annotated[str | None, option("M", "Number of canaries; as many as guesses by default.")] = None,
+    scores: Annotated[
+        Path | None,
+        option(
+            "FILE",
+            ".npz with the arrays members and others, or .csv with the columns score and member (1 or 0).",
+        ),
+    ] = None,
+    in_scores: Annotated[
+        Path | None, option("FILE", "Scores of included canaries: .npy, or one number per line.")
+    ] = None,
+    out_scores: Annotated[Path | None, option("FILE", "Scores of excluded canaries.")] = None,
+    confidence: Annotated[str, option("C", "Confidence of the bounds and the verdict.")] = "0.99",
+    gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
+    many_runs: Annotated[bool, Option("--many-runs", help="Each score comes from a separate run.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Test any claim of differential privacy against evidence: guesses or scores.
+
+    Example:
+      fedveil audit claim --epsilon 3 --delta 1e-5 --guesses 400 --correct 330
+      fedveil audit claim --epsilon 4 --delta 1e-5 --scores scores.npz
+
+    Evidence is one of: --guesses with --correct; --scores; --in-scores with --out-scores. Higher scores mean included.
+    Scores come from one run that included each canary by an independent fair coin, unless --many-runs is given.
+
+    Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
     """
-    epsilon = _within("epsilon", audit.epsilon, 0, math.inf)
-    delta = _within("delta", audit.delta, 0, 1, or_at=0)
-    if audit.gaussian and delta == 0:
-        raise Refusal("delta", delta, "a Gaussian mechanism has a delta above 0; give such a number")
-    alpha = 1 - _within("confidence", audit.confidence, 0.5, 1)
-    judgement = judge(_methods(audit, delta), epsilon, alpha)
-    print(_as_json(judgement) if as_json else _in_words(judgement, epsilon, delta, alpha))
+    from ..privacy.audit.one_run import Guesses
+    from ..privacy.audit.verdict import by_guesses, by_many_runs, by_one_run, judge
+
+    claimed, at = _within("epsilon", epsilon, 0, math.inf), _within("delta", delta, 0, 1, or_at=0)
+    if gaussian and at == 0:
+        raise Refusal("delta", at, "a Gaussian mechanism has a delta above 0; give such a number")
+    alpha = 1 - _within("confidence", confidence, 0.5, 1)
+    by_scores = by_many_runs if many_runs else by_one_run
+    match guesses, correct, canaries, scores, in_scores, out_scores:
+        case str(), str(), _, None, None, None if not many_runs:
+            made, count = _whole("guesses", guesses), _whole("canaries", canaries or guesses)
+            methods = by_guesses(Guesses(count, made, _whole("correct", correct)), at, gaussian)
+        case None, None, None, Path(), None, None:
+            methods = by_scores(*_both(scores), at, gaussian)
+        case None, None, None, None, Path(), Path():
+            methods = by_scores(_numbers(in_scores), _numbers(out_scores), at, gaussian)
+        case evidence:
+            names = ("guesses", "correct", "canaries", "scores", "in-scores", "out-scores")
+            given = sorted(
+                f"--{name}" for name, each in zip(names, evidence, strict=True) if each is not None
+            )
+            remedy = "give it in one of the forms that fedveil audit claim --help lists"
+            raise Refusal("evidence", ", ".join(given) or "none", remedy)
+    judgement = judge(methods, claimed, alpha)
+    print(_as_json(judgement) if as_json else _in_words(judgement, claimed, at, alpha))
     return EXIT_CODES[judgement.verdict]
 
 
@@ -76,40 +191,6 @@ def _within(field: str, text: str, low: float, high: float, or_at: float | None 
     return value
 
 
-def _methods(audit: AuditClaim, delta: float) -> list[Method]:
-    match audit:
-        case AuditClaim(
-            guesses=str(guesses),
-            correct=str(correct),
-            scores=None,
-            in_scores=None,
-            out_scores=None,
-            many_runs=False,
-        ):
-            made = _whole("guesses", guesses)
-            canaries = _whole("canaries", audit.canaries or guesses)
-            return by_guesses(Guesses(canaries, made, _whole("correct", correct)), delta, audit.gaussian)
-        case AuditClaim(
-            scores=Path() as file, guesses=None, correct=None, canaries=None, in_scores=None, out_scores=None
-        ):
-            members, others = _both(file)
-        case AuditClaim(
-            in_scores=Path() as inside,
-            out_scores=Path() as outside,
-            guesses=None,
-            correct=None,
-            canaries=None,
-            scores=None,
-        ):
-            members, others = _numbers(inside), _numbers(outside)
-        case _:
-            given = sorted(name for name in FORMS if getattr(audit, name) is not None)
-            shown = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
-            remedy = "give it in one of the forms that fedveil audit claim --help lists"
-            raise Refusal("evidence", shown, remedy)
-    return (by_many_runs if audit.many_runs else by_one_run)(members, others, delta, audit.gaussian)
-
-
 def _whole(field: str, text: str) -> int:
     try:
         return int(text)
@@ -118,6 +199,12 @@ def _whole(field: str, text: str) -> int:
 
 
 def _both(path: Path) -> tuple[Scores, Scores]:
+    import csv
+
+    import numpy as np
+
+    from ..base.tensor_file import read_npz
+
     if path.suffix == ".npz":
         with (
             _reading(path, "needs the arrays members and others"),
@@ -132,6 +219,10 @@ def _both(path: Path) -> tuple[Scores, Scores]:
 
 
 def _numbers(path: Path) -> Scores:
+    import numpy as np
+
+    from ..base.tensor_file import read_npy
+
     with _reading(path, "needs one number a line"):
         if path.suffix == ".npy":
             with path.open("rb") as file:
@@ -150,6 +241,8 @@ def _reading(path: Path, remedy: str) -> Generator[None]:
 
 
 def _checked(path: Path, scores: Any) -> Scores:
+    import numpy as np
+
     array = np.asarray(scores, np.float64)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise Refusal("scores", str(path), "each kind needs one row of finite numbers, at least one")
@@ -157,6 +250,8 @@ def _checked(path: Path, scores: Any) -> Scores:
 
 
 def _in_words(judgement: Judgement, epsilon: float, delta: float, alpha: float) -> str:
+    from ..privacy.audit.verdict import Verdict
+
     lines = [f"claim: epsilon {epsilon:g} at delta {delta:g}; confidence {1 - alpha:g}"]
     width = max(len(finding.method) for finding in judgement.findings)
     lines.append(f"{'method'.ljust(width)}  epsilon at least  could have shown  p of the claim")

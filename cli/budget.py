@@ -1,4 +1,4 @@
-"""Budgets of the data's owner: caps on what may be spent, and what is spent."""
+"""Verbs of `fedveil budget`: caps that the data's owner sets on what may be spent, and what is spent."""
 
 from __future__ import annotations
 
@@ -6,38 +6,46 @@ import json
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
 from ..base.refusal import Refusal
-from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
-from ..privacy.budget import Adjacency
-from ..privacy.ledger import data_sets
-from ..privacy.ledger.book import Book, read_book
-from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, Cap, caps_on, default_folder, read_caps, set_cap
-from ..privacy.ledger.client_sums import read_records
-from ..run.display import console_for
+from .grammar import GROUP, Json, argument, option, verb
 
+if TYPE_CHECKING:
+    from ..privacy.ledger.book import Book
+    from ..privacy.ledger.caps import Cap
+
+group = typer.Typer(**GROUP)
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
+LedgerDir = Annotated[
+    Path | None, option("FOLDER", "Folder of the ledgers; ~/.local/share/fedveil/ledgers by default.")
+]
 
-Asked = tuple[str, str, str, str | None, str | None, str | None]
-"""Data, epsilon, delta, the last day, and what questions may spend and for what, as they were typed."""
 
+@verb(group, "set", "Cap the epsilon spent on your data.")
+def set_budget(
+    epsilon: Annotated[str, option("E", "Largest epsilon that a ledger may spend.")],
+    delta: Annotated[str, option("D", "Largest delta at which epsilon may be computed.")],
+    data: Annotated[str, option("LEDGER", "One ledger, by its name in column data of budget show.")] = "all",
+    until: Annotated[str | None, option("YYYY-MM-DD", "Last day, UTC, of releases.")] = None,
+    questions: Annotated[str | None, option("E", "Largest epsilon that questions may spend of it.")] = None,
+    purposes: Annotated[
+        str | None, option("WORDS", "Permitted purposes of questions, separated by commas; any by default.")
+    ] = None,
+    reason: Annotated[str | None, option("TEXT", "Reason, recorded with the decision.")] = None,
+    ledger_dir: LedgerDir = None,
+    as_json: Json = False,
+) -> int:
+    """Cap the epsilon that may be spent, from the next release on.
 
-def set_budget(folder: Path | None, asked: Asked, *, reason: str | None = None, as_json: bool = False) -> int:
-    """Set a cap; return the exit code.
-
-    Args:
-      folder: of the ledgers; None is the folder of real data.
-      asked: what may be spent on which data.
-      reason: of the decision, in words.
-      as_json: print the cap as JSON.
-
-    Raises:
-      Refusal: a value is out of range, or the cap cannot be written.
+    Example:
+      fedveil budget set --epsilon 3 --delta 1e-5 --until 2099-12-31
+      fedveil budget set --epsilon 3 --delta 1e-5 --purposes statistics
     """
-    data, epsilon, delta, until, questions, purposes = asked
+    from ..privacy.ledger.caps import Cap, default_folder, set_cap
+
     cap = Cap(
         data,
         _number("epsilon", epsilon),
@@ -47,41 +55,24 @@ def set_budget(folder: Path | None, asked: Asked, *, reason: str | None = None, 
         questions=None if questions is None else _number("questions", questions),
         purposes=None if purposes is None else tuple(each for each in purposes.split(",") if each),
     )
-    set_cap(folder or default_folder(), cap)
+    set_cap(ledger_dir or default_folder(), cap)
     print(json.dumps(_plain(cap)) if as_json else f"{cap.data}: {_in_words(cap)}")
     return 0
 
 
-def adopt(folder: Path | None, old: str, data_id: str) -> int:
-    """Let a data set answer for an older ledger; return the exit code.
+@verb(group, "show", "Show the caps and the spent epsilon.")
+def show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
+    """Show the caps of a folder, and the epsilon that its ledgers have spent.
 
-    Arguments as of `fedveil budget adopt`.
-
-    Raises:
-      Refusal: there is no such ledger.
+    Example:
+      fedveil budget show
     """
-    data_sets.adopt(folder or default_folder(), old, data_id)
-    print(f"{data_id}: the next run is charged the entries of {old} first")
-    return 0
+    from rich.table import Table
 
+    from ..privacy.ledger.caps import default_folder, read_caps
+    from ..run.display import console_for
 
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise Refusal(name, text, "give a number") from None
-
-
-def _day(text: str | None) -> date | None:
-    try:
-        return None if text is None else date.fromisoformat(text)
-    except ValueError:
-        raise Refusal("until", text, "give a day as YYYY-MM-DD") from None
-
-
-def show(folder: Path | None, *, as_json: bool = False) -> int:
-    """Print the caps of a folder of ledgers and what each ledger has spent; return the exit code."""
-    folder = folder or default_folder()
+    folder = ledger_dir or default_folder()
     decisions = read_caps(folder)
     names, clients = _names(folder), _clients_of(folder)
     paths = dict.fromkeys([*sorted(folder.glob("*.ledger")), *sorted(clients)])
@@ -107,8 +98,44 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
     return 0
 
 
+@verb(group, "adopt", "Charge an older ledger to a named data set.")
+def adopt(
+    old: Annotated[str, argument("LEDGER", "Name of the ledger's file, without .ledger.")],
+    data_id: Annotated[str, argument("DATA_ID", "Name of the data set, as in task.data_id.")],
+    ledger_dir: LedgerDir = None,
+) -> int:
+    """Charge the entries of an older ledger to a named data set, at the start of its next run.
+
+    Example:
+      fedveil budget adopt 9f86d081884c7d659a2feaa0c55ad015 clinics-2026
+    """
+    from ..privacy.ledger import data_sets
+    from ..privacy.ledger.caps import default_folder
+
+    data_sets.adopt(ledger_dir or default_folder(), old, data_id)
+    print(f"{data_id}: the next run is charged the entries of {old} first")
+    return 0
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Refusal(name, text, "give a number") from None
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise Refusal("until", text, "give a day as YYYY-MM-DD") from None
+
+
 def _names(folder: Path) -> dict[str, str]:
     """Return what people call the data of each ledger that goes by a name."""
+    from ..privacy.ledger import data_sets
+    from ..privacy.ledger.caps import NAMED
+
     names: dict[str, str] = {}
     for data_id, known in data_sets.read_data_sets(folder).items():
         names[data_sets.population_ledger(data_id)[:NAMED]] = data_id
@@ -127,6 +154,8 @@ def _place(name: str) -> tuple[bool, str, int]:
 
 def _clients_of(folder: Path) -> dict[Path, Path]:
     """Return the ledgers of records that pay for sums of whole clients, each with the ledger of these."""
+    from ..privacy.ledger import data_sets
+
     found: dict[Path, Path] = {}
     for data_id in data_sets.read_data_sets(folder):
         clients = data_sets.population_path(folder, data_id)
@@ -140,6 +169,10 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
+    from ..privacy.ledger.book import Book, read_book
+    from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, caps_on
+    from ..privacy.ledger.client_sums import read_records
+
     book, alone = (read_book(path), Book()) if clients is None else read_records(clients, path)
     cap = " and ".join(map(_in_words, caps_on(path))) or "none"
     owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
@@ -152,6 +185,10 @@ def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
 
 
 def _spent(book: Book, delta: float) -> float:
+    from ..privacy.accounting.epsilon import GATE_INTERVAL
+    from ..privacy.accounting.renyi_filter import counted
+    from ..privacy.budget import Adjacency
+
     adjacency, order = Adjacency(book.identity["adjacency"]), book.filter_order
     return max(
         (counted(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),

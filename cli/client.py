@@ -1,341 +1,354 @@
-"""Device commands beside its agent: request, status, roster, forget, uninstall."""
+"""Verbs of `fedveil client`: a device that enrols, runs, is shown to its owner, and is removed."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ..base.durable_files import replace_file
-from ..base.refusal import Refusal
-from ..configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
-from ..deployment.device import agent, known_heads, roster_changes
-from ..deployment.device.authority import WAITING, in_words, new_fingerprint
-from ..deployment.device.authority import waiting as waiting_rollovers
-from ..deployment.device.client_bundle import POLICY, read_client_bundle, read_device_file
-from ..deployment.device.cosignature import write_cosignature
-from ..deployment.device.device import device_name
-from ..deployment.device.enrolment import write_request
-from ..deployment.device.own_arm import DEALS
-from ..deployment.device.own_ledger import OwnLedger, questions_of, spent_on
-from ..deployment.device.owner_policy import POLICY_DEFAULTS, read_policy
-from ..deployment.device.receipts import LEDGERS, RECEIPTS
-from ..deployment.device.run_end import LastRun, read_ended
-from ..links.device_answers import PAID, UNPAID, Journal
-from ..messages.training_order import people_call
-from ..privacy.budget import Budget
-from ..privacy.ledger.question_caps import AskedQuestion
-from ..privacy.secagg.roster_change import change_between
-from ..privacy.statistics.inquiry import CLIPPED
-from ..server.evaluations import FIRST_ROW
+import typer
+from typer import Option
 
-NOT_RUNNING, REFUSED = 1, 2
-# Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
-# an older copy.
-WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, known_heads.FILE})
-UNIT = "fedveil-client.service"
-UNIT_FOLDER = Path("/etc/systemd/system")
-STOP_SECONDS = 60.0
-POLL_SECONDS = 0.1
-WHAT_LEDGERS_ARE = (
-    "the ledgers record the epsilon that this device's data have spent: without them the record starts at zero, "
-    "although past releases cannot be undone"
-)
+from ..base.refusal import Refusal, refusing
+from .grammar import GROUP, Bundle, Json, Reason, argument, option, own_modules, verb
+
+if TYPE_CHECKING:
+    from ..deployment.device.authority import TrustedAuthority
+
+group = typer.Typer(**GROUP)
+APPROVALS = "authorities.jsonl"  # in the state folder: who approved what authority, and why
+LEAST = 5e-5  # of an addition that is shown, in the unit of the score
+FORKED = NOT_YET = 1
+STANDARD_INPUT = Path("-")
+Ledgers = Annotated[
+    bool, Option("--ledgers", help="Remove the ledgers too: the record of the spent budget is then lost.")
+]
 
 
-def request(folder: Path, name: str, *, as_json: bool = False) -> int:
-    """Make a device's keys in `folder`, and the request to admit them; return the exit code."""
+@verb(group, "enrol", "Enrol this device by token.", needs="client")
+def enrol(
+    token: Annotated[
+        str,
+        argument(
+            "TOKEN", "File of the operator's token; - for standard input. Others can see a token itself."
+        ),
+    ],
+    folder: Annotated[Path, argument("FOLDER", "Folder of the new bundle.", file_okay=False)],
+    wait: Annotated[
+        float | None, option("SECONDS", "Time to wait for the authority; no limit by default.")
+    ] = None,
+) -> int:
+    """Make this device's keys, get them admitted, and complete its bundle. Exit code 1 if no answer has come yet.
+
+    Example:
+      fedveil client enrol cleveland.token hearts-cleveland
+    """
+    from ..base.core_dumps import without_core_dumps
+    from ..deployment.device import enrol as device
+    from ..links.enrolment.token import read_token
+
+    without_core_dumps()
+    say = partial(print, flush=True)
+    seconds = float("inf") if wait is None else wait
+    if device.enrol(read_token(_token_in(token)), folder, wait=seconds, notify=say):
+        print(f"enrolled; start it with: fedveil client start {folder}")
+        return 0
+    say("not admitted yet; repeat the command to continue")
+    return NOT_YET
+
+
+def _token_in(text: str) -> str:
+    """Return the line of a token: of standard input, of a file, or as it is."""
+    import os
+
+    from ..configs.bundle_files import read_secret
+    from ..links.enrolment.token import SCHEME
+
+    if text == "-":
+        return sys.stdin.readline()
+    if os.path.isfile(text):
+        return read_secret(Path(text)).decode(errors="replace")
+    if not text.startswith(f"{SCHEME}:"):  # it may be a token all the same, and is not repeated
+        remedy = f"is no file, and no token, which begins with {SCHEME}:; give the token's file, or -"
+        raise Refusal("token", "what was given", remedy)
+    print("warning: the process list shows the token to all users; give its file, or -", file=sys.stderr)
+    return text
+
+
+@verb(group, "request", "Make a device's keys.", needs="client")
+def request(
+    folder: Annotated[Path, argument("FOLDER", "Folder for the keys.", file_okay=False)],
+    name: Annotated[str, option("NAME", "Name of the client in federation.yaml.")],
+    as_json: Json = False,
+) -> int:
+    """Make a device's keys on the device, and a request to admit them.
+
+    Example:
+      fedveil client request harbour --name harbour
+    """
+    from ..deployment.device.enrolment import write_request
+
     written = write_request(folder, name)
     told = f"send {written} to the operator; the keys stay on the device"
     print(json.dumps({"request": str(written)}) if as_json else told)
     return 0
 
 
-def status(folder: Path, as_json: bool) -> int:
-    """Print the device's state; return 1 if its agent does not run."""
-    state = state_of(folder)
-    pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
-    waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
-    rollovers = waiting_rollovers(state, read_device_file(folder).federation)
-    paths = sorted((state / LEDGERS).glob("*.ledger"))
-    spent = spent_on(state / LEDGERS)
-    asked = [each for path in paths for each in questions_of(path)]
-    if as_json:
-        plain = {} if health is None else asdict(health)
-        ledgers = {
-            name: pair and {"epsilon": pair[0], "delta": pair[1]} | ({"as_client": part} if part else {})
-            for name, (pair, part) in spent.items()
-        }
-        rosters = {
-            "roster_pending": None if waiting is None else asdict(waiting),
-            "roster_changes": [asdict(each) for each in seen],
-            "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
-        }
-        over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
-        print(
-            json.dumps(
-                {
-                    **plain,
-                    "running": pid is not None,
-                    "ended": over,
-                    "ledgers": ledgers,
-                    "questions": [asdict(each) for each in asked],
-                    **rosters,
-                }
-            )
-        )
-    else:
-        print(_line(folder, health, pid is not None, spent))
-        if ended is not None:
-            model = _model(state, ended)
-            print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
-        for each in asked:
-            print(_question(each))
-        for each in seen[-1:]:
-            print(f"last change, {each.at}: {each}")
-        if waiting is not None:
-            print(f"waits: {waiting}")
-        if rollovers:
-            print(
-                f"waits (fedveil client authority {folder} --approve FINGERPRINT): {in_words(rollovers[-1])}"
-            )
-    return NOT_RUNNING if pid is None else 0
-
-
-def roster(
-    folder: Path,
-    version: int | None = None,
-    sign: Path | None = None,
-    reason: str | None = None,
-    *,
-    as_json: bool = False,
+@verb(group, "start", "Run the client until SIGTERM.", needs="client")
+def start(
+    folder: Bundle, once: Annotated[bool, Option("--once", help="Exit when a run ends.")] = False
 ) -> int:
-    """Print the members that the device may be summed with, and their changes; or approve or sign a change.
+    """Run the client until SIGTERM. The final model of a run is saved in the bundle's state folder.
 
-    Arguments as of `fedveil client roster`.
-
-    Raises:
-      Refusal: the bundle cannot be used, no such version waits, or the roster in the file is not to be signed.
+    Example:
+      fedveil client start hearts/clients/cleveland
     """
-    if version is not None:
-        # The bundle may not be usable before this approval, or before its keys are renewed.
-        state, policy = state_of(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
-        waiting = roster_changes.waiting_for(state, version)
-        own = OwnLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
-        own.approved(waiting.version, waiting.hash, reason)
-        roster_changes.approve(state, waiting)
-        print(f"approved: {waiting}")
-        return 0
-    bundle = read_client_bundle(folder)
-    if sign is not None:
-        asked, _ = read_signed_roster(sign, *bundle.authority.keys(time.time()))
-        written = write_cosignature(bundle, asked)
-        print(change_between(bundle.identity.roster, asked))
-        print(f"signed: send {written} to the holder of the authority")
-        return 0
-    held, vouched = bundle.identity.roster, bundle.identity.policy.peers
-    waiting, seen = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
+    from ..deployment.device import agent
+
+    return agent.start(folder, once=once)
+
+
+@verb(group, "status", "Show the state of the device.", needs="client")
+def status(folder: Bundle, as_json: Json = False) -> int:
+    """Show the state of the device and the changes of its roster. Exit code 1 if its agent does not run.
+
+    Example:
+      fedveil client status hearts/clients/cleveland
+    """
+    from ..deployment.device.commands import status
+
+    return status(folder, as_json)
+
+
+@verb(group, "roster", "Show the roster of the device.", needs="client")
+def roster(
+    folder: Bundle,
+    approve: Annotated[int | None, option("VERSION", "Approve the pending roster of this version.")] = None,
+    sign: Annotated[
+        Path | None, option("FILE", "Sign the roster in this file, for owners who require cosignatures.")
+    ] = None,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> int:
+    """Show the members of the device's roster with their key fingerprints, and its changes.
+
+    Example:
+      fedveil client roster hearts/clients/cleveland
+      fedveil client roster hearts/clients/cleveland --sign roster.bin
+    """
+    from ..deployment.device.commands import roster
+
+    return roster(folder, approve, sign, reason, as_json=as_json)
+
+
+@verb(group, "authority", "Show or replace the authority.", needs="client")
+def authority(
+    folder: Bundle,
+    rollover: Annotated[
+        Path | None,
+        option("FILE", "rollovers.json of the authority's holder, for a device that was offline."),
+    ] = None,
+    approve: Annotated[
+        str | None, option("FINGERPRINT", "Fingerprint of the new authority, compared with its holder.")
+    ] = None,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> int:
+    """Show the authority that the device trusts, or follow the rollover of its keys. A running agent needs no restart.
+
+    Example:
+      fedveil client authority hearts/clients/cleveland
+      fedveil client authority hearts/clients/cleveland --rollover rollovers.json
+    """
+    from ..base.durable_files import append_line
+    from ..deployment.device.authority import offered
+    from ..deployment.device.client_bundle import read_pinned
+    from ..privacy.ledger.acts import acting_user
+
+    own, policy, before = read_pinned(folder)
+    state = folder / own.state
+    if rollover is not None or approve is not None:
+        text = _rollover(state, rollover, own.federation)
+        offered(state, policy, text, own.federation, (approve or "").strip().lower())
+        _, _, held = read_pinned(folder)
+        if approve is not None:
+            said = {"authority": held.fingerprint, "who": acting_user(), "reason": reason}
+            append_line(state / APPROVALS, {"at": datetime.now(UTC).isoformat(timespec="seconds"), **said})
+        if not as_json:
+            print("already in force" if held == before else "the authority was replaced")
+    _show_authority(read_pinned(folder)[2], state, own.federation, as_json)
+    return 0
+
+
+def _rollover(state: Path, rollover: Path | None, federation: str) -> bytes:
+    from ..configs.bundle_files import read_file
+    from ..deployment.device.authority import WAITING, waiting
+
+    if rollover is not None:
+        return read_file(rollover)
+    if not waiting(state, federation):
+        remedy = "no rollover waits; ask the authority's holder for rollovers.json, and give --rollover rollovers.json"
+        raise Refusal("approve", str(state), remedy)
+    return read_file(state / WAITING)
+
+
+def _show_authority(held: TrustedAuthority, state: Path, federation: str, as_json: bool) -> None:
+    from ..deployment.device.authority import in_words, new_fingerprint, waiting
+
+    waits = waiting(state, federation)
+    until = held.last.until if held.last is not None and time.time() < held.last.until else None
     if as_json:
-        members = [
-            {
-                "name": m.name,
-                "node": m.node,
-                "fingerprint": m.fingerprint,
-                "vouched": m.fingerprint in vouched,
-            }
-            for m in held.members
-        ]
-        plain = {"version": held.version, "hash": held.hash.hex(), "members": members}
-        pending = None if waiting is None else asdict(waiting)
-        print(json.dumps({**plain, "pending": pending, "changes": [asdict(each) for each in seen]}))
+        shown = None if not waits else {**asdict(waits[-1]), "fingerprint": new_fingerprint(waits[-1])}
+        plain = {"authority": held.key.hex(), "fingerprint": held.fingerprint, "former_until": until}
+        print(json.dumps({**plain, "rollovers": len(held.earlier), "waiting": shown}))
+        return
+    print(f"authority {held.key.hex()}, fingerprint {held.fingerprint}")
+    if until is not None:
+        print(f"the one before it counts until {datetime.fromtimestamp(until, UTC).isoformat()}")
+    if waits:
+        print(f"waits (--approve FINGERPRINT): {in_words(waits[-1])}")
+
+
+@verb(group, "log", "Show the server's log.", needs="client")
+def log(
+    folder: Bundle,
+    against: Annotated[
+        Path | None, option("FILE", "Export or proof of another client or of the server, to compare with.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show what the device has seen of the server's log, or compare it offline with another's. --json exports it.
+
+    Exit code 1 if the server has forked its log.
+
+    Example:
+      fedveil client log hearts/clients/cleveland --json > cleveland.json
+      fedveil client log hearts/clients/hungary --against cleveland.json
+    """
+    from .log import of_client
+
+    return of_client(folder, against, as_json=as_json)
+
+
+@verb(group, "witness", "Co-sign a head of a server's log.", needs="client")
+def witness(
+    log: Annotated[
+        Path, argument("LOG", "Export of the log, or proof of its consistency; - for standard input.")
+    ],
+    key: Annotated[Path, option("F", "Private key of the witness, as fedveil report key makes it.", "--key")],
+    ca: Annotated[Path, option("FILE", "The authority's certificate, ca.pem of any bundle.", "--ca")],
+) -> int:
+    """Print a co-signature of a log's head, if it extends the last head that this key has co-signed.
+
+    Exit code 1 if the log was cut or forked; then nothing is signed. F.heads.json beside the key keeps what it signed.
+
+    Example:
+      fedveil client witness server.json --key w.key --ca ca.pem > signed.json
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from ..configs.bundle_files import LARGEST_FILE, read_file
+    from ..evidence.binding.signatures import read_key
+    from ..links.log_export import log_in
+    from ..links.witness import contradiction, cosign_log, heads_of_key
+    from ..privacy.ledger.folder_lock import alone
+
+    signer = read_key(key).key
+    if not isinstance(signer, Ed25519PrivateKey):
+        raise Refusal("--key", str(key), "is not of Ed25519; make one with fedveil report key")
+    text = sys.stdin.buffer.read(LARGEST_FILE) if log == STANDARD_INPUT else read_file(log)
+    told = log_in(text, str(log), read_file(ca))
+    with refusing("--key", key, "has a folder that cannot be written"), alone(key, "witness"):
+        last = heads_of_key(key).get(told.head.federation)
+        fault = "" if last is None else contradiction(last.head, told)
+        if fault:
+            print(f"REFUSED: {fault}; nothing is signed. Keep this log and {key}.heads.json", file=sys.stderr)
+            return FORKED
+        if last is None:
+            said = f"the first head of {told.head.federation} that this key co-signs: nothing earlier is compared"
+            print(said, file=sys.stderr)
+        print(cosign_log(told, signer, key).to_json())
+    return 0
+
+
+@verb(group, "explain", "Explain one prediction.", needs="client")
+def explain(
+    folder: Bundle,
+    data: Annotated[Path, argument("DATA", "A table or a .npy file of inputs, of the owner.")],
+    row: Annotated[int, option("N", "Row to explain, counted from 1.")] = 1,
+    explain: Annotated[
+        str, option("METHOD", "Method of attribution: integrated_gradients.", "--method")
+    ] = "integrated_gradients",
+    as_json: Json = False,
+) -> int:
+    """Show, on the device, what each column adds to one prediction of its model. Nothing is sent or charged.
+
+    Example:
+      fedveil client explain hearts/clients/cleveland patients.csv --row 2
+    """
+    from .predict import explanation
+
+    own_modules()
+    if not data.exists():
+        raise Refusal("DATA", str(data), "does not exist; name a table or a .npy file")
+    columns = explanation(folder, data, (), explain)
+    count = len(columns["score"])
+    if not 1 <= row <= count:
+        raise Refusal("--row", row, f"{data} has rows 1 to {count}")
+    found = {name: each[row - 1].item() for name, each in columns.items()}
+    if as_json:
+        print(json.dumps(found))
         return 0
-    print(f"version {held.version}, hash {held.hash.hex()}")
-    width = max(len(member.name) for member in held.members)
-    for member in held.members:
-        word = "this device" if member.node == bundle.settings.node else ""
-        word = "vouched for" if member.fingerprint in vouched else word
-        print(f"  {member.name:{width}}  {member.fingerprint}  {word}".rstrip())
-    for each in seen:
-        print(f"{each.at}  {each}")
-    if waiting is not None:
-        demands = [f"--approve {waiting.version}"] * bundle.policy.approve_rosters
-        if least := bundle.policy.cosigned_by_at_least:
-            demands.append(f"{least} signatures of others")
-        if least := bundle.policy.peers_at_least:
-            demands.append(f"{least} of [peers]")
-        print(f"waits ({', '.join(demands)}): {waiting}")
+    names = [*found]
+    said, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
+    print(f"row {row}: {', '.join(f'{name} {_shown(found[name])}' for name in said)}")
+    print(f"  {found['at_baseline']:+8.4f}  baseline: midpoint of each number, no bin, no category")
+    for name in sorted(parts, key=lambda each: -abs(found[each])):
+        if abs(found[name]) >= LEAST:
+            print(f"  {found[name]:+8.4f}  {name}")
+    print(f"  {found['score']:+8.4f}  score. Nothing was sent from this device, and nothing was charged.")
     return 0
 
 
-def _question(asked: AskedQuestion) -> str:
-    """Return one line with a question, its purpose and its cost."""
-    why = f" ({asked.why})" if asked.why else ""
-    what = ", ".join(each for each in asked.asked if not each.endswith(f": {CLIPPED}"))
-    cost = (
-        "cost nothing: no answer was made" if asked.state == "void" else f"cost epsilon {asked.epsilon:.3g}"
-    )
-    return f"{asked.when}  question {asked.name}, for {', '.join(asked.purposes)}: {what}{why}; {cost}"
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _model(state: Path, ended: LastRun) -> str | None:
-    return str(state / ended.model) if ended.model else None
+@verb(group, "forget", "Remove the device's state.", needs="client")
+def forget(
+    folder: Bundle,
+    ledgers: Ledgers = False,
+    restored: Annotated[
+        bool,
+        Option("--restored", help="Go on after a restore or a copy: charge all of the budget as missed."),
+    ] = False,
+) -> int:
+    """Remove the device's state, except its ledgers and rosters.
+
+    Example:
+      fedveil client forget hearts/clients/cleveland
+    """
+    from ..deployment.device.commands import forget
+
+    return forget(folder, ledgers, restored)
 
 
-def _line(
-    folder: Path,
-    health: agent.Health | None,
-    runs: bool,
-    spent: dict[str, tuple[tuple[float, float] | None, float]],
-) -> str:
-    if health is None:
-        forgot = "no run is recorded" if spent else "never started"
-        parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
-    else:
-        state = health.state if runs else "not running"
-        parts = [f"{health.name}, node {health.node} of {health.federation}: {state}"]
-    if health is not None and health.at:
-        ago = time.time() - datetime.fromisoformat(health.at).timestamp()
-        parts.append(
-            f"{_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
-        )
-    for name, (pair, part) in spent.items():
-        whose = "as a client" if name.startswith("client-") else "by its records"
-        parts.append(
-            f"spent {whose}: "
-            + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
-            + (f", of which sums of the whole client would spend {part:.3g} alone" if part else "")
-        )
-    with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
-        allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
-        until = "" if allowed.until is None else f" until {allowed.until}"
-        parts.append(
-            f"owner's budget: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
-        )
-    return "\n  ".join(parts)
+@verb(group, "uninstall", "Remove the client from the device.", needs="client")
+def uninstall(
+    folder: Bundle,
+    yes: Annotated[bool, Option("--yes", help="Confirm; without it nothing is removed.")] = False,
+    ledgers: Ledgers = False,
+) -> int:
+    """Stop the agent; remove its unit, its bundle and its state.
 
+    Example:
+      fedveil client uninstall hearts/clients/cleveland --yes
+    """
+    from ..deployment.device.commands import uninstall
 
-def _row(number: int) -> str:
-    """Return what a device was asked, by its row of a run: those of evaluations and scaling lie beyond those of rounds."""
-    if number < FIRST_ROW:
-        return f"round {number}"
-    return f"evaluation after round {number % FIRST_ROW}" if number % FIRST_ROW else "scaling"
-
-
-def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
-    """Remove the device's state, except its ledgers unless they are named; a restored device is charged first."""
-    if restored and ledgers:
-        raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
-    state = state_of(folder)
-    with agent.alone(state):
-        spent = _charged_as_restored(folder, state) if restored else None
-        kept = {
-            ROSTER,
-            roster_changes.CHANGES,
-            agent.JOURNAL,
-        }  # who was revoked stays so, what was answered too
-        kept |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-        kept |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
-        _empty(state, kept if ledgers else kept | WITH_LEDGERS)
-        if restored:
-            known_heads.settle(state)
-            replace_file(state / agent.JOURNAL, f"{PAID}\n".encode())
-    print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
-    if spent is not None:
-        print(
-            f"charged what it may have missed: all of its budget, epsilon {spent.target_epsilon:g} at delta "
-            f"{spent.target_delta:g}; to go on, its owner raises target_epsilon in {folder / POLICY}"
-        )
-    return 0
-
-
-def _charged_as_restored(folder: Path, state: Path) -> Budget:
-    """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
-    bundle = read_client_bundle(folder)
-    journal = Journal(state / agent.JOURNAL)
-    again = journal.restore is not None
-    if not again:
-        journal.note(UNPAID)
-    journal.close()
-    own = OwnLedger(bundle.state / LEDGERS, device_name(bundle.settings), bundle.policy.cap)
-    return own.charge_restored(again)
-
-
-def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
-    """Stop the agent and remove its unit, bundle and state, except its ledgers unless they are named."""
-    state = state_of(folder)
-    if not yes:
-        print(
-            f"would stop the agent and remove {folder}, its keys and {state}; confirm with --yes. The device then needs "
-            f"new keys to take part{_of_ledgers(state, ledgers)}",
-            file=sys.stderr,
-        )
-        return REFUSED
-    _remove_unit(folder)
-    _stop(state)
-    with agent.alone(state):
-        _empty(state, set() if ledgers else WITH_LEDGERS)
-        for path in folder.iterdir():
-            if not state.resolve().is_relative_to(path.resolve()):
-                _remove(path)
-        (state / f"{agent.RUNNING}.lock").unlink(missing_ok=True)
-    for path in (state, folder):
-        with suppress(OSError):  # ledgers, or what is not ours
-            path.rmdir()
-    print(f"{folder}: uninstalled{_of_ledgers(state, ledgers)}")
-    return 0
-
-
-def state_of(folder: Path) -> Path:
-    """Return the folder of what the device remembers. Refusal if `folder` holds no client's bundle."""
-    return folder / read_device_file(folder).state
-
-
-def _of_ledgers(state: Path, ledgers: bool) -> str:
-    kept = state / LEDGERS
-    if ledgers:
-        return f"; its ledgers as well ({WHAT_LEDGERS_ARE})"
-    return f"; the ledgers stay in {kept}" if kept.exists() else ""
-
-
-def _empty(state: Path, kept: Collection[str]) -> None:
-    for path in state.iterdir():
-        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _stop(state: Path) -> None:
-    pid = agent.running(state)
-    if pid is None:
-        return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS
-    while agent.running(state) is not None:
-        if time.monotonic() > deadline:
-            raise Refusal("client", str(state), f"process {pid} does not end; kill it, then uninstall again")
-        time.sleep(POLL_SECONDS)
-
-
-def _remove_unit(folder: Path) -> None:
-    """Disable and remove the unit that was copied from this bundle."""
-    own, installed = folder / UNIT, UNIT_FOLDER / UNIT
-    if not installed.exists() or not own.exists() or own.read_bytes() != installed.read_bytes():
-        return
-    if systemctl := shutil.which("systemctl"):
-        subprocess.run([systemctl, "disable", "--now", UNIT], check=False)
-    installed.unlink()
+    return uninstall(folder, yes, ledgers)

@@ -1,35 +1,47 @@
-"""Export of a run's model: the folder is made, and its card is shown."""
+"""Verb `fedveil export`: a run's model in the format of a runtime, and its card."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..export.export import Order
-from ..export.export import export as made
+from .grammar import Json, app, argument, option, own_modules, verb
 
 
+@verb(app, "export", "Convert a run's model for a device.", needs="client")
 def export(
-    run: Path, asked: tuple[str, str | None, Path | None, Path | None, tuple[str, ...]], *, as_json: bool
+    run: Annotated[Path, argument("RUN", "Folder of an ended run.", file_okay=False)],
+    to: Annotated[str, option("FORMAT", "", words=("safetensors", "onnx", "torchscript", "int8"))],
+    student: Annotated[
+        str | None, option("MODULE:CLASS", "Smaller model to distil the model into; needs --public.")
+    ] = None,
+    public: Annotated[
+        Path | None, option("DATA", "Public inputs for a student: a table, tables, or a .npy file.")
+    ] = None,
+    out: Annotated[
+        Path | None, option("FOLDER", "Output folder; RUN/export/FORMAT by default.", file_okay=False)
+    ] = None,
+    allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
+    as_json: Json = False,
 ) -> int:
-    """Export a run's model and print its card.
+    """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
 
-    Args:
-      run: folder of the run.
-      asked: the fields of an `Order`.
-      as_json: whether the card is printed as JSON.
-
-    Returns:
-      The exit code.
+    Example:
+      fedveil export runs/first --to int8
+      fedveil export runs/first --to onnx --student small:Net --public pictures.npy
     """
-    folder, card = made(run, Order(*asked))
-    print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *told(card)]))
+    from ..export import export as exports
+
+    own_modules()
+    order = exports.Order(to, student, public, out, tuple(allow_module or ()))
+    folder, card = exports.export(run, order)
+    print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *_lines(card)]))
     return 0
 
 
-def told(card: Mapping[str, Any]) -> list[str]:
+def _lines(card: Mapping[str, Any]) -> list[str]:
     """Return the lines of a card."""
     facts = list(_facts(card))
     width = max(len(name) for name, _ in facts)

@@ -24,6 +24,9 @@ GROUP: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": CONTEXT,
 }
+app = typer.Typer(
+    help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
+)
 HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -1,48 +1,55 @@
-"""Ledgers as people read them: entries, verification and export of one that may be in use, or not trusted at all."""
+"""Verbs of `fedveil ledger`: entries as sentences, verification and export of a ledger that may be in use, or not trusted at all."""
 
 from __future__ import annotations
 
-import csv
 import json
-import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from typer import Option
 
 from ..base.refusal import Refusal
-from ..privacy.ledger.acts import ACTS, CAPS, REFUSAL, ROSTERS
-from ..privacy.ledger.book import CLOSE, COMMIT, OPEN, RESERVE, VOID, run_of
-from ..privacy.ledger.caps import NAMED
-from ..privacy.ledger.export import export_text
-from ..privacy.ledger.hash_chain import Chain
-from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
-from ..privacy.ledger.ledger import verify as verify_ledger
-from ..run.display import console_for, hanging, visible
 from ..run.files import OF_RECORDS
-from ..server.evaluations import FIRST_ROW
+from .grammar import GROUP, Head, Json, argument, option, verb
+
+if TYPE_CHECKING:
+    from ..privacy.ledger.ledger import Entry, Verification
+    from ..privacy.ledger.ledger import Head as EntryHead
 
 DAMAGED = 1
-Wanted = tuple[str | None, str | None, str | None]
-ALL: Wanted = (None, None, None)
 BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
+group = typer.Typer(**GROUP)
 
 
-def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
-    """Print the content of a ledger, or of all in a folder, the newest run first; return the exit code.
+@verb(group, "show", "Show the entries of a ledger.")
+def show(
+    path: Annotated[Path, argument("PATH", "A ledger, or a folder of ledgers.")],
+    run: Annotated[str | None, option("NAME", "Only runs whose name has this prefix.")] = None,
+    unit: Annotated[
+        str | None,
+        option(
+            "UNIT", "Only ledgers of this unit: ", words=("client", "record", "person", "person_everywhere")
+        ),
+    ] = None,
+    purpose: Annotated[str | None, option("TEXT", "Only releases whose purpose contains this.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Show the entries of a ledger in sentences, the newest run first: releases, refusals, decisions, closes.
 
-    Args:
-      path: of a ledger, or of a folder of ledgers.
-      wanted: what is told: runs whose name begins so, ledgers of this unit, releases whose purpose holds this.
-      as_json: print the entries as they stand.
-
-    Raises:
-      Refusal: there is no ledger, or its chain is broken.
+    Example:
+      fedveil ledger show first/ledger
     """
-    run, unit, purpose = wanted
+    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.ledger import read_entries
+    from ..run.display import hanging
+
     found: list[dict[str, Any]] = []
     for ledger in ledgers_in(path):
         entries = read_entries(ledger)
@@ -85,6 +92,8 @@ def ledgers_in(path: Path) -> list[Path]:
 
 
 def _is_wanted(entry: Entry, run: str | None, purpose: str | None) -> bool:
+    from ..privacy.ledger.book import run_of
+
     if run is not None and not run_of(entry).startswith(run):
         return False
     return purpose is None or purpose in str(json.loads(entry.payload).get("purpose", ""))
@@ -95,6 +104,9 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
     A commit is told with its release.
     """
+    from ..privacy.ledger.acts import CAPS, ROSTERS
+    from ..privacy.ledger.book import COMMIT, VOID, run_of
+
     runs: dict[str, list[Entry]] = {}
     for entry in entries:
         runs.setdefault(run_of(entry), []).append(entry)
@@ -112,6 +124,10 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
+    from ..privacy.ledger.acts import ACTS, REFUSAL
+    from ..privacy.ledger.book import CLOSE, OPEN, RESERVE
+    from ..server.evaluations import FIRST_ROW
+
     _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
     number = row % FIRST_ROW  # rows of evaluations lie beyond those of rounds
     if entry.kind == OPEN:
@@ -142,6 +158,8 @@ def _charged(payload: dict[str, Any]) -> str:
 
 
 def _outcome(settled: Entry | None) -> str:
+    from ..privacy.ledger.book import COMMIT
+
     if settled is None:
         return "reserved, and spent whether or not it was released"
     return "released" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
@@ -164,19 +182,18 @@ def in_words(event: dict[str, Any]) -> str:
     return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
 
 
-def verify_all(paths: Sequence[Path], head: Sequence[str] = (), *, as_json: bool = False) -> int:
-    """Verify each ledger as `verify` does, and pass over the locks and lists that lie beside ledgers.
+@verb(group, "verify", "Check every hash; recompute epsilon.")
+def verify(
+    paths: Annotated[
+        list[Path], argument("PATH", "Ledgers, or folders of them; locks and journals are skipped.")
+    ],
+    head: Head = None,
+    as_json: Json = False,
+) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants. Exit code 1 if a ledger is damaged.
 
-    Args:
-      paths: of the ledgers, or of folders of ledgers; of one alone that is none, the user is told.
-      head: as in `verify`; of one ledger.
-      as_json: print one JSON object a line.
-
-    Returns:
-      The exit code: 0, or 1 if a ledger is damaged.
-
-    Raises:
-      Refusal: none of them is a ledger, or one is not there, or `head` is given with several.
+    Example:
+      fedveil ledger verify first/ledger
     """
     ledgers = [each for path in paths if not path.name.endswith(BESIDE) for each in ledgers_in(path)]
     if not ledgers:
@@ -185,24 +202,13 @@ def verify_all(paths: Sequence[Path], head: Sequence[str] = (), *, as_json: bool
         )
     if head and len(ledgers) > 1:
         raise Refusal("head", " ".join(head), "belongs to one ledger; give only that ledger")
-    return max(verify(str(path), head, as_json=as_json) for path in ledgers)
+    return max(_verify(each, head or (), as_json=as_json) for each in ledgers)
 
 
-def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int:
-    """Check every entry's hash and recompute epsilon with two accountants.
+def _verify(path: Path, head: Sequence[str], *, as_json: bool) -> int:
+    from ..run.display import console_for, visible
 
-    Args:
-      path: of the ledger.
-      head: (number, hash) of an entry that a result or a checkpoint knows, as text: the ledger must hold it.
-      as_json: print one JSON object.
-
-    Returns:
-      The exit code: 0, or 1 if the ledger is damaged.
-
-    Raises:
-      Refusal: there is no ledger, or `head` is no entry's.
-    """
-    found = verified(Path(path), known_head(*head) if head else None)
+    found = verified(path, known_head(*head) if head else None)
     console = console_for(120)
     if as_json:
         print(json.dumps(_as_json(found), allow_nan=False))
@@ -210,8 +216,8 @@ def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int
     if not found.ok:
         console.print(f"{path}: DAMAGED: {visible(str(found.problem))}", style="bold red", markup=False)
         return DAMAGED
-    head = f"head {found.head.seq} {found.head.hash[:16]}"
-    console.print(f"{path}: {found.entries} entries, every hash is correct; {head}", markup=False)
+    last = f"head {found.head.seq} {found.head.hash[:16]}"
+    console.print(f"{path}: {found.entries} entries, every hash is correct; {last}", markup=False)
     if found.delta is None:
         console.print("nothing was released")
         return 0
@@ -222,23 +228,32 @@ def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int
     return 0
 
 
-def export(path: str, *, as_csv: bool) -> int:
-    """Write a ledger and the epsilons recomputed from it to standard output; return the exit code.
+@verb(group, "export", "Export a ledger for an auditor.")
+def export(
+    path: Annotated[Path, argument("PATH", "File of a ledger.")],
+    as_json: Annotated[bool, Option("--json", help="Write JSON; the default.")] = False,
+    as_csv: Annotated[bool, Option("--csv", help="Write CSV.")] = False,
+) -> int:
+    """Write a ledger, and the epsilon recomputed from it, for an auditor.
 
-    Keys and payloads stay the text that the ledger holds: `hash` is SHA-256 over the JSON array, without spaces and
-    in ASCII, of the five fields before it. In CSV the epsilons follow the entries as rows of kind `epsilon`.
-
-    Raises:
-      Refusal: it is a folder, or no ledger.
+    Example:
+      fedveil ledger export first/ledger --csv
     """
-    if Path(path).is_dir():
-        raise Refusal("ledger", path, "is a folder; give the path of one ledger in it")
-    found = verified(Path(path))
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
+    if path.is_dir():
+        raise Refusal("ledger", str(path), "is a folder; give the path of one ledger in it")
+    from ..privacy.ledger.export import export_text
+    from ..privacy.ledger.ledger import read_entries
+
+    found = verified(path)
     if found.problem is not None:
         print(f"{path}: DAMAGED: {found.problem}", file=sys.stderr)
-    entries = read_entries(Path(path))
-    spent = _spent(found)
+    entries, spent = read_entries(path), _spent(found)
     if as_csv:
+        import csv
+
+        # `hash` is SHA-256 over the JSON array, without spaces and in ASCII, of the five fields before it.
         rows = csv.writer(sys.stdout, lineterminator="\n")
         rows.writerow(("seq", "kind", "key", "payload", "prev_hash", "hash"))
         rows.writerows(entries)
@@ -258,14 +273,16 @@ def _as_json(found: Verification) -> dict[str, Any]:
     }
 
 
-def known_head(seq: str, digest: str) -> Head:
+def known_head(seq: str, digest: str) -> EntryHead:
     """Return an entry's number and hash from typed text.
 
     Raises:
       Refusal: the number is none.
     """
+    from ..privacy.ledger.ledger import Head as EntryHead
+
     try:
-        return Head(int(seq), digest)
+        return EntryHead(int(seq), digest)
     except ValueError:
         remedy = "give the entry's number and its hash, as a result's ledger_head"
         raise Refusal("head", seq, remedy) from None
@@ -280,7 +297,7 @@ def _spent(found: Verification) -> list[dict[str, Any]]:
     ]
 
 
-def verified(path: Path, head: Head | None = None) -> Verification:
+def verified(path: Path, head: EntryHead | None = None) -> Verification:
     """Check a ledger.
 
     Args:
@@ -290,11 +307,16 @@ def verified(path: Path, head: Head | None = None) -> Verification:
     Raises:
       Refusal: there is none.
     """
+    import logging
+
+    from ..privacy.ledger.hash_chain import Chain
+    from ..privacy.ledger.ledger import verify
+
     if not path.exists():
         raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
     # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    found = verify_ledger(path)
+    found = verify(path)
     if found.ok and head is not None:
         with closing(Chain.for_reading(path)) as chain:
             try:

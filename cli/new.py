@@ -1,18 +1,17 @@
-"""Projects that begin from a template, run at once and have a test that passes."""
+"""Verb `fedveil new`: projects that begin from a template, run at once and have a test that passes."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-
-import numpy as np
+from typing import Annotated
 
 from ..base.refusal import Refusal, refusing
+from .grammar import app, argument, option, verb
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA, PROJECT = "schema.yaml", "project.yaml"
@@ -35,16 +34,22 @@ SIMULATE = "fedveil simulate --config-dir . --config-name project"
 COMMANDS = {"csv": SIMULATE, "torch": SIMULATE, "sklearn": SIMULATE, "flower": "python run.py"}
 
 
-def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None = None) -> int:
-    """Make a project.
+@verb(app, "new", "Create a project from a template.")
+def new(
+    folder: Annotated[Path, argument("FOLDER", "Folder to create.")],
+    data: Annotated[
+        list[Path] | None, argument("DATA", "Your tables, with --from csv: a folder, or files of one folder.")
+    ] = None,
+    source: Annotated[str, option("KIND", "", "--from", words=("csv", "torch", "sklearn", "flower"))] = "csv",
+    label: Annotated[
+        str | None, option("COLUMN", "Column of your tables to predict; the last by default.")
+    ] = None,
+) -> int:
+    """Create a small project that runs and has a passing test. With your tables, draft their schema.
 
-    Arguments as of `fedveil new`.
-
-    Returns:
-      The exit code.
-
-    Raises:
-      Refusal: the kind does not exist, the folder cannot be made or holds something, or a table cannot be read.
+    Example:
+      fedveil new shops --from csv
+      fedveil new draft --from csv hospitals --label diagnosis
     """
     if source not in COMMANDS:
         raise Refusal("--from", source, f"choose one of {', '.join(COMMANDS)}")
@@ -59,7 +64,7 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
         _name_data(folder)
         if draft is not None:
-            _write_own(folder, data, draft)
+            _write_own(folder, data or (), draft)
         elif source == "csv":
             _write_tables(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -70,6 +75,8 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
         for each in doubts:
             print(each)
         print("A first run on real tables spends their whole budget; try one with task.simulated=true. Then:")
+    import shlex
+
     where = shlex.quote(str(folder))
     print(f"  cd {where} && {COMMANDS[source]}")
     if draft is None:
@@ -128,6 +135,8 @@ def _write_own(folder: Path, data: Sequence[Path], draft: str) -> None:
 
 def _write_tables(folder: Path) -> None:
     """Write a table for each of several owners, and one that is nobody's, of made-up rows."""
+    import numpy as np
+
     (folder / "data").mkdir()
     stream = np.random.default_rng(0)
     towards = np.linspace(-1, 1, COLUMNS)

@@ -1,20 +1,26 @@
-"""``fedveil plan``: what a budget affords, before anything is trained."""
+"""Plan of a run before anything is trained: what its budget affords, the predicted accuracy, and the cost of a sweep."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dp_accounting.dp_event import DpEvent
 from rich.console import Console
 from rich.table import Table
 
 from ..base.refusal import Refusal
-from ..configs.schema import CsvTask, SimulationSettings
+from ..configs.compose import Job
+from ..configs.schema import CsvTask, CustomTask, NoPrivacy, PrivacyLevel, SimulationSettings
+from ..configs.settings import settings_from_overrides
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
+from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
@@ -29,6 +35,20 @@ from ..run.unit_plan import (
     unit_plans,
     warnings_for,
 )
+
+if TYPE_CHECKING:
+    from ..simulations.prediction import Prediction
+
+ACCEPTED = "--accept-sweep"
+EPSILONS, USUAL = (1.0, 3.0, 8.0), 3.0
+ROUNDS, CLIENTS = (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)  # times what was asked for
+NEAR = 0.01  # of the best: more epsilon, rounds or clients than at the knee gain no more than that
+BETTER = 0.03  # a mode that is predicted to be this much better is named
+BESIDE = {  # a mode, and one that promises at least the same kind of thing to fewer or closer clients
+    "record": "record_distributed",
+    "client_central": "record_distributed",
+    "client_distributed": "record_distributed",
+}
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
@@ -174,3 +194,132 @@ def plain(federation: Federation) -> list[dict[str, Any]]:
         }
         for each in unit_plans(federation)
     ]
+
+
+def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
+    """Refuse a sweep of private runs on real data, which all are charged to the same people.
+
+    Raises:
+      Refusal: saying what the runs cost together and what arms would; nothing was trained.
+    """
+    several = [each for each in jobs if isinstance(each.task, CsvTask | CustomTask)]
+    several = [each for each in several if not isinstance(each.privacy, NoPrivacy)]
+    if len(several) < 2:
+        return
+    federations = [build(each, announced=True) for each in several]
+    real = [each for each in federations if not each.simulated]
+    if len(real) < 2:
+        return
+    events: dict[Budget, Counter[DpEvent]] = {}
+    for federation in real:
+        for plan, budget, rounds in plans_of(federation):
+            releases = 1 if plan.mechanism.rounds else rounds
+            events.setdefault(budget, Counter())[plan.event()] += releases
+    told: list[str] = []
+    for budget, counts in events.items():
+        together = epsilon(dict(counts), budget.target_delta, budget.adjacency, GATE_INTERVAL)
+        told.append(
+            f"epsilon {together:.3g} for one {budget.unit.replace('_', ' ')} at delta {budget.target_delta:g}"
+        )
+    remedy = (
+        f"on real data each run is charged to the same people: as planned they cost {' and '.join(told)}, and the ledger "
+        f"stops them at its budget; tune=learning_rate tune.values=[...] tries values on arms of the clients at the cost "
+        f"of one run; budget.runs={len(real)} plans all of them within one budget; {ACCEPTED} runs them"
+    )
+    raise Refusal("-m", f"{len(real)} runs", remedy)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Predicted point of one axis."""
+
+    axis: str
+    value: float
+    prediction: Prediction
+
+
+def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
+    """Print the predicted accuracy of runs with these settings, and return the exit code."""
+    from ..simulations.prediction import SEEDS, predict, public_federation
+
+    if not isinstance(settings.privacy, PrivacyLevel):
+        raise Refusal("privacy", settings.privacy.name, "has no epsilon to vary; choose another mode")
+    rows: list[Point] = []
+    mode, beside = settings.privacy.name, _beside(job, settings)
+    for row in _rows(settings):
+        rows.append(row)
+        if as_json:
+            print(
+                json.dumps({"axis": row.axis, "value": row.value, "values": row.prediction.values}),
+                flush=True,
+            )
+    other = None if beside is None else predict(public_federation(beside))
+    if as_json:
+        if other is not None and beside is not None:
+            print(json.dumps({"axis": "mode", "value": beside.privacy.name, "values": other.values}))
+        return 0
+    console = console_for(100)
+    task = settings.task.name
+    console.print(
+        f"Predicted on the public data of {task} by {len(SEEDS)} simulations of each point, with smaller cohorts and "
+        "proportionally less noise. Nothing is charged, and your own data are not read."
+    )
+    for axis in ("epsilon", "rounds", "clients"):
+        console.print(_table([row for row in rows if row.axis == axis]))
+    asked = next(
+        row.prediction.mean for row in rows if row.axis == "rounds" and row.value == settings.num_rounds
+    )
+    if other is not None and beside is not None and other.mean > asked + BETTER:
+        console.print(
+            f"{beside.privacy.name}: {other.mean:.0%}, {mode}: {asked:.0%}. Use privacy={beside.privacy.name}.",
+            style="yellow",
+        )
+    return 0
+
+
+def _rows(settings: SimulationSettings) -> Iterator[Point]:
+    from ..simulations.prediction import predict, public_federation
+
+    for target in sorted({*EPSILONS, _epsilon(settings)}):
+        level = settings.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
+        yield Point("epsilon", target, predict(public_federation(_changed(settings, privacy=level))))
+    for factor in ROUNDS:
+        rounds = max(1, round(settings.num_rounds * factor))
+        yield Point("rounds", rounds, predict(public_federation(_changed(settings, num_rounds=rounds))))
+    federation = public_federation(settings)
+    for factor in CLIENTS:
+        yield Point("clients", round(federation.num_clients * factor), predict(federation, clients=factor))
+
+
+def _epsilon(settings: SimulationSettings) -> float:
+    asked = settings.privacy.target_epsilon if isinstance(settings.privacy, PrivacyLevel) else None
+    return USUAL if asked is None else asked
+
+
+def _changed(settings: SimulationSettings, **update: object) -> SimulationSettings:
+    return settings.model_copy(update=update)
+
+
+def _table(rows: Sequence[Point]) -> Table:
+    axis, metric = rows[0].axis, rows[0].prediction.metric
+    best = max(row.prediction.mean for row in rows)
+    knee = next(row for row in rows if row.prediction.mean >= best - NEAR)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (axis, metric, "lowest to highest", ""):
+        table.add_column(column, justify="right" if column else "left", min_width=9)
+    for row in rows:
+        spread = f"{min(row.prediction.values):.3f} to {max(row.prediction.values):.3f}"
+        more = "knee: more gains less than one point" if row is knee and row is not rows[-1] else ""
+        table.add_row(f"{row.value:g}", f"{row.prediction.mean:.3f}", spread, more)
+    return table
+
+
+def _beside(job: Job, settings: SimulationSettings) -> SimulationSettings | None:
+    """Return the settings of the mode that may do better, at its defaults and the same budget; None where there is none."""
+    other = BESIDE.get(settings.privacy.name)
+    if other is None:
+        return None
+    kept = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
+    return settings_from_overrides(
+        [*kept, f"privacy={other}", f"privacy.target_epsilon={_epsilon(settings)}"]
+    )

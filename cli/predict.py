@@ -1,43 +1,53 @@
-"""Predictions of a run's released model, or of an exported one, as CSV."""
+"""Verb `fedveil predict`: predictions of the model of a run, of an export or of a client's bundle, as CSV."""
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..tasks.exported import read_export
-from .csv_cells import cell
+from ..run.files import MODEL, RESULT
+from .grammar import app, argument, option, own_modules, verb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from ..deployment.device.client_bundle import DeviceFile
 
 
+@verb(app, "predict", "Apply a run's model to data.")
 def predict(
-    run: Path, data: Path, out: Path | None, allow_modules: tuple[str, ...], explain: str | None = None
+    run: Annotated[
+        Path, argument("RUN", "Folder of an ended run, an export or a client's bundle.", file_okay=False)
+    ],
+    data: Annotated[Path, argument("DATA", "A table, a folder of tables, or a .npy file.")],
+    out: Annotated[Path | None, option("FILE", "CSV file to write; printed by default.")] = None,
+    allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
+    explain: Annotated[
+        str | None, option("METHOD", "Add each input's contribution to the score: integrated_gradients.")
+    ] = None,
 ) -> int:
-    """Write the outputs of a run's model for each row of the data, in order.
+    """Write the prediction of a run's model for each row: the likeliest class and its probability, or a number.
 
-    Arguments as of `fedveil predict`.
-
-    Returns:
-      The exit code.
-
-    Raises:
-      Refusal: there is no such run, or no model that was made by the schema that is here now; the data do not suit it,
-        or the file cannot be written.
+    Example:
+      fedveil predict runs/first patients.csv --out predictions.csv
+      fedveil predict runs/first patients.csv --explain integrated_gradients
     """
+    from ..tasks.exported import read_export
+
+    own_modules()
     if not data.exists():
         raise Refusal("DATA", str(data), "does not exist; name a table, a folder of them or a .npy file")
-    exported = read_export(run)
+    exported, modules = read_export(run), tuple(allow_module or ())
     if explain is not None:
-        columns = explanation(run, data, allow_modules, explain)
+        columns = explanation(run, data, modules, explain)
     else:
-        columns = _released(run, data, allow_modules) if exported is None else exported.predict(data)
+        columns = _released(run, data, modules) if exported is None else exported.predict(data)
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
@@ -59,7 +69,6 @@ def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
 def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     require_extra("client", "fedveil predict of a run")
     from ..run.released import predictions
-    from .run_model import model_and_task
 
     model, task, classifies = model_and_task(run, allow_modules)
     return predictions(model, task, data, classifies)
@@ -84,8 +93,7 @@ def explanation(
 
     from ..run.released import predictions
     from ..tasks.attribution import check_method, explained
-    from ..tasks.exported import read_array, schema_inputs
-    from .run_model import model_and_task
+    from ..tasks.exported import read_array, read_export, schema_inputs
 
     check_method(method)
     if read_export(run) is not None:
@@ -105,6 +113,10 @@ def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
     Raises:
       Refusal: the file cannot be written.
     """
+    import csv
+
+    from .csv_cells import cell
+
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     shown = ([f"{each:.6g}" if isinstance(each, float) else cell(each) for each in row] for row in rows)
     try:
@@ -116,3 +128,88 @@ def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
         if out is None:
             raise
         raise Refusal("--out", str(out), f"cannot be written ({error.strerror})") from None
+
+
+def model_and_task(folder: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
+    """Return a model in evaluation mode, its task, and whether it classifies.
+
+    Args:
+      folder: of a run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
+      allow_modules: modules that may be imported for the run's task.
+
+    Raises:
+      Refusal: there is no such run, or no model that was made by the schema that is here now.
+    """
+    bundle = _bundle_of(folder)
+    return _of_run(folder, allow_modules) if bundle is None else _of_device(bundle, allow_modules)
+
+
+def _of_run(run: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
+    """Return a run's model and task, and whether it classifies."""
+    from ..run.released import model_of, require_ended, task_of
+    from ..run.run_files import read_object
+
+    require_ended(run)
+    task = task_of(run, allow_modules)
+    classifies = "accuracy" in read_object(run / RESULT)["metrics"]
+    return model_of(run, task), task, classifies
+
+
+def _bundle_of(folder: Path) -> Path | None:
+    """Return the client's bundle that a folder is, or whose state folder it is."""
+    from ..deployment.device.client_bundle import DEVICE_FILE
+
+    for bundle in (folder, folder.resolve().parent):
+        if (bundle / DEVICE_FILE).is_file() and (
+            bundle == folder or (bundle / _settings(bundle).state).resolve() == folder.resolve()
+        ):
+            return bundle
+    return None
+
+
+def _settings(bundle: Path) -> DeviceFile:
+    from ..configs.bundle_files import read_toml
+    from ..deployment.device.client_bundle import DEFAULTS, DEVICE_FILE, read_settings
+
+    return read_toml(bundle / DEVICE_FILE, read_settings, DEFAULTS)
+
+
+def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
+    """Return the model that a device keeps, its task, and whether it classifies."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.numpy import load_file
+    from torch import nn
+
+    from ..base.bounded_decoding import read_json
+    from ..configs.bundle_files import SCHEMA
+    from ..deployment.device.client_bundle import TABLES
+    from ..run.released import model_of
+    from ..tasks import load_task
+    from ..tasks.arrays import agreement_of, load_arrays
+    from ..tasks.data import data_of
+
+    settings = _settings(bundle)
+    state, choice = bundle / settings.state, settings.task
+    if not (state / MODEL).is_file():
+        raise Refusal("folder", str(bundle), "holds no model; a completed run saves one")
+    with safe_open(state / MODEL, "numpy") as file:
+        told: dict[str, str] = file.metadata() or {}
+        if choice.kind is not None:
+            kept = load_file(state / MODEL)
+            model = nn.Linear(*kept["weight"].shape[::-1])
+            load_arrays(model, kept)
+            return model.eval(), None, True
+    options = {**choice.options, **choice.args}
+    if choice.name == TABLES:
+        options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
+        options |= {"moments": read_json(told["moments"])} if told.get("moments") else {}
+    task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
+    if told.get("agreement") and told["agreement"] != agreement_of(task):
+        remedy = f"is not the schema or model of run {told.get('run')}, whose model is saved; restore it"
+        raise Refusal("schema", str(options.get("schema")), remedy)
+    classifies = (
+        choice.name != TABLES
+        and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
+    )
+    return model_of(state, task), task, classifies

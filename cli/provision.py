@@ -1,4 +1,4 @@
-"""Provisioning as an operator sees it: bundles made, keys changed, clients left out."""
+"""Verbs of `fedveil provision`: bundles made, keys changed and clients left out, at the operator's desk."""
 
 from __future__ import annotations
 
@@ -6,68 +6,103 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Option
 
 from ..base.extras import require_extra
-from ..configs.bundle_files import ROLLOVERS
-from ..deployment.device.authority import new_fingerprint
-from ..deployment.enrolment import approve, give_tokens
-from ..deployment.provision import AUTHORITY, CLIENTS, Desk
-from ..deployment.register import Issued, Register
-from ..links.server_bundle import SERVER
+from .grammar import GROUP, Json, argument, option, verb
 
+if TYPE_CHECKING:
+    from ..deployment.provision import Desk
+    from ..deployment.register import Issued, Register
+
+group = typer.Typer(**GROUP)
+Folder = Annotated[Path, argument("FOLDER", "Folder made by fedveil provision.", file_okay=False)]
 SOON_SECONDS = 30 * 86400
 
 
-def tokens(folder: Path, names: list[str], hours: float, *, qr: bool = False, as_json: bool = False) -> int:
-    """Print a token for each name; return the exit code.
+@verb(group, "FILE", "Make the bundles of a federation.", hidden=True, needs="server")
+def provision(
+    file: Annotated[Path, argument("FILE", "federation.yaml, which lists the clients.")],
+    out: Annotated[
+        Path | None, option("FOLDER", "Output folder; named after the federation by default.")
+    ] = None,
+    wheels: Annotated[
+        Path | None, option("FOLDER", "Folder of a device's wheels, for requirements with hashes.")
+    ] = None,
+    lock: Annotated[
+        Path | None, option("FILE", "Lock file with the hashes of packages that --wheels lacks.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make the bundles of a federation from one file, or complete them.
 
-    Arguments as of `fedveil provision token`.
-
-    Raises:
-      Refusal: a name has no place in the federation.
+    Example:
+      fedveil provision federation.yaml
     """
-    if qr:
-        require_extra("qr", "fedveil provision token --qr")
-    given = give_tokens(folder, names, hours)
-    if as_json:
-        print(json.dumps({each.name: each.text() for each in given}))
-        return 0
-    for each in given:
-        print(each.text())
-        if qr:
-            print(import_module("segno").make(each.text()).terminal(compact=True) or "")
-    return 0
+    from ..deployment.provision import provision as body
+
+    return _show(body(file, out, wheels, lock), as_json=as_json)
 
 
-def admit_asked(folder: Path, names: list[str], *, as_json: bool = False) -> int:
-    """Admit the devices that have asked by a token; return 1 if a request was refused.
+@verb(group, "rotate", "Give a client new keys.", needs="server")
+def rotate(
+    folder: Folder,
+    names: Annotated[list[str], argument("NAME", "Clients (or 'hospital-*'), or server.")],
+    request: Annotated[Path | None, option("FILE", "Request of a device that made its own new keys.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Give clients or the server new keys. The old keys are no longer admitted.
 
-    Arguments as of `fedveil provision approve`.
-
-    Raises:
-      Refusal: a name has no token.
+    Example:
+      fedveil provision rotate hearts cleveland
+      fedveil provision rotate hearts 'hospital-*' server
     """
-    done = approve(folder, names)
-    if as_json:
-        told = {"admitted": done.admitted, "refused": dict(done.refused), "waiting": done.silent}
-        print(json.dumps({"roster": done.desk.register.version, **told}))
-        return 1 if done.refused else 0
-    for name in done.admitted:
-        issued = done.desk.register.find(name)
-        assert issued is not None
-        print(f"  node {issued.node}  {name}  admitted by its token; key {issued.fingerprint}")
-    for name, why in done.refused.items():
-        print(f"  {name}  refused: {why}")
-    if done.silent:
-        print(f"  no request yet: {', '.join(done.silent)}")
-    print(f"roster version {done.desk.register.version}: copy {done.desk.folder / SERVER} to the server")
-    return 1 if done.refused else 0
+    from ..deployment.provision import rotate as body
+
+    return _show(body(folder, names, request), as_json=as_json)
 
 
-def rolled_over(desk: Desk, *, as_json: bool) -> int:
-    """Print the new authority, and what its holder does next; return the exit code."""
+@verb(group, "renew", "Renew clients' certificates.", needs="server")
+def renew(
+    folder: Folder,
+    names: Annotated[list[str] | None, argument("NAME", "Clients (or 'hospital-*'); all by default.")] = None,
+    within: Annotated[
+        float, option("DAYS", "Renew only certificates that expire within this many days.")
+    ] = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Renew the certificates of clients' present keys. The server delivers them.
+
+    Example:
+      fedveil provision renew hearts
+      fedveil provision renew hearts 'hospital-*' --within 60
+    """
+    from ..deployment.provision import renew as body
+
+    return _show(body(folder, names or [], within), as_json=as_json)
+
+
+@verb(group, "rollover", "Replace the authority's keys.", needs="server")
+def rollover(
+    folder: Folder,
+    days: Annotated[float, option("N", "Days in which devices accept the old keys too.")] = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Replace the authority's keys by new ones, which the old key signs. Open tokens end.
+
+    Example:
+      fedveil provision rollover hearts
+    """
+    from ..configs.bundle_files import ROLLOVERS
+    from ..deployment.device.authority import new_fingerprint
+    from ..deployment.rollover import roll_over
+    from ..links.server_bundle import SERVER
+
+    desk = roll_over(folder, days)
     last, server = desk.authority.rollovers[-1], desk.folder / SERVER
     new, end = new_fingerprint(last), datetime.fromtimestamp(last.until, UTC).isoformat()
     if as_json:
@@ -85,7 +120,100 @@ def rolled_over(desk: Desk, *, as_json: bool) -> int:
     return 0
 
 
-def show(desk: Desk, *, as_json: bool) -> int:
+@verb(group, "token", "Print a token to enrol a device.", needs="server")
+def tokens(
+    folder: Folder,
+    names: Annotated[list[str], argument("NAME", "Clients, one device each.")],
+    hours: Annotated[float, option("N", "Hours until the tokens expire.")] = 24.0,
+    qr: Annotated[bool, Option("--qr", help="Print the tokens as QR codes too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Print a token for each name. A token enrols one device once: fedveil client enrol FILE FOLDER.
+
+    Example:
+      fedveil provision token hearts cleveland --hours 2 > cleveland.token
+    """
+    from ..deployment.enrolment import give_tokens
+
+    if qr:
+        require_extra("qr", "fedveil provision token --qr")
+    given = give_tokens(folder, names, hours)
+    if as_json:
+        print(json.dumps({each.name: each.text() for each in given}))
+        return 0
+    for each in given:
+        print(each.text())
+        if qr:
+            from importlib import import_module
+
+            print(import_module("segno").make(each.text()).terminal(compact=True) or "")
+    return 0
+
+
+@verb(group, "approve", "Admit devices enrolled by token.", needs="server")
+def approve(
+    folder: Folder,
+    names: Annotated[list[str] | None, argument("NAME", "Clients; all with a request by default.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Admit the devices that requested enrolment by token, and sign their bundles. Exit code 1 if one was refused.
+
+    Example:
+      fedveil provision approve hearts
+    """
+    from ..deployment import enrolment
+    from ..links.server_bundle import SERVER
+
+    done = enrolment.approve(folder, names or [])
+    if as_json:
+        told = {"admitted": done.admitted, "refused": dict(done.refused), "waiting": done.silent}
+        print(json.dumps({"roster": done.desk.register.version, **told}))
+        return 1 if done.refused else 0
+    for name in done.admitted:
+        issued = done.desk.register.find(name)
+        assert issued is not None
+        print(f"  node {issued.node}  {name}  admitted by its token; key {issued.fingerprint}")
+    for name, why in done.refused.items():
+        print(f"  {name}  refused: {why}")
+    if done.silent:
+        print(f"  no request yet: {', '.join(done.silent)}")
+    print(f"roster version {done.desk.register.version}: copy {done.desk.folder / SERVER} to the server")
+    return 1 if done.refused else 0
+
+
+@verb(group, "revoke", "Revoke a client.", needs="server")
+def revoke(
+    folder: Folder,
+    names: Annotated[list[str], argument("NAME", "Clients, or a pattern such as 'hospital-*'.")],
+    as_json: Json = False,
+) -> int:
+    """Remove clients from the next roster on.
+
+    Example:
+      fedveil provision revoke hearts cleveland
+    """
+    from ..deployment.provision import revoke as body
+
+    return _show(body(folder, names), as_json=as_json)
+
+
+@verb(group, "cosign", "Collect members' signatures.", needs="server")
+def cosign(
+    folder: Folder,
+    files: Annotated[list[Path], argument("FILE", "Signatures written by fedveil client roster --sign.")],
+    as_json: Json = False,
+) -> int:
+    """Collect members' signatures under the newest roster, for owners who require them.
+
+    Example:
+      fedveil provision cosign hearts cosignature-2.toml
+    """
+    from ..deployment.provision import cosign as body
+
+    return _show(body(folder, files), as_json=as_json)
+
+
+def _show(desk: Desk, *, as_json: bool) -> int:
     """Print what a command has changed of a federation; return the exit code."""
     print(json.dumps(_as_json(desk)) if as_json else "\n".join(_in_words(desk)))
     return 0
@@ -106,6 +234,9 @@ def _as_json(desk: Desk) -> dict[str, object]:
 
 
 def _in_words(desk: Desk) -> Iterator[str]:
+    from ..deployment.provision import AUTHORITY, CLIENTS
+    from ..links.server_bundle import SERVER
+
     register = desk.register
     members = len(register.admitted)
     yield f"{desk.federation.name}: {members} clients, roster version {register.version}"

@@ -1,21 +1,17 @@
-"""``fedveil report RUN``: the page of a run, its JSON, its model card and its bill of materials, made from the run's folder alone."""
+"""Verbs of `fedveil report`: a run's page, JSON, model card and bill of materials, its bundle, and the signatures under it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..base.durable_files import replace_file
+import typer
+from typer import Option
+
 from ..base.refusal import Refusal
-from ..configs.bundle_files import SCHEMA
-from ..evidence.asked import report_of_answers
-from ..evidence.card import card_of
-from ..evidence.commands import commands_of
-from ..evidence.content import report_of, to_json
-from ..evidence.forms import empty_assessment, read_assessment
-from ..evidence.materials import materials_of
-from ..evidence.page import page_of
 from ..run.files import (
     ASSESSMENT,
     CARD,
@@ -27,72 +23,117 @@ from ..run.files import (
     OPERATOR,
     PAGE,
     REPORT,
+    TIME_STAMP,
 )
-from ..run.run_files import as_a_run_wrote, read_run
+from .grammar import GROUP, Json, argument, option, verb
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evidence.comparison import ComparedValue
+    from ..run.run_files import Fields
 
 READABLE, PRIVATE = 0o644, 0o600  # readable like the run itself, and by its owner alone
+WIDTH = 110
+BUNDLE = "bundle"  # folder in the run's, where no other is named
+Signers = Annotated[
+    list[Path] | None, option("F", "Private key to sign with; once for each algorithm.", "--key")
+]
+group = typer.Typer(**GROUP)
 
 
+@verb(group, "RUN", "Write the page of a run and its JSON.", hidden=True, needs="server")
 def report(
-    folder: Path,
-    out: Path | None = None,
-    assessment: Path | None = None,
-    questions: Path | None = None,
-    *,
-    operator: bool = False,
-    as_json: bool = False,
+    run: Annotated[Path, argument("RUN", "Folder of a run or of answers.", file_okay=False)],
+    out: Annotated[
+        Path | None, option("FOLDER", "Output folder; the run's folder by default.", file_okay=False)
+    ] = None,
+    assessment: Annotated[
+        Path | None, option("FILE", "The organisation's answers; RUN/assessment.yaml by default.")
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        option(
+            "FOLDER",
+            "Folder of answers to fedveil ask; with a server's run, the server's by default.",
+            file_okay=False,
+        ),
+    ] = None,
+    operator: Annotated[
+        bool,
+        Option(
+            "--operator", help="Write RUN/operator with all times, bytes and counts, for its owner alone."
+        ),
+    ] = False,
+    as_json: Json = False,
 ) -> int:
-    """Write the report of a run, or of the answers in a folder of them, and return the exit code.
+    """Write report.html, report.json, CARD.md and bom.cdx.json of a run, from its folder alone.
 
-    Arguments as of `fedveil report`.
+    With a folder of answers to fedveil ask, write report/report.html and report/report.json.
 
-    Raises:
-      Refusal: there is no run, a file of it or an answer cannot be read, or the report cannot be written.
+    Example:
+      fedveil report runs/2026-01-31/12-00-00
+      fedveil report runs/2026-01-31/12-00-00 --answers questions
+      fedveil report questions
     """
-    if not (folder / CONFIG).is_file() and any(folder.glob("*.json")):
-        for option, given in (
+    if not (run / CONFIG).is_file() and any(run.glob("*.json")):
+        for option_, value in (
             ("--assessment", assessment),
-            ("--answers", questions),
+            ("--answers", answers),
             ("--operator", operator),
         ):
-            if given:
-                raise Refusal(option, str(given), "belongs to the report of a run")
-        return _of_answers(folder, out, as_json=as_json)
-    answers = folder / ASSESSMENT if assessment is None else assessment
+            if value:
+                raise Refusal(option_, str(value), "belongs to the report of a run")
+        return _of_answers(run, out, as_json=as_json)
     if assessment is not None and not assessment.is_file():
         remedy = f"does not exist; start from the {ASSESSMENT} of a report"
         raise Refusal("--assessment", str(assessment), remedy)
-    if questions is not None and not questions.is_dir():
-        raise Refusal("--answers", str(questions), "does not exist; name the folder of the answers")
-    if operator and not (folder / OPERATOR).is_file():
+    if answers is not None and not answers.is_dir():
+        raise Refusal("--answers", str(answers), "does not exist; name the folder of the answers")
+    if operator and not (run / OPERATOR).is_file():
         remedy = f"has no {OPERATOR}: all that is known of the run is public; leave --operator out"
-        raise Refusal("RUN", str(folder), remedy)
+        raise Refusal("RUN", str(run), remedy)
+    filled = run / ASSESSMENT if assessment is None else assessment
+    return _of_run(run, out, filled, answers, operator, as_json)
+
+
+def _of_run(
+    folder: Path, out: Path | None, assessment: Path, answers: Path | None, operator: bool, as_json: bool
+) -> int:
+    from ..evidence.card import card_of
+    from ..evidence.commands import commands_of
+    from ..evidence.content import report_of, to_json
+    from ..evidence.forms import empty_assessment, read_assessment
+    from ..evidence.materials import materials_of
+    from ..evidence.page import page_of
+    from ..run.run_files import as_a_run_wrote, read_run
+
     with as_a_run_wrote(folder):
-        run = read_run(folder, read_assessment(answers), questions, operator)
+        run = read_run(folder, read_assessment(assessment), answers, operator)
         made = report_of(run, commands_of(run), _shapes(folder))
         text = to_json(made)
         files = {REPORT: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
+    status = run.result.get("status", "not ended")
     if as_json:
         print(text, end="")
-        return 0
-    if operator:
+    elif operator:
         target = folder / FOR_OPERATOR if out is None else out
         _write(target, {REPORT: text, PAGE: files[PAGE]}, PRIVATE)
-        print(f"{target / PAGE}: {run.result.get('status', 'not ended')}; for the operator alone")
-        return 0
-    target = folder if out is None else out
-    if assessment is None and not answers.is_file():
-        files[ASSESSMENT] = empty_assessment()
-    _write(target, files)
-    empty = made["forms_counted"]["empty"]
-    print(
-        f"{target / PAGE}: {run.result.get('status', 'not ended')}; {empty} fields of {ASSESSMENT} are empty"
-    )
+        print(f"{target / PAGE}: {status}; for the operator alone")
+    else:
+        target = folder if out is None else out
+        if assessment == folder / ASSESSMENT and not assessment.is_file():
+            files[ASSESSMENT] = empty_assessment()
+        _write(target, files)
+        empty = made["forms_counted"]["empty"]
+        print(f"{target / PAGE}: {status}; {empty} fields of {ASSESSMENT} are empty")
     return 0
 
 
 def _shapes(folder: Path) -> dict[str, Any] | None:
     """Return the shapes of a run's additive model; None for any other."""
+    from ..configs.bundle_files import SCHEMA
+
     if not (folder / SCHEMA).is_file():  # of no table
         return None
     from ..tasks.shapes import read_shapes
@@ -101,6 +142,10 @@ def _shapes(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
+    from ..evidence.answers import report_of_answers
+    from ..evidence.content import to_json
+    from ..evidence.page import page_of
+
     made = report_of_answers(folder)
     text = to_json(made)
     if as_json:
@@ -113,6 +158,8 @@ def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
 
 
 def _write(target: Path, files: Mapping[str, str], mode: int = READABLE) -> None:
+    from ..base.durable_files import replace_file
+
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -120,3 +167,177 @@ def _write(target: Path, files: Mapping[str, str], mode: int = READABLE) -> None
     except OSError as problem:
         remedy = f"cannot be written ({problem.strerror}); choose another with --out"
         raise Refusal("--out", str(target), remedy) from None
+
+
+@verb(group, "compare", "Show how two runs differ.", needs="server")
+def compare(
+    first: Annotated[Path, argument("A", "A run folder.", file_okay=False)],
+    second: Annotated[Path, argument("B", "Another run folder.", file_okay=False)],
+    everything: Annotated[bool, Option("--all", help="Show equal values too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Show how the reports of two runs differ: settings, guarantees, measurements, results and costs.
+
+    Example:
+      fedveil report compare runs/2026-01-31/12-00-00 runs/2026-01-31/12-05-00
+    """
+    from ..evidence.comparison import compared
+    from ..run.display import console_for
+
+    rows = compared(_report(first), _report(second), everything=everything)
+    if as_json:
+        shown = {"first": str(first), "second": str(second), "values": [asdict(each) for each in rows]}
+        print(json.dumps(shown))
+    elif not rows:
+        print("the reports of both runs are the same")
+    else:
+        console_for(WIDTH).print(_table(rows, first, second))
+    return 0
+
+
+def _report(folder: Path) -> Fields:
+    from ..evidence.content import report_of
+    from ..evidence.forms import read_assessment
+    from ..run.run_files import as_a_run_wrote, read_run
+
+    with as_a_run_wrote(folder):
+        return report_of(read_run(folder, read_assessment(folder / ASSESSMENT)))
+
+
+def _table(rows: list[ComparedValue], first: Path, second: Path) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None)
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    for name in ("", "", *names):
+        table.add_column(Text(name, overflow="fold"))
+    before = ""
+    for row in rows:
+        cells = (row.part if row.part != before else "", row.name, row.first, row.second)
+        table.add_row(*(Text(each, overflow="fold") for each in cells))
+        before = row.part
+    return table
+
+
+@verb(group, "bundle", "Make a bundle to verify offline.")
+def bundle(
+    run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
+    out: Annotated[
+        Path | None, option("FOLDER", "Output folder; RUN/bundle by default.", file_okay=False)
+    ] = None,
+    keys: Signers = None,
+    with_audit_rows: Annotated[
+        bool,
+        Option(
+            "--with-audit-rows",
+            help="Include the audit's rows, which reveal the number of clients per round.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Make the bundle of a run: its files, its ledger, a signed list of hashes, and a check that needs no fedveil.
+
+    Example:
+      fedveil report bundle runs/2026-01-31/12-00-00 --key federation.key
+    """
+    from ..evidence.binding.bundle import add_signature, make_bundle
+    from ..evidence.binding.signatures import FEDERATION, read_key
+    from ..evidence.binding.verify import contents_of
+    from ..run.manifest import tells_counts
+
+    signers = [read_key(each) for each in keys or ()]
+    contents, lines = contents_of(run)
+    target = run / BUNDLE if out is None else out
+    names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not tells_counts(run))
+    if signers:
+        add_signature(target, FEDERATION, _day(None), signers)
+    if as_json:
+        print(json.dumps({"bundle": str(target), "files": names, "signed": bool(signers)}))
+        return 0
+    for line in lines:
+        if line.ok is None:
+            print(f"not in it: {line.name}: {line.finding}")
+    print(f"{target}: {len(names)} files, {'signed' if signers else 'unsigned'}")
+    return 0
+
+
+@verb(group, "sign", "Sign a bundle in a role.")
+def sign(
+    folder: Annotated[Path, argument("BUNDLE", "A bundle.", file_okay=False)],
+    role: Annotated[str, option("ROLE", "Signer's role, such as 'data protection officer'.")],
+    keys: Annotated[list[Path], option("F", "Private key to sign with; once for each algorithm.", "--key")],
+    day: Annotated[str | None, option("YYYY-MM-DD", "Date; today, UTC, by default.", "--date")] = None,
+) -> int:
+    """Check a bundle and sign it in a role, together with the earlier signatures.
+
+    Example:
+      fedveil report sign bundle --role "data protection officer" --key officer.key
+    """
+    from ..evidence.binding.bundle import add_signature
+    from ..evidence.binding.signatures import SHOWN, read_key
+    from ..evidence.binding.verify import Knowledge, verify_folder
+
+    dated = _day(day)
+    for line in verify_folder(folder, Knowledge()):
+        if line.ok is False:
+            remedy = f"check {line.name} failed: {line.finding}; do not sign it"
+            raise Refusal("bundle", str(folder), remedy)
+    made = add_signature(folder, role, dated, [read_key(each) for each in keys])
+    signers = ", ".join(f"{name} {public[:SHOWN]}" for name, public in made.keys.items())
+    print(f"{folder}: signed by {made.role}, {made.date}, {signers}")
+    return 0
+
+
+@verb(group, "stamp", "Get a time stamp of a run.")
+def stamp(
+    run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
+    tsa: Annotated[
+        str | None, option("URL", "Authority for time stamps (RFC 3161); FEDVEIL_TSA by default.")
+    ] = None,
+) -> int:
+    """Get a time stamp of the hash of a run's manifest, and write it to RUN/manifest.tsr.
+
+    Example:
+      fedveil report stamp runs/2026-01-31/12-00-00 --tsa https://tsa.example.org
+    """
+    import os
+
+    from ..evidence.binding.time_stamp import TSA
+    from ..evidence.binding.time_stamp import stamp as stamped
+
+    url = os.environ.get(TSA) if tsa is None else tsa
+    if not url:
+        raise Refusal("--tsa", None, f"name an authority for time stamps, here or in {TSA}")
+    print(f"{run / TIME_STAMP}: {stamped(run, url).isoformat(timespec='seconds')}, by {url}")
+    return 0
+
+
+@verb(group, "key", "Make a signing key.")
+def key(
+    path: Annotated[Path, argument("FILE", "Private key to write; FILE.pub is the public key.")],
+    ml_dsa: Annotated[
+        bool, Option("--ml-dsa", help="Make an ML-DSA-65 key; the default is Ed25519.")
+    ] = False,
+    unlocked: Annotated[bool, Option("--unlocked", help="Do not encrypt the key with a passphrase.")] = False,
+) -> int:
+    """Make a key that signs bundles. The passphrase is read from FEDVEIL_PASSPHRASE or the terminal.
+
+    Example:
+      fedveil report key officer.key
+    """
+    from ..evidence.binding.signatures import SHOWN, make_key, passphrase_for
+
+    public = make_key(path, ml_dsa, None if unlocked else passphrase_for(path, again=True))
+    print(f"{path}.pub: {public if not ml_dsa else public[:SHOWN] + '...'}")
+    return 0
+
+
+def _day(text: str | None) -> str:
+    """Return a day as typed; today, UTC, where none is."""
+    from datetime import UTC, date, datetime
+
+    try:
+        return (datetime.now(UTC).date() if text is None else date.fromisoformat(text)).isoformat()
+    except ValueError:
+        raise Refusal("--date", text, "give a day as YYYY-MM-DD") from None

@@ -81,7 +81,7 @@ def simulate(
         if page_port is not None:
             raise Refusal("--page", "with a sweep", "one page shows one run; give one value to each key")
         if not accept_sweep:
-            from .sweep_cost import require_accepted  # what plans need, which other sweeps do without
+            from .plan import require_accepted
 
             require_accepted([settings for _, settings in checked.jobs])
         return _sweep(checked, new, argv, as_json)
@@ -110,7 +110,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
     if not checked.jobs:
         return _hydra(checked, argv, _job)
     if accuracy:
-        from .accuracy import show_accuracy
+        from .plan import show_accuracy
 
         return max(show_accuracy(job, settings, as_json=as_json) for job, settings in checked.jobs)
     defer(*HEAVY)

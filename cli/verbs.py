@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -47,6 +46,8 @@ VOLUME = (
 @contextmanager
 def _volume(quiet: bool, verbose: bool) -> Generator[None]:
     if verbose:
+        import logging
+
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if not quiet:
         yield

@@ -1,4 +1,4 @@
-"""``fedveil verify``: a bundle, a run folder, a ledger or a folder of ledgers, checked by what it holds alone."""
+"""Verb `fedveil verify`: a bundle, a run folder, a ledger or a folder of ledgers, checked by what it holds alone."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from ..base.refusal import Refusal
-from ..evidence.asked import report_of_answers
-from ..evidence.binding.bundle import LIST
-from ..evidence.binding.page import ANOTHER, UNMADE, page_again, require_values
-from ..evidence.binding.signatures import FILE as SIGNATURES
-from ..evidence.binding.signatures import read_named_chain, read_public
-from ..evidence.binding.verify import FAULTS, CheckLine, Knowledge, is_bound, verify_folder
-from ..privacy.ledger.hash_chain import Head
-from ..run.display import hanging
 from ..run.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
-from .ledger import known_head, ledgers_in
-from .ledger import verified as verified_ledger
+from .grammar import Head, Json, app, argument, option, verb
+from .ledger import known_head, ledgers_in, verified
+
+if TYPE_CHECKING:
+    from ..evidence.binding.verify import CheckLine
+    from ..privacy.ledger.hash_chain import Head as EntryHead
 
 WRONG, UNBOUND = 2, 6
-HASH = re.compile("[0-9a-f]{64}")
-OF_A_RUN = (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)
 UNBOUND_WORDS = (
     "no ledger, signature or receipt binds these files, so whoever holds them may have written all of them; make a "
     "bundle that is signed, by fedveil report bundle RUN --key KEY"
@@ -32,74 +26,81 @@ UNBOUND_WORDS = (
 MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
 
 
-@dataclass(frozen=True)
-class Outside:
-    """Evidence of a run outside of its folder, as options of `fedveil verify`.
-
-    Attributes:
-      device: state folder of a device.
-      witnesses: public keys of witnesses, each as text or a file.
-      tsa: file of certificates of authorities for time stamps.
-    """
-
-    device: Path | None = None
-    witnesses: Sequence[str] = ()
-    tsa: Path | None = None
-
-
-NOTHING = Outside()
-
-
+@verb(app, "verify", "Check a run, a bundle or ledgers.")
 def verify(
-    path: Path,
-    keys: Sequence[str],
-    head: Sequence[str] = (),
-    outside: Outside = NOTHING,
-    *,
-    roster: str | None = None,
-    receipts: int | None = None,
-    as_json: bool = False,
+    path: Annotated[Path, argument("PATH", "A bundle, a run folder, a ledger, or a folder of ledgers.")],
+    keys: Annotated[
+        list[str] | None,
+        option(
+            "PUB",
+            "Public key of a required signer or of the authority (or its rollovers.json): file or hex.",
+            "--key",
+        ),
+    ] = None,
+    head: Head = None,
+    device: Annotated[
+        Path | None, option("FOLDER", "State folder of a device, to compare its ledgers with its receipt.")
+    ] = None,
+    roster: Annotated[
+        str | None, option("HASH", "Hash of the roster whose members gave the receipts.")
+    ] = None,
+    receipts: Annotated[
+        int | None,
+        option("N", "Receipts needed, above the number of assumed colluders; of all members by default."),
+    ] = None,
+    witnesses: Annotated[
+        list[str] | None,
+        option("PUB", "Public key that must have co-signed the server's log: a file, or hex.", "--witness"),
+    ] = None,
+    tsa: Annotated[
+        Path | None,
+        option("FILE", "Root certificate, in PEM, of the authority of the run's time stamp.", "--tsa"),
+    ] = None,
+    as_json: Json = False,
 ) -> int:
-    """Check what a path names, print what was found, and return the exit code.
+    """Check signatures, hashes, every ledger entry, every epsilon, the audit's verdict and every number of the page.
 
-    It is 0 if a ledger, or something that binds a run, was checked; 2 if something does not hold; 6 if nothing binds a run.
+    Example:
+      fedveil verify bundle --key federation.key.pub
+      fedveil verify runs/2026-01-31/12-00-00
 
-    Arguments as of `fedveil verify`.
-
-    Raises:
-      Refusal: there is nothing to check, or a key or head is none.
+    Exit codes: 0 no check failed, and a ledger, a signature or receipts bind the run; 2 a check failed, which is named,
+    or refused; 6 no check failed, but nothing binds the run.
     """
-    device = outside.device
+    from ..evidence.binding.bundle import LIST
+    from ..evidence.binding.signatures import FILE as SIGNATURES
+    from ..evidence.binding.signatures import read_named_chain, read_public
+    from ..evidence.binding.verify import Knowledge, is_bound, verify_folder
+    from ..run.display import hanging
+
     if not path.exists():
         raise Refusal(
             "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
         )
-    if roster is not None and not HASH.fullmatch(roster := roster.lower()):
+    if roster is not None and not re.fullmatch("[0-9a-f]{64}", roster := roster.lower()):
         raise Refusal(
             "--roster", roster, "is not 64 hexadecimal digits, as fedveil client roster prints them"
         )
-    known = known_head(*head) if head else None
-    chains = [read_named_chain(each) for each in keys]
+    chains = [read_named_chain(each) for each in keys or ()]
     public = tuple(
-        chain[-1].new if chain else read_public(each) for each, chain in zip(keys, chains, strict=True)
+        chain[-1].new if chain else read_public(each) for each, chain in zip(keys or (), chains, strict=True)
     )
-    witnesses = tuple(map(read_public, outside.witnesses))
-    asked = Knowledge(
-        public, known, device, roster, receipts, tuple(filter(None, chains)), witnesses, outside.tsa
-    )
-    if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
+    rollovers, named = tuple(filter(None, chains)), tuple(map(read_public, witnesses or ()))
+    known = known_head(*head) if head else None
+    asked = Knowledge(public, known, device, roster, receipts, rollovers, named, tsa)
+    if path.is_dir() and any((path / name).exists() for name in (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)):
         lines = verify_folder(path, asked)
         bound = is_bound(lines)
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
         of_runs = (("--device", device), ("--roster", roster), ("--receipts", receipts))
-        for option, value in (*of_runs, ("--witness", outside.witnesses or None), ("--tsa", outside.tsa)):
+        for option, value in (*of_runs, ("--witness", witnesses or None), ("--tsa", tsa)):
             if value is not None:
                 raise Refusal(
                     option, str(value), "is of a run, and not of a ledger; give the folder of a run"
                 )
-        lines = [*_answers(path), *(_ledger(each, path, asked.head) for each in ledgers_in(path))]
+        lines = [*_answers(path), *(_ledger(each, path, known) for each in ledgers_in(path))]
         bound = True  # a ledger is what binds
     ok = all(line.ok is not False for line in lines)
     code = WRONG if not ok else 0 if bound else UNBOUND
@@ -136,6 +137,10 @@ def _mark(ok: bool | None) -> str:
 
 def _answers(folder: Path) -> Iterator[CheckLine]:
     """Yield whether the page of a folder of answers, if any, matches the answers."""
+    from ..evidence.answers import report_of_answers
+    from ..evidence.binding.page import ANOTHER, UNMADE, page_again, require_values
+    from ..evidence.binding.verify import FAULTS, CheckLine
+
     page, report = (folder / OF_ANSWERS / name for name in (PAGE, REPORT))
     if not page.exists() and not report.exists():
         return
@@ -153,8 +158,10 @@ def _answers(folder: Path) -> Iterator[CheckLine]:
     yield CheckLine("page", ok, said)
 
 
-def _ledger(path: Path, among: Path, head: Head | None) -> CheckLine:
-    found, name = verified_ledger(path, head), path.name if path == among else str(path.relative_to(among))
+def _ledger(path: Path, among: Path, head: EntryHead | None) -> CheckLine:
+    from ..evidence.binding.verify import CheckLine
+
+    found, name = verified(path, head), path.name if path == among else str(path.relative_to(among))
     if found.problem is not None:
         return CheckLine(name, False, found.problem)
     spent = "nothing was released"

@@ -14,6 +14,7 @@ from typing import Any
 from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
 from ..privacy.audit.run_audit import AuditTerms
 from ..privacy.audit.summary import UNCLAIMED, untested
+from ..run.files import RECEIPTS
 from ..run.promise import (
     FALSE_POSITIVE,
     MIXED,
@@ -31,13 +32,12 @@ from .coverage import not_covered
 from .forms import counted_items, forms, known_to_the_run, nist_blocks
 from .ledger_history import ledger_history, plan_curve
 from .model import model_of
-from .receipts import receipts_of
-from .shapes import told_shapes
 
 FORMAT = "fedveil report 1"
 NOT_ENDED, RUNNING = "not ended", "running"
 TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
+DIGITS = 6  # of a shape's value; float32 has no more
 
 
 def report_of(
@@ -376,3 +376,62 @@ def _plain(text: object) -> str:
 def finite(value: object) -> bool:
     """Return whether a value of a report is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def receipts_of(run: RunFiles) -> dict[str, Any] | None:
+    """Return how many devices signed the run's files, as far as the number is public; None for a simulation."""
+    if not run.deployed:
+        return None
+    # Where a trusted server draws in secret, only its operator may read the membership.
+    public = bool(run.result) and run.result.get("seconds") is not None
+    given, of_this_run = _given(run) if public else (None, None)
+    rosters = run.result.get("rosters") or [{}]
+    return {
+        "public": public,
+        "ended": bool(run.result),
+        "given": given,
+        "members": rosters[-1].get("members") if public else None,
+        "of_this_run": of_this_run,
+    }
+
+
+def _given(run: RunFiles) -> tuple[int, bool | None]:
+    """Return the number of receipts in the folder, and whether they match its manifest."""
+    try:
+        found: Any = json.loads((run.folder / RECEIPTS).read_bytes())
+        return len(found["receipts"]), found["manifest"] == run.manifest
+    except FileNotFoundError:
+        return 0, None
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0, False
+
+
+def told_shapes(shapes: Fields | None) -> dict[str, Any] | None:
+    """Return the shapes of a model, one for each column and score, those that reach furthest first; None without any."""
+    if shapes is None:
+        return None
+    found = [
+        _shape(shape, score, place)
+        for shape in shapes["shapes"]
+        for place, score in enumerate(shapes["scores"])
+    ]
+    found.sort(key=lambda each: each["lowest"] - each["highest"])
+    return {"intercept": [_rounded(each) for each in shapes["intercept"]], "shapes": found}
+
+
+def _shape(shape: Fields, score: str, place: int) -> dict[str, Any]:
+    values = [_rounded(each) for each in shape["values"][place]]
+    return {
+        "column": shape["column"],
+        "score": score,
+        "edges": shape.get("edges"),
+        "words": shape.get("words"),
+        "values": values,
+        "lowest": min(values),
+        "highest": max(values),
+        "missing": _rounded(shape["missing"][place]) if "missing" in shape else None,
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..run.run_files import Fields
-from .asked import FORMAT as ANSWERS
+from .answers import FORMAT as ANSWERS
 from .charts import bar, thinned
 from .content import finite
 from .pictures import MOST_SHAPES, pictures

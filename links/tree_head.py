@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
@@ -19,12 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import NameOID
 
 from ..base.bounded_decoding import Undecodable, build, read_json
 from ..base.refusal import Refusal
-from ..configs.bundle_files import Credentials
+from ..configs.bundle_files import Credentials, issued_by
 from ..privacy.ledger.hash_chain import canonical
-from .server_certificate import server_certificate
+from .server_bundle import SERVER
 
 TAG = b"fedveil log head 1\0"  # no signature under a head is one of anything else, TLS's handshakes included
 MOST_BYTES = 1 << 14  # of a head in JSON; a certificate has about 900
@@ -107,3 +109,28 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
     except (ValueError, AssertionError, InvalidSignature) as error:
         why = str(error) or type(error).__name__
         raise Refusal("log", "head", f"was not signed by the server of {federation!r} ({why})") from None
+
+
+def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
+    """Return the certificate if it is that of the federation's server; its validity period is not checked.
+
+    Args:
+      pem: the certificate.
+      ca: of the authority; during an overlap another behind it.
+      federation: its name.
+
+    Raises:
+      ValueError: it is none, or another's.
+    """
+    try:
+        own = x509.load_pem_x509_certificate(pem)
+        held = issued_by(own, ca)
+    except TypeError as error:
+        raise ValueError("it is no certificate") from error
+    if not held:
+        raise ValueError("the federation's authority did not sign it")
+    kinds = (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
+    named = [[each.value for each in own.subject.get_attributes_for_oid(kind)] for kind in kinds]
+    if named != [[federation], [SERVER]]:
+        raise ValueError("it belongs to another server")
+    return own

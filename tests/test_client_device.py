@@ -20,11 +20,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli import client as client_verbs
-from fedveil.cli.client import forget, status
 from fedveil.client.private_update import NotTrained
-from fedveil.deployment.device import agent, known_heads
+from fedveil.deployment.device import agent, commands, known_heads
 from fedveil.deployment.device.client_bundle import Eligibility
+from fedveil.deployment.device.commands import forget, status
 from fedveil.deployment.device.eligibility import obstacle
 from fedveil.deployment.device.order_policy import accepted
 from fedveil.deployment.device.own_ledger import OwnLedger, epsilon_of, spent_on
@@ -364,9 +363,9 @@ def test_a_restore_is_charged_once_however_often_the_command_ends_early(
     assert code_of(device, in_the_clear(number=1)) == 0
     for place, name, when in (
         (OwnLedger, "charge_restored", "before the charge"),
-        (client_verbs, "_empty", "after it"),
+        (commands, "_empty", "after it"),
         (known_heads, "settle", "before the heads"),
-        (client_verbs, "replace_file", "before the end"),
+        (commands, "replace_file", "before the end"),
     ):
         with monkeypatch.context() as patched:
             if when == step:

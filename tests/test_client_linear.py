@@ -115,7 +115,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 
 LIGHT = """
 import sys
-import fedveil.deployment.device.agent, fedveil.cli.client, fedveil.deployment.device.device, fedveil.deployment.device.linear
+import fedveil.deployment.device.agent, fedveil.deployment.device.commands, fedveil.deployment.device.device, fedveil.deployment.device.linear
 import fedveil.deployment.device.own_ledger, fedveil.client.secure_update
 heavy = ("torch", "opacus", "scipy", "dp_accounting", "ray", "hydra", "matplotlib", "pandas", "sklearn")
 print([name for name in heavy if name in sys.modules])

@@ -14,7 +14,7 @@ from torch import nn
 from fedveil.audit.probes import OddProbe, RecordProbe, weighed
 from fedveil.audit.record_canaries import begin, coins_of
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit_run import audit_run
+from fedveil.cli.audit import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.audit.record_canaries import coins_of_step
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit_run import audit_run
+from fedveil.cli.audit import audit_run
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.union import sum_of_union, union_of

@@ -150,6 +150,26 @@ def test_a_mistake_names_what_is_near(say: Any, argv: list[str], said: str, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "simulate task=x",
+        "plan task=x",
+        "ask x.yaml",
+        "predict x x.csv",
+        "export x --to int8",
+        "server x",
+        "client explain x x",
+    ],
+)
+def test_a_users_own_modules_may_lie_in_the_folder_of_the_command(
+    say: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert say(*words.split())[0] == 2
+    assert sys.path[-1] == str(tmp_path)
+
+
 def test_what_other_tools_call_it_is_known(say: Any) -> None:
     code, _, err = say(
         "simulate", "lr=0.1", "device=cuda", "strategy=krum", "num_rounds=0", "privacy.epsilon=1"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.client import state_of
 from fedveil.deployment import authority
 from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.commands import state_of
 from fedveil.deployment.device.enrolment import read_request, write_request
 from fedveil.deployment.provision import provision
 from fedveil.links.server_bundle import read_server_bundle

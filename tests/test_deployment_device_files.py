@@ -20,7 +20,7 @@ from fedveil.deployment.requirements import (
     unverified,
     wheel_requirements,
 )
-from fedveil.deployment.systemd_units import (
+from fedveil.deployment.write_bundles import (
     CLIENT_UNIT,
     ENROLMENT_UNIT,
     SERVER_UNIT,

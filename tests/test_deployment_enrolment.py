@@ -18,15 +18,14 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.enrolment import enrol_device
+from fedveil.cli.client import enrol as enrol_device
 from fedveil.cli.provision import tokens
 from fedveil.deployment.device.admission import write_admission
 from fedveil.deployment.device.client_bundle import read_client_bundle
-from fedveil.deployment.device.enrol import enrol
+from fedveil.deployment.device.enrol import ask, authority_of, enrol
 from fedveil.deployment.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
-from fedveil.links.enrolment.device_end import ask, authority_of
 from fedveil.links.enrolment.messages import Ask, Reply
 from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place_of
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
@@ -116,7 +115,9 @@ def test_a_token_is_read_from_its_owners_file_and_shown_in_no_process_list(
 ) -> None:
     token = Token("localhost:1", "sensor-1", 1_900_000_000, bytes(32), bytes(32))
     seen: list[Token] = []
-    monkeypatch.setattr("fedveil.cli.enrolment.enrol", lambda token, *_, **__: seen.append(token) or True)
+    monkeypatch.setattr(
+        "fedveil.deployment.device.enrol.enrol", lambda token, *_, **__: seen.append(token) or True
+    )
     file = tmp_path / "sensor-1.token"
     file.write_text(f"{token.text()}\n")
     with pytest.raises(Refusal, match="may be read by others"):

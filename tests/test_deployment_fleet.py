@@ -16,7 +16,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import LinkSettings
 from fedveil.deployment.courier import Courier
 from fedveil.deployment.device import agent as agents
-from fedveil.deployment.device.certificate import newest_credentials, renew_certificate
+from fedveil.deployment.device.agent import newest_credentials, renew_certificate
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
 from fedveil.deployment.device.enrol import enrol
 from fedveil.deployment.enrolment import approve, give_tokens

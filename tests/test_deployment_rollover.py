@@ -20,9 +20,8 @@ from fedveil.deployment import rollover as rollover_module
 from fedveil.deployment.authority import Authority, KeyCare, make_keys, open_authority
 from fedveil.deployment.courier import Courier
 from fedveil.deployment.device import authority as device_authority
-from fedveil.deployment.device.agent import Agent
+from fedveil.deployment.device.agent import Agent, newest_credentials
 from fedveil.deployment.device.authority import new_fingerprint, offered, waiting
-from fedveil.deployment.device.certificate import newest_credentials
 from fedveil.deployment.device.client_bundle import (
     ClientBundle,
     read_client_bundle,

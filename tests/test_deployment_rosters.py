@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.cli.client import forget
 from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.commands import forget
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.server.masking import Masking

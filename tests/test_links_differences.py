@@ -46,7 +46,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.simulations.counted_grid import counted
+from fedveil.simulations.engines import counted
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy

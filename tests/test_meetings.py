@@ -35,7 +35,7 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.run.build import build
 from fedveil.run.question_plan import Spend
-from fedveil.simulations.ask import ask_here
+from fedveil.questions.simulated import ask_here
 from fedveil.simulations.simulate import simulate
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))

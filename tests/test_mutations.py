@@ -1564,7 +1564,7 @@ MUTATIONS = {
         "own_signature_alone",
     ),
     "a client's certificate signs the head of a log": Mutation(
-        "links/server_certificate.py",
+        "links/tree_head.py",
         "    if named != [[federation], [SERVER]]:\n",
         "    if False:\n",
         "test_links_server_log.py",
@@ -1753,7 +1753,7 @@ MUTATIONS = {
         "encrypted_by_scrypt",
     ),
     "a token that the process list shows is not warned of": Mutation(
-        "cli/enrolment.py",
+        "cli/client.py",
         '"warning: the process list shows the token to all users; ',
         '"warning: ',
         "test_deployment_enrolment.py",
@@ -1893,7 +1893,7 @@ MUTATIONS = {
         "its_own_keys",
     ),
     "a device enrols with whoever answers": Mutation(
-        "links/enrolment/device_end.py",
+        "deployment/device/enrol.py",
         "if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):",
         "if not reply.ca:",
         "test_deployment_enrolment.py",
@@ -1935,7 +1935,7 @@ MUTATIONS = {
         "copied_into_a_bundle",
     ),
     "a device goes back to the certificate of a replaced authority": Mutation(
-        "deployment/device/certificate.py",
+        "deployment/device/agent.py",
         "if after < before or (after == before and not ends_later):",
         "if after == before and not ends_later:",
         "test_deployment_rollover.py",
@@ -2005,14 +2005,14 @@ MUTATIONS = {
         "old_key_alone",
     ),
     "a device takes any certificate": Mutation(
-        "deployment/device/certificate.py",
+        "deployment/device/agent.py",
         "    check_certificate(path, pem, held, own.federation, own.name)\n",
         "",
         "test_deployment_fleet.py",
         "later_certificate_of_its_own",
     ),
     "a device takes an earlier certificate": Mutation(
-        "deployment/device/certificate.py",
+        "deployment/device/agent.py",
         "if after < before or (after == before and not ends_later):",
         "if after < before:",
         "test_deployment_fleet.py",
@@ -2068,7 +2068,7 @@ MUTATIONS = {
         "nobody_vouches",
     ),
     "a door that is open to all of a machine": Mutation(
-        "links/flower/loopback_door.py",
+        "links/flower/superlink.py",
         "!= os.geteuid()",
         "== -1",
         "test_server_own_door.py",

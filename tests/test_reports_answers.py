@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
-from fedveil.evidence.answers import read_answers, told_answers
-from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.answers import read_answers, report_of_answers, told_answers
 from fedveil.evidence.charts import bar
-from fedveil.evidence.content import report_of, to_json
+from fedveil.evidence.content import receipts_of, report_of, to_json
 from fedveil.evidence.coverage import not_covered
 from fedveil.evidence.page import MOST_FIGURES, PAGE, page_of
 from fedveil.evidence.pictures import MOST_SHAPES
-from fedveil.evidence.receipts import receipts_of
 from fedveil.evidence.shown import differences, references
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json

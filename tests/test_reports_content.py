@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
-from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.answers import report_of_answers
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.evidence.card import card_of
 from fedveil.evidence.content import report_of, to_json

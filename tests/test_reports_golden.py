@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.evidence.asked import report_of_answers
+from fedveil.evidence.answers import report_of_answers
 from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.page import page_of
 from fedveil.evidence.shown import differences, references

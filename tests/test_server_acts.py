@@ -70,8 +70,7 @@ def test_a_refusal_is_an_entry_that_costs_nothing(tmp_path: Path, capsys: pytest
 
 def test_acts_of_people_say_who_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledgers = tmp_path / "ledgers"
-    asked = ("all", "50", "1e-2", None, None, None)
-    assert set_budget(ledgers, asked, reason="the board of 3 May") == 0
+    assert set_budget("50", "1e-2", reason="the board of 3 May", ledger_dir=ledgers) == 0
     (cap,) = read_caps(ledgers)
     assert (cap.who, cap.reason) == (acting_user(), "the board of 3 May")
     keys: dict[str, Any] = {"num_rounds": 1, "ledger": {"dir": str(ledgers)}, "quiet": True}
@@ -127,13 +126,13 @@ def test_show_tells_the_newest_run_first_and_only_what_is_wanted(
 
     def told(run: str | None = None, unit: str | None = None, purpose: str | None = None) -> list[str]:
         capsys.readouterr()
-        show(tmp_path, (run, unit, purpose))
+        show(tmp_path, run, unit, purpose)
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
 
     assert told() == ["run third, for billing", "run second", "run first, for counting"]
     assert told("se") == ["run second"]
     assert told(None, "client") == [] and len(told(None, "record")) == 3
     assert told(None, None, "bill") == ["run third, for billing"]
-    show(tmp_path / "a.ledger", ("third", None, None), as_json=True)
+    show(tmp_path / "a.ledger", "third", as_json=True)
     assert {json.loads(each["key"])[0] for each in json.loads(capsys.readouterr().out)} == {"third"}
     assert verify(tmp_path / "a.ledger").ok

@@ -17,8 +17,8 @@ import torch
 import fedveil as fv
 import fedveil.run.run
 from fedveil.base.refusal import Refusal
+from fedveil.cli.report import bundle, key
 from fedveil.cli.report import report as make_report
-from fedveil.cli.report_bundle import bundle, key
 from fedveil.cli.verify import UNBOUND
 from fedveil.cli.verify import verify as verify_path
 from fedveil.configs.settings import settings_from_overrides

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from dp_accounting.dp_event import GaussianDpEvent
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.report_bundle import bundle, key, sign
+from fedveil.cli.report import bundle, key, sign
 from fedveil.cli.verify import verify
 from fedveil.configs.passphrase import is_scrypt
 from fedveil.configs.settings import settings_from_overrides
@@ -288,10 +288,10 @@ def test_rows_of_real_clients_under_a_trusted_server_tell_counts(
 def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
     copy: Path, made: Signed, tmp_path: Path
 ) -> None:
-    from fedveil.cli import report_bundle
+    from fedveil.run import manifest
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_bundle, "tells_counts", lambda run: True)
+        patch.setattr(manifest, "tells_counts", lambda run: True)
         bundle(made.run, tmp_path / "without", [])
         bundle(made.run, tmp_path / "with", [], with_audit_rows=True)
     assert not (tmp_path / "without" / "audit.npy").exists() and (tmp_path / "with" / "audit.npy").exists()

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from fedveil.base import open_files
+from fedveil.cli import client, server
 from fedveil.deployment import prometheus
 from fedveil.links.flower.tls_front import open_front
 from fedveil.links.grpc.event_loop import stream_loop
@@ -216,8 +217,8 @@ class Dropped(BaseException):
         ("deployment.ask", lambda asks, folder: asks.ask_clients(folder, None, None, [])),
         ("deployment.device.agent", lambda agent, folder: agent.start(folder)),
         ("deployment.provision", lambda provision, folder: provision.opened(folder).__enter__()),
-        ("cli.enrolment", lambda enrolment, folder: enrolment.serve_enrolments(folder)),
-        ("cli.enrolment", lambda enrolment, folder: enrolment.enrol_device("-", folder, 0.0)),
+        ("base.core_dumps", lambda _, folder: server.enrol(folder)),
+        ("base.core_dumps", lambda _, folder: client.enrol("-", folder, 0.0)),
     ],
 )
 def test_every_process_that_holds_keys_begins_without_core_dumps(

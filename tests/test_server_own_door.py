@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.links.flower import loopback_door as own_door
-from fedveil.links.flower.loopback_door import open_door, owner_of
+from fedveil.links.flower import superlink as own_door
+from fedveil.links.flower.superlink import open_door, owner_of
 
 CALL = "exec 3<>/dev/tcp/127.0.0.1/$0; printf 'run my code' >&3; head -c 22 <&3"
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,13 +277,11 @@ def test_a_question_to_tables_hides_a_row_unless_something_says_a_client(tmp_pat
         record = fv.ask({**count, "name": name}, task, folder=tmp_path / name, **keys, **more)
         assert record["unit"] == unit
     given = ["task=csv", f"task.folder={tmp_path / 'tables'}", "task.label=ill", "task.simulated=true"]
-    options = InquiryOptions(name="n", records=40.0, epsilon=1.0), QuestionOptions()
+    options = vars(InquiryOptions(name="n", records=40.0, epsilon=1.0)) | vars(QuestionOptions())
     for place, (more, unit) in enumerate((([], "record"), (["privacy=client_central"], "client"))):
         where = tmp_path / f"typed{place}"
-        assert (
-            ask_command("count", [*given, *more, "privacy.allow_large_delta=true"], options, (where, None))
-            == 0
-        )
+        words = [*given, *more, "privacy.allow_large_delta=true"]
+        assert ask_command(what="count", given=words, into=where, **options) == 0
         assert json.loads((where / "n.json").read_text())["unit"] == unit
     # Stored answers of other tasks stay theirs.
     assert "unit" not in read_inquiry({**count, "name": "digits"}).text
@@ -412,9 +410,8 @@ DIGITS = ("task=digits", "task.num_clients=60")
 
 
 def command(what: str, *given: str, into: Path, as_json: bool = False, **asked: Any) -> int:
-    inquiry = {each.name: asked.pop(each.name, None) for each in fields(InquiryOptions)}
-    said = InquiryOptions(**inquiry), QuestionOptions(**asked)
-    return ask_command(what, [*given, *DIGITS], said, (into, None), as_json=as_json)
+    options = vars(InquiryOptions()) | vars(QuestionOptions()) | asked
+    return ask_command(what=what, given=[*given, *DIGITS], into=into, as_json=as_json, **options)
 
 
 def test_the_command_prints_each_figure_with_its_interval_in_80_columns(

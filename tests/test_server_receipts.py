@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord
 
 from fedveil.base.tensor_file import safetensors_parts
-from fedveil.cli.report_bundle import bundle
+from fedveil.cli.report import bundle
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
 from fedveil.deployment.device.receipts import MOST, give_receipt, receipt_for
 from fedveil.deployment.serve import serve

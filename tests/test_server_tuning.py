@@ -15,7 +15,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.cli.sweep_cost import require_accepted
+from fedveil.cli.plan import require_accepted
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device.own_arm import require_own
 from fedveil.evidence.binding.recompute_ledger import main as recomputed

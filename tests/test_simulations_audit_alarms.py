@@ -13,7 +13,7 @@ from fedveil.audit.auditor import Auditor
 from fedveil.audit.line import AuditLine, in_words
 from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit_run import audit_run
+from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows, watching
 from fedveil.privacy.audit.alarms import Check

@@ -22,7 +22,7 @@ from flwr.supercore.object_ref import validate
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import verify
-from fedveil.simulations.flower_grid import FlowerGrid
+from fedveil.simulations.flower_app import FlowerGrid
 from fedveil.simulations.simulate import simulate
 
 free_port = runpy.run_path(str(Path(__file__).parent / "faults" / "ports.py"))["free_port"]

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedveil.cli.report import report
-from fedveil.cli.report_bundle import bundle
+from fedveil.cli.report import bundle, report
 from fedveil.cli.verify import UNBOUND, WRONG, verify
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import revoke

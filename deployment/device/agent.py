@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -21,15 +22,24 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import Error, Message
 
 from ...base.bounded_decoding import read_kept
 from ...base.core_dumps import without_core_dumps
-from ...base.durable_files import replace_file
+from ...base.durable_files import PUBLIC, replace_file
 from ...base.open_files import raise_limit
 from ...base.refusal import Refusal, disk_remedy
 from ...client.private_update import NotTrained
-from ...configs.bundle_files import CERTIFICATE, certificate_ends
+from ...configs.bundle_files import (
+    CERTIFICATE,
+    Credentials,
+    certificate_ends,
+    check_certificate,
+    issued_by,
+    load_certificate,
+    read_credentials,
+)
 from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...messages.flower_adapter import claim_identity, quiet_flower
 from ...messages.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
@@ -38,7 +48,6 @@ from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import folder_lock
 from ...privacy.ledger.receipt import Receipt
 from .authority import offered
-from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
 from .known_heads import LedgerHeads, charged
@@ -290,3 +299,44 @@ def read_health(state: Path) -> Health | None:
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
     return folder_lock.holder(state / RUNNING)
+
+
+def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
+    """Return the bundle with a newer certificate for its key, which replaces the earlier one on disk.
+
+    Args:
+      bundle: returned unchanged if its certificate expires no earlier, unless an authority signed it that was replaced.
+      pem: from the server; it needs the authority's signature, and this device's key and name.
+
+    Raises:
+      Refusal: it is not a certificate of the authority for this key and name.
+      OSError: it cannot be stored.
+    """
+    authority, own = bundle.authority, bundle.settings
+    held = replace(bundle.credentials, earlier=authority.earlier_ca)
+    if pem == held.certificate:
+        return bundle
+    path = bundle.folder / CERTIFICATE
+    check_certificate(path, pem, held, own.federation, own.name)
+    pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without trailing data from the server
+    before, after = (
+        issued_by(load_certificate(path, each), authority.ca) for each in (held.certificate, pem)
+    )
+    ends_later = certificate_ends(path, pem) > certificate_ends(path, held.certificate)
+    if after < before or (after == before and not ends_later):
+        return bundle
+    replace_file(path, pem, PUBLIC)
+    logger.info("the certificate was renewed")
+    return replace(bundle, credentials=replace(held, certificate=pem))
+
+
+def newest_credentials(bundle: ClientBundle) -> Credentials:
+    """Return the current credentials in the bundle's folder, or the earlier ones if these cannot be used."""
+    own = bundle.settings
+    try:
+        authority = bundle.authority
+        held = read_credentials(bundle.folder, own.federation, own.name, authority.earlier_ca)
+        return replace(held, ca=authority.roots(time.time()))
+    except Refusal as refusal:
+        logger.warning("%s", refusal)
+        return bundle.credentials

@@ -4,18 +4,21 @@ An interrupted device continues with the same keys. A device with a bundle gets 
 its settings and its ledgers.
 """
 
+import hmac
 import logging
 import shutil
+import socket
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...base.bounded_decoding import Undecodable
 from ...base.durable_files import PUBLIC, replace_file, replace_files
 from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import ROSTER, read_file
-from ...links.enrolment.device_end import ask, authority_of
-from ...links.enrolment.token import Token, lock_of, seal_of
+from ...links.enrolment.messages import MOST_ANSWERED, Ask, Reply, receive, send
+from ...links.enrolment.token import Token, fingerprint_of, lock_of, seal_of
 from ...privacy.secagg.suite import KEY_BYTES
 from .admission import read_admission
 from .client_bundle import (
@@ -40,6 +43,7 @@ WHY = {
     "ended": "has ended; ask for a new one",
     "used": "was used by another device: tell the operator, and ask for a new one",
 }
+SECONDS = 30.0  # of one question
 
 
 def enrol(
@@ -148,3 +152,52 @@ def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes
         replace_file(making / ENROLLED, lock_of(token.door).encode())
     read_client_bundle(making, folder)
     replace_bundle(folder, making)
+
+
+def authority_of(token: Token) -> tuple[bytes, bytes]:
+    """Return the certificate, in PEM, and the public key of the authority that the token names.
+
+    Raises:
+      OSError: no server answers.
+      Refusal: the server names another authority.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # The certificate is compared with the fingerprint.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reply = _answer(token, Ask("", b"", b"", b""), context)
+    if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):
+        remedy = "is not of the authority that the token names: the connection is intercepted, or the authority was replaced; ask the operator"
+        raise Refusal("server", token.address, remedy)
+    return reply.ca, reply.authority
+
+
+def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
+    """Return the port's answer to a request, over TLS by the authority.
+
+    Args:
+      token: opens the port.
+      ca: the authority's certificate, as `authority_of` returned it.
+      request: the bytes of request.toml.
+      seal: under the token's key.
+
+    Raises:
+      OSError: no server answers, or it has no certificate of the authority.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=ca.decode("ascii"))
+    return _answer(token, Ask(token.name, token.door, request, seal), context)
+
+
+def _answer(token: Token, question: Ask, context: ssl.SSLContext) -> Reply:
+    host, _, port = token.address.rpartition(":")
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    end = time.monotonic() + SECONDS
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS) as stream,
+        context.wrap_socket(stream, server_hostname=host.strip("[]")) as sealed,
+    ):
+        send(sealed, question, end)
+        try:
+            return receive(sealed, Reply, MOST_ANSWERED, end)
+        except Undecodable as error:
+            raise ConnectionError(f"the server there uses another protocol ({error})") from None

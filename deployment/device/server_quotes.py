@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 
 from ...base.refusal import Refusal
 from ...links.attestation import NONCE_BYTES, Quote, quote_of, vouched_for
-from ...links.server_certificate import server_certificate
+from ...links.tree_head import server_certificate
 from ...messages.secure_wire import messages_of
 from ...privacy.secagg.messages import Proposal, read_any
 from ...privacy.secagg.refusal import Refused

@@ -19,9 +19,9 @@ import deaths
 from seldom_alarms import seldom_alarm
 
 import fedveil.__main__
-import fedveil.cli.client
 import fedveil.client.dp_sgd.train
 import fedveil.deployment.device.agent
+import fedveil.deployment.device.commands
 import fedveil.deployment.serve
 import fedveil.deployment.status
 import fedveil.links.flower.device_end

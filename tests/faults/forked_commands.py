@@ -22,7 +22,7 @@ IMPORTED = (
     "sklearn.datasets",
     "fedveil.deployment.device.agent",
     "fedveil.client.training.cohort_training",
-    "fedveil.cli.client",
+    "fedveil.deployment.device.commands",
     "fedveil.client.dp_sgd.train",
     "fedveil.links.grpc.device_end",
     "fedveil.tasks.digits",

@@ -1,4 +1,4 @@
-"""Verbs of `fedveil server`: arguments, options, help and example of each; the bodies are imported when called."""
+"""Verbs of `fedveil server`: a federation that is served, its state, its log and its enrolments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from ..base.refusal import Refusal
 from .grammar import (
     GROUP,
     AcceptVacuous,
@@ -24,10 +25,10 @@ from .grammar import (
 )
 from .verbs import ServerVerb
 
-server = typer.Typer(**GROUP)
+group = typer.Typer(**GROUP)
 
 
-@verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True, needs="server")
+@verb(group, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True, needs="server")
 def serve(
     ctx: typer.Context,
     folder: Bundle,
@@ -57,8 +58,8 @@ def serve(
         return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
-@verb(server, "status", "Show connections and spent epsilon.", needs="server")
-def server_status(folder: Bundle, as_json: Json = False) -> int:
+@verb(group, "status", "Show connections and spent epsilon.", needs="server")
+def status(folder: Bundle, as_json: Json = False) -> int:
     """Show connected clients, the round and the spent epsilon. Exit code 1 if no server runs and its run is not over.
 
     Example:
@@ -69,8 +70,8 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
     return show(folder, as_json=as_json)
 
 
-@verb(server, "log", "Show the transparency log.", needs="server")
-def server_log(
+@verb(group, "log", "Show the transparency log.", needs="server")
+def log(
     folder: Bundle,
     inclusion: Annotated[
         int | None, option("ENTRY", "Print a proof, as JSON, that the log holds this entry.")
@@ -94,13 +95,27 @@ def server_log(
     return of_server(folder, inclusion, consistency, cosigned or (), as_json=as_json)
 
 
-@verb(server, "enrol", "Accept enrolments by token.", needs="client")
-def server_enrol(folder: Bundle) -> int:
+@verb(group, "enrol", "Accept enrolments by token.", needs="client")
+def enrol(folder: Bundle) -> int:
     """Accept enrolments until no token is open. It may run beside the server, and needs no run.
 
     Example:
       fedveil server enrol hearts/server
     """
-    from .enrolment import serve_enrolments
+    import threading
+    from functools import partial
 
-    return serve_enrolments(folder)
+    from ..base.core_dumps import without_core_dumps
+    from ..links.enrolment.server_end import EnrolmentPort
+    from ..links.server_bundle import read_server_bundle
+
+    without_core_dumps()
+    bundle, say = read_server_bundle(folder), partial(print, flush=True)
+    if bundle.enrolment is None:
+        remedy = "has no port for enrolments; give server.enrolment in federation.yaml, and provision again"
+        raise Refusal("folder", str(folder), remedy)
+    try:
+        EnrolmentPort(bundle).serve(threading.Event(), say)
+    except KeyboardInterrupt:
+        say("stopped")
+    return 0

@@ -1,0 +1,332 @@
+"""Device commands beside its agent: status, roster, forget, uninstall."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from ...base.durable_files import replace_file
+from ...base.refusal import Refusal
+from ...configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
+from ...links.device_answers import PAID, UNPAID, Journal
+from ...messages.training_order import people_call
+from ...privacy.budget import Budget
+from ...privacy.ledger.question_caps import AskedQuestion
+from ...privacy.secagg.roster_change import change_between
+from ...privacy.statistics.inquiry import CLIPPED
+from ...server.evaluations import FIRST_ROW
+from . import agent, known_heads, roster_changes
+from .authority import WAITING, in_words, new_fingerprint
+from .authority import waiting as waiting_rollovers
+from .client_bundle import POLICY, read_client_bundle, read_device_file
+from .cosignature import write_cosignature
+from .device import device_name
+from .own_arm import DEALS
+from .own_ledger import OwnLedger, questions_of, spent_on
+from .owner_policy import POLICY_DEFAULTS, read_policy
+from .receipts import LEDGERS, RECEIPTS
+from .run_end import LastRun, read_ended
+
+NOT_RUNNING, REFUSED = 1, 2
+# Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
+# an older copy.
+WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, known_heads.FILE})
+UNIT = "fedveil-client.service"
+UNIT_FOLDER = Path("/etc/systemd/system")
+STOP_SECONDS = 60.0
+POLL_SECONDS = 0.1
+WHAT_LEDGERS_ARE = (
+    "the ledgers record the epsilon that this device's data have spent: without them the record starts at zero, "
+    "although past releases cannot be undone"
+)
+
+
+def status(folder: Path, as_json: bool) -> int:
+    """Print the device's state; return 1 if its agent does not run."""
+    state = state_of(folder)
+    pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
+    waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
+    rollovers = waiting_rollovers(state, read_device_file(folder).federation)
+    paths = sorted((state / LEDGERS).glob("*.ledger"))
+    spent = spent_on(state / LEDGERS)
+    asked = [each for path in paths for each in questions_of(path)]
+    if as_json:
+        plain = {} if health is None else asdict(health)
+        ledgers = {
+            name: pair and {"epsilon": pair[0], "delta": pair[1]} | ({"as_client": part} if part else {})
+            for name, (pair, part) in spent.items()
+        }
+        rosters = {
+            "roster_pending": None if waiting is None else asdict(waiting),
+            "roster_changes": [asdict(each) for each in seen],
+            "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
+        }
+        over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
+        print(
+            json.dumps(
+                {
+                    **plain,
+                    "running": pid is not None,
+                    "ended": over,
+                    "ledgers": ledgers,
+                    "questions": [asdict(each) for each in asked],
+                    **rosters,
+                }
+            )
+        )
+    else:
+        print(_line(folder, health, pid is not None, spent))
+        if ended is not None:
+            model = _model(state, ended)
+            print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
+        for each in asked:
+            print(_question(each))
+        for each in seen[-1:]:
+            print(f"last change, {each.at}: {each}")
+        if waiting is not None:
+            print(f"waits: {waiting}")
+        if rollovers:
+            print(
+                f"waits (fedveil client authority {folder} --approve FINGERPRINT): {in_words(rollovers[-1])}"
+            )
+    return NOT_RUNNING if pid is None else 0
+
+
+def roster(
+    folder: Path,
+    version: int | None = None,
+    sign: Path | None = None,
+    reason: str | None = None,
+    *,
+    as_json: bool = False,
+) -> int:
+    """Print the members that the device may be summed with, and their changes; or approve or sign a change.
+
+    Arguments as of `fedveil client roster`.
+
+    Raises:
+      Refusal: the bundle cannot be used, no such version waits, or the roster in the file is not to be signed.
+    """
+    if version is not None:
+        # The bundle may not be usable before this approval, or before its keys are renewed.
+        state, policy = state_of(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+        waiting = roster_changes.waiting_for(state, version)
+        own = OwnLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
+        own.approved(waiting.version, waiting.hash, reason)
+        roster_changes.approve(state, waiting)
+        print(f"approved: {waiting}")
+        return 0
+    bundle = read_client_bundle(folder)
+    if sign is not None:
+        asked, _ = read_signed_roster(sign, *bundle.authority.keys(time.time()))
+        written = write_cosignature(bundle, asked)
+        print(change_between(bundle.identity.roster, asked))
+        print(f"signed: send {written} to the holder of the authority")
+        return 0
+    held, vouched = bundle.identity.roster, bundle.identity.policy.peers
+    waiting, seen = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
+    if as_json:
+        members = [
+            {
+                "name": m.name,
+                "node": m.node,
+                "fingerprint": m.fingerprint,
+                "vouched": m.fingerprint in vouched,
+            }
+            for m in held.members
+        ]
+        plain = {"version": held.version, "hash": held.hash.hex(), "members": members}
+        pending = None if waiting is None else asdict(waiting)
+        print(json.dumps({**plain, "pending": pending, "changes": [asdict(each) for each in seen]}))
+        return 0
+    print(f"version {held.version}, hash {held.hash.hex()}")
+    width = max(len(member.name) for member in held.members)
+    for member in held.members:
+        word = "this device" if member.node == bundle.settings.node else ""
+        word = "vouched for" if member.fingerprint in vouched else word
+        print(f"  {member.name:{width}}  {member.fingerprint}  {word}".rstrip())
+    for each in seen:
+        print(f"{each.at}  {each}")
+    if waiting is not None:
+        demands = [f"--approve {waiting.version}"] * bundle.policy.approve_rosters
+        if least := bundle.policy.cosigned_by_at_least:
+            demands.append(f"{least} signatures of others")
+        if least := bundle.policy.peers_at_least:
+            demands.append(f"{least} of [peers]")
+        print(f"waits ({', '.join(demands)}): {waiting}")
+    return 0
+
+
+def _question(asked: AskedQuestion) -> str:
+    """Return one line with a question, its purpose and its cost."""
+    why = f" ({asked.why})" if asked.why else ""
+    what = ", ".join(each for each in asked.asked if not each.endswith(f": {CLIPPED}"))
+    cost = (
+        "cost nothing: no answer was made" if asked.state == "void" else f"cost epsilon {asked.epsilon:.3g}"
+    )
+    return f"{asked.when}  question {asked.name}, for {', '.join(asked.purposes)}: {what}{why}; {cost}"
+
+
+def _model(state: Path, ended: LastRun) -> str | None:
+    return str(state / ended.model) if ended.model else None
+
+
+def _line(
+    folder: Path,
+    health: agent.Health | None,
+    runs: bool,
+    spent: dict[str, tuple[tuple[float, float] | None, float]],
+) -> str:
+    if health is None:
+        forgot = "no run is recorded" if spent else "never started"
+        parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
+    else:
+        state = health.state if runs else "not running"
+        parts = [f"{health.name}, node {health.node} of {health.federation}: {state}"]
+    if health is not None and health.at:
+        ago = time.time() - datetime.fromisoformat(health.at).timestamp()
+        parts.append(
+            f"{_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
+        )
+    for name, (pair, part) in spent.items():
+        whose = "as a client" if name.startswith("client-") else "by its records"
+        parts.append(
+            f"spent {whose}: "
+            + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
+            + (f", of which sums of the whole client would spend {part:.3g} alone" if part else "")
+        )
+    with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
+        allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+        until = "" if allowed.until is None else f" until {allowed.until}"
+        parts.append(
+            f"owner's budget: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"
+        )
+    return "\n  ".join(parts)
+
+
+def _row(number: int) -> str:
+    """Return what a device was asked, by its row of a run: those of evaluations and scaling lie beyond those of rounds."""
+    if number < FIRST_ROW:
+        return f"round {number}"
+    return f"evaluation after round {number % FIRST_ROW}" if number % FIRST_ROW else "scaling"
+
+
+def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
+    """Remove the device's state, except its ledgers unless they are named; a restored device is charged first."""
+    if restored and ledgers:
+        raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
+    state = state_of(folder)
+    with agent.alone(state):
+        spent = _charged_as_restored(folder, state) if restored else None
+        kept = {
+            ROSTER,
+            roster_changes.CHANGES,
+            agent.JOURNAL,
+        }  # who was revoked stays so, what was answered too
+        kept |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+        kept |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
+        _empty(state, kept if ledgers else kept | WITH_LEDGERS)
+        if restored:
+            known_heads.settle(state)
+            replace_file(state / agent.JOURNAL, f"{PAID}\n".encode())
+    print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
+    if spent is not None:
+        print(
+            f"charged what it may have missed: all of its budget, epsilon {spent.target_epsilon:g} at delta "
+            f"{spent.target_delta:g}; to go on, its owner raises target_epsilon in {folder / POLICY}"
+        )
+    return 0
+
+
+def _charged_as_restored(folder: Path, state: Path) -> Budget:
+    """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
+    bundle = read_client_bundle(folder)
+    journal = Journal(state / agent.JOURNAL)
+    again = journal.restore is not None
+    if not again:
+        journal.note(UNPAID)
+    journal.close()
+    own = OwnLedger(bundle.state / LEDGERS, device_name(bundle.settings), bundle.policy.cap)
+    return own.charge_restored(again)
+
+
+def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
+    """Stop the agent and remove its unit, bundle and state, except its ledgers unless they are named."""
+    state = state_of(folder)
+    if not yes:
+        print(
+            f"would stop the agent and remove {folder}, its keys and {state}; confirm with --yes. The device then needs "
+            f"new keys to take part{_of_ledgers(state, ledgers)}",
+            file=sys.stderr,
+        )
+        return REFUSED
+    _remove_unit(folder)
+    _stop(state)
+    with agent.alone(state):
+        _empty(state, set() if ledgers else WITH_LEDGERS)
+        for path in folder.iterdir():
+            if not state.resolve().is_relative_to(path.resolve()):
+                _remove(path)
+        (state / f"{agent.RUNNING}.lock").unlink(missing_ok=True)
+    for path in (state, folder):
+        with suppress(OSError):  # ledgers, or what is not ours
+            path.rmdir()
+    print(f"{folder}: uninstalled{_of_ledgers(state, ledgers)}")
+    return 0
+
+
+def state_of(folder: Path) -> Path:
+    """Return the folder of what the device remembers. Refusal if `folder` holds no client's bundle."""
+    return folder / read_device_file(folder).state
+
+
+def _of_ledgers(state: Path, ledgers: bool) -> str:
+    kept = state / LEDGERS
+    if ledgers:
+        return f"; its ledgers as well ({WHAT_LEDGERS_ARE})"
+    return f"; the ledgers stay in {kept}" if kept.exists() else ""
+
+
+def _empty(state: Path, kept: Collection[str]) -> None:
+    for path in state.iterdir():
+        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _stop(state: Path) -> None:
+    pid = agent.running(state)
+    if pid is None:
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while agent.running(state) is not None:
+        if time.monotonic() > deadline:
+            raise Refusal("client", str(state), f"process {pid} does not end; kill it, then uninstall again")
+        time.sleep(POLL_SECONDS)
+
+
+def _remove_unit(folder: Path) -> None:
+    """Disable and remove the unit that was copied from this bundle."""
+    own, installed = folder / UNIT, UNIT_FOLDER / UNIT
+    if not installed.exists() or not own.exists() or own.read_bytes() != installed.read_bytes():
+        return
+    if systemctl := shutil.which("systemctl"):
+        subprocess.run([systemctl, "disable", "--now", UNIT], check=False)
+    installed.unlink()
