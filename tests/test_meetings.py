@@ -33,9 +33,9 @@ from fedveil.deployment.serve import serve
 from fedveil.privacy.accounting.events import event_from_json
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.run.build import build
-from fedveil.run.question_plan import Spend
+from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here
+from fedveil.run.build import build
 from fedveil.simulations.simulate import simulate
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
