@@ -48,3 +48,6 @@ class ClientCentralMode(ClientMode):
         clip = AdaptiveClipping(level.clipping_quantile, level.clipping_learning_rate)
         noise = AdaptiveNoise(plan, self.budget, TRAIN_LOSS, prior, begun)
         return Adaptation(clip if self.adapts_clip else None, noise if self.adapts_noise else None)
+
+
+MODE = ClientCentralMode

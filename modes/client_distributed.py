@@ -7,3 +7,6 @@ class ClientDistributedMode(ClientMode):
     """Hides whole clients from everybody, the server included."""
 
     distributed = True
+
+
+MODE = ClientDistributedMode

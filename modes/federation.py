@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..configs.schema import (
@@ -16,7 +17,6 @@ from ..strategies.cohorts import invited_size
 from .mode import Mode
 from .parts import Parts
 from .sums import COUNT_BOUND_BATCHES
-from .table import MODES
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -62,7 +62,8 @@ class Federation(Parts):
     @cached_property
     def mode(self) -> Mode:
         """What is promised to whom."""
-        return MODES[self.settings.privacy.name](self)
+        # A mode has the file of its name in this room.
+        return import_module(f".{self.settings.privacy.name}", __package__).MODE(self)
 
     @cached_property
     def identities(self) -> str:

@@ -260,6 +260,9 @@ class RecordMode(Mode):
         return ["Client sampling hides no record: messages and models reveal who took part."]
 
 
+MODE = RecordMode
+
+
 def _unless_all_refuse(
     level: RecordPrivacy, planned: Collection[str], refusals: Sequence[Refusal]
 ) -> RecordPrivacy:

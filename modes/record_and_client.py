@@ -38,3 +38,6 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
           Refusal: in any case.
         """
         return Mode.evaluation(self, noise_multiplier)
+
+
+MODE = RecordAndClientMode

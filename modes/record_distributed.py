@@ -202,3 +202,6 @@ class RecordDistributedMode(SumMode):
     def persons(self, most: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""
         return f"At most {most} clients train on one person, and all of that is one unit."
+
+
+MODE = RecordDistributedMode
