@@ -202,7 +202,11 @@ class Local(OnThisMachine):
 
     @cached_property
     def data_id(self) -> str:
-        """The name of the data: the settings say it, else the task's attribute.
+        """The name of the data."""
+        return self.require_name()
+
+    def require_name(self) -> str:
+        """Return the name of the data: the settings say it, else the task's attribute.
 
         Raises:
           Refusal: they have no name.
@@ -277,7 +281,7 @@ class Local(OnThisMachine):
         """Refuse to spend on data without a name."""
         del asked
         if spends:
-            _ = self.data_id
+            self.require_name()
 
     @contextmanager
     def alone(self) -> Generator[None]:

@@ -76,7 +76,7 @@ def test_the_command_line_is_one_that_flower_takes_and_means_what_it_should(
 
 
 def test_the_secret_stays_the_same(made: Path, tmp_path: Path) -> None:
-    assert link(made, tmp_path).secret == link(made, tmp_path).secret
+    assert link(made, tmp_path).secret() == link(made, tmp_path).secret()
 
 
 def test_keys_are_those_of_the_admitted_and_none_may_be_missing(made: Path) -> None:

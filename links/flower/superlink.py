@@ -86,9 +86,8 @@ class SuperLink:
     _process: subprocess.Popen[bytes] | None = None
     _let_in: set[bytes] = field(default_factory=set[bytes])
 
-    @property
     def secret(self) -> bytes:
-        """Secret that identifies the executor of its tasks: this process, and any reader of the file."""
+        """Return the secret that identifies the executor of its tasks: this process, and any reader of the file."""
         path = self.folder / SECRET
         if not path.exists():
             replace_file(path, secrets.token_bytes(SECRET_BYTES))
@@ -96,7 +95,7 @@ class SuperLink:
 
     def command(self) -> list[str]:
         """Return its command line."""
-        _ = self.secret
+        self.secret()
         host, port = self.address.split(":")
         return [
             *(sys.executable, "-c", SUPERLINK, str(self.listens), str(os.getpid())),
@@ -190,7 +189,7 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
         link = SuperLink(folder / STATE, address, listens, admitted, folder / KEYS)
         over = threading.Event()
         watch = threading.Thread(target=link.watch, args=(over,), name="superlink")
-        run = partial(open_run, link.address, link.secret, MOST_REPLY_BYTES)
+        run = partial(open_run, link.address, link.secret(), MOST_REPLY_BYTES)
         front = Front(f"http://{link.address}", admitted, listens)
         opened.enter_context(open_front(front, listen, folder / "tls.pem", folder / "tls.key"))
         try:
