@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
+    from .questions.evaluations import ClientEvaluation
     from .questions.private_evaluation import private_evaluation
     from .run.callbacks import Callback, RoundEnd, RunEnd, RunStart
     from .run.unit_plan import UnitPlan
-    from .server.evaluations import ClientEvaluation
     from .strategies.cohorts import All, CyclicPoisson, Fixed, MinSeparation, Poisson
     from .tasks.data import Examples, LazyExamples
     from .tasks.protocol import Task
@@ -86,7 +86,7 @@ _MODULES = (
     (".privacy.budget", "", "Adjacency Adversary Budget Release Unit"),
     (".privacy.ledger.ledger", "", "BudgetExhausted Ledger"),
     (".base.refusal", "", "Refusal"),
-    (".server.evaluations", "client", "ClientEvaluation"),
+    (".questions.evaluations", "client", "ClientEvaluation"),
     (".adapters.protect", "client", "protect"),
     (".run.callbacks", "simulation", "Callback RoundEnd RunEnd RunStart"),
     (".run.unit_plan", "simulation", "UnitPlan"),

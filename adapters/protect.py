@@ -42,19 +42,12 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.statistics.evaluation import EVALUATION
+from ..questions.evaluations import ClientEvaluation, events_of, means_of, noise_of, planned_half_width
 from ..questions.sums import Charge, put
 from ..questions.wire import with_evaluation
-from ..server.evaluations import (
-    ClientEvaluation,
-    events_of,
-    means_of,
-    name_of,
-    noise_of,
-    planned_half_width,
-    row_after,
-)
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
+from ..server.query_rows import name_of, row_after
 from ..server.records_plan import within_records
 from ..server.round_terms import Round, SumPrivacy
 from ..strategies.cohorts import All, Cohort, tossed_rate

@@ -126,7 +126,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
     from ..privacy.ledger.acts import ACTS, REFUSAL
     from ..privacy.ledger.book import CLOSE, OPEN, RESERVE
-    from ..server.evaluations import FIRST_ROW
+    from ..server.query_rows import FIRST_ROW
 
     _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
     number = row % FIRST_ROW  # rows of evaluations lie beyond those of rounds

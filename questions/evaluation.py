@@ -25,8 +25,8 @@ from ..run.queries import Query, Reach
 from ..run.run_folder import note_evidence
 from ..run.unit_plan import is_asked
 from ..server.checkpoint import State
-from ..server.evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..server.participants import Participants
+from ..server.query_rows import FIRST_ROW, name_of, row_after
 from ..server.round_terms import Mean, Round, unanswered
 from ..strategies.cohorts import All
 from ..tasks.data import Data
@@ -43,6 +43,7 @@ from .evaluation_plan import (
     scoring_of,
     scoring_plan,
 )
+from .evaluations import epsilon_of
 from .sums import Charge, put, sums_of
 from .wire import evaluation_content
 

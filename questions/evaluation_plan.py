@@ -22,9 +22,9 @@ from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_
 from ..run.prepare import some_examples
 from ..run.queries import EvaluationPlan
 from ..run.unit_plan import is_asked, questions_of
-from ..server.evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
+from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -32,8 +32,8 @@ from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
 from ..run.prepare import claim_records, settle_records
 from ..run.prepared_run import Run
-from ..server.evaluations import FIRST_ROW
 from ..server.participants import Participants
+from ..server.query_rows import FIRST_ROW
 from ..tasks import load_task
 from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema

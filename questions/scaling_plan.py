@@ -19,8 +19,8 @@ from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
 from ..run.queries import ScalingPlan, query_events, with_everybody
-from ..server.evaluations import USUAL_NOISE, epsilon_of
 from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
+from .evaluations import USUAL_NOISE, epsilon_of
 from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, question_plan, sigma_of
 
 PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers

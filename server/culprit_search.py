@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .evaluations import FIRST_ROW
+from .query_rows import FIRST_ROW
 
 FIRST = 2  # untrue sums from which on cohorts are split
 SUSPECTED = "is suspected of spoiling sums"

@@ -22,9 +22,9 @@ from ..privacy.secagg.refusal import Fault
 from ..privacy.secagg.roster import write_roster
 from .accounts import SumAccount
 from .culprit_search import WeighedSum
-from .evaluations import FIRST_ROW
 from .masking import Masking, masked_spec
 from .participants import Participants
+from .query_rows import FIRST_ROW
 from .round_terms import DECLINED, Mean, Round, Sum, joined, sentence
 from .secure_sum import Opened, SecureSums, share_spec
 

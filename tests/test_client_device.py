@@ -62,7 +62,7 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.run.manifest import Manifest
-from fedveil.server.evaluations import FIRST_ROW
+from fedveil.server.query_rows import FIRST_ROW
 
 SCRIPT = Path(__file__).parent / "faults" / "devices.py"
 MADE = runpy.run_path(str(SCRIPT))

@@ -542,7 +542,7 @@ MUTATIONS = {
         "the_target_is_kept",
     ),
     "an evaluation has the noise of its round": Mutation(
-        "server/evaluations.py",
+        "server/query_rows.py",
         "FIRST_ROW = 1 << 20",
         "FIRST_ROW = 0",
         EVALUATION_TESTS,
@@ -633,7 +633,7 @@ MUTATIONS = {
         "leaves_the_others",
     ),
     "an evaluation coarser than its resolution is asked": Mutation(
-        "server/evaluations.py",
+        "questions/evaluations.py",
         "    if half > wanted:",
         "    if half > 100 * wanted:",
         EVALUATION_TESTS,

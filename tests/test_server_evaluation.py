@@ -42,7 +42,7 @@ from fedveil.run.build import Given, build
 from fedveil.run.client_instructions import client_settings
 from fedveil.run.unit_plan import unit_plans
 from fedveil.server import masked_sums
-from fedveil.server.evaluations import FIRST_ROW
+from fedveil.server.query_rows import FIRST_ROW
 from fedveil.simulations.simulate import run_simulation
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.tasks.data import data_of, data_of_all

@@ -32,8 +32,8 @@ from fedveil.privacy.ledger.caps import Cap, default_folder, set_cap
 from fedveil.privacy.ledger.client_sums import RecordsBudget
 from fedveil.privacy.ledger.data_sets import together_path
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.questions.evaluations import ClientEvaluation
 from fedveil.questions.private_evaluation import private_evaluation
-from fedveil.server.evaluations import ClientEvaluation
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
 

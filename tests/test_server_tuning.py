@@ -39,8 +39,8 @@ from fedveil.run.queries import Query
 from fedveil.run.run_files import read_run
 from fedveil.run.sum_plan import sum_plan
 from fedveil.run.tuning import charged_scores, require_arms, tuning_of
-from fedveil.server.evaluations import name_of
 from fedveil.server.participants import Participants
+from fedveil.server.query_rows import name_of
 from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm

@@ -24,7 +24,7 @@ from ...privacy.budget import Budget
 from ...privacy.ledger.question_caps import AskedQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
-from ...server.evaluations import FIRST_ROW
+from ...server.query_rows import FIRST_ROW
 from . import agent, known_heads, roster_changes
 from .authority import WAITING, in_words, new_fingerprint
 from .authority import waiting as waiting_rollovers

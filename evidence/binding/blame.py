@@ -17,7 +17,7 @@ from ...privacy.secagg.roster import Roster, read_roster, roster_in
 from ...privacy.secagg.transcript import run_number
 from ...run.files import BLAME, CONFIG
 from ...run.run_files import read_config
-from ...server.evaluations import FIRST_ROW, name_of
+from ...server.query_rows import FIRST_ROW, name_of
 from .receipts import COLLUSION
 
 Claim = tuple[int, str, str]  # round, name of the member, fault

@@ -48,7 +48,7 @@ from ...run.files import (
 )
 from ...run.manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from ...run.run_files import read_config
-from ...server.evaluations import round_of
+from ...server.query_rows import round_of
 from .blame import claims_of, require_proved
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listed, read_list
 from .page import require_page

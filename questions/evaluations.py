@@ -1,4 +1,4 @@
-"""Evaluations at the clients, of a run and of `protect()`: their default noise, their rows, and their resolution."""
+"""Evaluations at the clients, of a run and of `protect()`: their default noise, their cost, and their resolution."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and gives the mean of 400 clients to 1.2 points
-# Beyond the rounds of any run: an evaluation has draws of its own, apart from its round's and other arms'.
-FIRST_ROW = 1 << 20
-NAME = "evaluation"  # behind the run's name, on ledgers
 
 
 @dataclass(frozen=True)
@@ -72,21 +69,6 @@ class ClientEvaluation:
           name: of the release.
         """
         return Evaluation(name, None, self.metric, self.bound, self.figures)
-
-
-def name_of(run: str) -> str:
-    """Return the name of a run's evaluations on ledgers."""
-    return f"{run} {NAME}"
-
-
-def row_after(number: int, arm: int = 1) -> int:
-    """Return the row of the evaluation after a round."""
-    return arm * FIRST_ROW + number
-
-
-def round_of(run: str, name: str, row: int) -> int | None:
-    """Return the round of an entry of a run or of its evaluations; None for another run's."""
-    return row % FIRST_ROW if name in (run, name_of(run)) else None
 
 
 def rounds_every(every: int, last: int) -> tuple[int, ...]:
