@@ -14,6 +14,7 @@ from .run_over import MESSAGE_TYPE
 
 RENEWAL, DEVICE, CERTIFICATE, ROLLOVERS = "renewal", "device", "certificate", "rollovers"
 LONGEST_CERTIFICATE = 1 << 14
+MOST_SUITES = 64
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
 
 
@@ -75,4 +76,5 @@ def facts_reply(message: Message, facts: DeviceFacts) -> Message:
 def read_facts(reply: Message) -> DeviceFacts | None:
     """Return a device's description; None if it cannot be read, as from an older release."""
     record = None if reply.has_error() else records_of(reply.content, ConfigRecord).get(DEVICE)
-    return None if record is None else read_record(DeviceFacts, record)
+    facts = None if record is None else read_record(DeviceFacts, record)
+    return None if facts is None or len(facts.suites) > MOST_SUITES else facts

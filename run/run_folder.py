@@ -16,6 +16,7 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
@@ -90,6 +91,9 @@ class Saved:
     places: str | None = None
 
 
+KEPT = ("noise", "filter_order", "turns", "deal", "places")  # beside the name
+
+
 @dataclass
 class Progress:
     """Progress of a run: its mutable state.
@@ -134,12 +138,9 @@ def read_saved(folder: Path) -> Saved:
         remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
         raise Refusal("resume", str(folder), remedy)
     try:
-        fields = json.loads((folder / SAVED).read_text())
-        noise, order = (
-            None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
-        )
-        return Saved(str(fields["run"]), noise, order, *map(fields.get, ("turns", "deal", "places")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        content = read_json((folder / SAVED).read_bytes())
+        return build(Saved, {"name": content["run"], **{key: content.get(key) for key in KEPT}})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         remedy = f"its {SAVED} cannot be read ({problem}); start a new run"
         raise Refusal("resume", str(folder), remedy) from problem
 

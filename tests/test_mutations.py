@@ -1388,6 +1388,20 @@ MUTATIONS = {
         "test_privacy_bounded_decoding.py",
         "deep_double",
     ),
+    "a message may lack a part of its promise": Mutation(
+        "base/bounded_decoding.py",
+        "if whole and (missing :=",
+        "if False and (missing :=",
+        "test_privacy_bounded_decoding.py",
+        "whole_dataclass_lacks",
+    ),
+    "a field of a message may be out of its range": Mutation(
+        "base/bounded_decoding.py",
+        'object.__setattr__(value, name, check(f"{path}{name}", each))',
+        "pass",
+        "test_privacy_bounded_decoding.py",
+        "out_of_its_range",
+    ),
     "a server whose core dumps hold its keys": Mutation(
         "deployment/serve.py",
         "    without_core_dumps()\n",

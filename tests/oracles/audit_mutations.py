@@ -429,6 +429,8 @@ BEYOND: dict[str, str] = {
     "a suite that its owner does not accept": ADMISSION,
     "strangers take a server's last open file": "a server that ends, and no number that is released",
     "text may be as deep as it likes": ADMISSION,
+    "a message may lack a part of its promise": ADMISSION,
+    "a field of a message may be out of its range": ADMISSION,
     "a message may be as deep as it likes": ADMISSION,
     "a question over Flower's link is done twice": LINK,
     "an instruction is handled before it is written down": LINK,
