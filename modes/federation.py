@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -36,12 +36,20 @@ class Federation(Parts):
       moments: mean and deviation of the columns that scale the run's inputs, from its clients' answer; None without the
         question.
       simulated_cost: cost of that question in a simulation; empty if the plan's ledgers hold it.
+      identities: what simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data.
+        A federation that is made from another has its identities, which the clients of the run know.
     """
 
     strategy: Strategy | None = None
     reported: bool = True
     moments: Mapping[str, tuple[float, float]] | None = None
     simulated_cost: tuple[DpEvent, ...] = ()
+    identities: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.identities:
+            drawn = self.randomness.stream("identities").bytes(32).hex()
+            object.__setattr__(self, "identities", drawn)
 
     @property
     def held_out_public(self) -> bool:
@@ -64,11 +72,6 @@ class Federation(Parts):
         """What is promised to whom."""
         # A mode has the file of its name in this room.
         return import_module(f".{self.settings.privacy.name}", __package__).MODE(self)
-
-    @cached_property
-    def identities(self) -> str:
-        """What simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data."""
-        return self.randomness.stream("identities").bytes(32).hex()
 
     @cached_property
     def masking(self) -> Masking | None:
