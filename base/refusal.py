@@ -3,7 +3,6 @@
 import errno
 import math
 import re
-import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ _REMEDIES = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES),
     errno.EROFS: _WRITABLE,
 }
-_REMEDIES_OF_SQLITE = {  # by the low byte of its codes
-    sqlite3.SQLITE_FULL: _ROOM,
-    sqlite3.SQLITE_IOERR: _MEND,
-    sqlite3.SQLITE_READONLY: _WRITABLE,
-    sqlite3.SQLITE_CANTOPEN: f"{_ROOM}, or {_FILES}",  # SQLite keeps the system's reason to itself
-    sqlite3.SQLITE_BUSY: "wait for the program that reads or writes it, or end it",
+_REMEDIES_OF_SQLITE = {  # by the low byte of its codes, https://sqlite.org/rescode.html
+    13: _ROOM,  # SQLITE_FULL
+    10: _MEND,  # SQLITE_IOERR
+    8: _WRITABLE,  # SQLITE_READONLY
+    14: f"{_ROOM}, or {_FILES}",  # SQLITE_CANTOPEN: SQLite keeps the system's reason to itself
+    5: "wait for the program that reads or writes it, or end it",  # SQLITE_BUSY
 }
 
 
@@ -77,8 +76,8 @@ def disk_remedy(error: BaseException | None) -> str | None:
     """Return what to do about the disk or the system behind an error; None where neither is."""
     while error is not None:
         remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
-        if isinstance(error, sqlite3.Error):
-            remedy = _REMEDIES_OF_SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        if (code := getattr(error, "sqlite_errorcode", None)) is not None:
+            remedy = _REMEDIES_OF_SQLITE.get(code & 0xFF)
         if remedy is not None:
             return remedy
         error = error.__cause__ or error.__context__

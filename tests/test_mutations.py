@@ -1782,7 +1782,7 @@ MUTATIONS = {
     ),
     "a ledger that SQLite cannot open for want of files is called damaged": Mutation(
         "base/refusal.py",
-        "    sqlite3.SQLITE_CANTOPEN: ",
+        "    14: ",
         "    -1: ",
         "test_full_disk.py",
         "takes_no_ledger_for_damaged",
