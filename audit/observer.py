@@ -220,8 +220,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     terms = _terms(federation, canaries, found)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
-    if run.tuning is not None:
-        terms = replace(terms, arms=len(run.tuning.values), in_arms=run.tuning.last)
+    terms = replace(terms, arms=run.tuning.arms, in_arms=run.tuning.last)
     auditor = Auditor(terms, run.folder / AUDIT_ROWS, record_probe=found.records)
     if terms.probed or terms.losses:
         auditor.probe = found

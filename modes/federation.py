@@ -103,9 +103,17 @@ class Federation(Parts):
         Raises:
           Refusal: one of the expected size cannot stand the stated dropout beside the stated collusion.
         """
+        real = invited_size(self.cohort, self.num_clients)
+        self.check_sum(round(real * self.num_nodes / self.num_clients))
+
+    def check_sum(self, clients: int) -> None:
+        """Refuse an encrypted sum of too few clients.
+
+        Raises:
+          Refusal: they cannot stand the stated dropout beside the stated collusion.
+        """
         if self.masking is not None:
-            real = invited_size(self.cohort, self.num_clients)
-            self.masking.shape(round(real * self.num_nodes / self.num_clients))
+            self.masking.shape(clients)
 
     @property
     def doubly_signed(self) -> bool:

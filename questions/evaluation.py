@@ -81,7 +81,6 @@ def score_at_clients(
       models: of the arms.
       number: of the round before the comparison.
     """
-    assert run.tuning is not None
     asked = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
     for place, model in enumerate(models, 1):

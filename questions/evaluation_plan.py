@@ -153,8 +153,8 @@ def check_evaluation(federation: Federation) -> None:
 
     for cap in federation.population.caps(federation.mode.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
-    if federation.masking is not None and evaluated is not None:
-        federation.masking.shape(federation.num_clients)
+    if evaluated is not None:
+        federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
     alone = federation.mode.rows_of_client is not None

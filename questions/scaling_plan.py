@@ -137,8 +137,7 @@ def check_scaling(federation: Federation) -> None:
     for path in federation.mode.question_ledgers():
         for cap in federation.population.caps(path):
             require_purposes([PURPOSE], cap)
-    if federation.masking is not None:
-        federation.masking.shape(federation.num_clients)
+    federation.check_sum(federation.num_clients)
     from ..tasks.tables import tables_of  # torch, as above
 
     if federation.population.reads_data and not tables_of(federation.task).paths:

@@ -26,7 +26,7 @@ def average_after(run: Run) -> int | None:
     if models < 2:
         return None
     settings = federation.settings
-    arms = 0 if run.tuning is None else run.tuning.last  # their models come from a part of the clients
+    arms = run.tuning.last  # their models come from a part of the clients
     return max(arms, settings.steps - models)
 
 

@@ -128,7 +128,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         federation.compression.of(coordinates)  # refuses a grid that is too coarse
     for query in queries:
         query.check(federation)
-    if tuning is not None and not won:
+    if not won:
         require_arms(federation, tuning)
     if saved is None and not (federation.simulated and federation.mode.budget):
         require_use(federation, sum_plan(federation))

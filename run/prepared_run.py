@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
 from ..privacy.ledger.ledger import Ledger
-from ..server.tuning import Tuning
+from ..server.tuning import NO_TUNING, Tuning
 
 if TYPE_CHECKING:
     from ..server.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ class Run:
       client: settings of the clients.
       checkpoint: to resume from; None for a new run.
       privacy: of the client level, with the open ledger; None without it.
-      tuning: of the clients' arms; None without tuning.
+      tuning: of the clients' arms.
       spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
     """
 
@@ -37,7 +37,7 @@ class Run:
     client: ClientSettings
     checkpoint: Checkpoint | None = None
     privacy: SumPrivacy | None = None
-    tuning: Tuning | None = None
+    tuning: Tuning = NO_TUNING
     spent: str = ""
 
     @property

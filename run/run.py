@@ -97,7 +97,7 @@ def order_here(run: Run) -> Mapping[str, str]:
 
     It names no run: each has a new name, and encrypted sums rotate vectors by a hash of the instruction.
     """
-    return {} if run.tuning is None else order_of(replace(run, name="simulation"))
+    return order_of(replace(run, name="simulation")) if run.tuning.values else {}
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,7 @@ def run_federation(
         closing(display[0]) if display else nullcontext(),
     ):
         strategy = make_strategy_of(federation)
-        arms = 1 if run.tuning is None else len(run.tuning.values)
-        strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
+        strategies = [strategy, *(make_strategy_of(federation) for _ in range(run.tuning.arms - 1))]
         meter = record_meter(run.federation, run.client)
         with refusing(run_folder.folder_setting(federation), folder, "cannot be read or written"):
             progress = run_folder.begun(run, strategies, observer, meter, around.tally)
@@ -364,7 +363,7 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
     before = progress.run.federation
     try:
         federation = around.renew(before)
-        if progress.run.tuning is not None and progress.state.winner is None:
+        if progress.state.winner is None:
             require_arms(federation, progress.run.tuning)
     except Refusal as refusal:
         return str(refusal)
@@ -386,7 +385,6 @@ def _scored(
       Unscored: no arm's score can be estimated.
     """
     run = progress.run
-    assert run.tuning is not None
     reach = _reach_of_all(run.federation, deadline)
     queries = queries_of(run.federation.settings)
     records = [

@@ -168,7 +168,7 @@ def write_start(run: Run) -> None:
         "noise": noise,
         "filter_order": order,
         "turns": turns,
-        "deal": None if run.tuning is None else run.tuning.deal.key,
+        "deal": run.tuning.key,
         "places": None
         if run.privacy is None
         else run.federation.population.places_under(run.privacy.noise_key),
@@ -243,7 +243,7 @@ def begun(
 def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
     arrays, checkpoint = read_arrays(run.federation.task.model()), run.checkpoint
     if checkpoint is None:
-        trials = () if run.tuning is None else tuple(Trial(arrays, {}) for _ in strategies)
+        trials = tuple(Trial(arrays, {}) for _ in run.tuning.values)
         return State(0, arrays, {}, trials=trials)
     state = checkpoint.state
     if not holds_arrays(run.federation.task.model(), state.arrays):
@@ -375,7 +375,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
     if not federation.mode.hides_counts:
         return counts
     _tell_operator(progress.run.folder, {"round": done.number, **counts})
-    arms = 1 if done.arm is None or progress.run.tuning is None else len(progress.run.tuning.values)
+    arms = 1 if done.arm is None else progress.run.tuning.arms
     planned = invited_size(in_arm(federation.cohort, arms), round(federation.declared_clients / arms))
     return {**dict.fromkeys(counts), "invited": planned}
 

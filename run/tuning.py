@@ -16,7 +16,7 @@ from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
 from ..privacy.arms import ArmDeal
 from ..server.checkpoint import State
-from ..server.tuning import LOSS, Tuning
+from ..server.tuning import LOSS, NO_TUNING, Tuning
 from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.protocol import Task
@@ -26,8 +26,8 @@ KEY_BYTES = 16
 CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result
 
 
-def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
-    """Return the tuning in the settings; None without one.
+def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
+    """Return the tuning in the settings.
 
     Args:
       federation: its parts.
@@ -39,7 +39,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
     settings = federation.settings
     asked = settings.tuned
     if asked is None:
-        return None
+        return NO_TUNING
     if not settings.scored_at_clients and not (
         federation.held_out_public and len(held_out_of(federation.task))
     ):
@@ -74,19 +74,20 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
     Raises:
       Refusal: an arm is too small; the sentence names it.
     """
+    if not tuning.values:
+        return
     names = federation.population.names
     every = map(str, range(federation.num_clients)) if names is None else names.values()
     sizes = Counter(tuning.deal.arm_of(name) for name in every)
     cohort = in_arm(federation.cohort, tuning.deal.arms)
-    for number in range(1, tuning.deal.arms + 1):
+    for number in range(1, len(tuning.values) + 1):
         invited = round(invited_size(cohort, sizes[number])) if sizes[number] else 0
         try:
             if not sizes[number]:
                 raise Refusal("tune.values", list(tuning.values), "an arm has no client; try fewer values")
-            if federation.masking is not None:
-                federation.masking.shape(invited)
-            if federation.masking is not None and federation.settings.scored_at_clients:
-                federation.masking.shape(sizes[number])
+            federation.check_sum(invited)
+            if federation.settings.scored_at_clients:
+                federation.check_sum(sizes[number])
         except Refusal as refusal:
             remedy = f"arm {number} has {sizes[number]} clients ({refusal.remedy}); try fewer values"
             raise Refusal("tune.values", list(tuning.values), remedy) from refusal
@@ -101,7 +102,7 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
       state: after the round before.
     """
     tuning, asked = run.tuning, run.federation.settings.tuned
-    if tuning is None or asked is None:
+    if asked is None:
         return order
     number = state.round + 1
     trained = asked.in_training(run.federation.settings.local_training, tuning.value_in(number, state.winner))
@@ -114,7 +115,7 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
 def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the tried values and the winner; None without tuning."""
     tuning = run.tuning
-    if tuning is None:
+    if not tuning.values:
         return None
     scores = state.scores or (None,) * len(tuning.values)
     asked = next((row["scores"] for row in history if "scores" in row), None)

@@ -203,7 +203,7 @@ class PrivateGrid(PassingGrid):
         self._account.norm_factor = factor
 
     def _arm_of(self, number: int) -> Arm | None:
-        return None if self._terms.tuning is None else self._terms.tuning.arm_of(number)
+        return self._terms.tuning.arm_of(number)
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the resulting choices.

@@ -15,7 +15,7 @@ from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
-from .tuning import Tuning
+from .tuning import NO_TUNING, Tuning
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -71,13 +71,13 @@ class SumTerms:
       segments: metrics that may be part of the sum, with their bounds.
       canary_records: number of an audit's records, each of which has a further coordinate in every sum.
       compress: compression of updates; None sums whole ones.
-      tuning: assigns an arm to each sum; None sums over all clients.
+      tuning: assigns an arm to each sum.
     """
 
     segments: tuple[Segment, ...] = ()
     canary_records: int = 0
     compress: CompressionPlan | None = None
-    tuning: Tuning | None = None
+    tuning: Tuning = NO_TUNING
 
 
 EVERY_UPDATE = SumTerms()

@@ -28,7 +28,7 @@ from ..strategies.shared_model import steps_after
 from .checkpoint import Arrays, Average, State, Trial, strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
-from .tuning import Tuning
+from .tuning import NO_TUNING, Tuning
 
 DECLINED = "every owner's policy refuses the server's order; the log of each client names it"
 FORKED = (
@@ -98,7 +98,7 @@ class Loop:
       train_config: the strategy's configuration for the round after a state.
       pace: when a round begins, how long it waits, when the run is abandoned.
       average_after: round after which models are averaged; None for no average.
-      tuning: assigns an arm to a round; None trains all clients in every round.
+      tuning: assigns an arm to a round.
       others: strategies of the arms after the first, with the same settings.
       score: measures the arms' models after a round at their clients, higher is better; raises Unscored if there is no
         valid score. None compares them by `evaluate`.
@@ -113,7 +113,7 @@ class Loop:
     train_config: Callable[[State], Mapping[str, int | float | str]]
     pace: Pace = field(default_factory=Pace)
     average_after: int | None = None
-    tuning: Tuning | None = None
+    tuning: Tuning = NO_TUNING
     others: Sequence[Strategy] = ()
     score: Callable[[Sequence[Arrays], int], tuple[float, ...]] | None = None
     difference_bits: int | None = None
@@ -134,9 +134,7 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 return Ending(Status.INTERRUPTED, "interrupted", state, interrupted.number)
             if why_not is not None:
                 return Ending(Status.FAILED, why_not, state)
-            if (tuning := loop.tuning) is not None:
-                value = tuning.value_in(state.round + 1, state.winner)
-                grid.scale_norm(tuning.norm_factor(value))
+            grid.scale_norm(loop.tuning.norm_factor(state.round + 1, state.winner))
             try:
                 grid.reserve(state.round + 1)
             except BudgetExhausted as spent:
@@ -179,8 +177,8 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:
-    number, tuning = state.round + 1, loop.tuning
-    arm = None if tuning is None or number > tuning.last else tuning.arm_of(number)
+    number = state.round + 1
+    arm = loop.tuning.arm_of(number)
     strategy = loop.strategy_of(arm.number if arm else state.winner)
     config = ConfigRecord(dict(loop.train_config(state)))
     begun = state.trials[arm.number - 1] if arm else state
@@ -198,13 +196,14 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     steps = {} if bits is None else steps_after(before, merged, bits, begun.steps)
     state = replace(state, round=number, arrays=merged, strategy=kept, choices=grid.choices, average=average)
     state = replace(state, steps=steps)
-    if arm is not None and tuning is not None:
-        state = _tried(state, arm.number, loop, tuning)
+    if arm is not None:
+        state = _tried(state, arm.number, loop)
     return state, loop.after_round(state, grid.rounds[-1], partial(loop.evaluate, merged, number))
 
 
-def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
+def _tried(state: State, arm: int, loop: Loop) -> State:
     """Return the state after one more round of an arm; after the arms' last round, with the winner's model."""
+    tuning = loop.tuning
     trials, before = list(state.trials), state.trials[arm - 1].average
     average = _with(before, state.arrays) if tuning.counts(state.round) else before
     trials[arm - 1] = Trial(state.arrays, state.strategy, average, state.steps)

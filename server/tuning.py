@@ -25,8 +25,8 @@ class Tuning:
 
     Attributes:
       setting: the tuned key.
-      values: to try, one in each arm, at least 2.
-      rounds: of each arm, at least 1.
+      values: to try, one in each arm, at least 2; none without tuning.
+      rounds: of each arm, at least 1; 0 without tuning.
       num_rounds: of one client: those of its arm, and the later ones of all clients.
       deal: of the clients into arms.
       metric: by which arms are compared; None takes the accuracy if the task has one, else the loss.
@@ -41,6 +41,16 @@ class Tuning:
     deal: ArmDeal
     metric: str | None = None
     norm_of: float | None = None
+
+    @property
+    def arms(self) -> int:
+        """Number of arms; 1 without tuning."""
+        return max(1, len(self.values))
+
+    @property
+    def key(self) -> str | None:
+        """Key of the deal; None without tuning."""
+        return self.deal.key if self.values else None
 
     @property
     def last(self) -> int:
@@ -68,9 +78,9 @@ class Tuning:
         assert place is not None  # chosen with the last arm's last sum
         return self.values[place - 1]
 
-    def norm_factor(self, value: float) -> float:
-        """Return the ratio of a contribution's norm under a value to the plan's norm."""
-        return 1.0 if self.norm_of is None else value / self.norm_of
+    def norm_factor(self, number: int, winner: int | None) -> float:
+        """Return the ratio of a contribution's norm in a sum to the plan's norm. Arguments as of `value_in`."""
+        return 1.0 if self.norm_of is None else self.value_in(number, winner) / self.norm_of
 
     def counts(self, number: int) -> bool:
         """Return whether the model after a sum, counted from 1, is averaged for its arm's score."""
@@ -91,3 +101,7 @@ class Tuning:
     def winner(self, scores: Sequence[float]) -> int:
         """Return the number of the arm with the highest score; ties go to the first."""
         return max(range(len(scores)), key=scores.__getitem__) + 1
+
+
+# All clients train with one value, in every round.
+NO_TUNING = Tuning("", (), 0, 0, ArmDeal("0" * 32, 2))
