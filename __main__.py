@@ -102,6 +102,10 @@ def run(argv: Sequence[str]) -> int:
 
         refused = _refuse(str(hinted(refusal)), argv)
         return FAILED if disk_failed(refusal) else refused
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(f"{__package__}."):
+            raise
+        return _refuse(f"{words[0]}: needs {error.name}, which is missing here: install all of fedveil", argv)
 
 
 def _refuse(sentence: str, argv: Sequence[str]) -> int:

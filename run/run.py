@@ -151,7 +151,7 @@ def run_federation(
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
         alone_on_records(federation),
-        opened(prepared, saved, partial(_scaled, around)) as (run, observer),
+        opened(prepared, saved, partial(_ask_first, around)) as (run, observer),
         _client_log(federation, folder),
         closing(display[0]) if display else nullcontext(),
     ):
@@ -176,8 +176,8 @@ def run_federation(
     return RunResult(exit_code_of(result), result, folder, progress.reported_bytes, ending.signal)
 
 
-def _scaled(around: Environment, run: Run) -> Run:
-    """Return the run with inputs scaled by its clients' answer, if it asks them; waits until they are connected."""
+def _ask_first(around: Environment, run: Run) -> Run:
+    """Ask what is asked before the first round, once clients are connected, and return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
     if not first:
         return run

@@ -60,13 +60,18 @@ def copied(folder: Path, without: tuple[str, ...]) -> Path:
     return folder
 
 
-def trained(folder: Path) -> str:
-    """Return what the copy prints."""
-    command = [sys.executable, "-c", EVERY_MODE]
+def called(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Call Python with the copy on its path."""
+    command = [sys.executable, *argv]
     env = {"PYTHONPATH": str(folder), "HOME": str(folder), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def trained(folder: Path) -> str:
+    """Return what the copy prints."""
+    done = called(folder, "-c", EVERY_MODE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,6 +82,9 @@ def test_every_mode_trains_without_any_extension(tmp_path: Path) -> None:
         "audit='light': needs fedveil.audit, which is missing here: install all of fedveil, or change this",
     ]
     assert not (tmp_path / "refused").exists()
+    done = called(tmp_path, "-m", "fedveil", "verify", "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "verify: needs fedveil.evidence, which is missing here: install all of fedveil\n"
 
 
 @pytest.mark.campaign
