@@ -63,6 +63,8 @@ DROP_REASONS = {
 }
 # Reasons that a client repeats for the same request.
 LASTING = frozenset(DROP_REASONS[code] for code in (BUDGET_SPENT, OWNERS_POLICY, FORKED, RESTORED))
+DECLINED = "declined: policy"  # of a client that leaves an encrypted sum for its owner's policy
+POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
 

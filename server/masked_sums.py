@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..base.refusal import Refusal
 from ..messages.secure_wire import rotation_seed
+from ..messages.wire import DECLINED
 from ..privacy.mechanisms.distributed import decode_counts_of, decode_sum, sum_event
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
@@ -25,7 +26,7 @@ from .culprit_search import WeighedSum
 from .masking import Masking, masked_spec
 from .participants import Participants
 from .query_rows import FIRST_ROW
-from .round_terms import DECLINED, Mean, Round, Sum, joined, sentence
+from .round_terms import Mean, Round, Sum, joined, sentence
 from .secure_sum import Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")

@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from ..base.refusal import Refusal
 from ..messages import wire
 from ..messages.grids import PassingGrid
+from ..messages.wire import POLICY_REASONS
 from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
@@ -31,7 +32,7 @@ from .accounts import MECHANISM, SumAccount, account_of
 from .noise_rows import rows_of
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import EVERY_UPDATE, POLICY_REASONS, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
+from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
 
 if TYPE_CHECKING:
     from .masked_sums import MaskedSums

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..messages.wire import DROP_REASONS, OWNERS_POLICY
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.compression import CompressionPlan, Sketch, expand
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from ..messages.wire import Layout
 
-DECLINED = "declined: policy"  # of a client that leaves an encrypted sum for its owner's policy
-POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
 Average = TypeVar("Average", Vector, float)
 
 

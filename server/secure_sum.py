@@ -33,7 +33,7 @@ from ..messages.secure_wire import (
     task_hash,
     with_roster,
 )
-from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, UNREADABLE
+from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.secagg.evidence import AttemptEvidence
@@ -43,7 +43,7 @@ from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerA
 from ..privacy.secagg.shamir import SECRET_BYTES
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from .masking import Masking
-from .round_terms import POLICY_REASONS, Sum
+from .round_terms import Sum
 
 logger = logging.getLogger("fedveil.server")
 

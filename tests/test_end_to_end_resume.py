@@ -628,7 +628,7 @@ def test_a_run_on_real_data_that_is_killed_near_its_end_is_finished_within_its_b
 
 
 def test_an_evaluation_that_a_kill_left_to_be_made_has_its_planned_budget(commands: Any) -> None:
-    result = killed_and_finished(commands, "evaluated", dying(run_of_rounds, "evaluate_at_clients", ROUNDS))
+    result = killed_and_finished(commands, "evaluated", dying(run_of_rounds, "_answer_after", ROUNDS))
     (evaluation,) = result["evaluations"]
     assert result["rounds_completed"] == evaluation["round"] == ROUNDS - 1
     assert evaluation["answers"]
