@@ -4,8 +4,8 @@ All bytes from another party are decoded with these functions. The result consis
 bytes, numbers, booleans and None within fixed bounds on depth and width, so code that traverses it terminates.
 
 A message is a frozen dataclass whose annotations say all of it: `build` makes it of plain data, `plain_of` is the way
-back, and `check_fields`, called by its `__post_init__`, refuses a number out of its `Range`, a text of another `Form` and
-what is none of a StrEnum's or of `OneOf`, by the field's name.
+back, and `check_fields`, which `build` calls, and its `__post_init__` where others make it too, refuses a number out of its
+`Range`, a text of another `Form` and what is none of a StrEnum's or of `OneOf`, by the field's name.
 """
 
 import json
@@ -97,14 +97,13 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
     """Return the dataclass that a dictionary read from JSON describes, field by field.
 
     Args:
-      kind: dataclass of whole and finite numbers, switches, texts, None, and tuples, mappings and dataclasses of these. A
-        field with an annotation beside its type, or of words, is checked by the dataclass itself (`check_fields`).
+      kind: dataclass of whole and finite numbers, switches, texts, None, and tuples, mappings and dataclasses of these.
       plain: what was read; a part may be of its class already.
       whole: whether every field must be there, those that are `RARE` apart.
 
     Raises:
       Undecodable: a field is missing, unknown, or of another type, or a number is beyond what can be computed with.
-      Refusal: as the dataclass says.
+      Refusal: a field is not what its annotation says (`check_fields`), or as the dataclass says.
       ValueError: as the dataclass says.
     """
     hints = _hints(kind)
@@ -117,7 +116,9 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
         name: _typed(f"{kind.__name__}.{name}", hints[name], each, whole) for name, each in entries.items()
     }
     try:
-        return kind(**values)
+        made = kind(**values)
+        check_fields(made)
+        return made
     except (TypeError, ArithmeticError) as error:
         raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
 
@@ -134,15 +135,13 @@ def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T
     """Return the dataclass whose fields a peer put into a record; None if one is missing, or another.
 
     Args:
-      kind: as of `build`; its fields are checked here, so that it need not do so itself.
+      kind: as of `build`.
       record: which may have more, from another release.
       others: fields that come from elsewhere.
     """
     own = {name: value for name, value in record.items() if name in _hints(kind)}
     try:
-        made = build(kind, {**own, **others})
-        check_fields(made)
-        return made
+        return build(kind, {**own, **others})
     except (ValueError, Refusal):
         return None
 
@@ -163,7 +162,7 @@ def check_fields(value: object, path: str = "") -> None:
     """Check the fields of a frozen dataclass that say more than their types, and store numbers and words in these types.
 
     Args:
-      value: in its `__post_init__`.
+      value: complete, or in its `__post_init__`.
       path: before a field's name, for a refusal.
 
     Raises:
@@ -261,9 +260,10 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
         kinds = inner if inner[-1] is not Ellipsis else inner[:1] * len(items)
         return tuple(_typed(where, *each, whole) for each in zip(kinds, items, strict=True))
     if get_origin(hint) is Mapping and isinstance(value, dict):
-        return {
-            name: _typed(where, inner[1], each, whole) for name, each in cast(dict[str, Any], value).items()
-        }
+        items = cast(dict[Any, Any], value)
+        if any(type(name) is not inner[0] for name in items):
+            raise Undecodable(f"{where} has a key of another type")
+        return {name: _typed(where, inner[1], each, whole) for name, each in items.items()}
     if hint is Any or _marks(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
         return value  # `check_fields` has the sentences for these
     sound = type(value) is hint or (hint is float and type(value) is int)

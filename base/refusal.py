@@ -206,7 +206,7 @@ class Form:
 
 @dataclass(frozen=True)
 class OneOf:
-    """OneOf one of which a text is, in the annotation of a field."""
+    """Words of which a text must be one, in the annotation of a field."""
 
     known: tuple[str, ...]
 

@@ -13,7 +13,7 @@ from typing import Annotated, cast
 
 import msgpack
 
-from ..base.bounded_decoding import Bounds, Undecodable, build_listed, check_fields, unpack
+from ..base.bounded_decoding import Bounds, Undecodable, build_listed, unpack
 from ..base.refusal import Form, Range, Refusal
 from .message_codec import Buffer
 
@@ -103,7 +103,6 @@ def read(data: bytes) -> Frame:
         raise BadFrame("the frame is of an unknown kind")
     try:
         frame = build_listed(kind, unpack(data[1:], HEAD))
-        check_fields(frame)
         for each in frame.known if isinstance(frame, Hello) else ():
             ID.check(str, "known", each)
         return frame

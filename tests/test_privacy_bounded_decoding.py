@@ -244,3 +244,26 @@ def test_a_part_of_another_type_or_length_is_undecodable(name: str, value: objec
 def test_a_list_of_other_fields_is_undecodable(values: object) -> None:
     with pytest.raises(Undecodable):
         build_listed(Inner, values)
+
+
+@dataclass(frozen=True)
+class Trusting:
+    """What does not check its own fields."""
+
+    colour: Colour
+    share: Annotated[float, Range(gt=0, le=1)]
+    by_name: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@pytest.mark.parametrize("plain", [{"colour": 7, "share": 0.5}, {"colour": "red", "share": "much"}])
+def test_a_field_is_checked_where_its_class_does_not(plain: Any) -> None:
+    with pytest.raises(Refusal):
+        build(Trusting, plain)
+    made = build(Trusting, {"colour": "red", "share": 1})
+    assert type(made.colour) is Colour and type(made.share) is float
+
+
+def test_a_mapping_has_keys_of_its_type() -> None:
+    packed = unpack(msgpack.packb({b"red": 1}), Bounds(2, 8, 8))
+    with pytest.raises(Undecodable, match="a key of another type"):
+        build(Trusting, {"colour": "red", "share": 1.0, "by_name": packed})
