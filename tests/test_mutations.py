@@ -1395,6 +1395,20 @@ MUTATIONS = {
         "test_privacy_bounded_decoding.py",
         "whole_dataclass_lacks",
     ),
+    "a field that a message's class does not check may be anything": Mutation(
+        "base/bounded_decoding.py",
+        "        check_fields(made)\n",
+        "",
+        "test_privacy_bounded_decoding.py",
+        "its_class_does_not",
+    ),
+    "a question of an encrypted sum of too few is charged": Mutation(
+        "questions/ask.py",
+        "    federation.check_cohort()\n",
+        "",
+        "test_server_questions.py",
+        "too_few_for_an",
+    ),
     "a field of a message may be out of its range": Mutation(
         "base/bounded_decoding.py",
         'object.__setattr__(value, name, check(f"{path}{name}", each))',

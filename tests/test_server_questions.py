@@ -335,6 +335,13 @@ def test_faults_and_workers_go_the_same_way(tmp_path: Path) -> None:
 SHARES = ("privacy=client_distributed", "secagg.dropout=0.2", "secagg.collusion=0")
 
 
+def test_a_question_to_too_few_for_an_encrypted_sum_is_refused_before_it_is_charged(tmp_path: Path) -> None:
+    parts = federation("privacy=client_distributed", "secagg.collusion=0.99")
+    with pytest.raises(Refusal, match=r"secagg\.collusion=0\.99: leaves no two of"):
+        ask_here(parts, inquiry(), FREE, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_shares_of_noise_are_enough_for_what_is_stated(tmp_path: Path) -> None:
     spend = Spend(noise_multiplier=1.0)
     record = ask_here(federation(*SHARES), inquiry(), spend, tmp_path / "shares")

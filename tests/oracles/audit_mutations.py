@@ -431,6 +431,8 @@ BEYOND: dict[str, str] = {
     "text may be as deep as it likes": ADMISSION,
     "a message may lack a part of its promise": ADMISSION,
     "a field of a message may be out of its range": ADMISSION,
+    "a field that a message's class does not check may be anything": ADMISSION,
+    "a question of an encrypted sum of too few is charged": ADMISSION,
     "a message may be as deep as it likes": ADMISSION,
     "a question over Flower's link is done twice": LINK,
     "an instruction is handled before it is written down": LINK,
