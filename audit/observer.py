@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
-from ..configs.schema import RecordDistributed
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
@@ -174,8 +173,7 @@ def check(federation: Federation) -> None:
       Refusal: naming the audit.
     """
     audit, task = federation.settings.audit, federation.task
-    together = isinstance(federation.settings.privacy, RecordDistributed)
-    if audit is not None and audit.full and together and not federation.simulated:
+    if audit is not None and audit.full and federation.mode.sums_records and not federation.simulated:
         remedy = (
             "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
         )

@@ -81,7 +81,7 @@ class Mode:
       sum_source: `Release.source` of the sums on a ledger of real clients.
       hides_clients: whether the sums hide whole clients.
       sums_cost_records: whether a sum of whole clients costs their records something in addition.
-      joins_all: whether every client takes part in every round.
+      sums_records: whether a sum is of clipped records, in which every client takes part.
       ledger_prefix: of the file of the ledger of all clients.
     """
 
@@ -93,7 +93,7 @@ class Mode:
     sum_source: ClassVar[str | None] = None
     hides_clients = False
     sums_cost_records = False
-    joins_all = False
+    sums_records = False
     ledger_prefix = POPULATION
 
     @property
@@ -157,7 +157,7 @@ class Mode:
         return extra_of(settings).extra_records(settings, self.parts.task.num_clients, lambda: self.sizes[0])
 
     @cached_property
-    def num_records(self) -> int:
+    def records(self) -> int:
         """Number of all clients' records, which a simulation counts."""
         return sum(size * clients for size, clients in self._clients_of_size.items())
 
@@ -189,11 +189,6 @@ class Mode:
     def ledger_path(self, folder: Path) -> Path:
         """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
         return self.parts.population.ledger_path(self.ledger_prefix, folder)
-
-    @property
-    def records(self) -> int:
-        """Number of all clients' records."""
-        return self.num_records
 
     @property
     def num_units(self) -> int:

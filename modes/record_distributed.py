@@ -35,7 +35,7 @@ class RecordDistributedMode(SumMode):
 
     distributed = True
     charges_records = str(ModeName.RECORD_DISTRIBUTED)
-    joins_all = True
+    sums_records = True
     ledger_prefix = POPULATION + RECORDS
     clear_sums = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
 
@@ -95,10 +95,10 @@ class RecordDistributedMode(SumMode):
         """The requested engine of DP-SGD."""
         return self.step.gradients
 
-    @property
+    @cached_property
     def records(self) -> int:
         """Number of all clients' records, declared or, in a simulation, counted."""
-        return self.step.records or self.num_records
+        return self.step.records or super().records
 
     @property
     def most_records(self) -> int:

@@ -238,7 +238,7 @@ def _looked_at(federation: Federation) -> range:
     In a large population on synthetic data these are spread evenly, and the others are checked when drawn: a refused
     client drops out of the round. A step on all clients' records uses all of them, so all are checked.
     """
-    every = federation.settings.secagg is not None or federation.mode.joins_all
+    every = federation.settings.secagg is not None or federation.mode.sums_records
     return federation.population.looked_at(federation.task, every)
 
 

@@ -121,7 +121,7 @@ def test_the_command_shows_the_knee_and_names_a_better_mode(
     def told(whole: Any, made: Any) -> dict[str, float]:
         return {
             "accuracy": 0.93
-            if whole.mode.joins_all
+            if whole.mode.sums_records
             else 0.30 + min(0.04, 0.02 * made.settings.num_rounds / 3)
         }
 
