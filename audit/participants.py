@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..base.refusal import Refusal
-from ..configs.schema import (
-    AuditSettings,
-    ClientLevel,
-    FullAudit,
-    NoPrivacy,
-    SimulationSettings,
-    SumLevel,
-    sum_level,
-)
+from ..configs.privacy_settings import ClientLevel, NoPrivacy, SumLevel, sum_level
+from ..configs.schema import AuditSettings, FullAudit, SimulationSettings
 from ..messages.client_settings import CanaryClients
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Segment

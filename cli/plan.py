@@ -16,8 +16,10 @@ from rich.table import Table
 
 from ..base.refusal import Refusal
 from ..configs.compose import Job
-from ..configs.schema import CsvTask, CustomTask, NoPrivacy, PrivacyLevel, SimulationSettings
+from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
+from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
+from ..configs.task_settings import CsvTask, CustomTask
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon

@@ -17,7 +17,8 @@ from ..base.refusal import Refusal
 from .compose import Job, arguments, compose_jobs, compose_overrides, is_sweep, read_job
 from .group import mistakes_of
 from .overrides import targets
-from .schema import FederationSettings, ServerSettings, SimulationSettings, sum_level
+from .privacy_settings import sum_level
+from .schema import FederationSettings, ServerSettings, SimulationSettings
 from .strict import Mistakes
 from .yaml_guard import check_file
 

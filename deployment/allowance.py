@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
-from ..configs.schema import Record, RecordAndClient, ServerSettings
+from ..configs.privacy_settings import Record, RecordAndClient
+from ..configs.schema import ServerSettings
 from ..links.server_bundle import OwnersBudget, ServerBundle
 from ..messages.training_order import ModeName
 from ..modes.federation import Federation

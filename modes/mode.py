@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..base.refusal import Refusal
-from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
+from ..configs.privacy_settings import PrivacySettings
+from ..configs.values import HIDDEN_CLIENTS
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordTerms
 from ..populations.population import extra_of

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configs.schema import RecordDistributed
+from ..configs.privacy_settings import RecordDistributed
 from ..messages.client_settings import NO_CANARY_RECORDS, CanaryRecords, ClientSettings, StepTerms
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import Adjacency, Unit

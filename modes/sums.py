@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configs.schema import ClientLevel, PrivacySettings, SumLevel, sum_level
+from ..configs.privacy_settings import ClientLevel, PrivacySettings, SumLevel, sum_level
 from ..messages.training_order import ClientClaim
 from ..privacy.budget import Adversary, Budget
 from ..privacy.mechanisms.mechanism import Mechanism, mechanism_of

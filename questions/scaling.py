@@ -23,7 +23,7 @@ from ..base.durable_files import replace_file
 from ..base.notice import warn
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import SCHEMA
-from ..configs.schema import CsvTask
+from ..configs.task_settings import CsvTask
 from ..modes.federation import Federation
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from ..base.refusal import Refusal
-from ..configs.schema import CsvTask, SimulationSettings
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CsvTask
 from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes

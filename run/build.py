@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.checks import check_cohort, check_delta, check_seed
-from ..configs.schema import (
+from ..configs.privacy_settings import (
     ClientDistributed,
-    CsvTask,
-    CyclicCohort,
-    LinkSettings,
     NoPrivacy,
     Record,
     RecordAndClient,
     RecordDistributed,
-    SimulationSettings,
     SumLevel,
 )
+from ..configs.schema import LinkSettings, SimulationSettings
+from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed
 from ..populations.machine import Local, Simulated

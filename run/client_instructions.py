@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.refusal import Refusal
-from ..configs.schema import CsvTask, FlwrPartition, RecordDistributed, SimulationSettings
+from ..configs.privacy_settings import RecordDistributed
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CsvTask, FlwrPartition
 from ..messages.client_settings import (
     ClientSettings,
     Encryption,

@@ -21,8 +21,8 @@ from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
 from ..configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
-from ..configs.schema import CustomTask
 from ..configs.settings import shown_keys
+from ..configs.task_settings import CustomTask
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import GATE_INTERVAL

@@ -12,17 +12,9 @@ from fedveil.base.refusal import Refusal
 from fedveil.configs import schema
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.group import Group, node_at, schema_of
+from fedveil.configs.privacy_settings import ClientCentral, ClientDistributed, Record, RecordAndClient
 from fedveil.configs.reference import help_text
-from fedveil.configs.schema import (
-    ClientCentral,
-    ClientDistributed,
-    FullAudit,
-    LinkSettings,
-    Record,
-    RecordAndClient,
-    ServerSettings,
-    SimulationSettings,
-)
+from fedveil.configs.schema import FullAudit, LinkSettings, ServerSettings, SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import OPTIMIZERS, TOLD, LocalTraining
 from fedveil.privacy.budget import Adjacency

@@ -9,7 +9,8 @@ import yaml
 
 import fedveil.configs
 from fedveil.base.refusal import Refusal
-from fedveil.configs.schema import ClientCentral, LightAudit, LinkSettings, Record
+from fedveil.configs.privacy_settings import ClientCentral, Record
+from fedveil.configs.schema import LightAudit, LinkSettings
 from fedveil.configs.settings import differing, server_settings
 
 FOLDER = Path(fedveil.configs.__file__).parent

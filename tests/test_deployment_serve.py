@@ -26,7 +26,8 @@ from safetensors.numpy import load_file
 
 from fedveil.audit.observer import RunAudit
 from fedveil.base.refusal import Refusal
-from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
+from fedveil.configs.privacy_settings import Record, RecordAndClient
+from fedveil.configs.schema import LinkSettings
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import read_device

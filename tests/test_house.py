@@ -76,8 +76,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_650,  # with docstrings, comments and blank lines
-    "lines of the core": 55_000,
+    "lines of the package": 81_690,  # with docstrings, comments and blank lines
+    "lines of the core": 55_070,
     "files that know many features": 9,
     "tests of None": 1_783,
     "tests of None on a part's name": 66,
@@ -85,8 +85,8 @@ CEILINGS = {
     "parameters that are tuples": 41,
     "properties that are read for their refusal": 1,
     "names that are participles or adverbs": 1_897,
-    "files that the smallest job loads": 200,
-    "lines that the smallest job loads": 35_300,
+    "files that the smallest job loads": 204,
+    "lines that the smallest job loads": 35_350,
 }
 SMALLEST = """
 import sys, json

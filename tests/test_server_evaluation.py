@@ -20,8 +20,8 @@ from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.app import Workbench
-from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.configs.values import MOST_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
