@@ -75,6 +75,14 @@ class Group(BaseModel):
         """Yield a key and a remedy for each rule between keys that is broken. All are in range by themselves."""
         yield from ()
 
+    def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
+        """Yield the same for each rule between this group and others that is broken.
+
+        Args:
+            whole: the settings, in which each group is in range by itself.
+        """
+        yield from ()
+
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: Any) -> Any:

@@ -1,15 +1,19 @@
 """Models of the groups privacy and secagg: the promises, and the masks."""
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ..messages.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.mechanisms.mechanism import NoiseWord
 from ..privacy.secagg.suite import SUITES
 from .group import Group, remedy
 from .values import Adjacent, FixedOrAdaptive, GradNorm, Positive, Records, Share
+
+if TYPE_CHECKING:
+    from .schema import FederationSettings
 
 MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 
@@ -183,6 +187,25 @@ class RecordDistributed(_RecordLevel):
             text = "the divisor of the sum reveals the number of records; use zero-out or replace-one"
             yield "adjacency", text
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse settings without meaning for a round that is one step on all records."""
+        if whole.cohort.name != "all":
+            text = "records of all clients take part in every step, each by its own coin; use all"
+            yield "cohort.name", text
+        if whole.training.local_epochs != 1:
+            text = "a second local step would start from a client's own share of the noise, which is too little; use 1"
+            yield "local_epochs", text
+        if whole.training.batch_size != LocalTraining().batch_size:
+            yield "batch_size", "privacy.sample_rate sets the records of a step; leave it out"
+        if not whole.local_training.optimizer.plain:
+            text = (
+                "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd alone"
+            )
+            yield "optimizer.name", text
+        if whole.schedule.name != "constant" or whole.schedule.warmup:
+            text = "the noise is for one learning rate of all steps; use constant, without warmup"
+            yield "schedule.name", text
+
 
 class RecordAndClient(Group):
     """Both units, each under its own budget; the two epsilons are never mixed.
@@ -232,6 +255,12 @@ class NoSecagg(Group):
 
     name: Literal["none"] = "none"
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse a server that sees vectors with a share of the noise each."""
+        if isinstance(whole.privacy, ClientDistributed | RecordDistributed):
+            text = "a single vector has only one share of the noise; use masked, or client_central"
+            yield "secagg.name", text
+
 
 class SecaggSettings(Group):
     """Masks on a cohort's vectors, so that the server sees only their sum; `auto`: where the privacy mode needs it."""
@@ -255,3 +284,9 @@ class SecaggSettings(Group):
         """Refuse a number that names no suite."""
         if self.suite not in SUITES:
             yield "suite", f"choose from {', '.join(map(str, SUITES))}"
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse masks on a sum to which the server adds the noise."""
+        if self.name == "masked" and isinstance(sum_level(whole.privacy), ClientCentral):
+            text = "a server that adds the noise sees the exact sum and must be trusted; use none, or privacy=client_distributed"
+            yield "secagg.name", text

@@ -16,7 +16,6 @@ from .group import Group, OfKeys, remedy
 from .privacy_settings import (
     ClientDistributed,
     ClientLevel,
-    NoPrivacy,
     NoSecagg,
     PrivacyLevel,
     PrivacySettings,
@@ -138,6 +137,17 @@ class _Audit(Group):
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
     """Probability that a correct run raises any alarm."""
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse answers to an alarm that a sum cannot have."""
+        if self.on_alarm == "raise_noise" and sum_level(whole.privacy) is None:
+            yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
+        elif self.on_alarm == "raise_noise" and whole.cohort.by_turns:
+            text = "rounds are one release together, whose noise is fixed; use stop, pause or rollback"
+            yield "audit.on_alarm", text
+        if self.on_alarm == "rollback" and whole.tuned is not None:
+            text = "each arm has its own model, and none can be rolled back; use stop or pause"
+            yield "audit.on_alarm", text
+
 
 class LightAudit(_Audit):
     """Free checks in every round: whether the released sum has the claimed noise, and whether the noise is new."""
@@ -165,6 +175,25 @@ class FullAudit(_Audit):
     loss_traces: bool = False
     """Whether each client keeps the losses of its own records locally; see docs/audits.md."""
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse canaries that this mode, cohort or search cannot score."""
+        yield from super().conflicts(whole)
+        client = sum_level(whole.privacy)
+        if isinstance(whole.cohort, CyclicCohort):
+            text = "its canary clients cannot be scored for turns in some rounds only; use light"
+            yield "audit.name", text
+        if whole.tuned is not None:
+            text = "its canaries are in no arm, but test the promise to all clients; use light"
+            yield "audit.name", text
+        if self.canaries and not isinstance(client, ClientLevel):
+            text = "test the claim of client-level privacy, and there is none; leave it null"
+            yield "audit.canaries", text
+        if self.canaries != 0 and client and client.clipping == "adaptive":
+            text = (
+                "canaries exceed every norm and would raise an adaptive one; use privacy.clipping=fixed, or 0"
+            )
+            yield "audit.canaries", text
+
 
 class LedgerSettings(Group):
     """Location of the population's ledger."""
@@ -178,6 +207,22 @@ class BudgetSettings(Group):
 
     runs: Annotated[int, Field(ge=1, le=1000)] = 1
     """Number of runs like this one on the same data that share the budget; each is planned with its share."""
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse noise that is not planned from the budget, and runs that are one release."""
+        if self.runs == 1:
+            return
+        privacy, client = whole.privacy, sum_level(whole.privacy)
+        record = privacy.record if isinstance(privacy, RecordAndClient) else privacy
+        levels = [each for each in (record, client) if isinstance(each, PrivacyLevel)]
+        if not levels or any(each.noise_multiplier is not None for each in levels):
+            yield "budget.runs", "plans the noise from a budget; give none by noise_multiplier, or leave it 1"
+        if client and client.noise_schedule == "adaptive":
+            yield "budget.runs", "needs noise that is fixed in advance; use privacy.noise_schedule=fixed"
+        if whole.cohort.by_turns:
+            yield "budget.runs", "needs rounds that are a release each; choose another cohort, or leave it 1"
+        if self.runs * whole.num_rounds > MOST_ROUNDS:
+            yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
 
 
 class CostSettings(Group):
@@ -235,6 +280,25 @@ class EvaluateSettings(Group):
     """Noise of one evaluation. Null: 5 times the root of the number of evaluations, which together then cost as much as one at 5."""
     resolution: Positive | None = None
     """Largest half-width of the interval of the mean metric; null: no limit."""
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse evaluations whose sums hide no unit, or before there is one model."""
+        if self.clients == "none":
+            return
+        privacy = whole.privacy
+        if not isinstance(privacy, ClientLevel | RecordDistributed):
+            yield "evaluate.clients", f"{HIDDEN_CLIENTS}, record_distributed, which hides records, or none"
+        elif isinstance(privacy, RecordDistributed) and privacy.per_person is not None:
+            yield (
+                "evaluate.clients",
+                "counts records, of which a person may have several; leave privacy.per_person null, or none",
+            )
+        elif privacy.noise_schedule == "adaptive":
+            text = "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none"
+            yield "evaluate.clients", text
+        if whole.tuned is not None and self.clients != "final":
+            text = "arms have models of their own, and which stays is not known yet; use final"
+            yield "evaluate.clients", text
 
 
 class LinkSettings(Group):
@@ -433,157 +497,9 @@ class FederationSettings(Group):
             module = (target or "").partition(":")[0]
             if target and module not in self.allow_modules:
                 yield key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
-        yield from self._rules_of_training()
-        if self.budget.runs > 1:
-            yield from self._rules_of_runs()
-        distributed = isinstance(self.privacy, ClientDistributed | RecordDistributed)
-        if distributed and isinstance(self.secagg_group, NoSecagg):
-            text = "a single vector has only one share of the noise; use masked, or client_central"
-            yield "secagg.name", text
-        if not distributed and sum_level(self.privacy) and self.secagg_group.name == "masked":
-            text = "a server that adds the noise sees the exact sum and must be trusted; use none, or privacy=client_distributed"
-            yield "secagg.name", text
-        if isinstance(self.privacy, RecordDistributed):
-            yield from self._rules_of_one_step()
-        if isinstance(self.compress, CompressionSettings):
-            yield from self._rules_of_compression(self.compress)
-        if self.tuned is not None:
-            yield from self._rules_of_tuning(self.tuned)
-        yield from self._rules_of_audit()
-        if self.evaluate.clients != "none":
-            yield from self._rules_of_evaluation()
-
-    def _rules_of_evaluation(self) -> Iterator[tuple[str, str]]:
-        privacy = self.privacy
-        if not isinstance(privacy, ClientLevel | RecordDistributed):
-            yield "evaluate.clients", f"{HIDDEN_CLIENTS}, record_distributed, which hides records, or none"
-        elif isinstance(privacy, RecordDistributed) and privacy.per_person is not None:
-            yield (
-                "evaluate.clients",
-                "counts records, of which a person may have several; leave privacy.per_person null, or none",
-            )
-        elif privacy.noise_schedule == "adaptive":
-            text = "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none"
-            yield "evaluate.clients", text
-        if self.tuned is not None and self.evaluate.clients != "final":
-            text = "arms have models of their own, and which stays is not known yet; use final"
-            yield "evaluate.clients", text
-
-    def _rules_of_compression(self, asked: CompressionSettings) -> Iterator[tuple[str, str]]:
-        """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""
-        level = sum_level(self.privacy)
-        if level and level.noise == "correlated":
-            text = "later rounds cancel noise in the same coordinates, but compression draws new ones; use none, or privacy.noise=independent"
-            yield "compress.name", text
-        if isinstance(level, RecordDistributed) and level.gradients in ("ghost", "book_keeping"):
-            text = "measures the norm of the whole gradient, which is compressed before it is clipped; use auto, hooks or one_by_one"
-            yield "privacy.gradients", text
-        if asked.cells is None:
-            return
-        if self.secagg is not None or isinstance(level, RecordDistributed):
-            yield "compress.cells", "the grid of such a sum follows from secagg.bits; leave it null"
-        elif level is None:
-            yield "compress.cells", "without client-level privacy vectors are on no grid; leave it null"
-
-    def _rules_of_tuning(self, asked: TuningSettings) -> Iterator[tuple[str, str]]:
-        """Refuse settings that depend on all clients, and values that would change the charge."""
-        client = sum_level(self.privacy)
-        if len(set(self.tried)) < len(self.tried):
-            yield "tune.values", "try each value once"
-        if self.tuning_rounds >= self.num_rounds:
-            yield "tune.rounds", f"leaves none of num_rounds={self.num_rounds} for the best value; give fewer"
-        if self.steps > MOST_ROUNDS:
-            text = f"the arms' rounds and the others are {self.steps}; at most {MOST_ROUNDS} may be"
-            yield "tune.rounds", text
-        if self.cohort.by_turns:
-            yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"
-        if client and "adaptive" in (client.clipping, client.noise_schedule):
-            text = "an adaptive clip or noise depends on the releases of all clients; use fixed, or tune=none"
-            yield "tune.name", text
-        if isinstance(self.privacy, RecordDistributed) and self.privacy.clients_per_person is not None:
-            text = "clients of one person may be in several arms, whose charges then add up; leave "
-            yield "tune.name", text + "privacy.clients_per_person null, or use tune=none"
-        if asked.name == "local_epochs" and not isinstance(self.privacy, ClientLevel | NoPrivacy):
-            yield "tune.name", "a record is charged for each local step; tune learning_rate"
-        if asked.name == "clipping_norm" and not isinstance(client, ClientLevel):
-            yield "tune.name", "no whole client is clipped here; tune learning_rate"
-        if asked.score == "clients" and not isinstance(self.privacy, ClientLevel):
-            yield "tune.score", f"{HIDDEN_CLIENTS}, or public"
-        if asked.score == "clients" and asked.metric == "loss":
-            yield "tune.metric", "has no bound, which the noise needs; name a metric of the task"
-        if self.evaluate.clients not in ("none", "final"):
-            text = "each arm has its own model, and all clients would evaluate it; use final, or none"
-            yield "evaluate.clients", text
-        audit = self.audit
-        if audit is not None and audit.full:
-            text = "its canaries are in no arm, but test the promise to all clients; use light"
-            yield "audit.name", text
-        if audit is not None and audit.on_alarm == "rollback":
-            yield (
-                "audit.on_alarm",
-                "each arm has its own model, and none can be rolled back; use stop or pause",
-            )
-
-    def _rules_of_training(self) -> Iterator[tuple[str, str]]:
-        if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
-            yield "schedule.warmup", f"takes the whole run of {self.num_rounds} rounds; give fewer"
-        if self.optimizer.name == "dp_adambc" and not isinstance(self.privacy, Record | RecordAndClient):
-            text = "takes the noise of DP-SGD out of its moments; use adam, or privacy=record"
-            yield "optimizer.name", text
-
-    def _rules_of_runs(self) -> Iterator[tuple[str, str]]:
-        """Refuse noise that is not planned from the budget, and runs that are one release."""
-        privacy, client = self.privacy, sum_level(self.privacy)
-        record = privacy.record if isinstance(privacy, RecordAndClient) else privacy
-        levels = [each for each in (record, client) if isinstance(each, PrivacyLevel)]
-        if not levels or any(each.noise_multiplier is not None for each in levels):
-            yield "budget.runs", "plans the noise from a budget; give none by noise_multiplier, or leave it 1"
-        if client and client.noise_schedule == "adaptive":
-            yield "budget.runs", "needs noise that is fixed in advance; use privacy.noise_schedule=fixed"
-        if self.cohort.by_turns:
-            yield "budget.runs", "needs rounds that are a release each; choose another cohort, or leave it 1"
-        if self.budget.runs * self.num_rounds > MOST_ROUNDS:
-            yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
-
-    def _rules_of_one_step(self) -> Iterator[tuple[str, str]]:
-        """Refuse settings without meaning for a round that is one step on all records."""
-        if self.cohort.name != "all":
-            text = "records of all clients take part in every step, each by its own coin; use all"
-            yield "cohort.name", text
-        if self.training.local_epochs != 1:
-            text = "a second local step would start from a client's own share of the noise, which is too little; use 1"
-            yield "local_epochs", text
-        if self.training.batch_size != LocalTraining().batch_size:
-            yield "batch_size", "privacy.sample_rate sets the records of a step; leave it out"
-        if not self.local_training.optimizer.plain:
-            text = (
-                "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd alone"
-            )
-            yield "optimizer.name", text
-        if self.schedule.name != "constant" or self.schedule.warmup:
-            text = "the noise is for one learning rate of all steps; use constant, without warmup"
-            yield "schedule.name", text
-
-    def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
-        audit, client = self.audit, sum_level(self.privacy)
-        if audit is None:
-            return
-        if isinstance(self.cohort, CyclicCohort) and audit.full:
-            text = "its canary clients cannot be scored for turns in some rounds only; use light"
-            yield "audit.name", text
-        if not isinstance(client, ClientLevel) and audit.canaries:
-            text = "test the claim of client-level privacy, and there is none; leave it null"
-            yield "audit.canaries", text
-        if client and client.clipping == "adaptive" and audit.full and audit.canaries != 0:
-            text = (
-                "canaries exceed every norm and would raise an adaptive one; use privacy.clipping=fixed, or 0"
-            )
-            yield "audit.canaries", text
-        if audit.on_alarm == "raise_noise" and client is None:
-            yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
-        elif audit.on_alarm == "raise_noise" and self.cohort.by_turns:
-            text = "rounds are one release together, whose noise is fixed; use stop, pause or rollback"
-            yield "audit.on_alarm", text
+        for field in type(self).model_fields:
+            if isinstance(group := getattr(self, field), Group):
+                yield from group.conflicts(self)
 
 
 class SimulationSettings(FederationSettings):

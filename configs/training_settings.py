@@ -2,14 +2,31 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ..messages.local_training import OPTIMIZERS, LocalTraining
 from ..privacy.arms import MOST_ARMS
 from .group import Group, remedy
-from .values import Epochs, NotNegative, Pair, Parameter, Positive, Probability, Rounds, Share, Target, Text
+from .privacy_settings import ClientLevel, NoPrivacy, Record, RecordAndClient, RecordDistributed, sum_level
+from .values import (
+    HIDDEN_CLIENTS,
+    MOST_ROUNDS,
+    Epochs,
+    NotNegative,
+    Pair,
+    Parameter,
+    Positive,
+    Probability,
+    Rounds,
+    Share,
+    Target,
+    Text,
+)
+
+if TYPE_CHECKING:
+    from .schema import FederationSettings
 
 USUAL_FACTORS = (0.25, 1.0, 4.0)  # of a value that is tuned
 TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
@@ -190,6 +207,12 @@ class TorchOptimizer(Group):
         for key in self.options.keys() - OPTIMIZERS[self.name]:
             yield key, f"{self.name} takes {', '.join(OPTIMIZERS[self.name])}"
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse to take out noise that no client adds."""
+        if self.name == "dp_adambc" and not isinstance(whole.privacy, Record | RecordAndClient):
+            text = "takes the noise of DP-SGD out of its moments; use adam, or privacy=record"
+            yield "optimizer.name", text
+
     @property
     def options(self) -> dict[str, float | bool | tuple[float, ...]]:
         """Keyword arguments of the class, without those that stay as torch has them."""
@@ -199,6 +222,11 @@ class TorchOptimizer(Group):
 class _Schedule(Group):
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Rounds in which the learning rate rises linearly."""
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse a rise that takes the whole run."""
+        if self.warmup >= whole.num_rounds and self.warmup:
+            yield "schedule.warmup", f"takes the whole run of {whole.num_rounds} rounds; give fewer"
 
 
 class ConstantSchedule(_Schedule):
@@ -255,6 +283,22 @@ class CompressionSettings(_Compression):
             text = "a coordinate that is small against a grid unit is rounded to zero; use project, which spreads them"
             yield "cells", text
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""
+        level = sum_level(whole.privacy)
+        if level and level.noise == "correlated":
+            text = "later rounds cancel noise in the same coordinates, but compression draws new ones; use none, or privacy.noise=independent"
+            yield "compress.name", text
+        if isinstance(level, RecordDistributed) and level.gradients in ("ghost", "book_keeping"):
+            text = "measures the norm of the whole gradient, which is compressed before it is clipped; use auto, hooks or one_by_one"
+            yield "privacy.gradients", text
+        if self.cells is None:
+            return
+        if whole.secagg is not None or isinstance(level, RecordDistributed):
+            yield "compress.cells", "the grid of such a sum follows from secagg.bits; leave it null"
+        elif level is None:
+            yield "compress.cells", "without client-level privacy vectors are on no grid; leave it null"
+
 
 class NoTuning(Group):
     """No tuning: each key has one value."""
@@ -278,6 +322,32 @@ class _Tuning(Group):
         """Return how clients train under one of the values."""
         del value
         return training
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse settings that depend on all clients, and values that would change the charge."""
+        client = sum_level(whole.privacy)
+        if len(set(whole.tried)) < len(whole.tried):
+            yield "tune.values", "try each value once"
+        if whole.tuning_rounds >= whole.num_rounds:
+            yield (
+                "tune.rounds",
+                f"leaves none of num_rounds={whole.num_rounds} for the best value; give fewer",
+            )
+        if whole.steps > MOST_ROUNDS:
+            text = f"the arms' rounds and the others are {whole.steps}; at most {MOST_ROUNDS} may be"
+            yield "tune.rounds", text
+        if whole.cohort.by_turns:
+            yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"
+        if client and "adaptive" in (client.clipping, client.noise_schedule):
+            text = "an adaptive clip or noise depends on the releases of all clients; use fixed, or tune=none"
+            yield "tune.name", text
+        if isinstance(whole.privacy, RecordDistributed) and whole.privacy.clients_per_person is not None:
+            text = "clients of one person may be in several arms, whose charges then add up; leave "
+            yield "tune.name", text + "privacy.clients_per_person null, or use tune=none"
+        if self.score == "clients" and not isinstance(whole.privacy, ClientLevel):
+            yield "tune.score", f"{HIDDEN_CLIENTS}, or public"
+        if self.score == "clients" and self.metric == "loss":
+            yield "tune.metric", "has no bound, which the noise needs; name a metric of the task"
 
 
 class LearningRates(_Tuning):
@@ -303,6 +373,12 @@ class EpochCounts(_Tuning):
         """Return the training with this number of epochs."""
         return replace(training, local_epochs=int(value))
 
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse steps that records are charged for."""
+        yield from super().conflicts(whole)
+        if not isinstance(whole.privacy, ClientLevel | NoPrivacy):
+            yield "tune.name", "a record is charged for each local step; tune learning_rate"
+
 
 class ClippingNorms(_Tuning):
     """Clipping norms to try, one in each arm of clients; the best continues with all clients."""
@@ -310,6 +386,12 @@ class ClippingNorms(_Tuning):
     name: Literal["clipping_norm"] = "clipping_norm"
     values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse a norm that nothing is clipped to."""
+        yield from super().conflicts(whole)
+        if not isinstance(sum_level(whole.privacy), ClientLevel):
+            yield "tune.name", "no whole client is clipped here; tune learning_rate"
 
 
 StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy

@@ -1270,8 +1270,8 @@ MUTATIONS = {
         "plan_costs or charges_its_ledger",
     ),
     "several local steps on a share of the noise": Mutation(
-        "configs/schema.py",
-        "if self.training.local_epochs != 1:",
+        "configs/privacy_settings.py",
+        "if whole.training.local_epochs != 1:",
         "if False:",
         "test_client_together.py",
         "refused_by_name",
