@@ -12,6 +12,7 @@ TABLE = {
     ("audit", "ExtraParticipants"): "audit.participants",  # populations/population.py
     ("audit", "ExtraClients"): "audit.canary_updates",  # client/extra.py
     ("audit", "ExtraRecords"): "audit.record_canaries",  # client/extra.py
+    ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",

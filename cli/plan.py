@@ -136,12 +136,12 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
         )
         console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
-    if (asked := federation.settings.tuned) is not None:
+    if federation.settings.tried:
         tries, whole = tries_of(federation, plan, budget, rounds)
         once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
         each = "round" if arms == 1 else f"{arms} rounds"
         console.print(
-            f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best continues with all. One client is "
+            f"Tuning: {tries} arms of the clients try {federation.settings.tune.name} for {each} each, and the best continues with all. One client is "
             f"in one arm: epsilon {once:.3f}. As many whole runs would cost {whole:.3f}."
         )
     queries = queries_of(federation.settings)

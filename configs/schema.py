@@ -37,8 +37,6 @@ from .task_settings import (
     TaskSettings,
 )
 from .training_settings import (
-    TUNING_SHARE,
-    USUAL_FACTORS,
     AutoOptimizer,
     CompressionSettings,
     ConstantSchedule,
@@ -144,7 +142,7 @@ class _Audit(Group):
         elif self.on_alarm == "raise_noise" and whole.cohort.by_turns:
             text = "rounds are one release together, whose noise is fixed; use stop, pause or rollback"
             yield "audit.on_alarm", text
-        if self.on_alarm == "rollback" and whole.tuned is not None:
+        if self.on_alarm == "rollback" and whole.tried:
             text = "each arm has its own model, and none can be rolled back; use stop or pause"
             yield "audit.on_alarm", text
 
@@ -182,7 +180,7 @@ class FullAudit(_Audit):
         if isinstance(whole.cohort, CyclicCohort):
             text = "its canary clients cannot be scored for turns in some rounds only; use light"
             yield "audit.name", text
-        if whole.tuned is not None:
+        if whole.tried:
             text = "its canaries are in no arm, but test the promise to all clients; use light"
             yield "audit.name", text
         if self.canaries and not isinstance(client, ClientLevel):
@@ -296,33 +294,9 @@ class EvaluateSettings(Group):
         elif privacy.noise_schedule == "adaptive":
             text = "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none"
             yield "evaluate.clients", text
-        if whole.tuned is not None and self.clients != "final":
+        if whole.tried and self.clients != "final":
             text = "arms have models of their own, and which stays is not known yet; use final"
             yield "evaluate.clients", text
-
-
-class LinkSettings(Group):
-    """Transport to real clients, and the timing of rounds."""
-
-    name: Literal["grpc", "flower"]
-    deadline: Positive = 300.0
-    """Seconds that an exchange waits for replies."""
-    quorum: Probability | None = None
-    """Share of the planned cohort that must reply, or the round is abandoned; null: a half, or none with a secret draw, which a
-    quorum would reveal; encrypted sums have secagg.dropout."""
-    enough: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the planned cohort whose replies end an exchange; null: all invited clients."""
-    clients: Probability = 0.5
-    """Share of the federation that must be connected before a round starts."""
-    wait: Positive = 3600.0
-    """Seconds to wait for these clients."""
-    patience: Annotated[int, Field(ge=1, le=100_000)] = 5
-    """Consecutive abandoned rounds after which the run fails."""
-
-    @property
-    def goes_by_answers(self) -> bool:
-        """Whether the end of a round reveals how many clients replied."""
-        return bool(self.quorum) or self.enough is not None
 
 
 EngineSettings = InProcess | Ray
@@ -342,7 +316,7 @@ class FederationSettings(Group):
     secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
     audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
     compress: Annotated[CompressionSettings | NoCompression, By] = NoCompression()
-    tune: Annotated[TuningSettings | NoTuning, By] = NoTuning()
+    tune: Annotated[TuningSettings, By] = NoTuning()
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
     num_rounds: Rounds = 100
     """Number of rounds of the run."""
@@ -401,33 +375,19 @@ class FederationSettings(Group):
         )
 
     @property
-    def tuned(self) -> TuningSettings | None:
-        """Settings of tuning; None: no tuning."""
-        return None if isinstance(self.tune, NoTuning) else self.tune
-
-    @property
     def tried(self) -> tuple[float, ...]:
         """Values of the arms; empty without tuning."""
-        asked, client = self.tuned, sum_level(self.privacy)
-        if asked is None or asked.values is not None:
-            return () if asked is None else asked.values or ()
-        if asked.name == "local_epochs":
-            epochs = self.training.local_epochs
-            return tuple(sorted({max(1, epochs // 4), epochs, 4 * epochs}))
-        usual = self.local_training.learning_rate
-        if asked.name == "clipping_norm" and isinstance(client, ClientLevel):
-            usual = client.clipping_norm
-        return tuple(factor * usual for factor in USUAL_FACTORS)
+        return self.tune.tried(self)
 
     @property
     def scored_at_clients(self) -> bool:
         """Whether the models of arms are compared by evaluations at their clients."""
-        return self.tuned is not None and self.tuned.score == "clients"
+        return self.tune.score == "clients"
 
     @property
     def scored_metric(self) -> str:
         """The metric by which clients compare arms."""
-        return (self.tuned and self.tuned.metric) or self.evaluate.metric
+        return self.tune.metric or self.evaluate.metric
 
     @property
     def queries(self) -> Mapping[str, tuple[str, object]]:
@@ -442,9 +402,7 @@ class FederationSettings(Group):
     @property
     def tuning_rounds(self) -> int:
         """Rounds of each arm, before the best value continues; 0 without tuning."""
-        if self.tuned is None:
-            return 0
-        return self.tuned.rounds or max(1, round(self.num_rounds * TUNING_SHARE))
+        return self.tune.rounds_of_arm(self.num_rounds)
 
     @property
     def steps(self) -> int:
@@ -541,99 +499,3 @@ class SimulationSettings(FederationSettings):
             yield "population", "divides the mean of client_central or record_and_client; leave it null"
         if not isinstance(self.cohort, PoissonCohort | CyclicCohort | AllCohort):
             yield "population", f"cohort={self.cohort.name} divides by its size; leave it null"
-
-
-class ServerSettings(FederationSettings):
-    """Settings of ``fedveil server``."""
-
-    run: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-            json_schema_extra=remedy(
-                "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
-            ),
-        ),
-    ] = "run-1"
-    """Name of the run: the folder of its results, and the name that owners' policies may allow."""
-    num_rounds: Rounds = 20
-    link: LinkSettings
-    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
-    """Port of Prometheus metrics on 127.0.0.1; null: none."""
-    partition: Annotated[PartitionSettings, By]
-    """Real clients have their own data: natural only."""
-    resume: Annotated[str | None, Field(exclude=True)] = None
-    """Set by the server itself if a run of this name exists."""
-
-    @property
-    def federation(self) -> SimulationSettings:
-        """Settings of the rounds, without those of simulations alone."""
-        common = {name: getattr(self, name) for name in FederationSettings.model_fields}
-        if self.secagg is not None:
-            common["secagg_group"] = self.secagg.model_copy(update={"name": "masked"})
-        return SimulationSettings.model_construct(
-            **common, partition=self.partition, engine=InProcess(), faults=FaultSettings(), resume=self.resume
-        )
-
-    @property
-    def secagg(self) -> SecaggSettings | None:
-        """Settings of masks, which record-level noise shared by real clients requires."""
-        asked = self.secagg_group
-        together = isinstance(self.privacy, RecordDistributed)
-        return asked if together and isinstance(asked, SecaggSettings) else super().secagg
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield settings that real clients cannot follow or account for."""
-        yield from super().rules()
-        if self.resume is not None:
-            yield "resume", "the same command continues a run; leave it out"
-        if self.partition.name != "natural":
-            yield "partition", "real clients have their own data; leave it out"
-        if isinstance(self.task, CsvTask) and self.task.folder is not None:
-            yield "task.folder", "the tables stay at the clients; leave it out"
-        for key in ("group_weights", "scaling"):
-            if getattr(self.task, key, None) not in (None, "asked"):
-                remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"
-                yield f"task.{key}", remedy
-        yield from self._rules_of_clients()
-        if self.link.quorum is not None and self.secagg is not None:
-            yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"
-        audit, client = self.audit, sum_level(self.privacy)
-        if audit is None or not audit.full:
-            return
-        if client is None:
-            text = "its canary clients test a client-level claim, and there is none; use light"
-            yield "audit.name", text
-        elif isinstance(client, RecordDistributed):
-            text = "the server opens the sum in which canary records are scored, but only their owners may know which took part; use "
-            yield "audit.name", text + "light, and full in a simulation"
-        elif isinstance(client, ClientDistributed):
-            text = "a canary client needs keys in the roster, and the operator would know its share of the noise; use "
-            yield "audit.name", text + "light"
-
-    def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
-        """Yield missing public numbers, and noise that a client's own ledger cannot account for in advance."""
-        if isinstance(self.privacy, RecordDistributed):
-            if self.privacy.records is None:
-                yield "privacy.records", "give the approximate number of records of all clients"
-            if self.privacy.most_records is None:
-                yield "privacy.most_records", "give an upper bound on the records of one client"
-        both = isinstance(self.privacy, RecordAndClient)
-        level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
-        if isinstance(level, Record) and level.clients_per_person is not None:
-            text = "each client charges its own ledger, and nobody can add up the ledgers of one person's clients; leave it "
-            text += "null, or use privacy=record_distributed"
-            yield f"privacy{'.record' if both else ''}.clients_per_person", text
-        if isinstance(level, Record) and level.noise_multiplier is not None:
-            path = "privacy.record" if both else "privacy"
-            yield (
-                f"{path}.noise_multiplier",
-                "each client plans its own noise from target_epsilon; leave it null",
-            )
-        client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"
-        if client and client.noise_schedule == "adaptive":
-            text = "a client's own ledger accounts only for noise that is fixed in advance; use fixed"
-            yield f"{path}.noise_schedule", text
-        if client and client.noise == "correlated":
-            text = "a client's own ledger accounts only for independent noise in each round; use independent"
-            yield f"{path}.noise", text

@@ -304,6 +304,24 @@ class NoTuning(Group):
     """No tuning: each key has one value."""
 
     name: Literal["none"] = "none"
+    metric: ClassVar[None] = None
+    score: ClassVar[Literal["public"]] = "public"
+    resolution: ClassVar[float] = 0.1
+
+    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
+        """Return no values: there are no arms."""
+        del whole
+        return ()
+
+    def rounds_of_arm(self, num_rounds: int) -> int:
+        """Return 0."""
+        del num_rounds
+        return 0
+
+    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
+        """Return the training itself."""
+        del value
+        return training
 
 
 class _Tuning(Group):
@@ -317,6 +335,14 @@ class _Tuning(Group):
     """With score=clients: least difference of two scores that the noise must resolve; more noise is refused."""
     by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
     """Trials are separated by arms: disjoint sets of clients."""
+
+    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
+        """Return the values of the arms."""
+        raise NotImplementedError
+
+    def rounds_of_arm(self, num_rounds: int) -> int:
+        """Return the rounds of each arm, before the best value continues for the rest of `num_rounds`."""
+        return self.rounds or max(1, round(num_rounds * TUNING_SHARE))
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return how clients train under one of the values."""
@@ -357,6 +383,10 @@ class LearningRates(_Tuning):
     values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
+    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
+        """Return the values of the arms."""
+        return self.values or tuple(factor * whole.local_training.learning_rate for factor in USUAL_FACTORS)
+
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return how clients train at this rate."""
         return replace(training, learning_rate=value)
@@ -368,6 +398,11 @@ class EpochCounts(_Tuning):
     name: Literal["local_epochs"] = "local_epochs"
     values: Annotated[tuple[Epochs, ...] | None, SEVERAL] = None
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
+
+    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
+        """Return the values of the arms."""
+        epochs = whole.training.local_epochs
+        return self.values or tuple(sorted({max(1, epochs // 4), epochs, 4 * epochs}))
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return the training with this number of epochs."""
@@ -387,6 +422,12 @@ class ClippingNorms(_Tuning):
     values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
+    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
+        """Return the values of the arms."""
+        client = sum_level(whole.privacy)
+        usual = client.clipping_norm if isinstance(client, ClientLevel) else 1.0
+        return self.values or tuple(factor * usual for factor in USUAL_FACTORS)
+
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
         """Refuse a norm that nothing is clipped to."""
         yield from super().conflicts(whole)
@@ -397,4 +438,4 @@ class ClippingNorms(_Tuning):
 StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
-TuningSettings = LearningRates | EpochCounts | ClippingNorms
+TuningSettings = NoTuning | LearningRates | EpochCounts | ClippingNorms

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import Record, RecordAndClient
-from ..configs.schema import ServerSettings
 from ..links.server_bundle import OwnersBudget, ServerBundle
 from ..messages.training_order import ModeName
 from ..modes.federation import Federation
@@ -32,6 +31,7 @@ from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
+from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

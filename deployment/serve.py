@@ -28,8 +28,7 @@ from ..configs.bundle_files import SCHEMA
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
-from ..configs.schema import LinkSettings, ServerSettings
-from ..configs.settings import SERVER, differing, server_from_config, server_settings
+from ..configs.settings import differing
 from ..configs.yaml_guard import check_file
 from ..evidence.binding.receipts import Receipts, write_receipts
 from ..evidence.binding.time_stamp import TSA, stamp
@@ -69,6 +68,7 @@ from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line
 from .open_link import Link, open_link
 from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
+from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
 
@@ -148,7 +148,7 @@ def only_shows(argv: Sequence[str]) -> bool:
 def _show(argv: Sequence[str]) -> int:
     args = arguments(["--config-name", SERVER, *argv])
     if args.help:
-        print(help_text(compose_jobs(args)[0].config, SERVER))
+        print(help_text(compose_jobs(args)[0].config, ServerSettings))
         return 0
     sys.argv = ["fedveil server", *argv]
     try:
@@ -486,7 +486,8 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         roster=bundle.roster,
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
-        link=settings.link,
+        quorum=settings.link.quorum or 0.0,
+        enough=settings.link.enough,
         heads=heads_left(bundle.folder, ledgers),
         ledger_dir=ledgers,
     )

@@ -20,7 +20,6 @@ from typing import Any
 from ..base.durable_files import PUBLIC, replace_file
 from ..base.notice import say
 from ..base.refusal import refusing
-from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..messages.wire import BUDGET_SPENT, DROP_REASONS
@@ -32,6 +31,7 @@ from ..run.log_file import LogFile, written_by
 from ..run.run_folder import named_in, summed_drops
 from .open_link import Presence
 from .prometheus import serving
+from .settings import ServerSettings
 from .status import STATUS, clients_before
 
 LOG = "server.log"

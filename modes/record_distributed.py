@@ -68,8 +68,7 @@ class RecordDistributedMode(SumMode):
     @property
     def tuned_norm(self) -> float | None:
         """The learning rate, if it is tuned: it makes a step on one record longer."""
-        asked = self.parts.settings.tuned
-        tuned = asked is not None and asked.name == "learning_rate"
+        tuned = self.parts.settings.tune.name == "learning_rate"
         return self.parts.settings.training.learning_rate if tuned else None
 
     # --- persons and records ---------------------------------------------------------------------------------------

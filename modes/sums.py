@@ -195,8 +195,7 @@ class ClientMode(SumMode):
     @property
     def tuned_norm(self) -> float | None:
         """The clipping norm, if it is tuned."""
-        asked = self.parts.settings.tuned
-        return self.unit_norm if asked is not None and asked.name == "clipping_norm" else None
+        return self.unit_norm if self.parts.settings.tune.name == "clipping_norm" else None
 
     def claim(self, plan: Plan) -> ClientClaim | None:
         """Return what an order claims of the sums of whole clients.

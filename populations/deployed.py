@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from ..base.bounded_decoding import read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, unreadable
-from ..configs.schema import LinkSettings
 from ..messages.training_order import NEW, people_call
 from ..privacy.budget import Adjacency, Budget
 from ..privacy.ledger.caps import NAMED, POPULATION, Cap, capped, caps_on
@@ -22,6 +21,7 @@ from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
 from ..server.round_terms import Answers
+from ..strategies.cohorts import Cohort, seen
 from ..tasks.data import Data, held_out_of
 from ..tasks.protocol import Task
 from .population import COUNTED, REAL, Population, Words
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..privacy.secagg.roster import Roster
 
+SEEN_ANSWERS = "none: how a round ends tells how many took part"
 HEADS = "ledger.heads"  # beside answers: what the last question left on each ledger of a server
 
 
@@ -44,7 +45,8 @@ class Deployed(Population):
       roster, signed_roster: of the clients, read and as the authority signed it.
       ledgers: folder of the population's ledger.
       ledger_dir: the setting that names it; None for the bundle's own.
-      link: rules of rounds over the link.
+      quorum: share of the planned cohort that must answer; 0: none.
+      enough: share of the planned cohort whose answers end an exchange; None: all that are invited.
       heads: that the server's earlier runs and questions left on its ledgers, by their names.
     """
 
@@ -53,7 +55,8 @@ class Deployed(Population):
     roster: Roster
     signed_roster: bytes
     ledgers: Path
-    link: LinkSettings
+    quorum: float = 0.0
+    enough: float | None = None
     heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
     ledger_dir: str | None = None
 
@@ -122,8 +125,16 @@ class Deployed(Population):
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: a share of the planned clients."""
-        enough = None if self.link.enough is None else max(1, math.ceil(self.link.enough * invited))
-        return Answers(math.ceil((self.link.quorum or 0.0) * invited), enough)
+        enough = None if self.enough is None else max(1, math.ceil(self.enough * invited))
+        return Answers(math.ceil(self.quorum * invited), enough)
+
+    def as_seen(self, cohort: Cohort) -> Cohort:
+        """Return the cohort with a public draw if the number of answers ends a round.
+
+        A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
+        abandoned below a quorum, or ends once enough have answered, shows the difference.
+        """
+        return seen(cohort, SEEN_ANSWERS) if self.quorum or self.enough is not None else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""

@@ -97,8 +97,8 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
       Refusal: the noise cannot separate scores that differ by `tune.resolution`.
     """
     settings = federation.settings
-    plan, tuned = one_evaluation(federation), settings.tuned
-    if tuned is None or not settings.scored_at_clients or plan is None:
+    plan, tuned = one_evaluation(federation), settings.tune
+    if not settings.scored_at_clients or plan is None:
         return None
     assert plan.noise_multiplier is not None
     delta, clients = (

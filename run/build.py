@@ -21,7 +21,7 @@ from ..configs.privacy_settings import (
     RecordDistributed,
     SumLevel,
 )
-from ..configs.schema import LinkSettings, SimulationSettings
+from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
 SEEN_DRAW = "none: the server sees who takes part"
 USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
-SEEN_ANSWERS = "none: how a round ends tells how many took part"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def build(
     settings = suited(settings, task, num_clients)
     cohort = _cohort(settings, num_clients)
     if deployed is not None:
-        cohort = seen_by_answers(cohort, deployed.link)
+        cohort = deployed.as_seen(cohort)
     cohort = over_selected(cohort, _over_selection(settings), num_clients)
     population = deployed or (Simulated if task.simulated else Local)(settings, task)
     _check_adjacency(settings, cohort, deployed)
@@ -187,19 +186,6 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     check_delta(federation.settings, changed.mode.num_units)
     changed.check_cohort()
     return changed
-
-
-def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
-    """Return the cohort with a public draw if the number of answers ends a round.
-
-    A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
-    abandoned below a quorum, or ends once enough have answered, shows the difference.
-
-    Args:
-      cohort: as the settings describe it.
-      link: sets whether answers end a round.
-    """
-    return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
 
 
 def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None) -> None:

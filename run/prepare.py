@@ -250,7 +250,7 @@ def some_examples(federation: Federation) -> Data:
 def make_strategy_of(federation: Federation) -> Any:
     """Return the strategy of the settings."""
     if federation.strategy is not None:
-        return federation.strategy if federation.settings.tuned is None else deepcopy(federation.strategy)
+        return deepcopy(federation.strategy) if federation.settings.tried else federation.strategy
     s = federation.settings
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 

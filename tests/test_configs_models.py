@@ -14,8 +14,9 @@ from fedveil.configs.compose import compose_overrides
 from fedveil.configs.group import Group, node_at, schema_of
 from fedveil.configs.privacy_settings import ClientCentral, ClientDistributed, Record, RecordAndClient
 from fedveil.configs.reference import help_text
-from fedveil.configs.schema import FullAudit, LinkSettings, ServerSettings, SimulationSettings
+from fedveil.configs.schema import FullAudit, SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.settings import LinkSettings, ServerSettings
 from fedveil.messages.local_training import OPTIMIZERS, TOLD, LocalTraining
 from fedveil.privacy.budget import Adjacency
 
@@ -51,7 +52,7 @@ def model_of(group: str, name: str) -> type[Group]:
         "secagg": (schema.SecaggSettings, schema.NoSecagg),
         "audit": (*get_args(schema.AuditSettings), schema.NoAudit),
         "compress": (schema.CompressionSettings, schema.NoCompression),
-        "tune": (*get_args(schema.TuningSettings), schema.NoTuning),
+        "tune": get_args(schema.TuningSettings),
     }
     known = kinds.get(group) or get_args(getattr(schema, f"{group.capitalize()}Settings"))
     (found,) = [kind for kind in known if name in get_args(kind.model_fields["name"].annotation)]
@@ -216,7 +217,7 @@ def test_a_place_in_the_schema_is_found_through_the_options() -> None:
 
 @pytest.mark.parametrize("overrides", [[], ["privacy=record_and_client", "task=shakespeare", "audit=full"]])
 def test_help_fits_a_terminal_and_names_every_key(overrides: list[str]) -> None:
-    told = help_text(compose_overrides(overrides).config, "config")
+    told = help_text(compose_overrides(overrides).config, SimulationSettings)
     assert max(map(len, told.splitlines())) <= 80
     for key in ("num_rounds=100", "learning_rate=${task.", "secagg.bits=null", "cohort.rate=0.25"):
         assert f"\n  {key}" in told

@@ -10,8 +10,9 @@ import yaml
 import fedveil.configs
 from fedveil.base.refusal import Refusal
 from fedveil.configs.privacy_settings import ClientCentral, Record
-from fedveil.configs.schema import LightAudit, LinkSettings
-from fedveil.configs.settings import differing, server_settings
+from fedveil.configs.schema import LightAudit
+from fedveil.configs.settings import differing
+from fedveil.deployment.settings import LinkSettings, server_settings
 
 FOLDER = Path(fedveil.configs.__file__).parent
 

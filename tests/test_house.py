@@ -76,9 +76,9 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_690,  # with docstrings, comments and blank lines
+    "lines of the package": 81_770,  # with docstrings, comments and blank lines
     "lines of the core": 55_070,
-    "files that know many features": 9,
+    "files that know many features": 11,
     "tests of None": 1_783,
     "tests of None on a part's name": 66,
     "conditional expressions": 1_814,
