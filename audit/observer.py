@@ -39,6 +39,7 @@ from .line import AuditLine, in_words
 from .participants import audited, canary_clients, support_of
 from .probes import Planted, StepScores, planted, step_scores
 from .result import as_json
+from .settings import audit_of
 
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
@@ -172,7 +173,7 @@ def check(federation: Federation) -> None:
     Raises:
       Refusal: naming the audit.
     """
-    audit, task = federation.settings.audit, federation.task
+    audit, task = audit_of(federation.settings), federation.task
     if audit is not None and audit.full and federation.mode.sums_records and not federation.simulated:
         remedy = (
             "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
@@ -197,7 +198,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     Raises:
       Refusal: the seed of the canaries can be neither made nor read.
     """
-    federation, settings = run.federation, run.federation.settings.audit
+    federation, settings = run.federation, audit_of(run.federation.settings)
     assert settings is not None
     seed, canaries = None, None
     asked = audited(federation.settings)
@@ -252,7 +253,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 
 
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
-    settings, audit, mode = federation.settings, federation.settings.audit, federation.mode
+    settings, audit, mode = federation.settings, audit_of(federation.settings), federation.mode
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.declared_clients
     terms = AuditTerms(

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import ClientLevel, NoPrivacy, SumLevel, sum_level
-from ..configs.schema import AuditSettings, FullAudit, SimulationSettings
+from ..configs.schema import SimulationSettings
 from ..messages.client_settings import CanaryClients
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Segment
 from ..tasks.protocol import Task
+from .settings import AuditSettings, FullAudit, audit_of
 
 MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
 COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
@@ -22,7 +23,7 @@ SHARE = 0.25  # of the smallest client's records, at most, so that its own recor
 
 def audited(settings: SimulationSettings) -> FullAudit | None:
     """Return the audit's settings if it tests a client-level claim with canaries."""
-    audit = settings.audit
+    audit = audit_of(settings)
     clients = isinstance(sum_level(settings.privacy), ClientLevel)
     return audit if isinstance(audit, FullAudit) and clients else None
 
@@ -59,7 +60,7 @@ def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callab
       num_clients: of the task.
       fewest: returns the records that a client has.
     """
-    audit = settings.audit
+    audit = audit_of(settings)
     if audit is None or not audit.full or isinstance(settings.privacy, ClientLevel | NoPrivacy):
         return 0
     return max(1, min(-(-MOST_RECORDS // num_clients), int(SHARE * fewest())))
@@ -67,8 +68,14 @@ def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callab
 
 def plants_examples(settings: SimulationSettings) -> bool:
     """Return whether odd examples are planted: if records are audited, or without any guarantee."""
-    audit = settings.audit
+    audit = audit_of(settings)
     return audit is not None and audit.full and not isinstance(settings.privacy, SumLevel)
+
+
+def keeps_losses(settings: SimulationSettings) -> bool:
+    """Return whether each client keeps the losses of its own records locally."""
+    audit = audit_of(settings)
+    return audit is not None and audit.loss_traces
 
 
 def support_of(settings: AuditSettings, dimension: int) -> int:

@@ -25,6 +25,7 @@ from ..privacy.mechanisms.released import Released
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
 from .record_canaries import coins_of_step
+from .settings import audit_of
 
 if TYPE_CHECKING:
     from ..tasks.mislabelled import Mislabelled
@@ -143,7 +144,7 @@ def step_scores(run: Run) -> StepScores | None:
 def planted(run: Run) -> Planted:
     """Return the probes of this run's planted data; real data have none."""
     federation, client = run.federation, run.client
-    audit, task = federation.settings.audit, federation.task
+    audit, task = audit_of(federation.settings), federation.task
     if audit is None or not audit.full or not federation.population.reads_data:
         return Planted()
     from ..tasks.mislabelled import Mislabelled

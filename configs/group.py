@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
+from ..base.extensions import extension, installed
 from ..base.refusal import Refusal
 from ..messages.local_training import RULES
 from .strict import Mistakes, nearest, shortened, type_of
@@ -54,6 +55,18 @@ class OfKeys:
         )
 
 
+class OfExtension:
+    """Mark of a field whose models an extension brings; without it the field is read by the core's own model."""
+
+    def __init__(self, group: str, core: type["Group"]) -> None:
+        self.group, self.core = group, core
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
+        """Let pydantic read the keys by the models of the extension, if it is installed."""
+        here = installed("settings", self.group)
+        return handler.generate_schema(extension("settings", self.group, "", "") if here else self.core)
+
+
 class Group(BaseModel):
     """Group of keys. Its values are checked like those of the command line, and refused in the same sentences."""
 
@@ -74,6 +87,20 @@ class Group(BaseModel):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield a key and a remedy for each rule between keys that is broken. All are in range by themselves."""
         yield from ()
+
+    @property
+    def option(self) -> str:
+        """Name of the option; empty of a group without options."""
+        return str(getattr(self, "name", ""))
+
+    def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
+        """Return the kinds of query that a run asks by this group, each with the field that asks for it.
+
+        Args:
+            whole: as of `conflicts`.
+        """
+        del whole
+        return {}
 
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
         """Yield the same for each rule between this group and others that is broken.

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ..messages.local_training import TOLD, LocalTraining, Optimizer, Schedule
-from .group import Group, OfKeys, remedy
+from .engine_settings import Engine, InProcess
+from .group import Group, OfExtension, OfKeys, remedy
 from .privacy_settings import (
     ClientDistributed,
-    ClientLevel,
     NoSecagg,
     PrivacyLevel,
     PrivacySettings,
@@ -48,58 +48,16 @@ from .training_settings import (
     TuningSettings,
 )
 from .values import (
-    HIDDEN_CLIENTS,
     MOST_ROUNDS,
     TRACKERS,
     By,
     CallbackName,
     Clients,
     Module,
-    NotNegative,
-    Positive,
     Probability,
-    Records,
     Rounds,
     Text,
 )
-
-
-class InProcess(Group):
-    """Engine on this machine: clients run in this process or, with more workers, in as many processes."""
-
-    name: Literal["inprocess"] = "inprocess"
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = 1
-    """Processes; null: one for each core or GPU, if each has enough work."""
-    device: Annotated[
-        str,
-        Field(
-            pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
-            json_schema_extra=remedy("must be auto, cpu, mps, cuda, or one GPU as cuda:N"),
-        ),
-    ] = "cpu"
-    """Device on which models train and are evaluated; auto: a CUDA GPU if there is one. Workers share several GPUs."""
-    dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        Field(json_schema_extra=remedy("float16 would need a loss that is scaled")),
-    ] = "float32"
-    """Precision of models, by autocast; parameters and updates stay in float32."""
-    deadline: Positive = 60.0
-    """Seconds until one client's reply is late."""
-
-
-class Ray(Group):
-    """Engine of actors on Ray: one machine, or a cluster by its address."""
-
-    name: Literal["ray"] = "ray"
-    address: Text | None = None
-    """Address of a running cluster, such as auto or ray://head:10001; null: this machine."""
-    num_cpus: Positive | None = None
-    """CPUs, one for each actor; null: all that Ray has."""
-    workers: ClassVar[None] = None
-    device: ClassVar[Literal["cpu"]] = "cpu"
-    dtype: ClassVar[Literal["float32"]] = "float32"
-    deadline: Positive = 60.0
-    """Seconds until one client's reply is late."""
 
 
 class FaultSettings(Group):
@@ -118,79 +76,6 @@ class FaultSettings(Group):
     def any(self) -> bool:
         """Whether a fault can happen at all."""
         return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
-
-
-class NoAudit(Group):
-    """No audit."""
-
-    name: Literal["off"] = "off"
-
-
-class _Audit(Group):
-    on_alarm: Annotated[
-        Literal["stop", "pause", "raise_noise", "rollback", "note"],
-        Field(json_schema_extra=remedy("no check of a sum names a client to drop")),
-    ] = "stop"
-    """Effect of an alarm; note: record it and continue."""
-    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
-    """Probability that a correct run raises any alarm."""
-
-    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse answers to an alarm that a sum cannot have."""
-        if self.on_alarm == "raise_noise" and sum_level(whole.privacy) is None:
-            yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
-        elif self.on_alarm == "raise_noise" and whole.cohort.by_turns:
-            text = "rounds are one release together, whose noise is fixed; use stop, pause or rollback"
-            yield "audit.on_alarm", text
-        if self.on_alarm == "rollback" and whole.tried:
-            text = "each arm has its own model, and none can be rolled back; use stop or pause"
-            yield "audit.on_alarm", text
-
-
-class LightAudit(_Audit):
-    """Free checks in every round: whether the released sum has the claimed noise, and whether the noise is new."""
-
-    name: Literal["light"] = "light"
-    full: ClassVar[bool] = False
-    """Whether canary clients and probes are used as well."""
-    canaries: ClassVar[None] = None
-    looks: ClassVar[int] = 0
-    support: ClassVar[None] = None
-    loss_traces: ClassVar[bool] = False
-
-
-class FullAudit(_Audit):
-    """The light checks, and canary clients in the cohort, which compare the measured leakage with the claim."""
-
-    name: Literal["full"] = "full"
-    full: ClassVar[bool] = True
-    canaries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    """Canary clients; null: 1000, or with encrypted sums half as many as secagg.collusion allows."""
-    looks: Annotated[int, Field(ge=1, le=1_000)] = 10
-    """Rounds, spread over the run, after which canaries and planted secrets are scored."""
-    support: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
-    """Most coordinates of one canary; null: 20 000 or all."""
-    loss_traces: bool = False
-    """Whether each client keeps the losses of its own records locally; see docs/audits.md."""
-
-    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse canaries that this mode, cohort or search cannot score."""
-        yield from super().conflicts(whole)
-        client = sum_level(whole.privacy)
-        if isinstance(whole.cohort, CyclicCohort):
-            text = "its canary clients cannot be scored for turns in some rounds only; use light"
-            yield "audit.name", text
-        if whole.tried:
-            text = "its canaries are in no arm, but test the promise to all clients; use light"
-            yield "audit.name", text
-        if self.canaries and not isinstance(client, ClientLevel):
-            text = "test the claim of client-level privacy, and there is none; leave it null"
-            yield "audit.canaries", text
-        if self.canaries != 0 and client and client.clipping == "adaptive":
-            text = (
-                "canaries exceed every norm and would raise an adaptive one; use privacy.clipping=fixed, or 0"
-            )
-            yield "audit.canaries", text
 
 
 class LedgerSettings(Group):
@@ -223,84 +108,26 @@ class BudgetSettings(Group):
             yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
 
 
-class CostSettings(Group):
-    """Prices and powers for a report's estimates; null is not computed. `assessment.yaml` overrides them."""
-
-    watts_of_core: NotNegative | None = None
-    """Watts of one busy core of the server's machine; null: 4, CodeCarbon's value, if no counter can be read."""
-    grams_co2_of_kwh: NotNegative | None = None
-    """Grams of CO2 for a kilowatt hour of its electricity."""
-    price_of_kwh: NotNegative | None = None
-    """Price of a kilowatt hour in `currency`."""
-    price_of_gigabyte: NotNegative | None = None
-    """Price of a gigabyte sent or received, in `currency`."""
-    joules_of_gigabyte: NotNegative | None = None
-    """Energy of a gigabyte on the network, in joules."""
-    currency: (
-        Annotated[
-            str,
-            Field(
-                pattern=r"^[A-Z]{3}$", json_schema_extra=remedy("must be a code of three letters such as EUR")
-            ),
-        ]
-        | None
-    ) = None
-    """Currency code of three letters such as EUR."""
-    examples_of_client: Records | None = None
-    """Public upper bound on the examples of one client, for the report's bound on its work in a round."""
-    flops_of_client: Positive | None = None
-    """Floating-point operations per second of CPU on a client's processor."""
+def _missing(room: str) -> Any:
+    return Field(
+        json_schema_extra=remedy(f"needs fedveil.{room}, which is missing here: install all of fedveil")
+    )
 
 
-class EvaluateSettings(Group):
-    """Evaluation of the model at the clients, on records that each holds out of training."""
+class _Ignored(Group):
+    """Group of an extension that is not installed: its keys have no effect."""
 
-    clients: Annotated[
-        str,
-        Field(
-            pattern=r"^(none|final|every:[1-9][0-9]{0,5})$",
-            json_schema_extra=remedy("must be none, final, or every:N as in every:10"),
-        ),
-    ] = "none"
-    """When all clients evaluate the model: none, final (after the last round), or every:N rounds and after the last."""
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of its records that each client holds out, by a hash of each: the same ones in every run."""
-    metric: Text = "accuracy"
-    """Name of one of the task's metrics."""
-    metric_bound: Positive = 1.0
-    """Upper bound of the metric, which is clipped to [0, metric_bound]."""
-    figures: Annotated[
-        tuple[Literal["metric", "loss", "clients", "histogram"], ...], Field(strict=False, min_length=1)
-    ] = ("metric", "loss", "clients", "histogram")
-    """Figures to measure, with equal parts of the norm: mean metric, mean loss, number of clients that evaluated, and their
-    histogram. With record-level privacy the number of held-out records, and no histogram."""
-    noise_multiplier: Positive | None = None
-    """Noise of one evaluation. Null: 5 times the root of the number of evaluations, which together then cost as much as one at 5."""
-    resolution: Positive | None = None
-    """Largest half-width of the interval of the mean metric; null: no limit."""
-
-    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse evaluations whose sums hide no unit, or before there is one model."""
-        if self.clients == "none":
-            return
-        privacy = whole.privacy
-        if not isinstance(privacy, ClientLevel | RecordDistributed):
-            yield "evaluate.clients", f"{HIDDEN_CLIENTS}, record_distributed, which hides records, or none"
-        elif isinstance(privacy, RecordDistributed) and privacy.per_person is not None:
-            yield (
-                "evaluate.clients",
-                "counts records, of which a person may have several; leave privacy.per_person null, or none",
-            )
-        elif privacy.noise_schedule == "adaptive":
-            text = "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none"
-            yield "evaluate.clients", text
-        if whole.tried and self.clients != "final":
-            text = "arms have models of their own, and which stays is not known yet; use final"
-            yield "evaluate.clients", text
+    model_config = ConfigDict(extra="ignore")
 
 
-EngineSettings = InProcess | Ray
-AuditSettings = LightAudit | FullAudit
+class Off(_Ignored):
+    """Group audit without an observer."""
+
+    name: Annotated[Literal["off"], _missing("audit")] = "off"
+
+
+class _Unasked(_Ignored):
+    clients: Annotated[Literal["none"], _missing("questions")] = "none"
 
 
 class FederationSettings(Group):
@@ -314,7 +141,9 @@ class FederationSettings(Group):
     optimizer: Annotated[OptimizerSettings, By] = AutoOptimizer()
     schedule: Annotated[ScheduleSettings, By] = ConstantSchedule()
     secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
-    audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
+    audit_group: Annotated[Group, OfExtension("audit", Off)] = Field(
+        alias="audit", default_factory=lambda: {"name": "off"}, validate_default=True
+    )
     compress: Annotated[CompressionSettings | NoCompression, By] = NoCompression()
     tune: Annotated[TuningSettings, By] = NoTuning()
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
@@ -326,8 +155,10 @@ class FederationSettings(Group):
     """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
     budget: BudgetSettings = BudgetSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    cost: CostSettings = CostSettings()
+    evaluate: Annotated[Group, OfExtension("evaluate", _Unasked)] = Field(
+        default_factory=dict, validate_default=True
+    )
+    cost: Annotated[Group, OfExtension("cost", _Ignored)] = Field(default_factory=dict, validate_default=True)
     accept_vacuous: bool = False
     """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
     purpose: Text | None = None
@@ -385,19 +216,15 @@ class FederationSettings(Group):
         return self.tune.score == "clients"
 
     @property
-    def scored_metric(self) -> str:
-        """The metric by which clients compare arms."""
-        return self.tune.metric or self.evaluate.metric
+    def query_fields(self) -> Mapping[str, tuple[str, object]]:
+        """Kinds of query that the run asks of its clients, the first one first, each with the field that asks for it."""
+        return {name: field for group in self.groups for name, field in group.queries(self).items()}
 
     @property
-    def queries(self) -> Mapping[str, tuple[str, object]]:
-        """Kinds of query that the run asks of its clients, the first one first, each with the field that asks for it."""
-        found: dict[str, tuple[str, object]] = {}
-        if isinstance(self.task, CsvTask) and self.task.scaling == "asked":
-            found["scaling"] = "task.scaling", self.task.scaling
-        if self.evaluate.clients != "none" or self.scored_at_clients:
-            found["evaluation"] = "evaluate.clients", self.evaluate.clients
-        return found
+    def groups(self) -> Iterator[Group]:
+        """The groups of keys."""
+        values = (getattr(self, field) for field in type(self).model_fields)
+        return (each for each in values if isinstance(each, Group))
 
     @property
     def tuning_rounds(self) -> int:
@@ -436,9 +263,10 @@ class FederationSettings(Group):
         return asked if asked.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
 
     @property
-    def audit(self) -> AuditSettings | None:
-        """Settings of the audit; None: no audit."""
-        return None if isinstance(self.audit_group, NoAudit) else self.audit_group
+    def observer(self) -> str:
+        """Name of the audit; empty without one."""
+        name = self.audit_group.option
+        return "" if name == "off" else name
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield conflicts between groups."""
@@ -455,16 +283,15 @@ class FederationSettings(Group):
             module = (target or "").partition(":")[0]
             if target and module not in self.allow_modules:
                 yield key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
-        for field in type(self).model_fields:
-            if isinstance(group := getattr(self, field), Group):
-                yield from group.conflicts(self)
+        for group in self.groups:
+            yield from group.conflicts(self)
 
 
 class SimulationSettings(FederationSettings):
     """Settings of ``fedveil simulate`` and ``fedveil plan``."""
 
     partition: Annotated[PartitionSettings, By]
-    engine: Annotated[EngineSettings, By]
+    engine: Annotated[Engine, OfExtension("engine", InProcess)]
     faults: FaultSettings = FaultSettings()
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None  # what both NumPy and torch accept
     """Seed; null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""

@@ -1,6 +1,6 @@
 """Models of the groups task, partition and cohort: what is learned, from whom."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -123,6 +123,11 @@ class CsvTask(_TableTask):
     inputs are scaled by the bounds in the schema."""
     scaling_epsilon: Positive | None = None
     """Epsilon of that question alone; null: a quarter of the target, at most 1."""
+
+    def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
+        """Return the question about the inputs' scale, if the run asks for it."""
+        del whole
+        return {"scaling": ("task.scaling", self.scaling)} if self.scaling == "asked" else {}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from ..base.refusal import Refusal
+from ..client.extra import ADDS
 from ..configs.compose import arguments, compose_jobs, is_sweep, read_job
 from ..configs.group import Group, remedy
 from ..configs.privacy_settings import (
@@ -102,8 +103,8 @@ class ServerSettings(FederationSettings):
         yield from self._rules_of_clients()
         if self.link.quorum is not None and self.secagg is not None:
             yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"
-        audit, client = self.audit, sum_level(self.privacy)
-        if audit is None or not audit.full:
+        client = sum_level(self.privacy)
+        if self.observer != ADDS:
             return
         if client is None:
             text = "its canary clients test a client-level claim, and there is none; use light"

@@ -312,8 +312,8 @@ class Mode:
           Refusal: the sums of this mode hide neither clients alone nor records.
         """
         del noise_multiplier
-        asked = self.parts.settings.evaluate.clients
-        raise Refusal("evaluate.clients", asked, f"{HIDDEN_CLIENTS} or record_distributed")
+        field, value = self.parts.settings.query_fields["evaluation"]
+        raise Refusal(field, value, f"{HIDDEN_CLIENTS} or record_distributed")
 
     # --- clients ---------------------------------------------------------------------------------------------------
 

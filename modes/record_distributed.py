@@ -155,7 +155,7 @@ class RecordDistributedMode(SumMode):
     @property
     def holds_out_apart(self) -> bool:
         """Whether the number of records that train is counted with those that clients hold out, as nobody may tell."""
-        return self.parts.settings.evaluate.clients != "none"
+        return "evaluation" in self.parts.settings.query_fields
 
     def evaluation(self, noise_multiplier: float) -> Plan:
         """Return the plan of one evaluation at all clients.

@@ -44,6 +44,7 @@ from .evaluation_plan import (
     scoring_plan,
 )
 from .evaluations import epsilon_of
+from .settings import evaluate_of, scored_metric
 from .sums import Charge, put, sums_of
 from .wire import evaluation_content
 
@@ -63,7 +64,8 @@ def evaluate_at_clients(
       last: whether the run ends here, before its last round.
     """
     federation = run.federation
-    if not last and state.round not in evaluated_rounds(federation.settings):
+    owed = last and evaluate_of(federation.settings).clients != "none"
+    if not owed and state.round not in evaluated_rounds(federation.settings):
         return None
     asked = evaluation_of(federation, name_of(run.name))
     return _evaluated(run, participants, reach, asked, state.model, row_after(state.round))
@@ -166,6 +168,8 @@ def _check_records(federation: Federation, data: Data) -> None:
 
 
 EVALUATIONS = Query(
+    held_out=lambda settings: evaluate_of(settings).share,
+    metric=lambda settings: scored_metric(settings) if settings.scored_at_clients else None,
     events=evaluation_events,
     plans=_plans,
     fields=_fields,

@@ -25,6 +25,7 @@ from ..run.unit_plan import is_asked, questions_of
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
+from .settings import evaluate_of, scored_metric
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -35,7 +36,7 @@ DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent score
 
 def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     """Return the rounds after which clients evaluate the model, including the last one; empty without evaluations."""
-    word, last = settings.evaluate.clients, settings.steps
+    word, last = evaluate_of(settings).clients, settings.steps
     if word == "none":
         return ()
     return rounds_every(int(word.partition(":")[2] or last), last)
@@ -51,7 +52,7 @@ def one_evaluation(federation: Federation) -> Plan | None:
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
     if not many:
         return None
-    return federation.mode.evaluation(noise_of(settings.evaluate.noise_multiplier, many))
+    return federation.mode.evaluation(noise_of(evaluate_of(settings).noise_multiplier, many))
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
@@ -80,11 +81,11 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
     if not rounds or plan is None or plan.noise_multiplier is None:
         return None
     delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
-    asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
+    asked, wanted = evaluation_of(federation, "plan"), evaluate_of(federation.settings).resolution
     rows = (
         clients
         if asked.records is None
-        else max(1, round(federation.settings.evaluate.share * federation.mode.records))
+        else max(1, round(evaluate_of(federation.settings).share * federation.mode.records))
     )
     half = planned_half_width(asked, plan, rows, wanted, delta)
     return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, rows, half)
@@ -128,13 +129,13 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
       name: of the release.
     """
     return replace(
-        evaluation_of(federation, name), metric=federation.settings.scored_metric, figures=(METRIC,)
+        evaluation_of(federation, name), metric=scored_metric(federation.settings), figures=(METRIC,)
     )
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
-    asked = federation.settings.evaluate
+    asked = evaluate_of(federation.settings)
     why = (federation.settings.purpose or "")[:MOST_NAME]
     inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
     rows = federation.mode.rows_of_client
@@ -166,8 +167,8 @@ def check_evaluation(federation: Federation) -> None:
         outputs = run_on(model, inputs)
         known = task.metrics(outputs, targets)
     check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
-    fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
-    fields |= {"tune.metric": settings.scored_metric} if scored else {}
+    fields = {"evaluate.metric": evaluate_of(settings).metric} if evaluated else {}
+    fields |= {"tune.metric": scored_metric(settings)} if scored else {}
     for field, wanted in fields.items():
         if wanted not in known:
             of = " of one record" if alone else ""
@@ -184,7 +185,7 @@ def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str
 
 def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
     whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    metric, half = federation.settings.scored_metric, asked.half_width or 0.0
+    metric, half = scored_metric(federation.settings), asked.half_width or 0.0
     return (
         f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
         f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
@@ -204,4 +205,4 @@ def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: Evalu
     if asked.half_width is None:
         return said
     of = "" if plan.unit == "client" else f" over about {asked.rows} held-out records"
-    return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
+    return f"{said} Their mean {evaluate_of(federation.settings).metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."

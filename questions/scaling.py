@@ -112,7 +112,7 @@ def as_answered(federation: Federation, folder: Path) -> Federation:
       federation: as its settings describe it.
       folder: of the run; if the run has not begun, the federation is returned unchanged.
     """
-    if not "scaling" in federation.settings.queries or not (folder / SCHEMA).is_file():
+    if not "scaling" in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
     before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
     kept = read_schema(folder / SCHEMA).columns

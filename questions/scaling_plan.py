@@ -66,7 +66,7 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
       Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
     """
     settings, promises = federation.settings, federation.mode.promises
-    if "scaling" not in settings.queries:
+    if "scaling" not in settings.query_fields:
         return None
     if len(promises) != 1:
         remedy = (

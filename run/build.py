@@ -146,7 +146,7 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
     if given is None:
         _require_named("task", name)
         return load_task(name, options, settings.allow_modules)
-    if settings.engine.name == "ray":
+    if settings.engine.elsewhere:
         remedy = (
             "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
         )

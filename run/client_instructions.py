@@ -21,7 +21,7 @@ from ..populations.population import extra_of
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
-from .queries import query_events
+from .queries import queries_of, query_events
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
 MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most
@@ -98,8 +98,7 @@ def traces_of(federation: Federation, folder: Path) -> str:
     Raises:
       Refusal: the data are real, and a run folder must not hold such losses.
     """
-    audit = federation.settings.audit
-    if audit is None or not audit.loss_traces:
+    if not extra_of(federation.settings).keeps_losses(federation.settings):
         return ""
     if not federation.simulated:
         remedy = "these data are real: only its owner may see a record's losses; leave it out"
@@ -159,8 +158,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 def held_out_share(settings: SimulationSettings) -> float | None:
     """Return the share of its records that a client holds out for evaluation; None without one."""
-    evaluated = settings.evaluate.clients != "none" or settings.scored_at_clients
-    return settings.evaluate.share if evaluated else None
+    return next(filter(None, (query.held_out(settings) for query in queries_of(settings))), None)
 
 
 def order_of(run: Run) -> dict[str, str]:

@@ -93,9 +93,8 @@ class Observation(Protocol):
 
 def check(federation: Federation) -> None:
     """Refuse a federation that its observer cannot work with, or whose observer is not installed."""
-    audit = federation.settings.audit
-    if audit is not None:
-        _observation(audit.name).check(federation)
+    if name := federation.settings.observer:
+        _observation(name).check(federation)
 
 
 def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
@@ -105,8 +104,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
       run: before its first round, its folder made and its ledger open.
       fresh: whether the run is new and not resumed.
     """
-    audit = run.federation.settings.audit
-    return (run, Unobserved()) if audit is None else _observation(audit.name).begin(run, fresh)
+    name = run.federation.settings.observer
+    return _observation(name).begin(run, fresh) if name else (run, Unobserved())
 
 
 def _observation(asked: str) -> Observation:

@@ -15,7 +15,6 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from ..configs.schema import Ray
 from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
 from ..privacy.accounting.curve import largest
@@ -228,7 +227,7 @@ def charged(run: Run, number: int, clients: Sequence[int]) -> list[int]:
       clients: that were drawn, and did not answer.
     """
     federation, record = run.federation, run.client.record
-    if record is None or isinstance(federation.settings.engine, Ray):  # on which ledgers may lie elsewhere
+    if record is None or federation.settings.engine.elsewhere:  # on which ledgers may lie elsewhere
         return list(clients)
     return federation.population.charged(record, (run.name, number), clients)
 

@@ -278,7 +278,7 @@ def _run_on(
 def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
     """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
     last, federation = progress.history[-1:], progress.run.federation
-    owed = last and "evaluation" not in last[0] and federation.settings.evaluate.clients != "none"
+    owed = last and "evaluation" not in last[0] and federation.settings.query_fields
     if not owed or pace.ready(threading.Event()) is not None:
         return
     if (answer := _answer_after(progress, grid, pace.deadline, progress.state, last=True)) is not None:

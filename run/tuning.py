@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..base.refusal import Refusal
+from ..configs.schema import SimulationSettings
 from ..messages.local_training import Schedule
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
@@ -21,6 +22,7 @@ from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.protocol import Task
 from .prepared_run import Run
+from .queries import queries_of
 
 KEY_BYTES = 16
 CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result
@@ -50,12 +52,19 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
         settings.tuning_rounds,
         settings.num_rounds,
         ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
-        settings.scored_metric if settings.scored_at_clients else settings.tune.metric,
+        _compared_by(settings),
         federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:
         tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
     return tuning
+
+
+def _compared_by(settings: SimulationSettings) -> str | None:
+    """Return the metric that compares the arms; None for the task's usual one."""
+    return next(
+        filter(None, (query.metric(settings) for query in queries_of(settings))), settings.tune.metric
+    )
 
 
 def _reported(task: Task) -> dict[str, float]:

@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 
 from ..base.extensions import extension
 from ..base.refusal import Refusal
-from ..configs.schema import Ray
 from ..messages.client_settings import ClientSettings
 from ..messages.difference_grid import HeldModels
 from ..messages.difference_wire import told_model
@@ -70,7 +69,7 @@ def require_one_machine(federation: Federation) -> None:
       Refusal: each machine would keep a budget of its own for the same records.
     """
     engine = federation.settings.engine
-    if isinstance(engine, Ray) and engine.address and federation.mode.own_budget and not federation.simulated:
+    if engine.address and federation.mode.own_budget and not federation.simulated:
         remedy = (
             "each machine would keep ledgers of its own for the same records; train real ones on one machine"
         )
@@ -92,8 +91,8 @@ def clients_of(federation: Federation, settings: ClientSettings, count: int, at_
 
 def _opened(federation: Federation, clients: Clients, workers: int | None) -> AbstractContextManager[Grid]:
     engine = federation.settings.engine
-    if isinstance(engine, Ray):
-        return extension("engine", "ray", "engine", "ray")(clients, engine)
+    if engine.elsewhere:
+        return extension("engine", engine.option, "engine", engine.option)(clients, engine)
     return closing(clients.grid(federation.task, workers))
 
 

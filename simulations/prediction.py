@@ -28,7 +28,7 @@ from ..configs.privacy_settings import (
     RecordDistributed,
     SecaggSettings,
 )
-from ..configs.schema import FaultSettings, NoAudit, SimulationSettings
+from ..configs.schema import FaultSettings, Off, SimulationSettings
 from ..configs.task_settings import AllCohort, PoissonCohort
 from ..configs.training_settings import NoTuning
 from ..modes.federation import Federation
@@ -137,7 +137,7 @@ def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
     changed = {
         "privacy": privacy,
         "cohort": AllCohort() if rate == 1 else PoissonCohort(rate=rate),
-        "audit_group": NoAudit(),
+        "audit_group": Off(),
         "tune": NoTuning(),
         "secagg_group": SecaggSettings(name="auto"),
         "faults": FaultSettings(),

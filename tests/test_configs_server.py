@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 import fedveil.configs
+from fedveil.audit.settings import LightAudit
 from fedveil.base.refusal import Refusal
 from fedveil.configs.privacy_settings import ClientCentral, Record
-from fedveil.configs.schema import LightAudit
 from fedveil.configs.settings import differing
 from fedveil.deployment.settings import LinkSettings, server_settings
 
@@ -23,7 +23,7 @@ def test_the_defaults_are_a_few_hospitals_under_record_level_privacy() -> None:
     assert isinstance(settings.federation.privacy, Record)
     assert settings.federation.cohort.name == "all"
     assert (settings.federation.seed, settings.federation.resume) == (None, None)
-    assert settings.federation.audit == LightAudit()
+    assert settings.federation.audit_group == LightAudit()
     assert settings.link == LinkSettings(name="grpc", quorum=0.5)
 
 

@@ -725,7 +725,7 @@ MUTATIONS = {
     ),
     "how many records train is in a number that leaves": Mutation(
         "modes/record_distributed.py",
-        'return self.parts.settings.evaluate.clients != "none"',
+        'return "evaluation" in self.parts.settings.query_fields',
         "return False",
         RECORD_EVALUATION_TESTS,
         "no_count_tells",
