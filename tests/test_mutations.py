@@ -3582,8 +3582,8 @@ MUTATIONS = {
     ),
     "ledger reset on reinstall": Mutation(
         "populations/machine.py",
-        '        del folder\n        return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"',
-        '        return folder / "ledger"',
+        'return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"',
+        'return folder / "ledger"',
         "test_end_to_end_run.py",
         "what_is_left_and_a_third",
     ),
@@ -3757,8 +3757,8 @@ MUTATIONS = {
     ),
     "of many real clients some are not looked at before round 1": Mutation(
         "populations/machine.py",
-        '        """Return all clients."""\n        del every\n        return range(task.num_clients)',
-        '        """Return all clients."""\n        del every\n        return range(0, task.num_clients, -(-task.num_clients // MOST_LOOKED_AT))',
+        'every: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
+        'every: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // MOST_LOOKED_AT))',
         "test_server_record_ledgers.py",
         "real-size",
     ),
