@@ -2720,8 +2720,8 @@ MUTATIONS = {
     ),
     "clients that have moved keep the arms of their places": Mutation(
         "run/prepare.py",
-        "(named or won)",
-        "True",
+        "saved.deal if named or won else None",
+        "saved.deal",
         "test_server_before_spending.py",
         "in_other_places",
     ),
@@ -3602,8 +3602,8 @@ MUTATIONS = {
         "lowers or ended",
     ),
     "a client's ledger can be shed": Mutation(
-        "run/prepare.py",
-        "require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)",
+        "run/record_ledgers.py",
+        "require_heads(Path(self.folder), heads)",
         "pass",
         "test_end_to_end_owner.py",
         "cannot_be_shed",
@@ -3792,7 +3792,7 @@ MUTATIONS = {
     ),
     "a run that a kill left with its budget spent is refused": Mutation(
         "run/prepare.py",
-        "        if saved is None:\n            raise\n        client, spent",
+        "        if not resumed:\n            raise\n        client, spent",
         "        if refusal:\n            raise\n        client, spent",
         "test_end_to_end_resume.py",
         "near_its_end",
