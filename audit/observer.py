@@ -101,7 +101,7 @@ class RunAudit:
 
     def resume(self, state: State, /) -> Demand:
         """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
-        kept = self.run.checkpoint.audit if self.run.checkpoint is not None else {}
+        kept = self.run.checkpoint.audit
         self.auditor.go_on(state.round, watching.Memory(**kept) if kept else watching.NO_MEMORY)
         alarms = [each.alarm for each in self.auditor.acting]
         if not alarms or self.on_alarm in ("note", "pause"):
@@ -228,10 +228,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
         # On the same grid as the account that it is compared with and the round's metrics line.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
         # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
-        earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
-        if (fresh or earlier is not None) and terms.arms == 1:
-            begun = earlier.state.round if earlier else 0
-            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), begun
+        if (fresh or run.checkpoint.run not in ("", run.name)) and terms.arms == 1:
+            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), run.checkpoint.state.round
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import build, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
-from .flower_adapter import records_of
+from .flower_adapter import config_of, records_of
 from .renewal import RENEWAL
 from .run_over import OVER
 from .secure_wire import ROSTER_RECORD, SECURE_RECORD, VOUCHING, Exchange
@@ -147,7 +147,7 @@ def cargo_of(message: Message) -> Cargo:
         return Cargo(shares, TrafficPurpose.CONTROL)  # a receipt
     if SECURE_RECORD not in content or main is TrafficPurpose.KEYS:
         return Cargo(shares, main)
-    return Cargo(shares, main, _vector_bytes(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"])))
+    return Cargo(shares, main, _vector_bytes(str(config_of(content, SPEC_RECORD)["spec"])))
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:

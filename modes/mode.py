@@ -247,12 +247,10 @@ class Mode:
           num_rounds: that are left.
           filter_order: of a ledger that uses an RDP filter.
         """
-        del num_rounds, filter_order
         return None
 
     def with_noise(self, noise_multiplier: float) -> PrivacySettings:
         """Return the settings with this noise on the sums."""
-        del noise_multiplier
         return self.parts.settings.privacy
 
     def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], begun: int) -> Adaptation:
@@ -263,12 +261,10 @@ class Mode:
           prior: events that the ledger already holds.
           begun: the round after which `plan` applies.
         """
-        del plan, prior, begun
         return NOTHING_ADAPTS
 
     def metrics_share(self, plan: Plan) -> float:
         """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
-        del plan
         return 0.0
 
     def sums_before(self) -> Sequence[DpEvent]:
@@ -311,7 +307,6 @@ class Mode:
         Raises:
           Refusal: the sums of this mode hide neither clients alone nor records.
         """
-        del noise_multiplier
         field, value = self.parts.settings.query_fields["evaluation"]
         raise Refusal(field, value, f"{HIDDEN_CLIENTS} or record_distributed")
 
@@ -343,17 +338,14 @@ class Mode:
         Raises:
           Refusal: the budget affords no round.
         """
-        del folder, rounds, resumed, events
         return client
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
         """Return the settings of clients of this machine that answer a question. Arguments as of `instruct`."""
-        del folder
         return client
 
     def claim(self, plan: Plan) -> ClientClaim | None:
         """Return what an order claims of the sums of whole clients."""
-        del plan
         return None
 
     def record_order(self) -> RecordTerms | None:
@@ -364,7 +356,6 @@ class Mode:
 
     def vacuity(self, plan: Plan) -> str | None:
         """Return why the noise of the sums hides whatever could be learned; None where it does not."""
-        del plan
         return None
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
@@ -374,7 +365,6 @@ class Mode:
           plan: calibrated.
           masking: encryption of the sums, if any.
         """
-        del plan, masking
         return []
 
     def persons(self, most: int) -> str:

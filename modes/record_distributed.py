@@ -173,7 +173,6 @@ class RecordDistributedMode(SumMode):
         self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
     ) -> ClientSettings:
         """Return the settings of clients of this machine, with the terms of a step. Arguments as of `Mode`."""
-        del folder, rounds, resumed, events
         return replace(client, step=StepTerms(self.record_order(), canaries=self._canaries()))
 
     def _canaries(self) -> CanaryRecords:

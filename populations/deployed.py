@@ -91,7 +91,6 @@ class Deployed(Population):
 
     def run_name(self, folder: Path) -> str:
         """Return the display name of the run."""
-        del folder
         return self.run
 
     def new_name(self) -> str:
@@ -106,12 +105,10 @@ class Deployed(Population):
 
     def resumption(self, folder: Path) -> str:
         """Return what resumes the run."""
-        del folder
         return "the same command"
 
     def sign(self, identities: str, nodes: int, doubly: bool) -> tuple[Roster, bytes]:
         """Return the roster of encrypted sums, and as the authority signed it. Arguments as of `Population`."""
-        del identities, nodes
         lacking = [member.name for member in self.roster.members if not member.post_quantum]
         if doubly and lacking:
             remedy = f"{lacking[0]} has no ML-DSA key in the roster; provision with post_quantum: true"
@@ -120,7 +117,6 @@ class Deployed(Population):
 
     def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
         """Return the bound on the examples of one client, who alone knows them."""
-        del counted
         return float(bound)
 
     def answers(self, invited: float) -> Answers:
@@ -138,7 +134,6 @@ class Deployed(Population):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        del folder
         return self.ledgers / f"{prefix}{self.owner[:NAMED]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
@@ -155,14 +150,12 @@ class Deployed(Population):
 
     def check_identity(self, asked: str | None, spends: bool) -> None:
         """Refuse a data set's name: the federation's names its ledger."""
-        del spends
         if asked is not None:
             remedy = "the federation's name names a server's ledger; leave it out"
             raise Refusal("task.data_id", asked, remedy)
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Refuse ledgers that are older than the server's runs: one of them holds the newest head that each run left."""
-        del budget
         ledgers = sorted(path.parent.glob("*.ledger"))
         for run, head in sorted(self.heads.items(), key=lambda each: each[1], reverse=True):
             if not any(holds_head(each, head) for each in ledgers):
@@ -184,7 +177,6 @@ class Deployed(Population):
 
     def looked_at(self, task: Task, every: bool) -> range:
         """Return none: clients keep their data."""
-        del task, every
         return range(0)
 
     def some_examples(self, task: Task) -> Data:

@@ -83,7 +83,6 @@ class OnThisMachine(Population):
 
     def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
         """Return the most examples of one client, which are counted."""
-        del bound
         return float(counted())
 
     def most_clients(self, asked: int) -> int:
@@ -92,7 +91,6 @@ class OnThisMachine(Population):
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: all of them."""
-        del invited
         return ALL_ANSWERS
 
     def some_examples(self, task: Task) -> Data:
@@ -141,7 +139,6 @@ class Simulated(OnThisMachine):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger, of a run in a folder."""
-        del prefix
         return folder / "ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
@@ -257,12 +254,10 @@ class Local(OnThisMachine):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        del folder
         return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return the folder of the clients' own ledgers."""
-        del folder
         return self.home
 
     def owed(self) -> Owed:
@@ -279,7 +274,6 @@ class Local(OnThisMachine):
 
     def check_identity(self, asked: str | None, spends: bool) -> None:
         """Refuse to spend on data without a name."""
-        del asked
         if spends:
             self.require_name()
 
@@ -341,12 +335,10 @@ class Local(OnThisMachine):
         self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
     ) -> Iterable[tuple[int, str]]:
         """Return numbers and ledgers' names of all clients, in their order."""
-        del record, took_part, paths
         return enumerate(self.client_ledgers)
 
     def looked_at(self, task: Task, every: bool) -> range:
         """Return all clients."""
-        del every
         return range(task.num_clients)
 
     def own_clients(self, task: Task) -> range:

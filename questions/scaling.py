@@ -30,7 +30,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
 from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
-from ..run.prepare import claim_records, settle_records
+from ..run.prepare import claim_records
 from ..run.prepared_run import Run
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW
@@ -64,7 +64,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
-    settle_records(federation, run.client)
+    run.own_ledgers.settle()
     claim_records(federation)
     with grid(run) as opened:
         participants = Participants(

@@ -24,7 +24,6 @@ from .prepared_run import Run
 from .queries import queries_of, query_events
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
-MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most
 
 
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
@@ -71,10 +70,9 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
       federation: whose clients have answered the scaling question.
       client: settings before scaling.
     """
-    told = replace(client, task_options=_plain_settings(federation, Path()).task_options)
-    if client.record is None:
-        return told
-    return replace(told, record=replace(client.record, ledgers=tuple(federation.population.client_ledgers)))
+    record = client.record and replace(client.record, ledgers=tuple(federation.population.client_ledgers))
+    options = _plain_settings(federation, Path()).task_options
+    return replace(client, task_options=options, record=record)
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:

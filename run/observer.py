@@ -54,7 +54,6 @@ class Observer(Protocol):
 
     def resume(self, state: State, /) -> Demand:
         """Continue after a round that an earlier process finished, or at the start; repeat what is still demanded."""
-        del state
         return NO_DEMAND
 
     def observe(self, state: State, released: Released | None, /) -> None:
@@ -62,12 +61,10 @@ class Observer(Protocol):
 
     def columns(self, number: int, /) -> dict[str, Any]:
         """Return what the metrics line of the last round, `number`, says."""
-        del number
         return {}
 
     def demand(self, state: State, /) -> Demand:
         """Return what the round that ended in this state demands, after it was kept."""
-        del state
         return NO_DEMAND
 
     def end(self, ending: Ending, title: str, /) -> dict[str, Any] | None:
@@ -76,7 +73,6 @@ class Observer(Protocol):
         Raises:
           OSError: the folder cannot be written.
         """
-        del ending, title
         return None
 
 

@@ -133,6 +133,9 @@ class Checkpoint:
     audit: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
 
+NO_CHECKPOINT = Checkpoint("", State(0, {}, {}))  # of a run that has not finished a round
+
+
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; after a crash at any moment this one or the previous one is complete."""
     state, head = checkpoint.state, checkpoint.head

@@ -2720,8 +2720,8 @@ MUTATIONS = {
     ),
     "clients that have moved keep the arms of their places": Mutation(
         "run/prepare.py",
-        "(named or won)",
-        "True",
+        "saved.deal if named or won else None",
+        "saved.deal",
         "test_server_before_spending.py",
         "in_other_places",
     ),
@@ -3582,8 +3582,8 @@ MUTATIONS = {
     ),
     "ledger reset on reinstall": Mutation(
         "populations/machine.py",
-        '        del folder\n        return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"',
-        '        return folder / "ledger"',
+        'return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"',
+        'return folder / "ledger"',
         "test_end_to_end_run.py",
         "what_is_left_and_a_third",
     ),
@@ -3602,8 +3602,8 @@ MUTATIONS = {
         "lowers or ended",
     ),
     "a client's ledger can be shed": Mutation(
-        "run/prepare.py",
-        "require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)",
+        "run/record_ledgers.py",
+        "require_heads(Path(self.folder), heads)",
         "pass",
         "test_end_to_end_owner.py",
         "cannot_be_shed",
@@ -3757,8 +3757,8 @@ MUTATIONS = {
     ),
     "of many real clients some are not looked at before round 1": Mutation(
         "populations/machine.py",
-        '        """Return all clients."""\n        del every\n        return range(task.num_clients)',
-        '        """Return all clients."""\n        del every\n        return range(0, task.num_clients, -(-task.num_clients // MOST_LOOKED_AT))',
+        'every: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
+        'every: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // MOST_LOOKED_AT))',
         "test_server_record_ledgers.py",
         "real-size",
     ),
@@ -3792,7 +3792,7 @@ MUTATIONS = {
     ),
     "a run that a kill left with its budget spent is refused": Mutation(
         "run/prepare.py",
-        "        if saved is None:\n            raise\n        client, spent",
+        "        if not resumed:\n            raise\n        client, spent",
         "        if refusal:\n            raise\n        client, spent",
         "test_end_to_end_resume.py",
         "near_its_end",

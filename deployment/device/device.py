@@ -32,7 +32,7 @@ from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
-from ...messages.flower_adapter import records_of
+from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
 from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...messages.training_order import ModeName, RecordTerms, TrainingOrder, people_call, read_order
@@ -160,8 +160,7 @@ class Device:
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
         context = Context(0, self.bundle.identity.node, {}, state, {})
         reply = self._update(message, context)
-        record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
-        after = b"" if record is None else record[STATE]
+        after = config_of(context.state, STATE_RECORD).get(STATE, b"")
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
         with _refusing(wire.NOT_READY, level=logging.ERROR):
