@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from ..base.refusal import Range
 from .budget import Budget
 from .mechanisms.adaptive_clipping import AdaptiveClipping
 from .mechanisms.private_sum import UNCLIPPED
@@ -40,8 +41,8 @@ class Choices:
       losses: the noised mean losses of the last rounds, as many as the choice of noise uses.
     """
 
-    clipping_norm: float
-    noise_multiplier: float
+    clipping_norm: Annotated[float, Range(gt=0)]
+    noise_multiplier: Annotated[float, Range(gt=0)]
     losses: tuple[float, ...] = ()
 
 
