@@ -52,10 +52,10 @@ from .machine_time import machine_time, since
 from .observer import Demand
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
 from .prepared_run import Run
-from .promise import MIXED
 from .queries import Reach, queries_of, with_everybody
 from .record_ledgers import charged, record_meter
 from .rosters_in_force import note_roster
+from .run_files import MIXED
 from .run_folder import Progress
 from .tuning import require_arms, tuned_order
 

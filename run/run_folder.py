@@ -62,11 +62,10 @@ from .machine_time import MachineTime
 from .manifest import BESIDE
 from .observer import Observer
 from .prepared_run import Run
-from .promise import MIXED
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, record_by_sums, spent, versions
 from .rosters_in_force import note_roster, told_rosters
-from .run_files import read_object, rows_of
+from .run_files import MIXED, read_object, rows_of
 from .tuning import tuned
 
 

@@ -34,7 +34,7 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import records_of
 from ...messages.local_training import LocalTraining
-from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
+from ...messages.secure_wire import read_place, roster_of
 from ...messages.training_order import (
     ENCRYPTED_MODES,
     ModeName,
@@ -43,6 +43,7 @@ from ...messages.training_order import (
     people_call,
     read_order,
 )
+from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
