@@ -26,7 +26,6 @@ from ..configs.schema import (
     SumLevel,
 )
 from ..modes.federation import Federation
-from ..populations.deployed import Deployed
 from ..populations.machine import Local, Simulated
 from ..privacy.preconditions import check_adjacency
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
@@ -40,6 +39,8 @@ from .sum_plan import best_groups
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
+
+    from ..populations.deployed import Deployed
 
 OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
 SEEN_DRAW = "none: the server sees who takes part"
