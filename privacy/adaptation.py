@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from ..base.refusal import Range
-from .budget import Budget
-from .mechanisms.adaptive_clipping import AdaptiveClipping
 from .mechanisms.private_sum import UNCLIPPED
-from .mechanisms.sum_spec import Segment
-from .plan import Plan
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
+
+    from .budget import Budget
+    from .mechanisms.adaptive_clipping import AdaptiveClipping
+    from .mechanisms.sum_spec import Segment
+    from .plan import Plan
 
 SAVING = 1.25  # noise over planned noise while saving: a round then costs about 0.64 of a planned one
 WINDOW = 10  # rounds whose losses are averaged
