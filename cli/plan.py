@@ -20,6 +20,7 @@ from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
 from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
 from ..configs.task_settings import CsvTask, CustomTask
+from ..messages.training_order import ModeName
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon
@@ -46,11 +47,7 @@ EPSILONS, USUAL = (1.0, 3.0, 8.0), 3.0
 ROUNDS, CLIENTS = (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)  # times what was asked for
 NEAR = 0.01  # of the best: more epsilon, rounds or clients than at the knee gain no more than that
 BETTER = 0.03  # a mode that is predicted to be this much better is named
-BESIDE = {  # a mode, and one that promises at least the same kind of thing to fewer or closer clients
-    "record": "record_distributed",
-    "client_central": "record_distributed",
-    "client_distributed": "record_distributed",
-}
+BEST = ModeName.RECORD_DISTRIBUTED  # the mode that other modes are compared with: its noise is the least
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
@@ -318,10 +315,7 @@ def _table(rows: Sequence[Point]) -> Table:
 
 def _beside(job: Job, settings: SimulationSettings) -> SimulationSettings | None:
     """Return the settings of the mode that may do better, at its defaults and the same budget; None where there is none."""
-    other = BESIDE.get(settings.privacy.name)
-    if other is None:
+    if settings.privacy.name == BEST:
         return None
     kept = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
-    return settings_from_overrides(
-        [*kept, f"privacy={other}", f"privacy.target_epsilon={_epsilon(settings)}"]
-    )
+    return settings_from_overrides([*kept, f"privacy={BEST}", f"privacy.target_epsilon={_epsilon(settings)}"])

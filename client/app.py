@@ -23,7 +23,6 @@ from ..base.refusal import Refusal
 from ..messages import wire
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ..messages.local_training import LocalTraining
-from ..privacy.audit import kept_rows
 from ..privacy.budget import Release, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
@@ -35,7 +34,6 @@ from ..tasks.fingerprint import fingerprint
 from ..tasks.hardware import check_made_here, device_of, placed, precision
 from ..tasks.independence import Mixing, check_evaluated_apart, check_independence
 from ..tasks.memory import keep_freed
-from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .extra import ExtraRound, extra_clients, extra_records
@@ -322,13 +320,9 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     seed_layers(key, client, data, bench.device)
     metrics: dict[str, float] = {wire.WEIGHT: len(data)}
     if settings.loss_traces:
-        # Losses of records reveal which of them the model memorised (arXiv:2411.05743): they are written to a file for
-        # the owner and never sent.
-        path = Path(settings.loss_traces) / f"{client}{kept_rows.LOSSES}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept_rows.append(
-            path, number, losses_of(bench.task, model, placed(data, bench.device)).astype(np.float32)
-        )
+        from ..tasks.mislabelled import keep_losses
+
+        keep_losses(Path(settings.loss_traces), client, number, bench.task, model, placed(data, bench.device))
     if settings.record is None:
         near = placed(data, bench.device)
         if (loss := train(model, bench.task, near, training, client, key, bench.precision)) is not None:

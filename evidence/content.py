@@ -15,17 +15,8 @@ from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
 from ..privacy.audit.run_audit import AuditTerms
 from ..privacy.audit.summary import UNCLAIMED, untested
 from ..run.files import RECEIPTS
-from ..run.promise import (
-    FALSE_POSITIVE,
-    MIXED,
-    REFUTED,
-    VIOLATED,
-    in_words,
-    main_row,
-    promise_rows,
-    row_by_sums,
-)
-from ..run.run_files import Fields, RunFiles, flat
+from ..run.promise import FALSE_POSITIVE, REFUTED, VIOLATED, in_words, main_row, promise_rows, row_by_sums
+from ..run.run_files import MIXED, Fields, RunFiles, flat
 from .answers import read_answers, told_evaluations
 from .cost import cost
 from .coverage import not_covered

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..configs.round_line import main_metric
+from ..messages.training_order import CENTRAL_MODES, ENCRYPTED_MODES, RECORD_MODES, ModeName
 from ..privacy.ledger.question_caps import QUESTION
 from ..run.run_files import Fields, RunFiles
 
@@ -138,9 +139,10 @@ def _server(run: RunFiles) -> Limit:
     trusted = NOT, "It sees single updates of clients. Clients must trust it not to disclose them."
     blind = DONE, "It sees sums with the clients' noise, and no single update."
     known = DONE, "Each client adds its noise before it sends. The server learns the participants."
-    sees = {"client_central": trusted, "record_and_client": trusted, "record": known}
-    sees |= dict.fromkeys(("client_distributed", "record_distributed"), blind)
-    state, said = sees.get(str(run.said("privacy", "name")), (NOT, "Nothing is hidden from it."))
+    # A central mode may hide records too: the first that holds counts.
+    sees = {CENTRAL_MODES: trusted, ENCRYPTED_MODES: blind, RECORD_MODES: known}
+    mode, nothing = run.said("privacy", "name"), (NOT, "Nothing is hidden from it.")
+    state, said = next((sight for modes, sight in sees.items() if mode in modes), nothing)
     return "The server", state, said
 
 
@@ -163,12 +165,12 @@ def _names(real: bool) -> Limit:
 
 
 def _floats(run: RunFiles) -> Limit:
-    title, mode = "Floating-point noise", str(run.said("privacy", "name"))
-    if mode.startswith("record"):
+    title, mode = "Floating-point noise", run.said("privacy", "name")
+    if mode in RECORD_MODES:
         said = (
             "Gradients are clipped and summed in float32 before noise is added: the rounding is not counted."
         )
         return title, NOT, said
-    if mode == "none":
+    if mode == ModeName.NONE:
         return title, DONE, "There is no noise."
     return title, DONE, "The noise is an exact discrete Gaussian on whole numbers."

@@ -19,8 +19,7 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import Credentials, spki
 from ..messages.flower_adapter import records_of
 from ..messages.grids import PassingGrid
-from ..messages.secure_wire import QUOTE_RECORD
-from ..messages.wire import SPEC_RECORD
+from ..messages.wire import QUOTE_RECORD, SPEC_RECORD
 
 logger = logging.getLogger("fedveil.server")
 

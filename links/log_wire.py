@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 from ..base.bounded_decoding import RARE, plain_of, read_record
 from ..base.refusal import Refusal
 from ..messages.flower_adapter import records_of
-from ..messages.secure_wire import LOG_RECORD
+from ..messages.wire import LOG_RECORD
 from ..privacy.merkle import HASH_BYTES
 
 MALFORMED = "is not made as it should be; the server may be of another release"

@@ -11,9 +11,8 @@ from flwr.serverapp import Grid
 from ..configs.bundle_files import Credentials
 from ..messages.flower_adapter import records_of
 from ..messages.grids import PassingGrid
-from ..messages.run_over import OVER
-from ..messages.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
-from ..messages.wire import FAILED, SPEC_RECORD
+from ..messages.secure_wire import OURS, model_hash, roster_of
+from ..messages.wire import FAILED, LOG_RECORD, OVER, SPEC_RECORD
 from ..privacy.secagg.roster import roster_in
 from ..privacy.witness import HeadCosignature
 from .log_wire import NOWHERE, LogStatement, log_record

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from .difference_wire import ModelStatement, parted, with_model
+from .difference_wire import ModelStatement, parted, told_model, with_model
 from .flower_adapter import arrived, records_of
 from .grids import PassingGrid
 from .model_difference import bytes_of, difference, hash_of
@@ -60,6 +60,14 @@ class HeldModels:
         """
         written = dict[tuple[int, str], RecordDict]()
         return [self._message(each, again, written) for each in messages]
+
+    def taken(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages as `told` does, for nodes that hold the model of each from then on."""
+        sent = self.told(messages)
+        for message in sent:
+            if (statement := told_model(message.content)) is not None:
+                self.take(message.metadata.dst_node_id, statement.model)
+        return sent
 
     def _message(self, message: Message, again: bool, written: dict[tuple[int, str], RecordDict]) -> Message:
         content, head = message.content, message.metadata

@@ -33,8 +33,7 @@ from ..base import bounded_decoding
 from ..base.bounded_decoding import Bounds
 from .difference_wire import asked_alike
 from .flower_adapter import arrived, records_of
-from .secure_wire import VOUCHING
-from .wire import SPEC_RECORD, memory_arrays, view
+from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
 Record = ArrayRecord | MetricRecord | ConfigRecord

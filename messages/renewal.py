@@ -11,8 +11,9 @@ from ..base.bounded_decoding import read_record
 from ..base.refusal import Form, Range
 from .flower_adapter import config_of
 from .run_over import MESSAGE_TYPE
+from .wire import RENEWAL
 
-RENEWAL, DEVICE, CERTIFICATE, ROLLOVERS = "renewal", "device", "certificate", "rollovers"
+DEVICE, CERTIFICATE, ROLLOVERS = "device", "certificate", "rollovers"
 LONGEST_CERTIFICATE = 1 << 14
 MOST_SUITES = 64
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have

@@ -18,9 +18,9 @@ from ..base.refusal import Form
 from ..privacy.ledger.receipt import COMMITMENT_BYTES, SIGNATURE_BYTES, Receipt
 from .flower_adapter import config_of, records_of
 from .training_order import MAX_ORDER_BYTES
-from .wire import memory_arrays, views
+from .wire import OVER, memory_arrays, views
 
-OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
+MODEL, MESSAGE_TYPE = "model", "query"
 RECEIPT = "receipt"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
 MOST_MANIFEST = 1 << 20  # characters

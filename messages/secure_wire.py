@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import IntEnum
 from functools import lru_cache
 from typing import cast
 
@@ -20,26 +19,9 @@ from flwr.app import ConfigRecord, RecordDict
 from ..base.bounded_decoding import build, plain_of, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import config_of, records_of
-from .wire import SPEC_RECORD, only_arrays, view
+from .wire import ROSTER_RECORD, SECURE_RECORD, SPEC_RECORD, VOUCHING, Exchange, only_arrays, view
 
-SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
-LOG_RECORD, QUOTE_RECORD = "fedveil.log", "fedveil.quote"
-VOUCHING = (LOG_RECORD, QUOTE_RECORD)  # the server's statements about itself, never in a question
 OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # in addition to the client's start
-
-
-class Exchange(IntEnum):
-    """Exchange of an attempt, named by the server's message."""
-
-    PROPOSAL = 0
-    COHORT = 1
-    PARCELS = 2
-    DISPUTED = 3
-    INBOX = 4
-    SURVIVORS = 5
-    CONFIRMED = 6
-
-
 # Listed in the order of a round without a dispute.
 USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 

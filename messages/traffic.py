@@ -20,10 +20,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from ..base.bounded_decoding import build, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import config_of, records_of
-from .renewal import RENEWAL
-from .run_over import OVER
-from .secure_wire import ROSTER_RECORD, SECURE_RECORD, VOUCHING, Exchange
-from .wire import EVALUATION_KEY, QUESTION_KEY, SPEC_RECORD
+from .wire import (
+    EVALUATION_KEY,
+    OVER,
+    QUESTION_KEY,
+    RENEWAL,
+    ROSTER_RECORD,
+    SECURE_RECORD,
+    SPEC_RECORD,
+    VOUCHING,
+    Exchange,
+)
 
 NUMBER = 8  # bytes of a number in a record, about
 
@@ -201,5 +208,6 @@ class NodeTraffic:
 
 @lru_cache(maxsize=16)  # each message of a round carries the same
 def _vector_bytes(spec: str) -> int:
+
     share = build(ShareSpec, read_json(spec))
     return share.size * share.bits // 8

@@ -50,6 +50,7 @@ class ModeName(StrEnum):
 CENTRAL_MODES = (ModeName.CLIENT_CENTRAL, ModeName.RECORD_AND_CLIENT)  # the server sees single updates
 CLIENT_MODES = (*CENTRAL_MODES, ModeName.CLIENT_DISTRIBUTED)
 STEP_MODES = (ModeName.RECORD_DISTRIBUTED,)
+ENCRYPTED_MODES = (ModeName.CLIENT_DISTRIBUTED, *STEP_MODES)  # their sums are always encrypted
 RECORD_MODES = (ModeName.RECORD, ModeName.RECORD_AND_CLIENT, *STEP_MODES)
 
 

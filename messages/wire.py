@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import IntEnum
 from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -29,6 +30,10 @@ logger = logging.getLogger("fedveil.server")
 SPEC_RECORD = "fedveil.sum"
 VECTOR_RECORD = "fedveil.vector"
 VECTOR = "vector"
+SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
+LOG_RECORD, QUOTE_RECORD = "fedveil.log", "fedveil.quote"
+VOUCHING = (LOG_RECORD, QUOTE_RECORD)  # the server's statements about itself, never in a question
+OVER, RENEWAL = "run over", "renewal"
 MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours has under 200
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
 QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
@@ -67,6 +72,19 @@ DECLINED = "declined: policy"  # of a client that leaves an encrypted sum for it
 POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
+
+
+class Exchange(IntEnum):
+    """Exchange of an attempt, named by the server's message."""
+
+    PROPOSAL = 0
+    COHORT = 1
+    PARCELS = 2
+    DISPUTED = 3
+    INBOX = 4
+    SURVIVORS = 5
+    CONFIRMED = 6
+
 
 Layout = dict[str, tuple[int, ...]]
 

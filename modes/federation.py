@@ -12,9 +12,8 @@ from ..configs.training_settings import NoCompression
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..strategies.cohorts import invited_size
-from .mode import Mode
+from .mode import COUNT_BOUND_BATCHES, Mode
 from .parts import Parts
-from .sums import COUNT_BOUND_BATCHES
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

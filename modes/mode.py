@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
 LOSS_BOUND = 5.0
+# a client's count of examples is clipped to this number of batches
+COUNT_BOUND_BATCHES = 10
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 Events = Callable[[], "Sequence[DpEvent]"]
 

@@ -10,19 +10,17 @@ from ..configs.privacy_settings import ClientLevel, PrivacySettings, SumLevel, s
 from ..messages.training_order import ClientClaim
 from ..privacy.budget import Adversary, Budget
 from ..privacy.mechanisms.mechanism import Mechanism, mechanism_of
-from ..privacy.mechanisms.sizing import WEIGHT, Attendance, size_shares
-from ..privacy.mechanisms.sum_spec import Segment, SumSpec, least_share
+from ..privacy.mechanisms.sizing import Attendance, size_shares
+from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec, least_share
 from ..privacy.plan import Plan
 from ..privacy.preconditions import VACUOUS_CLIENTS, vacuity
 from ..strategies.cohorts import All
-from .mode import EVERYBODY, Mode, Promise
+from .mode import COUNT_BOUND_BATCHES, EVERYBODY, Mode, Promise
 
 if TYPE_CHECKING:
     from ..privacy.plan import Sampling
     from ..server.masking import Masking
 
-# a client's count of examples is clipped to this number of batches
-COUNT_BOUND_BATCHES = 10
 TRUSTED = "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
 
 

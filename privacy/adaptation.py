@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from .budget import Budget
-from .mechanisms.adaptive_clipping import AdaptiveClipping
+from ..base.refusal import Range
 from .mechanisms.private_sum import UNCLIPPED
-from .mechanisms.sum_spec import Segment
-from .plan import Plan
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
+
+    from .budget import Budget
+    from .mechanisms.adaptive_clipping import AdaptiveClipping
+    from .mechanisms.sum_spec import Segment
+    from .plan import Plan
 
 SAVING = 1.25  # noise over planned noise while saving: a round then costs about 0.64 of a planned one
 WINDOW = 10  # rounds whose losses are averaged
@@ -40,8 +42,8 @@ class Choices:
       losses: the noised mean losses of the last rounds, as many as the choice of noise uses.
     """
 
-    clipping_norm: float
-    noise_multiplier: float
+    clipping_norm: Annotated[float, Range(gt=0)]
+    noise_multiplier: Annotated[float, Range(gt=0)]
     losses: tuple[float, ...] = ()
 
 

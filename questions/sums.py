@@ -20,8 +20,7 @@ from ..privacy.ledger.ledger import Ledger
 from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.private_sum import Vector, add_noise
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sizing import WEIGHT
-from ..privacy.mechanisms.sum_spec import Segment, SumSpec
+from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.masking import Masking

@@ -24,11 +24,10 @@ from ..configs.privacy_settings import (
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation
-from ..populations.deployed import Deployed
 from ..populations.machine import Local, Simulated
 from ..privacy.preconditions import check_adjacency
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
-from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, dealt, load_task
+from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, load_task
 from ..tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .files import SAVED, SINGLY
@@ -38,6 +37,8 @@ from .sum_plan import best_groups
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
+
+    from ..populations.deployed import Deployed
 
 OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
 SEEN_DRAW = "none: the server sees who takes part"
@@ -151,6 +152,8 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
             "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
         )
         raise Refusal("engine", "ray", remedy)
+    from ..tasks.pool import dealt
+
     own = dealt(given, options.get(DEALT))
     if settings.task.num_clients is not None and own is given:
         remedy = "the task was given as an object and defines its number of clients; leave it null"

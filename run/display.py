@@ -22,9 +22,9 @@ from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
 from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
 from .evaluation_figures import said_of
+from .files import CLIENTS_LOG
 
 SHOWN_ROUNDS = 8
-CLIENTS_LOG = "clients.log"  # errors of clients of this machine, in the run folder
 LINES = 10  # approximate number of lines of a plain log
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..configs.round_line import AT_CLIENTS
-from ..privacy.statistics.evaluation import CLIENTS, RECORDS
 
 LOW, HIGH = "/low", "/high"  # suffixes of the interval's ends
 
@@ -17,8 +16,12 @@ def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
     Args:
       record: of an evaluation; None if the round has none.
     """
+    if record is None:
+        return {}
+    from ..privacy.statistics.evaluation import CLIENTS, RECORDS
+
     found: dict[str, float] = {}
-    for answer in () if record is None else record["answers"]:
+    for answer in record["answers"]:
         first = answer["figures"][0]
         if first["name"] == answer["name"] not in (CLIENTS, RECORDS) and first["value"] is not None:
             name = f"{AT_CLIENTS}{answer['name']}"

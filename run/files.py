@@ -11,6 +11,7 @@ FOR_OPERATOR = "operator"  # folder of the report that only the operator may rea
 BLAME = "blame.jsonl"  # evidence against members that are named, a line for each attempt at a sum
 ROSTERS = "rosters.jsonl"  # of real clients: who could take part, from which round on
 RESULT = "result.json"
+CLIENTS_LOG = "clients.log"  # errors of clients of this machine
 MODEL = "model.safetensors"
 CURVE = "curve.png"
 AUDIT_ROWS = "audit.npy"

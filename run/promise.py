@@ -21,7 +21,6 @@ HIDES = {
 }
 GOES_ON = "The run has not ended: each further round adds to this, up to its budget."
 VIOLATED = "The audit of this run found that this does not hold."
-MIXED = "the task mixed the examples of a step: no epsilon holds"  # begins the reason of a run that ended so
 REFUTED = "This run found that this does not hold: its task mixed the examples of a step."
 OF_RECORDS = ("record", "person", "person_everywhere")
 UNITS = ("client", *reversed(OF_RECORDS))

@@ -35,7 +35,7 @@ from ..privacy.ledger.book import read_events
 from ..privacy.ledger.client_sums import lost_by_records
 from ..privacy.ledger.ledger import Ledger
 from ..strategies.cohorts import invited_size
-from .so_far import OWN_LEDGERS
+from .run_files import OWN_LEDGERS
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"

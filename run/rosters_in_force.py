@@ -1,14 +1,18 @@
 """Rosters of a run: the file ROSTERS of its folder has a line for each, with the first round that it applied to."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.bounded_decoding import read_lines
 from ..base.durable_files import append_line
-from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.roster_change import RosterChange, change_from
 from .files import ROSTERS
+
+if TYPE_CHECKING:
+    from ..privacy.secagg.roster import Roster
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,18 +45,21 @@ from . import run_folder
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .client_instructions import order_of
-from .display import CLIENTS_LOG, Display
 from .evaluation_figures import shown_metrics
+from .files import CLIENTS_LOG
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
 from .observer import Demand
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
 from .prepared_run import NEW_RUN, Run
-from .promise import MIXED
 from .queries import Reach, queries_of, with_everybody
 from .rosters_in_force import note_roster
+from .run_files import MIXED
 from .run_folder import Progress
 from .tuning import require_arms, tuned_order
+
+if TYPE_CHECKING:
+    from .display import Display
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -146,7 +149,11 @@ def run_federation(
         federation = query.answered(federation, folder)
     own = guarded(around.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
-    display = () if quiet else (Display(),)
+    display: tuple[Display, ...] = ()
+    if not quiet:
+        from .display import Display
+
+        display = (Display(),)
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
         alone_on_records(federation),

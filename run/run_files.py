@@ -19,6 +19,8 @@ from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
 from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
 
+OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"  # the accountant of a row
+MIXED = "the task mixed the examples of a step: no epsilon holds"  # begins the reason of a run that ended so
 LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
 # Files that a report is made from, beside the ledger.
 READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT_TERMS, MODEL)

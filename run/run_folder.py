@@ -35,7 +35,6 @@ from ..server.round_terms import Round
 from ..server.rounds import Ending, Status
 from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.arrays import holds_arrays, read_arrays
-from ..tasks.mislabelled import Mislabelled
 from ..tasks.protocol import PredictingTask
 from .acts import write_refusal
 from .average import early_of
@@ -61,11 +60,10 @@ from .machine_time import MachineTime
 from .manifest import BESIDE
 from .observer import Observer
 from .prepared_run import Run, Saved
-from .promise import MIXED
 from .record_ledgers import NoMeter
 from .report import encryption, record_by_sums, spent, versions
 from .rosters_in_force import note_roster, told_rosters
-from .run_files import read_object, rows_of
+from .run_files import MIXED, read_object, rows_of
 from .tuning import tuned
 
 KEPT = ("noise", "filter_order", "turns", "deal", "places")  # beside the name
@@ -174,7 +172,8 @@ def _told_while_it_goes_on(run: Run) -> dict[str, Any]:
 def _beside(run: Run) -> Mapping[str, bytes]:
     """Return the files that the task stores with its model, by name."""
     task = run.federation.task
-    task = task.task if isinstance(task, Mislabelled) else task
+    if not isinstance(task, PredictingTask):
+        task = getattr(task, "task", None)  # of a task with planted examples
     beside = task.beside_the_model() if isinstance(task, PredictingTask) else {}
     answer = run.folder / SCALING
     return beside if run.federation.moments is None else {**beside, SCALING: answer.read_bytes()}

@@ -9,10 +9,9 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import accountant, counted
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.book import RESERVE, Book, run_of
-from .run_files import Fields, RunFiles
+from .run_files import OWN_LEDGERS, Fields, RunFiles
 
 OF_RECORDS = ("record", "record_and_client")
-OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"
 TRUSTED = "trusted: it sees single updates"
 
 

@@ -12,7 +12,6 @@ from ..configs.schema import SimulationSettings
 from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.plan import Plan
 from ..strategies.cohorts import CyclicPoisson
 from .queries import later_events, query_events
@@ -64,6 +63,8 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
     Raises:
       Refusal: noise is given instead of a budget, or no number is possible.
     """
+    from ..privacy.mechanisms.correlated_noise import Correlation  # of cyclic cohorts alone
+
     client, num_rounds = sum_level(settings.privacy), settings.num_rounds
     if client is None or client.target_epsilon is None:
         remedy = "is planned from a target_epsilon; set it, or give a budget"

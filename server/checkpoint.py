@@ -7,21 +7,21 @@ ledger's head, so that a truncated or rolled-back ledger is detected when the ru
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ..base.bounded_decoding import build, plain_of
 from ..base.durable_files import sync_folder, write_beside
-from ..base.refusal import Refusal
+from ..base.refusal import Range, Refusal
 from ..base.tensor_file import safetensors_parts
 from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import Head
@@ -36,6 +36,8 @@ _STRATEGY = "strategy/"
 _AUDIT = "audit/"
 _AVERAGE = "average/"
 _ARM = "arm/"
+# What of a checkpoint is damaged raises these.
+_FAULTS = (SafetensorError, ValueError, KeyError, TypeError, OSError, Refusal)
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -49,8 +51,8 @@ class Average:
       models: how many there are, at least 1.
     """
 
-    total: Mapping[str, NDArray[np.float64]]
-    models: int
+    total: Annotated[Mapping[str, NDArray[np.float64]], "tensors"]
+    models: Annotated[int, Range(ge=1)]
 
     def mean(self, last: Arrays) -> Arrays:
         """Return the mean in the types of the last model; integer arrays are those of the last model."""
@@ -71,8 +73,8 @@ class Trial:
       steps: to which its arrays are rounded for clients.
     """
 
-    arrays: Arrays
-    strategy: dict[str, Any]
+    arrays: Annotated[Arrays, "tensors"]
+    strategy: Mapping[str, Any]
     average: Average | None = None
     steps: Steps = field(default_factory=dict[str, int])
 
@@ -98,13 +100,13 @@ class State:
       steps: to which the arrays are rounded for clients; empty without rounding.
     """
 
-    round: int
-    arrays: Arrays
-    strategy: dict[str, Any]
+    round: Annotated[int, Range(ge=0)]
+    arrays: Annotated[Arrays, "tensors"]
+    strategy: Mapping[str, Any]
     choices: Choices | None = None
     average: Average | None = None
     trials: tuple[Trial, ...] = ()
-    scores: tuple[float, ...] = ()
+    scores: tuple[Annotated[float, "or -inf"], ...] = ()
     winner: int | None = None
     steps: Steps = field(default_factory=dict[str, int])
 
@@ -112,6 +114,9 @@ class State:
     def model(self) -> Arrays:
         """Final model of a run that ends here: the mean of the last models, if one is taken."""
         return self.arrays if self.average is None else self.average.mean(self.arrays)
+
+
+Part = TypeVar("Part", State, Trial)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,9 @@ class Checkpoint:
     state: State
     head: Head | None = None
     client_heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
-    audit: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    audit: Annotated[Mapping[str, NDArray[np.float64]], "tensors"] = field(
+        default_factory=dict[str, NDArray[np.float64]]
+    )
 
 
 NO_CHECKPOINT = Checkpoint("", State(0, {}, {}))  # of a run that has not finished a round
@@ -138,7 +145,7 @@ NO_CHECKPOINT = Checkpoint("", State(0, {}, {}))  # of a run that has not finish
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; after a crash at any moment this one or the previous one is complete."""
-    state, head = checkpoint.state, checkpoint.head
+    state = checkpoint.state
     tensors, told = _kept("", state)
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
     trials: list[dict[str, Any]] = []
@@ -149,15 +156,15 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     fields = {
         "run": checkpoint.run,
         "round": state.round,
-        "head": None if head is None else [head.seq, head.hash],
-        "choices": None if state.choices is None else asdict(state.choices),
-        "client_heads": dict(checkpoint.client_heads),
+        "head": checkpoint.head,
+        "choices": state.choices,
+        "client_heads": checkpoint.client_heads,
         "trials": trials,
         "scores": state.scores,
         "winner": state.winner,
         **told,
     }
-    parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(fields)})
+    parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(plain_of(fields))})
     target = folder / NAME
     # Readable by its owner only: heads of clients' ledgers reveal the cohorts.
     temporary = write_beside(target, parts)
@@ -178,7 +185,7 @@ def _kept(start: str, of: State | Trial) -> tuple[Arrays, dict[str, Any]]:
     }
     others = {name: value for name, value in of.strategy.items() if name not in remembered}
     averaged = of.average.models if of.average else 0
-    return arrays, {"strategy": others, "averaged": averaged, "steps": dict(of.steps)}
+    return arrays, {"strategy": others, "averaged": averaged, "steps": of.steps}
 
 
 def read(folder: Path) -> Checkpoint | None:
@@ -195,7 +202,7 @@ def read(folder: Path) -> Checkpoint | None:
         if path.exists():
             try:
                 checkpoint = _read(path)
-            except (SafetensorError, ValueError, KeyError, TypeError, OSError) as problem:
+            except _FAULTS as problem:
                 problems.append(f"{name}: {problem}")
                 continue
             if problems:
@@ -210,7 +217,7 @@ def read(folder: Path) -> Checkpoint | None:
 def head_in(folder: Path) -> Head | None:
     """Return the ledger's head of the newest readable checkpoint in a folder, without its arrays; None without one."""
     for name in (NAME, PREVIOUS):
-        with suppress(SafetensorError, ValueError, KeyError, TypeError, OSError):
+        with suppress(*_FAULTS):
             with safe_open(folder / name, framework="numpy") as file:
                 head = json.loads(file.metadata()["state"])["head"]
             return None if head is None else Head(*head)
@@ -222,49 +229,31 @@ def _read(path: Path) -> Checkpoint:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"not a {FORMAT} file")
-        state = json.loads(metadata["state"])
+        fields = json.loads(metadata["state"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    last = _trial(tensors, "", state)
-    for name, value in last.arrays.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all() and not state.get("trials"):
+    own = {name: fields.pop(name) for name in ("run", "head", "client_heads") if name in fields}
+    trials = [
+        _whole(Trial, tensors, f"{_ARM}{at}/", each) for at, each in enumerate(fields.pop("trials", []))
+    ]
+    state = _whole(State, tensors, "", {**fields, "trials": trials})
+    for name, value in state.arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all() and not trials:
             raise ValueError(f"array {name} has a value that is not finite")
-    if not isinstance(state["round"], int) or state["round"] < 0:
-        raise ValueError(f"its round is {state['round']!r}")
-    found = State(
-        state["round"],
-        last.arrays,
-        last.strategy,
-        _choices(state.get("choices")),
-        last.average,
-        tuple(_trial(tensors, f"{_ARM}{at}/", each) for at, each in enumerate(state.get("trials", ()))),
-        tuple(state.get("scores", ())),
-        state.get("winner"),
-        last.steps,
-    )
-    head = None if state["head"] is None else Head(*state["head"])
-    heads = {name: Head(*known) for name, known in state.get("client_heads", {}).items()}
-    return Checkpoint(state["run"], found, head, heads, _under(tensors, _AUDIT))
+    return build(Checkpoint, {**own, "state": state, "audit": _under(tensors, _AUDIT)})
 
 
-def _trial(tensors: Mapping[str, NDArray[Any]], start: str, fields: Mapping[str, Any]) -> Trial:
+def _whole(kind: type[Part], tensors: Arrays, start: str, fields: Mapping[str, Any]) -> Part:
+    """Return a part of the run's state of its JSON and of the tensors whose names have this start."""
     model, arrays, total = (_under(tensors, start + kind) for kind in (_MODEL, _STRATEGY, _AVERAGE))
-    models = int(fields.get("averaged", 0))
-    steps = {str(name): int(step) for name, step in fields.get("steps", {}).items()}
-    return Trial(model, {**fields["strategy"], **arrays}, Average(total, models) if models else None, steps)
+    others = {name: value for name, value in fields.items() if name != "averaged"}
+    models = fields.get("averaged", 0)
+    average = build(Average, {"total": total, "models": models}) if models else None
+    strategy = {**fields["strategy"], **arrays}
+    return build(kind, {**others, "arrays": model, "strategy": strategy, "average": average})
 
 
 def _under(tensors: Mapping[str, NDArray[Any]], start: str) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-
-def _choices(fields: dict[str, Any] | None) -> Choices | None:
-    if fields is None:
-        return None
-    losses = tuple(float(loss) for loss in fields["losses"])
-    choices = Choices(float(fields["clipping_norm"]), float(fields["noise_multiplier"]), losses)
-    if not 0 < choices.clipping_norm < math.inf or not 0 < choices.noise_multiplier < math.inf:
-        raise ValueError(f"its choices are {choices}")
-    return choices
 
 
 def strategy_state(strategy: Strategy) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from ..messages.secure_wire import rotation_seed
 from ..messages.wire import DECLINED
 from ..privacy.mechanisms.distributed import decode_counts_of, decode_sum, sum_event
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_bound import SummedNoise, is_mean_too_long, is_too_noisy, longest_sum, norm_of
+from ..privacy.mechanisms.sum_spec import WEIGHT
 from ..privacy.secagg.evidence import AttemptEvidence
 from ..privacy.secagg.refusal import Fault
 from ..privacy.secagg.roster import write_roster

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..base.refusal import Refusal
-from ..privacy.mechanisms.sizing import WEIGHT, Attendance
-from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.mechanisms.sizing import Attendance
+from ..privacy.mechanisms.sum_spec import WEIGHT, SumSpec
 from ..privacy.secagg.graph import colluders, parameters
 from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.transcript import Profile

@@ -11,8 +11,7 @@ from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.compression import CompressionPlan, Sketch, expand
 from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.sizing import WEIGHT
-from ..privacy.mechanisms.sum_spec import Segment, SumSpec
+from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from ..privacy.plan import Plan
 from .tuning import NO_TUNING, Tuning
 

@@ -23,17 +23,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..messages.secure_wire import (
-    Exchange,
-    Place,
-    ask,
-    failure_of,
-    messages_of,
-    model_hash,
-    task_hash,
-    with_roster,
-)
-from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE
+from ..messages.secure_wire import Place, ask, failure_of, messages_of, model_hash, task_hash, with_roster
+from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE, Exchange
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.secagg.evidence import AttemptEvidence

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 
+from flwr.clientapp.typing import Mod
+
 from ..base.extensions import extension
 from ..client.app import SETTINGS_KEY, Workbench, import_parts, make_client_app
 from ..configs.schema import FaultSettings
@@ -13,10 +15,18 @@ from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
 from ..tasks.hardware import units
 from ..tasks.protocol import Task
-from .faults import inject
 from .in_process import InProcessGrid
 
 PAYS = 400_000  # parameters of all clients that are trained at once, below which another process costs more than it takes
+
+
+def fault_mods(faults: FaultSettings, randomness: Randomness, deadline: float) -> tuple[Mod, ...]:
+    """Return the mods that inject faults, none without faults; arguments as of `inject`."""
+    if not faults.any:
+        return ()
+    from .faults import inject
+
+    return (inject(faults, randomness, deadline),)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Clients:
             from ..client.dp_sgd.union import sum_of_union, union_of
 
             cohort_function = partial(sum_of_union, bench, union_of(bench))
-        mods = (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()
+        mods = fault_mods(self.faults, self.randomness, self.deadline)
         together = 0
         if cohort_function is not None:
             together = math.ceil(PAYS / max(1, sum(p.numel() for p in probed.model.parameters())))

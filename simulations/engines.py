@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from flwr.app import Message
 from flwr.clientapp.typing import Mod
@@ -13,8 +14,6 @@ from flwr.serverapp import Grid
 from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..messages.client_settings import ClientSettings
-from ..messages.difference_grid import HeldModels
-from ..messages.difference_wire import told_model
 from ..messages.grids import PassingGrid
 from ..messages.sizes import carried_bytes, update_bytes
 from ..messages.traffic import LOST, Cargo, Tally, cargo_of
@@ -24,9 +23,11 @@ from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..run.prepared_run import Run
 from ..strategies.cohorts import invited_size
-from .clients import Clients
+from .clients import Clients, fault_mods
 from .deadline import within
-from .faults import inject
+
+if TYPE_CHECKING:
+    from ..messages.difference_grid import HeldModels
 
 
 @contextmanager
@@ -99,8 +100,8 @@ def _opened(federation: Federation, clients: Clients, workers: int | None) -> Ab
 def client_mods(federation: Federation) -> tuple[Mod, ...]:
     """Return the mods of a client in Flower's runtime: its deadline, and the faults to inject."""
     s = federation.settings
-    faults = (inject(s.faults, federation.randomness, s.engine.deadline),) if s.faults.any else ()
-    return (within(s.engine.deadline), *faults)
+    deadline = s.engine.deadline
+    return (within(deadline), *fault_mods(s.faults, federation.randomness, deadline))
 
 
 class CountedGrid(PassingGrid):
@@ -139,11 +140,7 @@ class CountedGrid(PassingGrid):
         """Return the messages in a link's form, for nodes that then hold the model that they were sent."""
         if self._models is None:
             return asked
-        sent = self._models.told(asked)
-        for message in sent:
-            if (told := told_model(message.content)) is not None:
-                self._models.take(message.metadata.dst_node_id, told.model)
-        return sent
+        return self._models.taken(asked)
 
 
 class CountedSums(CountedGrid):
@@ -179,7 +176,11 @@ def counted(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
       tally: takes the bytes.
       differences: whether a client that holds an earlier model would be sent what changed.
     """
-    models = HeldModels() if differences else None
+    models = None
+    if differences:
+        from ..messages.difference_grid import HeldModels
+
+        models = HeldModels()
     if isinstance(grid, SummingGrid):
         return CountedSums(grid, tally, models)
     return CountedGrid(grid, tally, models)

@@ -8,11 +8,9 @@ from typing import Any
 from ..base.refusal import Refusal
 from ..configs.strict import nearest
 from .data import Examples, check_examples
-from .held_back import GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, held_back
 from .numpy_task import as_task
 from .other_model import MODEL, with_model
-from .pool import DEALT, PooledTask, dealt
-from .protocol import Task
+from .protocol import PooledTask, Task
 
 __all__ = [
     "DEALT",
@@ -26,7 +24,6 @@ __all__ = [
     "as_run",
     "as_task",
     "check_examples",
-    "dealt",
     "lacking",
     "load_task",
 ]
@@ -46,6 +43,10 @@ TASKS: Mapping[str, str] = {
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
+HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
+HELD_ALONE = "held back by itself"  # option: select each record independently of the others
+GROUP_EQUAL_ROWS = "equal records held back together"  # option: of runs that an earlier release began, which go on by its rule
+DEALT = "partition of a pool"  # option with the partition's keys, num_clients and seed
 OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS)  # options that every task takes
 
 
@@ -78,7 +79,11 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
     try:
         made = make(*arguments.args, **arguments.kwargs)
-        task = as_task(dealt(made, (options or {}).get(DEALT)) if ":" in name else made)
+        if ":" in name:
+            from .pool import dealt
+
+            made = dealt(made, (options or {}).get(DEALT))
+        task = as_task(made)
     except (OSError, ValueError) as error:
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
@@ -113,15 +118,16 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
       options: HELD_BACK leaves out the records that clients hold out for evaluation; PLANTED plants odd examples in
         simulated data.
     """
-    kept = held_back(
-        task, options.get(HELD_BACK), *(options.get(key, False) for key in (HELD_ALONE, GROUP_EQUAL_ROWS))
-    )
-    planted = options.get(PLANTED)
-    if planted is None or not task.simulated:
-        return kept
+    if options.get(HELD_BACK) is not None:
+        from .held_back import held_back
+
+        rules = (options.get(key, False) for key in (HELD_ALONE, GROUP_EQUAL_ROWS))
+        task = held_back(task, options[HELD_BACK], *rules)
+    if options.get(PLANTED) is None or not task.simulated:
+        return task
     from .mislabelled import mislabelled
 
-    return mislabelled(kept, planted)
+    return mislabelled(task, options[PLANTED])
 
 
 def lacking(task: object) -> list[str]:

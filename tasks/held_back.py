@@ -18,9 +18,6 @@ from .persons import names_of
 from .protocol import Task
 
 MOST_KEPT = 10_000  # clients whose split is cached; with more it is computed again
-HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
-HELD_ALONE = "held back by itself"  # option: select each record independently of the others
-GROUP_EQUAL_ROWS = "equal records held back together"  # option: of runs that an earlier release began, which go on by its rule
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -46,10 +43,8 @@ class _Split:
         return self.parts[client]
 
 
-def held_back(
-    task: AnyTask, share: float | None, alone: bool = False, group_equal_rows: bool = False
-) -> AnyTask:
-    """Return the task whose clients train without their held-out records; None leaves it unchanged.
+def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows: bool = False) -> AnyTask:
+    """Return the task whose clients train without their held-out records.
 
     Args:
       task: any; it is not changed.
@@ -60,8 +55,6 @@ def held_back(
     Raises:
       Refusal: the task takes no further attribute.
     """
-    if share is None:
-        return task
     made = copy(task)
     try:
         object.__setattr__(made, SPLIT, _Split(share, alone, group_equal_rows))

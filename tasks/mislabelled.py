@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base.refusal import Refusal
-from ..privacy.audit.memorisation import MemorisationProbe
+from ..privacy.audit import kept_rows
 from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, joined, only, rows_of, run_on
 from .optimizers import own_optimizer
 from .protocol import ProbedTask, Task, own_training
+
+if TYPE_CHECKING:
+    from ..privacy.audit.memorisation import MemorisationProbe
 
 MOST = 1000
 ONLY_TENSORS = "its odd examples are made of held-out ones; use audit=light"
@@ -131,3 +136,21 @@ def losses_of(task: Task, model: nn.Module, data: Data) -> NDArray[np.float64]:
         rows = [slice(i, i + 1) for i in range(len(targets))]
         losses += [float(task.loss(rows_of(outputs, row), targets[row])) for row in rows]
     return np.array(losses)
+
+
+def keep_losses(folder: Path, client: int, number: int, task: Task, model: nn.Module, data: Data) -> None:
+    """Add the losses of a client's records in a round to its file.
+
+    They reveal which records the model memorised (arXiv:2411.05743), so the file is for the owner alone.
+
+    Args:
+      folder: of the files of all clients.
+      client: its number.
+      number: of the round.
+      task: gives the loss.
+      model: of the round.
+      data: records of the client.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    losses = losses_of(task, model, data).astype(np.float32)
+    kept_rows.append(folder / f"{client}{kept_rows.LOSSES}", number, losses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,28 +12,10 @@ from ..base.refusal import Refusal
 from .data import Data, as_data, only
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Indices, Partition
-from .protocol import Task
+from .protocol import PooledTask, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-DEALT = "partition of a pool"  # option with the partition's keys, num_clients and seed
-
-
-@runtime_checkable
-class PooledTask(Protocol):
-    """User's task whose data are one pool; it has all members of `Task` except `num_clients` and `client_data`.
-
-    If it also has `groups()`, the owner of each example, shape (n,), the natural partition uses these.
-    """
-
-    def pool(self) -> Any:
-        """Return all clients' data, in any form that `client_data` supports."""
-        ...
-
-    def labels(self) -> Any:
-        """Return the class of each example of the pool, shape (n,)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,29 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..base.refusal import Refusal
-from ..messages.local_training import LocalTraining
-from ..privacy.audit.memorisation import MemorisationProbe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from ..messages.local_training import LocalTraining
+    from ..privacy.audit.memorisation import MemorisationProbe
+
+
+@runtime_checkable
+class PooledTask(Protocol):
+    """User's task whose data are one pool; it has all members of `Task` except `num_clients` and `client_data`.
+
+    If it also has `groups()`, the owner of each example, shape (n,), the natural partition uses these.
+    """
+
+    def pool(self) -> Any:
+        """Return all clients' data, in any form that `client_data` supports."""
+        ...
+
+    def labels(self) -> Any:
+        """Return the class of each example of the pool, shape (n,)."""
+        ...
 
 
 class Objective(Protocol):

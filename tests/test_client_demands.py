@@ -27,9 +27,9 @@ from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
-from fedveil.messages.secure_wire import SECURE_RECORD, Exchange, messages_of, read_place
+from fedveil.messages.secure_wire import messages_of, read_place
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
-from fedveil.messages.wire import instruct, memory_arrays
+from fedveil.messages.wire import SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries

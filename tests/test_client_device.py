@@ -33,7 +33,7 @@ from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
-from fedveil.messages.secure_wire import Exchange, read_place
+from fedveil.messages.secure_wire import read_place
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
@@ -46,6 +46,7 @@ from fedveil.messages.wire import (
     VECTOR,
     VECTOR_RECORD,
     WEIGHT,
+    Exchange,
     add_reply,
     memory_arrays,
     view,

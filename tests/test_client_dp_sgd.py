@@ -41,8 +41,8 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.run.promise import MIXED, REFUTED
-from fedveil.run.run_files import read_run
+from fedveil.run.promise import REFUTED
+from fedveil.run.run_files import MIXED, read_run
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import Mixing, check_independence

@@ -14,8 +14,16 @@ from fedveil.client.app import make_client_app
 from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.secure_wire import Exchange, read_place
-from fedveil.messages.wire import BUDGET_SPENT, DROP_REASONS, FAILED, OWNERS_POLICY, SPEC_RECORD, instruct
+from fedveil.messages.secure_wire import read_place
+from fedveil.messages.wire import (
+    BUDGET_SPENT,
+    DROP_REASONS,
+    FAILED,
+    OWNERS_POLICY,
+    SPEC_RECORD,
+    Exchange,
+    instruct,
+)
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.client import OVER, read_state

@@ -34,9 +34,8 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import CanaryRecords, ClientSettings, StepTerms
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.secure_wire import Exchange
 from fedveil.messages.training_order import RecordTerms
-from fedveil.messages.wire import instruct, memory_arrays, with_canary_records
+from fedveil.messages.wire import Exchange, instruct, memory_arrays, with_canary_records
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets

@@ -15,7 +15,7 @@ import fedveil.run.run  # noqa: F401 (before any fork, so that children need not
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
-from fedveil.messages.secure_wire import Exchange
+from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.refusal import Fault

@@ -26,8 +26,7 @@ import fedveil as fv
 from fedveil.__main__ import main
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.face import FinishedRun
-from fedveil.modes.mode import LOSS_BOUND
-from fedveil.modes.sums import COUNT_BOUND_BATCHES
+from fedveil.modes.mode import COUNT_BOUND_BATCHES, LOSS_BOUND
 from fedveil.run.plots import curve
 from fedveil.tasks import load_task
 

@@ -29,8 +29,17 @@ from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.frames import METHOD, Ack, Hello, frames_of, read
 from fedveil.messages.message_codec import pack, unpack
-from fedveil.messages.secure_wire import Exchange, messages_of, read_place
-from fedveil.messages.wire import DROP_REASONS, OWNERS_POLICY, UNREADABLE, instruct, read_round, sum_of, view
+from fedveil.messages.secure_wire import messages_of, read_place
+from fedveil.messages.wire import (
+    DROP_REASONS,
+    OWNERS_POLICY,
+    UNREADABLE,
+    Exchange,
+    instruct,
+    read_round,
+    sum_of,
+    view,
+)
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
 

@@ -14,7 +14,8 @@ from fedveil.deployment.device import server_quotes
 from fedveil.links.attestation import AttestedGrid, made_quote, nonce_of, quote_of, vouched_for, with_nonce
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.message_codec import pack_body, question_id
-from fedveil.messages.secure_wire import QUOTE_RECORD, Exchange, read_place
+from fedveil.messages.secure_wire import read_place
+from fedveil.messages.wire import QUOTE_RECORD, Exchange
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 Devices, device_of, in_the_clear = MADE["Devices"], MADE["device_of"], MADE["in_the_clear"]

@@ -36,9 +36,8 @@ from fedveil.links.server_log import (
 )
 from fedveil.links.tree_head import check_head, read_head, sign_head
 from fedveil.messages.message_codec import pack_body, question_id
-from fedveil.messages.run_over import OVER
-from fedveil.messages.secure_wire import LOG_RECORD, model_hash
-from fedveil.messages.wire import FORKED, NOT_READY
+from fedveil.messages.secure_wire import model_hash
+from fedveil.messages.wire import FORKED, LOG_RECORD, NOT_READY, OVER
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.server.masking import Masking

@@ -17,8 +17,8 @@ from fedveil.privacy.mechanisms.private_sum import UNCLIPPED
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.rotation import rotate, unrotate
 from fedveil.privacy.mechanisms.rounding import BLOCK, blocks_of, limit_for, round_within
-from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, Layer, ShareSpec, size_shares
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+from fedveil.privacy.mechanisms.sizing import Attendance, Layer, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 
 SEED = bytes(range(32))
 LOSS, BIT = Segment("loss", 5.0), Segment(UNCLIPPED, 1.0, 0.02)

@@ -19,8 +19,8 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.distributed import sum_event
 from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
-from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, Attendance, Layer, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from fedveil.privacy.secagg.graph import colluders
 from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.distributed import add_grid_noise, decode_sum, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_bound import (
     FALSE_ALARM,
     SummedNoise,
@@ -20,7 +20,7 @@ from fedveil.privacy.mechanisms.sum_bound import (
     longest_sum,
     norm_of,
 )
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from fedveil.privacy.secagg.roster import Roster
 from fedveil.server.masking import Masking
 

@@ -16,8 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.private_update import SUMMED_RECORD
-from fedveil.messages.secure_wire import USUAL, Exchange, messages_of, read_place
-from fedveil.messages.wire import WEIGHT, memory_arrays
+from fedveil.messages.secure_wire import USUAL, messages_of, read_place
+from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.distributed import decode_sum

@@ -30,8 +30,8 @@ from fedveil.client.private_update import private_update
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.engines.settings import Ray
-from fedveil.messages.secure_wire import SECURE_RECORD, USUAL, Exchange, read_place
-from fedveil.messages.wire import FAILED, LATE, instruct, memory_arrays
+from fedveil.messages.secure_wire import USUAL, read_place
+from fedveil.messages.wire import FAILED, LATE, SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.mechanisms.private_sum import CohortSum

@@ -16,10 +16,18 @@ from fedveil.links.grpc.grid import open_link
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
-from fedveil.messages.secure_wire import LOG_RECORD, Exchange, Place, ask, with_roster
+from fedveil.messages.secure_wire import Place, ask, with_roster
 from fedveil.messages.sizes import carried_bytes, update_bytes
 from fedveil.messages.traffic import Cargo, Carried, Tally, TrafficPurpose, cargo_of
-from fedveil.messages.wire import EVALUATION_KEY, QUESTION_KEY, instruct, memory_arrays, reply_with
+from fedveil.messages.wire import (
+    EVALUATION_KEY,
+    LOG_RECORD,
+    QUESTION_KEY,
+    Exchange,
+    instruct,
+    memory_arrays,
+    reply_with,
+)
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 

@@ -34,8 +34,16 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
-from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...messages.training_order import ModeName, RecordTerms, TrainingOrder, people_call, read_order
+from ...messages.secure_wire import read_place, roster_of
+from ...messages.training_order import (
+    ENCRYPTED_MODES,
+    ModeName,
+    RecordTerms,
+    TrainingOrder,
+    people_call,
+    read_order,
+)
+from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -64,8 +72,6 @@ if TYPE_CHECKING:  # a linear model needs no torch
 logger = logging.getLogger("fedveil.client")
 
 Trainer = Callable[[Message, ClientSettings], Message]
-# Modes in which only the sum is visible, with the noise of all clients.
-ENCRYPTED_MODES = (ModeName.CLIENT_DISTRIBUTED, ModeName.RECORD_DISTRIBUTED)
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
 
 

@@ -20,9 +20,8 @@ from ...links.log_wire import NOWHERE, LogStatement
 from ...links.server_log import final_entry, model_entry, roster_entry
 from ...links.tree_head import TreeHead, check_head, read_head
 from ...messages.flower_adapter import records_of
-from ...messages.run_over import OVER
 from ...messages.secure_wire import model_hash, roster_of
-from ...messages.wire import SPEC_RECORD, read_round
+from ...messages.wire import OVER, SPEC_RECORD, read_round
 from ...privacy.merkle import HASH_BYTES, Frontier, leaf_hash, root_of
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import read_roster

@@ -1,13 +1,18 @@
 """Rows of numbers in a client's own file, one a round, each as `numpy.save` writes it, without pickle."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...base.tensor_file import read_npy
-from .one_run import Scores
+
+if TYPE_CHECKING:
+    from .one_run import Scores
 
 SUFFIX = ".canaries"  # of the file of a client's canary records, beside its ledger
 LOSSES = ".losses"  # of the file of the losses of a client's records, round after round

@@ -34,7 +34,8 @@ from .private_sum import (
 from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
 from .rounding import BLOCK, Blocks, blocks_of, round_once, round_within
-from .sizing import WEIGHT, ShareSpec
+from .sizing import ShareSpec
+from .sum_spec import WEIGHT
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import GaussianDpEvent

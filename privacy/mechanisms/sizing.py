@@ -47,12 +47,11 @@ from ...base.refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
 from .rounding import limit_for, moved_squared
-from .sum_spec import MOST_CELLS, SMOOTHING, SumSpec
+from .sum_spec import MOST_CELLS, SMOOTHING, WEIGHT, SumSpec
 
 MIN_SIGMA = 16
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
 FURTHER_BITS = 16  # the same where a client adds noise of its own: its sum is spoilt once in 2^16 at most
-WEIGHT = "num-examples"  # the scalar that weighs
 MOST_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
 MOST_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
 _LOG_2 = (6932, 10000)  # a little more than log(2)

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from .private_sum import squared_norm
 from .rounding import moved_squared
-from .sizing import WEIGHT, ShareSpec
+from .sizing import ShareSpec
+from .sum_spec import WEIGHT
 
 FALSE_ALARM = 1e-6  # of a round whose members all follow the protocol
 OVERFLOWS = 2.3263  # standard deviations that a normal number exceeds, on either side, once in fifty

@@ -15,6 +15,7 @@ from typing import Annotated
 from ...base.bounded_decoding import RARE
 from .compression import Compression
 
+WEIGHT = "num-examples"  # the scalar that weighs
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
 SMOOTHING = 8  # grid units, s of the proofs in `sizing` and `private_sum`
 # The least norm of a sum: scale factors and grid units are then neither zero nor subnormal.

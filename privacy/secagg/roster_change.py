@@ -1,9 +1,13 @@
 """Change from one version of a roster to a newer one, as people read it: who was added, who was removed, when it was seen."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from .roster import Roster
+if TYPE_CHECKING:
+    from .roster import Roster
 
 SHOWN = 32  # hexadecimal digits of a fingerprint in a line of text: of 12, an authority finds another key with them
 

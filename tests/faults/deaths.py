@@ -21,7 +21,8 @@ from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
-from fedveil.messages.secure_wire import USUAL, Exchange, read_place
+from fedveil.messages.secure_wire import USUAL, read_place
+from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.run import close as closing

@@ -27,8 +27,7 @@ from fedveil.links.grpc.device_end import Endpoint, follow
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.roster_watch import admitted_in, fingerprint
 from fedveil.messages.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
-from fedveil.messages.secure_wire import SECURE_RECORD
-from fedveil.messages.wire import SPEC_RECORD, memory_arrays, view
+from fedveil.messages.wire import SECURE_RECORD, SPEC_RECORD, memory_arrays, view
 
 until = runpy.run_path(str(Path(__file__).with_name("patience.py")))["until"]
 free_port = runpy.run_path(str(Path(__file__).with_name("ports.py")))["free_port"]

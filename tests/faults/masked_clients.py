@@ -9,8 +9,8 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.secure_update import secure_update
 from fedveil.messages.client_settings import Encryption
-from fedveil.messages.secure_wire import Exchange, read_place
-from fedveil.messages.wire import WEIGHT, memory_arrays
+from fedveil.messages.secure_wire import read_place
+from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.server.masking import Masking, masked_spec
