@@ -62,7 +62,8 @@ class RunRows:
     Attributes:
       count: number of rows.
       ledger: of the population.
-      name: of the run and the mechanism on the ledger.
+      run: its name on the ledger.
+      mechanism: its name there.
       randomness: seeded in a declared simulation.
       key: of the noise if the randomness is not seeded.
       secret: whether no file may reveal the cohorts.
@@ -70,7 +71,8 @@ class RunRows:
 
     count: int
     ledger: Ledger
-    name: tuple[str, str]
+    run: str
+    mechanism: str
     randomness: Randomness
     key: bytes | None = field(repr=False)
     secret: bool = False
@@ -89,7 +91,7 @@ class RunRows:
 
     def skip_to(self, number: int) -> None:
         """Continue after round `number`, which an earlier process finished."""
-        paid = self.ledger.cohorts(*self.name)
+        paid = self.ledger.cohorts(self.run, self.mechanism)
         if len(paid) < number:
             remedy = f"the ledger knows only {len(paid)} rounds of this run; restore it"
             raise Refusal("resume", number, remedy)
@@ -119,7 +121,7 @@ Rows = RoundRows | RunRows
 
 
 def rows_of(
-    name: tuple[str, str], cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
+    run: str, mechanism: str, cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
 ) -> Rows:
     """Return the rows of a run.
 
@@ -135,4 +137,4 @@ def rows_of(
     if privacy.adaptation != NOTHING_ADAPTS:
         remedy = "rounds that form one release are fixed in advance; turn adaptation off"
         raise Refusal("adaptation", privacy.adaptation, remedy)
-    return RunRows(count, privacy.ledger, name, randomness, privacy.noise_key, cohort.secret)
+    return RunRows(count, privacy.ledger, run, mechanism, randomness, privacy.noise_key, cohort.secret)

@@ -25,7 +25,7 @@ from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released import Drawn, Released
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, SumAccount, account_of
@@ -85,7 +85,7 @@ class PrivateGrid(PassingGrid):
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
         cohort, source = participants.cohort, self._randomness
-        self._rows = rows_of((self._run_name, MECHANISM), cohort, privacy, source)
+        self._rows = rows_of(self._run_name, MECHANISM, cohort, privacy, source)
         self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
         self._sums = sums_over(participants, self._account, masking, source)
         self._early: dict[int, list[int]] = {}
@@ -281,7 +281,7 @@ class PrivateGrid(PassingGrid):
         if spec.compression is not None:
             mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.drawn)
-        drawn = (len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
+        drawn = Drawn(len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
             self.released = self._account.seen(number, self._row, mean, drawn)

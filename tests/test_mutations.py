@@ -3337,7 +3337,7 @@ MUTATIONS = {
     ),
     "a complaint that is believed without a check": Mutation(
         "privacy/secagg/dealings.py",
-        "if not on_curve(keys[1]):",
+        "if not on_curve(dealer_key):",
         "if proof:",
         "test_privacy_secagg_cheats.py",
         "costs_nobody_else and complaint",

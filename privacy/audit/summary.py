@@ -90,8 +90,7 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
         summary = replace(summary, sentence=f"{summary.sentence}; {untested(terms)}")
     if summary.verdict is None:
         return summary
-    verdict, said = _verdict(raised, (summary.verdict, summary.sentence))
-    return replace(summary, verdict=verdict, sentence=said)
+    return _with_alarms(summary, raised)
 
 
 def untested(terms: AuditTerms) -> str | None:
@@ -151,15 +150,16 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
         return None
 
 
-def _verdict(raised: Sequence[Raised], otherwise: tuple[Verdict, str]) -> tuple[Verdict, str]:
-    """Return the verdict at the end of the run, corrected by earlier alarms."""
+def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
+    """Return the summary with its verdict corrected by earlier alarms."""
     for each in raised:
         if each.alarm.level is Level.RED:
-            return Verdict.VIOLATED, _why(each)
+            return replace(summary, verdict=Verdict.VIOLATED, sentence=_why(each))
     for each in raised:
-        if each.alarm.level is Level.ORANGE and otherwise[0] is not Verdict.VIOLATED:
-            return Verdict.TOO_WEAK, f"perhaps {_why(each)}, but nothing confirmed it: run it again"
-    return otherwise
+        if each.alarm.level is Level.ORANGE and summary.verdict is not Verdict.VIOLATED:
+            said = f"perhaps {_why(each)}, but nothing confirmed it: run it again"
+            return replace(summary, verdict=Verdict.TOO_WEAK, sentence=said)
+    return summary
 
 
 def _without_canaries(terms: AuditTerms) -> tuple[Verdict, str]:

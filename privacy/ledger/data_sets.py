@@ -311,8 +311,8 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
     for name, charges in owed.charges.items():
         path, asked = folder / f"{prefix}{name[:32]}.ledger", owed.questions.get(name, {})
         others = {who: counts - asked.get(who, Counter[str]()) for who, counts in charges.items()}
-        _charge(path, name, others, spent, (_state(known), MECHANISM))
-        _charge(path, name, asked, spent, (_state(known), EARLIER))
+        _charge(path, name, others, spent, _state(known), MECHANISM)
+        _charge(path, name, asked, spent, _state(known), EARLIER)
     if owed.after != known or data_id not in sets:
         _change(folder, data_id, lambda now: replace(owed.after, records=now.records, heads=now.heads))
 
@@ -397,8 +397,7 @@ def _granted(book: Book) -> Budget:
     return Budget(unit, UNLIMITED_EPSILON, delta, adjacency)
 
 
-def _charge(path: Path, owner: str, charges: Charges, budget: Budget, under: tuple[str, str]) -> None:
-    run, mechanism = under
+def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, mechanism: str) -> None:
     texts = sorted({text for counts in charges.values() for text in counts})
     try:
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:

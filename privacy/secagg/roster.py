@@ -53,7 +53,7 @@ class Member:
         Raises:
           Refused: BAD_SIGNATURE.
         """
-        verify_by(suite, (self.public, self.post_quantum), context, body, signature)
+        verify_by(suite, self.public, self.post_quantum, context, body, signature)
 
     @property
     def parts(self) -> tuple[int | str | bytes, ...]:

@@ -263,7 +263,7 @@ class Evaluation:
         ]
 
         def at(name: str, wanted: float, normal: float = NORMAL_95) -> Figure:
-            return _quantile(name, cells, rows, wanted, (sigma, normal), edges)
+            return _quantile(name, cells, rows, wanted, edges, sigma, normal)
 
         upper, lower = (at("spread", each, NORMAL_9875) for each in (0.75, 0.25))
         distance = upper.value - lower.value
@@ -276,7 +276,7 @@ class Evaluation:
 
 
 def _quantile(
-    name: str, cells: Cells, rows: float | None, wanted: float, noise: tuple[float, float], edges: Cells
+    name: str, cells: Cells, rows: float | None, wanted: float, edges: Cells, sigma: float, normal: float
 ) -> Figure:
     """Return a quantile of a histogram.
 
@@ -288,10 +288,10 @@ def _quantile(
       cells: noisy counts.
       rows: noisy total, if it was asked for.
       wanted: share of all that is below.
-      noise: standard deviation of each count, and the width of the interval in standard deviations.
       edges: of the bins.
+      sigma: standard deviation of each count.
+      normal: half the width of the interval, in standard deviations.
     """
-    sigma, normal = noise
     below, numbers = np.concatenate([[0.0], np.cumsum(cells)]), np.arange(len(edges))
     above, others = below[-1] - below, len(cells) - numbers
     ways = [(1 - wanted) * below - wanted * above]
@@ -310,7 +310,7 @@ def _quantile(
 def _mean(name: str, total: float, rows: float | None, sigma: float, clients: float) -> Figure:
     """Return the mean of values in [-1, 1]."""
     if rows is not None:
-        return ratio_of(name, total, rows, sigma, (-1, 1))
+        return ratio_of(name, total, rows, sigma)
     value, half = total / clients, NORMAL_95 * sigma / clients
     return Figure(name, *(min(max(each, -1.0), 1.0) for each in (value, value - half, value + half)))
 
