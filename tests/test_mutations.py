@@ -2909,7 +2909,7 @@ MUTATIONS = {
     ),
     "a run takes ledgers of real data that are older than the last one left them": Mutation(
         "privacy/ledger/data_sets.py",
-        "        require_heads(folder, _heads(folder, data_id))\n",
+        "        require_heads(folder, data_set(folder, data_id).heads)\n",
         "",
         "test_server_one_budget.py",
         "older_than_the_last_run and deleted and client_central",

@@ -37,7 +37,7 @@ from ...messages.local_training import LocalTraining
 from ...messages.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...messages.training_order import ModeName, RecordTerms, TrainingOrder, people_call, read_order
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
+from ...privacy.ledger.book import BookedRelease, book_at, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
@@ -334,8 +334,7 @@ class Device:
             return booked.source is None and people_call(run_of(booked.entry)) == run
 
         try:
-            ledger = record.ledger_path(settings.device or "")
-            book = read_book(ledger) if ledger.exists() else Book()
+            book = book_at(record.ledger_path(settings.device or ""))
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
             prior = book.events(Adversary.MODEL, lambda each: not is_own(each))
             asked = book.events(Adversary.MODEL, lambda each: is_own(each) and is_question(each))

@@ -21,7 +21,7 @@ from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import Book, BookedRelease, identity_of, read_book, run_of
+from ...privacy.ledger.book import Book, BookedRelease, book_at, identity_of, read_book, run_of
 from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.client_sums import (
     RecordsBudget,
@@ -85,7 +85,7 @@ class OwnLedger:
         """
         if not self.path.exists():
             return
-        held = read_book(self.records) if self.records.exists() else Book()
+        held = book_at(self.records)
         if owed(read_book(self.path), held, budget):
             with Ledger.open(
                 self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
@@ -174,7 +174,7 @@ class OwnLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
-            held = read_book(self.records) if self.records.exists() else Book()
+            held = book_at(self.records)
             pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(held)}
             epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
             event = Gaussian(1 / gaussian_mu(epsilon, delta))
@@ -215,7 +215,7 @@ class OwnLedger:
 
     def _shared(self, clients: Book) -> RecordsBudget:
         budget = self.budget_of_records
-        spent = as_records(clients, None, budget)
+        spent = as_records(clients, Book(), budget)
         return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
 
 
@@ -265,7 +265,7 @@ def epsilon_of(path: Path) -> tuple[float, float] | None:
     Raises:
       Refusal: the ledger is damaged.
     """
-    return spent_in(read_book(path)) if path.exists() else None
+    return spent_in(book_at(path))
 
 
 def spent_on(folder: Path) -> dict[str, tuple[tuple[float, float] | None, float]]:

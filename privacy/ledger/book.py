@@ -300,13 +300,18 @@ def read_book(path: Path) -> Book:
     return book
 
 
+def book_at(path: Path) -> Book:
+    """Return the book of a ledger as `read_book` does, and an empty one where there is no ledger."""
+    return read_book(path) if path.exists() else Book()
+
+
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     """Return an adversary's events, from a ledger that need not be open; none if there is no ledger.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    return read_book(path).events(adversary) if path.exists() else []
+    return book_at(path).events(adversary)
 
 
 def identity_of(path: Path) -> dict[str, Any]:
