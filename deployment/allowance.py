@@ -190,13 +190,11 @@ def _fitting(
 ) -> str:
     """Return the target, or the noise, that pays for all rounds."""
     level, runs = federation.mode.promises[0], federation.settings.budget.runs
-    assert plan.noise_multiplier is not None and mine.noise_multiplier is not None
     try:
-        least = mine.calibrate(budget, beside).noise_multiplier
+        least = mine.calibrate(budget, beside).noise
     except Unaffordable:
         return NOTHING_LEFT
-    assert least is not None
-    enough = plan.noise_multiplier * least / mine.noise_multiplier
+    enough = plan.noise * least / mine.noise
     if level.noise_multiplier is not None:
         return f"privacy.noise_multiplier={enough:.4g} pays for all"
     asked = questions_of(federation, plan) * runs

@@ -59,9 +59,16 @@ class Plan:
         self.mechanism.require(self.sampling, self.adjacency)
 
     @property
+    def noise(self) -> float:
+        """The noise multiplier. Refusal if uncalibrated."""
+        if self.noise_multiplier is None:
+            raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
+        return self.noise_multiplier
+
+    @property
     def noise_over_clip(self) -> float:
         """Noise std / clip of one release, as the accountants read it; the same float for any clip."""
-        return self._noise() * self.adjacency.distance
+        return self.noise * self.adjacency.distance
 
     @property
     def noise_std(self) -> float:
@@ -246,11 +253,6 @@ class Plan:
 
         releases = -(-rounds // (self.mechanism.rounds or 1))
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
-
-    def _noise(self) -> float:
-        if self.noise_multiplier is None:
-            raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
-        return self.noise_multiplier
 
 
 def least_noise(cost: Callable[[float], float], target: float) -> float:

@@ -161,10 +161,9 @@ def question_order(
     """
     from ..tasks.arrays import agreement_of  # torch, and plans know evaluations too
 
-    assert plan.noise_multiplier is not None
     client, record = None, None
     if asked.unit is Unit.CLIENT:
-        client = ClientClaim(plan.noise_multiplier, plan.adjacency)
+        client = ClientClaim(plan.noise, plan.adjacency)
     else:
         budget, rate = budget_of(federation, asked), federation.mode.question_rate
         asked_for = budget.target_epsilon, budget.target_delta

@@ -77,7 +77,7 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
       Refusal: the interval of the mean is wider than the requested resolution.
     """
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
-    if not rounds or plan is None or plan.noise_multiplier is None:
+    if not rounds or plan is None:
         return None
     delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
     asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
@@ -87,7 +87,7 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
         else max(1, round(federation.settings.evaluate.share * federation.mode.records))
     )
     half = planned_half_width(asked, plan, rows, wanted, delta)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, rows, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half)
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
@@ -100,7 +100,6 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     plan, tuned = one_evaluation(federation), settings.tuned
     if tuned is None or not settings.scored_at_clients or plan is None:
         return None
-    assert plan.noise_multiplier is not None
     delta, clients = (
         federation.mode.promises[0].target_delta,
         round(federation.declared_clients / len(settings.tried)),
@@ -108,7 +107,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:
-        enough = plan.noise_multiplier * tuned.resolution / (half * DIFFERENCE)
+        enough = plan.noise * tuned.resolution / (half * DIFFERENCE)
         epsilon = epsilon_of(replace(plan, noise_multiplier=enough), delta)
         remedy = (
             f"is below the difference that arms of {clients} clients can resolve, {half * DIFFERENCE:.3g}; "
@@ -117,7 +116,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
         )
         raise Refusal("tune.resolution", tuned.resolution, remedy)
     rounds = (len(settings.tried) * settings.tuning_rounds,)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, clients, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, clients, half)
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:

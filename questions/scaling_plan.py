@@ -124,10 +124,9 @@ def scaling_plan(federation: Federation) -> ScalingPlan | None:
     if found is None:
         return None
     inquiry, plan = found
-    assert plan.noise_multiplier is not None
     columns = tuple(each.name for each in inquiry.questions)
     price = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
-    return ScalingPlan(columns, plan.noise_multiplier, price)
+    return ScalingPlan(columns, plan.noise, price)
 
 
 def check_scaling(federation: Federation) -> None:
