@@ -2587,7 +2587,7 @@ MUTATIONS = {
     ),
     "clip skipped at the server": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "if spec.clipping_norm is not None and squared > float(spec.cells) ** 2:",
+        "if spec.private and squared > float(spec.cells) ** 2:",
         "if False:",
         SUM_TESTS,
         "clips_again",
