@@ -134,8 +134,8 @@ class Device:
                 logger.exception("a message could not be answered")
                 return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
-    def why_not(self) -> str | None:
-        """Return a short reason why the device does not train now, or None."""
+    def why_not(self) -> str:
+        """Return a short reason why the device does not train now; empty if it does."""
         early = before_its_time(self.bundle)
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
@@ -481,11 +481,11 @@ def device_name(own: DeviceFile) -> str:
     return hashlib.sha256(f"{own.federation}/{own.name}".encode()).hexdigest()
 
 
-def before_its_time(bundle: ClientBundle) -> str | None:
-    """Return a sentence if the clock is before the issue date of this node's certificate, else None."""
+def before_its_time(bundle: ClientBundle) -> str:
+    """Return a sentence if the clock is before the issue date of this node's certificate; else nothing."""
     began = _began(bundle.credentials.certificate)
     if time.time() >= began.timestamp():
-        return None
+        return ""
     return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {began:%Y-%m-%d %H:%M}"
 
 

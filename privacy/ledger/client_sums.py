@@ -184,8 +184,7 @@ class RecordsBudget:
             raise BudgetExhausted(self.budget, adversary, math.inf, str(ended)) from ended
         events = {who.value: event_to_json(event) for who, event in mine.events.items()}
         require_affordable(mine, events, budget, self.book)
-        why = require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget)
-        if why is not None:
+        if why := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
             raise BudgetExhausted(budget, adversary, math.inf, f"of a record {why}")
 
     def add(self, release: Release) -> None:

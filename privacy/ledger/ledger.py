@@ -301,7 +301,7 @@ class Ledger:
         if release.kind is None:
             return
         budget, caps = self._budget_for(release), (*caps_on(self.path), *self.caps)
-        if (why := require_allowed(release, caps, self._book, budget)) is not None:
+        if why := require_allowed(release, caps, self._book, budget):
             raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
 
     def reserve_new(self, release: Release) -> Entry:
