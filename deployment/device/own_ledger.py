@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...base.refusal import Refusal
@@ -105,12 +105,11 @@ class OwnLedger:
         """
         key = (run, number, f"{MECHANISM} {attempt}")
         unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
-        events, asked = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry
-        told = None if asked is None else asked.asked
-        kind = None if asked is None else QUESTION
+        events, asked, why = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
         source = OF_RECORDS if cost.is_of_records else None
-        release = Release(unit, *key, events, "system", segments=told, kind=kind, source=source)
-        why = None if asked is None else asked.why or None
+        release = Release(unit, *key, events, "system", source=source)
+        if asked is not None:
+            release, why = replace(release, segments=asked.asked, kind=QUESTION), asked.why or None
         with self._reserved_by_all(release, cost.budget, why) as ledgers:
             try:
                 yield
