@@ -131,7 +131,7 @@ def _budget(row: Mapping[str, Any], refused: int) -> str:
     return f"{unit}: epsilon {spent} of {of} spent at delta {row['delta']:g}{left}"
 
 
-def _table(clients: list[Mapping[str, Any]]) -> Table:
+def _table(clients: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("node", "client", "connected", "certificate", "version", "suites"):
         table.add_column(column, justify="right" if column == "node" else "left")
