@@ -38,7 +38,7 @@ from ..tasks import load_task
 from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
-from .ask import record_of
+from .ask import epsilon_on, record_of
 from .asking import Asking
 from .question_plan import Spend, question_plan
 from .scaling_plan import one_scaling, scaling_inquiry
@@ -61,7 +61,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     found = one_scaling(federation, run.name)
     if found is None:
         return run
-    (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
+    (inquiry, plan), before = found, epsilon_on(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
     settle_records(federation, run.client)

@@ -795,8 +795,8 @@ MUTATIONS = {
     ),
     "a search begins that the budget does not afford": Mutation(
         "questions/ask.py",
-        "            require_all(ledger, plan, inquiry)",
-        "            pass",
+        "        require_all(ledger, plan, inquiry)",
+        "        pass",
         "test_privacy_prefixes.py",
         "before_its_first_level",
     ),
