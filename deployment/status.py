@@ -100,11 +100,7 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
 
 
 def authorities(clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each authority that devices follow, if a rollover has not reached all of them.
-
-    Args:
-      clients: facts of each node; who has said nothing yet is left out.
-    """
+    """Return a line for each authority that devices follow by their own words, if a rollover has not reached all of them."""
     held: dict[str, list[str]] = {}
     for each in clients:
         if each.get("authority"):

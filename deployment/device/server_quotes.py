@@ -42,10 +42,7 @@ class ServerQuotes:
     _accepted: float = field(default=float("-inf"))  # by the monotonic clock
 
     def check(self, content: RecordDict) -> None:
-        """Return if the instruction may be answered: a quote was accepted, or the answer consists of keys only.
-
-        Args:
-          content: of the instruction; its quote is checked against the nonce that was sent.
+        """Return if the instruction may be answered: its quote or one before is accepted, or the answer consists of keys only.
 
         Raises:
           Refusal: neither holds, or the quote is not accepted.

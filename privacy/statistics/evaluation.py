@@ -145,20 +145,12 @@ class Evaluation:
         return {self._called(each): (1,) for each in self.figures}
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
-        """Return the sum's parameters where records are hidden.
-
-        Args:
-          unit_norm: of the longest part of one record.
-        """
+        """Return the sum's parameters where records are hidden, none of whose parts is longer than `unit_norm`."""
         most = self.records or 1.0
         return SumSpec(unit_norm * most, cells=cells_for(len(self.figures), most), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part.
-
-        Args:
-          name: one of `layout`.
-        """
+        """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part."""
         assert name in self.layout
         return math.sqrt(1 / len(self.figures))
 
@@ -183,11 +175,7 @@ class Evaluation:
         return {name: np.array([total * unit_norm * self.scale(name)]) for name, total in called.items()}
 
     def contribution(self, measured: HeldOutMeans | None) -> dict[str, NDArray[np.floating]]:
-        """Return a client's value of every segment.
-
-        Args:
-          measured: None where it holds no record out.
-        """
+        """Return a client's value of every segment; zeros where it holds no record out."""
         values: dict[str, NDArray[np.floating]] = {each.name: np.zeros(each.shape) for each in self.segments}
         if measured is None:
             return values
@@ -228,11 +216,7 @@ class Evaluation:
         return told
 
     def sigma(self, noise_over_clip: float) -> float:
-        """Return the standard deviation of the noise on each part, in clients.
-
-        Args:
-          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-        """
+        """Return the standard deviation of the noise on each part, in clients."""
         return noise_over_clip * math.sqrt(len(self.figures))
 
     def half_width(self, noise_over_clip: float, clients: float) -> float | None:
