@@ -1950,8 +1950,8 @@ MUTATIONS = {
     ),
     "an old key counts after its overlap": Mutation(
         "deployment/device/authority.py",
-        "return self.last if self.last is not None and now < self.last.until else None",
-        "return self.last",
+        "return [self.last] if self.last and now < self.last.until else []",
+        "return [self.last] if self.last else []",
         "test_deployment_rollover.py",
         "both_keys_until or copied_into_a_bundle",
     ),
