@@ -312,9 +312,9 @@ class PrivateGrid(PassingGrid):
     @property
     def _public_seed(self) -> str:
         """Seed of the run's matrices: from a simulation's seed, or from the run's name at a server."""
-        if self._randomness.seed is None:
-            return hashlib.sha256(self._run_name.encode()).hexdigest()
-        return self._randomness.stream("compression").bytes(32).hex()
+        if self._randomness.seeded:
+            return self._randomness.stream("compression").bytes(32).hex()
+        return hashlib.sha256(self._run_name.encode()).hexdigest()
 
     def _draw_ahead(self) -> list[int]:
         """Return the cohort of the next row; it is drawn once."""

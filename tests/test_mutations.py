@@ -2447,7 +2447,7 @@ MUTATIONS = {
     ),
     "a run goes on though every client has refused": Mutation(
         "server/rounds.py",
-        "if ending is None and grid.all_spent:",
+        "if grid.all_spent:",
         "if False:",
         "test_preconditions.py",
         "ends_with_the_round",
@@ -2860,7 +2860,7 @@ MUTATIONS = {
     ),
     "a row of noise used twice": Mutation(
         "server/noise_rows.py",
-        "paid if self.randomness.seed is None else paid[:number]",
+        "paid[:number] if self.randomness.seeded else paid",
         "paid[:number]",
         "test_server_noise_rows.py",
         "not_used_again",
