@@ -41,16 +41,14 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     return rounds_every(int(word.partition(":")[2] or last), last)
 
 
-def one_evaluation(federation: Federation) -> Plan | None:
-    """Return the plan of one evaluation; None without evaluations.
+def one_evaluation(federation: Federation) -> Plan:
+    """Return the plan of one evaluation of a run that has some.
 
     Raises:
       Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
     """
     settings = federation.settings
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
-    if not many:
-        return None
     return federation.mode.evaluation(noise_of(settings.evaluate.noise_multiplier, many))
 
 
@@ -67,25 +65,22 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
     # Arms are compared in their last round, each by its own clients: one evaluation of each client.
     behind = settings.num_rounds - settings.tuning_rounds
     many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)
-    return [] if plan is None else events_of(plan, many)
+    return events_of(plan, many)
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the run's evaluations; None without evaluations.
+    """Return the plan of the run's evaluations; None where only arms are compared.
 
     Raises:
       Refusal: the interval of the mean is wider than the requested resolution.
     """
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
-    if not rounds or plan is None:
+    if not rounds:
         return None
     delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
-    asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
-    rows = (
-        clients
-        if asked.records is None
-        else max(1, round(federation.settings.evaluate.share * federation.mode.records))
-    )
+    asked, wanted, rows = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution, clients
+    if asked.unit is Unit.RECORD:
+        rows = max(1, round(federation.settings.evaluate.share * federation.mode.records))
     half = planned_half_width(asked, plan, rows, wanted, delta)
     return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half)
 
@@ -98,7 +93,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     """
     settings = federation.settings
     plan, tuned = one_evaluation(federation), settings.tuned
-    if tuned is None or not settings.scored_at_clients or plan is None:
+    if tuned is None or not settings.scored_at_clients:
         return None
     delta, clients = (
         federation.mode.promises[0].target_delta,
@@ -136,23 +131,20 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     asked = federation.settings.evaluate
     why = (federation.settings.purpose or "")[:MOST_NAME]
     inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
-    rows = federation.mode.rows_of_client
-    if rows is None:
-        return inquiry
-    figures = tuple(each for each in asked.figures if each != HISTOGRAM)
-    return replace(inquiry, figures=figures, records=rows)
+    if rows := federation.mode.rows_of_client:
+        figures = tuple(each for each in asked.figures if each != HISTOGRAM)
+        return replace(inquiry, figures=figures, records=rows)
+    return inquiry
 
 
 def check_evaluation(federation: Federation) -> None:
     """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
     evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
-    if evaluated is None and scored is None:
-        return
     import torch  # takes a second, and a plan does not need it
 
     for cap in federation.population.caps(federation.mode.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
-    if evaluated is not None:
+    if evaluated:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
@@ -175,9 +167,9 @@ def check_evaluation(federation: Federation) -> None:
 
 def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
-    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)) is not None:
+    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring(federation, plan, budget, scores)
-    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)) is not None:
+    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)):
         yield _evaluation(federation, plan, budget, evaluations)
 
 

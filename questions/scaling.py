@@ -45,7 +45,7 @@ from .scaling_plan import one_scaling, scaling_inquiry
 
 
 def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
-    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs; others unchanged.
+    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
     A column whose answer is too noisy stays scaled by its bounds.
 
@@ -58,10 +58,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
       Refusal: no client is connected, or the ledger does not afford the question.
     """
     federation, ledger = run.federation, run.ledger
-    found = one_scaling(federation, run.name)
-    if found is None:
-        return run
-    (inquiry, plan), before = found, epsilon_on(ledger)
+    (inquiry, plan), before = one_scaling(federation, run.name), epsilon_on(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
     settle_records(federation, run.client)
@@ -143,8 +140,8 @@ def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]
 
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
-    found = one_scaling(federation, run)
-    return () if found is None else (found[1],)
+    _, plan = one_scaling(federation, run)
+    return (plan,)
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
