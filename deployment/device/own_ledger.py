@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ...base.refusal import Refusal
 from ...client.private_update import NotTrained
@@ -258,8 +259,22 @@ def questions_of(path: Path) -> list[AskedQuestion]:
     return asked_questions(read_book(path))
 
 
-def epsilon_of(path: Path) -> tuple[float, float] | None:
-    """Return epsilon and delta spent on a ledger, read without its lock; None if nothing was spent.
+class Spent(NamedTuple):
+    """Epsilon and delta that releases have spent."""
+
+    epsilon: float
+    delta: float
+
+
+class OnLedger(NamedTuple):
+    """What a ledger has spent, None for nothing, and the epsilon of what releases of the whole client would alone."""
+
+    spent: Spent | None
+    as_client: float
+
+
+def epsilon_of(path: Path) -> Spent | None:
+    """Return what was spent on a ledger, read without its lock; None if nothing was.
 
     Raises:
       Refusal: the ledger is damaged.
@@ -267,29 +282,28 @@ def epsilon_of(path: Path) -> tuple[float, float] | None:
     return spent_in(book_at(path))
 
 
-def spent_on(folder: Path) -> dict[str, tuple[tuple[float, float] | None, float]]:
-    """Return what the ledgers in a device's folder have spent, by name, as `epsilon_of` does.
-
-    Of records it is all that they have lost, with the epsilon of the releases of the whole client alone; 0 elsewhere.
+def spent_on(folder: Path) -> dict[str, OnLedger]:
+    """Return what the ledgers in a device's folder have spent, by name; of records, all that they have lost.
 
     Raises:
       Refusal: a ledger is damaged.
     """
-    spent = {path.stem: (epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
+    spent = {path.stem: OnLedger(epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
     for client in [name for name in spent if name.startswith(CLIENT)]:
         name = client.removeprefix(CLIENT)
         whole, alone = read_records(folder / f"{client}.ledger", folder / f"{name}.ledger")
         if whole.releases:
-            spent[name] = spent_in(whole), (spent_in(alone) or (0.0, 0.0))[0]
+            of_client = spent_in(alone)
+            spent[name] = OnLedger(spent_in(whole), of_client.epsilon if of_client else 0.0)
     return spent
 
 
-def spent_in(book: Book) -> tuple[float, float] | None:
-    """Return epsilon and delta spent by a book's releases; None if nothing was spent."""
+def spent_in(book: Book) -> Spent | None:
+    """Return what a book's releases have spent; None if nothing was."""
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())
-    return max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta
+    return Spent(max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta)
 
 
 def _epsilon(book: Book, who: Adversary, delta: float) -> float:
