@@ -112,13 +112,12 @@ class Protected:
     norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        self.choices: Choices | None = self.privacy.adaptation.first(self.privacy.plan)
+        self.choices = self.privacy.adaptation.first(self.privacy.plan)
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
 
     @property
     def now(self) -> Choices:
         """Choices for the next round, at its norm."""
-        assert self.choices is not None
         return replace(self.choices, clipping_norm=self.choices.clipping_norm * self.norm_factor)
 
     @property
@@ -227,7 +226,6 @@ class Protected:
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""
         self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
-        assert self.choices is not None
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)
 
     def _release(self, row: int, cohort: Sequence[int]) -> Release:

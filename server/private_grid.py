@@ -134,13 +134,12 @@ class PrivateGrid(PassingGrid):
         """
         self._exchanges, self.released = 0, None
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
-        if not training or self.exhausted is not None:
+        if not training or self.exhausted:
             return []
         content = self._with_whole_numbers(wire.common_content(training))
-        number = self._reserved if self._reserved > self._finished else self._reserve_next()
-        if number is None:
+        if self._reserved <= self._finished and not self._reserve_next():
             return []
-        return self._round(number, content, training[0], timeout)
+        return self._round(self._reserved, content, training[0], timeout)
 
     def renew(
         self,
@@ -214,7 +213,8 @@ class PrivateGrid(PassingGrid):
           choices: after it; None without adaptive choices.
         """
         self._reserved = self._finished = number
-        self._account.choices = choices or self._account.choices
+        if choices:
+            self._account.choices = choices
         self._rows.skip_to(number)
 
     def draw(self, number: int) -> list[int]:
@@ -241,13 +241,12 @@ class PrivateGrid(PassingGrid):
         self._rows.take(self.drawn)
         self._reserved = number
 
-    def _reserve_next(self) -> int | None:
+    def _reserve_next(self) -> bool:
         try:
             self.reserve(self._reserved + 1)
         except BudgetExhausted as spent:
             self.exhausted = spent
-            return None
-        return self._reserved
+        return not self.exhausted
 
     def _round(
         self, number: int, content: RecordDict, request: Message, timeout: float | None
