@@ -65,19 +65,18 @@ class Directions:
         return whole
 
 
-def directions(stream: Stream, canaries: int, dimension: int, support: int | None = None) -> Directions:
+def directions(stream: Stream, canaries: int, dimension: int, support: int) -> Directions:
     """Draw unit vectors uniformly, each within a window.
 
     Args:
       stream: of random numbers.
       canaries: how many.
       dimension: coordinates of an update.
-      support: coordinates of a window, from 2 to `dimension`; all of them by default.
+      support: coordinates of a window, from 2 to `dimension`.
 
     Raises:
       Refusal: the window does not fit.
     """
-    support = dimension if support is None else support
     if not 2 <= support <= dimension:
         remedy = f"give a number from 2 to {dimension}, the coordinates of an update"
         raise Refusal("support", support, remedy)

@@ -69,7 +69,7 @@ class Record:
 
 
 def canaries(seed: int) -> Directions:
-    return directions(Randomness(seed).stream("canaries"), CANARIES, DIMENSION)
+    return directions(Randomness(seed).stream("canaries"), CANARIES, DIMENSION, DIMENSION)
 
 
 def run(scenario: str, sigma: float, seed: int, fault: Fault, drawn: Directions) -> Record:
