@@ -270,8 +270,8 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         terms = replace(
             terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-    if mode.budget is not None and tossed_rate(federation.cohort) < 1:
-        terms = replace(terms, clients=clients)
+        if tossed_rate(federation.cohort) < 1:
+            terms = replace(terms, clients=clients)
     if canaries is None:
         return terms
     return replace(
@@ -293,8 +293,8 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
     fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
     if seed:
         fields["commitment"] = commitment(seed, auditor.coins)
-    if seed and opened:
-        fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
+        if opened:
+            fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
     replace_file(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode(), mode=None)
 
 

@@ -136,9 +136,10 @@ def _told(
 ) -> dict[str, Any]:
     if mean is None:
         return {"reason": unanswered(done, not federation.mode.hides_counts), "clients": None, "answers": []}
+    masked = federation.masking is not None
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
-    clients = mean.clients if federation.masking is not None else round(expected)
-    asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
+    clients = mean.clients if masked else round(expected)
+    asked, sums = charge.inquiry, sums_of(charge, done, mean, masked)
     assert isinstance(asked, Evaluation)
     answers = [
         {"name": name, "figures": [each.plain for each in figures]}

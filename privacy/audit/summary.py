@@ -83,8 +83,7 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     terms = evidence.terms
     summary = _of_sums(evidence, final) if terms.delta else Summary(None, untested(terms) or UNCLAIMED)
     looks = (record_claim.read(row, terms.record_epsilon) for row in evidence.rows[::-1])
-    records = next((look for look in looks if look is not None), None)
-    if records is not None:
+    if records := next(filter(None, looks), None):
         summary = replace(_with_records(summary, records), records=records)
     elif terms.delta and terms.own_noise:
         summary = replace(summary, sentence=f"{summary.sentence}; {untested(terms)}")
