@@ -134,9 +134,10 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
     """
     if plan.num_rounds == 1:
         return  # the ledger's own gate refuses it
-    key, told = (inquiry.name, ROW, QUESTION), inquiry.asked
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
-    whole = Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION)
+    whole = Release(
+        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.asked, kind=QUESTION
+    )
     ledger.require_asked(whole)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
@@ -166,8 +167,8 @@ def question_order(
         client = ClientClaim(plan.noise, plan.adjacency)
     else:
         budget, rate = budget_of(federation, asked), federation.mode.question_rate
-        asked_for = budget.target_epsilon, budget.target_delta
-        record = RecordTerms(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
+        epsilon, delta = budget.target_epsilon, budget.target_delta
+        record = RecordTerms(epsilon, delta, plan.clipping_norm, plan.adjacency, sample_rate=rate)
     agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
     order = TrainingOrder(
         run=asked.name,

@@ -52,17 +52,17 @@ def within_records(
         return plan
     of = f"{spent_with([]):.4g} of epsilon {allowed.target_epsilon:g} at delta {delta:g}"
     why = f"records of these data have spent {of}, and pay for a sum of whole clients as for half its noise"
-    asked = f"{group}.noise_multiplier", plan.noise_multiplier
+    field, value = f"{group}.noise_multiplier", plan.noise
     if budget is not None:
-        asked = f"{group}.target_epsilon", budget.target_epsilon
+        field, value = f"{group}.target_epsilon", budget.target_epsilon
     try:
         least = least_noise(cost, allowed.target_epsilon)
     except Refusal:
-        raise Refusal(*asked, f"{why}; keep the model that you have") from None
+        raise Refusal(field, value, f"{why}; keep the model that you have") from None
     if budget is None:
-        raise Refusal(*asked, f"{why}; give at least {least:.4g}")
+        raise Refusal(field, value, f"{why}; give at least {least:.4g}")
     fitting = replace(plan, noise_multiplier=least)
     if shared.budget.target_epsilon >= UNLIMITED_EPSILON:
         return fitting
     enough = fitting.epsilon(budget.target_delta, prior=beside)
-    raise Refusal(*asked, f"{why}; give at most {0.99 * enough:.3g}")
+    raise Refusal(field, value, f"{why}; give at most {0.99 * enough:.3g}")

@@ -2762,8 +2762,8 @@ MUTATIONS = {
     ),
     "an arm's score is charged as if all clients gave it": Mutation(
         "questions/sums.py",
-        "        unit, arm = self.plan.unit, self.arm\n",
-        "        unit, arm = self.plan.unit, None\n",
+        "            arm=self.arm,\n",
+        "            arm=None,\n",
         "test_server_tuning.py",
         "charged_once_to_the_clients",
     ),

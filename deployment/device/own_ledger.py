@@ -104,11 +104,11 @@ class OwnLedger:
           NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
           Refusal: the attempt was answered before.
         """
-        key = (run, number, f"{MECHANISM} {attempt}")
+        mechanism = f"{MECHANISM} {attempt}"
         unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
         events, asked, why = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
         source = OF_RECORDS if cost.is_of_records else None
-        release = Release(unit, *key, events, "system", source=source)
+        release = Release(unit, run, number, mechanism, events, "system", source=source)
         if asked is not None:
             release, why = replace(release, segments=asked.asked, kind=QUESTION), asked.why or None
         with self._reserved_by_all(release, cost.budget, why) as ledgers:

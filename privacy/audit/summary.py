@@ -117,19 +117,25 @@ def _with_records(summary: Summary, records: Measured) -> Summary:
 
 def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
     terms, rows = evidence.terms, evidence.rows
-    checked = (min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
-    norm_p, reuse_p, draw_p = checked
-    visible = visible_in(terms, rows)
+    names = ("norm_p", "reuse_p", "draw_p")
+    smallest = {name: min(1.0, len(rows) * float(rows[name].min())) for name in names}
+    summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, rows), **smallest)
     scores = _scores(evidence)
     if scores is None:
-        return Summary(*_without_canaries(terms), None, (), None, visible, norm_p, reuse_p, draw_p)
+        return summary
     measured = evidence.measured()
     level = terms.alarms().threshold(Check.CANARIES)
     methods = by_one_run(*scores, terms.delta, gaussian=True)
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
     verdict = judge(methods, measured.claimed, level, measured.ceiling).verdict
-    said, last = _in_words(verdict, measured), _final(evidence, final)
-    return Summary(verdict, said, measured, findings, last, visible, norm_p, reuse_p, draw_p)
+    return replace(
+        summary,
+        verdict=verdict,
+        sentence=_in_words(verdict, measured),
+        measured=measured,
+        findings=findings,
+        final=_final(evidence, final),
+    )
 
 
 def visible_in(terms: AuditTerms, rows: Rows) -> float:
@@ -161,10 +167,10 @@ def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
     return summary
 
 
-def _without_canaries(terms: AuditTerms) -> tuple[Verdict, str]:
+def _without_canaries(terms: AuditTerms) -> Summary:
     if terms.canaries:
-        return Verdict.TOO_WEAK, "too few canaries were drawn to say anything"
-    return (
+        return Summary(Verdict.TOO_WEAK, "too few canaries were drawn to say anything")
+    return Summary(
         Verdict.CONSISTENT,
         "the released sums hold the claimed noise, fresh in every round; what leaks was not measured",
     )

@@ -402,13 +402,13 @@ def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, 
     try:
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             for text in texts:
-                key = (run, 1, f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}")
-                if ledger.state(key) is not None:
-                    continue  # charged before a crash
+                name = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
                 seen = {who: counts[text] for who, counts in charges.items() if counts[text]}
                 events = {who: repeated(event_of(text), count) for who, count in seen.items()}
-                ledger.reserve(Release(budget.unit, *key, events, "system"))
-                ledger.commit(key)
+                release = Release(budget.unit, run, 1, name, events, "system")
+                if ledger.state(release.key) is None:  # not charged before a crash
+                    ledger.reserve(release)
+                    ledger.commit(release.key)
     except BudgetExhausted as spent:
         remedy = "the cap on this ledger does not allow what the same people have spent already; raise it"
         raise Refusal("ledger", str(path), remedy) from spent
