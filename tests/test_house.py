@@ -76,15 +76,15 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_650,  # with docstrings, comments and blank lines
-    "lines of the core": 55_000,
+    "lines of the package": 81_558,  # with docstrings, comments and blank lines
+    "lines of the core": 54_952,
     "files that know many features": 9,
-    "tests of None": 1_783,
-    "tests of None on a part's name": 66,
-    "conditional expressions": 1_814,
-    "parameters that are tuples": 41,
+    "tests of None": 1_644,
+    "tests of None on a part's name": 64,
+    "conditional expressions": 1_762,
+    "parameters that are tuples": 15,
     "properties that are read for their refusal": 1,
-    "names that are participles or adverbs": 1_897,
+    "names that are participles or adverbs": 1_881,
     "files that the smallest job loads": 200,
     "lines that the smallest job loads": 35_300,
 }
