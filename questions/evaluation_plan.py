@@ -42,16 +42,14 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     return rounds_every(int(word.partition(":")[2] or last), last)
 
 
-def one_evaluation(federation: Federation) -> Plan | None:
-    """Return the plan of one evaluation; None without evaluations.
+def one_evaluation(federation: Federation) -> Plan:
+    """Return the plan of one evaluation of a run that has some.
 
     Raises:
       Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
     """
     settings = federation.settings
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
-    if not many:
-        return None
     return federation.mode.evaluation(noise_of(evaluate_of(settings).noise_multiplier, many))
 
 
@@ -68,27 +66,25 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
     # Arms are compared in their last round, each by its own clients: one evaluation of each client.
     behind = settings.num_rounds - settings.tuning_rounds
     many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)
-    return [] if plan is None else events_of(plan, many)
+    return events_of(plan, many)
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the run's evaluations; None without evaluations.
+    """Return the plan of the run's evaluations; None where only arms are compared.
 
     Raises:
       Refusal: the interval of the mean is wider than the requested resolution.
     """
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
-    if not rounds or plan is None or plan.noise_multiplier is None:
+    if not rounds:
         return None
     delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
-    asked, wanted = evaluation_of(federation, "plan"), evaluate_of(federation.settings).resolution
-    rows = (
-        clients
-        if asked.records is None
-        else max(1, round(evaluate_of(federation.settings).share * federation.mode.records))
-    )
+    evaluate = evaluate_of(federation.settings)
+    asked, wanted, rows = evaluation_of(federation, "plan"), evaluate.resolution, clients
+    if asked.unit is Unit.RECORD:
+        rows = max(1, round(evaluate.share * federation.mode.records))
     half = planned_half_width(asked, plan, rows, wanted, delta)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, rows, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half)
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
@@ -99,9 +95,8 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     """
     settings = federation.settings
     plan, tuned = one_evaluation(federation), settings.tune
-    if not settings.scored_at_clients or plan is None:
+    if not settings.scored_at_clients:
         return None
-    assert plan.noise_multiplier is not None
     delta, clients = (
         federation.mode.promises[0].target_delta,
         round(federation.declared_clients / len(settings.tried)),
@@ -109,7 +104,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:
-        enough = plan.noise_multiplier * tuned.resolution / (half * DIFFERENCE)
+        enough = plan.noise * tuned.resolution / (half * DIFFERENCE)
         epsilon = epsilon_of(replace(plan, noise_multiplier=enough), delta)
         remedy = (
             f"is below the difference that arms of {clients} clients can resolve, {half * DIFFERENCE:.3g}; "
@@ -118,7 +113,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
         )
         raise Refusal("tune.resolution", tuned.resolution, remedy)
     rounds = (len(settings.tried) * settings.tuning_rounds,)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, clients, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, clients, half)
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:
@@ -138,23 +133,20 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     asked = evaluate_of(federation.settings)
     why = (federation.settings.purpose or "")[:MOST_NAME]
     inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
-    rows = federation.mode.rows_of_client
-    if rows is None:
-        return inquiry
-    figures = tuple(each for each in asked.figures if each != HISTOGRAM)
-    return replace(inquiry, figures=figures, records=rows)
+    if rows := federation.mode.rows_of_client:
+        figures = tuple(each for each in asked.figures if each != HISTOGRAM)
+        return replace(inquiry, figures=figures, records=rows)
+    return inquiry
 
 
 def check_evaluation(federation: Federation) -> None:
     """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
     evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
-    if evaluated is None and scored is None:
-        return
     import torch  # takes a second, and a plan does not need it
 
     for cap in federation.population.caps(federation.mode.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
-    if evaluated is not None:
+    if evaluated:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
@@ -177,9 +169,9 @@ def check_evaluation(federation: Federation) -> None:
 
 def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
-    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)) is not None:
+    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring(federation, plan, budget, scores)
-    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)) is not None:
+    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)):
         yield _evaluation(federation, plan, budget, evaluations)
 
 

@@ -38,14 +38,14 @@ from ..tasks import load_task
 from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
-from .ask import record_of
+from .ask import epsilon_on, record_of
 from .asking import Asking
 from .question_plan import Spend, question_plan
 from .scaling_plan import one_scaling, scaling_inquiry
 
 
 def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
-    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs; others unchanged.
+    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
     A column whose answer is too noisy stays scaled by its bounds.
 
@@ -58,10 +58,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
       Refusal: no client is connected, or the ledger does not afford the question.
     """
     federation, ledger = run.federation, run.ledger
-    found = one_scaling(federation, run.name)
-    if found is None:
-        return run
-    (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
+    (inquiry, plan), before = one_scaling(federation, run.name), epsilon_on(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
     run.own_ledgers.settle()
@@ -143,8 +140,8 @@ def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]
 
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
-    found = one_scaling(federation, run)
-    return () if found is None else (found[1],)
+    _, plan = one_scaling(federation, run)
+    return (plan,)
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:

@@ -32,27 +32,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generator[Grid]:
-    """Open the grid to the clients, as `on_engine` does, and count the bytes of a link.
+    """Open the grid to the clients on the engine of the settings, and count the bytes of a link.
 
     Args:
       run: about to begin its rounds.
       tally: takes the bytes.
       grid: to be used instead of an engine; it is not closed.
     """
-    with on_engine(run, grid) as opened:
-        yield counted(opened, tally, run.federation.sends_differences)
-
-
-def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:
-    """Open the grid to the clients: the given one, or the engine of the settings.
-
-    Arguments as of `counted_engine`.
-    """
-    if grid is not None:
-        return nullcontext(grid)
     federation = run.federation
     clients = clients_of(federation, run.client, federation.num_nodes, federation.masking is None)
-    return _opened(federation, clients, federation.settings.engine.workers)
+    workers = federation.settings.engine.workers
+    with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
+        yield counted(opened, tally, federation.sends_differences)
 
 
 @contextmanager
