@@ -92,7 +92,7 @@ def build(
     population = deployed or (Simulated if task.simulated else Local)(settings, task)
     _check_adjacency(settings, cohort, deployed)
     private = not isinstance(settings.privacy, NoPrivacy)
-    if private and not announced and population.own_clients(task) and settings.task.target is not None:
+    if private and not announced and population.own_clients(task) and settings.task.own:
         from ..tasks.independence import check_order  # torch, which a plan does without
 
         check_order(task)
@@ -135,15 +135,15 @@ def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
     """Return a shipped task without loading its data; None if only the data give its number of clients."""
-    public = settings.task.name in TASKS and not isinstance(settings.task, CsvTask)
+    public = settings.task.option in TASKS and not isinstance(settings.task, CsvTask)
     if settings.task.num_clients is None or not public:
         return None
-    load = partial(load_task, settings.task.name, options)
+    load = partial(load_task, settings.task.option, options)
     return AnnouncedTask(settings.task.num_clients, load)
 
 
 def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | PooledTask | None) -> Task:
-    name = settings.task.target or settings.task.name
+    name = settings.task.own or settings.task.option
     if given is None:
         _require_named("task", name)
         return load_task(name, options, settings.allow_modules)
@@ -213,7 +213,7 @@ def _what_tells(
         return "the roster reveals the number of clients; use zero-out"
     if cohort.replaces:
         return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
-    if settings.task.target is not None and settings.task.num_clients is not None:
+    if settings.task.own and settings.task.num_clients is not None:
         return "task.num_clients reveals the number of clients; leave it null, or use zero-out"
     if settings.population is None:
         return (

@@ -78,7 +78,7 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
     s, told = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
     return ClientSettings(
-        task=s.task.target or s.task.name,
+        task=s.task.own or s.task.option,
         task_options=task_options(s, federation.seed) | told if federation.population.reads_data else {},
         training=s.local_training,
         seed=federation.seed,
@@ -135,7 +135,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         held[HELD_ALONE] = True
     if settings.group_equal_rows:
         held[GROUP_EQUAL_ROWS] = True
-    if settings.task.target is not None:
+    if settings.task.own:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how
         planted = {PLANTED: seed or 0} if extra_of(settings).plants_examples(settings) else {}
