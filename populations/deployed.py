@@ -22,6 +22,7 @@ from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
 from ..server.round_terms import Answers
+from ..strategies.cohorts import Cohort, seen
 from ..tasks.data import Data, held_out_of
 from ..tasks.protocol import Task
 from .population import COUNTED, REAL, Population, Words
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..privacy.secagg.roster import Roster
 
+SEEN_ANSWERS = "none: how a round ends tells how many took part"
 HEADS = "ledger.heads"  # beside answers: what the last question left on each ledger of a server
 
 
@@ -58,6 +60,7 @@ class Deployed(Population):
     ledger_dir: str | None = None
 
     needs_held_out = True
+    tells_clients = "the roster reveals the number of clients; use zero-out"
 
     @property
     def words(self) -> Words:
@@ -120,6 +123,10 @@ class Deployed(Population):
         """Return the answers that a round needs: a share of the planned clients."""
         enough = None if self.link.enough is None else max(1, math.ceil(self.link.enough * invited))
         return Answers(math.ceil((self.link.quorum or 0.0) * invited), enough)
+
+    def visible(self, cohort: Cohort) -> Cohort:
+        """Return the cohort with a public draw if the number of answers ends a round."""
+        return seen(cohort, SEEN_ANSWERS) if self.link.goes_by_answers else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""

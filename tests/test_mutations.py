@@ -3469,8 +3469,8 @@ MUTATIONS = {
         "no_two_clients_or_rounds_draw",
     ),
     "a quorum's draw counts as secret": Mutation(
-        "run/build.py",
-        "return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort",
+        "populations/deployed.py",
+        "return seen(cohort, SEEN_ANSWERS) if self.link.goes_by_answers else cohort",
         "return cohort",
         ANSWERS_TESTS,
         "give_away",

@@ -4,7 +4,7 @@ import runpy
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,11 +16,12 @@ from fedveil.client.private_update import private_update
 from fedveil.configs.schema import LinkSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.wire import memory_arrays
+from fedveil.populations.deployed import Deployed
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.run.build import build, seen_by_answers
+from fedveil.run.build import build
 from fedveil.server.accounts import Unprotected
 from fedveil.server.checkpoint import State
 from fedveil.server.culprit_search import FIRST, Search
@@ -198,7 +199,8 @@ def with_link(**changed: Any) -> LinkSettings:
 
 @pytest.mark.parametrize("changed", [{"quorum": 0.1}, {"enough": 0.9}])
 def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, float]) -> None:
-    seen = seen_by_answers(Poisson(0.4), with_link(**changed))
+    link = with_link(**changed)
+    seen = Deployed("run", "", cast(Any, None), b"", Path(), link).visible(Poisson(0.4))
     assert isinstance(seen, Poisson)
     for cohort in (seen, over_selected(seen, 2.0, CLIENTS)):
         assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
