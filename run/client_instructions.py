@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..base.refusal import Refusal
-from ..configs.privacy_settings import RecordDistributed
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, FlwrPartition
 from ..messages.client_settings import (
@@ -16,7 +15,7 @@ from ..messages.client_settings import (
     Encryption,
 )
 from ..messages.training_order import ORDER_KEY, TrainingOrder
-from ..modes.federation import Federation
+from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
@@ -131,7 +130,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     """
     share = held_out_share(settings)
     held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
-    if held and isinstance(settings.privacy, RecordDistributed):
+    if held and mode_of(settings).sums_records:
         held[HELD_ALONE] = True
     if settings.group_equal_rows:
         held[GROUP_EQUAL_ROWS] = True
