@@ -26,7 +26,7 @@ from ..configs.schema import (
     SumLevel,
 )
 from ..modes.federation import Federation
-from ..populations.machine import Local, Simulated
+from ..populations.machine import OnThisMachine, Simulated
 from ..privacy.preconditions import check_adjacency
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, load_task
@@ -92,7 +92,7 @@ def build(
     if deployed is not None:
         cohort = seen_by_answers(cohort, deployed.link)
     cohort = over_selected(cohort, _over_selection(settings), num_clients)
-    population = deployed or (Simulated if task.simulated else Local)(settings, task)
+    population = deployed or _on_this_machine(settings, task)
     _check_adjacency(settings, cohort, deployed)
     private = not isinstance(settings.privacy, NoPrivacy)
     if private and not announced and population.own_clients(task) and settings.task.target is not None:
@@ -110,6 +110,14 @@ def build(
     if warning := check_delta(settings, federation.mode.num_units):
         warn(warning)
     return federation
+
+
+def _on_this_machine(settings: SimulationSettings, task: Task) -> OnThisMachine:
+    if task.simulated:
+        return Simulated(settings, task)
+    from ..populations.local import Local  # whose ledgers lie with the data
+
+    return Local(settings, task)
 
 
 def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float) -> None:

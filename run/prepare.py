@@ -17,7 +17,6 @@ from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger.caps import CapEnded
-from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.hash_chain import require_heads
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
@@ -290,7 +289,6 @@ def opened(run: Run, saved: Saved | None, ask: Callable[[Run], Run]) -> Generato
             plan, spent = _planned(run, saved, ledger)
         source = federation.mode.sum_source
         for shared in () if saved or source else ledger.shared:
-            assert isinstance(shared, RecordsBudget)
             target = None if federation.mode.promises[0].noise_multiplier is not None else budget
             plan = within_records(plan, shared, target, "privacy", later_events(federation))
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))

@@ -34,7 +34,6 @@ from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
 from ..privacy.ledger.book import read_events
-from ..privacy.ledger.client_sums import lost_by_records
 from ..privacy.ledger.ledger import Ledger
 from ..strategies.cohorts import invited_size
 from ..strategies.record_plan import plans_of_sizes
@@ -126,6 +125,8 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
     ):  # of a simulation, nobody's records
         return None
     delta, adjacency = mode.promises[0].target_delta, Adjacency.ZERO_OUT
+    from ..privacy.ledger.client_sums import lost_by_records
+
     lost = lost_by_records(ledger.book, delta)
     if lost is None:
         return None
