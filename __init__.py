@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .adapters.protect import protect
     from .base.refusal import Refusal
     from .client.private_update import private_update
-    from .configs.schema import (
+    from .configs.privacy_settings import (
         ClientCentral,
         ClientDistributed,
         NoPrivacy,
@@ -77,7 +77,7 @@ _MODULES = (
     (".questions.private_evaluation", "client", "private_evaluation"),
     (".client.private_update", "client", "private_update"),
     (
-        ".configs.schema",
+        ".configs.privacy_settings",
         "simulation",
         "ClientCentral ClientDistributed NoPrivacy Record RecordAndClient RecordDistributed",
     ),

@@ -49,7 +49,7 @@ class Auditor:
       path: the file of rows.
       directions: of the canaries; None without any, or after the audit has ended.
       coins: which canaries were included.
-      probe: of planted data; None without one.
+      probes: of planted data.
       record_probe: measures canary records after a round; None without them.
       booked: returns the ledger's epsilon at the claim's delta; None without one.
       prior, since: events on that ledger before the first row after round `since`; none if clients are in arms.
@@ -62,7 +62,7 @@ class Auditor:
     path: Path
     directions: Directions | None = None
     coins: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    probe: MemorisationProbe | None = None
+    probes: Sequence[MemorisationProbe] = ()
     record_probe: Callable[[int], Measured | None] | None = None
     booked: Callable[[], float] | None = None
     prior: Sequence[DpEvent] = ()
@@ -135,16 +135,14 @@ class Auditor:
         return self._judge(row)
 
     def _probe(self, number: int, arrays: Arrays, row: Rows) -> None:
-        if self.probe is not None:
-            self.memorised = self.probe.look(arrays, number)
+        self.memorised = [found for probe in self.probes for found in probe.look(arrays, number)]
         for name, asked, refutes in (
             ("probe_p", self.terms.probed, False),
             ("losses_p", self.terms.losses, True),
         ):
             if asked:
                 row[name] = pooled_p([each for each in self.memorised if each.refutes is refutes])
-        records = self.record_probe(number) if self.record_probe is not None else None
-        if records is not None:
+        if self.record_probe is not None and (records := self.record_probe(number)) is not None:
             record_claim.write(row, records)
 
     def _since_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:

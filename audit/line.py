@@ -44,7 +44,7 @@ class AuditLine:
 
     def fresh(self, number: int) -> bool:
         """Whether round `number` brought anything new."""
-        looked = any(each is not None and each.round == number for each in (self.measured, self.records))
+        looked = any(each.round == number for each in (self.measured, self.records) if each)
         return self.probed or looked or any(each.round == number for each in self.alarms)
 
     def words(self) -> list[str]:

@@ -24,7 +24,7 @@ from ..base.refusal import Refusal
 from ..client.training.sgd import train
 from ..configs.settings import settings_from_overrides
 from ..messages.local_training import LocalTraining
-from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
+from ..privacy.audit.membership import Interval, Likelihoods, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
 from ..run.build import build
 from ..run.files import MODEL
@@ -83,9 +83,11 @@ def by_rmia(attacked: Attacked, shadows: int) -> Scores:
     """Score by RMIA with one reference model, trained on neither the attacked records nor the population."""
     del shadows
     models = attacked.model, attacked.reference(attacked.spare, 0)
-    target, reference = (attacked.likelihoods(model, attacked.records) for model in models)
-    z_target, z_reference = (attacked.likelihoods(model, attacked.population) for model in models)
-    return rmia((target, reference), (z_target, z_reference))
+    records, population = (
+        Likelihoods(*(attacked.likelihoods(model, examples) for model in models))
+        for examples in (attacked.records, attacked.population)
+    )
+    return rmia(records, population)
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:

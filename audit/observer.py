@@ -36,9 +36,10 @@ from ..tasks.arrays import dimension_of, read_arrays
 from ..tasks.data import held_out_of, placeholder, run_on
 from .auditor import ACTING, Auditor
 from .line import AuditLine, in_words
-from .participants import audited, canary_clients, support_of
+from .participants import audited, canary_clients, is_full, support_of
 from .probes import Planted, StepScores, planted, step_scores
 from .result import as_json
+from .settings import audit_of
 
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
@@ -56,7 +57,7 @@ class RunAudit:
       run: the audited one.
       auditor: of its releases.
       on_alarm: action on an alarm: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
-      seed: secret, of the canaries; None without any.
+      seed: secret, of the canaries; empty without any.
       scores: of the canary records of steps; None without any.
       alarms: of the round that has just ended, on which the run acts.
     """
@@ -64,7 +65,7 @@ class RunAudit:
     run: Run
     auditor: Auditor
     on_alarm: str
-    seed: bytes | None
+    seed: bytes
     scores: StepScores | None = None
     alarms: list[Alarm] = field(default_factory=list[Alarm])
 
@@ -100,7 +101,7 @@ class RunAudit:
 
     def resume(self, state: State, /) -> Demand:
         """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
-        kept = self.run.checkpoint.audit if self.run.checkpoint is not None else {}
+        kept = self.run.checkpoint.audit
         self.auditor.go_on(state.round, watching.Memory(**kept) if kept else watching.NO_MEMORY)
         alarms = [each.alarm for each in self.auditor.acting]
         if not alarms or self.on_alarm in ("note", "pause"):
@@ -172,8 +173,8 @@ def check(federation: Federation) -> None:
     Raises:
       Refusal: naming the audit.
     """
-    audit, task = federation.settings.audit, federation.task
-    if audit is not None and audit.full and federation.mode.sums_records and not federation.simulated:
+    task = federation.task
+    if is_full(federation.settings) and federation.mode.sums_records and not federation.simulated:
         remedy = (
             "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
         )
@@ -197,9 +198,9 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     Raises:
       Refusal: the seed of the canaries can be neither made nor read.
     """
-    federation, settings = run.federation, run.federation.settings.audit
+    federation, settings = run.federation, audit_of(run.federation.settings)
     assert settings is not None
-    seed, canaries = None, None
+    seed, canaries = b"", None
     asked = audited(federation.settings)
     if asked is not None and federation.extra_clients:
         assert isinstance(federation.mode, ClientMode)
@@ -219,18 +220,14 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
     terms = replace(terms, arms=run.tuning.arms, in_arms=run.tuning.last)
-    auditor = Auditor(terms, run.folder / AUDIT_ROWS, record_probe=found.records)
-    if terms.probed or terms.losses:
-        auditor.probe = found
+    auditor = Auditor(terms, run.folder / AUDIT_ROWS, probes=found.probes, record_probe=found.records)
     ledger = run.ledger
     if ledger is not None and terms.delta:
         # On the same grid as the account that it is compared with and the round's metrics line.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
         # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
-        earlier = run.checkpoint if run.checkpoint is not None and run.checkpoint.run != run.name else None
-        if (fresh or earlier is not None) and terms.arms == 1:
-            begun = earlier.state.round if earlier else 0
-            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), begun
+        if (fresh or run.checkpoint.run not in ("", run.name)) and terms.arms == 1:
+            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), run.checkpoint.state.round
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
@@ -238,7 +235,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
         (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
     if fresh and scores is not None:
         scores.begin()
-    if fresh and seed is not None:
+    if fresh and seed:
         write_terms(audit)
     _commit(audit)
     return run, audit
@@ -252,7 +249,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 
 
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
-    settings, audit, mode = federation.settings, federation.settings.audit, federation.mode
+    settings, audit, mode = federation.settings, audit_of(federation.settings), federation.mode
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.declared_clients
     terms = AuditTerms(
@@ -272,8 +269,8 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         terms = replace(
             terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-    if mode.budget is not None and tossed_rate(federation.cohort) < 1:
-        terms = replace(terms, clients=clients)
+        if tossed_rate(federation.cohort) < 1:
+            terms = replace(terms, clients=clients)
     if canaries is None:
         return terms
     return replace(
@@ -293,16 +290,16 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
     """
     auditor, seed = audit.auditor, audit.seed
     fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
-    if seed is not None:
+    if seed:
         fields["commitment"] = commitment(seed, auditor.coins)
-    if seed is not None and opened:
-        fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
+        if opened:
+            fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
     replace_file(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode(), mode=None)
 
 
 def _commit(audit: RunAudit) -> None:
     run, auditor = audit.run, audit.auditor
-    if audit.seed is None or run.ledger is None:
+    if not audit.seed or run.ledger is None:
         return
     said = {"commitment": commitment(audit.seed, auditor.coins), "canaries": len(auditor.coins)}
     run.ledger.note((run.name, 0, MECHANISM), said)

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..base.refusal import Refusal
-from ..configs.schema import (
-    AuditSettings,
-    ClientLevel,
-    FullAudit,
-    NoPrivacy,
-    SimulationSettings,
-    SumLevel,
-    sum_level,
-)
+from ..configs.privacy_settings import ClientLevel, NoPrivacy, SumLevel, sum_level
+from ..configs.schema import SimulationSettings
 from ..messages.client_settings import CanaryClients
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Segment
 from ..tasks.protocol import Task
+from .settings import AuditSettings, FullAudit, audit_of
 
 MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
 COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
@@ -27,9 +21,14 @@ MOST_RECORDS = 1000  # canary records of all clients together; more cost time an
 SHARE = 0.25  # of the smallest client's records, at most, so that its own records still train the model
 
 
+def is_full(settings: SimulationSettings) -> bool:
+    """Return whether a simulation is audited in full: by canary clients, records and planted examples."""
+    return isinstance(settings.audit_group, FullAudit)
+
+
 def audited(settings: SimulationSettings) -> FullAudit | None:
     """Return the audit's settings if it tests a client-level claim with canaries."""
-    audit = settings.audit
+    audit = audit_of(settings)
     clients = isinstance(sum_level(settings.privacy), ClientLevel)
     return audit if isinstance(audit, FullAudit) and clients else None
 
@@ -46,16 +45,17 @@ def extra_clients(settings: SimulationSettings, task: Task) -> int:
     from ..tasks.arrays import dimension_of
 
     bearable = min(MOST_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
+    canaries = audit.canaries
     if settings.secagg is None:
-        return bearable if audit.canaries is None else audit.canaries
+        return bearable if canaries is None else canaries
     # The party that runs canaries knows their shares of the noise and masks, so canaries count as colluders.
     most = int(settings.secagg.collusion * task.num_clients)
-    if audit.canaries is None:
+    if canaries is None:
         return min(bearable, most // 2)
-    if audit.canaries > most:
+    if canaries > most:
         remedy = f"canaries count as colluding: use at most {most} with {task.num_clients} clients, or raise secagg.collusion"
-        raise Refusal("audit.canaries", audit.canaries, remedy)
-    return audit.canaries
+        raise Refusal("audit.canaries", canaries, remedy)
+    return canaries
 
 
 def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callable[[], int]) -> int:
@@ -66,16 +66,20 @@ def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callab
       num_clients: of the task.
       fewest: returns the records that a client has.
     """
-    audit = settings.audit
-    if audit is None or not audit.full or isinstance(settings.privacy, ClientLevel | NoPrivacy):
+    if not is_full(settings) or isinstance(settings.privacy, ClientLevel | NoPrivacy):
         return 0
     return max(1, min(-(-MOST_RECORDS // num_clients), int(SHARE * fewest())))
 
 
 def plants_examples(settings: SimulationSettings) -> bool:
     """Return whether odd examples are planted: if records are audited, or without any guarantee."""
-    audit = settings.audit
-    return audit is not None and audit.full and not isinstance(settings.privacy, SumLevel)
+    return is_full(settings) and not isinstance(settings.privacy, SumLevel)
+
+
+def keeps_losses(settings: SimulationSettings) -> bool:
+    """Return whether each client keeps the losses of its own records locally."""
+    audit = audit_of(settings)
+    return audit is not None and audit.loss_traces
 
 
 def support_of(settings: AuditSettings, dimension: int) -> int:

@@ -24,6 +24,7 @@ from ..privacy.budget import Budget
 from ..privacy.mechanisms.released import Released
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
+from .participants import is_full
 from .record_canaries import coins_of_step
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class OddProbe:
 
 @dataclass(frozen=True)
 class Planted:
-    """All data planted in a run, as one `MemorisationProbe`, and the probe of the canary records.
+    """All data planted in a run, by their probes.
 
     ``own``: the task's probe; ``odd``: that of odd examples; ``records``: of canary records.
     """
@@ -106,9 +107,10 @@ class Planted:
         """Whether a probe looks for data that only memorisation reveals."""
         return self.own is not None or (self.odd is not None and not self.losses)
 
-    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
-        """Return each probe's findings in a model's arrays after round `number`."""
-        return [found for probe in (self.own, self.odd) if probe for found in probe.look(arrays, number)]
+    @property
+    def probes(self) -> list[MemorisationProbe]:
+        """The probes that look for memorised data."""
+        return [probe for probe in (self.own, self.odd) if probe]
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def step_scores(run: Run) -> StepScores | None:
 def planted(run: Run) -> Planted:
     """Return the probes of this run's planted data; real data have none."""
     federation, client = run.federation, run.client
-    audit, task = federation.settings.audit, federation.task
-    if audit is None or not audit.full or not federation.population.reads_data:
+    task = federation.task
+    if not is_full(federation.settings) or not federation.population.reads_data:
         return Planted()
     from ..tasks.mislabelled import Mislabelled
 

@@ -12,12 +12,26 @@ TABLE = {
     ("audit", "ExtraParticipants"): "audit.participants",  # populations/population.py
     ("audit", "ExtraClients"): "audit.canary_updates",  # client/extra.py
     ("audit", "ExtraRecords"): "audit.record_canaries",  # client/extra.py
+    ("settings", "audit"): "audit.settings:AUDIT",  # configs/schema.py
+    ("settings", "cost"): "evidence.settings:CostSettings",
+    ("settings", "engine"): "engines.settings:ENGINE",
+    ("settings", "evaluate"): "questions.settings:EvaluateSettings",
+    ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
     ("query", "answer"): "questions.client:answer",  # client/app.py
     ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py
 }
+
+
+def installed(point: str, name: str) -> bool:
+    """Whether this installation has an extension."""
+    return find_spec(_room(point, name)) is not None
+
+
+def _room(point: str, name: str) -> str:
+    return f"{__name__.split('.')[0]}.{TABLE[point, name].partition('.')[0]}"
 
 
 def extension(point: str, name: str, field: str, value: object) -> Any:
@@ -32,11 +46,11 @@ def extension(point: str, name: str, field: str, value: object) -> Any:
     Raises:
       Refusal: this installation does not have it.
     """
-    module, _, attribute = TABLE[point, name].partition(":")
-    package = f"{__name__.split('.')[0]}.{module.partition('.')[0]}"
-    if find_spec(package) is None:
+    package = _room(point, name)
+    if not installed(point, name):
         raise Refusal(
             field, value, f"needs {package}, which is missing here: install all of fedveil, or change this"
         )
+    module, _, attribute = TABLE[point, name].partition(":")
     module = import_module(f"{package}.{module.partition('.')[2]}")
     return getattr(module, attribute) if attribute else module

@@ -155,7 +155,8 @@ def _resident(process: int) -> float:
 
 
 def _passed(grid: LinkGrid) -> int:
-    return sum(each.bytes_in + each.bytes_out for each in grid.traffic.values())
+    total = grid.tally.total()
+    return sum((*total.down.values(), *total.up.values()))
 
 
 @contextmanager

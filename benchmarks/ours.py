@@ -17,9 +17,11 @@ from flwr.serverapp import Grid
 
 from ..client.app import make_client_app
 from ..client.private_update import private_update
-from ..configs.schema import FaultSettings, InProcess, Ray
+from ..configs.engine_settings import InProcess
+from ..configs.schema import FaultSettings
 from ..deployment.device.device import ACCELERATOR
 from ..engines.ray import ray_grid
+from ..engines.settings import Ray
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.flower_adapter import quiet_flower, records_of
 from ..messages.local_training import LocalTraining

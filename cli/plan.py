@@ -16,8 +16,10 @@ from rich.table import Table
 
 from ..base.refusal import Refusal
 from ..configs.compose import Job
-from ..configs.schema import CsvTask, CustomTask, NoPrivacy, PrivacyLevel, SimulationSettings
+from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
+from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
+from ..configs.task_settings import CsvTask, CustomTask
 from ..messages.training_order import ModeName
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
@@ -131,12 +133,12 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
         )
         console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
-    if (asked := federation.settings.tuned) is not None:
+    if federation.settings.tried:
         tries, whole = tries_of(federation, plan, budget, rounds)
         once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
         each = "round" if arms == 1 else f"{arms} rounds"
         console.print(
-            f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best continues with all. One client is "
+            f"Tuning: {tries} arms of the clients try {federation.settings.tune.name} for {each} each, and the best continues with all. One client is "
             f"in one arm: epsilon {once:.3f}. As many whole runs would cost {whole:.3f}."
         )
     queries = queries_of(federation.settings)

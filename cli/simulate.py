@@ -129,8 +129,9 @@ def _shows(checked: CheckedJobs) -> bool:
     args = checked.arguments
     if args.help:
         from ..configs.reference import help_text
+        from ..configs.schema import SimulationSettings
 
-        print(help_text(compose_jobs(args)[0].config, args.config_name or PRIMARY))
+        print(help_text(compose_jobs(args)[0].config, SimulationSettings))
         return True
     if args.cfg == "job" and checked.sweep:
         for job in checked.shown:

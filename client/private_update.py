@@ -46,7 +46,6 @@ Charge = Callable[[RecordDict, "AttemptTerms | None"], AbstractContextManager[No
 
 def uncharged(content: RecordDict, terms: AttemptTerms | None) -> AbstractContextManager[None]:
     """Charge nothing: the population's ledger at the server is charged for all clients."""
-    del content, terms
     return nullcontext()
 
 

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ..base.refusal import Refusal
-from ..messages.flower_adapter import records_of
+from ..messages.flower_adapter import config_of, records_of
 from ..messages.secure_wire import answer, messages_of, model_hash, read_share_spec, rotation_seed, task_hash
 from ..messages.wire import FAILED, only_arrays, sum_spec_of
 from ..privacy.mechanisms.distributed import add_grid_noise, encode_share, openings
@@ -109,8 +109,7 @@ def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
 
 def _remembered(context: Context, identity: Identity) -> Participant:
     node = identity.participant()
-    record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
-    if record is not None:
+    if record := config_of(context.state, STATE_RECORD):
         sealed = record[STATE]
         assert isinstance(sealed, bytes)
         read_state(node, sealed, identity.node_key)

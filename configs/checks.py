@@ -4,7 +4,9 @@ from ..base.refusal import Refusal
 from ..privacy import budget
 from ..privacy.preconditions import check_cohort_size
 from ..privacy.sampling import least_participations
-from .schema import CyclicCohort, RecordAndClient, SeparatedCohort, SimulationSettings, sum_level
+from .privacy_settings import RecordAndClient, sum_level
+from .schema import SimulationSettings
+from .task_settings import CyclicCohort, SeparatedCohort
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
+from ..base.extensions import extension, installed
 from ..base.refusal import Refusal
 from ..messages.local_training import RULES
 from .strict import Mistakes, nearest, shortened, type_of
@@ -54,6 +55,18 @@ class OfKeys:
         )
 
 
+class OfExtension:
+    """Mark of a field whose models an extension brings; without it the field is read by the core's own model."""
+
+    def __init__(self, group: str, core: type["Group"]) -> None:
+        self.group, self.core = group, core
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
+        """Let pydantic read the keys by the models of the extension, if it is installed."""
+        here = installed("settings", self.group)
+        return handler.generate_schema(extension("settings", self.group, "", "") if here else self.core)
+
+
 class Group(BaseModel):
     """Group of keys. Its values are checked like those of the command line, and refused in the same sentences."""
 
@@ -73,6 +86,28 @@ class Group(BaseModel):
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield a key and a remedy for each rule between keys that is broken. All are in range by themselves."""
+        yield from ()
+
+    @property
+    def option(self) -> str:
+        """Name of the option; empty of a group without options."""
+        return str(getattr(self, "name", ""))
+
+    def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
+        """Return the kinds of query that a run asks by this group, each with the field that asks for it.
+
+        Args:
+            whole: as of `conflicts`.
+        """
+        del whole
+        return {}
+
+    def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
+        """Yield the same for each rule between this group and others that is broken.
+
+        Args:
+            whole: the settings, in which each group is in range by itself.
+        """
         yield from ()
 
     @model_validator(mode="before")
@@ -107,12 +142,11 @@ class Node:
 def schema_of(model: type[Group]) -> dict[str, Any]:
     """Return the JSON schema of a configuration: every key with type, range, default and meaning."""
     found = model.model_json_schema()
-    source = sys.modules[model.__module__]
-    meanings = _meanings(inspect.getsource(source))
+    models = {each.__name__: each for each in _models(Group)}
     for title, each in {**found.get("$defs", {}), model.__name__: found}.items():
         for key, value in each.get("properties", {}).items():
             value.pop("title", None)
-            if text := _meaning(getattr(source, title, model), key, meanings):
+            if text := _meaning(models.get(title, model), key):
                 value["description"] = text
         each.pop("title", None)
         if "description" in each:
@@ -155,11 +189,18 @@ def _at(root: Schema, reference: str) -> Schema:
     return root["$defs"][reference.rpartition("/")[2]]
 
 
+def _models(model: type[Group]) -> Iterator[type[Group]]:
+    """Yield a model and all that inherit from it."""
+    yield model
+    for each in model.__subclasses__():
+        yield from _models(each)
+
+
 @cache
-def _meanings(source: str) -> dict[tuple[str, str], str]:
-    """Return the docstring below each field of each model."""
+def _meanings(module: str) -> dict[tuple[str, str], str]:
+    """Return the docstring below each field of each model of a module."""
     found: dict[tuple[str, str], str] = {}
-    for group in ast.parse(source).body:
+    for group in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(group, ast.ClassDef):
             for field, text in zip(group.body, group.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
@@ -168,10 +209,11 @@ def _meanings(source: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def _meaning(model: type[Group], key: str, meanings: Mapping[tuple[str, str], str]) -> str | None:
+def _meaning(model: type[Group], key: str) -> str | None:
     key = next((name for name, field in model.model_fields.items() if field.alias == key), key)
-    kinds = inspect.getmro(model)
-    return next((meanings[each.__name__, key] for each in kinds if (each.__name__, key) in meanings), None)
+    kinds = (each for each in inspect.getmro(model) if issubclass(each, Group))
+    texts = (_meanings(each.__module__).get((each.__name__, key)) for each in kinds)
+    return next((text for text in texts if text), None)
 
 
 def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, Any]) -> Mistakes:

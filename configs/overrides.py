@@ -13,8 +13,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal
-from .schema import NO_PRIVATE_SELECTION
 from .strict import TARGET, Mistakes, nearest
+from .training_settings import NO_PRIVATE_SELECTION
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)

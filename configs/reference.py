@@ -12,17 +12,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..base.extensions import extension
 from .group import Group, Schema, node_at, range_of, schema_of
-from .schema import ServerSettings, SimulationSettings
+from .schema import SimulationSettings
 
-MODELS: Mapping[str, type[Group]] = {"config": SimulationSettings, "server": ServerSettings}
 WIDTH, COLUMN = 80, 34
 Row = tuple[str, str, str]
 
 
-def help_text(config: DictConfig, primary: str) -> str:
+def help_text(config: DictConfig, model: type[Group]) -> str:
     """Return every group with its options, and every key with its value and meaning, for 80 columns."""
-    schema = schema_of(MODELS.get(primary, SimulationSettings))
+    schema = schema_of(model)
     groups = [
         _entry(f"{group}=", ", ".join(sorted(options)))
         for group, options in sorted(options_of(schema).items())
@@ -78,10 +78,11 @@ def _entry(key: str, meaning: str) -> str:
 
 
 if __name__ == "__main__":
-    primary = sys.argv[1] if len(sys.argv) > 1 else "config"
+    server = sys.argv[1:] == ["server"]
+    model = extension("settings", "server", "verb", "server") if server else SimulationSettings
     print(
         json.dumps(
-            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_of(MODELS[primary])},
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_of(model)},
             indent=2,
         )
     )

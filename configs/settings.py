@@ -14,17 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from ..base.refusal import Refusal
-from .compose import Job, arguments, compose_jobs, compose_overrides, is_sweep, read_job
+from .compose import Job, compose_overrides, read_job
 from .group import mistakes_of
 from .overrides import targets
-from .schema import FederationSettings, ServerSettings, SimulationSettings, sum_level
+from .schema import FederationSettings, SimulationSettings
 from .strict import Mistakes
 from .yaml_guard import check_file
 
-DEFAULT_QUORUM = 0.5
 CUSTOM = "custom"  # option of the task group for a class of one's own
-SERVER = "server"  # name of the primary configuration of `fedveil server`
-SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
 # To a key, and its value without the key.
 REFERENCE = re.compile(r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)(?:,([\w.]+))?\}")
 Model = TypeVar("Model", bound=FederationSettings)
@@ -64,48 +61,8 @@ def settings_of(job: Job) -> SimulationSettings:
 
 
 def from_config(cfg: DictConfig) -> SimulationSettings:
-    """Validate a composed configuration (without Hydra's own node).
-
-    Raises:
-        Mistakes: a Refusal that holds one sentence for each mistake.
-    """
-    return _validated(SimulationSettings, cfg)
-
-
-def server_from_config(cfg: DictConfig) -> ServerSettings:
-    """Validate a composed configuration of a server.
-
-    Raises:
-        Mistakes: a Refusal that holds one sentence for each mistake.
-    """
-    settings = _validated(ServerSettings, cfg)
-    if settings.link.quorum is not None:
-        return settings
-    none = settings.secagg is not None or _claims_a_draw(settings)
-    link = settings.link.model_copy(update={"quorum": 0.0 if none else DEFAULT_QUORUM})
-    return settings.model_copy(update={"link": link})
-
-
-def server_settings(argv: Sequence[str]) -> ServerSettings:
-    """Return the settings of ``fedveil server FOLDER`` followed by these flags and overrides.
-
-    Raises:
-        Refusal: one sentence for each mistake.
-    """
-    mistakes = [
-        Refusal(each.partition("=")[0], each.partition("=")[2], "is a simulation's; real clients have link=")
-        for each in argv
-        if each.startswith(SIMULATED)
-    ]
-    if not any(each.startswith(("task=", "--config")) for each in argv):
-        mistakes.append(Refusal("task", None, "say what is to be learned, for instance task=heart"))
-    if mistakes:
-        raise Mistakes(mistakes)
-    args = arguments(["--config-name", SERVER, *argv])
-    if is_sweep(args):
-        raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
-    (job,) = compose_jobs(args, server_from_config)
-    return read_job(job, server_from_config)
+    """Return the settings of a simulation. Errors as of `validated`."""
+    return validated(SimulationSettings, cfg)
 
 
 def shown_keys(source: str | DictConfig) -> dict[str, Any]:
@@ -140,12 +97,6 @@ def differing(before: Mapping[str, object], now: Mapping[str, object], path: str
     return None
 
 
-def _claims_a_draw(settings: FederationSettings) -> bool:
-    """Return whether the accounting rests on nobody seeing how many took part."""
-    level = sum_level(settings.privacy)
-    return level is not None and settings.cohort.secret
-
-
 def _with_own_task(cfg: DictConfig) -> DictConfig:
     """Return the configuration with a file of a user's own task, such as task/hosp.yaml, as the custom task it is.
 
@@ -169,7 +120,12 @@ def _with_own_task(cfg: DictConfig) -> DictConfig:
     return whole
 
 
-def _validated(model: type[Model], cfg: DictConfig) -> Model:
+def validated(model: type[Model], cfg: DictConfig) -> Model:
+    """Return the settings that this model reads in a composed configuration (without Hydra's own node).
+
+    Raises:
+        Mistakes: a Refusal that holds one sentence for each mistake.
+    """
     cfg = _with_own_task(cfg)
     shown, values = _plain(cfg)
     mistakes = [

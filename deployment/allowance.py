@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal
-from ..configs.schema import Record, RecordAndClient, ServerSettings
+from ..configs.privacy_settings import Record, RecordAndClient
 from ..links.server_bundle import OwnersBudget, ServerBundle
 from ..messages.training_order import ModeName
 from ..modes.federation import Federation
@@ -24,13 +24,14 @@ from ..privacy.accounting.exchanged import exchanged
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from ..privacy.accounting.renyi_filter import admits, counted
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
-from ..privacy.ledger.book import Book, read_book
+from ..privacy.ledger.book import book_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
+from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -145,7 +146,7 @@ def records_line(
     if allowed is None or not federation.mode.sums_cost_records:
         return ""
     level = federation.mode.promises[0]
-    clients, records = (_book(federation, unit) or Book() for unit in (Unit.CLIENT, Unit.RECORD))
+    clients, records = (book_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
     prior = tuple(clients.events(Adversary.MODEL))
     plan = sum_plan(federation, prior, None, clients.filter_order)
     assert plan is not None
@@ -190,13 +191,11 @@ def _fitting(
 ) -> str:
     """Return the target, or the noise, that pays for all rounds."""
     level, runs = federation.mode.promises[0], federation.settings.budget.runs
-    assert plan.noise_multiplier is not None and mine.noise_multiplier is not None
     try:
-        least = mine.calibrate(budget, beside).noise_multiplier
+        least = mine.calibrate(budget, beside).noise
     except Unaffordable:
         return NOTHING_LEFT
-    assert least is not None
-    enough = plan.noise_multiplier * least / mine.noise_multiplier
+    enough = plan.noise * least / mine.noise
     if level.noise_multiplier is not None:
         return f"privacy.noise_multiplier={enough:.4g} pays for all"
     asked = questions_of(federation, plan) * runs
@@ -218,21 +217,16 @@ def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
 
 def _spent(federation: Federation, level: Promise) -> float:
     """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
-    book = _book(federation, level.unit)
-    if book is None or book.identity.get("adjacency") != str(level.adjacency):
+    book = book_at(_path(federation, level.unit))
+    if book.identity.get("adjacency") != str(level.adjacency):
         return 0.0
     order, delta = book.filter_order, level.target_delta
     found = (counted(book.events(who), delta, level.adjacency, order, GATE_INTERVAL) for who in book.spent)
     return max(found, default=0.0)
 
 
-def _book(federation: Federation, unit: Unit | str) -> Book | None:
-    """Return what this server's ledger of clients, or of records, holds; None without one."""
-    path = _path(federation, unit)
-    return read_book(path) if path.exists() else None
-
-
 def _path(federation: Federation, unit: Unit | str) -> Path:
+    """Return the path of this server's ledger of clients, or of records, which need not exist."""
     prefix = POPULATION if unit == Unit.CLIENT else POPULATION + RECORDS
     return federation.population.ledger_path(prefix, Path())
 

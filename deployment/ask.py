@@ -13,8 +13,6 @@ from flwr.serverapp import Grid
 from ..base.core_dumps import without_core_dumps
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
-from ..configs.schema import LinkSettings
-from ..configs.settings import server_settings
 from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
@@ -33,6 +31,7 @@ from .allowance import begins_from
 from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .serve import Open, completed, deployed_in, earlier_runs, logged, refuse_roster
+from .settings import LinkSettings, server_settings
 from .status import RUNNING
 from .watch import away_of
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..configs.schema import LinkSettings
 from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
 from ..messages.renewal import DeviceFacts
 from ..messages.traffic import NOTHING, Carried, Tally
 from .courier import carrying
+from .settings import LinkSettings
 
 ACKNOWLEDGED = "acknowledged.json"
 

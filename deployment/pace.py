@@ -9,12 +9,12 @@ from contextlib import suppress
 
 from ..base.refusal import Refusal
 from ..configs.bundle_files import CERTIFICATE, certificate_ends
-from ..configs.schema import LinkSettings
 from ..links.roster_watch import SignedRoster, followed_credentials
 from ..links.server_bundle import ServerBundle
 from ..modes.federation import Federation
 from ..server.rounds import Pace
 from .open_link import Link
+from .settings import LinkSettings
 
 POLL_SECONDS = 0.1
 HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another

@@ -219,7 +219,7 @@ def _wanted_requirements(
     if federation.requirements == UNVERIFIED:
         return installed_requirements(("client",) if federation.schema is None else ("client", "tables"))
     kept = _kept_requirements(path)
-    if (line := unverified(kept)) is not None:
+    if line := unverified(kept):
         remedy = (
             f"{line!r} has no hash, so the owner of that package can run code on every device; give --wheels, "
             f"remove the file, or set requirements: {UNVERIFIED} in federation.yaml"
@@ -231,7 +231,7 @@ def _wanted_requirements(
 def requirements_of(desk: Desk) -> str:
     """Return the current content of the bundles' requirements; empty for none."""
     kept = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
-    if desk.federation.requirements == HASHED and unverified(kept) is not None:
+    if desk.federation.requirements == HASHED and unverified(kept):
         return ""  # an older desk's; a bundle without any names nothing that a stranger could own
     return kept
 

@@ -77,9 +77,9 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
     return "\n".join([*lines, ""])
 
 
-def unverified(requirements: str) -> str | None:
-    """Return the first line without a hash, whose content the owner of the package name could change; or None."""
-    return next((line for line in _logical(requirements) if not HASHES.search(line)), None)
+def unverified(requirements: str) -> str:
+    """Return the first line without a hash, whose content the owner of the package name could change; empty if each has one."""
+    return next((line for line in _logical(requirements) if not HASHES.search(line)), "")
 
 
 def _locked(lock: Path) -> list[str]:
@@ -89,7 +89,7 @@ def _locked(lock: Path) -> list[str]:
         names = {line: _named(line) for line in _logical(text)}
     except (UnicodeDecodeError, InvalidRequirement):
         raise Refusal("lock", str(lock), "lists no requirements; make it with: bash .ci/lock") from None
-    if (line := unverified(text)) is not None:
+    if line := unverified(text):
         raise Refusal("lock", str(lock), f"has no hash for {line[:60]!r}; make it with: bash .ci/lock")
     if OWN in names.values():
         raise Refusal("lock", str(lock), "names fedveil, which is on no index; give its wheel in --wheels")

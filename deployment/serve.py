@@ -28,8 +28,7 @@ from ..configs.bundle_files import SCHEMA
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
-from ..configs.schema import LinkSettings, ServerSettings
-from ..configs.settings import SERVER, differing, server_from_config, server_settings
+from ..configs.settings import differing
 from ..configs.yaml_guard import check_file
 from ..evidence.binding.receipts import Receipts, write_receipts
 from ..evidence.binding.time_stamp import TSA, stamp
@@ -69,6 +68,7 @@ from ..tasks.data import held_out_of
 from .allowance import allowed_targets, begins_from, records_line
 from .open_link import Link, open_link
 from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
+from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
 
@@ -117,10 +117,10 @@ def serve(
         where = folder / RUNS / settings.run
         result = _result(where)
         over = FINISHED if despite_alarm else (*FINISHED, Status.PAUSED)
-        if result is not None and result["status"] in over:
+        if result.get("status") in over:
             close_again(where)
             return _say_over(settings.run, where, result, as_json)
-        if result is not None and result["status"] == Status.PAUSED:
+        if result.get("status") == Status.PAUSED:
             (where / RESULT).unlink()  # a server that is killed from here on goes on by the same command
         outcome = _run(bundle, settings, where, as_json, callbacks, reach)
     if as_json:
@@ -148,7 +148,7 @@ def only_shows(argv: Sequence[str]) -> bool:
 def _show(argv: Sequence[str]) -> int:
     args = arguments(["--config-name", SERVER, *argv])
     if args.help:
-        print(help_text(compose_jobs(args)[0].config, SERVER))
+        print(help_text(compose_jobs(args)[0].config, ServerSettings))
         return 0
     sys.argv = ["fedveil server", *argv]
     try:
@@ -174,7 +174,7 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
     Raises:
       Refusal: a mistake, or a run of this name was begun with other settings.
     """
-    unfinished = _unfinished(bundle.folder) if not overrides else None
+    unfinished = None if overrides else _unfinished(bundle.folder)
     settings = server_settings(completed(bundle, overrides)) if unfinished is None else _begun(unfinished)
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
@@ -204,8 +204,7 @@ def _lasting(settings: ServerSettings) -> dict[str, Any]:
 def _close_finished(folder: Path) -> None:
     """Close the runs whose server was killed between result and close."""
     for config in sorted((folder / RUNS).glob(f"*/{CONFIG}")):
-        result = _result(config.parent)
-        if result is not None and result["status"] in FINISHED:
+        if _result(config.parent).get("status") in FINISHED:
             close_again(config.parent)
 
 
@@ -224,16 +223,14 @@ def completed(
 def _unfinished(folder: Path) -> Path | None:
     """Return the folder of the last begun run that has not finished."""
     configs = sorted((folder / RUNS).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
-    open_runs = [
-        path.parent for path in configs if (_result(path.parent) or {}).get("status") not in FINISHED
-    ]
-    return open_runs[-1] if open_runs else None
+    begun = (path.parent for path in reversed(configs))
+    return next((where for where in begun if _result(where).get("status") not in FINISHED), None)
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
     """Yield name and settings of each run on this server that has released something and is over."""
     for config in sorted((folder / RUNS).glob(f"*/{CONFIG}")):
-        result = _result(config.parent) or {}
+        result = _result(config.parent)
         released = result.get("rounds_completed", 0) > result.get("rounds_abandoned", 0)
         with suppress(Refusal):  # settings of a release that this one cannot read
             if released and result.get("status") in FINISHED:
@@ -255,7 +252,7 @@ def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
     asked = last_questions(folder / QUESTIONS).items()
     newest = {(place, f"question {name}"): head for place, (name, head) in asked}
     for where in sorted((folder / RUNS).glob("*")):
-        known: tuple[Any, ...] = (head_in(where), (_result(where) or {}).get("ledger_head"))
+        known: tuple[Any, ...] = (head_in(where), _result(where).get("ledger_head"))
         if heads := [Head(*each) for each in known if each]:
             newest[_ledgers_of(where), f"run {where.name}"] = max(heads)
     own = {name: head for (place, name), head in newest.items() if place == (ledgers or "")}
@@ -274,9 +271,11 @@ def _begun(where: Path) -> ServerSettings:
     return server_from_config(config)
 
 
-def _result(where: Path) -> dict[str, Any] | None:
+def _result(where: Path) -> dict[str, Any]:
+    """Return a run's result; empty before it has one."""
     with suppress(Refusal):
-        return dict(read_object(where / RESULT)) or None
+        return dict(read_object(where / RESULT))
+    return {}
 
 
 def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
@@ -412,8 +411,10 @@ class Farewell:
         rounds = ending.result["rounds_completed"]
         learned = ending.status != Status.ALARMED and rounds > ending.result["rounds_abandoned"]
         model = ending.model if learned else {}
-        closed = read_manifest(ending.folder) if (ending.folder / MANIFEST).exists() else None
-        manifest, listed = ("", "") if closed is None else (closed.hash, closed.text)
+        manifest = listed = ""
+        if closed := (ending.folder / MANIFEST).exists():
+            read = read_manifest(ending.folder)
+            manifest, listed = read.hash, read.text
         had = as_answered(self.federation, ending.folder)
         moments = json.dumps(had.moments) if had.moments else ""
         agreement = agreement_of(had.task) or ""
@@ -424,9 +425,8 @@ class Farewell:
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
         given: dict[int, Receipt] = {}
         with _ending_the_wait():
-            for receipt in map(read_receipt, replies):
-                if receipt is not None:
-                    given[receipt.node] = receipt
+            for receipt in filter(None, map(read_receipt, replies)):
+                given[receipt.node] = receipt
         if closed and len(given) < len(messages):
             why = "they are away, or signed a run of this name before, which a device does once"
             logger.warning(
@@ -486,7 +486,8 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         roster=bundle.roster,
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
-        link=settings.link,
+        quorum=settings.link.quorum or 0.0,
+        enough=settings.link.enough,
         heads=heads_left(bundle.folder, ledgers),
         ledger_dir=ledgers,
     )

@@ -72,9 +72,10 @@ def running(folder: Path) -> bool:
 
 
 def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
-    state = (
-        status["state"] if runs or status["state"] not in ("training", "waiting", "starting") else "killed"
-    )
+    state, clients = status["state"], status["clients"]
+    if not runs:
+        state = "killed" if state in ("training", "waiting", "starting") else state
+        clients = [{**each, "since": None} for each in clients]
     reason = f": {status['reason']}" if status["reason"] else ""
     console.print(Text.assemble((status["federation"], "bold"), f", run {status['run']}: {state}{reason}"))
     lost = [("abandoned", status["abandoned"]), ("with a sum that cannot be true", status.get("untrue", 0))]
@@ -93,22 +94,13 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
         console.print(sentence(name, faults[-1], len(faults)), markup=False, highlight=False)
     for name, said in status.get("suspected", {}).items():
         console.print(f"{name} {said[-1]}", markup=False, highlight=False)
-    for line in authorities(status["clients"]):
+    for line in authorities(clients):
         console.print(line, markup=False, highlight=False)
-    if not status["clients"]:
-        console.print("no client is on the roster")
-        return
-    console.print(
-        _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
-    )
+    console.print(_table(clients) if clients else "no client is on the roster")
 
 
 def authorities(clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each authority that devices follow, if a rollover has not reached all of them.
-
-    Args:
-      clients: facts of each node; who has said nothing yet is left out.
-    """
+    """Return a line for each authority that devices follow by their own words, if a rollover has not reached all of them."""
     held: dict[str, list[str]] = {}
     for each in clients:
         if each.get("authority"):
@@ -120,25 +112,22 @@ def authorities(clients: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:
     unit, target = f"{row['unit'].partition('_')[0]}s", row["target"]
-    most = "without a target" if target is None else f"at most epsilon {target:g}"
+    of, most = "no target", "without a target"
+    if target is not None:
+        of, most = f"{target:g}", f"at most epsilon {target:g}"
     if row.get("own_ledgers", row["unit"] != Unit.CLIENT):
         told = f"; in the last round {refused} reported theirs as spent" if refused else ""
         return f"{unit}: each client spends {most} by its own ledger{told}"
     if row["spent"] is None:
         return f"{unit}: no round has ended yet; {most} at delta {row['delta']:g}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
-    left = (
-        ""
-        if row["left"] is None
-        else f", {row['left']:.3f} left"
-        if row["left"] >= NOTHING
-        else ", nothing left"
-    )
-    of = "no target" if target is None else f"{target:g}"
+    left = ""
+    if row["left"] is not None:
+        left = f", {row['left']:.3f} left" if row["left"] >= NOTHING else ", nothing left"
     return f"{unit}: epsilon {spent} of {of} spent at delta {row['delta']:g}{left}"
 
 
-def _table(clients: list[Mapping[str, Any]]) -> Table:
+def _table(clients: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("node", "client", "connected", "certificate", "version", "suites"):
         table.add_column(column, justify="right" if column == "node" else "left")
@@ -149,7 +138,7 @@ def _table(clients: list[Mapping[str, Any]]) -> Table:
             str(each["node"]),
             Text(each["name"]),
             _presence(each),
-            "-" if ends is None else _until(ends),
+            _until(ends) if ends else "-",
             Text(version),
             ", ".join(map(str, suites)) or "-",
         )

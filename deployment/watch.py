@@ -20,7 +20,6 @@ from typing import Any
 from ..base.durable_files import PUBLIC, replace_file
 from ..base.notice import say
 from ..base.refusal import refusing
-from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..messages.wire import BUDGET_SPENT, DROP_REASONS
@@ -32,11 +31,13 @@ from ..run.log_file import LogFile, written_by
 from ..run.run_folder import named_in, summed_drops
 from .open_link import Presence
 from .prometheus import serving
+from .settings import ServerSettings
 from .status import STATUS, clients_before
 
 LOG = "server.log"
 LOOK_SECONDS = 1.0
 MOST_NAMED = 5  # of clients that are away
+OF_DEVICE = ("roster", "version", "suites", "authority")  # what a device says of itself
 LOG_BYTES, LOGS_KEPT = 10 * 2**20, 3
 
 logger = logging.getLogger("fedveil.server")
@@ -146,19 +147,18 @@ class Watch:
 
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
         """Return the facts of one client, from an earlier process if it has not connected yet."""
-        node, since = member.node, presence.since.get(member.node)
-        seen, facts = presence.last_seen.get(node), presence.devices.get(node)
-        before = self._before.get(node, {})
+        node, before = member.node, self._before.get(member.node, {})
+        ends, device = member.not_after, {key: before.get(key) for key in OF_DEVICE}
+        if (facts := presence.devices.get(node)) is not None:
+            ends = facts.certificate_ends
+            device = {key: getattr(facts, key) for key in OF_DEVICE} | {"suites": list(facts.suites)}
         return {
             "node": node,
             "name": member.name,
-            "since": _utc(since),
-            "seen": _utc(seen) or before.get("since") or before.get("seen"),
-            "certificate_ends": _utc(member.not_after if facts is None else facts.certificate_ends),
-            "roster": before.get("roster") if facts is None else facts.roster,
-            "version": before.get("version") if facts is None else facts.version,
-            "suites": before.get("suites") if facts is None else list(facts.suites),
-            "authority": before.get("authority") if facts is None else facts.authority,
+            "since": _utc(presence.since.get(node)),
+            "seen": _utc(presence.last_seen.get(node)) or before.get("since") or before.get("seen"),
+            "certificate_ends": _utc(ends),
+            **device,
             "restored": _utc(presence.restored.get(node)),
         }
 
@@ -252,16 +252,11 @@ def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str,
     for promise in federation.mode.promises:
         unit, target = promise.unit, promise.target_epsilon
         spent = rounds["epsilon_client" if unit == Unit.CLIENT else "epsilon_record"]
-        known = target is not None and isinstance(spent, float | int)
-        left = max(0.0, target - spent) if known and target is not None else None
-        row = {
-            "unit": str(unit),
-            "spent": spent,
-            "target": target,
-            "left": left,
-            "delta": promise.target_delta,
-        }
-        rows.append({**row, "own_ledgers": promise.own_ledgers})
+        left = None
+        if target is not None and isinstance(spent, float | int):
+            left = max(0.0, target - spent)
+        row = {"unit": str(unit), "spent": spent, "target": target, "left": left}
+        rows.append({**row, "delta": promise.target_delta, "own_ledgers": promise.own_ledgers})
     return rows
 
 

@@ -39,6 +39,7 @@ CONFIGURATION = """\
 Give a key as `key=value` on the command line, and an option of a group as `group=option`. `fedveil simulate --help` shows
 the same keys with the values of the YAML files. A task sets `learning_rate`, `local_epochs` and the clipping norm to what
 suits it."""
+RULES = ("rules", "conflicts")  # of a model, whose sentences users meet where they break one
 ENTRY = re.compile(r"^(\*{0,2}\w[\w.]*)(?: \([^)]*\))?:\s*(.*)$", re.DOTALL)
 
 
@@ -89,7 +90,7 @@ def public(kind: type) -> Iterator[tuple[str, Any]]:
     for name, value in vars(kind).items():
         function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         documented = isinstance(function, PROPERTIES) or inspect.isfunction(function)
-        if documented and not name.startswith("_") and function.__doc__:
+        if documented and not name.startswith("_") and name not in RULES and function.__doc__:
             yield name, value
 
 
@@ -197,11 +198,12 @@ def configuration_page() -> str:
     """Return the page of every key of `fedveil simulate` and `fedveil server`, from the models' JSON schemas."""
     schema = importlib.import_module("fedveil.configs.schema")
     schema_of = importlib.import_module("fedveil.configs.group").schema_of
-    simulate, server = schema_of(schema.SimulationSettings), schema_of(schema.ServerSettings)
+    server = importlib.import_module("fedveil.deployment.settings").ServerSettings
+    simulate, server = schema_of(schema.SimulationSettings), schema_of(server)
     own = {key: each for key, each in server["properties"].items() if key not in simulate["properties"]}
     parts = [
         "# Configuration",
-        NOTE.replace("the docstrings", "the models in configs/schema.py"),
+        NOTE.replace("the docstrings", "the models in configs"),
         CONFIGURATION,
         *keys_of("Keys of `fedveil simulate`", "", simulate["properties"], simulate),
         *keys_of("Further keys of `fedveil server`", "", own, server),

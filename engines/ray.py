@@ -24,13 +24,13 @@ import numpy as np
 from flwr.app import Error, Message
 
 from ..base.refusal import Refusal
-from ..configs.schema import Ray
 from ..messages.flower_adapter import claim_identity
 from ..messages.grids import AskingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..simulations.clients import Clients
 from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
+from .settings import Ray
 
 DIED = "worker died"  # why its clients' answers are missing
 AHEAD = 2  # shares that an actor holds, so that none waits for a message

@@ -36,10 +36,7 @@ WITNESS_SECONDS = 30.0
 
 
 def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
-    """Return the newest co-signature of each witness; none without a file.
-
-    Args:
-      folder: of the server's bundle.
+    """Return the newest co-signature of each witness in the folder of a server's bundle; none without a file.
 
     Raises:
       Refusal: the file cannot be read.

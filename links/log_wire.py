@@ -12,7 +12,7 @@ from ..messages.wire import LOG_RECORD
 from ..privacy.merkle import HASH_BYTES
 
 MALFORMED = "is not made as it should be; the server may be of another release"
-COSIGNATURES, MOST_COSIGNATURES = "cosignatures", 64
+MOST_COSIGNATURES = 64
 NOWHERE = -1  # place of what an instruction does not bring
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,6 +21,13 @@ from .roster_watch import SignedRoster
 from .server_bundle import ServerBundle
 from .server_log import ServerLog, final_entry, manifest_entry, model_entry, roster_entry
 from .tree_head import TreeHead, sign_head
+
+
+class Places(NamedTuple):
+    """Places in the log of an instruction's model and roster."""
+
+    model: int = NOWHERE
+    roster: int = NOWHERE
 
 
 class LoggedGrid(PassingGrid):
@@ -58,10 +66,10 @@ class LoggedGrid(PassingGrid):
         hashes = dict[tuple[int, ...], bytes]()
         places = [self._places(message.content, hashes) for message in asked]
         size = len(self._log.leaves)
-        written = dict[tuple[int, int], RecordDict]()
+        written = dict[tuple[int, int], RecordDict]()  # by content, and the first leaf that goes with it
         sent = [
-            message if place is None else self._with_log(message, place, written)
-            for message, place in zip(asked, places, strict=True)
+            message if each is None else self._with_log(message, each, written)
+            for message, each in zip(asked, places, strict=True)
         ]
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
             node = reply.metadata.src_node_id
@@ -75,8 +83,8 @@ class LoggedGrid(PassingGrid):
         """Log the instruction of an empty cohort, which a gap in the log would reveal."""
         self._places(content, {})
 
-    def _places(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> tuple[int, int] | None:
-        """Return the log's places of an instruction's model and roster; None for one outside a run."""
+    def _places(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> Places | None:
+        """Return the places of an instruction; None for one outside a run."""
         records = records_of(content, ConfigRecord)
         named = records.get(SPEC_RECORD) or records.get(OVER)
         if named is None:
@@ -95,10 +103,10 @@ class LoggedGrid(PassingGrid):
                 self._log.place_of(manifest_entry(run, str(manifest)))
         if (signed := roster_of(content)) is not None:
             roster = self._log.place_of(roster_entry(_read(signed)))
-        return model, roster
+        return Places(model, roster)
 
     def _with_log(
-        self, message: Message, place: tuple[int, int], written: dict[tuple[int, int], RecordDict]
+        self, message: Message, places: Places, written: dict[tuple[int, int], RecordDict]
     ) -> Message:
         """Return the message with the log's record; content shared by several messages stays shared."""
         node, head = message.metadata.dst_node_id, self._signed()
@@ -106,7 +114,7 @@ class LoggedGrid(PassingGrid):
         key = (id(message.content), start)
         if key not in written:
             leaves, cosignatures = tuple(self._log.leaves[start:]), self._cosignatures
-            told = LogStatement(head.to_json(), start, leaves, *place, cosignatures=cosignatures)
+            told = LogStatement(head.to_json(), start, leaves, places.model, places.roster, cosignatures)
             written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(told)})
         meta = message.metadata
         return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)

@@ -39,10 +39,7 @@ class WitnessedHead:
 
 
 def heads_of_key(path: Path) -> dict[str, WitnessedHead]:
-    """Return the newest head that a key has co-signed, by federation; none without a file.
-
-    Args:
-      path: of the private key.
+    """Return the newest head that a private key's file has co-signed, by federation; none without a file.
 
     Raises:
       Refusal: the file cannot be read.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from .flower_adapter import records_of
+from .flower_adapter import config_of, records_of
 from .wire import SPEC_RECORD
 
 MODEL, ARRAYS, DIFFERENCE, SIZE, AGAIN = "model", "arrays", "difference", "size", "again"
@@ -46,7 +46,7 @@ def with_model(content: RecordDict, statement: ModelStatement) -> RecordDict:
       content: with the arrays.
       statement: of its model.
     """
-    said = ConfigRecord(dict(records_of(content, ConfigRecord)[SPEC_RECORD].items()))
+    said = ConfigRecord(dict(config_of(content, SPEC_RECORD).items()))
     said[MODEL], said[ARRAYS], said[SIZE] = statement.model, statement.arrays, statement.size
     if statement.again:
         said[AGAIN] = 1
@@ -63,8 +63,8 @@ def told_model(content: RecordDict) -> ModelStatement | None:
     Raises:
       ValueError: the encoding is invalid.
     """
-    record = records_of(content, ConfigRecord).get(SPEC_RECORD)
-    if record is None or MODEL not in record:
+    record = config_of(content, SPEC_RECORD)
+    if MODEL not in record:
         return None
     model, arrays = (text if isinstance(text := record.get(key), str) else "" for key in (MODEL, ARRAYS))
     size, difference = record.get(SIZE), record.get(DIFFERENCE, b"")
@@ -86,15 +86,15 @@ def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: Ar
       statement: of its model.
       arrays: of that model.
     """
-    said = records_of(content, ConfigRecord)[SPEC_RECORD]
+    said = config_of(content, SPEC_RECORD)
     plain = ConfigRecord({name: value for name, value in said.items() if name not in KEYS})
     return RecordDict({statement.arrays: arrays, **dict(content.items()), SPEC_RECORD: plain})
 
 
 def asked_alike(content: RecordDict) -> RecordDict:
     """Return an instruction's content independent of the model's encoding, with the hash in place of the arrays."""
-    record = records_of(content, ConfigRecord).get(SPEC_RECORD)
-    if record is None or MODEL not in record:
+    record = config_of(content, SPEC_RECORD)
+    if MODEL not in record:
         return content
     said = ConfigRecord({k: value for k, value in record.items() if k != DIFFERENCE})
     others = {k: each for k, each in content.items() if not isinstance(each, ArrayRecord)}
@@ -110,6 +110,6 @@ def parted(content: RecordDict) -> tuple[RecordDict, str]:
     """Return a reply's content without the hash of its device's held model, and the hash; empty if it has none."""
     if HELD_RECORD not in content:
         return content, ""
-    said = records_of(content, ConfigRecord).get(HELD_RECORD, ConfigRecord()).get(MODEL)
+    said = config_of(content, HELD_RECORD).get(MODEL)
     others = RecordDict({name: each for name, each in content.items() if name != HELD_RECORD})
     return others, said if isinstance(said, str) else ""

@@ -62,6 +62,11 @@ def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
+def config_of(content: RecordDict, name: str) -> ConfigRecord:
+    """Return the configuration record of a name; an empty one if there is none."""
+    return records_of(content, ConfigRecord).get(name, ConfigRecord())
+
+
 def values_under(content: RecordDict, key: str) -> list[object]:
     """Return what an instruction's configuration records hold under a key, which no more than one of them should have."""
     return [record[key] for record in records_of(content, ConfigRecord).values() if key in record]

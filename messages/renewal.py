@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import read_record
 from ..base.refusal import Form, Range
-from .flower_adapter import records_of
+from .flower_adapter import config_of
 from .run_over import MESSAGE_TYPE
 from .wire import RENEWAL
 
@@ -56,15 +56,13 @@ def read_renewal(message: Message) -> str | None:
     """Return the certificate in a message, empty for none; None if it is another message."""
     if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
         return None
-    told = records_of(message.content, ConfigRecord).get(RENEWAL)
-    found = None if told is None else told.get(CERTIFICATE)
+    found = config_of(message.content, RENEWAL).get(CERTIFICATE)
     return found if isinstance(found, str) and len(found) <= LONGEST_CERTIFICATE else None
 
 
 def rollovers_in(message: Message) -> str:
     """Return the rollovers in a renewal, as text; empty for none."""
-    told = records_of(message.content, ConfigRecord).get(RENEWAL)
-    found = None if told is None else told.get(ROLLOVERS)
+    found = config_of(message.content, RENEWAL).get(ROLLOVERS)
     return found if isinstance(found, str) else ""
 
 
@@ -76,6 +74,7 @@ def facts_reply(message: Message, facts: DeviceFacts) -> Message:
 
 def read_facts(reply: Message) -> DeviceFacts | None:
     """Return a device's description; None if it cannot be read, as from an older release."""
-    record = None if reply.has_error() else records_of(reply.content, ConfigRecord).get(DEVICE)
-    facts = None if record is None else read_record(DeviceFacts, record)
-    return None if facts is None or len(facts.suites) > MOST_SUITES else facts
+    if reply.has_error():
+        return None
+    facts = read_record(DeviceFacts, config_of(reply.content, DEVICE))
+    return facts if facts and len(facts.suites) <= MOST_SUITES else None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..base.bounded_decoding import RARE, plain_of, read_record
 from ..base.refusal import Form
 from ..privacy.ledger.receipt import COMMITMENT_BYTES, SIGNATURE_BYTES, Receipt
-from .flower_adapter import records_of
+from .flower_adapter import config_of, records_of
 from .training_order import MAX_ORDER_BYTES
 from .wire import OVER, memory_arrays, views
 
@@ -64,11 +64,10 @@ def read_over(message: Message) -> RunOver | None:
     """Return the end of a run in a message; None if it is another message or unreadable."""
     if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
         return None
-    said = records_of(message.content, ConfigRecord).get(OVER)
     arrays = records_of(message.content, ArrayRecord).get(MODEL)
-    if said is None or arrays is None:
+    if arrays is None:
         return None
-    return read_record(RunOver, said, model=views(arrays))
+    return read_record(RunOver, config_of(message.content, OVER), model=views(arrays))
 
 
 def reply_with(receipt: Receipt | None, message: Message) -> Message:
@@ -83,9 +82,7 @@ def read_receipt(reply: Message) -> Receipt | None:
     """Return the receipt in a reply, unchecked; None if it has none that is readable."""
     if reply.has_error():
         return None
-    fields = records_of(reply.content, ConfigRecord).get(RECEIPT)
-    if fields is None:
-        return None
+    fields = config_of(reply.content, RECEIPT)
     commitment, signature = fields.get("commitment"), fields.get("signature")
     if not (isinstance(commitment, bytes) and isinstance(signature, bytes)):
         return None

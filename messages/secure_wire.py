@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from ..base.bounded_decoding import build, plain_of, read_json
 from ..privacy.mechanisms.sizing import ShareSpec
-from .flower_adapter import records_of
+from .flower_adapter import config_of, records_of
 from .wire import ROSTER_RECORD, SECURE_RECORD, SPEC_RECORD, VOUCHING, Exchange, only_arrays, view
 
 OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # in addition to the client's start
@@ -63,8 +63,7 @@ def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, Co
 
 def roster_of(content: RecordDict) -> bytes | None:
     """Return the signed roster in an instruction, or None."""
-    record = records_of(content, ConfigRecord).get(ROSTER_RECORD)
-    found = None if record is None else record.get("signed")
+    found = config_of(content, ROSTER_RECORD).get("signed")
     return found if isinstance(found, bytes) else None
 
 
@@ -83,14 +82,13 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
 
 def failure_of(content: RecordDict) -> int | None:
     """Return a reply's code for an empty message, or None."""
-    found = records_of(content, ConfigRecord).get(SECURE_RECORD, ConfigRecord()).get("failure")
+    found = config_of(content, SECURE_RECORD).get("failure")
     return found if isinstance(found, int) else None
 
 
 def messages_of(content: RecordDict) -> list[bytes] | None:
     """Return the protocol's messages in an instruction or a reply; None if it has none, or an invalid value."""
-    record = records_of(content, ConfigRecord).get(SECURE_RECORD)
-    found = None if record is None else record.get("messages")
+    found = config_of(content, SECURE_RECORD).get("messages")
     if not isinstance(found, list) or not all(isinstance(each, bytes) for each in found):
         return None
     return cast(list[bytes], found)
@@ -110,12 +108,12 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
       ValueError: it is not a spec.
       KeyError: there is none.
     """
-    return build(ShareSpec, read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"])))
+    return build(ShareSpec, read_json(str(config_of(content, SPEC_RECORD)["spec"])))
 
 
 def read_place(content: RecordDict) -> Place:
     """Return the place of an instruction."""
-    record = records_of(content, ConfigRecord)[SPEC_RECORD]
+    record = config_of(content, SPEC_RECORD)
     round_, attempt, exchange = (int(str(record[name])) for name in ("round", "attempt", "exchange"))
     return Place(str(record["run"]), round_, attempt, Exchange(exchange))
 

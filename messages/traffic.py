@@ -18,7 +18,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import build, read_json
-from .flower_adapter import records_of
+from ..privacy.mechanisms.sizing import ShareSpec
+from .flower_adapter import config_of, records_of
 from .wire import (
     EVALUATION_KEY,
     OVER,
@@ -153,7 +154,7 @@ def cargo_of(message: Message) -> Cargo:
         return Cargo(shares, TrafficPurpose.CONTROL)  # a receipt
     if SECURE_RECORD not in content or main is TrafficPurpose.KEYS:
         return Cargo(shares, main)
-    return Cargo(shares, main, _vector_bytes(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"])))
+    return Cargo(shares, main, _vector_bytes(str(config_of(content, SPEC_RECORD)["spec"])))
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:
@@ -207,7 +208,6 @@ class NodeTraffic:
 
 @lru_cache(maxsize=16)  # each message of a round carries the same
 def _vector_bytes(spec: str) -> int:
-    from ..privacy.mechanisms.sizing import ShareSpec  # of encrypted sums alone
 
     share = build(ShareSpec, read_json(spec))
     return share.size * share.bits // 8

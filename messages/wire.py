@@ -23,7 +23,7 @@ from ..privacy.mechanisms.compression import Sketch, sketch_of
 from ..privacy.mechanisms.packing import Packed, pack, packed_size, width_of
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add, add_packed
 from ..privacy.mechanisms.sum_spec import SumSpec
-from .flower_adapter import records_of, values_under
+from .flower_adapter import config_of, records_of, values_under
 
 logger = logging.getLogger("fedveil.server")
 
@@ -199,7 +199,7 @@ def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
 
 def read_round(content: RecordDict) -> tuple[str, int]:
     """Return the run and the round of an instruction, in the ledgers' naming."""
-    record = records_of(content, ConfigRecord)[SPEC_RECORD]
+    record = config_of(content, SPEC_RECORD)
     return str(record["run"]), int(str(record["round"]))
 
 
@@ -210,7 +210,7 @@ def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
 
 def read_attempt(content: RecordDict) -> int:
     """Return the attempt number of an instruction; 0 for a sum in the clear, which has only one."""
-    return int(str(records_of(content, ConfigRecord)[SPEC_RECORD].get("attempt", 0)))
+    return int(str(config_of(content, SPEC_RECORD).get("attempt", 0)))
 
 
 def asks(content: RecordDict) -> bool:
@@ -220,13 +220,13 @@ def asks(content: RecordDict) -> bool:
 
 def read_spec(content: RecordDict) -> SumSpec | None:
     """Return the parameters of the private sum that an instruction belongs to, or None."""
-    record = records_of(content, ConfigRecord).get(SPEC_RECORD)
-    return None if record is None else build(SumSpec, read_json(str(record["spec"])))
+    record = config_of(content, SPEC_RECORD)
+    return build(SumSpec, read_json(str(record["spec"]))) if record else None
 
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
     """Return the parameters of an instruction's sum, in the clear or masked."""
-    fields = read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
+    fields = read_json(str(config_of(content, SPEC_RECORD)["spec"]))
     if not isinstance(fields, dict):
         raise Undecodable("the instruction has no spec of a sum")
     return build(SumSpec, fields.get("sum", fields))
@@ -284,8 +284,8 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
 
 def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Packed | str:
     """Return the reply's vector, or the reason for its absence; sizes are checked before any byte is parsed."""
-    record = records_of(content, ArrayRecord).get(VECTOR_RECORD)
-    if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
+    record = records_of(content, ArrayRecord).get(VECTOR_RECORD, ArrayRecord())
+    if len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
     array = record[VECTOR]
     # An older device sends whole words.

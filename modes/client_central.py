@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..configs.schema import ClientCentral
+from ..configs.privacy_settings import ClientCentral
 from ..messages.client_settings import TRAIN_LOSS
 from ..privacy.adaptation import Adaptation, AdaptiveNoise
 from ..privacy.budget import Adversary

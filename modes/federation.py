@@ -8,9 +8,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..configs.schema import (
-    NoCompression,
-)
+from ..configs.training_settings import NoCompression
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..strategies.cohorts import invited_size

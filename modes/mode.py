@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..base.refusal import Refusal
-from ..configs.schema import HIDDEN_CLIENTS, PrivacySettings
+from ..configs.privacy_settings import PrivacySettings
+from ..configs.values import HIDDEN_CLIENTS
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordTerms
 from ..populations.population import extra_of
@@ -248,12 +249,10 @@ class Mode:
           num_rounds: that are left.
           filter_order: of a ledger that uses an RDP filter.
         """
-        del num_rounds, filter_order
         return None
 
     def with_noise(self, noise_multiplier: float) -> PrivacySettings:
         """Return the settings with this noise on the sums."""
-        del noise_multiplier
         return self.parts.settings.privacy
 
     def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], begun: int) -> Adaptation:
@@ -264,12 +263,10 @@ class Mode:
           prior: events that the ledger already holds.
           begun: the round after which `plan` applies.
         """
-        del plan, prior, begun
         return NOTHING_ADAPTS
 
     def metrics_share(self, plan: Plan) -> float:
         """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
-        del plan
         return 0.0
 
     def sums_before(self) -> Sequence[DpEvent]:
@@ -312,9 +309,8 @@ class Mode:
         Raises:
           Refusal: the sums of this mode hide neither clients alone nor records.
         """
-        del noise_multiplier
-        asked = self.parts.settings.evaluate.clients
-        raise Refusal("evaluate.clients", asked, f"{HIDDEN_CLIENTS} or record_distributed")
+        field, value = self.parts.settings.query_fields["evaluation"]
+        raise Refusal(field, value, f"{HIDDEN_CLIENTS} or record_distributed")
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
@@ -344,17 +340,14 @@ class Mode:
         Raises:
           Refusal: the budget affords no round.
         """
-        del folder, rounds, resumed, events
         return client
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
         """Return the settings of clients of this machine that answer a question. Arguments as of `instruct`."""
-        del folder
         return client
 
     def claim(self, plan: Plan) -> ClientClaim | None:
         """Return what an order claims of the sums of whole clients."""
-        del plan
         return None
 
     def record_order(self) -> RecordTerms | None:
@@ -365,7 +358,6 @@ class Mode:
 
     def vacuity(self, plan: Plan) -> str | None:
         """Return why the noise of the sums hides whatever could be learned; None where it does not."""
-        del plan
         return None
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
@@ -375,7 +367,6 @@ class Mode:
           plan: calibrated.
           masking: encryption of the sums, if any.
         """
-        del plan, masking
         return []
 
     def persons(self, most: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..configs.schema import CustomTask, SimulationSettings
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CustomTask
 from ..populations.population import Population
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.cohorts import Cohort

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..base.notice import warn
 from ..base.refusal import Refusal
-from ..configs.schema import Record
+from ..configs.privacy_settings import Record
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..configs.schema import PrivacySettings, Record, RecordAndClient
+from ..configs.privacy_settings import PrivacySettings, Record, RecordAndClient
 from ..privacy.plan import Plan
 from .client_central import ClientCentralMode
 from .mode import Mode

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configs.schema import RecordDistributed
+from ..configs.privacy_settings import RecordDistributed
 from ..messages.client_settings import NO_CANARY_RECORDS, CanaryRecords, ClientSettings, StepTerms
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import Adjacency, Unit
@@ -68,8 +68,7 @@ class RecordDistributedMode(SumMode):
     @property
     def tuned_norm(self) -> float | None:
         """The learning rate, if it is tuned: it makes a step on one record longer."""
-        asked = self.parts.settings.tuned
-        tuned = asked is not None and asked.name == "learning_rate"
+        tuned = self.parts.settings.tune.name == "learning_rate"
         return self.parts.settings.training.learning_rate if tuned else None
 
     # --- persons and records ---------------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ class RecordDistributedMode(SumMode):
     @property
     def holds_out_apart(self) -> bool:
         """Whether the number of records that train is counted with those that clients hold out, as nobody may tell."""
-        return self.parts.settings.evaluate.clients != "none"
+        return "evaluation" in self.parts.settings.query_fields
 
     def evaluation(self, noise_multiplier: float) -> Plan:
         """Return the plan of one evaluation at all clients.
@@ -174,7 +173,6 @@ class RecordDistributedMode(SumMode):
         self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
     ) -> ClientSettings:
         """Return the settings of clients of this machine, with the terms of a step. Arguments as of `Mode`."""
-        del folder, rounds, resumed, events
         return replace(client, step=StepTerms(self.record_order(), canaries=self._canaries()))
 
     def _canaries(self) -> CanaryRecords:

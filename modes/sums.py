@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configs.schema import ClientLevel, PrivacySettings, SumLevel, sum_level
+from ..configs.privacy_settings import ClientLevel, PrivacySettings, SumLevel, sum_level
 from ..messages.training_order import ClientClaim
 from ..privacy.budget import Adversary, Budget
 from ..privacy.mechanisms.mechanism import Mechanism, mechanism_of
@@ -193,8 +193,7 @@ class ClientMode(SumMode):
     @property
     def tuned_norm(self) -> float | None:
         """The clipping norm, if it is tuned."""
-        asked = self.parts.settings.tuned
-        return self.unit_norm if asked is not None and asked.name == "clipping_norm" else None
+        return self.unit_norm if self.parts.settings.tune.name == "clipping_norm" else None
 
     def claim(self, plan: Plan) -> ClientClaim | None:
         """Return what an order claims of the sums of whole clients.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from ..base.bounded_decoding import read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, unreadable
-from ..configs.schema import LinkSettings
 from ..messages.training_order import NEW, people_call
 from ..privacy.budget import Adjacency, Budget
 from ..privacy.ledger.caps import NAMED, POPULATION, Cap, capped, caps_on
@@ -22,6 +21,7 @@ from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
 from ..server.round_terms import Answers
+from ..strategies.cohorts import Cohort, seen
 from ..tasks.data import Data, held_out_of
 from ..tasks.protocol import Task
 from .population import COUNTED, REAL, Population, Words
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..privacy.secagg.roster import Roster
 
+SEEN_ANSWERS = "none: how a round ends tells how many took part"
 HEADS = "ledger.heads"  # beside answers: what the last question left on each ledger of a server
 
 
@@ -44,7 +45,8 @@ class Deployed(Population):
       roster, signed_roster: of the clients, read and as the authority signed it.
       ledgers: folder of the population's ledger.
       ledger_dir: the setting that names it; None for the bundle's own.
-      link: rules of rounds over the link.
+      quorum: share of the planned cohort that must answer; 0: none.
+      enough: share of the planned cohort whose answers end an exchange; None: all that are invited.
       heads: that the server's earlier runs and questions left on its ledgers, by their names.
     """
 
@@ -53,7 +55,8 @@ class Deployed(Population):
     roster: Roster
     signed_roster: bytes
     ledgers: Path
-    link: LinkSettings
+    quorum: float = 0.0
+    enough: float | None = None
     heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
     ledger_dir: str | None = None
 
@@ -88,7 +91,6 @@ class Deployed(Population):
 
     def run_name(self, folder: Path) -> str:
         """Return the display name of the run."""
-        del folder
         return self.run
 
     def new_name(self) -> str:
@@ -103,12 +105,10 @@ class Deployed(Population):
 
     def resumption(self, folder: Path) -> str:
         """Return what resumes the run."""
-        del folder
         return "the same command"
 
     def sign(self, identities: str, nodes: int, doubly: bool) -> tuple[Roster, bytes]:
         """Return the roster of encrypted sums, and as the authority signed it. Arguments as of `Population`."""
-        del identities, nodes
         lacking = [member.name for member in self.roster.members if not member.post_quantum]
         if doubly and lacking:
             remedy = f"{lacking[0]} has no ML-DSA key in the roster; provision with post_quantum: true"
@@ -117,17 +117,23 @@ class Deployed(Population):
 
     def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
         """Return the bound on the examples of one client, who alone knows them."""
-        del counted
         return float(bound)
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: a share of the planned clients."""
-        enough = None if self.link.enough is None else max(1, math.ceil(self.link.enough * invited))
-        return Answers(math.ceil((self.link.quorum or 0.0) * invited), enough)
+        enough = None if self.enough is None else max(1, math.ceil(self.enough * invited))
+        return Answers(math.ceil(self.quorum * invited), enough)
+
+    def as_seen(self, cohort: Cohort) -> Cohort:
+        """Return the cohort with a public draw if the number of answers ends a round.
+
+        A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
+        abandoned below a quorum, or ends once enough have answered, shows the difference.
+        """
+        return seen(cohort, SEEN_ANSWERS) if self.quorum or self.enough is not None else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        del folder
         return self.ledgers / f"{prefix}{self.owner[:NAMED]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
@@ -144,14 +150,12 @@ class Deployed(Population):
 
     def check_identity(self, asked: str | None, spends: bool) -> None:
         """Refuse a data set's name: the federation's names its ledger."""
-        del spends
         if asked is not None:
             remedy = "the federation's name names a server's ledger; leave it out"
             raise Refusal("task.data_id", asked, remedy)
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Refuse ledgers that are older than the server's runs: one of them holds the newest head that each run left."""
-        del budget
         ledgers = sorted(path.parent.glob("*.ledger"))
         for run, head in sorted(self.heads.items(), key=lambda each: each[1], reverse=True):
             if not any(holds_head(each, head) for each in ledgers):
@@ -173,7 +177,6 @@ class Deployed(Population):
 
     def looked_at(self, task: Task, every: bool) -> range:
         """Return none: clients keep their data."""
-        del task, every
         return range(0)
 
     def some_examples(self, task: Task) -> Data:

@@ -98,12 +98,10 @@ class Local(OnThisMachine):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        del folder
         return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return the folder of the clients' own ledgers."""
-        del folder
         return self.home
 
     def owed(self) -> Owed:
@@ -120,7 +118,6 @@ class Local(OnThisMachine):
 
     def check_identity(self, asked: str | None, spends: bool) -> None:
         """Refuse to spend on data without a name."""
-        del asked
         if spends:
             self.require_name()
 
@@ -182,12 +179,10 @@ class Local(OnThisMachine):
         self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
     ) -> Iterable[tuple[int, str]]:
         """Return numbers and ledgers' names of all clients, in their order."""
-        del record, took_part, paths
         return enumerate(self.client_ledgers)
 
     def looked_at(self, task: Task, every: bool) -> range:
         """Return all clients."""
-        del every
         return range(task.num_clients)
 
     def own_clients(self, task: Task) -> range:

@@ -69,7 +69,6 @@ class OnThisMachine(Population):
 
     def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
         """Return the most examples of one client, which are counted."""
-        del bound
         return float(counted())
 
     def most_clients(self, asked: int) -> int:
@@ -78,7 +77,6 @@ class OnThisMachine(Population):
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: all of them."""
-        del invited
         return ALL_ANSWERS
 
     def some_examples(self, task: Task) -> Data:
@@ -127,7 +125,6 @@ class Simulated(OnThisMachine):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger, of a run in a folder."""
-        del prefix
         return folder / "ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:

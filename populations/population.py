@@ -280,13 +280,14 @@ class Population:
 
 
 class ExtraParticipants(Protocol):
-    """Extra participants that settings ask for; `plants_examples` says whether odd examples are planted at clients."""
+    """Extra participants that settings ask for, and what an observer asks of the clients: odd examples, or kept losses."""
 
     def extra_clients(self, settings: SimulationSettings, task: Task, /) -> int: ...
     def extra_records(
         self, settings: SimulationSettings, clients: int, fewest: Callable[[], int], /
     ) -> int: ...
     def plants_examples(self, settings: SimulationSettings, /) -> bool: ...
+    def keeps_losses(self, settings: SimulationSettings, /) -> bool: ...
 
 
 class Nobody:
@@ -302,6 +303,8 @@ class Nobody:
         """Return False."""
         return False
 
+    keeps_losses = plants_examples
+
 
 def extra_of(settings: SimulationSettings) -> ExtraParticipants:
     """Return the extra participants that the observer of these settings adds.
@@ -309,5 +312,5 @@ def extra_of(settings: SimulationSettings) -> ExtraParticipants:
     Raises:
       Refusal: the observer is not installed.
     """
-    audit = settings.audit
-    return Nobody() if audit is None else extension("audit", "ExtraParticipants", "audit", audit.name)
+    name = settings.observer
+    return extension("audit", "ExtraParticipants", "audit", name) if name else Nobody()

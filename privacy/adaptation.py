@@ -68,8 +68,7 @@ class AdaptiveNoise:
     @property
     def first(self) -> float:
         """The noise multiplier while saving."""
-        assert self.plan.noise_multiplier is not None
-        return SAVING * self.plan.noise_multiplier
+        return SAVING * self.plan.noise
 
     def next_noise(self, noise: float, number: int, losses: Sequence[float]) -> float:
         """Return the noise multiplier of the round after round `number`.
@@ -86,9 +85,7 @@ class AdaptiveNoise:
         if noise != self.first or left < 1 or not (stalled(losses) or done >= LATEST * self.plan.num_rounds):
             return noise
         saved = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), done)
-        rest = replace(self.plan, num_rounds=left).calibrate(self.budget, (*self.prior, saved))
-        assert rest.noise_multiplier is not None
-        return rest.noise_multiplier
+        return replace(self.plan, num_rounds=left).calibrate(self.budget, (*self.prior, saved)).noise
 
 
 def stalled(losses: Sequence[float]) -> bool:
@@ -107,8 +104,7 @@ class Adaptation:
 
     def first(self, plan: Plan) -> Choices:
         """Return the choices for the first round."""
-        assert plan.noise_multiplier is not None
-        return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise_multiplier)
+        return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise)
 
     def segments(self, plan: Plan, expected_size: float) -> tuple[Segment, ...]:
         """Return the segments that the choices need besides the metrics, in a round with this plan.

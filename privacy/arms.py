@@ -92,12 +92,9 @@ class Arm:
 
 
 def charged(releases: Iterable[tuple[str, Arm | None]]) -> Counter[str]:
-    """Return how often each event is charged: for the arms of a deal, the maximum over the arms.
+    """Return how often each event's text is charged: for the arms of a deal, the maximum over the arms.
 
     This equals the loss of the worst client if the arms released the same events; otherwise it is an upper bound.
-
-    Args:
-      releases: the event's text and its arm; None if all clients were in it.
     """
     counts, by_arm = Counter[str](), defaultdict[tuple[str, str], Counter[int]](Counter)
     for text, arm in releases:

@@ -59,9 +59,16 @@ class Plan:
         self.mechanism.require(self.sampling, self.adjacency)
 
     @property
+    def noise(self) -> float:
+        """The noise multiplier. Refusal if uncalibrated."""
+        if self.noise_multiplier is None:
+            raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
+        return self.noise_multiplier
+
+    @property
     def noise_over_clip(self) -> float:
         """Noise std / clip of one release, as the accountants read it; the same float for any clip."""
-        return self._noise() * self.adjacency.distance
+        return self.noise * self.adjacency.distance
 
     @property
     def noise_std(self) -> float:
@@ -89,7 +96,7 @@ class Plan:
           rounds: of this plan; None for all of them.
           prior: events of the same unit before them.
         """
-        events = self._after(self.num_rounds if rounds is None else rounds, prior)
+        events = self._after(rounds, prior)
         return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
     def curve(
@@ -104,8 +111,7 @@ class Plan:
         """
         if self.filter_order is not None:
             return filter_curve(budget, self.filter_order)
-        events = self._after(self.num_rounds if rounds is None else rounds, prior)
-        return privacy_curve(events, self.adjacency)
+        return privacy_curve(self._after(rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
         """Return how many rounds a gate lets through at this noise, at most `MOST_ROUNDS`.
@@ -163,14 +169,12 @@ class Plan:
         def cost(noise: float) -> float:
             if not prior:
                 forget_distributions()
-            planned = replace(self, noise_multiplier=noise)._after(self.num_rounds, prior)
+            planned = replace(self, noise_multiplier=noise)._after(None, prior)
             return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
 
         noise = least_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
-        while not admits(
-            calibrated._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL
-        ):
+        while not admits(calibrated._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
             noise *= 1 + NOISE_TOLERANCE
             calibrated = replace(self, noise_multiplier=noise)
         return calibrated
@@ -202,7 +206,7 @@ class Plan:
             every = replace(self, num_rounds=runs * (num_rounds or self.num_rounds))
             together = every.calibrate(budget, [each for each in beside for _ in range(runs)])
             share = replace(together, num_rounds=self.num_rounds)
-            if admits(share._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL):
+            if admits(share._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
                 return share
         return self.calibrate(budget, prior)
 
@@ -241,16 +245,12 @@ class Plan:
             remedy = f"plan and budget must agree on {self.adjacency}"
             raise Refusal("adjacency", str(budget.adjacency), remedy)
 
-    def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
+    def _after(self, rounds: int | None, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
         from dp_accounting.dp_event import SelfComposedDpEvent
 
+        rounds = self.num_rounds if rounds is None else rounds
         releases = -(-rounds // (self.mechanism.rounds or 1))
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
-
-    def _noise(self) -> float:
-        if self.noise_multiplier is None:
-            raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
-        return self.noise_multiplier
 
 
 def least_noise(cost: Callable[[float], float], target: float) -> float:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Unit
-from ..privacy.ledger.ledger import LedgerUnavailable
+from ..privacy.ledger.ledger import Ledger, LedgerUnavailable
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.acts import write_accepted
@@ -49,7 +49,7 @@ def with_unit(plain: dict[str, Any], task: object, privacy: object) -> dict[str,
       task: its name; of no importance if it is another object.
       privacy: name of the mode; None for the default.
     """
-    hides_clients = privacy is not None and str(privacy).startswith("client")
+    hides_clients = str(privacy).startswith("client")
     return {"unit": str(Unit.RECORD), **plain} if task == TABLES and not hides_clients else plain
 
 
@@ -98,15 +98,8 @@ def _ask(
     reach: Reach,
 ) -> dict[str, Any]:
     kept = record_path(folder, inquiry)
-    budget = federation.mode.budget
-    home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
-    ledger = None if budget is None else open_ledger(federation, home, budget)
-    try:
-        if ledger is not None:
-            ledger.purpose = inquiry.why or None
-            require_all(ledger, plan, inquiry)
-            write_accepted(federation, inquiry.name, ledger)
-        before = None if ledger is None else ledger.epsilon()
+    with _charged(federation, inquiry, plan, folder) as ledger:
+        before = epsilon_on(ledger)
         with grid() as (opened, tally):
             participants = Participants(
                 opened,
@@ -119,22 +112,42 @@ def _ask(
             asking = Asking(federation, plan, ledger, participants, reach)
             ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
         carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
-        told = None if federation.mode.hides_counts else carried  # they count messages
-        record = {**record_of(asking, inquiry, before, ended), "bytes": told}
+        secret = federation.mode.hides_counts  # bytes count messages
+        record = {**record_of(asking, inquiry, before, ended), "bytes": None if secret else carried}
         try:
             if ended.answers:
                 replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
                 ended.charge.settle()
-            if told is None:
+            if secret:
                 counts = {"question": inquiry.name, "bytes": carried, "dropped": dict(ended.dropped)}
                 append_line(folder / OPERATOR, counts)
         except (OSError, LedgerUnavailable) as problem:
             warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
         return record
+
+
+@contextmanager
+def _charged(federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path) -> Generator[Ledger | None]:
+    """Open the ledger that pays for a question, and keep its head; None where each client charges its own."""
+    budget = federation.mode.budget
+    if budget is None:
+        yield None
+        return
+    home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
+    ledger = open_ledger(federation, home, budget)
+    try:
+        ledger.purpose = inquiry.why or None
+        require_all(ledger, plan, inquiry)
+        write_accepted(federation, inquiry.name, ledger)
+        yield ledger
     finally:
-        if ledger is not None:
-            close_ledger(federation, ledger)
-            federation.population.keep_answer(folder, inquiry.name, ledger.head)
+        close_ledger(federation, ledger)
+        federation.population.keep_answer(folder, inquiry.name, ledger.head)
+
+
+def epsilon_on(ledger: Ledger | None) -> float | None:
+    """Return the epsilon of the ledger that pays for a question; None where each client charges its own."""
+    return None if ledger is None else ledger.epsilon()
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
@@ -182,7 +195,7 @@ def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Out
       before: epsilon of the ledger before it; None where each client charged its own.
       ended: its outcome.
     """
-    federation, plan, ledger = asking.federation, asking.plan, asking.ledger
+    federation, plan = asking.federation, asking.plan
     events = [plan.event()] * ended.rounds
     budget = budget_of(federation, inquiry)
     asked = {
@@ -197,7 +210,7 @@ def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Out
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": counted(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
         "epsilon_before": before,
-        "epsilon_after": None if ledger is None else ledger.epsilon(),
+        "epsilon_after": epsilon_on(asking.ledger),
         "target_epsilon": budget.target_epsilon,
         "delta": budget.target_delta,
         "rounds": ended.rounds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dp_accounting.dp_event import SelfComposedDpEvent
 
@@ -44,7 +44,7 @@ class Outcome:
     """
 
     charge: QuestionAccount
-    answers: Sequence[Answer]
+    answers: Sequence[Answer] = ()
     cause: str = ""
     rounds: int = 1
     message_bytes: tuple[int, int] | None = None
@@ -69,10 +69,10 @@ class Asking:
           row: of the release under its name; it selects the streams of draws and noise.
           sent: what the clients are sent, under another name; None for the inquiry.
         """
-        charge, done, sums = self._round(inquiry, row, sent)
+        outcome, sums = self._round(inquiry, row, sent)
         if sums is None:
-            return self._unanswered(charge, done, 1, done.message_bytes)
-        return Outcome(charge, _answers(self.federation, inquiry, sums), message_bytes=done.message_bytes)
+            return outcome
+        return replace(outcome, answers=_answers(self.federation, inquiry, sums))
 
     def search(self, inquiry: Inquiry) -> Outcome:
         """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise."""
@@ -80,14 +80,12 @@ class Asking:
         told: dict[str, Figure] = {}
         level, row, clipped, sizes = inquiry, 1, unsaid(CLIPPED), (0, 0)
         while True:
-            charge, done, sums = self._round(level, row)
-            sizes = (
-                sizes
-                and done.message_bytes
-                and (sizes[0] + done.message_bytes[0], sizes[1] + done.message_bytes[1])
-            )
+            outcome, sums = self._round(level, row)
+            one = outcome.message_bytes
+            sizes = sizes and one and (sizes[0] + one[0], sizes[1] + one[1])
+            outcome = replace(outcome, rounds=row, message_bytes=sizes)
             if sums is None:
-                return self._unanswered(charge, done, row, sizes)
+                return outcome
             statistic = level.questions[0].statistic
             assert isinstance(statistic, Prefixes)
             if row == 1:
@@ -98,21 +96,18 @@ class Asking:
             told |= {word: count_of(word, count, sigma) for word, count in ended.items()}
             if not longer:
                 break
-            charge.settle()
+            outcome.charge.settle()
             level, row = inquiry.following(longer), row + 1
         best = sorted(told.values(), key=lambda each: -each.value)[: statistic.most]
-        return Outcome(charge, (Answer(asked.name, tuple(best), clipped),), rounds=row, message_bytes=sizes)
+        return replace(outcome, answers=(Answer(asked.name, tuple(best), clipped),))
 
-    def _unanswered(
-        self, charge: QuestionAccount, done: Round, rounds: int, sizes: tuple[int, int] | None
-    ) -> Outcome:
-        secret = self.federation.mode.hides_counts
-        cause = unanswered(done, not secret) + (f"; {OPERATOR} has the clients' reasons" if secret else "")
-        return Outcome(charge, (), cause, rounds, sizes, done.dropped)
+    def _cause(self, done: Round) -> str:
+        if self.federation.mode.hides_counts:
+            return f"{unanswered(done, False)}; {OPERATOR} has the clients' reasons"
+        return unanswered(done, True)
 
-    def _round(
-        self, inquiry: Inquiry, row: int, sent: Inquiry | None = None
-    ) -> tuple[QuestionAccount, Round, Sums | None]:
+    def _round(self, inquiry: Inquiry, row: int, sent: Inquiry | None = None) -> tuple[Outcome, Sums | None]:
+        """Return the outcome of a round without its answers, and the sums that they are read from, if it has any."""
         randomness, own_noise = self.reach.randomness, None
         charge: QuestionAccount
         if self.ledger is None:
@@ -125,7 +120,10 @@ class Asking:
         content = question_content(sent, order, own_noise, self.reach.released)
         masking = self.federation.masking
         done, mean = put(self.participants, charge, content, masking, self.reach.timeout)
-        return charge, done, None if mean is None else sums_of(charge, done, mean, masking is not None)
+        outcome = Outcome(charge, message_bytes=done.message_bytes)
+        if mean is None:
+            return replace(outcome, cause=self._cause(done), dropped=done.dropped), None
+        return outcome, sums_of(charge, done, mean, masking is not None)
 
 
 def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
@@ -136,9 +134,10 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
     """
     if plan.num_rounds == 1:
         return  # the ledger's own gate refuses it
-    key, told = (inquiry.name, ROW, QUESTION), inquiry.asked
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
-    whole = Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION)
+    whole = Release(
+        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.asked, kind=QUESTION
+    )
     ledger.require_asked(whole)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
@@ -163,14 +162,13 @@ def question_order(
     """
     from ..tasks.arrays import agreement_of  # torch, and plans know evaluations too
 
-    assert plan.noise_multiplier is not None
     client, record = None, None
     if asked.unit is Unit.CLIENT:
-        client = ClientClaim(plan.noise_multiplier, plan.adjacency)
+        client = ClientClaim(plan.noise, plan.adjacency)
     else:
         budget, rate = budget_of(federation, asked), federation.mode.question_rate
-        asked_for = budget.target_epsilon, budget.target_delta
-        record = RecordTerms(*asked_for, plan.clipping_norm, plan.adjacency, sample_rate=rate)
+        epsilon, delta = budget.target_epsilon, budget.target_delta
+        record = RecordTerms(epsilon, delta, plan.clipping_norm, plan.adjacency, sample_rate=rate)
     agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
     order = TrainingOrder(
         run=asked.name,

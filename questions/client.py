@@ -89,18 +89,18 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
     settings, noise = bench.settings, own_noise_of(message.content)
     table = table_of(bench, client, message.content, inquiry)
     run, number = wire.read_round(message.content)
-    stream = Randomness(settings.seed).stream("question noise", number, client)
+    randomness = Randomness(settings.seed)
+    stream = randomness.stream("question noise", number, client)
     if noise is None:
         return answered(message, inquiry, table, stream)
     assert settings.record is not None
-    rng = "system" if settings.seed is None else "seeded"
     release = Release(
         settings.record.terms.budget.unit,
         run,
         number,
         f"{QUESTION} {client}",
         dict.fromkeys(Adversary, gaussian_event(noise)),
-        rng,
+        randomness.kind,
         segments=inquiry.asked,
         kind=QUESTION,
     )

@@ -44,6 +44,7 @@ from .evaluation_plan import (
     scoring_plan,
 )
 from .evaluations import epsilon_of
+from .settings import evaluate_of, scored_metric
 from .sums import Charge, put, sums_of
 from .wire import evaluation_content
 
@@ -63,7 +64,8 @@ def evaluate_at_clients(
       last: whether the run ends here, before its last round.
     """
     federation = run.federation
-    if not last and state.round not in evaluated_rounds(federation.settings):
+    owed = last and evaluate_of(federation.settings).clients != "none"
+    if not owed and state.round not in evaluated_rounds(federation.settings):
         return None
     asked = evaluation_of(federation, name_of(run.name))
     return _evaluated(run, participants, reach, asked, state.model, row_after(state.round))
@@ -86,7 +88,7 @@ def score_at_clients(
     for place, model in enumerate(models, 1):
         arm, row = run.tuning.deal.arm(place), row_after(number, place)
         record = _evaluated(run, participants, reach, asked, model, row, arm)
-        records.append({"arm": place, **(record or {"reason": "no ledger is open", "answers": []})})
+        records.append({"arm": place, **record})
     return records
 
 
@@ -98,14 +100,13 @@ def _evaluated(
     model: Arrays,
     row: int,
     arm: Arm | None = None,
-) -> dict[str, Any] | None:
-    """Reserve an evaluation, ask, and return the record; None for a run without evaluations."""
+) -> dict[str, Any]:
+    """Reserve an evaluation, ask, and return the record."""
     federation, canaries = run.federation, 0 if participants.add_canaries else participants.canaries
     everybody = replace(participants, cohort=All(), answers=reach.answers, canaries=canaries, arm=arm)
     everybody.add_canaries = None
     plan = one_evaluation(federation)
-    if plan is None or run.ledger is None:
-        return None
+    assert run.ledger is not None  # modes whose ledgers are their clients' refuse evaluations
     record = {
         "round": row % FIRST_ROW,
         "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
@@ -118,7 +119,7 @@ def _evaluated(
         charge.reserve()
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
-    brought = memory_arrays(model) if evaluation.records is None else save(model)
+    brought = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
     # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
     sent = replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
     content = evaluation_content(sent, brought, question_order(federation, sent, plan, arm))
@@ -137,9 +138,10 @@ def _told(
 ) -> dict[str, Any]:
     if mean is None:
         return {"reason": unanswered(done, not federation.mode.hides_counts), "clients": None, "answers": []}
+    masked = federation.masking is not None
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
-    clients = mean.clients if federation.masking is not None else round(expected)
-    asked, sums = charge.inquiry, sums_of(charge, done, mean, federation.masking is not None)
+    clients = mean.clients if masked else round(expected)
+    asked, sums = charge.inquiry, sums_of(charge, done, mean, masked)
     assert isinstance(asked, Evaluation)
     answers = [
         {"name": name, "figures": [each.plain for each in figures]}
@@ -150,8 +152,7 @@ def _told(
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
     del run
-    plan = one_evaluation(federation)
-    return () if plan is None else (plan,)
+    return (one_evaluation(federation),)
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
@@ -166,6 +167,8 @@ def _check_records(federation: Federation, data: Data) -> None:
 
 
 EVALUATIONS = Query(
+    held_out=lambda settings: evaluate_of(settings).share,
+    metric=lambda settings: scored_metric(settings) if settings.scored_at_clients else None,
     events=evaluation_events,
     plans=_plans,
     fields=_fields,

@@ -25,6 +25,7 @@ from ..run.unit_plan import is_asked, questions_of
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
+from .settings import evaluate_of, scored_metric
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -35,23 +36,21 @@ DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent score
 
 def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     """Return the rounds after which clients evaluate the model, including the last one; empty without evaluations."""
-    word, last = settings.evaluate.clients, settings.steps
+    word, last = evaluate_of(settings).clients, settings.steps
     if word == "none":
         return ()
     return rounds_every(int(word.partition(":")[2] or last), last)
 
 
-def one_evaluation(federation: Federation) -> Plan | None:
-    """Return the plan of one evaluation; None without evaluations.
+def one_evaluation(federation: Federation) -> Plan:
+    """Return the plan of one evaluation of a run that has some.
 
     Raises:
       Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
     """
     settings = federation.settings
     many = len(evaluated_rounds(settings)) + settings.scored_at_clients
-    if not many:
-        return None
-    return federation.mode.evaluation(noise_of(settings.evaluate.noise_multiplier, many))
+    return federation.mode.evaluation(noise_of(evaluate_of(settings).noise_multiplier, many))
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
@@ -67,27 +66,25 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
     # Arms are compared in their last round, each by its own clients: one evaluation of each client.
     behind = settings.num_rounds - settings.tuning_rounds
     many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)
-    return [] if plan is None else events_of(plan, many)
+    return events_of(plan, many)
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the run's evaluations; None without evaluations.
+    """Return the plan of the run's evaluations; None where only arms are compared.
 
     Raises:
       Refusal: the interval of the mean is wider than the requested resolution.
     """
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
-    if not rounds or plan is None or plan.noise_multiplier is None:
+    if not rounds:
         return None
     delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
-    asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
-    rows = (
-        clients
-        if asked.records is None
-        else max(1, round(federation.settings.evaluate.share * federation.mode.records))
-    )
+    evaluate = evaluate_of(federation.settings)
+    asked, wanted, rows = evaluation_of(federation, "plan"), evaluate.resolution, clients
+    if asked.unit is Unit.RECORD:
+        rows = max(1, round(evaluate.share * federation.mode.records))
     half = planned_half_width(asked, plan, rows, wanted, delta)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, rows, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half)
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
@@ -97,10 +94,9 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
       Refusal: the noise cannot separate scores that differ by `tune.resolution`.
     """
     settings = federation.settings
-    plan, tuned = one_evaluation(federation), settings.tuned
-    if tuned is None or not settings.scored_at_clients or plan is None:
+    plan, tuned = one_evaluation(federation), settings.tune
+    if not settings.scored_at_clients:
         return None
-    assert plan.noise_multiplier is not None
     delta, clients = (
         federation.mode.promises[0].target_delta,
         round(federation.declared_clients / len(settings.tried)),
@@ -108,7 +104,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:
-        enough = plan.noise_multiplier * tuned.resolution / (half * DIFFERENCE)
+        enough = plan.noise * tuned.resolution / (half * DIFFERENCE)
         epsilon = epsilon_of(replace(plan, noise_multiplier=enough), delta)
         remedy = (
             f"is below the difference that arms of {clients} clients can resolve, {half * DIFFERENCE:.3g}; "
@@ -117,7 +113,7 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
         )
         raise Refusal("tune.resolution", tuned.resolution, remedy)
     rounds = (len(settings.tried) * settings.tuning_rounds,)
-    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, clients, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, clients, half)
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:
@@ -128,32 +124,29 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
       name: of the release.
     """
     return replace(
-        evaluation_of(federation, name), metric=federation.settings.scored_metric, figures=(METRIC,)
+        evaluation_of(federation, name), metric=scored_metric(federation.settings), figures=(METRIC,)
     )
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
-    asked = federation.settings.evaluate
+    asked = evaluate_of(federation.settings)
     why = (federation.settings.purpose or "")[:MOST_NAME]
     inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
-    rows = federation.mode.rows_of_client
-    if rows is None:
-        return inquiry
-    figures = tuple(each for each in asked.figures if each != HISTOGRAM)
-    return replace(inquiry, figures=figures, records=rows)
+    if rows := federation.mode.rows_of_client:
+        figures = tuple(each for each in asked.figures if each != HISTOGRAM)
+        return replace(inquiry, figures=figures, records=rows)
+    return inquiry
 
 
 def check_evaluation(federation: Federation) -> None:
     """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
     evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
-    if evaluated is None and scored is None:
-        return
     import torch  # takes a second, and a plan does not need it
 
     for cap in federation.population.caps(federation.mode.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
-    if evaluated is not None:
+    if evaluated:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
@@ -166,8 +159,8 @@ def check_evaluation(federation: Federation) -> None:
         outputs = run_on(model, inputs)
         known = task.metrics(outputs, targets)
     check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
-    fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
-    fields |= {"tune.metric": settings.scored_metric} if scored else {}
+    fields = {"evaluate.metric": evaluate_of(settings).metric} if evaluated else {}
+    fields |= {"tune.metric": scored_metric(settings)} if scored else {}
     for field, wanted in fields.items():
         if wanted not in known:
             of = " of one record" if alone else ""
@@ -176,15 +169,15 @@ def check_evaluation(federation: Federation) -> None:
 
 def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
-    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)) is not None:
+    if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring(federation, plan, budget, scores)
-    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)) is not None:
+    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)):
         yield _evaluation(federation, plan, budget, evaluations)
 
 
 def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
     whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    metric, half = federation.settings.scored_metric, asked.half_width or 0.0
+    metric, half = scored_metric(federation.settings), asked.half_width or 0.0
     return (
         f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
         f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
@@ -204,4 +197,4 @@ def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: Evalu
     if asked.half_width is None:
         return said
     of = "" if plan.unit == "client" else f" over about {asked.rows} held-out records"
-    return f"{said} Their mean {federation.settings.evaluate.metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
+    return f"{said} Their mean {evaluate_of(federation.settings).metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."

@@ -129,8 +129,7 @@ def planned_half_width(
     if half is None:
         raise Refusal("evaluate.resolution", wanted, "needs the mean metric; add metric to evaluate.figures")
     if half > wanted:
-        assert plan.noise_multiplier is not None
-        noise = plan.noise_multiplier * wanted / half
+        noise = plan.noise * wanted / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
             f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {evaluation.counted} would suffice, or "

@@ -63,9 +63,8 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     )
     if spend.epsilon is not None:
         plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
-    assert plan.noise_multiplier is not None
-    if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
-        raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves only noise; give more epsilon")
+    if not LEAST_NOISE <= plan.noise <= MOST_QUESTION_NOISE:
+        raise Refusal("noise_multiplier", plan.noise, "leaves only noise; give more epsilon")
     return plan
 
 

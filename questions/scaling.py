@@ -23,14 +23,14 @@ from ..base.durable_files import replace_file
 from ..base.notice import warn
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import SCHEMA
-from ..configs.schema import CsvTask
+from ..configs.task_settings import CsvTask
 from ..modes.federation import Federation
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
 from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
-from ..run.prepare import claim_records, settle_records
+from ..run.prepare import claim_records
 from ..run.prepared_run import Run
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW
@@ -38,14 +38,14 @@ from ..tasks import load_task
 from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
-from .ask import record_of
+from .ask import epsilon_on, record_of
 from .asking import Asking
 from .question_plan import Spend, question_plan
 from .scaling_plan import one_scaling, scaling_inquiry
 
 
 def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
-    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs; others unchanged.
+    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
     A column whose answer is too noisy stays scaled by its bounds.
 
@@ -58,13 +58,10 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
       Refusal: no client is connected, or the ledger does not afford the question.
     """
     federation, ledger = run.federation, run.ledger
-    found = one_scaling(federation, run.name)
-    if found is None:
-        return run
-    (inquiry, plan), before = found, None if ledger is None else ledger.epsilon()
+    (inquiry, plan), before = one_scaling(federation, run.name), epsilon_on(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
-    settle_records(federation, run.client)
+    run.own_ledgers.settle()
     claim_records(federation)
     with grid(run) as opened:
         participants = Participants(
@@ -112,7 +109,7 @@ def as_answered(federation: Federation, folder: Path) -> Federation:
       federation: as its settings describe it.
       folder: of the run; if the run has not begun, the federation is returned unchanged.
     """
-    if not "scaling" in federation.settings.queries or not (folder / SCHEMA).is_file():
+    if not "scaling" in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
     before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
     kept = read_schema(folder / SCHEMA).columns
@@ -143,8 +140,8 @@ def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]
 
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
-    found = one_scaling(federation, run)
-    return () if found is None else (found[1],)
+    _, plan = one_scaling(federation, run)
+    return (plan,)
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:

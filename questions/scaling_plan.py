@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from ..base.refusal import Refusal
-from ..configs.schema import CsvTask, SimulationSettings
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CsvTask
 from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
@@ -58,15 +59,13 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
     return read_inquiry(asked)
 
 
-def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan] | None:
-    """Return the run's question and its plan; None without a question, or if it was answered.
+def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan]:
+    """Return the question of a run that asks, and its plan.
 
     Raises:
       Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
     """
     settings, promises = federation.settings, federation.mode.promises
-    if "scaling" not in settings.queries:
-        return None
     if len(promises) != 1:
         remedy = (
             f"with privacy={settings.privacy.name} no single private sum can answer: use record, record_distributed, "
@@ -114,26 +113,21 @@ def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     return first.name in moments_of({first.name: figures})
 
 
-def scaling_plan(federation: Federation) -> ScalingPlan | None:
-    """Return the plan of the run's question; None without one.
+def scaling_plan(federation: Federation) -> ScalingPlan:
+    """Return the plan of the run's question.
 
     Raises:
       Refusal: as `one_scaling`.
     """
-    found = one_scaling(federation)
-    if found is None:
-        return None
-    inquiry, plan = found
-    assert plan.noise_multiplier is not None
+    inquiry, plan = one_scaling(federation)
     columns = tuple(each.name for each in inquiry.questions)
     price = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
-    return ScalingPlan(columns, plan.noise_multiplier, price)
+    return ScalingPlan(columns, plan.noise, price)
 
 
 def check_scaling(federation: Federation) -> None:
     """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
-    if one_scaling(federation) is None:
-        return
+    one_scaling(federation)  # or it refuses
     for path in federation.mode.question_ledgers():
         for cap in federation.population.caps(path):
             require_purposes([PURPOSE], cap)
@@ -148,8 +142,6 @@ def check_scaling(federation: Federation) -> None:
 def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield the line about the question, beside the plan of a promise."""
     scaling = scaling_plan(federation)
-    if scaling is None:
-        return
     columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"
     without = plan.epsilon(budget.target_delta)
     whole = plan.epsilon(budget.target_delta, prior=query_events(federation))

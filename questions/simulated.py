@@ -20,8 +20,9 @@ from ..modes.federation import Federation
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.client_instructions import question_settings
-from ..run.prepare import claim_records, settle_records
+from ..run.prepare import claim_records
 from ..run.queries import Reach
+from ..run.record_ledgers import own_ledgers
 from ..run.released import released_file
 from ..simulations.engines import asking_engine, require_one_machine
 from ..simulations.simulate import state_kept
@@ -79,7 +80,7 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 @contextmanager
 def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    settle_records(federation, settings)
+    own_ledgers(federation, settings).settle()
     claim_records(federation)
     with asking_engine(federation, settings) as opened:
         yield opened

@@ -94,11 +94,17 @@ class Charge:
 
     @property
     def _release(self) -> Release:
-        events, segments = dict.fromkeys(self.plan.adversaries, self.plan.event()), self.inquiry.asked
-        key = (self.inquiry.name, self.row, QUESTION)
-        kind = self.randomness.kind
-        unit, arm = self.plan.unit, self.arm
-        return Release(unit, *key, events, kind, segments=segments, kind=QUESTION, arm=arm)
+        return Release(
+            self.plan.unit,
+            self.inquiry.name,
+            self.row,
+            QUESTION,
+            dict.fromkeys(self.plan.adversaries, self.plan.event()),
+            self.randomness.kind,
+            segments=self.inquiry.asked,
+            kind=QUESTION,
+            arm=self.arm,
+        )
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 PAUSE = "pause"  # action of an alarm after which only a person can resume the run
 
 
-def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
+def write_acts(run: Run, ledger: Ledger) -> None:
     """Record people's decisions before the next rounds; earlier records stay.
 
     Args:
       run: about to begin or resume.
-      earlier: the run's name on the ledger under the previous process; None for a new run.
       ledger: that the run is charged on.
 
     Raises:
@@ -34,8 +33,8 @@ def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
     for key, said in cap_acts(ledger.path):
         ledger.act(CAP, key, said)
     write_accepted(run.federation, run.name, ledger)
-    if earlier is not None and run.checkpoint is not None:
-        number = run.checkpoint.state.round
+    if run.checkpoint.run:
+        earlier, number = run.saved.name, run.checkpoint.state.round
         if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
             ledger.act(ALARM, (earlier, number, ALARM), act)
 

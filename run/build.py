@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.checks import check_cohort, check_delta, check_seed
-from ..configs.schema import (
+from ..configs.privacy_settings import (
     ClientDistributed,
-    CsvTask,
-    CyclicCohort,
-    LinkSettings,
     NoPrivacy,
     Record,
     RecordAndClient,
     RecordDistributed,
-    SimulationSettings,
     SumLevel,
 )
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation
 from ..populations.machine import OnThisMachine, Simulated
 from ..privacy.preconditions import check_adjacency
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
 SEEN_DRAW = "none: the server sees who takes part"
 USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
-SEEN_ANSWERS = "none: how a round ends tells how many took part"
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def build(
     settings = suited(settings, task, num_clients)
     cohort = _cohort(settings, num_clients)
     if deployed is not None:
-        cohort = seen_by_answers(cohort, deployed.link)
+        cohort = deployed.as_seen(cohort)
     cohort = over_selected(cohort, _over_selection(settings), num_clients)
     population = deployed or _on_this_machine(settings, task)
     _check_adjacency(settings, cohort, deployed)
@@ -158,7 +155,7 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
     if given is None:
         _require_named("task", name)
         return load_task(name, options, settings.allow_modules)
-    if settings.engine.name == "ray":
+    if settings.engine.elsewhere:
         remedy = (
             "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
         )
@@ -200,19 +197,6 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     check_delta(federation.settings, changed.mode.num_units)
     changed.check_cohort()
     return changed
-
-
-def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
-    """Return the cohort with a public draw if the number of answers ends a round.
-
-    A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
-    abandoned below a quorum, or ends once enough have answered, shows the difference.
-
-    Args:
-      cohort: as the settings describe it.
-      link: sets whether answers end a round.
-    """
-    return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
 
 
 def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None) -> None:

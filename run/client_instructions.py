@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.refusal import Refusal
-from ..configs.schema import CsvTask, FlwrPartition, RecordDistributed, SimulationSettings
+from ..configs.privacy_settings import RecordDistributed
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CsvTask, FlwrPartition
 from ..messages.client_settings import (
     ClientSettings,
     Encryption,
@@ -19,10 +21,9 @@ from ..populations.population import extra_of
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
-from .queries import query_events
+from .queries import queries_of, query_events
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
-MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most
 
 
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
@@ -69,10 +70,9 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
       federation: whose clients have answered the scaling question.
       client: settings before scaling.
     """
-    told = replace(client, task_options=_plain_settings(federation, Path()).task_options)
-    if client.record is None:
-        return told
-    return replace(told, record=replace(client.record, ledgers=tuple(federation.population.client_ledgers)))
+    record = client.record and replace(client.record, ledgers=tuple(federation.population.client_ledgers))
+    options = _plain_settings(federation, Path()).task_options
+    return replace(client, task_options=options, record=record)
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
@@ -96,8 +96,7 @@ def traces_of(federation: Federation, folder: Path) -> str:
     Raises:
       Refusal: the data are real, and a run folder must not hold such losses.
     """
-    audit = federation.settings.audit
-    if audit is None or not audit.loss_traces:
+    if not extra_of(federation.settings).keeps_losses(federation.settings):
         return ""
     if not federation.simulated:
         remedy = "these data are real: only its owner may see a record's losses; leave it out"
@@ -157,8 +156,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 def held_out_share(settings: SimulationSettings) -> float | None:
     """Return the share of its records that a client holds out for evaluation; None without one."""
-    evaluated = settings.evaluate.clients != "none" or settings.scored_at_clients
-    return settings.evaluate.share if evaluated else None
+    return next(filter(None, (query.held_out(settings) for query in queries_of(settings))), None)
 
 
 def order_of(run: Run) -> dict[str, str]:

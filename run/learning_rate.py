@@ -14,18 +14,16 @@ from dataclasses import replace
 from typing import Any
 
 from ..base.refusal import Refusal
-from ..configs.schema import (
-    AutoStrategy,
+from ..configs.privacy_settings import (
     ClientLevel,
-    FedAvg,
-    FedAvgM,
     NoPrivacy,
     Record,
     RecordAndClient,
     RecordDistributed,
-    SimulationSettings,
     sum_level,
 )
+from ..configs.schema import SimulationSettings
+from ..configs.training_settings import AutoStrategy, FedAvg, FedAvgM
 from ..tasks.data import size_of
 from ..tasks.protocol import Task
 

@@ -54,7 +54,6 @@ class Observer(Protocol):
 
     def resume(self, state: State, /) -> Demand:
         """Continue after a round that an earlier process finished, or at the start; repeat what is still demanded."""
-        del state
         return NO_DEMAND
 
     def observe(self, state: State, released: Released | None, /) -> None:
@@ -62,12 +61,10 @@ class Observer(Protocol):
 
     def columns(self, number: int, /) -> dict[str, Any]:
         """Return what the metrics line of the last round, `number`, says."""
-        del number
         return {}
 
     def demand(self, state: State, /) -> Demand:
         """Return what the round that ended in this state demands, after it was kept."""
-        del state
         return NO_DEMAND
 
     def end(self, ending: Ending, title: str, /) -> dict[str, Any] | None:
@@ -76,7 +73,6 @@ class Observer(Protocol):
         Raises:
           OSError: the folder cannot be written.
         """
-        del ending, title
         return None
 
 
@@ -93,9 +89,8 @@ class Observation(Protocol):
 
 def check(federation: Federation) -> None:
     """Refuse a federation that its observer cannot work with, or whose observer is not installed."""
-    audit = federation.settings.audit
-    if audit is not None:
-        _observation(audit.name).check(federation)
+    if name := federation.settings.observer:
+        _observation(name).check(federation)
 
 
 def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
@@ -105,8 +100,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
       run: before its first round, its folder made and its ledger open.
       fresh: whether the run is new and not resumed.
     """
-    audit = run.federation.settings.audit
-    return (run, Unobserved()) if audit is None else _observation(audit.name).begin(run, fresh)
+    name = run.federation.settings.observer
+    return _observation(name).begin(run, fresh) if name else (run, Unobserved())
 
 
 def _observation(asked: str) -> Observation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -13,16 +13,14 @@ from typing import Any
 from ..base.durable_files import make_folder
 from ..base.notice import warn
 from ..base.refusal import Refusal
-from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger.caps import CapEnded
 from ..privacy.ledger.folder_lock import alone
-from ..privacy.ledger.hash_chain import require_heads
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key
-from ..server.checkpoint import read
+from ..server.checkpoint import NO_CHECKPOINT, read
 from ..server.records_plan import within_records
 from ..server.round_terms import SumPrivacy
 from ..strategies.registry import make_strategy
@@ -52,9 +50,8 @@ from .acts import write_acts
 from .client_instructions import client_settings
 from .observer import Observer, begin
 from .observer import check as check_observer
-from .prepared_run import Run
+from .prepared_run import Run, Saved
 from .queries import later_events, queries_of
-from .run_folder import Saved
 from .sum_plan import (
     plan_of_rest,
     sum_plan,
@@ -73,32 +70,33 @@ NOTHING_HELD_OUT = (
 )
 
 
-def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
+def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     """Return the run before it begins or resumes; nothing is written.
 
     Args:
       federation: its parts.
       folder: of the run.
-      saved: state of an earlier process of the run; None for a new run.
+      saved: state of an earlier process of the run.
 
     Raises:
       Refusal: the settings, the model, the strategy or the checkpoint are invalid.
     """
-    if saved is None:
+    resumed = bool(saved.name)
+    if not resumed:
         run_folder.require_free(folder)
-    elif saved.turns is not None and saved.turns != federation.cohort.name:
+    elif saved.turns not in (None, federation.cohort.name):
         remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
         raise Refusal("resume", str(folder), remedy)
     queries = queries_of(federation.settings)
     federation.population.check_identity(federation.settings.task.data_id, federation.mode.spends)
-    checkpoint = read(folder) if saved else None
-    if checkpoint is not None:
+    checkpoint = (resumed and read(folder)) or NO_CHECKPOINT
+    if checkpoint.run:
         federation.population.check_run(checkpoint.run, folder)
-    left, spent = federation.settings.rounds_left(checkpoint.state.round if checkpoint else 0), ""
+    left, spent = federation.settings.rounds_left(checkpoint.state.round), ""
     try:
-        client = client_settings(federation, folder, left, saved is not None)
+        client = client_settings(federation, folder, left, resumed)
     except (Unaffordable, CapEnded) as refusal:
-        if saved is None:
+        if not resumed:
             raise
         client, spent = client_settings(federation, folder, 0), str(refusal)
     _check_every(federation)
@@ -117,10 +115,10 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if federation.mode.charges_records:
         federation.population.check_mode(federation.mode.charges_records)
     make_strategy_of(federation)
-    won = checkpoint is not None and checkpoint.state.winner is not None
+    won = checkpoint.state.winner is not None
     # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
     named = federation.simulated or not federation.population.reads_data
-    tuning = tuning_of(federation, saved.deal if saved and (named or won) else None)
+    tuning = tuning_of(federation, saved.deal if named or won else None)
     federation.check_cohort()
     coordinates = dimension_of(federation.task)  # refuses numbers that cannot be sent
     if federation.compression is not None:
@@ -129,21 +127,15 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         query.check(federation)
     if not won:
         require_arms(federation, tuning)
-    if saved is None and not (federation.simulated and federation.mode.budget):
+    if not resumed and not (federation.simulated and federation.mode.budget):
         require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
     # rounds were charged together and each row of their noise is used once.
     goes_on = federation.seed is not None or federation.mode.mechanism.rows is not None
-    name = saved.name if saved and goes_on else federation.population.new_name()
-    if checkpoint is not None and client.record is not None:
-        require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
-    return Run(federation, folder, name, client, checkpoint, tuning=tuning, spent=spent)
-
-
-def settle_records(federation: Federation, client: ClientSettings) -> None:
-    """Charge the clients' ledgers with earlier losses of their people that are not on them yet."""
-    if client.record is not None and (moved := federation.population.settle(client.record)):
-        warn(moved)
+    name = saved.name if resumed and goes_on else federation.population.new_name()
+    run = Run(federation, folder, name, client, saved, checkpoint, tuning=tuning, spent=spent)
+    run.own_ledgers.require(checkpoint.client_heads)
+    return run
 
 
 def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
@@ -249,19 +241,18 @@ def some_examples(federation: Federation) -> Data:
 def make_strategy_of(federation: Federation) -> Any:
     """Return the strategy of the settings."""
     if federation.strategy is not None:
-        return federation.strategy if federation.settings.tuned is None else deepcopy(federation.strategy)
+        return deepcopy(federation.strategy) if federation.settings.tried else federation.strategy
     s = federation.settings
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 
 
 @contextmanager
-def opened(run: Run, saved: Saved | None, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer]]:
+def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer]]:
     """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
 
     Args:
       run: as `prepare` returned it.
-      saved: state of an earlier process of the run; None for a new run.
-      ask: asks the clients the questions that precede the first round.
+      ask: asks the clients of a new run the questions that precede the first round.
 
     Yields:
       The run with its clients' privacy, and its observer.
@@ -270,44 +261,38 @@ def opened(run: Run, saved: Saved | None, ask: Callable[[Run], Run]) -> Generato
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
     """
     federation = run.federation
-    if run.client.record is not None:
-        make_folder(federation.population.words.ledgers, Path(run.client.record.ledger_dir))
+    run.own_ledgers.make_folder()
     budget = federation.mode.budget
     if budget is None:
         make_folder(run_folder.folder_setting(federation), run.folder)
         with alone(run.folder / "run", run_folder.folder_setting(federation)):  # no ledger keeps others out
-            yield _started(ask(run) if saved is None else run, saved)
+            yield _started(ask(run))
         return
     simulated, checkpoint = federation.simulated, run.checkpoint
-    plan, spent = _planned(run, saved, None) if simulated else (None, "")
-    if saved is None and simulated:
+    plan, spent = _planned(run, None) if simulated else (None, "")
+    if simulated and not run.resumed:
         require_use(federation, plan)
-    ledger = open_ledger(federation, run.folder, budget, checkpoint.head if checkpoint else None)
+    ledger = open_ledger(federation, run.folder, budget, checkpoint.head)
     ledger.purpose = federation.settings.purpose
     try:
         if plan is None:
-            plan, spent = _planned(run, saved, ledger)
+            plan, spent = _planned(run, ledger)
         source = federation.mode.sum_source
-        for shared in () if saved or source else ledger.shared:
+        for shared in () if run.resumed or source else ledger.shared:
             target = None if federation.mode.promises[0].noise_multiplier is not None else budget
             plan = within_records(plan, shared, target, "privacy", later_events(federation))
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
-        begun = checkpoint.state.round if checkpoint and not simulated else 0
+        begun = 0 if simulated else checkpoint.state.round
         adaptation = federation.mode.adaptation(plan, prior, begun)
         make_folder(run_folder.folder_setting(federation), run.folder)
-        key = _noise_key(run, saved)
+        key = _noise_key(run)
         share, units = federation.mode.metrics_share(plan), federation.mode.units
         privacy = SumPrivacy(
             plan, ledger, share, adaptation, key, units, source=None if simulated else source
         )
-        write_acts(run, saved.name if saved else None, ledger)
-        run = replace(run, privacy=privacy, spent=run.spent or spent)
-        run = replace(run, client=asking_for(run.client, _asked_plans(run)))
-        if saved is None:
-            asked = ask(run)
-            privacy = replace(privacy, units=asked.federation.mode.units)
-            run = replace(asked, privacy=privacy, client=asking_for(asked.client, _asked_plans(run)))
-        yield _started(run, saved)
+        write_acts(run, ledger)
+        run = ask(_demanding(replace(run, privacy=privacy, spent=run.spent or spent), plan))
+        yield _started(replace(run, privacy=replace(privacy, units=run.federation.mode.units)))
     finally:
         close_ledger(federation, ledger)
 
@@ -319,11 +304,15 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
     federation.population.keep_head(ledger)
 
 
-def _asked_plans(run: Run) -> list[Plan]:
-    """Return the plans of a run's requests to clients: rounds and queries."""
-    assert run.privacy is not None
+def _demanding(run: Run, planned: Plan) -> Run:
+    """Return the run with simulated owners' demand of the noise that its rounds and queries are planned with."""
+    demand = run.client.encryption
+    if demand is None:
+        return run
     queries = queries_of(run.federation.settings)
-    return [run.privacy.plan, *(each for query in queries for each in query.plans(run.federation, run.name))]
+    plans = (planned, *(each for query in queries for each in query.plans(run.federation, run.name)))
+    demand = replace(demand, minimum_noise_multiplier=min(each.noise_over_clip for each in plans))
+    return replace(run, client=replace(run.client, encryption=demand))
 
 
 def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:
@@ -350,76 +339,54 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
         raise
 
 
-def _started(run: Run, saved: Saved | None) -> tuple[Run, Observer]:
-    run, observer = begin(run, saved is None)
-    settle_records(run.federation, run.client)
+def _started(run: Run) -> tuple[Run, Observer]:
+    run, observer = begin(run, not run.resumed)
+    run.own_ledgers.settle()
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     run_folder.write_start(run)
     return run, observer
 
 
-def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> tuple[Plan, str]:
+def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
     """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget.
 
     Where this budget does not cover the remaining rounds of a resumed run, its noise comes with the refusal's sentence.
     """
-    federation, spent = run.federation, ""
-    left = federation.settings.rounds_left(run.checkpoint.state.round if run.checkpoint else 0)
-    if (
-        saved is not None
-        and saved.noise is not None
-        and (ledger is None or left <= 0 or federation.mode.mechanism.rows)
-    ):
+    federation, saved, spent = run.federation, run.saved, ""
+    left = federation.settings.rounds_left(run.checkpoint.state.round)
+    if saved.noise is not None and (ledger is None or left <= 0 or federation.mode.mechanism.rows):
         plan = sum_plan_with(federation, saved.noise, saved.filter_order)
     else:
         prior = (*ledger.events(Adversary.MODEL), *federation.mode.sums_before()) if ledger else ()
         try:
             plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
         except Unaffordable as refusal:
-            noise = None if saved is None else saved.noise
-            begun = (
-                None
-                if saved is None or noise is None
-                else sum_plan_with(federation, noise, saved.filter_order)
-            )
-            if begun is None:
+            if saved.noise is None:
                 raise
+            begun = sum_plan_with(federation, saved.noise, saved.filter_order)
+            assert begun is not None
             plan = plan_of_rest(federation, begun, prior, left)
             plan, spent = (begun, str(refusal)) if plan is None else (plan, "")
-        if saved is None and plan is not None and federation.mode.budget is not None:
+        if not run.resumed and plan is not None and federation.mode.budget is not None:
             plan.require_one_round(federation.mode.budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
     return plan, spent
 
 
-def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
-    """Return the clients' settings with simulated owners' demand of the planned noise.
-
-    Args:
-      client: the settings.
-      plans: of the client level, calibrated.
-    """
-    asked = client.encryption
-    if asked is None:
-        return client
-    least = min(each.noise_over_clip for each in plans)
-    return replace(client, encryption=replace(asked, minimum_noise_multiplier=least))
-
-
-def _noise_key(run: Run, saved: Saved | None) -> bytes | None:
+def _noise_key(run: Run) -> bytes | None:
     """Return the key of correlated noise on real data, on disk before the run's first round."""
     federation = run.federation
     if federation.mode.mechanism.rows is None or federation.seed is not None:
         return None
-    if saved is None:
+    if not run.resumed:
         try:
             return noise_key.make(run.folder)
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
             raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
-    finished = run.checkpoint is not None and run.checkpoint.state.round >= federation.settings.steps
+    finished = run.checkpoint.state.round >= federation.settings.steps
     key = b"" if finished else noise_key.read(run.folder)
-    if key and saved.places not in (None, federation.population.places_under(key)):
+    if key and run.saved.places not in (None, federation.population.places_under(key)):
         remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(run.folder), remedy)
     return key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,35 @@ from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
 from ..privacy.ledger.ledger import Ledger
 from ..server.tuning import NO_TUNING, Tuning
+from .record_ledgers import NoOwnLedgers, own_ledgers
 
 if TYPE_CHECKING:
     from ..server.checkpoint import Checkpoint
     from ..server.round_terms import SumPrivacy
+
+
+@dataclass(frozen=True)
+class Saved:
+    """State that a later process of the run needs in addition to its configuration.
+
+    Attributes:
+      name: the run's name on the ledgers; empty for a new run.
+      noise: the run's noise multiplier; None without client-level privacy.
+      filter_order: of its plan's RDP filter; None without one.
+      turns: the cohort's name, which gives the distance of a client's turns; None without turns.
+      deal: key of the clients' arms; None without tuning.
+      places: of clients that take turns, as `Population.places_under` gives them under the noise's key.
+    """
+
+    name: str
+    noise: float | None = None
+    filter_order: float | None = None
+    turns: str | None = None
+    deal: str | None = None
+    places: str | None = None
+
+
+NEW_RUN = Saved("")
 
 
 @dataclass(frozen=True)
@@ -25,7 +51,8 @@ class Run:
       folder: of its files.
       name: on the ledgers.
       client: settings of the clients.
-      checkpoint: to resume from; None for a new run.
+      saved: of an earlier process of the run.
+      checkpoint: to resume from.
       privacy: of the client level, with the open ledger; None without it.
       tuning: of the clients' arms.
       spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
@@ -35,12 +62,23 @@ class Run:
     folder: Path
     name: str
     client: ClientSettings
-    checkpoint: Checkpoint | None = None
+    saved: Saved
+    checkpoint: Checkpoint
     privacy: SumPrivacy | None = None
     tuning: Tuning = NO_TUNING
     spent: str = ""
 
     @property
+    def resumed(self) -> bool:
+        """Whether an earlier process began the run."""
+        return bool(self.saved.name)
+
+    @property
     def ledger(self) -> Ledger | None:
         """The population's ledger, open for writing, where clients are protected in the sum."""
         return None if self.privacy is None else self.privacy.ledger
+
+    @cached_property
+    def own_ledgers(self) -> NoOwnLedgers:
+        """The clients' own ledgers on this machine."""
+        return own_ledgers(self.federation, self.client)

@@ -94,6 +94,8 @@ class Query:
 
     Attributes:
       first: whether it is asked before the first round, and the run is another one afterwards.
+      held_out: returns the share of its records that each client holds out for it; None if it needs none.
+      metric: returns the metric by which the clients compare arms; None if it compares none.
       events: returns what it costs a unit in so many remaining rounds, None for all.
       plans: returns the plan of one request, of a run that has this name on ledgers.
       fields: returns fields of the `UnitPlan` of a promise with this plan.
@@ -109,6 +111,8 @@ class Query:
     """
 
     first: bool = False
+    held_out: Callable[[SimulationSettings], float | None] = lambda settings: None
+    metric: Callable[[SimulationSettings], str | None] = lambda settings: None
     events: Callable[[Federation, int | None], Sequence[DpEvent]] = lambda federation, num_rounds: ()
     plans: Callable[[Federation, str], Sequence[Plan]] = lambda federation, run: ()
     fields: Callable[[Federation, Plan], Mapping[str, Any]] = lambda federation, plan: {}
@@ -135,7 +139,7 @@ def queries_of(settings: SimulationSettings) -> tuple[Query, ...]:
     """
     return tuple(
         cast(Query, extension("query", name, field, value))
-        for name, (field, value) in settings.queries.items()
+        for name, (field, value) in settings.query_fields.items()
     )
 
 

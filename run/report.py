@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
+from dp_accounting.dp_event import DpEvent
 
-from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY, Promise
 from ..privacy.accounting.curve import (
@@ -30,13 +29,11 @@ from ..privacy.accounting.epsilon import (
     epsilon,
     forget_distributions,
 )
-from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
 from ..privacy.ledger.book import read_events
 from ..privacy.ledger.ledger import Ledger
 from ..strategies.cohorts import invited_size
-from ..strategies.record_plan import plans_of_sizes
 from .run_files import OWN_LEDGERS
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
@@ -95,7 +92,7 @@ def spent(
       federation: its parts.
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
-      draws: `open_draws` of the rounds so far.
+      draws: `NoOwnLedgers.open_draws` of the rounds so far.
       most: largest possible loss of a record, if cohorts are secret.
     """
     rows: list[Spent] = []
@@ -238,24 +235,6 @@ def _record_rows(
         Spent(unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
         for a, ((cost, shape), name, sampling) in shown.items()
     ]
-
-
-def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> list[DpEvent]:
-    """Return a record's cost of the run before its client's draws are known.
-
-    One event for each kind of client. A draw of clients does not hide a record: a changed model reveals that a client
-    took part, with or without this record. So the draw counts as public, but still as random, and a client that was
-    drawn unusually often loses no more than the others.
-
-    Returns:
-      The events; none where the ledgers also hold other runs, as those of real data may, or where clients are not drawn
-      by Poisson coins.
-    """
-    coin = federation.cohort.coin
-    if client.record is None or coin is None or not federation.simulated:
-        return []
-    plans = plans_of_sizes(federation.mode.sizes, client.record, client)
-    return [SelfComposedDpEvent(OpenlySampledDpEvent(float(coin), plan.event()), rounds) for plan in plans]
 
 
 def _unprotected(

@@ -51,9 +51,8 @@ from .log_file import LogFile, written_by
 from .machine_time import machine_time, since
 from .observer import Demand
 from .prepare import alone_on_records, make_strategy_of, opened, prepare
-from .prepared_run import Run
+from .prepared_run import NEW_RUN, Run
 from .queries import Reach, queries_of, with_everybody
-from .record_ledgers import charged, record_meter
 from .rosters_in_force import note_roster
 from .run_files import MIXED
 from .run_folder import Progress
@@ -145,7 +144,7 @@ def run_federation(
     begin = machine_time()
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
-    saved = run_folder.read_saved(folder) if resumed else None
+    saved = run_folder.read_saved(folder) if resumed else NEW_RUN
     for query in queries_of(federation.settings) if resumed else ():
         federation = query.answered(federation, folder)
     own = guarded(around.objects, federation.settings.callbacks)
@@ -158,13 +157,13 @@ def run_federation(
     watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
     with (
         alone_on_records(federation),
-        opened(prepared, saved, partial(_ask_first, around)) as (run, observer),
+        opened(prepared, partial(_ask_first, around)) as (run, observer),
         _client_log(federation, folder),
         closing(display[0]) if display else nullcontext(),
     ):
         strategy = make_strategy_of(federation)
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(run.tuning.arms - 1))]
-        meter = record_meter(run.federation, run.client)
+        meter = run.own_ledgers.meter()
         with refusing(run_folder.folder_setting(federation), folder, "cannot be read or written"):
             progress = run_folder.begun(run, strategies, observer, meter, around.tally)
         give_back()  # memory of planning
@@ -186,7 +185,7 @@ def run_federation(
 def _ask_first(around: Environment, run: Run) -> Run:
     """Ask what is asked before the first round, once clients are connected, and return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
-    if not first:
+    if run.resumed or not first:
         return run
     why = around.pace.ready(threading.Event())
     if why is not None:
@@ -246,12 +245,12 @@ def _run_on(
             federation.mode.metrics, run.client.canaries_of_step.count, federation.compression, run.tuning
         ),
     )
-    if progress.meter is not None and federation.seed is not None:
+    if progress.meter.counts and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            drawn = private.participants.numbers(private.draw(number))
+            drawn = progress.meter.clients(private.participants, private.draw(number))
             heard = progress.history[number - 1]["replies"] != 0
-            progress.meter.add(drawn if heard else charged(run, number, drawn))
+            progress.meter.add(drawn if heard else run.own_ledgers.charged(run.name, number, drawn))
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -275,8 +274,7 @@ def _run_on(
     )
     del state  # frees the first model
     ending = _ended(progress, _rounds(progress, private, loop, watching))
-    if progress.meter is not None:  # the cohort of an unfinished round may be charged as well
-        progress.meter.took_part.update(private.participants.numbers(private.drawn))
+    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.drawn))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
     return ending
@@ -285,7 +283,7 @@ def _run_on(
 def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
     """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
     last, federation = progress.history[-1:], progress.run.federation
-    owed = last and "evaluation" not in last[0] and federation.settings.evaluate.clients != "none"
+    owed = last and "evaluation" not in last[0] and federation.settings.query_fields
     if not owed or pace.ready(threading.Event()) is not None:
         return
     if (answer := _answer_after(progress, grid, pace.deadline, progress.state, last=True)) is not None:
@@ -310,7 +308,7 @@ def _ended(progress: Progress, ending: Ending) -> Ending:
     run, settings, done = progress.run, progress.run.federation.settings, ending.state.round
     if run.spent and ending.status is Status.COMPLETED:
         ending = replace(ending, status=Status.EXHAUSTED, reason=run.spent)
-    lost = run.checkpoint is not None and settings.steps - done <= settings.checkpoint_every
+    lost = run.checkpoint.run and settings.steps - done <= settings.checkpoint_every
     if ending.status is not Status.EXHAUSTED or not lost:
         return ending
     reason = f"{done} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
@@ -421,9 +419,9 @@ def _after_round(
     observer.observe(state, grid.released)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
-    drawn = [] if progress.meter is None else grid.participants.numbers(grid.drawn)
+    drawn = progress.meter.clients(grid.participants, grid.drawn)
     if drawn and not done.replies:
-        drawn = charged(progress.run, done.number, drawn)
+        drawn = progress.run.own_ledgers.charged(progress.run.name, done.number, drawn)
     evaluated = _answer_after(progress, grid, deadline, state)
     told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
     lines, *others = watching

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
@@ -21,8 +20,8 @@ from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
 from ..configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
-from ..configs.schema import CustomTask
 from ..configs.settings import shown_keys
+from ..configs.task_settings import CustomTask
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import GATE_INTERVAL
@@ -60,34 +59,12 @@ from .learning_rate import rise_of
 from .machine_time import MachineTime
 from .manifest import BESIDE
 from .observer import Observer
-from .prepared_run import Run
-from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
-from .report import encryption, open_draws, record_by_sums, spent, versions
+from .prepared_run import Run, Saved
+from .record_ledgers import NoMeter
+from .report import encryption, record_by_sums, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .run_files import MIXED, read_object, rows_of
 from .tuning import tuned
-
-
-@dataclass(frozen=True)
-class Saved:
-    """State that a later process of the run needs in addition to its configuration.
-
-    Attributes:
-      name: the run's name on the ledgers.
-      noise: the run's noise multiplier; None without client-level privacy.
-      filter_order: of its plan's RDP filter; None without one.
-      turns: the cohort's name, which gives the distance of a client's turns; None without turns.
-      deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Federation.places_under` gives them under the noise's key.
-    """
-
-    name: str
-    noise: float | None = None
-    filter_order: float | None = None
-    turns: str | None = None
-    deal: str | None = None
-    places: str | None = None
-
 
 KEPT = ("noise", "filter_order", "turns", "deal", "places")  # beside the name
 
@@ -100,9 +77,8 @@ class Progress:
       run: the fixed part; its federation is replaced when clients join or leave.
       state: after the last finished round.
       observer: of the run's released sums.
-      meter: of record-level loss; None without it.
+      meter: of record-level loss.
       history: the finished rounds, as in the file METRICS.
-      heads: of the clients' own ledgers.
       tally: of this process's bytes to and from the clients.
       reported_bytes: the part of them in recorded rounds.
       before: traffic of earlier processes' rounds.
@@ -113,9 +89,8 @@ class Progress:
     run: Run
     state: State
     observer: Observer
-    meter: RecordMeter | None
+    meter: NoMeter
     history: list[dict[str, Any]]
-    heads: KnownHeads
     tally: Tally = field(default_factory=Tally)
     reported_bytes: Carried = NOTHING
     before: Carried = NOTHING
@@ -178,9 +153,8 @@ def write_start(run: Run) -> None:
     with refusing(setting, run.folder, "it cannot be written; make room, or choose another"):
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
-        begun = 0 if run.checkpoint is None else run.checkpoint.state.round
         for roster in run.federation.population.rosters:
-            note_roster(run.folder, roster, begun + 1)
+            note_roster(run.folder, roster, run.checkpoint.state.round + 1)
         if not (run.folder / CONFIG).exists():
             replace_file(run.folder / CONFIG, run.federation.settings.source.encode(), mode=None)
 
@@ -217,7 +191,7 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
 
 
 def begun(
-    run: Run, strategies: Sequence[Strategy], observer: Observer, meter: RecordMeter | None, tally: Tally
+    run: Run, strategies: Sequence[Strategy], observer: Observer, meter: NoMeter, tally: Tally
 ) -> Progress:
     """Return the run's progress from an earlier process, or at its start.
 
@@ -232,16 +206,16 @@ def begun(
       Refusal: the checkpoint holds another model.
     """
     state = _first_state(run, strategies)
-    heads = KnownHeads(run.federation, run.client)
-    remembered = run.checkpoint.audit if run.checkpoint is not None else {}
     history = read_history(run.folder, state.round)
     before = carried_in(_rows_until(run.folder / OPERATOR, state.round) or history)
-    return Progress(run, state, observer, meter, history, heads, tally, before=before, remembered=remembered)
+    return Progress(
+        run, state, observer, meter, history, tally, before=before, remembered=run.checkpoint.audit
+    )
 
 
 def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
     arrays, checkpoint = read_arrays(run.federation.task.model()), run.checkpoint
-    if checkpoint is None:
+    if not checkpoint.run:
         trials = tuple(Trial(arrays, {}) for _ in run.tuning.values)
         return State(0, arrays, {}, trials=trials)
     state = checkpoint.state
@@ -307,22 +281,24 @@ def record_round(
       evaluated: record of the clients' evaluation of the new model; None without one.
     """
     metrics = metrics | shown_metrics(evaluated)
-    epsilons, sizes = _epsilons(progress, cohort), done.message_bytes
+    epsilons = _epsilons(progress, cohort)
     row = {
         "round": done.number,
-        **({"arm": done.arm} if done.arm else {}),
+        **_stated(arm=done.arm),
         **metrics,
         **{f"{TRAIN}{name}": value for name, value in done.scalars.items()},
-        **({AT_BOUND: cut} if (cut := _at_bound(progress.run, done)) else {}),
+        **_stated(**{AT_BOUND: _at_bound(progress.run, done)}),
         **_counts(progress, done),
         "abandoned": done.abandoned,
-        **({"exchanges": done.exchanges} if done.exchanges else {}),
-        **({"message_bytes": dict(zip(("down", "up"), sizes, strict=True))} if sizes else {}),
-        **({"blamed": done.blamed} if done.blamed else {}),
-        **({"cause": done.cause} if done.cause else {}),
-        **({"untrue": True} if done.untrue else {}),
-        **({"suspected": done.suspected} if done.suspected else {}),
-        **({"weighed": list(done.weighed)} if done.weighed else {}),
+        **_stated(
+            exchanges=done.exchanges,
+            message_bytes=dict(zip(("down", "up"), done.message_bytes or (), strict=False)),
+            blamed=done.blamed,
+            cause=done.cause,
+            untrue=done.untrue,
+            suspected=done.suspected,
+            weighed=list(done.weighed),
+        ),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.get("client")),
@@ -330,8 +306,7 @@ def record_round(
             next((spent for unit, spent in epsilons.items() if unit != Unit.CLIENT), None)
         ),
         **progress.observer.columns(done.number),
-        **({} if evaluated is None else {"evaluation": evaluated}),
-        **({"scores": list(progress.scores)} if progress.scores else {}),
+        **_stated(evaluation=evaluated, scores=list(progress.scores)),
     }
     note_evidence(progress.run.folder, done.evidence)
     progress.scores = ()
@@ -414,12 +389,12 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     """
     run = progress.run
     head = run.ledger.head if run.ledger is not None else None
-    write(run.folder, Checkpoint(run.name, state, head, progress.heads.now(), remembered))
+    write(run.folder, Checkpoint(run.name, state, head, run.own_ledgers.heads(), remembered))
 
 
 def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
     """Return the loss so far by unit, infinite without a guarantee; that of real records is known only to owners."""
-    federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
+    federation, ledger = progress.run.federation, progress.run.ledger
     found: dict[str, float] = {}
     promises = federation.mode.promises
     if ledger is not None:
@@ -429,10 +404,13 @@ def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
         )
     if not promises:
         found["client"] = math.inf
-    if meter is not None:
-        meter.add(cohort)
-        found[str(promises[-1].unit)] = meter.epsilon()
-    return found
+    progress.meter.add(cohort)
+    return found | progress.meter.epsilons()
+
+
+def _stated(**values: object) -> dict[str, object]:
+    """Return the values of a line that are stated: those that are not empty."""
+    return {name: value for name, value in values.items() if value}
 
 
 def _spelled(value: float | None) -> float | str | None:
@@ -511,7 +489,7 @@ def _close(progress: Progress) -> None:
     """Close the run; after a disk error the ledger takes no entry, which a verification reports."""
     run = progress.run
     if run.ledger is None or run.ledger.is_open:
-        close(run.folder, run.ledger, progress.heads.now() if run.federation.simulated else {})
+        close(run.folder, run.ledger, run.own_ledgers.heads() if run.federation.simulated else {})
 
 
 def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> str:
@@ -530,9 +508,7 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return the parts of a result that depend on the cohorts."""
     progress.reported_bytes = progress.tally.total()
     return {
-        "records": spending(
-            progress.run.federation, progress.run.client, progress.meter.took_part if progress.meter else ()
-        ),
+        "records": progress.run.own_ledgers.spending(progress.meter.took_part),
         "dropped": summed_drops(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
@@ -554,14 +530,18 @@ def _privacy(progress: Progress, ending: Ending) -> list[dict[str, Any]]:
     run, federation = progress.run, progress.run.federation
     if not federation.reported:
         return []
-    own = client_ledgers(federation, run.client.record and Path(run.client.record.ledger_dir))
-    rows = spent(federation, run.ledger, own, _draws(run, ending), _most(progress, ending))
+    done, settings, own = ending.state.round, federation.settings, run.own_ledgers
+    draws = own.open_draws(
+        settings.rounds_begun(min(done + 1, settings.steps))
+    )  # of a round that failed, too
+    most = progress.meter.secret_events(done >= settings.steps)
+    rows = spent(federation, run.ledger, own.files(), draws, most)
     return [row.to_json() for row in rows]
 
 
 def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dict[str, Any]:
     run, history = progress.run, progress.history
-    federation, ledger, record = run.federation, run.ledger, run.client.record
+    federation, ledger = run.federation, run.ledger
     final = next((row for row in reversed(history) if row["round"] <= ending.state.round), {})
     return {
         "status": str(ending.status),
@@ -590,7 +570,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         },
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(ledger.path) if ledger else record.ledger_dir if record else None,
+        "ledger": str(ledger.path) if ledger else run.own_ledgers.folder,
         "ledger_head": list(head_before_close(ledger, run.name)) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
@@ -627,22 +607,6 @@ def _configured(federation: Federation) -> dict[str, Any]:
         "partition": s.partition.name,
         "budget_runs": s.budget.runs,
     }
-
-
-def _most(progress: Progress, ending: Ending) -> list[DpEvent] | None:
-    meter = progress.meter
-    if meter is None or not progress.run.federation.mode.hides_counts:
-        return None
-    if ending.state.round < progress.run.federation.settings.steps:
-        meter.add(())  # clients of a round that failed were drawn, too
-    return meter.events()
-
-
-def _draws(run: Run, ending: Ending) -> list[DpEvent]:
-    # Clients of a round that failed were drawn, too.
-    settings = run.federation.settings
-    rounds = settings.rounds_begun(min(ending.state.round + 1, settings.steps))
-    return open_draws(run.federation, run.client, rounds)
 
 
 def _write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from dp_accounting.dp_event import DpEvent
 
 from ..base.refusal import Refusal
-from ..configs.schema import SimulationSettings, sum_level
+from ..configs.privacy_settings import sum_level
+from ..configs.schema import SimulationSettings
 from ..modes.federation import Federation
 from ..privacy.accounting.renyi_filter import admits
 from ..privacy.budget import Budget

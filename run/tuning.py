@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..base.refusal import Refusal
+from ..configs.schema import SimulationSettings
 from ..messages.local_training import Schedule
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
@@ -21,6 +22,7 @@ from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
 from ..tasks.protocol import Task
 from .prepared_run import Run
+from .queries import queries_of
 
 KEY_BYTES = 16
 CHARGED = ("epsilon", "noise_multiplier", "confidence")  # fields of an evaluation in a result
@@ -37,26 +39,32 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
       Refusal: there are no public data to compare values on.
     """
     settings = federation.settings
-    asked = settings.tuned
-    if asked is None:
+    if not settings.tried:
         return NO_TUNING
     if not settings.scored_at_clients and not (
         federation.held_out_public and len(held_out_of(federation.task))
     ):
         remedy = "values are compared on public held-out data, and there are none, or they count as private: set task.held_out=public if they are public, or tune.score=clients"
-        raise Refusal("tune", asked.name, remedy)
+        raise Refusal("tune", settings.tune.name, remedy)
     tuning = Tuning(
-        asked.name,
+        settings.tune.name,
         settings.tried,
         settings.tuning_rounds,
         settings.num_rounds,
         ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
-        settings.scored_metric if settings.scored_at_clients else asked.metric,
+        _compared_by(settings),
         federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:
         tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
     return tuning
+
+
+def _compared_by(settings: SimulationSettings) -> str | None:
+    """Return the metric that compares the arms; None for the task's usual one."""
+    return next(
+        filter(None, (query.metric(settings) for query in queries_of(settings))), settings.tune.metric
+    )
 
 
 def _reported(task: Task) -> dict[str, float]:
@@ -101,11 +109,11 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
       order: of every round without tuning.
       state: after the round before.
     """
-    tuning, asked = run.tuning, run.federation.settings.tuned
-    if asked is None:
+    settings, tuning = run.federation.settings, run.tuning
+    if not tuning.values:
         return order
     number = state.round + 1
-    trained = asked.in_training(run.federation.settings.local_training, tuning.value_in(number, state.winner))
+    trained = settings.tune.in_training(settings.local_training, tuning.value_in(number, state.winner))
     # The schedule counts a client's rounds, and a sum's number those of all arms.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
     told = replace(TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number))

@@ -19,7 +19,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released import Drawn, Released
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
@@ -81,7 +81,7 @@ class Unprotected:
         """Return the number of clients; each is weighted by its examples."""
         return clients
 
-    def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> None:
+    def seen(self, number: int, row: int, mean: Mean, drawn: Drawn) -> None:
         """Return None: no noise is claimed."""
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
@@ -112,13 +112,12 @@ class Protected:
     norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        self.choices: Choices | None = self.privacy.adaptation.first(self.privacy.plan)
+        self.choices = self.privacy.adaptation.first(self.privacy.plan)
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
 
     @property
     def now(self) -> Choices:
         """Choices for the next round, at its norm."""
-        assert self.choices is not None
         return replace(self.choices, clipping_norm=self.choices.clipping_norm * self.norm_factor)
 
     @property
@@ -199,14 +198,14 @@ class Protected:
         """Return the expected number of units in this many clients' vectors: the divisor of their sum."""
         return clients * self.privacy.units.expected
 
-    def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> Released:
+    def seen(self, number: int, row: int, mean: Mean, drawn: Drawn) -> Released:
         """Return the sum for an audit: in clipping norms, with the claimed noise.
 
         Args:
           number: of the round.
           row: of its release.
           mean: of the round; its `seen` is overwritten and returned.
-          drawn: number of drawn real clients, drawn canaries, and number of all real clients.
+          drawn: the cohort.
         """
         plan = self.plan
         to_clips = mean.denominator / plan.clipping_norm
@@ -222,12 +221,11 @@ class Protected:
         else:
             rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
         step = mean.step / plan.clipping_norm
-        return Released(number, layers, noise, rate, charged, *drawn, records, mean.sketch, step)
+        return Released(number, layers, noise, rate, charged, drawn, records, mean.sketch, step)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""
         self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
-        assert self.choices is not None
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)
 
     def _release(self, row: int, cohort: Sequence[int]) -> Release:

@@ -140,6 +140,9 @@ class Checkpoint:
     )
 
 
+NO_CHECKPOINT = Checkpoint("", State(0, {}, {}))  # of a run that has not finished a round
+
+
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; after a crash at any moment this one or the previous one is complete."""
     state = checkpoint.state

@@ -188,12 +188,7 @@ def _explanations(
 
 
 def _divided(nodes: Sequence[int], count: int) -> list[list[int]]:
-    """Return parts of nearly equal size, each with an equal share of the candidates.
-
-    Args:
-      nodes: in a random order, those who are sought last.
-      count: of parts, at least 1.
-    """
+    """Return `count` parts of nodes in random order, of nearly equal size, each with an equal share of the last ones."""
     parts: list[list[int]] = [[] for _ in range(count)]
     for place, node in enumerate(reversed(nodes)):
         parts[place % count].append(node)

@@ -46,11 +46,7 @@ class MaskedSums:
         self._faults: Counter[str] = Counter()
 
     def renew(self, masking: Masking | None) -> None:
-        """Go on with another roster.
-
-        Args:
-          masking: of the sums from the next round on; None leaves it.
-        """
+        """Go on with another roster; without masking, with the one that is there."""
         if masking is not None:
             self._sums.masking = masking
             members = frozenset(each.node for each in masking.roster.members)
@@ -206,11 +202,7 @@ def _evidence_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of a round's attempts.
 
-    Args:
-      evidence: of each attempt.
-      run: its name in the terms of these attempts.
-      number: of the round.
-      masking: with the roster; where nobody has signed it, as in a simulation, a key that is thrown away does.
+    Where nobody has signed the roster, as in a simulation, a key that is thrown away does.
     """
     for each in evidence:
         roster = masking.signed_roster or write_roster(masking.roster, Ed25519PrivateKey.generate())

@@ -91,7 +91,7 @@ def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
       spec: of the sum in the clear.
       masking: gives the norm without client-level privacy.
     """
-    if spec.clipping_norm is not None:
+    if spec.private:
         return spec
     segments = tuple(
         replace(each, bound=masking.most_examples) if each.name == WEIGHT else each for each in spec.segments

@@ -62,7 +62,8 @@ class RunRows:
     Attributes:
       count: number of rows.
       ledger: of the population.
-      name: of the run and the mechanism on the ledger.
+      run: its name on the ledger.
+      mechanism: its name there.
       randomness: seeded in a declared simulation.
       key: of the noise if the randomness is not seeded.
       secret: whether no file may reveal the cohorts.
@@ -70,30 +71,28 @@ class RunRows:
 
     count: int
     ledger: Ledger
-    name: tuple[str, str]
+    run: str
+    mechanism: str
     randomness: Randomness
     key: bytes | None = field(repr=False)
     secret: bool = False
     cohorts: list[list[int]] = field(default_factory=list[list[int]])
 
     def __post_init__(self) -> None:
-        seeded = self.randomness.seed is not None
-        if not seeded and self.key is None:
+        self.stream_of = partial(self.randomness.stream, "noise")
+        if self.key is not None:
+            self.stream_of = partial(keyed_stream, self.key, "noise")
+        elif not self.randomness.seeded:
             remedy = "noise that later rounds subtract needs a key that survives a crash"
             raise Refusal("noise_key", None, remedy)
-        self.stream_of = (
-            partial(self.randomness.stream, "noise")
-            if self.key is None
-            else partial(keyed_stream, self.key, "noise")
-        )
 
     def skip_to(self, number: int) -> None:
         """Continue after round `number`, which an earlier process finished."""
-        paid = self.ledger.cohorts(*self.name)
+        paid = self.ledger.cohorts(self.run, self.mechanism)
         if len(paid) < number:
             remedy = f"the ledger knows only {len(paid)} rounds of this run; restore it"
             raise Refusal("resume", number, remedy)
-        self.cohorts = paid if self.randomness.seed is None else paid[:number]
+        self.cohorts = paid[:number] if self.randomness.seeded else paid
 
     def next(self, number: int) -> int:
         """Return the next unused row, whatever the round.
@@ -119,20 +118,20 @@ Rows = RoundRows | RunRows
 
 
 def rows_of(
-    name: tuple[str, str], cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
+    run: str, mechanism: str, cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
 ) -> Rows:
     """Return the rows of a run.
 
     Raises:
       Refusal: the cohorts must be kept, and the plan keeps none; or a choice is adaptive.
     """
-    count = None if privacy is None else privacy.plan.mechanism.rows
-    if cohort.turns is not None and count is None:
-        remedy = "only a plan for the whole run records earlier cohorts; give the plan a correlation"
-        raise Refusal("cohort", cohort.name, remedy)
-    if privacy is None or count is None:
+    if privacy is None or privacy.plan.mechanism.rows is None:
+        if cohort.turns is not None:
+            remedy = "only a plan for the whole run records earlier cohorts; give the plan a correlation"
+            raise Refusal("cohort", cohort.name, remedy)
         return RoundRows(randomness)
     if privacy.adaptation != NOTHING_ADAPTS:
         remedy = "rounds that form one release are fixed in advance; turn adaptation off"
         raise Refusal("adaptation", privacy.adaptation, remedy)
-    return RunRows(count, privacy.ledger, name, randomness, privacy.noise_key, cohort.secret)
+    count, key = privacy.plan.mechanism.rows, privacy.noise_key
+    return RunRows(count, privacy.ledger, run, mechanism, randomness, key, cohort.secret)

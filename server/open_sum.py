@@ -69,6 +69,6 @@ class OpenSums:
 def _decoded(
     total: Vector, layout: Layout, spec: SumSpec, expected: float, replies: int
 ) -> tuple[dict[str, Vector], dict[str, float]]:
-    if spec.clipping_norm is None and replies == 0:
+    if not spec.private and replies == 0:
         return {name: np.zeros(shape) for name, shape in layout.items()}, {}
     return decode(total, layout, spec, expected)

@@ -82,26 +82,26 @@ class Participants:
         return [*self._real[:most], *self._dummies][:most]
 
     @property
+    def _arms(self) -> int:
+        """Number of parts of the clients, of which a round asks one."""
+        return self.arm.deal.arms if self.arm else 1
+
+    @property
     def expected(self) -> float:
         """Expected number of real clients of a round: the divisor of the mean."""
-        if self.arm is None:
-            return self.cohort.expected_size(self.population or self.clients)
-        arms = self.arm.deal.arms
-        clients = round(self.population / arms) if self.population else len(self.members(self.arm))
-        return in_arm(self.cohort, arms).expected_size(clients)
+        clients = round(self.population / self._arms) if self.population else self.drawn_from
+        return in_arm(self.cohort, self._arms).expected_size(clients)
 
     @property
     def drawn_from(self) -> int:
         """Number of real clients that a round's cohort is drawn from."""
-        return self.clients if self.arm is None else len(self.members(self.arm))
+        return len(self.members(self.arm)) if self.arm else self.clients
 
     @property
     def due(self) -> Answers:
         """Answers needed by the round: for an arm its share of those of all clients."""
-        if self.arm is None:
-            return self.answers
-        enough, arms = self.answers.enough, self.arm.deal.arms
-        return Answers(self.answers.quorum // arms, None if enough is None else max(1, enough // arms))
+        enough = self.answers.enough
+        return Answers(self.answers.quorum // self._arms, enough and max(1, enough // self._arms))
 
     def members(self, arm: Arm) -> list[int]:
         """Return the nodes of an arm's clients, in order."""

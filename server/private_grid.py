@@ -25,7 +25,7 @@ from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released import Drawn, Released
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, SumAccount, account_of
@@ -85,7 +85,7 @@ class PrivateGrid(PassingGrid):
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
         cohort, source = participants.cohort, self._randomness
-        self._rows = rows_of((self._run_name, MECHANISM), cohort, privacy, source)
+        self._rows = rows_of(self._run_name, MECHANISM, cohort, privacy, source)
         self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
         self._sums = sums_over(participants, self._account, masking, source)
         self._early: dict[int, list[int]] = {}
@@ -134,13 +134,12 @@ class PrivateGrid(PassingGrid):
         """
         self._exchanges, self.released = 0, None
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
-        if not training or self.exhausted is not None:
+        if not training or self.exhausted:
             return []
         content = self._with_whole_numbers(wire.common_content(training))
-        number = self._reserved if self._reserved > self._finished else self._reserve_next()
-        if number is None:
+        if self._reserved <= self._finished and not self._reserve_next():
             return []
-        return self._round(number, content, training[0], timeout)
+        return self._round(self._reserved, content, training[0], timeout)
 
     def renew(
         self,
@@ -214,7 +213,8 @@ class PrivateGrid(PassingGrid):
           choices: after it; None without adaptive choices.
         """
         self._reserved = self._finished = number
-        self._account.choices = choices or self._account.choices
+        if choices:
+            self._account.choices = choices
         self._rows.skip_to(number)
 
     def draw(self, number: int) -> list[int]:
@@ -241,13 +241,12 @@ class PrivateGrid(PassingGrid):
         self._rows.take(self.drawn)
         self._reserved = number
 
-    def _reserve_next(self) -> int | None:
+    def _reserve_next(self) -> bool:
         try:
             self.reserve(self._reserved + 1)
         except BudgetExhausted as spent:
             self.exhausted = spent
-            return None
-        return self._reserved
+        return not self.exhausted
 
     def _round(
         self, number: int, content: RecordDict, request: Message, timeout: float | None
@@ -281,7 +280,7 @@ class PrivateGrid(PassingGrid):
         if spec.compression is not None:
             mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.drawn)
-        drawn = (len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
+        drawn = Drawn(len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
             self.released = self._account.seen(number, self._row, mean, drawn)
@@ -312,9 +311,9 @@ class PrivateGrid(PassingGrid):
     @property
     def _public_seed(self) -> str:
         """Seed of the run's matrices: from a simulation's seed, or from the run's name at a server."""
-        if self._randomness.seed is None:
-            return hashlib.sha256(self._run_name.encode()).hexdigest()
-        return self._randomness.stream("compression").bytes(32).hex()
+        if self._randomness.seeded:
+            return self._randomness.stream("compression").bytes(32).hex()
+        return hashlib.sha256(self._run_name.encode()).hexdigest()
 
     def _draw_ahead(self) -> list[int]:
         """Return the cohort of the next row; it is drawn once."""

@@ -39,32 +39,33 @@ def within_records(
       Refusal: it does not cover the run or, if noise is given, its first round; the sentence gives what it covers.
     """
     allowed = capped(shared.path, shared.budget)
-    assert plan.noise_multiplier is not None
     releases = 1 if budget is None else -(-plan.num_rounds // (plan.mechanism.rounds or 1))
     delta, order = allowed.target_delta, shared.book.filter_order or plan.filter_order
     prior = shared.book.events(Adversary.MODEL)
 
-    def cost(noise: float | None) -> float:
-        mine = [] if noise is None else [*[replace(plan, noise_multiplier=noise).event()] * releases, *beside]
+    def spent_with(mine: Sequence[DpEvent]) -> float:
         plain = [exchanged(event_to_json(each), allowed.adjacency, order is None) for each in mine]
         events = [*prior, *map(event_from_json, plain)]
         return counted(events, delta, allowed.adjacency, order, GATE_INTERVAL)
 
-    if cost(plan.noise_multiplier) <= allowed.target_epsilon:
+    def cost(noise: float) -> float:
+        return spent_with([*[replace(plan, noise_multiplier=noise).event()] * releases, *beside])
+
+    if cost(plan.noise) <= allowed.target_epsilon:
         return plan
-    of = f"{cost(None):.4g} of epsilon {allowed.target_epsilon:g} at delta {delta:g}"
+    of = f"{spent_with([]):.4g} of epsilon {allowed.target_epsilon:g} at delta {delta:g}"
     why = f"records of these data have spent {of}, and pay for a sum of whole clients as for half its noise"
-    asked = f"{group}.noise_multiplier", plan.noise_multiplier
+    field, value = f"{group}.noise_multiplier", plan.noise
     if budget is not None:
-        asked = f"{group}.target_epsilon", budget.target_epsilon
+        field, value = f"{group}.target_epsilon", budget.target_epsilon
     try:
         least = least_noise(cost, allowed.target_epsilon)
     except Refusal:
-        raise Refusal(*asked, f"{why}; keep the model that you have") from None
+        raise Refusal(field, value, f"{why}; keep the model that you have") from None
     if budget is None:
-        raise Refusal(*asked, f"{why}; give at least {least:.4g}")
+        raise Refusal(field, value, f"{why}; give at least {least:.4g}")
     fitting = replace(plan, noise_multiplier=least)
     if shared.budget.target_epsilon >= UNLIMITED_EPSILON:
         return fitting
     enough = fitting.epsilon(budget.target_delta, prior=beside)
-    raise Refusal(*asked, f"{why}; give at most {0.99 * enough:.3g}")
+    raise Refusal(field, value, f"{why}; give at most {0.99 * enough:.3g}")

@@ -223,11 +223,7 @@ def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
 
 
 def joined(parts: Sequence[Mean]) -> Mean:
-    """Return the mean over several parts of a cohort.
-
-    Args:
-      parts: their means, at least one, with the same names.
-    """
+    """Return the mean over several parts of a cohort, at least one, with the same names."""
     if len(parts) == 1:
         return parts[0]
     weight, clients = (sum(getattr(each, name) for each in parts) for name in ("weight", "clients"))

@@ -143,15 +143,18 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 state, ending = _run_round(grid, loop, state)
             except Unscored as why:
                 return Ending(Status.FAILED, str(why), state)
-            if ending is None and grid.all_spent:
-                ending = Ending(Status.EXHAUSTED, SPENT, state)
-            if ending is None and grid.all_declined:
-                ending = Ending(Status.FAILED, DECLINED, state)
-            if ending is None and grid.forked:
-                ending = Ending(Status.FAILED, FORKED, state)
-            if ending is not None:
+            if ending := ending or _without_clients(grid, state):
                 return ending
     return _ending(grid, state)
+
+
+def _without_clients(grid: PrivateGrid, state: State) -> Ending | None:
+    """Return the ending of a run whose clients take part no longer, or None."""
+    if grid.all_spent:
+        return Ending(Status.EXHAUSTED, SPENT, state)
+    if grid.all_declined:
+        return Ending(Status.FAILED, DECLINED, state)
+    return Ending(Status.FAILED, FORKED, state) if grid.forked else None
 
 
 def _given_up(grid: PrivateGrid, pace: Pace) -> str | None:

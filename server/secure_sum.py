@@ -213,8 +213,8 @@ def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
     return Message(content, node, wanted.message_type, group_id=str(wanted.row))
 
 
-def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
-    """Return a node's answers to `count` messages: bytes, or the reason if there are none."""
+def _replies(reply: Message, count: int) -> list[tuple[bytes, str]]:
+    """Return a node's answers to `count` messages: bytes, or none and the reason."""
     if reply.has_error():
         return [(b"", DROP_REASONS.get(reply.error.code, "failed"))] * count
     try:
@@ -223,8 +223,8 @@ def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
     except Exception:
         logger.exception("processing a reply of node %s failed", reply.metadata.src_node_id)
         return [(b"", DROP_REASONS[UNREADABLE])] * count
-    reason = None if code is None else DROP_REASONS.get(code, "failed")
-    return [(each, None if each else reason) for each in said]
+    reason = "" if code is None else DROP_REASONS.get(code, "failed")
+    return [(each, "" if each else reason) for each in said]
 
 
 # --- one attempt ------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class Attempt:
         self.asked_to_open |= self.opening
         self._asked_for_vectors |= self.step is Exchange.INBOX
 
-    def hear(self, node: int, reply: bytes, reason: str | None = None) -> None:
+    def hear(self, node: int, reply: bytes, reason: str = "") -> None:
         """Process a node's reply; an invalid one is dropped and counted.
 
         Args:
@@ -336,7 +336,7 @@ class Attempt:
           reply: unverified; ignored if there is a reason.
           reason: why there is none.
         """
-        if reason is None:
+        if not reason:
             try:
                 self._server.take(node, reply)
             except Refused as refused:
@@ -346,7 +346,7 @@ class Attempt:
                 reason = DROP_REASONS[UNREADABLE]
         if node in self._server.declined:
             reason = f"declined: {self._server.declined[node]}"
-        if reason is not None:
+        if reason:
             self._reasons[node] = reason
 
     def wait_no_more(self, reason: str) -> None:

@@ -93,9 +93,5 @@ class Clients:
         )
 
     def workers(self, together: int) -> int:
-        """Return the number of processes that train a cohort: one per core or GPU, if each has enough work.
-
-        Args:
-          together: as in `InProcessGrid`.
-        """
+        """Return the number of processes that train a cohort: one per core or GPU, if each has enough work."""
         return max(1, min(units(self.settings.accelerator), self.invited // max(1, together)))

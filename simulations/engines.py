@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 
 from ..base.extensions import extension
 from ..base.refusal import Refusal
-from ..configs.schema import Ray
 from ..messages.client_settings import ClientSettings
 from ..messages.grids import PassingGrid
 from ..messages.sizes import carried_bytes, update_bytes
@@ -33,27 +32,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generator[Grid]:
-    """Open the grid to the clients, as `on_engine` does, and count the bytes of a link.
+    """Open the grid to the clients on the engine of the settings, and count the bytes of a link.
 
     Args:
       run: about to begin its rounds.
       tally: takes the bytes.
       grid: to be used instead of an engine; it is not closed.
     """
-    with on_engine(run, grid) as opened:
-        yield counted(opened, tally, run.federation.sends_differences)
-
-
-def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:
-    """Open the grid to the clients: the given one, or the engine of the settings.
-
-    Arguments as of `counted_engine`.
-    """
-    if grid is not None:
-        return nullcontext(grid)
     federation = run.federation
     clients = clients_of(federation, run.client, federation.num_nodes, federation.masking is None)
-    return _opened(federation, clients, federation.settings.engine.workers)
+    workers = federation.settings.engine.workers
+    with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
+        yield counted(opened, tally, federation.sends_differences)
 
 
 @contextmanager
@@ -71,7 +61,7 @@ def require_one_machine(federation: Federation) -> None:
       Refusal: each machine would keep a budget of its own for the same records.
     """
     engine = federation.settings.engine
-    if isinstance(engine, Ray) and engine.address and federation.mode.own_budget and not federation.simulated:
+    if engine.address and federation.mode.own_budget and not federation.simulated:
         remedy = (
             "each machine would keep ledgers of its own for the same records; train real ones on one machine"
         )
@@ -93,8 +83,8 @@ def clients_of(federation: Federation, settings: ClientSettings, count: int, at_
 
 def _opened(federation: Federation, clients: Clients, workers: int | None) -> AbstractContextManager[Grid]:
     engine = federation.settings.engine
-    if isinstance(engine, Ray):
-        return extension("engine", "ray", "engine", "ray")(clients, engine)
+    if engine.elsewhere:
+        return extension("engine", engine.option, "engine", engine.option)(clients, engine)
     return closing(clients.grid(federation.task, workers))
 
 

@@ -20,20 +20,17 @@ import torch
 from safetensors.torch import load_file
 
 from ..base.refusal import Refusal
-from ..configs.schema import (
-    AllCohort,
+from ..configs.privacy_settings import (
     ClientCentral,
     ClientLevel,
-    FaultSettings,
-    NoAudit,
-    NoTuning,
-    PoissonCohort,
     Record,
     RecordAndClient,
     RecordDistributed,
     SecaggSettings,
-    SimulationSettings,
 )
+from ..configs.schema import FaultSettings, Off, SimulationSettings
+from ..configs.task_settings import AllCohort, PoissonCohort
+from ..configs.training_settings import NoTuning
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.client_instructions import client_settings
@@ -140,7 +137,7 @@ def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
     changed = {
         "privacy": privacy,
         "cohort": AllCohort() if rate == 1 else PoissonCohort(rate=rate),
-        "audit_group": NoAudit(),
+        "audit_group": Off(),
         "tune": NoTuning(),
         "secagg_group": SecaggSettings(name="auto"),
         "faults": FaultSettings(),

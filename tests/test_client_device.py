@@ -666,7 +666,7 @@ ROUTE = "Iface\tDestination\tGateway\n{}\t00000000\t0100A8C0"
 )
 def test_gates_read_the_systems_files(tmp_path, asked, files, said):
     found = obstacle(Eligibility(**asked), NIGHT, system(tmp_path, **files))
-    assert (found is None) == (said is None) and (said or "") in (found or "")
+    assert bool(found) == (said is not None) and (said or "") in found
 
 
 def test_hours_of_the_day_and_across_midnight():

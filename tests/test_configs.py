@@ -13,16 +13,10 @@ from pydantic import ValidationError
 from fedveil import configs
 from fedveil.base.refusal import Refusal
 from fedveil.configs.compose import arguments, compose_jobs
-from fedveil.configs.schema import (
-    ClientCentral,
-    NoPrivacy,
-    PlainPartition,
-    PoissonCohort,
-    Record,
-    RecordAndClient,
-    SimulationSettings,
-)
+from fedveil.configs.privacy_settings import ClientCentral, NoPrivacy, Record, RecordAndClient
+from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides, settings_of
+from fedveil.configs.task_settings import PlainPartition, PoissonCohort
 from fedveil.privacy.budget import Adjacency
 
 FOLDER = Path(str(configs.__file__)).parent

@@ -2,15 +2,16 @@
 
 import pytest
 
+from fedveil.audit.settings import audit_of
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 
 
 def test_light_is_the_default_and_off_is_nothing() -> None:
-    light = settings_from_overrides([]).audit
+    light = audit_of(settings_from_overrides([]))
     assert light is not None and not light.full and light.on_alarm == "stop"
-    assert settings_from_overrides(["audit=off"]).audit is None
-    full = settings_from_overrides(["audit=full", "audit.canaries=7", "audit.looks=3"]).audit
+    assert audit_of(settings_from_overrides(["audit=off"])) is None
+    full = audit_of(settings_from_overrides(["audit=full", "audit.canaries=7", "audit.looks=3"]))
     assert full is not None and full.full and (full.canaries, full.looks) == (7, 3)
 
 

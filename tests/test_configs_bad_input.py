@@ -9,7 +9,7 @@ from torch import nn
 from fedveil.base.refusal import Refusal
 from fedveil.configs.checks import check_cohort, check_delta, check_seed
 from fedveil.configs.preflight import preflight
-from fedveil.configs.schema import Record
+from fedveil.configs.privacy_settings import Record
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.strict import Mistakes
 from fedveil.configs.yaml_guard import MAX_BYTES, check_file

@@ -8,24 +8,22 @@ import pytest
 import yaml
 
 import fedveil.configs
+from fedveil.audit.settings import FullAudit, LightAudit, NoAudit
 from fedveil.base.refusal import Refusal
 from fedveil.configs import schema
 from fedveil.configs.compose import compose_overrides
+from fedveil.configs.engine_settings import InProcess
 from fedveil.configs.group import Group, node_at, schema_of
+from fedveil.configs.privacy_settings import ClientCentral, ClientDistributed, Record, RecordAndClient
 from fedveil.configs.reference import help_text
-from fedveil.configs.schema import (
-    ClientCentral,
-    ClientDistributed,
-    FullAudit,
-    LinkSettings,
-    Record,
-    RecordAndClient,
-    ServerSettings,
-    SimulationSettings,
-)
+from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.settings import LinkSettings, ServerSettings
+from fedveil.engines.settings import Ray
+from fedveil.evidence.settings import CostSettings
 from fedveil.messages.local_training import OPTIMIZERS, TOLD, LocalTraining
 from fedveil.privacy.budget import Adjacency
+from fedveil.questions.settings import EvaluateSettings
 
 FOLDER = Path(fedveil.configs.__file__).parent
 # Values that suit the task, and have no default of their own.
@@ -38,6 +36,7 @@ OF_TASK = {
     "clipping_norm",
     "longest_update",
 }
+OF_EXTENSIONS = {"cost": CostSettings(), "evaluate": EvaluateSettings()}
 TARGET = {
     "task/custom": {"target": "mine:Task"},
     "strategy/custom": {"target": "mine:Strategy"},
@@ -56,10 +55,11 @@ def model_of(group: str, name: str) -> type[Group]:
     if group == "link":
         return LinkSettings
     kinds = {
+        "engine": (InProcess, Ray),
         "secagg": (schema.SecaggSettings, schema.NoSecagg),
-        "audit": (*get_args(schema.AuditSettings), schema.NoAudit),
+        "audit": (LightAudit, FullAudit, NoAudit),
         "compress": (schema.CompressionSettings, schema.NoCompression),
-        "tune": (*get_args(schema.TuningSettings), schema.NoTuning),
+        "tune": get_args(schema.TuningSettings),
     }
     known = kinds.get(group) or get_args(getattr(schema, f"{group.capitalize()}Settings"))
     (found,) = [kind for kind in known if name in get_args(kind.model_fields["name"].annotation)]
@@ -110,7 +110,9 @@ def test_the_primary_files_say_the_models_defaults(file: str, model: type[Group]
     for key in set(found) - {"defaults", "hydra"}:
         if str(found[key]).startswith("${"):
             continue
-        default = getattr(training, key) if key in TOLD else model.model_fields[key].get_default()
+        default = (vars(training) | OF_EXTENSIONS).get(key, None)
+        if default is None:
+            default = model.model_fields[key].get_default()
         plain = (
             default.model_dump(mode="json")
             if isinstance(default, Group)
@@ -224,7 +226,7 @@ def test_a_place_in_the_schema_is_found_through_the_options() -> None:
 
 @pytest.mark.parametrize("overrides", [[], ["privacy=record_and_client", "task=shakespeare", "audit=full"]])
 def test_help_fits_a_terminal_and_names_every_key(overrides: list[str]) -> None:
-    told = help_text(compose_overrides(overrides).config, "config")
+    told = help_text(compose_overrides(overrides).config, SimulationSettings)
     assert max(map(len, told.splitlines())) <= 80
     for key in ("num_rounds=100", "learning_rate=${task.", "secagg.bits=null", "cohort.rate=0.25"):
         assert f"\n  {key}" in told

@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 import fedveil.configs
+from fedveil.audit.settings import LightAudit
 from fedveil.base.refusal import Refusal
-from fedveil.configs.schema import ClientCentral, LightAudit, LinkSettings, Record
-from fedveil.configs.settings import differing, server_settings
+from fedveil.configs.privacy_settings import ClientCentral, Record
+from fedveil.configs.settings import differing
+from fedveil.deployment.settings import LinkSettings, server_settings
 
 FOLDER = Path(fedveil.configs.__file__).parent
 
@@ -21,7 +23,7 @@ def test_the_defaults_are_a_few_hospitals_under_record_level_privacy() -> None:
     assert isinstance(settings.federation.privacy, Record)
     assert settings.federation.cohort.name == "all"
     assert (settings.federation.seed, settings.federation.resume) == (None, None)
-    assert settings.federation.audit == LightAudit()
+    assert settings.federation.audit_group == LightAudit()
     assert settings.link == LinkSettings(name="grpc", quorum=0.5)
 
 

@@ -117,7 +117,7 @@ def test_a_lock_gives_what_the_folder_lacks_and_the_folder_wins(tmp_path: Path) 
         f"./wheels/fedveil-0.1.0-py3-none-any.whl --hash=sha256:{digests[0]}",
         f"torch==2.13.0 --hash=sha256:{digests[1]}",
     ]
-    assert unverified(found) is None
+    assert not unverified(found)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.configs.schema import LinkSettings
 from fedveil.deployment.courier import Courier
 from fedveil.deployment.device import agent as agents
 from fedveil.deployment.device.agent import newest_credentials, renew_certificate
@@ -22,6 +21,7 @@ from fedveil.deployment.device.enrol import enrol
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.open_link import Link, open_link
 from fedveil.deployment.provision import provision, renew, revoke
+from fedveil.deployment.settings import LinkSettings
 from fedveil.links import device_answers
 from fedveil.links.enrolment.server_end import EnrolmentPort
 from fedveil.links.grpc import device_end

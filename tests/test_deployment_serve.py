@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 
 from fedveil.audit.observer import RunAudit
 from fedveil.base.refusal import Refusal
-from fedveil.configs.schema import LinkSettings, Record, RecordAndClient
+from fedveil.configs.privacy_settings import Record, RecordAndClient
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import read_device
@@ -37,6 +37,7 @@ from fedveil.deployment.pace import fewest, pace_of
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
+from fedveil.deployment.settings import LinkSettings
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
 from fedveil.deployment.watch import rounds_of
 from fedveil.evidence.content import report_of

@@ -87,8 +87,8 @@ def trained(folder: Path) -> str:
 
 def test_every_mode_trains_without_any_extension(tmp_path: Path) -> None:
     assert trained(copied(tmp_path, EXTENSIONS)).splitlines() == [
-        "evaluate.clients='final': needs fedveil.questions, which is missing here: install all of fedveil, or change this",
-        "audit='light': needs fedveil.audit, which is missing here: install all of fedveil, or change this",
+        "evaluate.clients='final': must be one of none; needs fedveil.questions, which is missing here: install all of fedveil",
+        "audit.name='light': must be one of off; needs fedveil.audit, which is missing here: install all of fedveil",
     ]
     assert not (tmp_path / "refused").exists()
     done = called(tmp_path, VERIFY)

@@ -20,7 +20,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.configs.settings import server_settings
+from fedveil.deployment.settings import server_settings
 from fedveil.links.grpc import grid as grid_module
 from fedveil.links.grpc import server_end as switchboard
 from fedveil.links.grpc.device_end import Endpoint

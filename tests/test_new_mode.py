@@ -20,7 +20,7 @@ def test_a_mode_is_added_in_four_files_and_runs_by_its_name(tmp_path: Path) -> N
     names = re.findall(r"^\+\+\+ b/(\S+)$", DIFF.read_text(), re.MULTILINE)
     assert sorted(names) == [
         "configs/privacy/client_model.yaml",
-        "configs/schema.py",
+        "configs/privacy_settings.py",
         "messages/training_order.py",
         "modes/client_model.py",
     ]

@@ -19,8 +19,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
-from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.engines.settings import Ray
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.training_order import LocalTraining

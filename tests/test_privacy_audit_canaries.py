@@ -39,7 +39,7 @@ FULL = dp.GaussianDpEvent(1.0)
 
 @pytest.fixture(scope="module")
 def drawn() -> Directions:
-    return directions(Randomness(1).stream("canaries"), CANARIES, DIMENSION)
+    return directions(Randomness(1).stream("canaries"), CANARIES, DIMENSION, DIMENSION)
 
 
 def aggregates(
@@ -150,7 +150,7 @@ def ceiling_mu(released: np.ndarray, rounds: int, noise: float) -> float:
 def test_the_ceiling_foretells_what_a_run_without_noise_shows(noise: float) -> None:
     """Updates that persist over rounds mask the canaries, whatever noise is claimed and added."""
     rng, rounds, dimension = np.random.default_rng(0), 8, 5000
-    drawn = directions(Randomness(9).stream("canaries"), 400, dimension)
+    drawn = directions(Randomness(9).stream("canaries"), 400, dimension, dimension)
     coins = rng.random(400) < 0.5
     persistent = 60 * rng.standard_normal(dimension) / math.sqrt(dimension)
     signal = drawn.values[coins].sum(axis=0) + persistent

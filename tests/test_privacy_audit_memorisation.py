@@ -11,7 +11,7 @@ from scipy import stats
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.gaussian import gaussian_mu
 from fedveil.privacy.audit.alarms import CANNOT_UNDO, CONFIRMED_BY, AlarmState, Check, Level, Look, look_at
-from fedveil.privacy.audit.membership import auc, late_fall, lira, logit, rmia, tpr_at
+from fedveil.privacy.audit.membership import Likelihoods, auc, late_fall, lira, logit, rmia, tpr_at
 from fedveil.privacy.audit.memorisation import Exposure, exposure, fisher
 from fedveil.privacy.audit.normality import accuracy_p, right_of_median, separation
 
@@ -57,7 +57,9 @@ def test_rmia_is_the_share_of_the_population_that_is_beaten() -> None:
         ratio = target / ((1 + a) / 2 * reference + (1 - a) / 2)
         z_ratio = z_target / ((1 + a) / 2 * z_reference + (1 - a) / 2)
         expected = np.mean(ratio[:, None] / z_ratio > 1, axis=1)
-        assert rmia((target, reference), (z_target, z_reference), a) == pytest.approx(expected)
+        assert rmia(Likelihoods(target, reference), Likelihoods(z_target, z_reference), a) == pytest.approx(
+            expected
+        )
 
 
 def test_lira_is_the_ratio_of_two_gaussians() -> None:
@@ -91,10 +93,10 @@ def test_attacks_with_references_beat_the_loss_where_records_differ_in_difficult
     shadows = np.array([model(held) for held in inside])
     target = model(member)
     none = np.zeros(records, bool)
-    z = (model(none), model(none))
+    z = Likelihoods(model(none), model(none))
     scores = {
         "loss": np.log(target),
-        "rmia": rmia((target, model(none)), z),
+        "rmia": rmia(Likelihoods(target, model(none)), z),
         "lira": lira(logit(target), logit(shadows), inside),
     }
     found = {name: auc(each[member], each[~member]).value for name, each in scores.items()}

@@ -16,7 +16,7 @@ import pytest
 
 from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.one_run import Guesses, gdp_refutes, steinke_p, steinke_refutes
-from fedveil.privacy.audit.rates import rates_refute, worst_rates
+from fedveil.privacy.audit.rates import Hits, rates_refute, worst_rates
 
 ORACLES = Path(__file__).parent / "oracles"
 TABLE: dict[str, Any] = json.loads((ORACLES / "jax_privacy_bounds.json").read_text())
@@ -40,7 +40,7 @@ def test_one_run_bounds_are_those_of_jax_privacy(canaries: int) -> None:
 def test_bounds_of_many_runs_are_those_of_jax_privacy() -> None:
     assert len(TABLE["many runs"]) == 72
     for runs, false, missed, delta, bound in TABLE["many runs"]:
-        rates = worst_rates((false, runs), (missed, runs), ALPHA)
+        rates = worst_rates(Hits(false, runs), Hits(missed, runs), ALPHA)
         found = last_true(partial(rates_refute, rates, delta))
         assert found == pytest.approx(bound, abs=CLOSE), (runs, false, missed, delta)
     assert sum(row[-1] > 1 for row in TABLE["many runs"]) > 20

@@ -643,7 +643,7 @@ def test_campaign_of_random_cheats_in_large_cohorts(size, suite, lost):
 
 def dealt(threshold=4, points=(1, 2, 3, 5, 8, 9)):
     seeds = new_secret(), new_secret()
-    made = deal(b"c" * 32, 7, seeds, threshold, points)
+    made = deal(b"c" * 32, 7, *seeds, threshold, points)
     claim = Claim(label_of(b"c" * 32, 7), challenge_of(b"c" * 32, 7, digest_of(made.commitments)))
     rows = zip(made.shares, cut(made.proof, 32), cut(made.commitments, COMMITMENT_BYTES), strict=True)
     return seeds, points, claim, list(rows)

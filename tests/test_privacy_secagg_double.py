@@ -42,7 +42,7 @@ KEYS = public_of(KEY), post_quantum_public(KEY)
 def test_both_signatures_are_over_the_same_bytes_and_both_must_hold() -> None:
     signature = sign_by(SUITES[3], KEY, bytes(32), b"body")
     assert len(signature) == SIGNATURE_BYTES + ML_DSA_SIGNATURE_BYTES == SUITES[3].signature_bytes
-    verify_by(SUITES[3], KEYS, bytes(32), b"body", signature)
+    verify_by(SUITES[3], *KEYS, bytes(32), b"body", signature)
     framed = frame(Purpose.SIGNATURE, bytes(32), b"body")
     KEY.public_key().verify(signature[:SIGNATURE_BYTES], framed)  # by the library alone
     MLDSA65PublicKey.from_public_bytes(KEYS[1]).verify(signature[SIGNATURE_BYTES:], framed)
@@ -56,14 +56,14 @@ def test_both_signatures_are_over_the_same_bytes_and_both_must_hold() -> None:
     ]
     for wrong in halves:
         with pytest.raises(Refused) as raised:
-            verify_by(SUITES[3], KEYS, bytes(32), b"body", wrong)
+            verify_by(SUITES[3], *KEYS, bytes(32), b"body", wrong)
         assert raised.value.reason is Reason.BAD_SIGNATURE
     for keys in ((KEYS[0], b""), (KEYS[0], post_quantum_public(OTHER)), (public_of(OTHER), KEYS[1])):
         with pytest.raises(Refused):
-            verify_by(SUITES[3], keys, bytes(32), b"body", signature)
+            verify_by(SUITES[3], *keys, bytes(32), b"body", signature)
     with pytest.raises(Refused):
-        verify_by(SUITES[2], KEYS, bytes(32), b"body", signature)
-    verify_by(SUITES[2], KEYS, bytes(32), b"body", signature[:SIGNATURE_BYTES])
+        verify_by(SUITES[2], *KEYS, bytes(32), b"body", signature)
+    verify_by(SUITES[2], *KEYS, bytes(32), b"body", signature[:SIGNATURE_BYTES])
 
 
 def test_a_sum_by_suite_3_is_that_of_the_vectors_and_every_signature_is_double(

@@ -13,14 +13,15 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.client.private_update import private_update
-from fedveil.configs.schema import LinkSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.wire import memory_arrays
+from fedveil.populations.deployed import Deployed
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.run.build import build, seen_by_answers
+from fedveil.privacy.secagg.roster import Roster
+from fedveil.run.build import build
 from fedveil.server.accounts import Unprotected
 from fedveil.server.checkpoint import State
 from fedveil.server.culprit_search import FIRST, Search
@@ -46,7 +47,6 @@ from fedveil.strategies.registry import make_strategy
 CLIENTS = 10
 NOISE = 1.0
 DISTRIBUTED = ("privacy=client_distributed", "privacy.allow_large_delta=true")
-LINK = LinkSettings(name="grpc", deadline=60.0, quorum=0.0, clients=0.0, wait=60.0)
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 
 
@@ -192,17 +192,15 @@ def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger
     assert ledger.events(Adversary.MODEL) == [GaussianDpEvent(NOISE)]
 
 
-def with_link(**changed: Any) -> LinkSettings:
-    return LINK.model_copy(update=changed)
-
-
 @pytest.mark.parametrize("changed", [{"quorum": 0.1}, {"enough": 0.9}])
-def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, float]) -> None:
-    seen = seen_by_answers(Poisson(0.4), with_link(**changed))
+def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, Any]) -> None:
+    population = Deployed("run-1", "", Roster(1, ()), b"", Path(), **changed)
+    seen = population.as_seen(Poisson(0.4))
     assert isinstance(seen, Poisson)
     for cohort in (seen, over_selected(seen, 2.0, CLIENTS)):
         assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
         assert cohort.expected_size(100) == pytest.approx(40)
+    assert Deployed("run-1", "", Roster(1, ()), b"", Path()).as_seen(Poisson(0.4)) == Poisson(0.4)
 
 
 def test_no_more_are_invited_than_there_are() -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.together import step, step_of
 from fedveil.client.private_update import compressed, private_update
-from fedveil.configs.schema import CompressionSettings, NoCompression
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.configs.training_settings import CompressionSettings, NoCompression
 from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms

@@ -20,8 +20,8 @@ from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.app import Workbench
-from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.configs.values import MOST_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
@@ -84,7 +84,6 @@ def test_the_order_of_an_evaluation_names_arm_scaling_and_rule_of_held_out_rows(
     arm, moments = ArmDeal("5e" * 16, 3).arm(2), {"age": (40.0, 9.5)}
     parts = replace(parts, moments=moments)
     plan = one_evaluation(parts)
-    assert plan is not None
     asked = evaluation_of(parts, "e")
     for grouped in (False, True):
         settings = parts.settings.model_copy(update={"group_equal_rows": grouped})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.modes.record import MAX_NOISE_LEVELS
 from fedveil.populations import machine
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.renyi_filter import admits
@@ -22,7 +23,7 @@ from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
 from fedveil.run import record_ledgers
 from fedveil.run.build import Given, build
-from fedveil.run.client_instructions import MAX_NOISE_LEVELS, client_settings
+from fedveil.run.client_instructions import client_settings
 from fedveil.strategies.record_plan import record_plan
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import MOST_LOOKED_AT

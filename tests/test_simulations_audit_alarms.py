@@ -19,7 +19,7 @@ from fedveil.privacy.audit import round_rows, watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.mechanisms.released import Released
+from fedveil.privacy.mechanisms.released import Drawn, Released
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
@@ -178,7 +178,7 @@ def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
     shown: list[Any] = []
     for count in counts:
         auditor = Auditor(terms, tmp_path / f"{count}")
-        auditor.take(1, Released(1, layers, 1.0, 0.25, 1.0, clients=count, population=100), {})
+        auditor.take(1, Released(1, layers, 1.0, 0.25, 1.0, Drawn(count, population=100)), {})
         alarms = [(each.told, in_words(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)

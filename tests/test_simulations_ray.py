@@ -27,9 +27,9 @@ from safetensors.numpy import load_file
 import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
-from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
+from fedveil.engines.settings import Ray
 from fedveil.messages.secure_wire import USUAL, read_place
 from fedveil.messages.wire import FAILED, LATE, SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows

@@ -55,6 +55,7 @@ BY_KEYWORD = {
     ("adapters/protect", "protect"),
     ("tasks/shipped/census", "load"),
 }
+TYPES = {(("configs", f"{each}_settings"), ("configs", "schema")) for each in ("privacy", "training")}
 # Ceilings, which fall.
 TWICE = 3  # runs of RUN lines of code that stand in two places to the letter
 RUN = 6
@@ -71,9 +72,14 @@ def test_no_public_class_name_stands_twice() -> None:
 
 
 def test_no_module_imports_one_that_imports_it() -> None:
+    """But a group of the configuration may name the type of the whole, which its rules are about."""
     modules = {parts[:-1] if parts[-1] == "__init__" else parts for parts in TREES}
     graph = {
-        parts: {found for found in _imported(parts, tree, modules) if found != parts}
+        parts: {
+            found
+            for found in _imported(parts, tree, modules)
+            if found != parts and (parts, found) not in TYPES
+        }
         for parts, tree in TREES.items()
     }
     TopologicalSorter(graph).prepare()  # raises CycleError, with the circle

@@ -154,7 +154,6 @@ def test_what_the_grpc_link_counts_goes_through_a_relay(federation: Any) -> None
         until(lambda: sizes_of(grid.tally.total()) == pytest.approx(relay.bytes, rel=0.005))
         tally = grid.tally.total()
     assert tally.down["training"] > 4 * 301_000 and tally.up["training"] > 4 * 301_000
-    assert grid.traffic[2].bytes_in == pytest.approx(tally.up["training"], rel=0.01)
 
 
 def test_a_reply_that_nobody_waits_for_is_lost(federation: Any) -> None:

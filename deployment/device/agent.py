@@ -264,7 +264,7 @@ def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event)
     said = ""
     while not stop.is_set():
         wrong = before_its_time(bundle)
-        if wrong is None:
+        if not wrong:
             return True
         if wrong != said:
             agent.say(f"waiting: {wrong}")

@@ -51,17 +51,15 @@ class TrustedAuthority:
 
     def keys(self, now: float) -> tuple[bytes, ...]:
         """Return the keys whose signature counts at a Unix second."""
-        former = self._former(now)
-        return (self.key,) if former is None else (self.key, bytes.fromhex(former.old))
+        return (self.key, *(bytes.fromhex(former.old) for former in self._former(now)))
 
     def roots(self, now: float) -> bytes:
         """Return the certificates, in PEM, one of which must have signed the server's at a Unix second."""
-        former = self._former(now)
-        return self.ca if former is None else self.ca + b"\n" + former.old_ca.encode()
+        return b"\n".join([self.ca, *(former.old_ca.encode() for former in self._former(now))])
 
-    def _former(self, now: float) -> Rollover | None:
-        """Return the rollover whose overlap lasts at a Unix second."""
-        return self.last if self.last is not None and now < self.last.until else None
+    def _former(self, now: float) -> list[Rollover]:
+        """Return the rollover whose overlap lasts at a Unix second, if there is one."""
+        return [self.last] if self.last and now < self.last.until else []
 
 
 def trusted(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -233,14 +233,22 @@ def read_device_file(folder: Path) -> DeviceFile:
     return read_toml(folder / DEVICE_FILE, read_settings, DEFAULTS)
 
 
-def read_pinned(folder: Path) -> tuple[DeviceFile, OwnerPolicy, TrustedAuthority]:
+class Pinned(NamedTuple):
+    """Settings and policy of a bundle, and the authority in force there."""
+
+    device: DeviceFile
+    policy: OwnerPolicy
+    authority: TrustedAuthority
+
+
+def read_pinned(folder: Path) -> Pinned:
     """Return the settings, the policy and the authority in force of a bundle, whose keys may be of no use any more.
 
     Raises:
       Refusal: a file is missing or invalid.
     """
     own, policy = read_device_file(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
-    return own, policy, trusted(folder / own.state, policy, read_file(folder / CA), own.federation)
+    return Pinned(own, policy, trusted(folder / own.state, policy, read_file(folder / CA), own.federation))
 
 
 def replace_bundle(folder: Path, whole: Path) -> None:

@@ -32,7 +32,7 @@ from .client_bundle import POLICY, read_client_bundle, read_device_file
 from .cosignature import write_cosignature
 from .device import device_name
 from .own_arm import DEALS
-from .own_ledger import OwnLedger, questions_of, spent_on
+from .own_ledger import OnLedger, OwnLedger, questions_of, spent_on
 from .owner_policy import POLICY_DEFAULTS, read_policy
 from .receipts import LEDGERS, RECEIPTS
 from .run_end import LastRun, read_ended
@@ -63,8 +63,9 @@ def status(folder: Path, as_json: bool) -> int:
     if as_json:
         plain = {} if health is None else asdict(health)
         ledgers = {
-            name: pair and {"epsilon": pair[0], "delta": pair[1]} | ({"as_client": part} if part else {})
-            for name, (pair, part) in spent.items()
+            name: each.spent
+            and each.spent._asdict() | ({"as_client": each.as_client} if each.as_client else {})
+            for name, each in spent.items()
         }
         rosters = {
             "roster_pending": None if waiting is None else asdict(waiting),
@@ -185,7 +186,7 @@ def _line(
     folder: Path,
     health: agent.Health | None,
     runs: bool,
-    spent: dict[str, tuple[tuple[float, float] | None, float]],
+    spent: dict[str, OnLedger],
 ) -> str:
     if health is None:
         forgot = "no run is recorded" if spent else "never started"
@@ -198,13 +199,12 @@ def _line(
         parts.append(
             f"{_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )
-    for name, (pair, part) in spent.items():
+    for name, each in spent.items():
         whose = "as a client" if name.startswith("client-") else "by its records"
-        parts.append(
-            f"spent {whose}: "
-            + (f"epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else "nothing")
-            + (f", of which sums of the whole client would spend {part:.3g} alone" if part else "")
-        )
+        size = f"epsilon {each.spent.epsilon:.3g} at delta {each.spent.delta:g}" if each.spent else "nothing"
+        if each.as_client:
+            size += f", of which sums of the whole client would spend {each.as_client:.3g} alone"
+        parts.append(f"spent {whose}: {size}")
     with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
         allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
         until = "" if allowed.until is None else f" until {allowed.until}"

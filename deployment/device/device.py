@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
-from ...messages.flower_adapter import records_of
+from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
 from ...messages.secure_wire import read_place, roster_of
 from ...messages.training_order import (
@@ -45,7 +45,7 @@ from ...messages.training_order import (
 )
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import Book, BookedRelease, read_book, run_of
+from ...privacy.ledger.book import BookedRelease, book_at, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
@@ -83,11 +83,11 @@ class Device:
       bundle: the node's identity and its owner's policy.
       settings: the owner's task, before an order is applied.
       train: trains on the owner's data with the settings.
-      prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
       count: returns the number of the owner's records, with at most the given number per person; None on a device
         without record-level privacy.
-      columns: returns the owner's columns for a question; None on a device without questions.
-      evaluate: measures the model of an instruction on the owner's held-out records; None on a device that does not.
+      prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
+      columns: returns the owner's columns for a question.
+      evaluate: measures the model of an instruction on the owner's held-out records; None where there are too few.
       root: of the system's files.
     """
 
@@ -95,15 +95,25 @@ class Device:
     settings: ClientSettings
     train: Trainer
     count: Callable[[int | None], int] | None
-    prepare: Callable[[TrainingOrder, bytes | None], None] | None = None
-    columns: Callable[[RecordDict, Inquiry], Table] | None = None
-    evaluate: Callable[[Message, Evaluation], Measured | None] | None = None
+    prepare: Callable[[TrainingOrder, bytes | None], None]
+    columns: Callable[[RecordDict, Inquiry], Table]
+    evaluate: Callable[[Message, Evaluation], Measured | None]
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
-    _log: SeenLog | None = None
-    _heads: LedgerHeads | None = None
-    _quotes: ServerQuotes | None = None
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
+
+    @cached_property
+    def _log(self) -> SeenLog:
+        return SeenLog(self.bundle.state, self.bundle.settings.federation, self.bundle.roots)
+
+    @cached_property
+    def _heads(self) -> LedgerHeads:
+        return LedgerHeads(self.bundle.state)
+
+    @cached_property
+    def _quotes(self) -> ServerQuotes:
+        own = self.bundle
+        return ServerQuotes(own.policy.attest, own.roots, own.settings.federation)
 
     @property
     def ledgers(self) -> Path:
@@ -140,8 +150,8 @@ class Device:
                 logger.exception("a message could not be answered")
                 return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
-    def why_not(self) -> str | None:
-        """Return a short reason why the device does not train now, or None."""
+    def why_not(self) -> str:
+        """Return a short reason why the device does not train now; empty if it does."""
         early = before_its_time(self.bundle)
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
@@ -156,22 +166,21 @@ class Device:
         if (work or read_place(message.content).exchange is Exchange.PROPOSAL) and self.why_not():
             raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
-        self._check_quote(message.content)
+        with _refusing(wire.OWNERS_POLICY, level=logging.ERROR):
+            self.server_quotes.check(message.content)
         self._renew_roster(message.content)
         with _refusing(wire.RESTORED, level=logging.ERROR):
-            heads = self._heads = self._heads or LedgerHeads(self.bundle.state)
-            heads.require()
+            self._heads.require()
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
         context = Context(0, self.bundle.identity.node, {}, state, {})
         reply = self._update(message, context)
-        record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
-        after = b"" if record is None else record[STATE]
+        after = config_of(context.state, STATE_RECORD).get(STATE, b"")
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
         with _refusing(wire.NOT_READY, level=logging.ERROR):
-            heads.keep()
+            self._heads.keep()
         reply = self._asking_for_quote(message, reply)
         return reply if told is None else self.held.keep(message, told, reply)
 
@@ -184,8 +193,6 @@ class Device:
         """
         own = self.bundle
         with _refusing(wire.FAILED, level=logging.ERROR):
-            if self._log is None:
-                self._log = SeenLog(own.state, own.settings.federation, own.roots)
             self._log.ca = own.roots  # which change when a rollover is followed, and when its overlap ends
             told = log_of(content)
             if told is not None:
@@ -195,25 +202,16 @@ class Device:
                 raise Refusal("require_log", own.policy.require_log, remedy)
 
     @property
-    def server_quotes(self) -> ServerQuotes | None:
-        """The owner's requirements on the server's quotes; None without any."""
-        own = self.bundle
-        if self._quotes is None and own.policy.attest:
-            self._quotes = ServerQuotes(own.policy.attest, own.roots, own.settings.federation)
-        if self._quotes is not None:
-            self._quotes.ca = own.roots
+    def server_quotes(self) -> ServerQuotes:
+        """The owner's requirements on the server's quotes."""
+        self._quotes.ca = self.bundle.roots  # as of `check_log`
         return self._quotes
-
-    def _check_quote(self, content: RecordDict) -> None:
-        if (quotes := self.server_quotes) is not None:
-            with _refusing(wire.OWNERS_POLICY, level=logging.ERROR):
-                quotes.check(content)
 
     def _asking_for_quote(self, message: Message, reply: Message) -> Message:
         """Return the reply, with a nonce if the owner requires a quote and none was accepted recently."""
-        quotes = self.server_quotes
-        nonce = None if quotes is None or reply.has_error() else quotes.nonce(message.content)
-        return reply if nonce is None else Message(with_nonce(reply.content, nonce), reply_to=message)
+        if reply.has_error() or not (nonce := self.server_quotes.nonce(message.content)):
+            return reply
+        return Message(with_nonce(reply.content, nonce), reply_to=message)
 
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt a proposal's roster if the authority signed it and it is newer than the device's."""
@@ -235,20 +233,13 @@ class Device:
             own = self.bundle
             with _refusing(wire.OWNERS_POLICY, "an order is not followed: "):
                 require_own(order.arm, own.settings.name, people_call(order.run), own.state)
-        asked = question_of(content)
-        if asked is not None and (self.evaluate if isinstance(asked, Evaluation) else self.columns) is None:
-            logger.warning(
-                "a question is not answered: this device's task has no columns, or evaluates nothing"
-            )
-            raise NotTrained(wire.FAILED)
         if terms is not None and self._changed_since(order, terms):
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
             raise NotTrained(wire.FAILED)
-        if self.prepare is not None:
-            with _refusing(wire.FAILED, "an order cannot be followed: "):
-                self.prepare(order, released_of(content))
+        with _refusing(wire.FAILED, "an order cannot be followed: "):
+            self.prepare(order, released_of(content))
         _, number = wire.read_round(content)
-        if asked is not None:
+        if question_of(content) is not None:
             self._noise.clear()  # the plan did not include the answer
         attempt, own = wire.read_attempt(content), self.own_ledger
         with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):
@@ -269,10 +260,8 @@ class Device:
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
         asked = question_of(message.content)
         if isinstance(asked, Evaluation):
-            assert self.evaluate is not None
             return evaluated(message, asked, self.evaluate(message, asked))
         if asked is not None:
-            assert self.columns is not None
             table = self.columns(message.content, asked)
             return answered(message, asked, table, Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
@@ -299,14 +288,15 @@ class Device:
             own = self.bundle.identity
             nodes = tuple(member.node for member in own.roster.members)
             return replace(settings, step=StepTerms(asked, own.node, nodes))
-        if self.count is not None and not self.count(asked.per_person):
+        assert self.count is not None  # otherwise the owner's policy would have refused
+        records = self.count(asked.per_person)
+        if not records:
             if order.privacy is ModeName.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with a zero update
-        return replace(settings, record=self._record(asked, settings, people_call(order.run)))
+        return replace(settings, record=self._record(asked, records, settings, people_call(order.run)))
 
-    def _record(self, order: RecordTerms, settings: ClientSettings, run: str) -> RecordPrivacy:
-        assert self.count is not None
+    def _record(self, order: RecordTerms, records: int, settings: ClientSettings, run: str) -> RecordPrivacy:
         try:
             budget = lowered(order.budget, [self.bundle.policy.cap])
         except CapEnded as ended:
@@ -319,7 +309,6 @@ class Device:
         except Refusal as refusal:
             logger.warning("%s", refusal)
             raise NotTrained(wire.NOT_READY) from refusal
-        records = self.count(order.per_person)
         plan = (record, records, settings.training, order.participations, run)
         if plan not in self._noise:
             self._noise[plan] = self._planned(record, records, settings, order.participations, run)
@@ -340,8 +329,7 @@ class Device:
             return booked.source is None and people_call(run_of(booked.entry)) == run
 
         try:
-            ledger = record.ledger_path(settings.device or "")
-            book = read_book(ledger) if ledger.exists() else Book()
+            book = book_at(record.ledger_path(settings.device or ""))
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
             prior = book.events(Adversary.MODEL, lambda each: not is_own(each))
             asked = book.events(Adversary.MODEL, lambda each: is_own(each) and is_question(each))
@@ -488,11 +476,11 @@ def device_name(own: DeviceFile) -> str:
     return hashlib.sha256(f"{own.federation}/{own.name}".encode()).hexdigest()
 
 
-def before_its_time(bundle: ClientBundle) -> str | None:
-    """Return a sentence if the clock is before the issue date of this node's certificate, else None."""
+def before_its_time(bundle: ClientBundle) -> str:
+    """Return a sentence if the clock is before the issue date of this node's certificate; else nothing."""
     began = _began(bundle.credentials.certificate)
     if time.time() >= began.timestamp():
-        return None
+        return ""
     return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {began:%Y-%m-%d %H:%M}"
 
 

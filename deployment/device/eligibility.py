@@ -3,6 +3,7 @@
 Linux only. A missing file sets no condition: a board without a battery is on mains power.
 """
 
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +17,9 @@ EXTERNAL = ("Mains", "USB")
 NOT_DRAINING = ("Charging", "Full", "Not charging")
 
 
-def obstacle(eligibility: Eligibility, now: datetime, root: Path = ROOT) -> str | None:
-    """Return a short reason why the device may not train, or None."""
-    return next(_obstacles(eligibility, now, root), None)
+def obstacle(eligibility: Eligibility, now: datetime, root: Path = ROOT) -> str:
+    """Return a short reason why the device may not train; empty if it may."""
+    return next(_obstacles(eligibility, now, root), "")
 
 
 def _obstacles(eligibility: Eligibility, now: datetime, root: Path) -> Iterator[str]:
@@ -26,12 +27,11 @@ def _obstacles(eligibility: Eligibility, now: datetime, root: Path) -> Iterator[
         yield f"outside the hours {eligibility.hours[0]:02}-{eligibility.hours[1]:02}"
     if eligibility.on_mains_power and not _on_mains_power(root):
         yield "on battery"
-    hottest = _hottest_celsius(root)
-    limit = eligibility.max_temperature_celsius
-    if limit is not None and hottest is not None and hottest > limit:
+    hottest, limit = _hottest_celsius(root), eligibility.max_temperature_celsius
+    if limit is not None and hottest > limit:
         yield f"{hottest:.0f} degrees, above {limit:g}"
     free = _free_mebibytes(root)
-    if free is not None and free < eligibility.min_free_mebibytes:
+    if free < eligibility.min_free_mebibytes:
         yield f"{free} MiB of memory free, below {eligibility.min_free_mebibytes}"
     if eligibility.unmetered and _over_modem(root):
         yield "on a metered network"
@@ -51,18 +51,18 @@ def _on_mains_power(root: Path) -> bool:
     return all(_text(battery / "status") in NOT_DRAINING for battery in batteries)
 
 
-def _hottest_celsius(root: Path) -> float | None:
-    """Return the temperature of the hottest thermal zone, or None if none can be read."""
+def _hottest_celsius(root: Path) -> float:
+    """Return the temperature of the hottest thermal zone; minus infinity if none can be read."""
     found = [_text(zone) for zone in root.glob("sys/class/thermal/thermal_zone*/temp")]
-    return max((int(text) / 1000 for text in found if text.lstrip("-").isdigit()), default=None)
+    return max((int(text) / 1000 for text in found if text.lstrip("-").isdigit()), default=-math.inf)
 
 
-def _free_mebibytes(root: Path) -> int | None:
-    """Return the memory that programs can still get, or None if it cannot be read."""
+def _free_mebibytes(root: Path) -> float:
+    """Return the memory that programs can still get; infinity if it cannot be read."""
     for line in _text(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
-    return None
+    return math.inf
 
 
 def _over_modem(root: Path) -> bool:

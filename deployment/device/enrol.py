@@ -134,7 +134,7 @@ def _check_authority(token: Token, folder: Path, authority: bytes) -> None:
     That is the one in the policy, or the one to which rollovers have led that the device follows.
     """
     if (folder / DEVICE_FILE).exists():
-        _, _, held = read_pinned(folder)
+        held = read_pinned(folder).authority
         if authority[:KEY_BYTES] not in {key[:KEY_BYTES] for key in held.keys(time.time())}:
             remedy = (
                 f"is of another authority than {folder / POLICY} names; enrol into another folder or, if its holder "

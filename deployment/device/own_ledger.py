@@ -10,8 +10,9 @@ import json
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ...base.refusal import Refusal
 from ...client.private_update import NotTrained
@@ -21,7 +22,7 @@ from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import Book, BookedRelease, identity_of, read_book, run_of
+from ...privacy.ledger.book import Book, BookedRelease, book_at, identity_of, read_book, run_of
 from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.client_sums import (
     RecordsBudget,
@@ -85,7 +86,7 @@ class OwnLedger:
         """
         if not self.path.exists():
             return
-        held = read_book(self.records) if self.records.exists() else Book()
+        held = book_at(self.records)
         if owed(read_book(self.path), held, budget):
             with Ledger.open(
                 self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
@@ -103,14 +104,13 @@ class OwnLedger:
           NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
           Refusal: the attempt was answered before.
         """
-        key = (run, number, f"{MECHANISM} {attempt}")
+        mechanism = f"{MECHANISM} {attempt}"
         unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
-        events, asked = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry
-        told = None if asked is None else asked.asked
-        kind = None if asked is None else QUESTION
+        events, asked, why = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
         source = OF_RECORDS if cost.is_of_records else None
-        release = Release(unit, *key, events, "system", segments=told, kind=kind, source=source)
-        why = None if asked is None else asked.why or None
+        release = Release(unit, run, number, mechanism, events, "system", source=source)
+        if asked is not None:
+            release, why = replace(release, segments=asked.asked, kind=QUESTION), asked.why or None
         with self._reserved_by_all(release, cost.budget, why) as ledgers:
             try:
                 yield
@@ -174,7 +174,7 @@ class OwnLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
-            held = read_book(self.records) if self.records.exists() else Book()
+            held = book_at(self.records)
             pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(held)}
             epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
             event = Gaussian(1 / gaussian_mu(epsilon, delta))
@@ -215,7 +215,7 @@ class OwnLedger:
 
     def _shared(self, clients: Book) -> RecordsBudget:
         budget = self.budget_of_records
-        spent = as_records(clients, None, budget)
+        spent = as_records(clients, Book(), budget)
         return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
 
 
@@ -259,38 +259,51 @@ def questions_of(path: Path) -> list[AskedQuestion]:
     return asked_questions(read_book(path))
 
 
-def epsilon_of(path: Path) -> tuple[float, float] | None:
-    """Return epsilon and delta spent on a ledger, read without its lock; None if nothing was spent.
+class Spent(NamedTuple):
+    """Epsilon and delta that releases have spent."""
+
+    epsilon: float
+    delta: float
+
+
+class OnLedger(NamedTuple):
+    """What a ledger has spent, None for nothing, and the epsilon of what releases of the whole client would alone."""
+
+    spent: Spent | None
+    as_client: float
+
+
+def epsilon_of(path: Path) -> Spent | None:
+    """Return what was spent on a ledger, read without its lock; None if nothing was.
 
     Raises:
       Refusal: the ledger is damaged.
     """
-    return spent_in(read_book(path)) if path.exists() else None
+    return spent_in(book_at(path))
 
 
-def spent_on(folder: Path) -> dict[str, tuple[tuple[float, float] | None, float]]:
-    """Return what the ledgers in a device's folder have spent, by name, as `epsilon_of` does.
-
-    Of records it is all that they have lost, with the epsilon of the releases of the whole client alone; 0 elsewhere.
+def spent_on(folder: Path) -> dict[str, OnLedger]:
+    """Return what the ledgers in a device's folder have spent, by name; of records, all that they have lost.
 
     Raises:
       Refusal: a ledger is damaged.
     """
-    spent = {path.stem: (epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
+    spent = {path.stem: OnLedger(epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
     for client in [name for name in spent if name.startswith(CLIENT)]:
         name = client.removeprefix(CLIENT)
         whole, alone = read_records(folder / f"{client}.ledger", folder / f"{name}.ledger")
         if whole.releases:
-            spent[name] = spent_in(whole), (spent_in(alone) or (0.0, 0.0))[0]
+            of_client = spent_in(alone)
+            spent[name] = OnLedger(spent_in(whole), of_client.epsilon if of_client else 0.0)
     return spent
 
 
-def spent_in(book: Book) -> tuple[float, float] | None:
-    """Return epsilon and delta spent by a book's releases; None if nothing was spent."""
+def spent_in(book: Book) -> Spent | None:
+    """Return what a book's releases have spent; None if nothing was."""
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())
-    return max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta
+    return Spent(max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta)
 
 
 def _epsilon(book: Book, who: Adversary, delta: float) -> float:

@@ -30,7 +30,7 @@ class ServerQuotes:
 
     Attributes:
       command: of the owner: it gets the quote on its standard input and the expected report data as its last argument,
-        and accepts by exit code 0.
+        and accepts by exit code 0. Without one no quote is required.
       ca: certificate of the federation's authority, in PEM.
       federation: its name.
     """
@@ -38,31 +38,31 @@ class ServerQuotes:
     command: Sequence[str]
     ca: bytes
     federation: str
-    _nonce: bytes | None = None
+    _nonce: bytes = b""
     _accepted: float = field(default=float("-inf"))  # by the monotonic clock
 
     def check(self, content: RecordDict) -> None:
-        """Return if the instruction may be answered: a quote was accepted, or the answer consists of keys only.
-
-        Args:
-          content: of the instruction; its quote is checked against the nonce that was sent.
+        """Return if the instruction may be answered: its quote or one before is accepted, or the answer consists of keys only.
 
         Raises:
           Refusal: neither holds, or the quote is not accepted.
         """
+        if not self.command:
+            return
         quote = quote_of(content)
-        if quote is not None and self._nonce is not None:
-            nonce, self._nonce = self._nonce, None  # each nonce is used once
+        if quote is not None and self._nonce:
+            nonce, self._nonce = self._nonce, b""  # each nonce is used once
             self._run(quote, nonce)
             self._accepted = time.monotonic()
         if time.monotonic() - self._accepted > VALID_SECONDS and not all(_proposals(content)):
             remedy = "the server sent no quote; shares leave only after the command accepts one"
             raise Refusal("attest", " ".join(self.command), remedy)
 
-    def nonce(self, content: RecordDict) -> bytes | None:
-        """Return a fresh nonce for the reply to a proposal, if a quote is due; else None."""
-        if not any(_proposals(content)) or time.monotonic() - self._accepted <= RENEW_SECONDS:
-            return None
+    def nonce(self, content: RecordDict) -> bytes:
+        """Return a fresh nonce for the reply to a proposal, if a quote is due; else an empty one."""
+        recent = time.monotonic() - self._accepted <= RENEW_SECONDS
+        if not self.command or recent or not any(_proposals(content)):
+            return b""
         self._nonce = os.urandom(NONCE_BYTES)
         return self._nonce
 

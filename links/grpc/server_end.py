@@ -88,15 +88,12 @@ class Traffic:
       since: Unix second at which the present stream began; None while the node is away, or may yet refuse.
       last_seen: Unix second at which the last stream ended; None before.
       streams: number of streams so far.
-      bytes_in, bytes_out: received and sent, including protocol overhead.
       quiet_since: when the last frame went or a ping was due, by the monotonic clock.
     """
 
     since: float | None = None
     last_seen: float | None = None
     streams: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
     quiet_since: float = 0.0
 
 
@@ -273,14 +270,12 @@ class Switchboard:
     def _sent(self, peer: _Peer, shares: Shares, frame: int) -> None:
         """Count a frame's bytes."""
         size = wire_bytes(frame)
-        peer.traffic.bytes_out += size
         peer.traffic.quiet_since = time.monotonic()
         self.tally.add("down", shares, size)
 
     def _received(self, peer: _Peer, frame: Frame) -> int:
         """Count a frame's bytes for its node, and return them: their purpose is known after the last frame."""
         size = wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
-        peer.traffic.bytes_in += size
         peer.traffic.quiet_since = time.monotonic()
         return size
 

@@ -9,7 +9,7 @@ accountant is slow; it checks ours in the tests and in `fedveil ledger verify`.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from dp_accounting.pld.pld_pmf import PLDPmf
@@ -61,6 +61,13 @@ def _log_sums(logs: Vector) -> Vector:
     return most + np.log(np.exp(logs - most[:, None]).sum(axis=1))
 
 
+class _Table(NamedTuple):
+    """Increasing outputs, and the loss at each."""
+
+    outputs: Vector
+    losses: Vector
+
+
 class _Mixture:
     """Mixture over sensitivities, and its log density ratio to the noise, which is increasing and convex."""
 
@@ -82,15 +89,15 @@ class _Mixture:
         scaled = (self.moved - outputs[:, None]) / self.noise
         return ndtr(scaled if above else -scaled) @ np.exp(self.logs)
 
-    def table(self) -> tuple[Vector, Vector]:
+    def table(self) -> _Table:
         """Return outputs, as far as the mass matters, and their losses."""
         end = -LAST_DEVIATION * self.noise
         outputs = np.linspace(-end, self.moved.max() + end, _POINTS)
         beyond = self.mass(outputs, above=True) <= ndtr(LAST_DEVIATION)
         outputs = outputs[: int(beyond.argmax()) + 1 if beyond.any() else None]
-        return outputs, self.losses(outputs)
+        return _Table(outputs, self.losses(outputs))
 
-    def outputs_at(self, losses: Vector, table: tuple[Vector, Vector]) -> Vector:
+    def outputs_at(self, losses: Vector, table: _Table) -> Vector:
         """Return the output at which each loss is reached, (losses,), by Newton's method within the table's steps."""
         outputs, known = table
         after = np.clip(np.searchsorted(known, losses), 1, len(known) - 1)
@@ -122,15 +129,15 @@ def distribution(
     return PrivacyLossDistribution(*(_pmf(mixture, table, sign, interval) for sign in (1.0, -1.0)))
 
 
-def _pmf(mixture: _Mixture, table: tuple[Vector, Vector], sign: float, interval: float) -> PLDPmf:
+def _pmf(mixture: _Mixture, table: _Table, sign: float, interval: float) -> PLDPmf:
     """Return the losses for a unit removed (sign 1) or added (sign -1)."""
-    ends = sorted((sign * table[1][0], sign * table[1][-1]))
+    ends = sorted((sign * table.losses[0], sign * table.losses[-1]))
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
     deltas = _deltas(mixture, table, sign, interval * np.arange(first, last + 1, dtype=np.float64))
     return connected(interval, first, deltas)
 
 
-def _deltas(mixture: _Mixture, table: tuple[Vector, Vector], sign: float, epsilons: Vector) -> Vector:
+def _deltas(mixture: _Mixture, table: _Table, sign: float, epsilons: Vector) -> Vector:
     """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
     removed = sign > 0
     least = float(mixture.logs[mixture.moved == 0].max(initial=-math.inf))  # that no output's loss is below

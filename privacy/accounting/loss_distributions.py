@@ -241,10 +241,7 @@ def _kept_spectrum(pmf: Any, length: int) -> Any:
 def _power(square: Any, times: int, overwrite: bool) -> Any:
     """Return values to a whole power of at least 1, by squaring: numpy takes a logarithm of every one.
 
-    Args:
-      square: the values.
-      times: the power.
-      overwrite: whether the values may be overwritten, which halves the memory on a fine grid.
+    Overwriting the values halves the memory on a fine grid.
     """
     power = None
     while True:

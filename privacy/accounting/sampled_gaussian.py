@@ -118,14 +118,7 @@ def side(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
 
 
 def _at(divergence: Callable[[Vector], Vector], interval: float, first: int, last: int) -> Vector:
-    """Return a divergence at each place of a grid, first and last included, block by block: it takes many arrays.
-
-    Args:
-      divergence: of epsilons, shape (places,).
-      interval: step of the grid, in nats.
-      first: place, in steps.
-      last: place, in steps.
-    """
+    """Return a divergence at each place of a grid, first and last included, block by block: it takes many arrays."""
     found = np.empty(last - first + 1)
     for start in range(first, last + 1, BLOCK):
         stop = min(start + BLOCK, last + 1)

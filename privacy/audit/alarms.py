@@ -4,6 +4,7 @@ By the union bound a correct run raises any alarm at all with probability `alpha
 depend on each other. Estimates raise none: half of all correct runs measure more than they claim.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -87,13 +88,13 @@ class Look:
 
     Attributes:
       p_values: one for each test made.
-      claim: epsilon that is claimed, where canaries were scored.
+      claim: epsilon that is claimed, where canaries were scored; otherwise 0.
       ceiling: epsilon that they could have shown.
     """
 
     p_values: Mapping[Check, float]
-    claim: float | None = None
-    ceiling: float | None = None
+    claim: float = 0.0
+    ceiling: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
         if test not in _CONFIRMING and not p >= state.limit(test)
     ]
     alarmed = {**state.alarmed, **{alarm.test: made[alarm.test] for alarm in alarms}}
-    if look.claim is not None and look.ceiling is not None and look.ceiling < look.claim:
+    if look.ceiling < look.claim:
         alarms.append(Alarm(Level.BLIND, Check.CANARIES, 1.0, state.threshold(Check.CANARIES)))
     return replace(state, made=made, alarmed=alarmed), tuple(alarms)
 

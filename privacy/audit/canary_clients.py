@@ -65,19 +65,18 @@ class Directions:
         return whole
 
 
-def directions(stream: Stream, canaries: int, dimension: int, support: int | None = None) -> Directions:
+def directions(stream: Stream, canaries: int, dimension: int, support: int) -> Directions:
     """Draw unit vectors uniformly, each within a window.
 
     Args:
       stream: of random numbers.
       canaries: how many.
       dimension: coordinates of an update.
-      support: coordinates of a window, from 2 to `dimension`; all of them by default.
+      support: coordinates of a window, from 2 to `dimension`.
 
     Raises:
       Refusal: the window does not fit.
     """
-    support = dimension if support is None else support
     if not 2 <= support <= dimension:
         remedy = f"give a number from 2 to {dimension}, the coordinates of an update"
         raise Refusal("support", support, remedy)
@@ -102,8 +101,7 @@ class Canaries:
           norm: L2 norm of those that are in.
           replaced: whether canaries that are out send the opposite update instead of zero.
         """
-        sides = np.where(self.coins[list(canaries)], 1.0, -1.0 if replaced else 0.0)
-        return self.directions.updates(canaries, norm * sides)
+        return self.directions.updates(canaries, self._norms(norm, replaced)[list(canaries)])
 
     def window(self, canary: int, norm: float, replaced: bool) -> tuple[int, NDArray[np.float32]]:
         """Return the nonzero part of one canary's update: its first coordinate, and (support,) values from there.
@@ -113,8 +111,12 @@ class Canaries:
           norm: L2 norm if it is in.
           replaced: whether it sends the opposite update if it is out, instead of zero.
         """
-        side = 1.0 if self.coins[canary] else -1.0 if replaced else 0.0
-        return int(self.directions.starts[canary]), np.float32(norm * side) * self.directions.values[canary]
+        length = np.float32(self._norms(norm, replaced)[canary])
+        return int(self.directions.starts[canary]), length * self.directions.values[canary]
+
+    def _norms(self, norm: float, replaced: bool) -> NDArray[np.float64]:
+        """Return how far each canary goes along its direction, (canaries,)."""
+        return np.where(self.coins, norm, -norm if replaced else 0.0)
 
 
 @lru_cache(maxsize=2)

@@ -18,19 +18,28 @@ OFFLINE_A = 0.3
 _TINY = 1e-12
 
 
-def rmia(records: tuple[Scores, Scores], population: tuple[Scores, Scores], a: float = OFFLINE_A) -> Scores:
+@dataclass(frozen=True)
+class Likelihoods:
+    """Likelihoods of records in [0, 1] under the target, and under one reference model that saw none, (n,) each."""
+
+    target: Scores
+    reference: Scores
+
+    def ratios(self, a: float) -> Scores:
+        """Return the likelihood ratio of each record; `a` as of `rmia`."""
+        return self.target / np.maximum(((1 + a) * self.reference + 1 - a) / 2, _TINY)
+
+
+def rmia(records: Likelihoods, population: Likelihoods, a: float = OFFLINE_A) -> Scores:
     """Return the share of the population below each record's likelihood ratio (gamma 1), (records,).
 
     Args:
-      records: likelihoods in [0, 1] under the target, and under one reference model that saw neither, (records,).
-      population: the same of others, (n,).
+      records: that are attacked.
+      population: others.
       a: of P_in = a P_out + 1 - a, how a member's likelihood follows from a non-member's.
     """
-
-    def ratio(target: Scores, reference: Scores) -> Scores:
-        return target / np.maximum(((1 + a) * reference + 1 - a) / 2, _TINY)
-
-    return np.searchsorted(np.sort(ratio(*population)), ratio(*records)) / len(population[0])
+    ratios = np.sort(population.ratios(a))
+    return np.searchsorted(ratios, records.ratios(a)) / len(ratios)
 
 
 def logit(likelihoods: Scores) -> Scores:

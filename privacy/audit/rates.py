@@ -4,8 +4,23 @@ Clopper, Pearson 1934; Jagielski, Ullman, Oprea 2020 (arXiv:2006.07709); for mu-
 """
 
 import math
+from typing import NamedTuple
 
 from ..accounting.gaussian import gaussian_mu
+
+
+class Hits(NamedTuple):
+    """Number of hits among a number of trials."""
+
+    hits: int
+    trials: int
+
+
+class ErrorRates(NamedTuple):
+    """Rates of false positives and of false negatives."""
+
+    false: float
+    missed: float
 
 
 def rate_below(hits: int, trials: int, alpha: float) -> float:
@@ -28,38 +43,33 @@ def rate_above(hits: int, trials: int, alpha: float) -> float:
     return float(betainccinv(hits + 1, trials - hits, alpha)) if hits < trials else 1.0
 
 
-def worst_rates(false: tuple[int, int], missed: tuple[int, int], alpha: float) -> tuple[float, float]:
-    """Return upper limits of the false positive and the false negative rate.
-
-    Args:
-      false: false positives, and trials.
-      missed: false negatives, and trials.
-      alpha: probability, at most, that either misses.
-    """
-    return rate_above(*false, alpha / 2), rate_above(*missed, alpha / 2)
+def worst_rates(false: Hits, missed: Hits, alpha: float) -> ErrorRates:
+    """Return upper limits of the rates of false positives and false negatives; either misses at most with `alpha`."""
+    return ErrorRates(
+        rate_above(false.hits, false.trials, alpha / 2), rate_above(missed.hits, missed.trials, alpha / 2)
+    )
 
 
-def rates_refute(rates: tuple[float, float], delta: float, epsilon: float) -> bool:
+def rates_refute(rates: ErrorRates, delta: float, epsilon: float) -> bool:
     """Return whether no (epsilon, delta)-DP mechanism has error rates as small as both.
 
     Args:
-      rates: of false positives and of false negatives.
+      rates: upper limits.
       delta: of the claim, in [0, 1).
       epsilon: of the claim, in nats.
     """
-    one, other = rates
     power = math.exp(min(epsilon, 700.0))
-    return 1 - delta - other > power * one or 1 - delta - one > power * other
+    return 1 - delta - rates.missed > power * rates.false or 1 - delta - rates.false > power * rates.missed
 
 
-def rates_refute_gdp(rates: tuple[float, float], delta: float, epsilon: float) -> bool:
+def rates_refute_gdp(rates: ErrorRates, delta: float, epsilon: float) -> bool:
     """Return whether the Gaussian curve through (epsilon, delta) has no error rates as small as both.
 
     Args:
-      rates: of false positives and of false negatives.
+      rates: upper limits.
       delta: of the claim, in (0, 1).
       epsilon: of the claim, in nats.
     """
     from scipy.special import ndtri
 
-    return -float(ndtri(rates[0])) - float(ndtri(rates[1])) > gaussian_mu(epsilon, delta)
+    return -float(ndtri(rates.false)) - float(ndtri(rates.missed)) > gaussian_mu(epsilon, delta)

@@ -83,15 +83,13 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     terms = evidence.terms
     summary = _of_sums(evidence, final) if terms.delta else Summary(None, untested(terms) or UNCLAIMED)
     looks = (record_claim.read(row, terms.record_epsilon) for row in evidence.rows[::-1])
-    records = next((look for look in looks if look is not None), None)
-    if records is not None:
+    if records := next(filter(None, looks), None):
         summary = replace(_with_records(summary, records), records=records)
     elif terms.delta and terms.own_noise:
         summary = replace(summary, sentence=f"{summary.sentence}; {untested(terms)}")
     if summary.verdict is None:
         return summary
-    verdict, said = _verdict(raised, (summary.verdict, summary.sentence))
-    return replace(summary, verdict=verdict, sentence=said)
+    return _with_alarms(summary, raised)
 
 
 def untested(terms: AuditTerms) -> str | None:
@@ -119,19 +117,25 @@ def _with_records(summary: Summary, records: Measured) -> Summary:
 
 def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
     terms, rows = evidence.terms, evidence.rows
-    checked = (min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
-    norm_p, reuse_p, draw_p = checked
-    visible = visible_in(terms, rows)
+    names = ("norm_p", "reuse_p", "draw_p")
+    smallest = {name: min(1.0, len(rows) * float(rows[name].min())) for name in names}
+    summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, rows), **smallest)
     scores = _scores(evidence)
     if scores is None:
-        return Summary(*_without_canaries(terms), None, (), None, visible, norm_p, reuse_p, draw_p)
+        return summary
     measured = evidence.measured()
     level = terms.alarms().threshold(Check.CANARIES)
     methods = by_one_run(*scores, terms.delta, gaussian=True)
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
     verdict = judge(methods, measured.claimed, level, measured.ceiling).verdict
-    said, last = _in_words(verdict, measured), _final(evidence, final)
-    return Summary(verdict, said, measured, findings, last, visible, norm_p, reuse_p, draw_p)
+    return replace(
+        summary,
+        verdict=verdict,
+        sentence=_in_words(verdict, measured),
+        measured=measured,
+        findings=findings,
+        final=_final(evidence, final),
+    )
 
 
 def visible_in(terms: AuditTerms, rows: Rows) -> float:
@@ -151,21 +155,22 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
         return None
 
 
-def _verdict(raised: Sequence[Raised], otherwise: tuple[Verdict, str]) -> tuple[Verdict, str]:
-    """Return the verdict at the end of the run, corrected by earlier alarms."""
+def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
+    """Return the summary with its verdict corrected by earlier alarms."""
     for each in raised:
         if each.alarm.level is Level.RED:
-            return Verdict.VIOLATED, _why(each)
+            return replace(summary, verdict=Verdict.VIOLATED, sentence=_why(each))
     for each in raised:
-        if each.alarm.level is Level.ORANGE and otherwise[0] is not Verdict.VIOLATED:
-            return Verdict.TOO_WEAK, f"perhaps {_why(each)}, but nothing confirmed it: run it again"
-    return otherwise
+        if each.alarm.level is Level.ORANGE and summary.verdict is not Verdict.VIOLATED:
+            said = f"perhaps {_why(each)}, but nothing confirmed it: run it again"
+            return replace(summary, verdict=Verdict.TOO_WEAK, sentence=said)
+    return summary
 
 
-def _without_canaries(terms: AuditTerms) -> tuple[Verdict, str]:
+def _without_canaries(terms: AuditTerms) -> Summary:
     if terms.canaries:
-        return Verdict.TOO_WEAK, "too few canaries were drawn to say anything"
-    return (
+        return Summary(Verdict.TOO_WEAK, "too few canaries were drawn to say anything")
+    return Summary(
         Verdict.CONSISTENT,
         "the released sums hold the claimed noise, fresh in every round; what leaks was not measured",
     )

@@ -15,7 +15,7 @@ from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_mu, last_true
 from .normality import accuracy_p, right_of_median, separation, separation_refutes
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
-from .rates import rates_refute, rates_refute_gdp, worst_rates
+from .rates import ErrorRates, Hits, rates_refute, rates_refute_gdp, worst_rates
 
 # Whether an epsilon is refuted at a level alpha; monotone: a larger epsilon is never refuted more easily.
 Refutes = Callable[[float, float], bool]
@@ -124,14 +124,14 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
         raise Refusal("scores", min(len(members), len(others)), "give at least 4 runs with and 4 without")
     threshold = _best_threshold(members[::2], others[::2])
     rest_in, rest_out = members[1::2], others[1::2]
-    false = (int((rest_out > threshold).sum()), len(rest_out))
-    missed = (int((rest_in <= threshold).sum()), len(rest_in))
+    false = Hits(int((rest_out > threshold).sum()), len(rest_out))
+    missed = Hits(int((rest_in <= threshold).sum()), len(rest_in))
 
-    def method(name: str, refute: Callable[[tuple[float, float], float, float], bool]) -> Method:
-        def refutes(false: tuple[int, int], missed: tuple[int, int], epsilon: float, alpha: float) -> bool:
+    def method(name: str, refute: Callable[[ErrorRates, float, float], bool]) -> Method:
+        def refutes(false: Hits, missed: Hits, epsilon: float, alpha: float) -> bool:
             return refute(worst_rates(false, missed, alpha), delta, epsilon)
 
-        none = partial(refutes, (0, len(rest_out)), (0, len(rest_in)))
+        none = partial(refutes, false._replace(hits=0), missed._replace(hits=0))
         return Method(name, partial(refutes, false, missed), none)
 
     of_gaussian = [method("Clopper-Pearson, Gaussian", rates_refute_gdp)] if gaussian else []

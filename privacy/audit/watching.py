@@ -60,7 +60,7 @@ def watch(
     row = unwatched(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
     row["rate"], row["charged"] = released.rate, released.charged
-    row["clients"], row["population"] = released.clients, released.population
+    row["clients"], row["population"] = released.drawn.clients, released.drawn.population
     row["norm_p"] = norm_p(released.layers, released.noise, released.step)
     energy, row["dimensions"] = outside(watched, memory.total)
     row["energy"] = energy / released.noise**2
@@ -81,7 +81,7 @@ def watch(
     row["norm"], row["along"] = np.linalg.norm(spread), directions.along(spread)
     if released.sketch is not None:
         row["along"] /= _lengths(directions, released.sketch)
-    row["taken"][list(released.canaries)] = True
+    row["taken"][list(released.drawn.canaries)] = True
     return row, Memory(watched, total, blocks)
 
 

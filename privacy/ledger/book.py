@@ -300,13 +300,18 @@ def read_book(path: Path) -> Book:
     return book
 
 
+def book_at(path: Path) -> Book:
+    """Return the book of a ledger as `read_book` does, and an empty one where there is no ledger."""
+    return read_book(path) if path.exists() else Book()
+
+
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     """Return an adversary's events, from a ledger that need not be open; none if there is no ledger.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    return read_book(path).events(adversary) if path.exists() else []
+    return book_at(path).events(adversary)
 
 
 def identity_of(path: Path) -> dict[str, Any]:
@@ -412,9 +417,9 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
         each: _sizes(tuple(book.events(each)), delta, adjacency, book.filter_order) for each in book.spent
     }
     most = max(sizes.values(), key=lambda size: size[0])
-    problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), None)
+    problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), "")
     return Verification(
-        problem is None, book.head.seq, book.head, problem, delta, *most, book.filter_order, sizes
+        not problem, book.head.seq, book.head, problem or None, delta, *most, book.filter_order, sizes
     )
 
 
@@ -446,7 +451,7 @@ def _composed(accountant: "PrivacyAccountant", events: "tuple[DpEvent, ...]", de
     return float(accountant.get_epsilon(delta))
 
 
-def _overspent(book: Book) -> str | None:
+def _overspent(book: Book) -> str:
     for adversary, budget in book.granted.items():
         exact = exact_epsilon(book.spent[adversary], budget.target_delta, budget.adjacency)
         if book.filter_order is None and exact is not None and exact <= budget.target_epsilon:
@@ -454,12 +459,12 @@ def _overspent(book: Book) -> str | None:
         if not admits(book.events(adversary), budget, book.filter_order):
             size = f"epsilon {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
             return f"more is spent against the {adversary} than was granted, {size}"
-    return None
+    return ""
 
 
-def _dispute(sizes: Sizes) -> str | None:
+def _dispute(sizes: Sizes) -> str:
     ours, *others = sizes
     best = min((size for size in others if size is not None), default=ours)
     if math.isclose(ours, best, rel_tol=DISPUTE_RATIO, abs_tol=DISPUTE_SIZE):
-        return None
+        return ""
     return f"the accountants disagree: epsilon {ours:.6g} against {best:.6g} recomputed"

@@ -15,7 +15,7 @@ from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
 from ..accounting.exchanged import exchanged, exchanged_text
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
-from .book import RESERVE, Book, BookedRelease, ReleaseState, read_book
+from .book import RESERVE, Book, BookedRelease, ReleaseState, book_at
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
 from .ledger import BudgetExhausted, Key, Ledger, require_affordable
@@ -91,29 +91,30 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
 
     Args:
       ledger: of the records, open for writing.
-      clients: path of the client's ledger.
+      clients: path of the client's ledger, which need not exist.
       budget: as of `owed`.
 
     Raises:
       Refusal: the client's ledger cannot be read.
       LedgerUnavailable: nothing could be written.
     """
-    if clients.exists():
-        book = read_book(clients)
-        if owed(book, ledger.book, budget):
-            ledger.charge(lambda records: owed(book, records, budget))
+    book = book_at(clients)
+    if owed(book, ledger.book, budget):
+        ledger.charge(lambda records: owed(book, records, budget))
 
 
-def as_records(clients: Book, records: Book | None, budget: Budget) -> Book:
+def as_records(clients: Book, records: Book, budget: Budget) -> Book:
     """Return what records have spent, as a book in memory: on their ledger, and by their client's releases.
 
     Args:
       clients: book of the client's ledger.
-      records: book of the records' ledger, which is extended; None without one.
+      records: book of the records' ledger, which is extended; empty without one.
       budget: of the records.
     """
     identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
-    book = records or Book(identity=identity, head=Head(1, ""))  # as after its first entry
+    book = (
+        records if records.identity else Book(identity=identity, head=Head(1, ""))
+    )  # as after its first entry
     for draft in owed(clients, book, budget):
         take(book, draft)
     return book
@@ -140,9 +141,7 @@ def lost_by_records(clients: Book, delta: float) -> float | None:
 
 def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
     """Return the events of each record by the sums of clients on a ledger at this path; none without one."""
-    if not clients.exists():
-        return []
-    book = read_book(clients)
+    book = book_at(clients)
     sums = book.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     secret = book.filter_order is None
     return [event_from_json(exchanged(event_to_json(each), adjacency, secret)) for each in sums]
@@ -185,8 +184,7 @@ class RecordsBudget:
             raise BudgetExhausted(self.budget, adversary, math.inf, str(ended)) from ended
         events = {who.value: event_to_json(event) for who, event in mine.events.items()}
         require_affordable(mine, events, budget, self.book)
-        why = require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget)
-        if why is not None:
+        if why := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
             raise BudgetExhausted(budget, adversary, math.inf, f"of a record {why}")
 
     def add(self, release: Release) -> None:
@@ -217,9 +215,8 @@ def read_records(
     Raises:
       Refusal: a ledger is damaged.
     """
-    of_client, own = (read_book(each) if each.exists() else Book() for each in (clients, records))
+    of_client, own = (book_at(each) for each in (clients, records))
     deltas = [each.target_delta for book in (of_client, own) for each in book.granted.values()]
     unit, adjacency = own.identity.get("unit", Unit.RECORD), own.identity.get("adjacency", adjacency)
     budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
-    alone = as_records(of_client, None, budget)
-    return as_records(of_client, own if own.identity else None, budget), alone
+    return as_records(of_client, own, budget), as_records(of_client, Book(), budget)

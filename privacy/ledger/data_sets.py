@@ -22,7 +22,7 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, refusing, unreadable
 from ..arms import charged
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from .book import Book, ReleaseState, event_of, identity_of, read_book, repeated, require_unit
+from .book import Book, ReleaseState, book_at, event_of, identity_of, read_book, repeated, require_unit
 from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
 from .client_sums import RecordsBudget, as_records, charge_records, owed
 from .hash_chain import START, Head, Lock, heads_of, require_heads
@@ -95,6 +95,11 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
         raise Refusal("ledger", str(path), told) from error
 
 
+def data_set(folder: Path, data_id: str) -> DataSet:
+    """Return a folder's entry of one data set; an empty one if it has none. Refusal as of `read_data_sets`."""
+    return read_data_sets(folder).get(data_id, DataSet())
+
+
 def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) -> None:
     with Lock(folder / FILE, WAIT_SECONDS):
         sets = read_data_sets(folder)
@@ -116,12 +121,12 @@ def alone_on(folder: Path, data_id: str) -> Generator[None]:
       Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
     """
     with Lock(folder / population_ledger(data_id)[:NAMED], wait=0):
-        require_heads(folder, _heads(folder, data_id))
+        require_heads(folder, data_set(folder, data_id).heads)
         try:
             yield
         finally:
             with suppress(Refusal):  # of a full disk, or a replaced ledger: the heads before stay
-                before = _heads(folder, data_id)
+                before = data_set(folder, data_id).heads
                 require_heads(folder, before)
                 paths = (population_path(folder, data_id), *record_paths(folder, data_id))
                 left = {**before, **heads_of(path for path in paths if path.exists())}
@@ -140,13 +145,9 @@ def keep_head(ledger: Ledger, data_id: str) -> None:
       Refusal: it cannot be written.
     """
     name, head = ledger.path.name, ledger.head
-    known = _heads(ledger.path.parent, data_id).get(name, START)
+    known = data_set(ledger.path.parent, data_id).heads.get(name, START)
     if head > known:
         _change(ledger.path.parent, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
-
-
-def _heads(folder: Path, data_id: str) -> Mapping[str, Head]:
-    return read_data_sets(folder).get(data_id, DataSet()).heads
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:
@@ -205,7 +206,7 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     if not path.exists():
         raise Refusal("ledger", str(path), "there is none; name one as its file is called, without .ledger")
     read_book(path)
-    known = read_data_sets(folder).get(data_id, DataSet())
+    known = data_set(folder, data_id)
     if old not in known.adopted:
         _change(folder, data_id, lambda now: replace(now, adopted=(*now.adopted, old)))
 
@@ -245,7 +246,7 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    known, prints = read_data_sets(folder).get(data_id, DataSet()), tuple(fingerprints)
+    known, prints = data_set(folder, data_id), tuple(fingerprints)
     adopted = [each for each in known.adopted if _named(each, "")]
     before = _most(folder, adopted, _spent)
     changed = bool(known.fingerprints) and known.fingerprints != prints
@@ -275,14 +276,14 @@ def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    known = read_data_sets(folder).get(data_id, DataSet())
+    known = data_set(folder, data_id)
     adopted = [each for each in known.adopted if _named(each, prefix)]
     total: Charges = {}
     asked: Charges = {}
     for each in adopted:
         path = folder / f"{each}.ledger"
         total = _sum(total, _spent(path))
-        asked = _sum(asked, spent_by_questions(read_book(path)) if path.exists() else {})
+        asked = _sum(asked, spent_by_questions(book_at(path)))
     left = tuple(each for each in known.adopted if each not in adopted)
     name = population_ledger(data_id)
     charges = {name: total} if any(total.values()) else {}
@@ -311,8 +312,8 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
     for name, charges in owed.charges.items():
         path, asked = folder / f"{prefix}{name[:32]}.ledger", owed.questions.get(name, {})
         others = {who: counts - asked.get(who, Counter[str]()) for who, counts in charges.items()}
-        _charge(path, name, others, spent, (_state(known), MECHANISM))
-        _charge(path, name, asked, spent, (_state(known), EARLIER))
+        _charge(path, name, others, spent, _state(known), MECHANISM)
+        _charge(path, name, asked, spent, _state(known), EARLIER)
     if owed.after != known or data_id not in sets:
         _change(folder, data_id, lambda now: replace(owed.after, records=now.records, heads=now.heads))
 
@@ -329,7 +330,7 @@ def together_path(folder: Path, data_id: str) -> Path:
 
 def record_paths(folder: Path, data_id: str) -> list[Path]:
     """Return the ledgers of a data set's records: one of all of them, or one for each client."""
-    known = read_data_sets(folder).get(data_id, DataSet())
+    known = data_set(folder, data_id)
     names = dict.fromkeys(client_ledgers(data_id, known.fingerprints))
     together = together_path(folder, data_id)
     return [
@@ -349,8 +350,7 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
     Raises:
       Refusal: a ledger cannot be read or written.
     """
-    held = read_book(path) if path.exists() else Book()
-    if clients.exists() and owed(read_book(clients), held, budget):
+    if owed(book_at(clients), book_at(path), budget):
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             charge_records(ledger, clients, budget)
 
@@ -384,7 +384,7 @@ def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[Recor
     if not caps_on(path):
         return ()  # nobody has said what records may lose: their first plan begins from what they have
     budget = Budget(Unit.RECORD, UNLIMITED_EPSILON, 0.5)
-    return (RecordsBudget(path, budget, as_records(clients, None, budget)),)
+    return (RecordsBudget(path, budget, as_records(clients, Book(), budget)),)
 
 
 def _granted(book: Book) -> Budget:
@@ -397,19 +397,18 @@ def _granted(book: Book) -> Budget:
     return Budget(unit, UNLIMITED_EPSILON, delta, adjacency)
 
 
-def _charge(path: Path, owner: str, charges: Charges, budget: Budget, under: tuple[str, str]) -> None:
-    run, mechanism = under
+def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, mechanism: str) -> None:
     texts = sorted({text for counts in charges.values() for text in counts})
     try:
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             for text in texts:
-                key = (run, 1, f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}")
-                if ledger.state(key) is not None:
-                    continue  # charged before a crash
+                name = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
                 seen = {who: counts[text] for who, counts in charges.items() if counts[text]}
                 events = {who: repeated(event_of(text), count) for who, count in seen.items()}
-                ledger.reserve(Release(budget.unit, *key, events, "system"))
-                ledger.commit(key)
+                release = Release(budget.unit, run, 1, name, events, "system")
+                if ledger.state(release.key) is None:  # not charged before a crash
+                    ledger.reserve(release)
+                    ledger.commit(release.key)
     except BudgetExhausted as spent:
         remedy = "the cap on this ledger does not allow what the same people have spent already; raise it"
         raise Refusal("ledger", str(path), remedy) from spent
@@ -425,14 +424,12 @@ def _state(known: DataSet) -> str:
 
 
 def _spent(path: Path) -> Charges:
-    return {who: +counts for who, counts in read_book(path).spent.items()} if path.exists() else {}
+    return {who: +counts for who, counts in book_at(path).spent.items()}
 
 
 def _of_records(path: Path) -> Charges:
     """Return what a ledger has spent on records alone: sums of whole clients are charged to each ledger under their keys."""
-    if not path.exists():
-        return {}
-    book = read_book(path)
+    book = book_at(path)
     mine = [
         each for each in book.releases.values() if each.source is None and each.state is not ReleaseState.VOID
     ]

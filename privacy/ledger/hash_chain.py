@@ -92,14 +92,14 @@ def canonical(value: object) -> str:
 
 def linked(draft: Draft, before: Head) -> Entry:
     """Return a draft as the entry that follows a head."""
-    fields = (before.seq + 1, draft.kind, draft.key, draft.payload, before.hash)
-    return Entry(*fields, hash=_digest(fields))
+    entry = Entry(before.seq + 1, draft.kind, draft.key, draft.payload, before.hash, hash="")
+    return entry._replace(hash=_digest(entry))
 
 
-def _digest(fields: tuple[int, str, str, str, str]) -> str:
-    # Same text as `canonical(fields)`, in a third of the time.
-    texts = ",".join(map(encode_basestring_ascii, fields[1:]))
-    return hashlib.sha256(f"[{fields[0]},{texts}]".encode()).hexdigest()
+def _digest(entry: Entry) -> str:
+    # Same text as `canonical` of the fields before the hash, in a third of the time.
+    texts = ",".join(map(encode_basestring_ascii, entry[1:-1]))
+    return hashlib.sha256(f"[{entry.seq},{texts}]".encode()).hexdigest()
 
 
 def chained(rows: Iterable[Any], head: Head, source: str) -> Iterator[Entry]:
@@ -114,18 +114,18 @@ def chained(rows: Iterable[Any], head: Head, source: str) -> Iterator[Entry]:
       Refusal: a row is not the entry that follows.
     """
     seq, last = head
-    for row in rows:
+    for entry in map(Entry._make, rows):
         seq += 1
-        if row[0] != seq or row[4] != last or not _holds(row):
+        if entry.seq != seq or entry.prev_hash != last or not _holds(entry):
             remedy = f"entry {seq} was changed, removed or moved; restore a true copy"
             raise Refusal("ledger", source, remedy)
-        yield Entry._make(row)
-        last = row[5]
+        yield entry
+        last = entry.hash
 
 
-def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
+def _holds(entry: Entry) -> bool:
     try:
-        return row[5] == _digest(row[:5])
+        return entry.hash == _digest(entry)
     except TypeError:  # a damaged file may hold something other than text
         return False
 

@@ -291,7 +291,7 @@ class Ledger:
         if release.kind is None:
             return
         budget, caps = self._budget_for(release), (*caps_on(self.path), *self.caps)
-        if (why := require_allowed(release, caps, self._book, budget)) is not None:
+        if why := require_allowed(release, caps, self._book, budget):
             raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
 
     def reserve_new(self, release: Release) -> Entry:
@@ -590,11 +590,12 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
         asked.append((written, spent))
         # Where all is plain Gaussian noise it takes no accountant.
         counts = spent + Counter([canonical(written)])
-        exact = exact_epsilon(counts, budget.target_delta, budget.adjacency) if order is None else None
-        if exact is not None and exact <= budget.target_epsilon:
-            continue
-        if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
-            raise BudgetExhausted(budget, adversary, exact)
+        exact = exact_epsilon(counts, budget.target_delta, budget.adjacency)
+        if order is None and exact is not None:
+            if exact <= budget.target_epsilon:
+                continue
+            if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
+                raise BudgetExhausted(budget, adversary, exact)
         seen, event = book.events(adversary), event_from_json(written)
         fits = GATE.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
         if not fits:
@@ -617,26 +618,30 @@ def _is_paid(
 
 def _order_with(release: Release, book: Book) -> float | None:
     """Return the filter's order once `release` is on the ledger: the first adaptive release fixes it."""
-    fixed = book.filter_order
-    if release.filter_order is None or fixed is None:
-        return fixed if release.filter_order is None else filter_order(release.filter_order)
-    if release.filter_order != fixed:
+    wanted, fixed = release.filter_order, book.filter_order
+    if wanted is None:
+        return fixed
+    if fixed is None:
+        return filter_order(wanted)
+    if wanted != fixed:
         remedy = f"this ledger's filter is at order {fixed:g} for good; plan with that one"
-        raise Refusal("filter_order", release.filter_order, remedy)
+        raise Refusal("filter_order", wanted, remedy)
     return fixed
 
 
 def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: str | None) -> str:
     granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
-    chosen = {} if release.filter_order is None else {"filter_order": float(release.filter_order)}
-    drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
-    arm = None if release.arm is None else release.arm.to_json()
-    told = {"purpose": purpose, "segments": release.segments, "kind": release.kind, "arm": arm}
-    told |= {"source": release.source}
-    asked = {name: value for name, value in told.items() if value is not None}
-    return canonical(
-        {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn, **asked}
-    )
+    optional = {
+        "filter_order": release.filter_order and float(release.filter_order),
+        "cohort": release.cohort,
+        "purpose": purpose,
+        "segments": release.segments,
+        "kind": release.kind,
+        "arm": release.arm and release.arm.to_json(),
+        "source": release.source,
+    }
+    used = {name: value for name, value in optional.items() if value is not None}
+    return canonical({"events": events, "budget": granted, "rng": release.rng, "time": _now(), **used})
 
 
 def _text(key: Key) -> str:

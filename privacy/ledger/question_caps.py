@@ -58,8 +58,8 @@ def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
             raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {known}")
 
 
-def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str | None:
-    """Return why a question exceeds the caps on questions; None if it does not.
+def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str:
+    """Return why a question exceeds the caps on questions; empty if it does not.
 
     Args:
       release: about to be reserved.
@@ -71,7 +71,7 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
       Refusal: its purpose is not allowed.
     """
     if release.kind != QUESTION:
-        return None
+        return ""
     for cap in caps:
         require_purposes((release.segments or {}).values(), cap)
         if cap.questions is None:
@@ -83,14 +83,15 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
             spent = counted(seen, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
             if spent > cap.questions:
                 return f"questions may spend epsilon {cap.questions:g}, and would have spent {spent:.4g}"
-    return None
+    return ""
 
 
 def asked_questions(book: Book) -> list[AskedQuestion]:
     """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
     found: list[AskedQuestion] = []
     for booked in book.releases.values():
-        if (payload := _payload(booked)) is None or booked.source == OF_CLIENT:
+        payload = _payload(booked)
+        if not payload or booked.source == OF_CLIENT:
             continue
         name, budget = json.loads(booked.entry.key)[0], payload["budget"]
         segments: dict[str, str] = payload.get("segments", {})
@@ -116,7 +117,7 @@ def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
 
 def is_question(booked: BookedRelease) -> bool:
     """Return whether a release is the answer to a question."""
-    return _payload(booked) is not None
+    return bool(_payload(booked))
 
 
 def _is_earlier(booked: BookedRelease) -> bool:
@@ -124,9 +125,9 @@ def _is_earlier(booked: BookedRelease) -> bool:
     return EARLIER in key and str(json.loads(key)[2]).startswith(EARLIER)
 
 
-def _payload(booked: BookedRelease) -> dict[str, Any] | None:
-    """Return the payload of a question's reservation; None for any other entry."""
+def _payload(booked: BookedRelease) -> dict[str, Any]:
+    """Return the payload of a question's reservation; empty for any other entry."""
     if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are none, and need not be read
-        return None
+        return {}
     payload = json.loads(booked.entry.payload)
-    return payload if payload.get("kind") == QUESTION else None
+    return payload if payload.get("kind") == QUESTION else {}

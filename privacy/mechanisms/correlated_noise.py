@@ -223,7 +223,7 @@ class NoiseRows:
           noise_multiplier: of the run, the same for every row.
           spec: public parameters, private, the same lattice for every row.
         """
-        if spec.clipping_norm is None:
+        if not spec.private:
             raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
         if not 1 <= row <= self._correlation.num_rounds:
             raise ValueError(f"row={row} must lie in [1, {self._correlation.num_rounds}]")

@@ -25,7 +25,7 @@ def width_of(spec: SumSpec) -> int | None:
     The norm of a vector is at most `cells`, and so is each coordinate: it lies in [-cells, cells].
     """
     width = spec.cells.bit_length() + 1
-    return None if spec.clipping_norm is None or width >= WORD else width
+    return None if not spec.private or width >= WORD else width
 
 
 def packed_size(count: int, width: int) -> int:

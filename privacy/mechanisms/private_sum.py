@@ -75,7 +75,7 @@ def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution,
       NotFinite: the sum is private, and the update has a value that is not finite.
     """
     parts = [np.ravel(value) for value in update.values()]
-    if spec.clipping_norm is None:
+    if not spec.private:
         return _weigh(parts, values, spec), False
     size = _size(parts)
     factor = _factor(parts, spec, size)
@@ -173,7 +173,7 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
     rows = np.empty((clients, coordinates + spec.beside))
     wide, tail = rows[:, :coordinates], rows[:, coordinates:]
     np.copyto(wide, update)
-    if spec.clipping_norm is None:
+    if not spec.private:
         weight = values["num-examples"]
         wide *= weight[:, None]
         for column, each in enumerate(spec.segments):
@@ -331,9 +331,9 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
     squared = squared_norm(vector)
     if not math.isfinite(squared):
         return cohort_sum.drop("not finite")
-    if spec.clipping_norm is None and not _plausible_count(vector, spec):
+    if not spec.private and not _plausible_count(vector, spec):
         return cohort_sum.drop("num-examples")
-    if spec.clipping_norm is not None and squared > float(spec.cells) ** 2:
+    if spec.private and squared > float(spec.cells) ** 2:
         vector = vector.copy()
         shrink(vector, spec)
         cohort_sum.clipped_again += 1
@@ -382,7 +382,7 @@ def add_update(
     coordinates, parts = cohort_sum.total.size - spec.beside, update
     if isinstance(parts, np.ndarray):
         parts = [parts]
-    if spec.clipping_norm is None:
+    if not spec.private:
         return _add_weighed(cohort_sum, parts, values, spec, start)
     factor = _factor(parts, spec, coordinates)
     tail = _segments_on_grid(values, factor, spec)
@@ -437,7 +437,7 @@ def add_noise(
       spec: the round's public parameters, private.
       stream: a stream that serves this release and no other.
     """
-    if spec.clipping_norm is None:
+    if not spec.private:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
     wanted = noise_multiplier * spec.sensitivity(total.size)
     if spec.cells < MIN_CELLS:
@@ -466,7 +466,7 @@ def decode(
     """
     sizes = [math.prod(shape) for shape in layout.values()]
     summed = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
-    if spec.clipping_norm is None:
+    if not spec.private:
         denominator = next(value for each, value in summed.items() if each.name == "num-examples")
         scalars = {
             each.name: value / denominator for each, value in summed.items() if each.name != "num-examples"

@@ -118,9 +118,14 @@ class Randomness:
     seed: int | None = None
 
     @property
+    def seeded(self) -> bool:
+        """Whether a seed gives every stream."""
+        return self.seed is not None
+
+    @property
     def kind(self) -> str:
         """``"system"`` or ``"seeded"``, as ledger and result record it."""
-        return "system" if self.seed is None else "seeded"
+        return "seeded" if self.seeded else "system"
 
     def stream(self, *purpose: str | int) -> Stream:
         """Return the stream for one purpose, such as ``("noise", round)``.

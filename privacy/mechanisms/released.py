@@ -12,6 +12,24 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Cohort of a round, as an audit may see it.
+
+    Attributes:
+      clients: number of real clients.
+      canaries: which canaries were drawn.
+      population: number of real clients that the cohort was drawn from.
+    """
+
+    clients: int = 0
+    canaries: Sequence[int] = ()
+    population: int = 0
+
+
+NOBODY = Drawn()
+
+
+@dataclass(frozen=True)
 class Released:
     """Released private sum; all of it is public.
 
@@ -21,9 +39,7 @@ class Released:
       noise: the claimed std of the new noise in each coordinate, in clipping norms.
       rate: the sampling rate that was charged to the ledger.
       charged: the noise over clip that was charged; 0 without a charge.
-      clients: number of real clients in the cohort.
-      canaries: which canaries were in the cohort.
-      population: number of real clients that the cohort was drawn from.
+      drawn: the cohort.
       records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
       sketch: compression of all updates, including the canaries'; the layers are then of the compressed sum.
       step: of the sum's lattice, in clipping norms; 0 without a lattice.
@@ -34,9 +50,7 @@ class Released:
     noise: float
     rate: float
     charged: float
-    clients: int = 0
-    canaries: Sequence[int] = ()
-    population: int = 0
+    drawn: Drawn = NOBODY
     records: Vector = field(default_factory=lambda: np.zeros(0))
     sketch: Sketch | None = None
     step: float = 0.0

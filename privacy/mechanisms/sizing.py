@@ -116,7 +116,7 @@ class ShareSpec:
     def __post_init__(self) -> None:
         if self.bits not in (16, 32):
             raise Refusal("bits", self.bits, "choose 16 or 32")
-        if self.sum.clipping_norm is None or self.sum.cells > MOST_CELLS:
+        if not self.sum.private or self.sum.cells > MOST_CELLS:
             raise Refusal("sum", self.sum, f"give a clipping norm and at most {MOST_CELLS} cells")
         if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
             raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")

@@ -92,13 +92,18 @@ class SumSpec:
         if not 0 <= self._beside_share <= 1 + _FLOAT_SLACK:
             why = f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
             raise ValueError(why)
-        if self.clipping_norm is None and any(each.shape for each in self.segments):
+        if not self.private and any(each.shape for each in self.segments):
             raise ValueError("a segment with a shape needs a clipping norm")
         if self.unit_norm is not None and (
             self.segments or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
         ):
             why = f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
             raise ValueError(why)
+
+    @property
+    def private(self) -> bool:
+        """Whether a norm bounds each client's contribution, so that noise can hide it."""
+        return self.clipping_norm is not None
 
     @property
     def step(self) -> float:
@@ -115,7 +120,7 @@ class SumSpec:
     @property
     def asks(self) -> bool:
         """Whether the segments leave no norm for an update: the sum is then the answer to a question."""
-        return self.clipping_norm is not None and self._beside_share >= 1 - _FLOAT_SLACK
+        return self.private and self._beside_share >= 1 - _FLOAT_SLACK
 
     @property
     def beside(self) -> int:

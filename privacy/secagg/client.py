@@ -201,8 +201,8 @@ class Participant:
         check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in {*peers, *demanded}], now)
         self._enough(attempt, agreed.nodes)
         points = [agreed.points[peer] for peer in peers]
-        seeds = attempt.own_seed, attempt.mask_seed
-        dealt = deal(agreed.cohort, self.node, seeds, attempt.terms.threshold, points)
+        threshold = attempt.terms.threshold
+        dealt = deal(agreed.cohort, self.node, attempt.own_seed, attempt.mask_seed, threshold, points)
         secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
         keys = [agree(secret, agreed.by_node[peer].share_key, agreed.share_info) for peer in peers]
         attempt.pair_keys, made = b"".join(keys), [b""] * len(peers)

@@ -63,18 +63,19 @@ class Claim:
 
 
 def deal(
-    cohort: bytes, dealer: int, seeds: tuple[bytes, bytes], threshold: int, points: Sequence[int]
+    cohort: bytes, dealer: int, own_seed: bytes, mask_seed: bytes, threshold: int, points: Sequence[int]
 ) -> Deal:
     """Return shares of a node's seeds, with commitments and proof.
 
     Args:
       cohort: hash of the attempt's adverts, 32 bytes.
       dealer: the node.
-      seeds: its private seed and its mask seed, 32 bytes each, below p.
+      own_seed: its private seed, 32 bytes, below p.
+      mask_seed: 32 bytes, below p.
       threshold: of shares that give a seed.
       points: of the holders, ascending.
     """
-    own, mask = (polynomial(seed, threshold) for seed in seeds)
+    own, mask = polynomial(own_seed, threshold), polynomial(mask_seed, threshold)
     blinding = polynomial(new_secret(), threshold)
     label = label_of(cohort, dealer)
     shares: list[bytes] = []
@@ -90,7 +91,7 @@ def deal(
         ((blind + challenge * our) % PRIME).to_bytes(SECRET_BYTES, "big")
         for blind, our in zip(blinds, ours, strict=True)
     )
-    return Deal(tuple(shares), commitments, proof, seed_commitment(label, seeds[0]))
+    return Deal(tuple(shares), commitments, proof, seed_commitment(label, own_seed))
 
 
 def label_of(cohort: bytes, dealer: int) -> bytes:

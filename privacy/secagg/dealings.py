@@ -70,16 +70,16 @@ class Dealings:
           dealer: that is accused.
           proof: of the secret that the two share, as `complaint.disclosed` returns it.
         """
-        keys = self.agreed.by_node[holder].share_key, self.agreed.by_node[dealer].share_key
-        if not on_curve(keys[1]):
+        holder_key, dealer_key = (self.agreed.by_node[node].share_key for node in (holder, dealer))
+        if not on_curve(dealer_key):
             return dealer, Fault.BAD_DEAL
         try:
-            secret = proved(proof, *keys, self.agreed.cohort)
+            secret = proved(proof, holder_key, dealer_key, self.agreed.cohort)
         except Refused:
             return holder, Fault.FALSE_COMPLAINT
         parcel = parcel_of(self.agreed, dealer, holder, self.deals[dealer])
         try:
-            parcel.opened(self.agreed, pair_key(secret, keys, self.agreed.share_info))
+            parcel.opened(self.agreed, pair_key(secret, holder_key, dealer_key, self.agreed.share_info))
         except Refused:
             return dealer, Fault.BAD_DEAL
         return holder, Fault.FALSE_COMPLAINT

@@ -54,12 +54,15 @@ def verify_second(public: bytes, context: bytes, body: bytes, signature: bytes) 
         raise Refused(Reason.BAD_SIGNATURE, "not signed by this ML-DSA key in this context") from error
 
 
-def verify_by(suite: Suite, keys: tuple[bytes, bytes], context: bytes, body: bytes, signature: bytes) -> None:
+def verify_by(
+    suite: Suite, public: bytes, post_quantum: bytes, context: bytes, body: bytes, signature: bytes
+) -> None:
     """Return if a signature of `sign_by` is valid: with suite 3 both halves must be, other suites have one.
 
     Args:
       suite: of the attempt.
-      keys: the signer's Ed25519 key, and its ML-DSA key, which may be empty.
+      public: the signer's Ed25519 key.
+      post_quantum: its ML-DSA key, which may be empty.
       context: in which it counts, 32 bytes.
       body: what was signed.
       signature: what it returned.
@@ -69,9 +72,9 @@ def verify_by(suite: Suite, keys: tuple[bytes, bytes], context: bytes, body: byt
     """
     if len(signature) != suite.signature_bytes:
         raise Refused(Reason.BAD_SIGNATURE, "not as many signatures as the suite has")
-    verify(keys[0], context, body, signature[:SIGNATURE_BYTES])
+    verify(public, context, body, signature[:SIGNATURE_BYTES])
     if suite.doubly_signed:
-        verify_second(keys[1], context, body, signature[SIGNATURE_BYTES:])
+        verify_second(post_quantum, context, body, signature[SIGNATURE_BYTES:])
 
 
 def sign_as_authority(

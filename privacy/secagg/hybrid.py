@@ -79,9 +79,6 @@ def fits_keys(mask_seed: bytes, mask_key: bytes, kem_keys: bytes) -> bool:
 def check_keys(keys: bytes) -> None:
     """Return if a node's ML-KEM public keys can be used.
 
-    Args:
-      keys: of `KEM_KEY_BYTES`.
-
     Raises:
       Refused: MALFORMED.
     """

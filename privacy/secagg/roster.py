@@ -53,7 +53,7 @@ class Member:
         Raises:
           Refused: BAD_SIGNATURE.
         """
-        verify_by(suite, (self.public, self.post_quantum), context, body, signature)
+        verify_by(suite, self.public, self.post_quantum, context, body, signature)
 
     @property
     def parts(self) -> tuple[int | str | bytes, ...]:
@@ -196,10 +196,7 @@ def read_roster(data: bytes, authority: bytes, *others: bytes) -> Roster:
 
 
 def roster_in(data: bytes) -> Roster:
-    """Return the roster that somebody signed.
-
-    Args:
-      data: what `write_roster` returned.
+    """Return the roster that somebody signed, from what `write_roster` returned.
 
     Raises:
       Refused: MALFORMED.
@@ -229,10 +226,7 @@ def cosign(roster: Roster, member: Ed25519PrivateKey) -> bytes:
 
 
 def cosignatures_in(data: bytes) -> dict[bytes, bytes]:
-    """Return the members' signatures that came with a roster, unchecked, by public key.
-
-    Args:
-      data: what `write_roster` returned.
+    """Return the members' signatures that came with a roster, from what `write_roster` returned, unchecked, by key.
 
     Raises:
       Refused: MALFORMED.

@@ -161,12 +161,12 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
         secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError as error:
         raise Refused(Reason.MALFORMED, "not a usable X25519 public key") from error
-    return pair_key(secret, (public_of(key), peer), info)
+    return pair_key(secret, public_of(key), peer, info)
 
 
-def pair_key(secret: bytes, keys: tuple[bytes, bytes], info: bytes) -> bytes:
+def pair_key(secret: bytes, public: bytes, peer: bytes, info: bytes) -> bytes:
     """Return the 32-byte key of a pair from the secret that X25519 gives it; see `agree`."""
-    return derive(secret, frame(Purpose.PAIR, info, *sorted(keys)))
+    return derive(secret, frame(Purpose.PAIR, info, *sorted((public, peer))))
 
 
 # Public keys with which X25519 gives everybody the same secret, RFC 7748, section 7: the points of order 1 to 8 of the

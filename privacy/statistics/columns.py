@@ -131,11 +131,7 @@ def column(table: Table, name: str) -> NDArray[Any]:
 
 
 def numbers_of(cells: NDArray[Any]) -> NDArray[np.float64]:
-    """Return a column as numbers, NaN for an invalid cell: a failure would reveal its presence.
-
-    Args:
-      cells: of any type, shape (n,).
-    """
+    """Return a column as numbers, NaN for an invalid cell: a failure would reveal its presence."""
     try:
         return np.asarray(cells, np.float64)
     except (TypeError, ValueError, OverflowError):

@@ -145,20 +145,12 @@ class Evaluation:
         return {self._called(each): (1,) for each in self.figures}
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
-        """Return the sum's parameters where records are hidden.
-
-        Args:
-          unit_norm: of the longest part of one record.
-        """
+        """Return the sum's parameters where records are hidden, none of whose parts is longer than `unit_norm`."""
         most = self.records or 1.0
         return SumSpec(unit_norm * most, cells=cells_for(len(self.figures), most), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part.
-
-        Args:
-          name: one of `layout`.
-        """
+        """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part."""
         assert name in self.layout
         return math.sqrt(1 / len(self.figures))
 
@@ -183,11 +175,7 @@ class Evaluation:
         return {name: np.array([total * unit_norm * self.scale(name)]) for name, total in called.items()}
 
     def contribution(self, measured: HeldOutMeans | None) -> dict[str, NDArray[np.floating]]:
-        """Return a client's value of every segment.
-
-        Args:
-          measured: None where it holds no record out.
-        """
+        """Return a client's value of every segment; zeros where it holds no record out."""
         values: dict[str, NDArray[np.floating]] = {each.name: np.zeros(each.shape) for each in self.segments}
         if measured is None:
             return values
@@ -228,11 +216,7 @@ class Evaluation:
         return told
 
     def sigma(self, noise_over_clip: float) -> float:
-        """Return the standard deviation of the noise on each part, in clients.
-
-        Args:
-          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-        """
+        """Return the standard deviation of the noise on each part, in clients."""
         return noise_over_clip * math.sqrt(len(self.figures))
 
     def half_width(self, noise_over_clip: float, clients: float) -> float | None:
@@ -263,7 +247,7 @@ class Evaluation:
         ]
 
         def at(name: str, wanted: float, normal: float = NORMAL_95) -> Figure:
-            return _quantile(name, cells, rows, wanted, (sigma, normal), edges)
+            return _quantile(name, cells, rows, wanted, edges, sigma, normal)
 
         upper, lower = (at("spread", each, NORMAL_9875) for each in (0.75, 0.25))
         distance = upper.value - lower.value
@@ -276,7 +260,7 @@ class Evaluation:
 
 
 def _quantile(
-    name: str, cells: Cells, rows: float | None, wanted: float, noise: tuple[float, float], edges: Cells
+    name: str, cells: Cells, rows: float | None, wanted: float, edges: Cells, sigma: float, normal: float
 ) -> Figure:
     """Return a quantile of a histogram.
 
@@ -288,10 +272,10 @@ def _quantile(
       cells: noisy counts.
       rows: noisy total, if it was asked for.
       wanted: share of all that is below.
-      noise: standard deviation of each count, and the width of the interval in standard deviations.
       edges: of the bins.
+      sigma: standard deviation of each count.
+      normal: half the width of the interval, in standard deviations.
     """
-    sigma, normal = noise
     below, numbers = np.concatenate([[0.0], np.cumsum(cells)]), np.arange(len(edges))
     above, others = below[-1] - below, len(cells) - numbers
     ways = [(1 - wanted) * below - wanted * above]
@@ -310,7 +294,7 @@ def _quantile(
 def _mean(name: str, total: float, rows: float | None, sigma: float, clients: float) -> Figure:
     """Return the mean of values in [-1, 1]."""
     if rows is not None:
-        return ratio_of(name, total, rows, sigma, (-1, 1))
+        return ratio_of(name, total, rows, sigma)
     value, half = total / clients, NORMAL_95 * sigma / clients
     return Figure(name, *(min(max(each, -1.0), 1.0) for each in (value, value - half, value + half)))
 

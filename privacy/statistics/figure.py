@@ -63,8 +63,8 @@ def count_of(name: str, cell: float, sigma: float) -> Figure:
     return Figure(name, float(cell), float(cell) - half, float(cell) + half)
 
 
-def ratio_of(name: str, above: float, below: float, sigma: float, bounds: tuple[float, float]) -> Figure:
-    """Return a ratio of two noisy sums, and the interval of Fieller (1954), which is exact.
+def ratio_of(name: str, above: float, below: float, sigma: float) -> Figure:
+    """Return a ratio in [-1, 1] of two noisy sums, and the interval of Fieller (1954), which is exact.
 
     The interval contains every m for which above - m below is explained by its noise, sigma sqrt(1 + m^2).
 
@@ -73,7 +73,6 @@ def ratio_of(name: str, above: float, below: float, sigma: float, bounds: tuple[
       above: numerator.
       below: denominator.
       sigma: standard deviation of the independent noise on each.
-      bounds: that the ratio has; value and interval are cut to them.
     """
     spread = (NORMAL_95 * sigma) ** 2
     leading = below**2 - spread
@@ -81,11 +80,11 @@ def ratio_of(name: str, above: float, below: float, sigma: float, bounds: tuple[
         return unsaid(name)
     root = math.sqrt(max((above * below) ** 2 - leading * (above**2 - spread), 0.0))
     low, high = ((above * below + sign * root) / leading for sign in (-1, 1))
-    value, low, high = (min(max(each, bounds[0]), bounds[1]) for each in (above / below, low, high))
+    value, low, high = (min(max(each, -1.0), 1.0) for each in (above / below, low, high))
     return Figure(name, value, low, high)
 
 
-def smooth_of(name: str, value: float, gradient: Cells, sigma: float, bounds: tuple[float, float]) -> Figure:
+def smooth_of(name: str, value: float, gradient: Cells, sigma: float, least: float) -> Figure:
     """Return a smooth function of noisy sums, and its interval by the delta method.
 
     Args:
@@ -93,10 +92,10 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, bounds: tu
       value: at the noisy sums.
       gradient: there, by each of them.
       sigma: standard deviation of the independent noise on each.
-      bounds: that the value has; it and the interval are cut to them.
+      least: possible value; the largest is 1.
     """
     half = NORMAL_95 * sigma * float(np.linalg.norm(gradient))
-    value, low, high = (min(max(each, bounds[0]), bounds[1]) for each in (value, value - half, value + half))
+    value, low, high = (min(max(each, least), 1.0) for each in (value, value - half, value + half))
     return Figure(name, value, low, high)
 
 

@@ -68,11 +68,7 @@ def hashes_of_rows(arrays: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
 
 
 def hashed(add: Callable[[Any], None]) -> int:
-    """Return the keyed hash of one row.
-
-    Args:
-      add: feeds the row to the digest that it is given.
-    """
+    """Return the keyed hash of one row, which `add` feeds to the digest that it is given."""
     digest = hashlib.blake2b(key=KEY, digest_size=BITS // 8)
     add(digest)
     return int.from_bytes(digest.digest(), "big")

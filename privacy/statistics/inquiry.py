@@ -150,11 +150,7 @@ class Inquiry:
         return SumSpec(unit_norm * most, cells=cells, unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return what one row's longest part is in a vector where records are hidden, over the norm of a record's part.
-
-        Args:
-          name: one of `layout`.
-        """
+        """Return what one row's longest part is in a vector where records are hidden, over the norm of a record's part."""
         many = len(self.questions)
         for each in self.questions:
             if name == each.name:

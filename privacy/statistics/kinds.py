@@ -141,7 +141,7 @@ class ColumnMean:
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total = cells
-        mean = ratio_of("mean", total, rows, sigma, (-1, 1))
+        mean = ratio_of("mean", total, rows, sigma)
         return [count_of("rows", rows, sigma), scaled(mean, self.of.middle, self.of.half)]
 
     def planned(self, sigma: float, rows: float) -> float:
@@ -171,7 +171,7 @@ class ColumnMeans:
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         told = [count_of("rows", cells[0], sigma)]
         for each, total in zip(self.of, cells[1:], strict=True):
-            mean = ratio_of(each.name, total, cells[0], sigma, (-1, 1))
+            mean = ratio_of(each.name, total, cells[0], sigma)
             told.append(scaled(mean, each.middle, each.half))
         return told
 
@@ -202,7 +202,7 @@ class Variance:
         gradient = np.array(
             [-squares / rows**2 + 2 * total**2 / rows**3, -2 * total / rows**2, 1 / rows], np.float64
         )
-        found = smooth_of("variance", value, gradient, sigma, (0, 1))
+        found = smooth_of("variance", value, gradient, sigma, least=0)
         squared = self.of.half**2
         variance = Figure("variance", *(squared * each for each in (found.value, found.low, found.high)))
         roots = (math.sqrt(each) for each in (variance.value, variance.low, variance.high))
@@ -364,7 +364,7 @@ def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
         ],
         np.float64,
     )
-    return smooth_of(name, value, gradient / rows, sigma, (-1, 1))
+    return smooth_of(name, value, gradient / rows, sigma, least=-1)
 
 
 def require_cells(statistic: Statistic, name: str) -> None:

@@ -84,8 +84,8 @@ class Cheat(Participant):
     def _share(self, attempt, cohort, now):
         dealt, honest = {}, client.deal
 
-        def deals(hash_, node, seeds, threshold, points):
-            dealt["shares"] = self._dealt(hash_, node, seeds, threshold, points)
+        def deals(hash_, node, own_seed, mask_seed, threshold, points):
+            dealt["shares"] = self._dealt(hash_, node, own_seed, mask_seed, threshold, points)
             return dealt["shares"]
 
         offers = client.offer
@@ -120,16 +120,16 @@ class Cheat(Participant):
             return replace(made, block=block[: at.start] + other + block[at.stop :])
         return made
 
-    def _dealt(self, cohort, node, seeds, threshold, points):
+    def _dealt(self, cohort, node, own_seed, mask_seed, threshold, points):
         if self.way == "degree too high":
-            return deal(cohort, node, seeds, min(threshold + 1, len(points)), points)
+            return deal(cohort, node, own_seed, mask_seed, min(threshold + 1, len(points)), points)
         if self.way == "degree hidden":  # the proof is of some low degree, and not of these shares
-            high = deal(cohort, node, seeds, len(points), points)
+            high = deal(cohort, node, own_seed, mask_seed, len(points), points)
             (claimed,) = values([polynomial(new_secret(), threshold)], points)
             return replace(high, proof=b"".join(v.to_bytes(32, "big") for v in claimed))
         if self.way in ("another mask seed", "another mask seed, then silence"):
-            return deal(cohort, node, (seeds[0], new_secret()), threshold, points)
-        made = deal(cohort, node, seeds, threshold, points)
+            return deal(cohort, node, own_seed, new_secret(), threshold, points)
+        made = deal(cohort, node, own_seed, mask_seed, threshold, points)
         if self.way in ("wrong shares", "a wrong share to some"):
             few = set(points) if self.way == "wrong shares" else set(self.hands.sample(points, 2))
             shares = [
@@ -138,7 +138,7 @@ class Cheat(Participant):
             ]
             return replace(made, shares=tuple(shares))
         if self.way == "shares of two mask seeds":
-            return _of_two_mask_seeds(cohort, node, seeds, threshold, points)
+            return _of_two_mask_seeds(cohort, node, own_seed, mask_seed, threshold, points)
         if self.way == "wrong shares of the mask":
             return replace(made, shares=tuple(pair[:32] + new_secret() for pair in made.shares))
         if self.way == "shares too large":
@@ -242,9 +242,9 @@ class Cheat(Participant):
         )
 
 
-def _of_two_mask_seeds(cohort, node, seeds, threshold, points):
+def _of_two_mask_seeds(cohort, node, own_seed, mask_seed, threshold, points):
     """A deal whose first shares of the mask seed give it, and whose others do not; all fit their commitments."""
-    own, mask, blinding = (polynomial(seed, threshold) for seed in (*seeds, new_secret()))
+    own, mask, blinding = (polynomial(seed, threshold) for seed in (own_seed, mask_seed, new_secret()))
     label, shares, hashes = label_of(cohort, node), [], []
     rows = list(zip(points, *values([own, mask, blinding], points), strict=True))
     for place, (point, *of_holder) in enumerate(rows):
@@ -255,7 +255,7 @@ def _of_two_mask_seeds(cohort, node, seeds, threshold, points):
     commitments = b"".join(hashes)
     challenge = challenge_of(cohort, node, digest_of(commitments))
     proof = b"".join(((blind + challenge * our) % PRIME).to_bytes(32, "big") for _, our, _, blind in rows)
-    return Deal(tuple(shares), commitments, proof, seed_commitment(label, seeds[0]))
+    return Deal(tuple(shares), commitments, proof, seed_commitment(label, own_seed))
 
 
 def until_checks(cohort, dimension):

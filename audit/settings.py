@@ -1,0 +1,97 @@
+"""Settings of the audit: the group audit, and what it conflicts with."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from ..configs.group import Group, remedy
+from ..configs.privacy_settings import ClientLevel, sum_level
+from ..configs.task_settings import CyclicCohort
+from ..configs.values import By
+
+if TYPE_CHECKING:
+    from ..configs.schema import FederationSettings
+
+
+class NoAudit(Group):
+    """No audit."""
+
+    name: Literal["off"] = "off"
+
+
+class _Audit(Group):
+    on_alarm: Annotated[
+        Literal["stop", "pause", "raise_noise", "rollback", "note"],
+        Field(json_schema_extra=remedy("no check of a sum names a client to drop")),
+    ] = "stop"
+    """Effect of an alarm; note: record it and continue."""
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
+    """Probability that a correct run raises any alarm."""
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse answers to an alarm that a sum cannot have."""
+        if self.on_alarm == "raise_noise" and sum_level(whole.privacy) is None:
+            yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
+        elif self.on_alarm == "raise_noise" and whole.cohort.by_turns:
+            text = "rounds are one release together, whose noise is fixed; use stop, pause or rollback"
+            yield "audit.on_alarm", text
+        if self.on_alarm == "rollback" and whole.tried:
+            text = "each arm has its own model, and none can be rolled back; use stop or pause"
+            yield "audit.on_alarm", text
+
+
+class LightAudit(_Audit):
+    """Free checks in every round: whether the released sum has the claimed noise, and whether the noise is new."""
+
+    name: Literal["light"] = "light"
+    full: ClassVar[bool] = False
+    """Whether canary clients and probes are used as well."""
+    canaries: ClassVar[None] = None
+    looks: ClassVar[int] = 0
+    support: ClassVar[None] = None
+    loss_traces: ClassVar[bool] = False
+
+
+class FullAudit(_Audit):
+    """The light checks, and canary clients in the cohort, which compare the measured leakage with the claim."""
+
+    name: Literal["full"] = "full"
+    full: ClassVar[bool] = True
+    canaries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Canary clients; null: 1000, or with encrypted sums half as many as secagg.collusion allows."""
+    looks: Annotated[int, Field(ge=1, le=1_000)] = 10
+    """Rounds, spread over the run, after which canaries and planted secrets are scored."""
+    support: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
+    """Most coordinates of one canary; null: 20 000 or all."""
+    loss_traces: bool = False
+    """Whether each client keeps the losses of its own records locally; see docs/audits.md."""
+
+    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
+        """Refuse canaries that this mode, cohort or search cannot score."""
+        yield from super().conflicts(whole)
+        client = sum_level(whole.privacy)
+        if isinstance(whole.cohort, CyclicCohort):
+            text = "its canary clients cannot be scored for turns in some rounds only; use light"
+            yield "audit.name", text
+        if whole.tried:
+            text = "its canaries are in no arm, but test the promise to all clients; use light"
+            yield "audit.name", text
+        if self.canaries and not isinstance(client, ClientLevel):
+            text = "test the claim of client-level privacy, and there is none; leave it null"
+            yield "audit.canaries", text
+        if self.canaries != 0 and client and client.clipping == "adaptive":
+            text = (
+                "canaries exceed every norm and would raise an adaptive one; use privacy.clipping=fixed, or 0"
+            )
+            yield "audit.canaries", text
+
+
+AuditSettings = LightAudit | FullAudit
+AUDIT = Annotated[NoAudit | AuditSettings, By]
+
+
+def audit_of(settings: "FederationSettings") -> AuditSettings | None:
+    """Return the settings of the audit; None: no audit."""
+    group = settings.audit_group
+    return group if isinstance(group, AuditSettings) else None

@@ -1,0 +1,72 @@
+"""Models of the group engine: where the clients of a simulation train."""
+
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from .group import Group, remedy
+from .values import Positive
+
+
+class Engine(Protocol):
+    """Settings of an engine, whichever it is."""
+
+    @property
+    def option(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def workers(self) -> int | None:
+        """Processes on this machine; None: the engine's own number."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Device on which models train."""
+        ...
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Precision of models."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """Seconds until one client's reply is late."""
+        ...
+
+    @property
+    def address(self) -> str | None:
+        """Address of the machines; None: this one."""
+        ...
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether clients, and the ledgers of their records, may be on other machines."""
+        ...
+
+
+class InProcess(Group):
+    """Engine on this machine: clients run in this process or, with more workers, in as many processes."""
+
+    name: Literal["inprocess"] = "inprocess"
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = 1
+    """Processes; null: one for each core or GPU, if each has enough work."""
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
+            json_schema_extra=remedy("must be auto, cpu, mps, cuda, or one GPU as cuda:N"),
+        ),
+    ] = "cpu"
+    """Device on which models train and are evaluated; auto: a CUDA GPU if there is one. Workers share several GPUs."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(json_schema_extra=remedy("float16 would need a loss that is scaled")),
+    ] = "float32"
+    """Precision of models, by autocast; parameters and updates stay in float32."""
+    deadline: Positive = 60.0
+    """Seconds until one client's reply is late."""
+    address: ClassVar[None] = None
+    elsewhere: ClassVar[bool] = False

