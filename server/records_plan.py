@@ -18,11 +18,11 @@ from ..privacy.ledger.caps import capped
 from ..privacy.plan import Plan, least_noise
 
 if TYPE_CHECKING:
-    from ..privacy.ledger.client_sums import RecordsBudget
+    from ..privacy.ledger.ledger import SharedBudget
 
 
 def within_records(
-    plan: Plan, shared: RecordsBudget, budget: Budget | None, group: str, beside: Sequence[DpEvent]
+    plan: Plan, shared: SharedBudget, budget: Budget | None, group: str, beside: Sequence[DpEvent]
 ) -> Plan:
     """Return a plan whose sums of whole clients cost the records of these data no more than they may still lose.
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ...base.refusal import Refusal, disk_remedy
 from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
@@ -47,8 +47,6 @@ from .question_caps import require_allowed
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
-
-    from .client_sums import RecordsBudget
 
 __all__ = [
     "BudgetExhausted",
@@ -94,6 +92,22 @@ class BudgetExhausted(Exception):
         self.would_be = would_be
 
 
+class SharedBudget(Protocol):
+    """Budget of others, such as a client's records, that a ledger's releases spend too: its ledger's path, and its book."""
+
+    path: Path
+    budget: Budget
+    book: Book
+
+    def require(self, release: Release) -> None:
+        """Raise BudgetExhausted if it does not afford a release."""
+        ...
+
+    def add(self, release: Release) -> None:
+        """Count a release that is about to be written."""
+        ...
+
+
 class Ledger:
     """Record of all releases of one owner's data, charged before anything is released.
 
@@ -128,7 +142,7 @@ class Ledger:
         self._resources = resources
         self.purpose: str | None = None
         self.caps: tuple[Cap, ...] = ()
-        self.shared: tuple[RecordsBudget, ...] = ()
+        self.shared: tuple[SharedBudget, ...] = ()
         self._threads = threading.RLock()
         self._pending: dict[str, None] = {}
 
