@@ -17,6 +17,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .base.bounded_decoding import INFINITY
 from .base.extras import require_extra
 from .base.refusal import Refusal
 from .configs.round_line import TRAIN
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .run.unit_plan import UnitPlan
     from .tasks import Task
 
-INFINITY = "infinity"  # how files spell it; JSON has no word for it
 WORDS = ("true", "false", "null", "nan", "inf")  # of Hydra's grammar; as text they need quotes
 
 

@@ -27,7 +27,6 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
 from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
-from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.data_sets import (
     alone_on,
     budgets_of_records,
@@ -170,7 +169,6 @@ def protect(
         if prior := tuple(ledger.events(Adversary.MODEL)):
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
         for shared in ledger.shared:
-            assert isinstance(shared, RecordsBudget)
             plan = within_records(plan, shared, budget, "budget", beside)
         if not accept_vacuous:
             _require_use(plan, cohort, population, parameters)

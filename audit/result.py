@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..privacy.audit import round_rows
 from ..privacy.audit.alarms import CANNOT_UNDO
@@ -135,11 +135,11 @@ def as_json(
     return shown | {
         "verdict": None if summary.verdict is None else str(summary.verdict),
         "said": summary.sentence,
-        "claimed": found and _spelled(found.claimed),
+        "claimed": found and json_number(found.claimed),
         "measured": found and _measured(found),
-        "ceiling": found and _spelled(found.ceiling),
-        "lower_bounds": {each.method: _spelled(each.lower) for each in summary.findings},
-        "final_model": summary.final and {k: _spelled(v) for k, v in asdict(summary.final).items()},
+        "ceiling": found and json_number(found.ceiling),
+        "lower_bounds": {each.method: json_number(each.lower) for each in summary.findings},
+        "final_model": summary.final and {k: json_number(v) for k, v in asdict(summary.final).items()},
         "norm_p": summary.norm_p if terms.delta else None,
         "visible_shortfall": summary.visible_shortfall if terms.delta else None,
         "reuse_p": summary.reuse_p if terms.delta else None,
@@ -148,14 +148,18 @@ def as_json(
 
 
 def _of_records(found: Measured) -> dict[str, Any]:
-    bounds = {name: _spelled(value) for name, value in found.lower.items()}
-    numbers = {"claimed": _spelled(found.claimed), "ceiling": _spelled(found.ceiling), "lower_bounds": bounds}
+    bounds = {name: json_number(value) for name, value in found.lower.items()}
+    numbers = {
+        "claimed": json_number(found.claimed),
+        "ceiling": json_number(found.ceiling),
+        "lower_bounds": bounds,
+    }
     return {**numbers, "measured": _measured(found), "p_values": dict(found.p_values)}
 
 
 def _measured(found: Measured) -> dict[str, Any]:
-    return {"epsilon": _spelled(found.epsilon), "low": _spelled(found.low), "high": _spelled(found.high)}
-
-
-def _spelled(value: float) -> float | str:
-    return "infinity" if math.isinf(value) else value
+    return {
+        "epsilon": json_number(found.epsilon),
+        "low": json_number(found.low),
+        "high": json_number(found.high),
+    }

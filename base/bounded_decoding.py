@@ -25,6 +25,7 @@ import msgpack
 from .refusal import Refusal, word
 
 JSON_DEPTH = 8  # an order has 2, a spec of shares 3
+INFINITY = "infinity"  # the number, in JSON
 MOST_DIGITS = 20  # of a whole number: 64 bits
 RARE = "rare"  # in the annotation of a field that is left out where it has its default, so that earlier releases read the rest
 # MessagePack's first bytes (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
@@ -156,6 +157,11 @@ def plain_of(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain_of(each) for name, each in cast(Mapping[str, Any], value).items()}
     return value
+
+
+def json_number(value: T) -> T | str:
+    """Return a value as JSON has it, which knows no infinity: as a word."""
+    return INFINITY if isinstance(value, float) and math.isinf(value) else value
 
 
 def check_fields(value: object, path: str = "") -> None:

@@ -13,6 +13,7 @@ import click
 import typer
 from typer import Option
 
+from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from .grammar import GROUP, Json, argument, option, verb
 
@@ -273,10 +274,7 @@ def _in_words(judgement: Judgement, epsilon: float, delta: float, alpha: float) 
 def _as_json(judgement: Judgement) -> str:
     findings = [
         {"method": f.method}
-        | {
-            name: value if math.isfinite(value := getattr(f, name)) else "infinity"
-            for name in ("lower", "ceiling", "p_value")
-        }
+        | {name: json_number(getattr(f, name)) for name in ("lower", "ceiling", "p_value")}
         for f in judgement.findings
     ]
     return json.dumps({"verdict": str(judgement.verdict), "findings": findings}, allow_nan=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ import click
 import typer
 from typer import Option
 
+from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..run.files import OF_RECORDS
 from .grammar import GROUP, Head, Json, argument, option, verb
@@ -292,7 +292,7 @@ def _spent(found: Verification) -> list[dict[str, Any]]:
     names = ("epsilon", "epsilon_pld", "epsilon_rdp")
     return [
         {"adversary": str(adversary), "delta": found.delta, "filter_order": found.filter_order}
-        | {name: "infinity" if size == math.inf else size for name, size in zip(names, sizes, strict=True)}
+        | {name: json_number(size) for name, size in zip(names, sizes, strict=True)}
         for adversary, sizes in sorted(found.by_adversary.items())
     ]
 

@@ -14,6 +14,7 @@ from dp_accounting.dp_event import DpEvent
 from rich.console import Console
 from rich.table import Table
 
+from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..configs.compose import Job
 from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
@@ -175,19 +176,15 @@ def _metrics(federation: Federation, plan: Plan) -> str:
     return f"Loss and count are part of the sum, under the same noise: {cost}."
 
 
-def _spelled(value: float) -> float | str:
-    return value if math.isfinite(value) else "infinity"
-
-
 def plain(federation: Federation) -> list[dict[str, Any]]:
     """Return the plan of each unit as plain data, with a word for the number that JSON does not have."""
     return [
         asdict(each)
         | {
-            "epsilon": [(mark, _spelled(value)) for mark, value in each.epsilon],
-            "runs_epsilon": _spelled(each.runs_epsilon),
-            "tries_epsilon": _spelled(each.tries_epsilon),
-            "record_epsilon": each.record_epsilon and _spelled(each.record_epsilon),
+            "epsilon": [(mark, json_number(value)) for mark, value in each.epsilon],
+            "runs_epsilon": json_number(each.runs_epsilon),
+            "tries_epsilon": json_number(each.tries_epsilon),
+            "record_epsilon": each.record_epsilon and json_number(each.record_epsilon),
             "curve": each.curve.to_json(),
             "learning_rate": federation.settings.local_training.learning_rate,
         }

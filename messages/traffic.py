@@ -18,7 +18,6 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import build, read_json
-from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import config_of, records_of
 from .wire import (
     EVALUATION_KEY,
@@ -208,6 +207,8 @@ class NodeTraffic:
 
 @lru_cache(maxsize=16)  # each message of a round carries the same
 def _vector_bytes(spec: str) -> int:
+
+    from ..privacy.mechanisms.sizing import ShareSpec  # of encrypted sums alone
 
     share = build(ShareSpec, read_json(spec))
     return share.size * share.bits // 8

@@ -1,44 +1,30 @@
-"""Populations on this machine, whose clients' data it reads: of a declared simulation, and of real data."""
+"""Population on this machine, whose clients' data it reads, and that of a declared simulation."""
 
 from __future__ import annotations
 
 import hmac
 import json
-import re
-import secrets
 import uuid
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ..base.durable_files import make_folder
-from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
-from ..messages.client_settings import RecordPrivacy
-from ..privacy.budget import Budget, Unit
-from ..privacy.ledger import data_sets
 from ..privacy.ledger.book import RESERVE, read_entries
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, Cap, capped, caps_on, ledger_folder
-from ..privacy.ledger.client_sums import charge_records
-from ..privacy.ledger.data_sets import Owed
-from ..privacy.ledger.ledger import Ledger
 from ..server.round_terms import ALL_ANSWERS, Answers
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
-from ..tasks.fingerprint import content_of, fingerprint
-from ..tasks.protocol import Task
-from .population import ESTIMATED, REAL, SIMULATION, Population, Words
+from ..tasks.fingerprint import fingerprint
+from .population import ESTIMATED, SIMULATION, Population, Words
 
 if TYPE_CHECKING:
+    from ..messages.client_settings import RecordPrivacy
     from ..privacy.secagg.roster import Roster
+    from ..tasks.protocol import Task
 
 ONE_MACHINE = "simulated: this machine holds every key"
-MOVED = (
-    "task.data_id={}: the clients' data are not those of the last run; as nobody knows at which client a person is now, each "
-    "client's ledger goes on from the most that any of them held"
-)
 
 
 @dataclass(frozen=True)
@@ -187,166 +173,3 @@ class Simulated(OnThisMachine):
     def looked_at(self, task: Task, every: bool) -> range:
         """Return clients that are spread evenly. Arguments as of `Population`."""
         return range(0, task.num_clients, 1 if every else -(-task.num_clients // MOST_LOOKED_AT))
-
-
-class Local(OnThisMachine):
-    """Clients with real data on this machine; their ledgers lie with the data, and are named by the data's identity."""
-
-    @property
-    def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
-        return Words(REAL, "real data", ESTIMATED, "hydra.run.dir", "ledger.dir", ONE_MACHINE)
-
-    @cached_property
-    def data_id(self) -> str:
-        """The name of the data."""
-        return self.require_name()
-
-    def require_name(self) -> str:
-        """Return the name of the data: the settings say it, else the task's attribute.
-
-        Raises:
-          Refusal: they have no name.
-        """
-        found = self.settings.task.data_id or getattr(self.task, "data_id", None)
-        if found is None:
-            remedy = "name these real data, the same in every run, since it identifies their budget, as in task.data_id=wards-2026"
-            raise Refusal("task.data_id", None, remedy)
-        if not re.fullmatch(DATA_ID, str(found)):
-            raise Refusal("task.data_id", found, NO_DATA_ID)
-        return str(found)
-
-    @cached_property
-    def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data; of data whose content cannot be told, another one in each run."""
-        if self.unscaled:
-            return list(self.unscaled)
-        clients = range(self.task.num_clients)
-        return [content_of(data_of(self.task, client)) or secrets.token_hex(32) for client in clients]
-
-    @property
-    def owner(self) -> str:
-        """Identity of the clients on the population's ledger."""
-        return data_sets.population_ledger(self.data_id)
-
-    @cached_property
-    def _client_ledgers(self) -> list[str]:
-        return data_sets.client_ledgers(self.data_id, self.fingerprints)
-
-    @property
-    def client_ledgers(self) -> Sequence[str]:
-        """Name of the ledger of each client's records."""
-        return self._client_ledgers
-
-    @property
-    def ledger_names(self) -> tuple[str, ...]:
-        """Names of ledgers that the clients' settings state."""
-        return tuple(self.client_ledgers)
-
-    @property
-    def home(self) -> Path:
-        """Folder of all ledgers of real data.
-
-        Raises:
-          Refusal: the configured one is relative.
-        """
-        return ledger_folder("ledger.dir", self.settings.ledger_dir)
-
-    def ledger_path(self, prefix: str, folder: Path) -> Path:
-        """Return the population's ledger; the prefix says what it is of."""
-        return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"
-
-    def client_ledger_home(self, folder: Path) -> Path:
-        """Return the folder of the clients' own ledgers."""
-        return self.home
-
-    def owed(self) -> Owed:
-        """Return earlier losses of the people that are not on the clients' ledgers yet."""
-        return data_sets.owed_by_clients(self.home, self.data_id, self.fingerprints)
-
-    def within_caps(self, path: Path, budget: Budget) -> Budget:
-        """Return a ledger's budget within the owner's caps."""
-        return capped(path, budget)
-
-    def caps(self, path: Path) -> Sequence[Cap]:
-        """Return the owner's caps on a ledger."""
-        return caps_on(path)
-
-    def check_identity(self, asked: str | None, spends: bool) -> None:
-        """Refuse to spend on data without a name."""
-        if spends:
-            self.require_name()
-
-    @contextmanager
-    def alone(self) -> Generator[None]:
-        """Prevent other runs and questions from charging the ledgers of these data meanwhile. Arguments as of `Population`."""
-        make_folder("ledger.dir", self.home)
-        with data_sets.alone_on(self.home, self.data_id):
-            yield
-
-    def check_mode(self, mode: str) -> None:
-        """Refuse records that the other record-level mode charges, on ledgers that this mode does not use.
-
-        On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
-        same people would be spent one after the other. A device has one ledger of records for both.
-        """
-        known = data_sets.read_data_sets(self.home).get(self.data_id, data_sets.DataSet())
-        data_sets.require_records(known, mode)
-
-    def claim_mode(self, mode: str) -> None:
-        """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
-        make_folder("ledger.dir", self.home)
-        data_sets.claim_records(self.home, self.data_id, mode)
-
-    def settle(self, record: RecordPrivacy) -> str:
-        """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""
-        owed, folder, budget = self.owed(), Path(record.ledger_dir), record.terms.budget
-        data_sets.settle(folder, self.data_id, owed, budget)
-        clients = data_sets.population_path(folder, self.data_id)
-        for name in dict.fromkeys(self.client_ledgers):
-            data_sets.charge_client_sums(record.ledger_path(name), name, clients, budget)
-        return MOVED.format(self.data_id) if owed.changed else ""
-
-    def settle_sums(self, path: Path, budget: Budget) -> None:
-        """Charge the population's ledger, before it is opened, with earlier losses of its people."""
-        prefix = path.stem.removesuffix(self.owner[:NAMED])
-        owed = data_sets.owed_by_population(path.parent, self.data_id, prefix)
-        data_sets.settle(path.parent, self.data_id, owed, budget, prefix)
-
-    def share(self, ledger: Ledger, budget: Budget) -> None:
-        """Let the open ledger of clients know the budgets of their records, and charge that of records with clients' sums."""
-        folder = ledger.path.parent
-        if budget.unit is Unit.CLIENT:
-            ledger.shared = data_sets.budgets_of_records(folder, self.data_id, ledger.book)
-        else:
-            charge_records(ledger, data_sets.population_path(folder, self.data_id), budget)
-
-    def keep_head(self, ledger: Ledger) -> None:
-        """Store the head of a closed ledger, to hold a later one to it."""
-        with suppress(Refusal):  # of a full disk: the head before stays
-            data_sets.keep_head(ledger, self.data_id)
-
-    def client_ledger_files(self, folder: Path) -> list[Path]:
-        """Return the clients' own ledgers in a folder, which holds others as well."""
-        names = {f"{name[:NAMED]}.ledger" for name in self.client_ledgers}
-        return sorted(path for name in names if (path := folder / name).exists())
-
-    def opened_ledgers(
-        self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
-    ) -> Iterable[tuple[int, str]]:
-        """Return numbers and ledgers' names of all clients, in their order."""
-        return enumerate(self.client_ledgers)
-
-    def looked_at(self, task: Task, every: bool) -> range:
-        """Return all clients."""
-        return range(task.num_clients)
-
-    def own_clients(self, task: Task) -> range:
-        """Return all clients."""
-        return range(task.num_clients)
-
-    def to_measure(self, task: Task) -> Iterable[Data]:
-        """Return the examples of each client."""
-        from ..tasks.independence import batches_of_all  # torch, which a plan does without
-
-        return batches_of_all(data_of(task, client) for client in range(task.num_clients))

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..base.extensions import extension
 from ..configs.schema import SimulationSettings
-from ..messages.client_settings import RecordPrivacy
-from ..privacy.budget import Adjacency, Budget
-from ..privacy.ledger.caps import Cap
-from ..privacy.ledger.data_sets import Owed
-from ..privacy.ledger.ledger import Head, Ledger
-from ..server.round_terms import Answers
-from ..strategies.cohorts import Cohort
-from ..tasks.data import Data
-from ..tasks.protocol import Task
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
+    from ..messages.client_settings import RecordPrivacy
+    from ..privacy.budget import Adjacency, Budget
+    from ..privacy.ledger.caps import Cap
+    from ..privacy.ledger.data_sets import Owed
+    from ..privacy.ledger.ledger import Head, Ledger
     from ..privacy.secagg.roster import Roster
+    from ..server.round_terms import Answers
+    from ..strategies.cohorts import Cohort
+    from ..tasks.data import Data
+    from ..tasks.protocol import Task
 
 SIMULATION, REAL = "simulation", "real"  # what results say of a run's data
 COUNTED = "counted by the link"

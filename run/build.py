@@ -17,7 +17,7 @@ from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
-from ..populations.machine import Local, Simulated
+from ..populations.machine import OnThisMachine, Simulated
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, load_task
 from ..tasks.announced import AnnouncedTask
@@ -75,7 +75,7 @@ def build(
     num_clients, mode = (deployed or task).num_clients, mode_of(settings)
     check_cohort(settings, num_clients)
     settings = suited(settings, task, num_clients)
-    population = deployed or (Simulated if task.simulated else Local)(settings, task)
+    population = deployed or _on_this_machine(settings, task)
     cohort = population.visible(_cohort(settings, mode, num_clients))
     cohort = over_selected(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
     seeded = population.simulated or (population.reads_data and not mode.spends)
@@ -92,6 +92,14 @@ def build(
     if warning := check_delta(settings, federation.mode.num_units):
         warn(warning)
     return federation
+
+
+def _on_this_machine(settings: SimulationSettings, task: Task) -> OnThisMachine:
+    if task.simulated:
+        return Simulated(settings, task)
+    from ..populations.local import Local  # whose ledgers lie with the data
+
+    return Local(settings, task)
 
 
 def _check_training(settings: SimulationSettings, mode: type[Mode], task: Task, proximal_mu: float) -> None:

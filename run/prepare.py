@@ -16,7 +16,6 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger.caps import CapEnded
-from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.ledger.folder_lock import alone
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
@@ -280,7 +279,6 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
             plan, spent = _planned(run, ledger)
         source = federation.mode.sum_source
         for shared in () if run.resumed or source else ledger.shared:
-            assert isinstance(shared, RecordsBudget)
             target = None if federation.mode.promises[0].noise_multiplier is not None else budget
             plan = within_records(plan, shared, target, "privacy", later_events(federation))
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))

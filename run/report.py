@@ -12,6 +12,7 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
+from ..base.bounded_decoding import json_number
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY, Promise
 from ..privacy.accounting.curve import (
@@ -32,7 +33,6 @@ from ..privacy.accounting.epsilon import (
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
 from ..privacy.ledger.book import read_events
-from ..privacy.ledger.client_sums import lost_by_records
 from ..privacy.ledger.ledger import Ledger
 from ..strategies.cohorts import invited_size
 from .run_files import OWN_LEDGERS
@@ -65,18 +65,17 @@ class Spent:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON; JSON has no infinity, so it is spelled."""
-        shown = "infinity" if math.isinf(self.epsilon) else self.epsilon
         return {
             "unit": str(self.unit),
             "adversary": str(self.adversary),
             "adjacency": str(self.adjacency),
-            "epsilon": shown,
+            "epsilon": json_number(self.epsilon),
             "delta": self.delta,
             "target_epsilon": self.target_epsilon,
             "accountant": self.accountant,
             "sampling": self.sampling,
             "curve": None if self.curve is None else self.curve.to_json(),
-            "groups": [[n, "infinity" if math.isinf(each) else each] for n, each in self.groups],
+            "groups": [[n, json_number(each)] for n, each in self.groups],
         }
 
 
@@ -123,6 +122,8 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
     ):  # of a simulation, nobody's records
         return None
     delta, adjacency = mode.promises[0].target_delta, Adjacency.ZERO_OUT
+    from ..privacy.ledger.client_sums import lost_by_records
+
     lost = lost_by_records(ledger.book, delta)
     if lost is None:
         return None

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ..base.bounded_decoding import build, read_json
+from ..base.bounded_decoding import build, json_number, read_json
 from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
@@ -301,8 +301,8 @@ def record_round(
         ),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
-        "epsilon_client": _spelled(epsilons.get("client")),
-        "epsilon_record": _spelled(
+        "epsilon_client": json_number(epsilons.get("client")),
+        "epsilon_record": json_number(
             next((spent for unit, spent in epsilons.items() if unit != Unit.CLIENT), None)
         ),
         **progress.observer.columns(done.number),
@@ -411,10 +411,6 @@ def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
 def _stated(**values: object) -> dict[str, object]:
     """Return the values of a line that are stated: those that are not empty."""
     return {name: value for name, value in values.items() if value}
-
-
-def _spelled(value: float | None) -> float | str | None:
-    return "infinity" if value is not None and math.isinf(value) else value
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dp_accounting.dp_event import DpEvent
 
@@ -14,12 +15,14 @@ from ..privacy.accounting.exchanged import exchanged
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped
-from ..privacy.ledger.client_sums import RecordsBudget
 from ..privacy.plan import Plan, least_noise
+
+if TYPE_CHECKING:
+    from ..privacy.ledger.ledger import SharedBudget
 
 
 def within_records(
-    plan: Plan, shared: RecordsBudget, budget: Budget | None, group: str, beside: Sequence[DpEvent]
+    plan: Plan, shared: SharedBudget, budget: Budget | None, group: str, beside: Sequence[DpEvent]
 ) -> Plan:
     """Return a plan whose sums of whole clients cost the records of these data no more than they may still lose.
 

@@ -20,7 +20,8 @@ from fedveil.client.app import Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.populations.machine import Local, OnThisMachine, Simulated
+from fedveil.populations.local import Local
+from fedveil.populations.machine import OnThisMachine, Simulated
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_order, check_reading

@@ -934,7 +934,7 @@ MUTATIONS = {
         "second_run_on_records",
     ),
     "data that nobody can tell apart count as unchanged": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         " or secrets.token_hex(32) for",
         " or self.fingerprint_of(client) for",
         "test_client_data.py",
@@ -983,7 +983,7 @@ MUTATIONS = {
         "carries_one_client",
     ),
     "records of the first client alone are measured": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         "return batches_of_all(data_of(task, client) for client in range(task.num_clients))",
         "return [self.some_examples(task)]",
         "test_preconditions.py",
@@ -997,7 +997,7 @@ MUTATIONS = {
         "carried_over",
     ),
     "real data without a name are all one data set": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         'raise Refusal("task.data_id", None, remedy)',
         'return "data"',
         "test_preconditions.py",
@@ -3041,7 +3041,7 @@ MUTATIONS = {
         "question_on_a_restored",
     ),
     "a ledger that is replaced by its copy of before a run counts after it": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         "            data_sets.keep_head(ledger, self.data_id)",
         "            pass",
         "test_server_one_budget.py",
@@ -3553,7 +3553,7 @@ MUTATIONS = {
         "verify_recomputes",
     ),
     "sums of whole clients spend nothing of records' budgets here": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         "ledger.shared = data_sets.budgets_of_records(folder, self.data_id, ledger.book)",
         "pass",
         "test_server_one_budget.py",
@@ -3581,7 +3581,7 @@ MUTATIONS = {
         "charged_by_the_claim",
     ),
     "ledger reset on reinstall": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         'return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"',
         'return folder / "ledger"',
         "test_end_to_end_run.py",
@@ -3756,9 +3756,9 @@ MUTATIONS = {
         "needs_no_composition",
     ),
     "of many real clients some are not looked at before round 1": Mutation(
-        "populations/machine.py",
+        "populations/local.py",
         'every: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
-        'every: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // MOST_LOOKED_AT))',
+        'every: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // 1000))',
         "test_server_record_ledgers.py",
         "real-size",
     ),

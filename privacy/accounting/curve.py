@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...base.bounded_decoding import json_number
 from ..budget import Adjacency, Budget
 from .epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, Events, epsilon, grouped, losses_of, with_one_gaussian
 from .events import Counts, Leaf, gaussian_scale
@@ -54,7 +55,7 @@ class PrivacyCurve:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON; JSON has no infinity, so it is spelled."""
-        shown = [[delta, "infinity" if math.isinf(each) else each] for delta, each in self.epsilon]
+        shown = [[delta, json_number(each)] for delta, each in self.epsilon]
         return {"epsilon": shown, "rho": self.rho, "mu": self.mu, "trade_off": [*map(list, self.trade_off)]}
 
 

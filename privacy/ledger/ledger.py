@@ -93,7 +93,11 @@ class BudgetExhausted(Exception):
 
 
 class SharedBudget(Protocol):
-    """Budget of others, such as a client's records, that a ledger's releases spend too."""
+    """Budget of others, such as a client's records, that a ledger's releases spend too: its ledger's path, and its book."""
+
+    path: Path
+    budget: Budget
+    book: Book
 
     def require(self, release: Release) -> None:
         """Raise BudgetExhausted if it does not afford a release."""
