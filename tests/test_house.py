@@ -76,12 +76,12 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_558,  # with docstrings, comments and blank lines
-    "lines of the core": 54_952,
+    "lines of the package": 81_536,  # with docstrings, comments and blank lines
+    "lines of the core": 54_944,
     "files that know many features": 9,
-    "tests of None": 1_644,
+    "tests of None": 1_640,
     "tests of None on a part's name": 64,
-    "conditional expressions": 1_762,
+    "conditional expressions": 1_760,
     "parameters that are tuples": 15,
     "properties that are read for their refusal": 1,
     "names that are participles or adverbs": 1_881,
