@@ -96,7 +96,7 @@ class RunAudit:
             auditor.record_looks[-1] if auditor.record_looks else None,
             self.on_alarm,
             {str(test): p for test, p in auditor.p_values.items()},
-            untested(auditor.terms) or "",
+            untested(auditor.terms),
         )
 
     def resume(self, state: State, /) -> Demand:

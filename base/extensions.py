@@ -16,13 +16,28 @@ TABLE = {
     ("settings", "cost"): "evidence.settings:CostSettings",
     ("settings", "engine"): "engines.settings:ENGINE",
     ("settings", "evaluate"): "questions.settings:EvaluateSettings",
+    ("settings", "task"): "tasks.shipped.settings:TASKS",
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
+    ("task", "mnist5k"): "tasks.shipped.mnist5k",  # tasks/__init__.py
+    ("task", "digits"): "tasks.digits",
+    ("task", "heart"): "tasks.shipped.heart",
+    ("task", "fashion_mnist"): "tasks.shipped.fashion_mnist",
+    ("task", "shakespeare"): "tasks.shipped.shakespeare",
+    ("task", "sentences"): "tasks.shipped.sentences",
+    ("task", "csv"): "tasks.tables",
+    ("task", "census"): "tasks.shipped.census",
+    ("task", "star"): "tasks.shipped.star",
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
     ("query", "answer"): "questions.client:answer",  # client/app.py
     ("query", "counts"): "questions.answers:counts_of",  # simulations/clients.py
 }
+
+
+def names(point: str) -> tuple[str, ...]:
+    """Return the names that stand in the table, installed or not."""
+    return tuple(name for each, name in TABLE if each == point)
 
 
 def installed(point: str, name: str) -> bool:
@@ -31,7 +46,7 @@ def installed(point: str, name: str) -> bool:
 
 
 def _room(point: str, name: str) -> str:
-    return f"{__name__.split('.')[0]}.{TABLE[point, name].partition('.')[0]}"
+    return f"{__name__.split('.')[0]}.{TABLE[point, name].rpartition('.')[0]}"
 
 
 def extension(point: str, name: str, field: str, value: object) -> Any:
@@ -52,5 +67,5 @@ def extension(point: str, name: str, field: str, value: object) -> Any:
             field, value, f"needs {package}, which is missing here: install all of fedveil, or change this"
         )
     module, _, attribute = TABLE[point, name].partition(":")
-    module = import_module(f"{package}.{module.partition('.')[2]}")
+    module = import_module(f"{package}.{module.rpartition('.')[2]}")
     return getattr(module, attribute) if attribute else module

@@ -255,7 +255,7 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
             print(json.dumps({"axis": "mode", "value": beside.privacy.name, "values": other.values}))
         return 0
     console = console_for(100)
-    task = settings.task.name
+    task = settings.task.option
     console.print(
         f"Predicted on the public data of {task} by {len(SEEDS)} simulations of each point, with smaller cohorts and "
         "proportionally less noise. Nothing is charged, and your own data are not read."

@@ -58,7 +58,7 @@ class OfKeys:
 class OfExtension:
     """Mark of a field whose models an extension brings; without it the field is read by the core's own model."""
 
-    def __init__(self, group: str, core: type["Group"]) -> None:
+    def __init__(self, group: str, core: Any) -> None:
         self.group, self.core = group, core
 
     def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:

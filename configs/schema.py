@@ -26,6 +26,7 @@ from .privacy_settings import (
     sum_level,
 )
 from .task_settings import (
+    CORE_TASKS,
     AllCohort,
     CohortSettings,
     CsvTask,
@@ -34,7 +35,7 @@ from .task_settings import (
     FlwrPartition,
     PartitionSettings,
     PoissonCohort,
-    TaskSettings,
+    TaskGroup,
 )
 from .training_settings import (
     AutoOptimizer,
@@ -134,7 +135,7 @@ class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": TOLD}
-    task: Annotated[TaskSettings, By]
+    task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]
     privacy: Annotated[PrivacySettings, By]
@@ -274,7 +275,7 @@ class FederationSettings(Group):
         model: object = getattr(self.task, "model", None)  # of tables a word
         named = model if isinstance(model, str) and ":" in model else None
         targets = [
-            ("task.target", self.task.target),
+            ("task.target", self.task.own),
             ("strategy.target", self.strategy.target),
             ("task.model", named),
             *own,

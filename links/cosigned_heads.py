@@ -30,24 +30,29 @@ from .tree_head import TreeHead
 
 logger = logging.getLogger("fedveil.server")
 
-FILE = "log.cosigned.json"  # in the server's bundle: the newest co-signature of each witness
+FILE = "log.cosigned.json"  # at server and device: the newest co-signature of each witness
 WITNESSES = "FEDVEIL_WITNESSES"  # environment variable: a command for each witness, between semicolons
 WITNESS_SECONDS = 30.0
 
 
 def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
-    """Return the newest co-signature of each witness in the folder of a server's bundle; none without a file.
+    """Return the newest co-signature of each witness in the folder of a server's bundle, as `cosigned_in` does."""
+    return cosigned_in(folder, "remove it, and ask the witnesses again")
+
+
+def cosigned_in(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
+    """Return the co-signatures that a server, or a device in its state folder, has kept; none without a file.
 
     Raises:
-      Refusal: the file cannot be read.
+      Refusal: the file cannot be read; the sentence ends in the remedy.
     """
-    if not (folder / FILE).exists():
+    path = folder / FILE
+    if not path.exists():
         return ()
     try:
-        return read_kept_cosignatures(read_file(folder / FILE))
+        return read_kept_cosignatures(read_file(path))
     except Undecodable as error:
-        remedy = f"cannot be read ({error}); remove it, and ask the witnesses again"
-        raise Refusal("file", str(folder / FILE), remedy) from None
+        raise Refusal("file", str(path), f"cannot be read ({error}); {remedy}") from None
 
 
 def _split(text: str) -> list[list[str]]:

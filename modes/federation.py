@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..configs.schema import SimulationSettings
 from ..configs.training_settings import NoCompression
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from ..server.masking import Masking
+
+
+def mode_of(settings: SimulationSettings) -> type[Mode]:
+    """Return the mode of privacy of the settings: it has the file of its name in this room."""
+    return import_module(f".{settings.privacy.name}", __package__).MODE
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,7 @@ class Federation(Parts):
     @cached_property
     def mode(self) -> Mode:
         """What is promised to whom."""
-        # A mode has the file of its name in this room.
-        return import_module(f".{self.settings.privacy.name}", __package__).MODE(self)
+        return mode_of(self.settings)(self)
 
     @cached_property
     def masking(self) -> Masking | None:

@@ -21,6 +21,7 @@ from ..privacy.ledger.caps import POPULATION
 from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
+from ..privacy.preconditions import check_adjacency
 from ..server.round_terms import UnitsOfClient
 from ..tasks.data import Data, data_of, size_of
 from ..tasks.persons import Owners, kept
@@ -82,6 +83,9 @@ class Mode:
         clients and the model. An untrusted server sees them anyway, and has the same guarantee.
       charges_records: name of the mode that charges the ledgers of records; empty where they are not charged.
       sum_source: `Release.source` of the sums on a ledger of real clients.
+      spends: whether a run charges anybody.
+      usual_over_selection: ratio of the invited to the planned cohort, above 1 where that costs no privacy.
+      seen_draw: why the draw of a cohort is public; empty where it may be secret.
       hides_clients: whether the sums hide whole clients.
       sums_cost_records: whether a sum of whole clients costs their records something in addition.
       sums_records: whether a sum is of clipped records, in which every client takes part.
@@ -94,6 +98,9 @@ class Mode:
     hides_counts = False
     charges_records = ""
     sum_source: ClassVar[str | None] = None
+    spends = False
+    usual_over_selection = 1.0
+    seen_draw = ""
     hides_clients = False
     sums_cost_records = False
     sums_records = False
@@ -319,11 +326,6 @@ class Mode:
         """Whether records are hidden from everybody."""
         return bool(self.charges_records)
 
-    @property
-    def spends(self) -> bool:
-        """Whether a run charges anybody."""
-        return bool(self.promises)
-
     def instruct(
         self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
     ) -> ClientSettings:
@@ -353,6 +355,15 @@ class Mode:
     def record_order(self) -> RecordTerms | None:
         """Return what an order says of records."""
         return None
+
+    def tells_units(self, promise: Promise) -> str | None:
+        """Return which public value reveals the number of a promise's units, with the remedy; None if none does."""
+        return "a client's sampling rate reveals its number of records; use zero-out"
+
+    def check_adjacencies(self) -> None:
+        """Refuse a promise to hide the number of units where a public value reveals it."""
+        for promise in reversed(self.promises):
+            check_adjacency("privacy.adjacency", promise.adjacency, self.tells_units(promise))
 
     # --- words -----------------------------------------------------------------------------------------------------
 

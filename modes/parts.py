@@ -41,7 +41,7 @@ class Parts:
         """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
         asked = self.settings.task
         if not isinstance(asked, CustomTask):
-            return asked.name
+            return asked.option
         own = getattr(self.task, "name", None)
         return asked.label or (own if isinstance(own, str) and own else asked.target.partition(":")[2])
 

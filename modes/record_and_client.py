@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..configs.privacy_settings import PrivacySettings, Record, RecordAndClient
 from ..privacy.plan import Plan
 from .client_central import ClientCentralMode
-from .mode import Mode
+from .mode import Mode, Promise
 from .record import RecordMode
 
 
@@ -30,6 +30,12 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
         """Return the settings with this noise on the sums."""
         client = self.central.model_copy(update={"noise_multiplier": noise_multiplier})
         return self.both.model_copy(update={"client": client})
+
+    def tells_units(self, promise: Promise) -> str:
+        """Return which public value reveals the number of a promise's units, with the remedy."""
+        if promise.own_ledgers:
+            return str(Mode.tells_units(self, promise))
+        return "record-level noise depends on a client's number of records; use zero-out, or client_central"
 
     def evaluation(self, noise_multiplier: float) -> Plan:
         """Refuse an evaluation, which neither promise covers alone.

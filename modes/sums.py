@@ -31,6 +31,7 @@ class SumMode(Mode):
       clear_sums: what is to be known of sums that are not encrypted.
     """
 
+    spends = True
     clear_sums = TRUSTED
 
     @property
@@ -202,6 +203,20 @@ class ClientMode(SumMode):
         """
         assert plan.noise_multiplier is not None
         return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
+
+    def tells_units(self, promise: Promise) -> str | None:
+        """Return which public value reveals the number of clients, with the remedy; None if none does."""
+        settings, population = self.parts.settings, self.parts.population
+        if population.tells_clients:
+            return population.tells_clients
+        if self.parts.cohort.replaces:
+            return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
+        if settings.task.own and settings.task.num_clients is not None:
+            return "task.num_clients reveals the number of clients; leave it null, or use zero-out"
+        if settings.population is None:
+            remedy = "declare a public number instead, population=..., or use zero-out"
+            return f"the mean is divided by the number of clients; {remedy}"
+        return None
 
     def vacuity(self, plan: Plan) -> str | None:
         """Return why the noise of the sums hides whatever could be learned; None where it does not."""

@@ -61,6 +61,7 @@ class Deployed(Population):
     ledger_dir: str | None = None
 
     needs_held_out = True
+    tells_clients = "the roster reveals the number of clients; use zero-out"
 
     @property
     def words(self) -> Words:
@@ -124,12 +125,8 @@ class Deployed(Population):
         enough = None if self.enough is None else max(1, math.ceil(self.enough * invited))
         return Answers(math.ceil(self.quorum * invited), enough)
 
-    def as_seen(self, cohort: Cohort) -> Cohort:
-        """Return the cohort with a public draw if the number of answers ends a round.
-
-        A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
-        abandoned below a quorum, or ends once enough have answered, shows the difference.
-        """
+    def visible(self, cohort: Cohort) -> Cohort:
+        """Return the cohort with a public draw if the number of answers ends a round."""
         return seen(cohort, SEEN_ANSWERS) if self.quorum or self.enough is not None else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:

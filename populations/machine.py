@@ -116,7 +116,7 @@ class Simulated(OnThisMachine):
     @property
     def owner(self) -> str:
         """Identity of the clients on the population's ledger."""
-        return f"simulated {self.settings.task.name}"
+        return f"simulated {self.settings.task.option}"
 
     @property
     def client_ledgers(self) -> Sequence[str]:

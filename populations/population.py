@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Head, Ledger
     from ..privacy.secagg.roster import Roster
     from ..server.round_terms import Answers
+    from ..strategies.cohorts import Cohort
     from ..tasks.data import Data
     from ..tasks.protocol import Task
 
@@ -59,11 +60,13 @@ class Population:
       simulated: whether the data are public or synthetic.
       reads_data: whether this machine reads the clients' data; other clients keep theirs, and plan with them.
       needs_held_out: whether a run needs held-out examples.
+      tells_clients: what public value reveals the number of clients, with the remedy; empty if none does.
     """
 
     simulated = False
     reads_data = False
     needs_held_out = False
+    tells_clients = ""
 
     @property
     def words(self) -> Words:
@@ -123,6 +126,14 @@ class Population:
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs, of so many planned clients."""
         raise NotImplementedError
+
+    def visible(self, cohort: Cohort) -> Cohort:
+        """Return the cohort with a public draw if the way that a round ends shows how many answered.
+
+        A secret draw amplifies because an absent client cannot be told from one that sent nothing. A round that is
+        abandoned below a quorum, or ends once enough have answered, shows the difference.
+        """
+        return cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger, of a run in a folder; the prefix says what it is of."""

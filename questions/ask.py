@@ -182,7 +182,7 @@ def _owner(federation: Federation) -> str:
     if not federation.simulated:
         return federation.population.owner
     task = federation.settings.task
-    made = [task.name, task.target, task_options(federation.settings, federation.seed)]
+    made = [task.option, task.own or None, task_options(federation.settings, federation.seed)]
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=repr).encode()).hexdigest()
 
 

@@ -103,8 +103,9 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Reserve an evaluation, ask, and return the record."""
     federation, canaries = run.federation, 0 if participants.add_canaries else participants.canaries
-    everybody = replace(participants, cohort=All(), answers=reach.answers, canaries=canaries, arm=arm)
-    everybody.add_canaries = None
+    everybody = replace(
+        participants, cohort=All(), answers=reach.answers, canaries=canaries, add_canaries=None, arm=arm
+    )
     plan = one_evaluation(federation)
     assert run.ledger is not None  # modes whose ledgers are their clients' refuse evaluations
     record = {

@@ -23,6 +23,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
+from ..server.accounts import Unnoised
 from ..server.masking import Masking
 from ..server.participants import Participants
 from ..server.private_grid import sums_over
@@ -108,7 +109,7 @@ class Charge:
 
 
 @dataclass(frozen=True)
-class OwnCharges:
+class OwnCharges(Unnoised):
     """Account of one question for which each client adds its own noise and charges its own ledger; interface of `Charge`."""
 
     plan: Plan
@@ -121,18 +122,6 @@ class OwnCharges:
 
     def settle(self) -> None:
         """Commit nothing here."""
-
-    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return the sum unchanged: the clients added noise."""
-        del row, spec
-        return total
-
-    def check(self, event: GaussianDpEvent) -> None:
-        """Take any event."""
-
-    def units(self, clients: float) -> float:
-        """Return the number of clients."""
-        return clients
 
     @property
     def spec(self) -> SumSpec:

@@ -13,19 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.checks import check_cohort, check_delta, check_seed
-from ..configs.privacy_settings import (
-    ClientDistributed,
-    NoPrivacy,
-    Record,
-    RecordAndClient,
-    RecordDistributed,
-    SumLevel,
-)
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, CyclicCohort
-from ..modes.federation import Federation
+from ..modes.federation import Federation, mode_of
+from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
-from ..privacy.preconditions import check_adjacency
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, load_task
 from ..tasks.announced import AnnouncedTask
@@ -41,8 +33,6 @@ if TYPE_CHECKING:
     from ..populations.deployed import Deployed
 
 OBJECT = "object"  # placeholder in settings for the name of a task or strategy given as an object
-SEEN_DRAW = "none: the server sees who takes part"
-USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
 
 
 @dataclass(frozen=True)
@@ -79,31 +69,26 @@ def build(
         with suppress(Refusal):  # of a damaged file, which is refused where all of it is read
             group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
             settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
-    options = task_options(settings, seed) if deployed is None else settings.task.options
+    options = settings.task.options if deployed else task_options(settings, seed)
     task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
     task = task or _task(settings, options, given.task)
-    num_clients = task.num_clients if deployed is None else deployed.num_clients
+    num_clients, mode = (deployed or task).num_clients, mode_of(settings)
     check_cohort(settings, num_clients)
     settings = suited(settings, task, num_clients)
-    cohort = _cohort(settings, num_clients)
-    if deployed is not None:
-        cohort = deployed.as_seen(cohort)
-    cohort = over_selected(cohort, _over_selection(settings), num_clients)
     population = deployed or _on_this_machine(settings, task)
-    _check_adjacency(settings, cohort, deployed)
-    private = not isinstance(settings.privacy, NoPrivacy)
-    if private and not announced and population.own_clients(task) and settings.task.target is not None:
+    cohort = population.visible(_cohort(settings, mode, num_clients))
+    cohort = over_selected(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
+    seeded = population.simulated or (population.reads_data and not mode.spends)
+    strategy = _strategy(settings, given.strategy)
+    federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
+    federation.mode.check_adjacencies()
+    if mode.spends and not announced and population.own_clients(task) and settings.task.own:
         from ..tasks.independence import check_order  # torch, which a plan does without
 
         check_order(task)
-    if private:
+    if mode.spends:
         check_seed(settings, population.simulated)
-    seeded = population.simulated or (not private and population.reads_data)
-    strategy = _strategy(settings, given.strategy)
-    _check_training(
-        settings, task, getattr(settings.strategy if strategy is None else strategy, "proximal_mu", 0.0)
-    )
-    federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
+    _check_training(settings, mode, task, getattr(strategy or settings.strategy, "proximal_mu", 0.0))
     if warning := check_delta(settings, federation.mode.num_units):
         warn(warning)
     return federation
@@ -117,7 +102,7 @@ def _on_this_machine(settings: SimulationSettings, task: Task) -> OnThisMachine:
     return Local(settings, task)
 
 
-def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float) -> None:
+def _check_training(settings: SimulationSettings, mode: type[Mode], task: Task, proximal_mu: float) -> None:
     """Refuse settings that cannot train the task's model; plain SGD on the CPU is always valid and needs no torch."""
     training = replace(settings.local_training, proximal_mu=proximal_mu)
     if settings.engine.device != "cpu":
@@ -127,7 +112,7 @@ def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float
     if settings.engine.dtype != "float32" and callable(getattr(task, "train", None)):
         remedy = "a task that trains by itself chooses its own precision; leave it out"
         raise Refusal("engine.dtype", settings.engine.dtype, remedy)
-    if isinstance(settings.privacy, RecordDistributed) and callable(getattr(task, "optimizer", None)):
+    if mode.sums_records and callable(getattr(task, "optimizer", None)):
         remedy = (
             "the strategy takes the step, and the task brings an optimizer of its own; use privacy=record"
         )
@@ -137,21 +122,20 @@ def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float
         return
     from ..tasks.optimizers import check_optimizer
 
-    protects_records = isinstance(settings.privacy, Record | RecordAndClient | RecordDistributed)
-    check_optimizer(task, training, 1.0 if protects_records else None)
+    check_optimizer(task, training, 1.0 if mode.charges_records else None)
 
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
     """Return a shipped task without loading its data; None if only the data give its number of clients."""
-    public = settings.task.name in TASKS and not isinstance(settings.task, CsvTask)
+    public = settings.task.option in TASKS and not isinstance(settings.task, CsvTask)
     if settings.task.num_clients is None or not public:
         return None
-    load = partial(load_task, settings.task.name, options)
+    load = partial(load_task, settings.task.option, options)
     return AnnouncedTask(settings.task.num_clients, load)
 
 
 def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | PooledTask | None) -> Task:
-    name = settings.task.target or settings.task.name
+    name = settings.task.own or settings.task.option
     if given is None:
         _require_named("task", name)
         return load_task(name, options, settings.allow_modules)
@@ -199,47 +183,9 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     return changed
 
 
-def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None) -> None:
-    """Refuse settings in which a public number depends on the secret number of units."""
-    privacy = settings.privacy
-    levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
-    for level in levels:
-        if not isinstance(level, NoPrivacy):
-            told = _what_tells(level, settings, cohort, deployed)
-            check_adjacency("privacy.adjacency", level.adjacency, told)
-
-
-def _what_tells(
-    level: Record | SumLevel, settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None
-) -> str | None:
-    """Return which public number reveals the number of units, with a remedy; None if none does."""
-    if isinstance(level, Record | RecordDistributed):
-        return "a client's sampling rate reveals its number of records; use zero-out"
-    if isinstance(settings.privacy, RecordAndClient):
-        return "record-level noise depends on a client's number of records; use zero-out, or client_central"
-    if deployed is not None:
-        return "the roster reveals the number of clients; use zero-out"
-    if cohort.replaces:
-        return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
-    if settings.task.target is not None and settings.task.num_clients is not None:
-        return "task.num_clients reveals the number of clients; leave it null, or use zero-out"
-    if settings.population is None:
-        return (
-            "the mean is divided by the number of clients; declare a public number instead, population=..., or use "
-            "zero-out"
-        )
-    return None
-
-
-def _over_selection(settings: SimulationSettings) -> float:
-    """Return the ratio of the invited to the planned cohort: above 1 where that costs no privacy."""
-    usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
-    return settings.cohort.over_selection or usual
-
-
-def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
+def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) -> Cohort:
     asked = settings.cohort.model_dump()
     if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
         asked["groups"] = best_groups(settings, settings.cohort.rate)
     cohort = cohort_of(settings.cohort.name, asked, num_clients, settings.num_rounds)
-    return seen(cohort, SEEN_DRAW) if isinstance(settings.privacy, ClientDistributed) else cohort
+    return seen(cohort, mode.seen_draw) if mode.seen_draw else cohort

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..base.refusal import Refusal
-from ..configs.privacy_settings import RecordDistributed
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, FlwrPartition
 from ..messages.client_settings import (
@@ -16,7 +15,7 @@ from ..messages.client_settings import (
     Encryption,
 )
 from ..messages.training_order import ORDER_KEY, TrainingOrder
-from ..modes.federation import Federation
+from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
 from ..privacy.plan import LEAST_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
@@ -78,7 +77,7 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
     s, told = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
     return ClientSettings(
-        task=s.task.target or s.task.name,
+        task=s.task.own or s.task.option,
         task_options=task_options(s, federation.seed) | told if federation.population.reads_data else {},
         training=s.local_training,
         seed=federation.seed,
@@ -131,11 +130,11 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     """
     share = held_out_share(settings)
     held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
-    if held and isinstance(settings.privacy, RecordDistributed):
+    if held and mode_of(settings).sums_records:
         held[HELD_ALONE] = True
     if settings.group_equal_rows:
         held[GROUP_EQUAL_ROWS] = True
-    if settings.task.target is not None:
+    if settings.task.own:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how
         planted = {PLANTED: seed or 0} if extra_of(settings).plants_examples(settings) else {}

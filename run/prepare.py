@@ -103,7 +103,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     _warn_of_own_scale(federation)
     if not (measurable := len(held_out_of(federation.task))) or not federation.held_out_public:
         warn(NOT_MEASURED if measurable else NOTHING_HELD_OUT)
-    elif federation.settings.task.target is not None and own_training(federation.task) is None:
+    elif federation.settings.task.own and own_training(federation.task) is None:
         _check_measured(federation.task)
     if federation.mode.hides_records:
         check_trainable(federation.task.model())
@@ -161,7 +161,7 @@ def _check_every(federation: Federation) -> None:
     check_observer(federation)
     if not (clients := _looked_at(federation)):
         return
-    shipped = federation.simulated and federation.settings.task.target is None
+    shipped = federation.simulated and not federation.settings.task.own
     model = None if shipped or own_training(task) is not None else task.model().eval()
     for client in clients:
         data, whose = data_of(task, client), f"client {client}"
@@ -193,7 +193,7 @@ def _check_base(federation: Federation) -> None:
 def _warn_of_own_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
     task, hides = federation.task, federation.mode.hides_records
-    clients = federation.population.own_clients(task) if federation.settings.task.target is not None else ()
+    clients = federation.population.own_clients(task) if federation.settings.task.own else ()
     if not clients or not federation.mode.spends:
         return
     every = [partial(data_of_all, task, client) for client in clients]

@@ -47,7 +47,23 @@ class SumAccount(Protocol):
         ...
 
 
-class Unprotected:
+class Unnoised:
+    """Account of sums that get no noise here."""
+
+    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
+        """Return the sum as it is."""
+        del row, spec
+        return total
+
+    def check(self, event: GaussianDpEvent) -> None:
+        """Accept any event."""
+
+    def units(self, clients: float) -> float:
+        """Return the number of clients."""
+        return clients
+
+
+class Unprotected(Unnoised):
     """Account of sums without client-level privacy, weighted by examples; methods as of `Protected`."""
 
     choices: Choices | None = None
@@ -68,18 +84,6 @@ class Unprotected:
 
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve nothing: no ledger is charged here."""
-
-    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return the sum as it is."""
-        del row, spec
-        return total
-
-    def check(self, event: GaussianDpEvent) -> None:
-        """Accept any event."""
-
-    def units(self, clients: float) -> float:
-        """Return the number of clients; each is weighted by its examples."""
-        return clients
 
     def seen(self, number: int, row: int, mean: Mean, drawn: Drawn) -> None:
         """Return None: no noise is claimed."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from ..base.extensions import extension, names
 from ..base.refusal import Refusal
 from ..configs.strict import nearest
 from .data import Examples, check_examples
@@ -28,18 +29,7 @@ __all__ = [
     "load_task",
 ]
 
-# Imported on use: their data come with packages that a deployed client does not need.
-TASKS: Mapping[str, str] = {
-    "mnist5k": ".shipped.mnist5k",
-    "digits": ".digits",
-    "heart": ".shipped.heart",
-    "fashion_mnist": ".shipped.fashion_mnist",
-    "shakespeare": ".shipped.shakespeare",
-    "sentences": ".shipped.sentences",
-    "csv": ".tables",
-    "census": ".shipped.census",
-    "star": ".shipped.star",
-}
+TASKS = names("task")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
@@ -142,7 +132,7 @@ def _shipped(name: str) -> Callable[..., object]:
     if name not in TASKS:
         raise Refusal("task", name, f'choose one of {", ".join(TASKS)}, or your own as "module:Class"')
     try:
-        return import_module(TASKS[name], __package__).load
+        return extension("task", name, "task", name).load
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         package = DISTRIBUTIONS.get(module, module)

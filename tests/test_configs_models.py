@@ -24,6 +24,7 @@ from fedveil.evidence.settings import CostSettings
 from fedveil.messages.local_training import OPTIMIZERS, TOLD, LocalTraining
 from fedveil.privacy.budget import Adjacency
 from fedveil.questions.settings import EvaluateSettings
+from fedveil.tasks.shipped.settings import TASKS
 
 FOLDER = Path(fedveil.configs.__file__).parent
 # Values that suit the task, and have no default of their own.
@@ -56,6 +57,7 @@ def model_of(group: str, name: str) -> type[Group]:
         return LinkSettings
     kinds = {
         "engine": (InProcess, Ray),
+        "task": get_args(get_args(TASKS)[0]),
         "secagg": (schema.SecaggSettings, schema.NoSecagg),
         "audit": (LightAudit, FullAudit, NoAudit),
         "compress": (schema.CompressionSettings, schema.NoCompression),

@@ -20,7 +20,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
-from fedveil.deployment.device.log_witnesses import BRANCHES, COSIGNED
+from fedveil.deployment.device.log_witnesses import BRANCHES
 from fedveil.deployment.device.seen_log import SeenLog
 from fedveil.evidence.binding.signatures import make_key
 from fedveil.links.cosigned_heads import FILE, CosignedHeads, read_cosigned
@@ -81,10 +81,10 @@ def test_an_instruction_is_followed_once_enough_witnesses_have_co_signed_its_hea
     with caplog.at_level(logging.ERROR, "fedveil.client"):
         assert not asked(grid, 1)
     said = "is co-signed by north of [witnesses], and witnessed_by_at_least=2"
-    assert said in caplog.text and known(made) == 0 and not (device.bundle.state / COSIGNED).exists()
+    assert said in caplog.text and known(made) == 0 and not (device.bundle.state / FILE).exists()
     signers.append("south")
     assert asked(grid, 2) and known(made) == 3
-    assert {each["public"] for each in json.loads((device.bundle.state / COSIGNED).read_text())} == {
+    assert {each["public"] for each in json.loads((device.bundle.state / FILE).read_text())} == {
         *PUBLIC.values()
     }
     told = log_of(devices.seen[-1][0].content)
@@ -137,7 +137,7 @@ def test_a_witness_that_signs_two_branches_is_named_with_both_heads(
     with caplog.at_level(logging.ERROR, "fedveil.client"):
         grid = logged(made, Devices({2: device}), lambda head: (*cosign(head, "south"), other))
         assert not asked(grid, 2)
-    own = json.loads((device.bundle.state / COSIGNED).read_text())[0]
+    own = json.loads((device.bundle.state / FILE).read_text())[0]
     assert (
         f"witness='north': has co-signed two branches: {other}; and 2 entries, root {own['root']}"
         in caplog.text

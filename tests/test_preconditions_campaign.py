@@ -114,7 +114,7 @@ UNCHECKED = (
         "client.app.check_independence",
         "client.app.Workbench.forget",
     ),
-    *("run.build._check_adjacency", "run.prepare.check_taken"),
+    *("modes.mode.Mode.check_adjacencies", "run.prepare.check_taken"),
 )
 
 

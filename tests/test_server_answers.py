@@ -195,12 +195,12 @@ def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger
 @pytest.mark.parametrize("changed", [{"quorum": 0.1}, {"enough": 0.9}])
 def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, Any]) -> None:
     population = Deployed("run-1", "", Roster(1, ()), b"", Path(), **changed)
-    seen = population.as_seen(Poisson(0.4))
+    seen = population.visible(Poisson(0.4))
     assert isinstance(seen, Poisson)
     for cohort in (seen, over_selected(seen, 2.0, CLIENTS)):
         assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
         assert cohort.expected_size(100) == pytest.approx(40)
-    assert Deployed("run-1", "", Roster(1, ()), b"", Path()).as_seen(Poisson(0.4)) == Poisson(0.4)
+    assert Deployed("run-1", "", Roster(1, ()), b"", Path()).visible(Poisson(0.4)) == Poisson(0.4)
 
 
 def test_no_more_are_invited_than_there_are() -> None:

@@ -8,26 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from ...base.bounded_decoding import Undecodable
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
-from ...configs.bundle_files import read_file
+from ...links.cosigned_heads import FILE, cosigned_in
 from ...links.log_export import covers
 from ...links.tree_head import TreeHead
 from ...privacy.merkle import root_of
-from ...privacy.witness import (
-    TWO_BRANCHES,
-    HeadCosignature,
-    kept_cosignatures,
-    newest,
-    read_cosignature,
-    read_kept_cosignatures,
-)
+from ...privacy.witness import TWO_BRANCHES, HeadCosignature, kept_cosignatures, newest, read_cosignature
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
 
-COSIGNED, BRANCHES = "log.cosigned.json", "log.witness.json"
+BRANCHES = "log.witness.json"
 
 
 def cosigned_seen(state: Path) -> tuple[HeadCosignature, ...]:
@@ -36,13 +28,7 @@ def cosigned_seen(state: Path) -> tuple[HeadCosignature, ...]:
     Raises:
       Refusal: the file cannot be read.
     """
-    path = state / COSIGNED
-    if not path.exists():
-        return ()
-    try:
-        return read_kept_cosignatures(read_file(path))
-    except Undecodable as error:
-        raise Refusal("file", str(path), f"cannot be read ({error}); remove it") from None
+    return cosigned_in(state, "remove it")
 
 
 def keep_cosigned(state: Path, given: Sequence[HeadCosignature]) -> None:
@@ -50,7 +36,7 @@ def keep_cosigned(state: Path, given: Sequence[HeadCosignature]) -> None:
     before = cosigned_seen(state)
     kept = newest((*before, *given))
     if kept != before:
-        replace_file(state / COSIGNED, kept_cosignatures(kept))
+        replace_file(state / FILE, kept_cosignatures(kept))
 
 
 def witnessed(

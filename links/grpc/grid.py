@@ -177,7 +177,7 @@ class LinkGrid(RosterGrid):
     @property
     def connected(self) -> dict[int, float]:
         """Connected nodes, with the Unix second at which each connected."""
-        return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
+        return {node: passed.since for node, passed in self.traffic.items() if passed.since}
 
     @property
     def restored(self) -> dict[int, float]:

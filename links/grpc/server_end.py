@@ -85,14 +85,14 @@ class Traffic:
     """Traffic between the server and one node, over all of its streams.
 
     Attributes:
-      since: Unix second at which the present stream began; None while the node is away, or may yet refuse.
-      last_seen: Unix second at which the last stream ended; None before.
+      since: Unix second at which the present stream began; 0 while the node is away, or may yet refuse.
+      last_seen: Unix second at which the last stream ended; 0 before.
       streams: number of streams so far.
       quiet_since: when the last frame went or a ping was due, by the monotonic clock.
     """
 
-    since: float | None = None
-    last_seen: float | None = None
+    since: float = 0.0
+    last_seen: float = 0.0
     streams: int = 0
     quiet_since: float = 0.0
 
@@ -177,7 +177,7 @@ class Switchboard:
             for peer in self._peers.values():
                 if admitted.get(peer.key) != peer.node:
                     peer.revoked.set()
-                if peer.traffic.since is None and time.monotonic() - peer.began >= CHECK_SECONDS:
+                if not peer.traffic.since and time.monotonic() - peer.began >= CHECK_SECONDS:
                     peer.traffic.since = time.time()
                 if time.monotonic() - peer.traffic.quiet_since >= QUIET_SECONDS:
                     self.tally.add("up", CONTROL, PINGS)
@@ -218,7 +218,7 @@ class Switchboard:
             ended = await self._exchange(peer)
         finally:
             del self._peers[node]
-            peer.traffic.since, peer.traffic.last_seen = None, time.time()
+            peer.traffic.since, peer.traffic.last_seen = 0.0, time.time()
         if ended is not None:  # after the node is forgotten: a client that does not read may never hear of it
             await self._refuse(context, *ended)
 

@@ -92,10 +92,10 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     return _with_alarms(summary, raised)
 
 
-def untested(terms: AuditTerms) -> str | None:
-    """Return a clause on what clients promise of their own data and no measurement tested; None of older terms."""
+def untested(terms: AuditTerms) -> str:
+    """Return a clause on what clients promise of their own data and no measurement tested; empty of older terms."""
     if terms.own_noise is None:
-        return None
+        return ""
     if not terms.own_noise:
         return "nothing is promised, so there is no claim to test"
     promise = f"the promise for {UNITS[Unit(terms.own_noise)]} was"

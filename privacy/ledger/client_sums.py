@@ -111,10 +111,10 @@ def as_records(clients: Book, records: Book, budget: Budget) -> Book:
       records: book of the records' ledger, which is extended; empty without one.
       budget: of the records.
     """
-    identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
-    book = (
-        records if records.identity else Book(identity=identity, head=Head(1, ""))
-    )  # as after its first entry
+    book = records
+    if not book.identity:
+        identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
+        book = Book(identity=identity, head=Head(1, ""))  # as after its first entry
     for draft in owed(clients, book, budget):
         take(book, draft)
     return book

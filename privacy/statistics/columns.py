@@ -130,6 +130,11 @@ def column(table: Table, name: str) -> NDArray[Any]:
     return table[name]
 
 
+def share(outside: NDArray[np.bool_]) -> float:
+    """Return the share of rows that is outside what is declared."""
+    return np.count_nonzero(outside) / outside.size if outside.size else 0.0
+
+
 def numbers_of(cells: NDArray[Any]) -> NDArray[np.float64]:
     """Return a column as numbers, NaN for an invalid cell: a failure would reveal its presence."""
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from .columns import Bins, Table
+from .columns import Bins, Table, share
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, unsaid
 
 Places = NDArray[np.int64]
@@ -82,7 +82,7 @@ class Fairness:
         place = (group * len(self.conditions) + condition) * 2 + inside
         cells = np.bincount(place[here], minlength=math.prod(self.shape)).astype(np.float64)
         outside = out | beyond | past
-        return cells.reshape(self.shape), np.count_nonzero(outside) / outside.size if outside.size else 0.0
+        return cells.reshape(self.shape), share(outside)
 
     def _asked(self, label: Places, said: Places) -> tuple[Places, NDArray[np.bool_]]:
         """Return each row's condition, -1 where the criterion does not ask for it, and whether it counts in the share."""

@@ -11,10 +11,9 @@ from itertools import combinations, product
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from .columns import MOST_CELLS, Bins, Numbers, Table
+from .columns import MOST_CELLS, Bins, Numbers, Table, share
 from .figure import (
     ENOUGH,
     NORMAL_95,
@@ -76,10 +75,6 @@ def rows_of(table: Table) -> int:
     return next((len(each) for each in table.values()), 0)
 
 
-def _share(outside: NDArray[np.bool_]) -> float:
-    return np.count_nonzero(outside) / outside.size if outside.size else 0.0
-
-
 @dataclass(frozen=True)
 class Count:
     """Number of rows."""
@@ -115,7 +110,7 @@ class Histogram:
         for each, (bins, beyond) in zip(self.of[1:], others, strict=True):
             place, here, outside = place * each.count + bins, here & (bins >= 0), outside | beyond
         cells = np.bincount(place[here], minlength=math.prod(self.shape)).astype(np.float64)
-        return cells.reshape(self.shape), _share(outside)
+        return cells.reshape(self.shape), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         names = map(", ".join, product(*(each.labels for each in self.of)))
@@ -137,7 +132,7 @@ class ColumnMean:
     def count(self, table: Table) -> Counted:
         values, outside = self.of.read(table)
         here = values[~np.isnan(values)]
-        return np.array([len(here), here.sum()]), _share(outside)
+        return np.array([len(here), here.sum()]), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total = cells
@@ -166,7 +161,7 @@ class ColumnMeans:
         read = [each.read(table) for each in self.of]
         values = np.stack([value for value, _ in read])
         here = values[:, ~np.isnan(values).any(0)]
-        return np.array([here.shape[1], *here.sum(1)]), _share(np.logical_or.reduce([out for _, out in read]))
+        return np.array([here.shape[1], *here.sum(1)]), share(np.logical_or.reduce([out for _, out in read]))
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         told = [count_of("rows", cells[0], sigma)]
@@ -191,7 +186,7 @@ class Variance:
     def count(self, table: Table) -> Counted:
         values, outside = self.of.read(table)
         here = values[~np.isnan(values)]
-        return np.array([len(here), here.sum(), (here**2 - 0.5).sum()]), _share(outside)
+        return np.array([len(here), here.sum(), (here**2 - 0.5).sum()]), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total, squares = cells
@@ -251,7 +246,7 @@ class Quantiles:
         here = values[~np.isnan(values)]
         leaf = np.clip(np.floor((here + 1) / 2 * self.bins), 0, self.bins - 1).astype(np.int64)
         leaves = np.bincount(leaf, minlength=self.bins).astype(np.float64)
-        return np.concatenate([leaves.reshape(self.branches, -1).sum(1), leaves]), _share(outside)
+        return np.concatenate([leaves.reshape(self.branches, -1).sum(1), leaves]), share(outside)
 
     def consistent(self, cells: Cells) -> Cells:
         """Return the leaves of least squares, which add up to their parents: each takes its part of what is missing."""
@@ -322,7 +317,7 @@ class ColumnCorrelation:
         outside = np.logical_or.reduce([out for _, out in read])
         here = values[:, ~np.isnan(values).any(0)]
         products = [float(here[one] @ here[two]) for one, two in self.pairs]
-        return np.array([here.shape[1], *here.sum(1), *(here**2 - 0.5).sum(1), *products]), _share(outside)
+        return np.array([here.shape[1], *here.sum(1), *(here**2 - 0.5).sum(1), *products]), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         many, rows = len(self.of), cells[0]
