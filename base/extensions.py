@@ -28,6 +28,10 @@ TABLE = {
     ("task", "csv"): "tasks.tables",
     ("task", "census"): "tasks.shipped.census",
     ("task", "star"): "tasks.shipped.star",
+    ("callback", "csv"): "run.trackers:MetricsCsv",  # run/callbacks.py
+    ("callback", "mlflow"): "run.trackers:MLflow",
+    ("callback", "tensorboard"): "run.trackers:TensorBoard",
+    ("callback", "wandb"): "run.trackers:WandB",
     ("query", "scaling"): "questions.scaling:SCALING_QUERY",  # run/queries.py
     ("query", "evaluation"): "questions.evaluation:EVALUATIONS",
     ("query", "answer"): "questions.client:answer",  # client/app.py

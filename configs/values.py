@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ..base.extensions import names
 from ..messages.local_training import GRAD_NORM
 from ..privacy.budget import Adjacency
 from .group import remedy
@@ -31,7 +32,7 @@ MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 Module = Annotated[str, Field(pattern=f"^{MODULE}$")]
 Adjacent = Annotated[Adjacency, Field(strict=False)]
 FixedOrAdaptive = Literal["fixed", "adaptive"]
-TRACKERS = ("csv", "mlflow", "tensorboard", "wandb")
+TRACKERS = names("callback")
 CallbackName = Annotated[str, Field(pattern=rf"^({'|'.join(TRACKERS)}|{MODULE}:[^\W\d]\w*)$")]
 HIDDEN_CLIENTS = "clients are hidden as a whole when they evaluate; use client_central or client_distributed"
 Target = Annotated[

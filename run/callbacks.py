@@ -17,11 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.extensions import extension, names
 from ..base.extras import MODULES, require_extra
 from ..base.refusal import Refusal
-
-# Classes of `trackers`.
-CLASSES = {"csv": "MetricsCsv", "mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "WandB"}
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -216,10 +214,10 @@ def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Gua
 
 
 def _named(name: str) -> Callback:
-    if name in CLASSES:
+    if name in names("callback"):
         if name in MODULES:
             require_extra(name, f"callbacks=[{name}]")
-        return getattr(import_module(".trackers", __package__), CLASSES[name])()
+        return extension("callback", name, "callbacks", name)()
     module, _, attribute = name.partition(":")
     try:
         made = getattr(import_module(module), attribute)()
