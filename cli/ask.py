@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
-from .grammar import Json, app, argument, option, options_of, own_modules, verb
+from .grammar import Json, app, argument, option, options_of, own_modules, read, verb
 
 if TYPE_CHECKING:
     from ..privacy.statistics.inquiry import Inquiry
@@ -68,7 +68,7 @@ def ask(
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
     try:
-        record = _asked((request, run), cost, overrides, into, server)
+        record = _asked(request, run, cost, overrides, into, server)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)
         return EXHAUSTED
@@ -77,7 +77,8 @@ def ask(
 
 
 def _asked(
-    asked: tuple[Inquiry, Path | None],
+    inquiry: Inquiry,
+    run: Path | None,
     cost: dict[str, Any],
     overrides: list[str],
     into: Path | None,
@@ -85,7 +86,6 @@ def _asked(
 ) -> dict[str, Any]:
     from ..questions.question_plan import Spend
 
-    inquiry, run = asked
     spend = Spend(**cost)
     if server is not None:
         if into is not None:
@@ -122,20 +122,14 @@ def _of_kind(kind: str, columns: Sequence[str], keys: Mapping[str, Any]) -> dict
     for key in ("edges", "categories"):
         if key in told:
             words = str(told[key]).split(",")
-            told[key] = words if key == "categories" else [_number(key, each) for each in words]
+            remedy = "give numbers separated by commas"
+            told[key] = words if key == "categories" else [read(float, key, each, remedy) for each in words]
     if len(columns) != (kind != "count"):
         raise Refusal(
             "COLUMN", " ".join(columns), "name one column; write questions about several into a file"
         )
     of = {"of": columns[0]} if columns else {}
     return {"ask": [{"kind": kind, **of, **told}]}
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise Refusal(key, text, "give numbers separated by commas") from None
 
 
 def table_of(record: Mapping[str, Any]) -> str:

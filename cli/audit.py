@@ -15,7 +15,7 @@ from typer import Option
 
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
-from .grammar import GROUP, Json, argument, option, verb
+from .grammar import GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
     from ..audit.result import Weighed
@@ -182,10 +182,7 @@ def claim(
 
 
 def _within(field: str, text: str, low: float, high: float, or_at: float | None = None) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise Refusal(field, text, "give a number") from None
+    value = read(float, field, text)
     if not (low < value < high or value == or_at):
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise Refusal(field, text, f"give a number {'from' if or_at == low else 'above'} {low:g}{upper}")
@@ -193,10 +190,7 @@ def _within(field: str, text: str, low: float, high: float, or_at: float | None 
 
 
 def _whole(field: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise Refusal(field, text, "give a whole number") from None
+    return read(int, field, text, "give a whole number")
 
 
 def _both(path: Path) -> tuple[Scores, Scores]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..base.refusal import Refusal
-from .grammar import GROUP, Json, argument, option, verb
+from .grammar import DAY, GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
     from ..privacy.ledger.book import Book
@@ -48,11 +47,11 @@ def set_budget(
 
     cap = Cap(
         data,
-        _number("epsilon", epsilon),
-        _number("delta", delta),
-        _day(until),
+        read(float, "epsilon", epsilon),
+        read(float, "delta", delta),
+        None if until is None else read(date.fromisoformat, "until", until, DAY),
         reason=reason,
-        questions=None if questions is None else _number("questions", questions),
+        questions=None if questions is None else read(float, "questions", questions),
         purposes=None if purposes is None else tuple(each for each in purposes.split(",") if each),
     )
     set_cap(ledger_dir or default_folder(), cap)
@@ -115,20 +114,6 @@ def adopt(
     data_sets.adopt(ledger_dir or default_folder(), old, data_id)
     print(f"{data_id}: the next run is charged the entries of {old} first")
     return 0
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise Refusal(name, text, "give a number") from None
-
-
-def _day(text: str | None) -> date | None:
-    try:
-        return None if text is None else date.fromisoformat(text)
-    except ValueError:
-        raise Refusal("until", text, "give a day as YYYY-MM-DD") from None
 
 
 def _names(folder: Path) -> dict[str, str]:

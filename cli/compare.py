@@ -4,6 +4,7 @@ import csv as tables
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from ..configs.round_line import GROUPS, TRAIN
 from ..configs.strict import leaves
 from ..evidence.shown import shown
 from ..run.run_files import read_object
-from .csv_cells import cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ CONFIDENCE = 0.95
 WIDEST, NARROWEST = 40, 20  # columns of the table's first
 PRICES = "cost."  # of keys that change what a run is said to cost, and nothing of the run
 NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
+# https://owasp.org/www-community/attacks/CSV_Injection, with the wide forms that spreadsheets take for the same.
+FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 
 
 @dataclass(frozen=True)
@@ -448,3 +450,14 @@ def _bars(means: Sequence[MeanInterval]) -> list[list[float]]:
 def _axis(name: str, groups: Sequence[OverSeeds]) -> str:
     several = any(each.runs > 1 for each in groups)
     return f"{name}, mean over seeds and 95 % interval" if several else name
+
+
+def cell(value: object) -> object:
+    """Return a value, a text that begins a formula behind an apostrophe; one that reads as a number begins none."""
+    if not isinstance(value, str) or not FORMULA.match(value):
+        return value
+    try:
+        float(value)
+        return value
+    except ValueError:
+        return f"'{value}"

@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer import Argument, Option
 
+from ..base.refusal import Refusal
 from .verbs import CONTEXT, HydraVerb, Verb, Verbs
+
+T = TypeVar("T")
+DAY = "give a day as YYYY-MM-DD"
 
 GROUP: dict[str, Any] = {
     "cls": Verbs,
@@ -152,6 +156,21 @@ def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
 def port_of(page: bool, port: int | None) -> int | None:
     """Return the port of a run's page: 0 for one that is free, None where no page was asked for."""
     return port if port is not None else 0 if page else None
+
+
+def read(kind: Callable[[str], T], field: str, text: str, remedy: str = "give a number") -> T:
+    """Return what a word of the command line says.
+
+    Args:
+      kind: reads it, and raises ValueError for any other.
+      field: of the word, for a refusal.
+      text: the word.
+      remedy: for a word that is none.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        raise Refusal(field, text, remedy) from None
 
 
 def own_modules() -> None:

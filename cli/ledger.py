@@ -17,7 +17,7 @@ from typer import Option
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..run.files import OF_RECORDS
-from .grammar import GROUP, Head, Json, argument, option, verb
+from .grammar import GROUP, Head, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Entry, Verification
@@ -281,11 +281,8 @@ def known_head(seq: str, digest: str) -> EntryHead:
     """
     from ..privacy.ledger.ledger import Head as EntryHead
 
-    try:
-        return EntryHead(int(seq), digest)
-    except ValueError:
-        remedy = "give the entry's number and its hash, as a result's ledger_head"
-        raise Refusal("head", seq, remedy) from None
+    remedy = "give the entry's number and its hash, as a result's ledger_head"
+    return EntryHead(read(int, "head", seq, remedy), digest)
 
 
 def _spent(found: Verification) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
     """
     import csv
 
-    from .csv_cells import cell
+    from .compare import cell
 
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     shown = ([f"{each:.6g}" if isinstance(each, float) else cell(each) for each in row] for row in rows)

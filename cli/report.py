@@ -25,7 +25,7 @@ from ..run.files import (
     REPORT,
     TIME_STAMP,
 )
-from .grammar import GROUP, Json, argument, option, verb
+from .grammar import DAY, GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -337,7 +337,5 @@ def _day(text: str | None) -> str:
     """Return a day as typed; today, UTC, where none is."""
     from datetime import UTC, date, datetime
 
-    try:
-        return (datetime.now(UTC).date() if text is None else date.fromisoformat(text)).isoformat()
-    except ValueError:
-        raise Refusal("--date", text, "give a day as YYYY-MM-DD") from None
+    day = datetime.now(UTC).date() if text is None else read(date.fromisoformat, "--date", text, DAY)
+    return day.isoformat()

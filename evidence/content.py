@@ -168,7 +168,7 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
     place = main_row(rows)
     row = None if place is None else rows[place]
     found = run.result.get("audit") or _last_look(run, rows)
-    of_records = found.get("records") if row is not None and row["unit"] != "client" else None
+    of_records = found.get("records") if _hides_records(rows) else None
     measured = (of_records or found).get("measured")
     return {
         "row": place,
@@ -181,6 +181,12 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
         "verdict": found.get("verdict"),
         "said": _said(found, row) or _unmeasured(run),
     }
+
+
+def _hides_records(rows: Sequence[Fields]) -> bool:
+    """Return whether the first guarantee's unit is no whole client."""
+    place = main_row(rows)
+    return place is not None and rows[place]["unit"] != "client"
 
 
 def _said(found: Fields, row: Fields | None) -> str | None:
@@ -204,9 +210,7 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
     last = looks[-1]
     measured = {name: last[name] for name in ("epsilon", "low", "high")}
     terms: Fields = run.audit.get("terms", {})
-    place = main_row(rows)
-    of_clients = place is None or rows[place]["unit"] == "client"
-    canaries = terms.get("canaries") if of_clients else None
+    canaries = None if _hides_records(rows) else terms.get("canaries")
     return {"measured": measured, "ceiling": last["ceiling"], "canaries": canaries}
 
 
@@ -218,8 +222,7 @@ def _unmeasured(run: RunFiles) -> str:
 
 def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
     """Return the audit's measurements of the first guarantee's unit."""
-    place = main_row(rows)
-    before = AUDIT if place is None or rows[place]["unit"] == "client" else f"{AUDIT}records/"
+    before = f"{AUDIT}records/" if _hides_records(rows) else AUDIT
     return [
         {"round": row["round"], **{name: row.get(f"{before}{name}") for name in LOOK}}
         for row in run.rounds
@@ -309,39 +312,26 @@ def _tail(run: RunFiles) -> dict[str, Any] | None:
 
 def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     """Return what this folder cannot show, a sentence each."""
-    found: list[str] = []
-    result = run.result
-    if not result:
-        found.append(
-            "The run has not ended: it has no result, and the values shown are those of its rounds so far."
-        )
-    elif any(row["epsilon"] != "infinity" and "curve" not in row for row in result.get("privacy", ())):
-        found.append(
-            "The release of fedveil that made this run stored one point of its guarantee, and not the curve."
-        )
-    if ledger is None and run.said("privacy", "name") != "none":
-        where = (
-            f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
-        )
-        found.append(f"This run has no ledger of all clients; its epsilon is charged on {where}.")
-    elif ledger is not None and ledger["known_head"] is not None and not ledger["known_head"]["held"]:
-        found.append(
-            "The ledger does not hold the entry in the result: it was truncated, or is another ledger."
-        )
-    if ledger is not None and ledger["close"] is None and result:
-        found.append("No entry of the ledger binds the files of this folder: the run was not closed.")
-    elif ledger is not None and ledger["close"] is not None and not ledger["close"]["held"]:
-        names = ", ".join(ledger["close"]["changed"])
-        found.append(
-            f"CHANGED since the run was closed: {names}. The files are not those that the ledger binds."
-        )
-    if run.said("audit", "name") in (None, "none") and result:
-        found.append("The run was not audited.")
-    if not run.rounds:
-        found.append("No round has been recorded.")
-    if not run.shapes and not run.saved.get("parameters"):
-        found.append("The folder holds no model, so bytes cannot be computed.")
-    return found
+    result, history = run.result, ledger or {}
+    known, close = history.get("known_head"), history.get("close")
+    curves = all(row["epsilon"] == "infinity" or "curve" in row for row in result.get("privacy", ()))
+    where = f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
+    private, audited = run.said("privacy", "name") != "none", run.said("audit", "name") not in (None, "none")
+    whole, unchanged = (not each or each["held"] for each in (known, close))
+    bound, changed = close or not (history and result), ", ".join(close["changed"] if close else ())
+    sized = run.shapes or run.saved.get("parameters")
+    holds = {
+        "The run has not ended: it has no result, and the values shown are those of its rounds so far.": result,
+        "The release of fedveil that made this run stored one point of its guarantee, and not the curve.": curves,
+        f"This run has no ledger of all clients; its epsilon is charged on {where}.": history or not private,
+        "The ledger does not hold the entry in the result: it was truncated, or is another ledger.": whole,
+        "No entry of the ledger binds the files of this folder: the run was not closed.": bound,
+        f"CHANGED since the run was closed: {changed}. The files are not those that the ledger binds.": unchanged,
+        "The run was not audited.": audited or not result,
+        "No round has been recorded.": run.rounds,
+        "The folder holds no model, so bytes cannot be computed.": sized,
+    }
+    return [sentence for sentence, there in holds.items() if not there]
 
 
 def _bibtex(report: Fields) -> str:

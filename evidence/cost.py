@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def cost(run: RunFiles) -> dict[str, Any]:
     parts = [each["value"] for each in found[2:4]]
     if told["purposes"]:
         parts = [told["purposes"][-1][way] for way in ("down", "up")]
-    gigabytes = None if None in parts else sum(each for each in parts if each is not None) / BYTES
+    gigabytes = _of_known(lambda each: sum(each) / BYTES, *parts)
     return {
         "parameters": parameters or None,
         "bytes": found,
@@ -112,15 +112,15 @@ def _energies(run: RunFiles, prices: Priced, gigabytes: float | None) -> list[di
     """Return energy, the carbon dioxide of it, and money."""
     energy, which, how = _energy(run, prices)
     values = prices.values
-    network = _product(gigabytes, values.get(NETWORK), 1 / JOULES)
-    whole = None if energy is None else energy + (network or 0.0)
+    network = _of_known(math.prod, gigabytes, values.get(NETWORK), 1 / JOULES)
+    whole = _of_known(sum, energy, network or 0.0)
     found = [figure(which, energy, how, "Wh")]
     if NETWORK in values:
         how = f"estimate: bytes times {prices.said(NETWORK)}"
         found.append(figure("energy of the network for these bytes", network, how, "Wh"))
-    parts = [_product(whole, values.get(KWH), 1 / 1000), _product(gigabytes, values.get(GIGABYTE), 1.0)]
-    money = None if None in parts else sum(each for each in parts if each is not None)
-    carbon = _product(whole, values.get(CARBON), 1 / 1000)
+    power = _of_known(math.prod, whole, values.get(KWH), 1 / 1000)
+    money = _of_known(sum, power, _of_known(math.prod, gigabytes, values.get(GIGABYTE)))
+    carbon = _of_known(math.prod, whole, values.get(CARBON), 1 / 1000)
     both = f"estimate: energy times {prices.said(KWH)}, and bytes times {prices.said(GIGABYTE)}"
     return [
         *found,
@@ -134,14 +134,15 @@ def _energy(run: RunFiles, prices: Priced) -> tuple[float | None, str, str]:
     joules, watts = run.result.get("joules"), prices.values.get(WATTS)
     if joules is not None:
         return joules / JOULES, "energy of the machine's processors", COUNTED
-    said = prices.said(WATTS) if watts is not None else USUAL
-    estimated = _product(run.result.get("cpu_seconds"), USUAL_WATTS if watts is None else watts, 1 / JOULES)
+    power, said = (USUAL_WATTS, USUAL) if watts is None else (watts, prices.said(WATTS))
+    estimated = _of_known(math.prod, run.result.get("cpu_seconds"), power, 1 / JOULES)
     return estimated, "energy of that CPU", f"estimate: CPU seconds times {said}"
 
 
-def _product(*factors: float | None) -> float | None:
-    known = [each for each in factors if each is not None]
-    return math.prod(known) if len(known) == len(factors) else None
+def _of_known(combine: Callable[[Sequence[float]], float], *values: float | None) -> float | None:
+    """Return what values combine to; None where one of them is not known."""
+    known = [each for each in values if each is not None]
+    return combine(known) if len(known) == len(values) else None
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
 from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
-from ..tasks import DEALT, TASKS, PooledTask, Task, as_run, load_task
-from ..tasks.announced import AnnouncedTask
+from ..tasks import DEALT, TASKS, AnnouncedTask, PooledTask, Task, as_run, load_task
 from .client_instructions import task_options
 from .files import SAVED, SINGLY
 from .learning_rate import suited

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..messages.client_settings import ClientSettings
-from ..modes.federation import Federation
-from ..privacy.ledger.ledger import Ledger
 from ..server.tuning import NO_TUNING, Tuning
 from .record_ledgers import NoOwnLedgers, own_ledgers
 
 if TYPE_CHECKING:
+    from ..messages.client_settings import ClientSettings
+    from ..modes.federation import Federation
+    from ..privacy.ledger.ledger import Ledger
     from ..server.checkpoint import Checkpoint
     from ..server.round_terms import SumPrivacy
 

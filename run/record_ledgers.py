@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
 from ..base.durable_files import make_folder
 from ..base.notice import warn
-from ..messages.client_settings import ClientSettings, RecordPrivacy
-from ..modes.federation import Federation
 from ..privacy.accounting.curve import largest
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
@@ -29,8 +27,12 @@ from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import Chain, require_heads
 from ..privacy.ledger.ledger import Head
 from ..privacy.plan import Plan
-from ..server.participants import Participants
 from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
+
+if TYPE_CHECKING:
+    from ..messages.client_settings import ClientSettings, RecordPrivacy
+    from ..modes.federation import Federation
+    from ..server.participants import Participants
 
 OUTSIDE = "a record that occurs at two clients: its losses at both add up"
 MOST_COMPOSED = 20  # combinations of clients of one person

@@ -35,8 +35,7 @@ from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
 from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
 from ..tasks.arrays import emptied, holding
-from ..tasks.data import Examples, batches_of, derived, figures_of, held_out_of, run_on
-from ..tasks.group_figures import group_figures
+from ..tasks.data import Examples, batches_of, derived, figures_of, group_figures, held_out_of, run_on
 from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping

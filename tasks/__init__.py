@@ -1,9 +1,12 @@
 """Tasks by name: the shipped ones, and the user's own from modules that the user lists."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.extensions import extension, names
 from ..base.refusal import Refusal
@@ -12,6 +15,10 @@ from .data import Examples, check_examples
 from .numpy_task import as_task
 from .other_model import MODEL, with_model
 from .protocol import PooledTask, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 __all__ = [
     "DEALT",
@@ -150,3 +157,37 @@ def _own(name: str, allow: tuple[str, ...]) -> Callable[..., object]:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise Refusal("task", name, f"it cannot be imported: {error}") from error
+
+
+class AnnouncedTask:
+    """Simulated task that is loaded at the first access to its model or data."""
+
+    simulated = True
+
+    def __init__(self, num_clients: int, load: Callable[[], Task]) -> None:
+        self.num_clients = num_clients
+        self._load = load
+
+    @cached_property
+    def _task(self) -> Task:
+        return self._load()
+
+    def model(self) -> nn.Module:
+        """Return a new model."""
+        return self._task.model()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over the batch."""
+        return self._task.loss(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return means over the examples given."""
+        return self._task.metrics(outputs, targets)
+
+    def client_data(self, client: int) -> Any:
+        """Return the examples of one client."""
+        return self._task.client_data(client)
+
+    def held_out(self) -> Any:
+        """Return the held-out examples."""
+        return self._task.held_out()

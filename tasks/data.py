@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
+from ..configs.round_line import GROUPS
 
 if TYPE_CHECKING:
     import torch
@@ -668,3 +669,36 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
     if outside:
         raise Refusal(name, f"{outside} labels out of range", f"labels run from 0 to {num_classes - 1}")
     return examples
+
+
+def group_figures(
+    outputs: Tensor, targets: Tensor, groups: Mapping[str, Tensor], words: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Return by name each group's accuracy and, with two classes, its rates; a group without such rows has none.
+
+    A numeric label has none either.
+
+    Args:
+      outputs: logits, shape (n, classes).
+      targets: classes, shape (n,).
+      groups: by attribute the number of each row's group, shape (n,), -1 where it is unknown.
+      words: the groups of each attribute.
+    """
+    if outputs.dim() != 2 or targets.is_floating_point():
+        return {}
+    said, found = outputs.argmax(-1).cpu(), dict[str, float]()
+    truth = targets.cpu()
+    for attribute, codes in groups.items():
+        for code, word in enumerate(words[attribute]):
+            here = codes.cpu() == code
+            rates = {"accuracy": (said == truth, here)}
+            if outputs.shape[-1] == 2:
+                rates |= {
+                    "true positive rate": (said == 1, here & (truth == 1)),
+                    "false positive rate": (said == 1, here & (truth == 0)),
+                    "selection rate": (said == 1, here),
+                }
+            for name, (hit, asked) in rates.items():
+                if bool(asked.any()):
+                    found[f"{GROUPS}{attribute}={word}/{name}"] = float(hit[asked].double().mean())
+    return found

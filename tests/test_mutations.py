@@ -1788,7 +1788,7 @@ MUTATIONS = {
         "process_list",
     ),
     "a spreadsheet runs a cell of predictions": Mutation(
-        "cli/csv_cells.py",
+        "cli/compare.py",
         'return f"\'{value}"',
         "return value",
         "test_compare.py",

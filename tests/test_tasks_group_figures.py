@@ -12,7 +12,7 @@ import torch
 import fedveil as fv
 from fedveil.cli.compare import rows_of, table_of
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.tasks.group_figures import group_figures
+from fedveil.tasks.data import group_figures
 
 WORDS = {"sex": ("f", "m"), "town": ("north", "south", "east")}
 

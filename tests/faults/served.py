@@ -27,6 +27,7 @@ from fedveil.messages.run_over import RunOver, read_over, reply_with
 from fedveil.messages.traffic import Carried
 from fedveil.run.build import build
 from fedveil.run.prepare import prepare
+from fedveil.run.prepared_run import Saved
 
 FEDERATION = """\
 federation: hearts
@@ -59,7 +60,8 @@ def begins(hearts: Path, argv: Sequence[str]) -> None:
     """Prepare the run of a server's command, and read its devices: a campaign that is seldom run begins all the same."""
     bundle = read_server_bundle(hearts / "server")
     settings = settings_for(bundle, argv)
-    prepare(build(settings.federation, deployed_in(bundle, settings)), bundle.folder / "runs" / "none", None)
+    federation = build(settings.federation, deployed_in(bundle, settings))
+    prepare(federation, bundle.folder / "runs" / "none", Saved(""))
     for folder in sorted((hearts / "clients").iterdir()):
         read_device(read_client_bundle(folder))
 
