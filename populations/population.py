@@ -254,12 +254,13 @@ class Population:
         """
         return ()
 
-    def charged(self, record: RecordPrivacy, key: tuple[str, int], clients: Sequence[int]) -> list[int]:
+    def charged(self, record: RecordPrivacy, run: str, number: int, clients: Sequence[int]) -> list[int]:
         """Return those of the clients whose ledgers hold a round; all, where nobody here can tell.
 
         Args:
           record: settings of the clients.
-          key: name of the run, and number of the round.
+          run: its name on the ledgers.
+          number: of the round.
           clients: that were drawn, and did not answer.
         """
         return list(clients)
