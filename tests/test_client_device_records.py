@@ -144,7 +144,7 @@ def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_a
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     order = replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)
     device.ledgers.mkdir(parents=True)
-    device.prepare = None  # the task does not say whose its examples are
+    device.prepare = lambda order, released: None  # the task does not say whose its examples are
     message = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5))
     content = message.content
     roster = device.bundle.identity.roster

@@ -2930,8 +2930,8 @@ MUTATIONS = {
     ),
     "a device answers with a ledger that is older than its last answer": Mutation(
         "deployment/device/device.py",
-        "            heads.require()\n",
-        "",
+        "self._heads.require()\n",
+        "pass\n",
         "test_client_device.py",
         "older_than_it_knows",
     ),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +77,11 @@ class Device:
       bundle: the node's identity and its owner's policy.
       settings: the owner's task, before an order is applied.
       train: trains on the owner's data with the settings.
-      prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
       count: returns the number of the owner's records, with at most the given number per person; None on a device
         without record-level privacy.
-      columns: returns the owner's columns for a question; None on a device without questions.
-      evaluate: measures the model of an instruction on the owner's held-out records; None on a device that does not.
+      prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
+      columns: returns the owner's columns for a question.
+      evaluate: measures the model of an instruction on the owner's held-out records.
       root: of the system's files.
     """
 
@@ -89,13 +89,11 @@ class Device:
     settings: ClientSettings
     train: Trainer
     count: Callable[[int | None], int] | None
-    prepare: Callable[[TrainingOrder, bytes | None], None] | None = None
-    columns: Callable[[RecordDict, Inquiry], Table] | None = None
-    evaluate: Callable[[Message, Evaluation], Measured | None] | None = None
+    prepare: Callable[[TrainingOrder, bytes | None], None]
+    columns: Callable[[RecordDict, Inquiry], Table]
+    evaluate: Callable[[Message, Evaluation], Measured | None]
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
-    _log: SeenLog | None = None
-    _heads: LedgerHeads | None = None
     _quotes: ServerQuotes | None = None
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
@@ -118,6 +116,14 @@ class Device:
     def held(self) -> HeldModel:
         """Last received model, from which the server may send differences."""
         return HeldModel(self.bundle.state / FILE)
+
+    @cached_property
+    def _log(self) -> SeenLog:
+        return SeenLog(self.bundle.state, self.bundle.settings.federation, self.bundle.roots)
+
+    @cached_property
+    def _heads(self) -> LedgerHeads:
+        return LedgerHeads(self.bundle.state)
 
     def answer(self, message: Message) -> Message:
         """Return the reply to one message; a failure sends only a code."""
@@ -153,8 +159,7 @@ class Device:
         self._check_quote(message.content)
         self._renew_roster(message.content)
         with _refusing(wire.RESTORED, level=logging.ERROR):
-            heads = self._heads = self._heads or LedgerHeads(self.bundle.state)
-            heads.require()
+            self._heads.require()
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
@@ -164,7 +169,7 @@ class Device:
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
         with _refusing(wire.NOT_READY, level=logging.ERROR):
-            heads.keep()
+            self._heads.keep()
         reply = self._asking_for_quote(message, reply)
         return reply if told is None else self.held.keep(message, told, reply)
 
@@ -177,8 +182,6 @@ class Device:
         """
         own = self.bundle
         with _refusing(wire.FAILED, level=logging.ERROR):
-            if self._log is None:
-                self._log = SeenLog(own.state, own.settings.federation, own.roots)
             self._log.ca = own.roots  # which change when a rollover is followed, and when its overlap ends
             told = log_of(content)
             if told is not None:
@@ -228,20 +231,13 @@ class Device:
             own = self.bundle
             with _refusing(wire.OWNERS_POLICY, "an order is not followed: "):
                 require_own(order.arm, own.settings.name, people_call(order.run), own.state)
-        asked = question_of(content)
-        if asked is not None and (self.evaluate if isinstance(asked, Evaluation) else self.columns) is None:
-            logger.warning(
-                "a question is not answered: this device's task has no columns, or evaluates nothing"
-            )
-            raise NotTrained(wire.FAILED)
         if terms is not None and self._changed_since(order, terms):
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
             raise NotTrained(wire.FAILED)
-        if self.prepare is not None:
-            with _refusing(wire.FAILED, "an order cannot be followed: "):
-                self.prepare(order, released_of(content))
+        with _refusing(wire.FAILED, "an order cannot be followed: "):
+            self.prepare(order, released_of(content))
         _, number = wire.read_round(content)
-        if asked is not None:
+        if question_of(content):
             self._noise.clear()  # the plan did not include the answer
         attempt, own = wire.read_attempt(content), self.own_ledger
         with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):
@@ -262,10 +258,8 @@ class Device:
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
         asked = question_of(message.content)
         if isinstance(asked, Evaluation):
-            assert self.evaluate is not None
             return evaluated(message, asked, self.evaluate(message, asked))
         if asked is not None:
-            assert self.columns is not None
             table = self.columns(message.content, asked)
             return answered(message, asked, table, Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
