@@ -210,9 +210,9 @@ class Population:
         """
         return self
 
-    def owed(self) -> Owed | None:
-        """Return earlier losses of the people that are not on the clients' ledgers; None where those hold all."""
-        return None
+    def owed(self) -> Owed:
+        """Return earlier losses of people with real data here that are not on the clients' ledgers."""
+        raise NotImplementedError
 
     def settle(self, record: RecordPrivacy) -> str:
         """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""

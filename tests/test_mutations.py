@@ -3561,8 +3561,8 @@ MUTATIONS = {
     ),
     "a plan for records forgets sums of whole clients": Mutation(
         "modes/record.py",
-        "*whole.events(Adversary.MODEL)",
-        "*read_events(path, Adversary.MODEL)",
+        "read_records(owed.clients, path, budget.adjacency)",
+        'read_records(path / "none", path, budget.adjacency)',
         "test_server_one_budget.py",
         "begins_from and not distributed",
     ),
