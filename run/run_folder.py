@@ -532,9 +532,8 @@ def _privacy(progress: Progress, ending: Ending) -> list[dict[str, Any]]:
     if not federation.reported:
         return []
     done, settings, own = ending.state.round, federation.settings, run.own_ledgers
-    draws = own.open_draws(
-        settings.rounds_begun(min(done + 1, settings.steps))
-    )  # of a round that failed, too
+    begun = min(done + 1, settings.steps)  # clients of a round that failed were drawn, too
+    draws = own.open_draws(settings.rounds_begun(begun))
     most = progress.meter.secret_events(done >= settings.steps)
     rows = spent(federation, run.ledger, own.files(), draws, most)
     return [row.to_json() for row in rows]
