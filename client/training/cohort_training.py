@@ -47,14 +47,14 @@ MAX_VISITS = 1 << 20  # of examples in a stack's epochs, whose order takes 8 byt
 FREE_ROWS = 256  # of a step, below which Python dominates and padding costs nothing
 
 
-class Member(NamedTuple):
+class LoadedClient(NamedTuple):
     """Client with its examples."""
 
     client: int
     examples: Examples
 
 
-Group = list[Member]  # in descending order of size
+Group = list[LoadedClient]  # in descending order of size
 Losses = Callable[[dict[str, Tensor], Tensor, Tensor, "Tensor | None"], Tensor]
 Layers = list[tuple[str, nn.Module]]
 
@@ -159,13 +159,13 @@ def _loaded(bench: Workbench, clients: Sequence[int], apart: list[int]) -> Group
     loaded: Group = []
     for client in clients:
         try:
-            loaded.append(Member(client, _stackable(bench, client)))
+            loaded.append(LoadedClient(client, _stackable(bench, client)))
         except Exception:  # noqa: BLE001 (it fails again where it trains alone, and is logged)
             apart.append(client)
     return sorted(loaded, key=_records, reverse=True)
 
 
-def _records(one: Member) -> int:
+def _records(one: LoadedClient) -> int:
     return len(one.examples)
 
 
