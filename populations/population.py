@@ -38,7 +38,7 @@ class Words:
       data: SIMULATION or REAL, in results.
       title: the same in a title.
       traffic: how bytes are known, COUNTED or ESTIMATED.
-      folder: the setting that names the run's folder.
+      folder: the setting that names the run's folder; a server's lies in its bundle and has the run's name.
       ledgers: the setting that names the folder of its ledgers.
       identities: who holds the keys of encrypted sums.
       unpaused: what continues a run that an alarm has paused.

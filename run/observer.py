@@ -94,15 +94,10 @@ def check(federation: Federation) -> None:
         _observation(audit.name).check(federation)
 
 
-def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
-    """Return a run with the settings of its extra participants, and its observer.
-
-    Args:
-      run: before its first round, its folder made and its ledger open.
-      fresh: whether the run is new and not resumed.
-    """
+def begin(run: Run) -> tuple[Run, Observer]:
+    """Return a run, its folder made and its ledger open, with the settings of its extra participants, and its observer."""
     audit = run.federation.settings.audit
-    return (run, Unobserved()) if audit is None else _observation(audit.name).begin(run, fresh)
+    return (run, Unobserved()) if audit is None else _observation(audit.name).begin(run, not run.resumed)
 
 
 def _observation(asked: str) -> Observation:

@@ -126,11 +126,6 @@ def require_free(folder: Path) -> None:
         raise Refusal("hydra.run.dir", str(folder), "holds a run; choose another folder, or use resume=")
 
 
-def folder_setting(federation: Federation) -> str:
-    """Return the setting that names the run's folder; a server's lies in its bundle and has the run's name."""
-    return federation.population.words.folder
-
-
 def write_start(run: Run) -> None:
     """Write the state that a resumed run needs, before the first round."""
     noise = run.privacy.plan.noise_multiplier if run.privacy else None
@@ -151,8 +146,11 @@ def write_start(run: Run) -> None:
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }
-    setting = folder_setting(run.federation)
-    with refusing(setting, run.folder, "it cannot be written; make room, or choose another"):
+    with refusing(
+        run.federation.population.words.folder,
+        run.folder,
+        "it cannot be written; make room, or choose another",
+    ):
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
         for roster in run.federation.population.rosters:

@@ -76,15 +76,15 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_650,  # with docstrings, comments and blank lines
+    "lines of the package": 81_640,  # with docstrings, comments and blank lines
     "lines of the core": 55_000,
     "files that know many features": 9,
-    "tests of None": 1_783,
-    "tests of None on a part's name": 66,
-    "conditional expressions": 1_814,
-    "parameters that are tuples": 41,
+    "tests of None": 1_688,
+    "tests of None on a part's name": 33,
+    "conditional expressions": 1_773,
+    "parameters that are tuples": 33,
     "properties that are read for their refusal": 1,
-    "names that are participles or adverbs": 1_897,
+    "names that are participles or adverbs": 1_883,
     "files that the smallest job loads": 200,
     "lines that the smallest job loads": 35_300,
 }
