@@ -92,8 +92,7 @@ class RecordMode(Mode):
     @property
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a bound."""
-        most = self.level_of_records.clients_per_person
-        return None if most is None else self.parts.population.most_clients(most)
+        return self.parts.population.most_clients(self.level_of_records.clients_per_person)
 
     @property
     def gradients(self) -> str:

@@ -85,9 +85,9 @@ class OnThisMachine(Population):
         """Return the most examples of one client, which are counted."""
         return float(counted())
 
-    def most_clients(self, asked: int) -> int:
-        """Return the largest number of clients that train on one person, of so many asked for."""
-        return min(asked, self.num_clients)
+    def most_clients(self, asked: int | None) -> int | None:
+        """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
+        return asked and min(asked, self.num_clients)
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: all of them."""

@@ -160,8 +160,8 @@ class Population:
         """Return the most examples of one client: counted, or the bound where only the client knows."""
         raise NotImplementedError
 
-    def most_clients(self, asked: int) -> int:
-        """Return the largest number of clients that train on one person, of so many asked for."""
+    def most_clients(self, asked: int | None) -> int | None:
+        """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
         return asked
 
     def within_caps(self, path: Path, budget: Budget) -> Budget:
