@@ -76,12 +76,12 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_636,  # with docstrings, comments and blank lines
-    "lines of the core": 55_000,
+    "lines of the package": 81_628,  # with docstrings, comments and blank lines
+    "lines of the core": 54_986,
     "files that know many features": 9,
-    "tests of None": 1_685,
+    "tests of None": 1_679,
     "tests of None on a part's name": 33,
-    "conditional expressions": 1_769,
+    "conditional expressions": 1_768,
     "parameters that are tuples": 33,
     "properties that are read for their refusal": 1,
     "names that are participles or adverbs": 1_883,
