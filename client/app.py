@@ -269,8 +269,8 @@ def make_client_app(
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
         client, bench = int(str(context.node_config["partition-id"])), found(context)
-        dummies = bench.settings.canaries
-        if dummies is not None and client in dummies:
+        dummies = bench.settings.canary_clients
+        if client in dummies:
             return extra_clients().canary_answer(message, dummies, client)
         masked = bench.settings.encryption
         hidden = masked is not None and masked.minimum_noise_multiplier > 0

@@ -162,7 +162,10 @@ class CanaryClients:
     metrics: Mapping[str, float]
 
     def __contains__(self, client: int) -> bool:
-        return client >= self.first
+        return self.count > 0 and client >= self.first
+
+
+NO_CANARY_CLIENTS = CanaryClients(0, 0, "", 0, 0.0, replaced=False, metrics={})
 
 
 @dataclass(frozen=True)
@@ -207,10 +210,9 @@ class ClientSettings:
     group_equal_rows: bool = False
 
     @property
-    def per_person(self) -> int | None:
-        """Largest number of one person's examples in training; None without a bound."""
-        level = self.record or self.step
-        return None if level is None else level.terms.per_person
+    def canary_clients(self) -> CanaryClients:
+        """Canary clients; none without an audit."""
+        return self.canaries or NO_CANARY_CLIENTS
 
     @property
     def canaries_of_step(self) -> CanaryRecords:

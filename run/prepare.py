@@ -39,9 +39,7 @@ from ..tasks.data import (
     text_of,
 )
 from ..tasks.hardware import check_made_here
-from ..tasks.independence import (
-    check_independence,
-)
+from ..tasks.independence import check_independence
 from ..tasks.own_scale import SAID, own_scale
 from ..tasks.persons import names_of
 from ..tasks.protocol import Task, check_trainable, own_training
@@ -52,11 +50,7 @@ from .observer import Observer, begin
 from .observer import check as check_observer
 from .prepared_run import Run, Saved
 from .queries import later_events, queries_of
-from .sum_plan import (
-    plan_of_rest,
-    sum_plan,
-    sum_plan_with,
-)
+from .sum_plan import plan_of_rest, sum_plan, sum_plan_with
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
 

@@ -348,7 +348,7 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
 
 
 def _participants(run: Run, grid: Grid) -> Participants:
-    federation, extra = run.federation, run.client.canaries
+    federation, extra = run.federation, run.client.canary_clients
     apart = not federation.population.reads_data  # otherwise they are nodes of the grid
     return Participants(
         grid,
@@ -356,7 +356,7 @@ def _participants(run: Run, grid: Grid) -> Participants:
         federation.num_clients,
         answers_of(federation),
         federation.extra_clients,
-        partial(extra_clients().add_canaries, extra) if extra is not None and apart else None,
+        partial(extra_clients().add_canaries, extra) if extra.count and apart else None,
         federation.settings.population,
         names=federation.population.names,
     )

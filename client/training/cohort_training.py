@@ -121,8 +121,8 @@ def sum_cohort(
             return cohort_sum.drop("failed")
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), scalars, spec)
 
-    dummies = bench.settings.canaries
-    real = [client for client in clients if dummies is None or client not in dummies]
+    dummies = bench.settings.canary_clients
+    real = [client for client in clients if client not in dummies]
     apart: list[int] = []
     for first in range(0, len(real), MAX_STACK):
         loaded = _loaded(bench, real[first : first + MAX_STACK], apart)
@@ -135,8 +135,7 @@ def sum_cohort(
         alone = begin(bench, content)
         for client in apart:
             alone.add(cohort_sum, alone.train(client), spec)
-    if dummies is not None:
-        _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
+    _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
 
 

@@ -97,8 +97,8 @@ class InPlaceRound:
           cohort_sum: changed in place.
           spec: of the sum.
         """
-        dummies = self.bench.settings.canaries
-        if dummies is None or client not in dummies:
+        dummies = self.bench.settings.canary_clients
+        if client not in dummies:
             return False
         extra_clients().add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
         return True
