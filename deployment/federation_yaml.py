@@ -96,7 +96,7 @@ class ClientEntry:
     policy: Values
 
 
-class EnrolmentAddress(NamedTuple):
+class EnrolmentAddresses(NamedTuple):
     """Where the server listens for devices that enrol, and what they dial, each host:port."""
 
     listen: str
@@ -133,7 +133,7 @@ class FederationFile:
     requirements: str
     care: KeyCare
     post_quantum: bool
-    enrolment: EnrolmentAddress | None
+    enrolment: EnrolmentAddresses | None
     clients: tuple[ClientEntry, ...] = ()
     many: tuple[ClientEntry, ...] = ()
     schema: str | None = None
@@ -255,7 +255,7 @@ def _care(section: Section) -> KeyCare:
     return KeyCare(passphrase, TokenChoice(module, label) if module and label else None)
 
 
-def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> EnrolmentAddress:
+def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> EnrolmentAddresses:
     address = server.matching("enrolment", ADDRESS, ADDRESS_FORM)
     host, _, port = address.rpartition(":")
     if address and host.strip("[]") not in hosts:
@@ -264,7 +264,7 @@ def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> EnrolmentA
         )
     if address and port == listen.rpartition(":")[2]:
         server.refuse("enrolment", "must be another port than the link's, which admits only who is enrolled")
-    return EnrolmentAddress(f"{listen.rpartition(':')[0]}:{port}", address)
+    return EnrolmentAddresses(f"{listen.rpartition(':')[0]}:{port}", address)
 
 
 def _is_host(text: str) -> bool:

@@ -259,7 +259,7 @@ def questions_of(path: Path) -> list[AskedQuestion]:
     return asked_questions(read_book(path))
 
 
-class SpentEpsilon(NamedTuple):
+class Spending(NamedTuple):
     """Epsilon and delta that releases have spent."""
 
     epsilon: float
@@ -269,11 +269,11 @@ class SpentEpsilon(NamedTuple):
 class OnLedger(NamedTuple):
     """What a ledger has spent, None for nothing, and the epsilon of what releases of the whole client would alone."""
 
-    spent: SpentEpsilon | None
+    spent: Spending | None
     as_client: float
 
 
-def epsilon_of(path: Path) -> SpentEpsilon | None:
+def epsilon_of(path: Path) -> Spending | None:
     """Return what was spent on a ledger, read without its lock; None if nothing was.
 
     Raises:
@@ -298,12 +298,12 @@ def spent_on(folder: Path) -> dict[str, OnLedger]:
     return spent
 
 
-def spent_in(book: Book) -> SpentEpsilon | None:
+def spent_in(book: Book) -> Spending | None:
     """Return what a book's releases have spent; None if nothing was."""
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())
-    return SpentEpsilon(max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta)
+    return Spending(max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta)
 
 
 def _epsilon(book: Book, who: Adversary, delta: float) -> float:
