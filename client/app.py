@@ -21,11 +21,11 @@ from torch import nn
 from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..messages import wire
-from ..messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy, training_settings
 from ..messages.local_training import LocalTraining
 from ..privacy.budget import Release, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
-from ..privacy.mechanisms.randomness import Randomness, Stream
+from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.record_plan import record_plan
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
@@ -36,7 +36,7 @@ from ..tasks.independence import Mixing, check_evaluated_apart, check_independen
 from ..tasks.memory import keep_freed
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
-from .extra import ExtraRound, extra_clients, extra_records
+from .extra import OwnRound, extra_clients, extra_records
 from .private_update import or_unchanged, private_update, summed_reply, unchanged
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
@@ -121,10 +121,8 @@ class Workbench:
         data, level = drawn_data_of(self.task, client), settings.record or settings.step
         if level is None or level.terms.per_person is None:
             return data
-        most = level.clients_per_person
-        owners = None if most is None else Owners(client, range(self.task.num_clients), most)
-        if most is not None and settings.step is not None and settings.step.node is not None:
-            owners = Owners(settings.step.node, settings.step.nodes, most)
+        most, numbers = level.clients_per_person, level.numbers(client, self.task.num_clients)
+        owners = None if most is None else Owners(*numbers, most)
         key = client, level.terms.per_person, owners
         if key not in self._data:
             self._data[key] = kept(data, level.terms.per_person, owners)
@@ -152,8 +150,7 @@ class Workbench:
 
     def stepped(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
         """Return model and loss of a step on all clients' records, with the block of its extra ones if it has some."""
-        terms = settings.step
-        return self.watched if terms is not None and terms.canaries.count else (self.model, self.task)
+        return self.watched if settings.canaries_of_step.count else (self.model, self.task)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
@@ -328,16 +325,14 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         if (loss := train(model, bench.task, near, training, client, key, bench.precision)) is not None:
             metrics[TRAIN_LOSS] = loss
     else:
-        streams = (
-            randomness.stream("batches", number, client),
-            randomness.stream("dp-sgd noise", number, client),
-        )
         # Clients with equal data share a ledger, and each is charged on it. In another attempt at a round seeded noise
         # repeats at no cost; the system's noise is fresh.
         attempt = wire.read_attempt(message.content) if settings.seed is None else 0
         mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
-            _train_on_ledger(bench, data, client, settings, training, streams, (run, number, mechanism))
+            _train_on_ledger(
+                bench, data, client, settings, settings.record, training, (run, number, mechanism)
+            )
         except BudgetExhausted:
             return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
         except Refusal as refusal:
@@ -413,49 +408,43 @@ def _train_on_ledger(
     data: Data,
     client: int,
     settings: ClientSettings,
+    record: RecordPrivacy,
     training: LocalTraining,
-    streams: tuple[Stream, Stream],
     key: Key,
 ) -> None:
     from .dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 
-    record = settings.record
-    assert record is not None
     check_delta("privacy", record.terms.target_delta, len(data), "records", record.allow_large_delta)
-    name = _ledger_name(bench, client, settings)
+    name = _ledger_name(bench, client, settings, record)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
-    near = placed(data, bench.device)
-    observed: ExtraRound | None = None
+    own = bench.model, bench.task, placed(data, bench.device)
+    randomness, (_, number, _) = Randomness(settings.seed), key
     if record.canaries:
-        randomness, path = Randomness(settings.seed), record.ledger_path(name)
-        parts = bench.model, bench.task, near, plan
-        observed = extra_records().begin_round(*parts, record.canaries, randomness, path)
-    if observed is None:
-        model, loss, records, watch = bench.model, bench.task, near, None
-        engine = bench.engine_of(record.terms.gradients, near)
+        path = record.ledger_path(name)
+        observed = extra_records().begin_round(*own, plan, record.canaries, randomness, path)
+        engine = chosen_engine(record.terms.gradients, observed.model, observed.examples)
     else:
-        model, loss, records, watch = observed.model, observed.loss, observed.examples, observed.after_step
-        engine = chosen_engine(record.terms.gradients, model, records)
+        observed, engine = OwnRound(*own), bench.engine_of(record.terms.gradients, own[-1])
+    batches = randomness.stream("batches", number, client)
+    noise = randomness.stream("dp-sgd noise", number, client)
+    steps = PrivateSteps(plan, batches, noise, observed.after_step)
     rng = "system" if settings.seed is None else "seeded"
     release = Release(record.terms.budget.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
-    with own_ledger(bench, client, settings) as ledger:
+    with own_ledger(bench, client, settings, record) as ledger:
         ledger.reserve_new(release)
-        train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
-        if observed is not None:
-            observed.keep(key[1])
+        train_privately(observed.model, observed.loss, observed.examples, training, steps, engine)
+        observed.keep(number)
         ledger.commit(release.key)
 
 
-def _ledger_name(bench: Workbench, client: int, settings: ClientSettings) -> str:
-    record = settings.record
-    named = record.ledgers[client] if record is not None and record.ledgers else ""
+def _ledger_name(bench: Workbench, client: int, settings: ClientSettings, record: RecordPrivacy) -> str:
+    named = record.ledgers[client] if record.ledgers else ""
     return settings.device or named or bench.fingerprint_of(data_of(bench.task, client), client)
 
 
-def own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledger:
+def own_ledger(bench: Workbench, client: int, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
     """Return the ledger of a client's records, open for writing."""
-    record, name = settings.record, _ledger_name(bench, client, settings)
-    assert record is not None
+    name = _ledger_name(bench, client, settings, record)
     simulated = bench.task.simulated and settings.device is None
     path = record.ledger_path(name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

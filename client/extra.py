@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,9 +47,24 @@ class ExtraRound(Protocol):
     @property
     def loss(self) -> Objective: ...
     @property
-    def examples(self) -> Examples: ...
+    def examples(self) -> Data: ...
     def after_step(self) -> None: ...
     def keep(self, number: int, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class OwnRound:
+    """Round of a client on its own records alone, as an `ExtraRound`."""
+
+    model: nn.Module
+    loss: Objective
+    examples: Data
+
+    def after_step(self) -> None:
+        """Do nothing."""
+
+    def keep(self, number: int, /) -> None:
+        """Keep nothing."""
 
 
 class ExtraRecords(Protocol):

@@ -94,7 +94,7 @@ def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> lis
             desk.authority.ca_pem, desk.authority.public(desk.federation.post_quantum)
         )
         end = int(time.time() + hours * 3600)
-        tokens = [Token(port[1], name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
+        tokens = [Token(port.address, name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
         given = {name: each for name, each in _read_given(desk).items() if each.end >= time.time()}
         given |= {each.name: GivenToken(lock_of(each.door), each.sealing.hex(), end) for each in tokens}
         _keep(desk, given)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -96,6 +96,13 @@ class ClientEntry:
     policy: Values
 
 
+class EnrolmentAddress(NamedTuple):
+    """Where the server listens for devices that enrol, and what they dial, each host:port."""
+
+    listen: str
+    address: str
+
+
 @dataclass(frozen=True)
 class FederationFile:
     """The operator's description of a federation.
@@ -112,7 +119,7 @@ class FederationFile:
       post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
       clients: in the order of the file.
       many: entries whose names are patterns, in the order of the file; the first that fits counts.
-      enrolment: where the server listens for devices that enrol, and what they dial, each host:port; None has no such port.
+      enrolment: None has no such port.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
       source: the bytes of the file, all of which was read.
     """
@@ -126,7 +133,7 @@ class FederationFile:
     requirements: str
     care: KeyCare
     post_quantum: bool
-    enrolment: tuple[str, str] | None
+    enrolment: EnrolmentAddress | None
     clients: tuple[ClientEntry, ...] = ()
     many: tuple[ClientEntry, ...] = ()
     schema: str | None = None
@@ -248,8 +255,7 @@ def _care(section: Section) -> KeyCare:
     return KeyCare(passphrase, TokenChoice(module, label) if module and label else None)
 
 
-def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> tuple[str, str]:
-    """Return the address to listen on for enrolling devices, and the address that they connect to."""
+def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> EnrolmentAddress:
     address = server.matching("enrolment", ADDRESS, ADDRESS_FORM)
     host, _, port = address.rpartition(":")
     if address and host.strip("[]") not in hosts:
@@ -258,7 +264,7 @@ def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> tuple[str,
         )
     if address and port == listen.rpartition(":")[2]:
         server.refuse("enrolment", "must be another port than the link's, which admits only who is enrolled")
-    return f"{listen.rpartition(':')[0]}:{port}", address
+    return EnrolmentAddress(f"{listen.rpartition(':')[0]}:{port}", address)
 
 
 def _is_host(text: str) -> bool:

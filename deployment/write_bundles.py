@@ -102,7 +102,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
     """Write the server's bundle except its private key; the admission list comes first."""
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
     if federation.enrolment is not None:
-        settings["enrolment"] = federation.enrolment[0]
+        settings["enrolment"] = federation.enrolment.listen
     _write(
         folder,
         {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,10 @@ class RecordPrivacy:
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
     clients_per_person: int | None = None
+
+    def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
+        """Return the number of a client, and those of all, by which a person's clients are chosen."""
+        return client, range(clients)
 
     def of_ledger(self, name: str) -> RecordPrivacy:
         """Return the level with the noise of the client whose ledger has this name."""
@@ -106,6 +110,10 @@ class StepTerms:
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a limit."""
         return self.terms.clients_per_person
+
+    def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
+        """Return the number of a client, and those of all, by which a person's clients are chosen."""
+        return (client, range(clients)) if self.node is None else (self.node, self.nodes)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ class HeldModels:
         trains = purpose_of(content) is TrafficPurpose.TRAINING
         if len(arrays) != 1 or SPEC_RECORD not in content or not trains:
             return message
-        whole = self._named(*arrays.items())
+        ((name, record),) = arrays.items()
+        whole = self._named(name, record)
         held = self._known_models.pop(head.dst_node_id, "")
         base = self._pending_models[head.dst_node_id] = "" if again else held
         key = id(content), base
@@ -86,9 +87,8 @@ class HeldModels:
             written[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id
         )
 
-    def _named(self, named: tuple[str, ArrayRecord]) -> ModelStatement:
+    def _named(self, name: str, record: ArrayRecord) -> ModelStatement:
         """Return a model by its hash, and store it."""
-        name, record = named
         if self._last is None or self._last[0] is not record:
             arrays = views(record)
             told = ModelStatement(hash_of(arrays), name, bytes_of(arrays))

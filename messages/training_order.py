@@ -170,14 +170,18 @@ class TrainingOrder:
             remedy = "the number of training records would reveal which they are"
             raise Refusal("held_out", self.held_out, f"is incompatible with privacy={self.privacy}: {remedy}")
         object.__setattr__(self, "moments", _moments(self.moments) if self.moments else None)
-        rate = None if self.record is None else self.record.sample_rate
         for name, given, modes in (
             ("client", self.client, CLIENT_MODES),
             ("record", self.record, RECORD_MODES),
-            ("sample_rate", rate, STEP_MODES),
+            ("sample_rate", self.sample_rate, STEP_MODES),
         ):
             if (given is not None) != (self.privacy in modes):
                 raise Refusal(name, given, f"is incompatible with privacy={self.privacy}")
+
+    @property
+    def sample_rate(self) -> float | None:
+        """Rate at which all clients' records are sampled into one step; None if each client trains separately."""
+        return self.record and self.record.sample_rate
 
     @property
     def told_to_task(self) -> dict[str, object]:

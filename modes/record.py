@@ -14,7 +14,7 @@ from ..configs.privacy_settings import Record
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta
-from ..privacy.ledger.book import identity_of, read_events, require_unit
+from ..privacy.ledger.book import identity_of, require_unit
 from ..privacy.ledger.caps import NAMED, CapEnded, capped
 from ..privacy.ledger.client_sums import read_records
 from ..privacy.ledger.data_sets import Owed
@@ -92,8 +92,7 @@ class RecordMode(Mode):
     @property
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a bound."""
-        most = self.level_of_records.clients_per_person
-        return None if most is None else self.parts.population.most_clients(most)
+        return self.parts.population.most_clients(self.level_of_records.clients_per_person)
 
     @property
     def gradients(self) -> str:
@@ -274,7 +273,7 @@ def _unless_all_refuse(
     return level
 
 
-def _left(level: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
+def _left(level: RecordPrivacy, name: str, owed: Owed) -> tuple[RecordPrivacy, list[DpEvent]]:
     """Return the level of records within a ledger's caps, and the events that the ledger holds or owes."""
     path = level.ledger_path(name)
     kept = identity_of(path)
@@ -286,8 +285,6 @@ def _left(level: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPri
     budget = capped(path, level.terms.budget)
     limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     within = replace(level, terms=replace(level.terms, **limits))
-    if owed is None:
-        return within, read_events(path, Adversary.MODEL)
     whole, _ = read_records(owed.clients, path, budget.adjacency)
     return within, [*whole.events(Adversary.MODEL), *owed.events(name, Adversary.MODEL)]
 

@@ -81,8 +81,7 @@ class RecordDistributedMode(SumMode):
     @property
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a bound."""
-        most = self.step.clients_per_person
-        return None if most is None else self.parts.population.most_clients(most)
+        return self.parts.population.most_clients(self.step.clients_per_person)
 
     @property
     def records_of_unit(self) -> int:

@@ -71,9 +71,9 @@ class OnThisMachine(Population):
         """Return the most examples of one client, which are counted."""
         return float(counted())
 
-    def most_clients(self, asked: int) -> int:
-        """Return the largest number of clients that train on one person, of so many asked for."""
-        return min(asked, self.num_clients)
+    def most_clients(self, asked: int | None) -> int | None:
+        """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
+        return asked and min(asked, self.num_clients)
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: all of them."""
@@ -158,7 +158,7 @@ class Simulated(OnThisMachine):
                 return names.items()
         return enumerate(self.client_ledgers)
 
-    def charged(self, record: RecordPrivacy, key: tuple[str, int], clients: Sequence[int]) -> list[int]:
+    def charged(self, record: RecordPrivacy, run: str, number: int, clients: Sequence[int]) -> list[int]:
         """Return those of the clients whose ledgers hold a round. Arguments as of `Population`."""
         found: list[int] = []
         for client in clients:
@@ -166,7 +166,7 @@ class Simulated(OnThisMachine):
             with suppress(Exception):  # of a client whose data cannot be made, and that has no ledger
                 path = record.ledger_path(self.fingerprint_of(client))
             entries = read_entries(path) if path.is_file() else []
-            if key in [tuple(json.loads(each.key)[:2]) for each in entries if each.kind == RESERVE]:
+            if [run, number] in [json.loads(each.key)[:2] for each in entries if each.kind == RESERVE]:
                 found.append(client)
         return found
 

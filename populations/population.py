@@ -38,7 +38,7 @@ class Words:
       data: SIMULATION or REAL, in results.
       title: the same in a title.
       traffic: how bytes are known, COUNTED or ESTIMATED.
-      folder: the setting that names the run's folder.
+      folder: the setting that names the run's folder; a server's lies in its bundle and has the run's name.
       ledgers: the setting that names the folder of its ledgers.
       identities: who holds the keys of encrypted sums.
       unpaused: what continues a run that an alarm has paused.
@@ -160,8 +160,8 @@ class Population:
         """Return the most examples of one client: counted, or the bound where only the client knows."""
         raise NotImplementedError
 
-    def most_clients(self, asked: int) -> int:
-        """Return the largest number of clients that train on one person, of so many asked for."""
+    def most_clients(self, asked: int | None) -> int | None:
+        """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
         return asked
 
     def within_caps(self, path: Path, budget: Budget) -> Budget:
@@ -210,9 +210,9 @@ class Population:
         """
         return self
 
-    def owed(self) -> Owed | None:
-        """Return earlier losses of the people that are not on the clients' ledgers; None where those hold all."""
-        return None
+    def owed(self) -> Owed:
+        """Return earlier losses of people with real data here that are not on the clients' ledgers."""
+        raise NotImplementedError
 
     def settle(self, record: RecordPrivacy) -> str:
         """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""
@@ -254,12 +254,13 @@ class Population:
         """
         return ()
 
-    def charged(self, record: RecordPrivacy, key: tuple[str, int], clients: Sequence[int]) -> list[int]:
+    def charged(self, record: RecordPrivacy, run: str, number: int, clients: Sequence[int]) -> list[int]:
         """Return those of the clients whose ledgers hold a round; all, where nobody here can tell.
 
         Args:
           record: settings of the clients.
-          key: name of the run, and number of the round.
+          run: its name on the ledgers.
+          number: of the round.
           clients: that were drawn, and did not answer.
         """
         return list(clients)

@@ -105,7 +105,7 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
         kind=QUESTION,
     )
     try:
-        with own_ledger(bench, client, settings) as ledger:
+        with own_ledger(bench, client, settings, settings.record) as ledger:
             ledger.purpose = inquiry.why or None
             ledger.reserve_new(release)
             reply = answered(message, inquiry, table, stream)

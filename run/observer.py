@@ -93,15 +93,10 @@ def check(federation: Federation) -> None:
         _observation(name).check(federation)
 
 
-def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
-    """Return a run with the settings of its extra participants, and its observer.
-
-    Args:
-      run: before its first round, its folder made and its ledger open.
-      fresh: whether the run is new and not resumed.
-    """
+def begin(run: Run) -> tuple[Run, Observer]:
+    """Return a run, its folder made and its ledger open, with the settings of its extra participants, and its observer."""
     name = run.federation.settings.observer
-    return _observation(name).begin(run, fresh) if name else (run, Unobserved())
+    return _observation(name).begin(run, not run.resumed) if name else (run, Unobserved())
 
 
 def _observation(asked: str) -> Observation:

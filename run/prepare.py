@@ -264,8 +264,8 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
     run.own_ledgers.make_folder()
     budget = federation.mode.budget
     if budget is None:
-        make_folder(run_folder.folder_setting(federation), run.folder)
-        with alone(run.folder / "run", run_folder.folder_setting(federation)):  # no ledger keeps others out
+        make_folder(federation.population.words.folder, run.folder)
+        with alone(run.folder / "run", federation.population.words.folder):  # no ledger keeps others out
             yield _started(ask(run))
         return
     simulated, checkpoint = federation.simulated, run.checkpoint
@@ -284,7 +284,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = 0 if simulated else checkpoint.state.round
         adaptation = federation.mode.adaptation(plan, prior, begun)
-        make_folder(run_folder.folder_setting(federation), run.folder)
+        make_folder(federation.population.words.folder, run.folder)
         key = _noise_key(run)
         share, units = federation.mode.metrics_share(plan), federation.mode.units
         privacy = SumPrivacy(
@@ -340,7 +340,7 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 
 
 def _started(run: Run) -> tuple[Run, Observer]:
-    run, observer = begin(run, not run.resumed)
+    run, observer = begin(run)
     run.own_ledgers.settle()
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     run_folder.write_start(run)
@@ -383,7 +383,7 @@ def _noise_key(run: Run) -> bytes | None:
             return noise_key.make(run.folder)
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
-            raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
+            raise Refusal(federation.population.words.folder, str(run.folder), remedy) from problem
     finished = run.checkpoint.state.round >= federation.settings.steps
     key = b"" if finished else noise_key.read(run.folder)
     if key and run.saved.places not in (None, federation.population.places_under(key)):

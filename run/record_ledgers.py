@@ -156,7 +156,7 @@ class OwnLedgers(NoOwnLedgers):
     def charged(self, name: str, number: int, clients: Sequence[int]) -> list[int]:
         if self.federation.settings.engine.elsewhere:  # on which ledgers may lie elsewhere
             return list(clients)
-        return self.federation.population.charged(self.record, (name, number), clients)
+        return self.federation.population.charged(self.record, name, number, clients)
 
     def open_draws(self, rounds: int) -> list[DpEvent]:
         coin = self.federation.cohort.coin

@@ -117,9 +117,8 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
       ledger: the population's.
     """
     mode = federation.mode
-    if (
-        ledger is None or not mode.sums_cost_records or federation.simulated
-    ):  # of a simulation, nobody's records
+    # The records of a simulation are nobody's.
+    if ledger is None or not mode.sums_cost_records or federation.simulated:
         return None
     delta, adjacency = mode.promises[0].target_delta, Adjacency.ZERO_OUT
     from ..privacy.ledger.client_sums import lost_by_records
@@ -217,14 +216,14 @@ def _record_rows(
     if not federation.population.reads_data:
         known = (math.inf if target is None else target, None), OWN_LEDGERS, promise.sampling
     elif most is not None:
-        lost = _lost([most], delta, adjacency, GATE_INTERVAL)
+        distinct = [most]
+        lost = _lost(distinct, delta, adjacency, GATE_INTERVAL)
         known = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
     else:
         distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
         lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
         known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), promise.sampling
-    lost_by = () if not federation.population.reads_data else [most] if most is not None else distinct
-    groups = _groups(unit, lost_by, delta, adjacency)
+    groups = _groups(unit, distinct, delta, adjacency)
     others = known
     if draws:
         drawn = _lost([[each, *federation.simulated_cost] for each in draws], delta, adjacency, GATE_INTERVAL)

@@ -163,7 +163,7 @@ def run_federation(
         strategy = make_strategy_of(federation)
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(run.tuning.arms - 1))]
         meter = run.own_ledgers.meter()
-        with refusing(run_folder.folder_setting(federation), folder, "cannot be read or written"):
+        with refusing(federation.population.words.folder, folder, "cannot be read or written"):
             progress = run_folder.begun(run, strategies, observer, meter, around.tally)
         give_back()  # memory of planning
         with around.grid(run) as grid:
@@ -213,7 +213,7 @@ def exit_code_of(result: Mapping[str, Any]) -> int:
 def _client_log(federation: Federation, folder: Path) -> Generator[None]:
     """Write simulated clients' errors into the run folder; real clients keep theirs to themselves."""
     path = folder / CLIENTS_LOG
-    with refusing(run_folder.folder_setting(federation), path, "cannot be written"):
+    with refusing(federation.population.words.folder, path, "cannot be written"):
         open_for_owner(path).close()
         log = LogFile(path)
     try:

@@ -124,11 +124,6 @@ def require_free(folder: Path) -> None:
         raise Refusal("hydra.run.dir", str(folder), "holds a run; choose another folder, or use resume=")
 
 
-def folder_setting(federation: Federation) -> str:
-    """Return the setting that names the run's folder; a server's lies in its bundle and has the run's name."""
-    return federation.population.words.folder
-
-
 def write_start(run: Run) -> None:
     """Write the state that a resumed run needs, before the first round."""
     noise = run.privacy.plan.noise_multiplier if run.privacy else None
@@ -149,8 +144,11 @@ def write_start(run: Run) -> None:
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }
-    setting = folder_setting(run.federation)
-    with refusing(setting, run.folder, "it cannot be written; make room, or choose another"):
+    with refusing(
+        run.federation.population.words.folder,
+        run.folder,
+        "it cannot be written; make room, or choose another",
+    ):
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
         for roster in run.federation.population.rosters:
@@ -527,9 +525,8 @@ def _privacy(progress: Progress, ending: Ending) -> list[dict[str, Any]]:
     if not federation.reported:
         return []
     done, settings, own = ending.state.round, federation.settings, run.own_ledgers
-    draws = own.open_draws(
-        settings.rounds_begun(min(done + 1, settings.steps))
-    )  # of a round that failed, too
+    begun = min(done + 1, settings.steps)  # clients of a round that failed were drawn, too
+    draws = own.open_draws(settings.rounds_begun(begun))
     most = progress.meter.secret_events(done >= settings.steps)
     rows = spent(federation, run.ledger, own.files(), draws, most)
     return [row.to_json() for row in rows]

@@ -228,7 +228,7 @@ def test_a_server_that_restarts_is_answered_from_memory(federation: Any) -> None
             with open_link(federation.door(f"127.0.0.1:{grid.port}")) as grid:
                 [reply] = grid.send_and_receive([asking(2, 50_000, run="run", round=1)], timeout=20)
                 assert view(reply.content["arrays"]["x"])[0] == 1.0
-                assert sum(grid.tally.total().down.values()) < 1000
+                assert grid.tally.total().down.keys() == {"control"}
     assert len(handled) == 1
 
 
@@ -315,7 +315,7 @@ def test_a_copy_that_refuses_counts_as_connected_once_it_stays(
 
     class Counted(Traffic):
         def __setattr__(self, name: str, value: Any) -> None:
-            counted.update([value] if name == "since" and value is not None else [])
+            counted.update([value] if name == "since" and value else [])
             super().__setattr__(name, value)
 
     monkeypatch.setattr("fedveil.links.grpc.server_end.Traffic", Counted)

@@ -823,14 +823,14 @@ MUTATIONS = {
     ),
     "a device answers of its records uncharged": Mutation(
         "deployment/device/order_policy.py",
-        "    if inquiry is not None and record is not None and own_noise is not None:",
+        "    if inquiry and record and instruction.own_noise:",
         "    if False:",
         RECORD_QUESTION_TESTS,
         "charges_its_records",
     ),
     "a device charges a person for one row of a question": Mutation(
         "deployment/device/order_policy.py",
-        "order.record is not None and order.record.budget.unit is not inquiry.unit",
+        "order.record and order.record.budget.unit is not inquiry.unit",
         "False",
         RECORD_QUESTION_TESTS,
         "refuses_what_its_owner",
@@ -3561,8 +3561,8 @@ MUTATIONS = {
     ),
     "a plan for records forgets sums of whole clients": Mutation(
         "modes/record.py",
-        "*whole.events(Adversary.MODEL)",
-        "*read_events(path, Adversary.MODEL)",
+        "read_records(owed.clients, path, budget.adjacency)",
+        'read_records(path / "none", path, budget.adjacency)',
         "test_server_one_budget.py",
         "begins_from and not distributed",
     ),

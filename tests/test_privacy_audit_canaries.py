@@ -100,12 +100,12 @@ def test_a_round_without_noise_and_a_canary_without_rounds_are_refused() -> None
         round_scores(np.ones((1, 2)), np.ones(1), 10, KnownRounds(np.array([[True, False]]), FULL))
 
 
-@pytest.mark.parametrize("support", [None, 64])
-def test_a_direction_has_length_one_and_stays_in_its_window(support: int | None) -> None:
+@pytest.mark.parametrize("support", [500, 64])
+def test_a_direction_has_length_one_and_stays_in_its_window(support: int) -> None:
     drawn = directions(Randomness(2).stream("canaries"), 7, 500, support)
     updates = drawn.updates(range(7), np.full(7, 3.0))
     assert np.linalg.norm(updates, axis=1) == pytest.approx(3.0)
-    assert (np.count_nonzero(updates, axis=1) <= (support or 500)).all()
+    assert (np.count_nonzero(updates, axis=1) <= support).all()
     released = np.random.default_rng(0).standard_normal(500)
     assert drawn.along(released) == pytest.approx(updates @ released / 3, abs=1e-5)
     assert len({update.tobytes() for update in updates}) == 7

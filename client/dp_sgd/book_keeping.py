@@ -82,15 +82,14 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
                 raise RuntimeError(f"{len(calls)} calls of {layers} layers")
             backward = torch.autograd.grad(loss, [call.edge for call in calls])
             with torch.no_grad():
-                return _clip(calls, backward, (len(rows), batch), optimizer)
+                return _clip(calls, backward, len(rows), batch, optimizer)
 
         yield clipped_sums
 
 
 def _clip(
-    calls: tuple[Noted, ...], backward: tuple[Tensor, ...], sizes: tuple[int, int], optimizer: DPOptimizer
+    calls: tuple[Noted, ...], backward: tuple[Tensor, ...], rows: int, batch: int, optimizer: DPOptimizer
 ) -> Tensor:
-    rows, batch = sizes
     shares: list[Share] = []
     for call, gradients in zip(calls, backward, strict=True):
         if len(call.inputs) != batch or call.inputs._version != call.version:

@@ -132,11 +132,10 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
     return _not_below(norms, _lengths(inputs) * _lengths(gradients))
 
 
-def _room(count: int, shape: tuple[int, int], kept: tuple[Tensor, Tensor]) -> Tensor | None:
-    """Return a buffer for the gradients of `count` parts, or None if it is large compared with `kept`."""
-    size = count * shape[0] * shape[1]
-    few = size <= HELD * (kept[0].numel() + kept[1].numel())
-    return kept[1].new_empty(count, *shape) if few else None
+def _room(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
+    """Return a buffer for each part's gradient, or None if it is large compared with inputs and gradients."""
+    few = math.prod(shape) <= HELD * (inputs.numel() + gradients.numel())
+    return gradients.new_empty(shape) if few else None
 
 
 def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
@@ -149,7 +148,7 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     single = inputs.shape[1] == 1
     turned = layer.in_features < min(VECTOR, layer.out_features)  # as in a convolution
     shape = (layer.in_features, layer.out_features) if turned else (layer.out_features, layer.in_features)
-    held = None if single else _room(batch, shape, (inputs, gradients))
+    held = None if single else _room(inputs, gradients, batch, *shape)
     few = batch if single else max(1, CHUNK // weight.numel())
     one, other = (gradients, inputs) if turned else (inputs, gradients)
     norms = _products(zip(one.split(few), other.split(few), strict=True), held)
@@ -195,7 +194,8 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     batch, outputs, height, width = gradients.shape
     size, each = weight[0].numel(), outputs // layer.groups
     turned = size < max(VECTOR, 2 * each)  # a product is as fast as its last dimension fills vectors
-    held = _room(batch * layer.groups, (size, each) if turned else (each, size), (inputs, gradients))
+    shape = (size, each) if turned else (each, size)
+    held = _room(inputs, gradients, batch * layer.groups, *shape)
     few = max(1, CHUNK // (height * width * size * layer.groups))
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:

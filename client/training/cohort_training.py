@@ -13,6 +13,7 @@ steps leaves the stack. With any other loss only clients with equally many examp
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +46,15 @@ MAX_STACK = 128  # clients in a stack, so that memory does not grow with the coh
 MAX_VISITS = 1 << 20  # of examples in a stack's epochs, whose order takes 8 bytes each
 FREE_ROWS = 256  # of a step, below which Python dominates and padding costs nothing
 
-Group = list[tuple[int, Examples]]  # clients with their examples, in descending order of size
+
+class LoadedClient(NamedTuple):
+    """Client with its examples."""
+
+    client: int
+    examples: Examples
+
+
+Group = list[LoadedClient]  # in descending order of size
 Losses = Callable[[dict[str, Tensor], Tensor, Tensor, "Tensor | None"], Tensor]
 Layers = list[tuple[str, nn.Module]]
 
@@ -117,7 +126,7 @@ def sum_cohort(
     apart: list[int] = []
     for first in range(0, len(real), MAX_STACK):
         loaded = _loaded(bench, real[first : first + MAX_STACK], apart)
-        filled = [one for one in loaded if len(one[1])]
+        filled = [one for one in loaded if len(one.examples)]
         if len(filled) < len(loaded):
             _add_blanks(len(loaded) - len(filled), spec, cohort_sum)
         for group in _stacks(bench, filled, training):
@@ -150,14 +159,14 @@ def _loaded(bench: Workbench, clients: Sequence[int], apart: list[int]) -> Group
     loaded: Group = []
     for client in clients:
         try:
-            loaded.append((client, _stackable(bench, client)))
+            loaded.append(LoadedClient(client, _stackable(bench, client)))
         except Exception:  # noqa: BLE001 (it fails again where it trains alone, and is logged)
             apart.append(client)
     return sorted(loaded, key=_records, reverse=True)
 
 
-def _records(one: tuple[int, Examples]) -> int:
-    return len(one[1])
+def _records(one: LoadedClient) -> int:
+    return len(one.examples)
 
 
 def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[Group]:

@@ -239,7 +239,7 @@ class Device:
         with _refusing(wire.FAILED, "an order cannot be followed: "):
             self.prepare(order, released_of(content))
         _, number = wire.read_round(content)
-        if question_of(content) is not None:
+        if question_of(content):
             self._noise.clear()  # the plan did not include the answer
         attempt, own = wire.read_attempt(content), self.own_ledger
         with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):

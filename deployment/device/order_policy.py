@@ -61,6 +61,28 @@ class Charged:
     is_of_records: bool = False
 
 
+@dataclass(frozen=True)
+class Instruction:
+    """Instruction of a server, as a device reads it.
+
+    Attributes:
+      content: as it came.
+      terms: of the attempt, as its cohort signed them and the owner's policy for secure aggregation accepted them; None
+        if the vector is not masked.
+      order: of the training.
+      spec: of the sum.
+      inquiry: that is to be answered; None for training.
+      own_noise: that the client adds to its answer by itself; None where the sum has the noise.
+    """
+
+    content: RecordDict
+    terms: AttemptTerms | None
+    order: TrainingOrder
+    spec: SumSpec
+    inquiry: Asked | None
+    own_noise: float | None
+
+
 def accepted(
     content: RecordDict, terms: AttemptTerms | None, policy: OwnerPolicy, can_protect_records: bool
 ) -> tuple[TrainingOrder, Charged | None]:
@@ -83,39 +105,44 @@ def accepted(
         order = read_order(content)
         if order is None:
             raise Refusal("order", None, "this server sent no training order")
-        for field, value, why in _violations(order, content, terms, policy, can_protect_records):
+        spec, inquiry, own_noise = sum_spec_of(content), question_of(content), own_noise_of(content)
+        instruction = Instruction(content, terms, order, spec, inquiry, own_noise)
+        for field, value, why in _violations(instruction, policy, can_protect_records):
             raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
-        inquiry, own_noise = question_of(content), own_noise_of(content)
-        _check_purposes(order, content, inquiry, policy)
+        _check_purposes(instruction, policy)
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
+    return order, _cost(instruction)
+
+
+def _cost(instruction: Instruction) -> Charged | None:
+    """Return what an instruction costs the client; None if records are protected instead of it."""
+    order, terms, inquiry = instruction.order, instruction.terms, instruction.inquiry
     record = order.record
-    if terms is not None and record is not None and record.sample_rate is not None:
+    if terms and record and record.sample_rate:
         from ...strategies.record_plan import PoissonBatches  # dp_accounting, not needed by other modes
 
         sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
-        return order, Charged(event, tuple(Adversary), record.budget, inquiry)
-    if terms is not None and order.privacy is ModeName.CLIENT_DISTRIBUTED:
-        return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
-    if inquiry is not None and record is not None and own_noise is not None:
-        return order, Charged(Gaussian(own_noise), tuple(Adversary), record.budget, inquiry)
+        return Charged(event, tuple(Adversary), record.budget, inquiry)
+    if terms and order.privacy is ModeName.CLIENT_DISTRIBUTED:
+        return Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
+    if inquiry and record and instruction.own_noise:
+        return Charged(Gaussian(instruction.own_noise), tuple(Adversary), record.budget, inquiry)
     if order.client is None:
-        return order, None
-    paid = record is not None and inquiry is None  # records pay for their own steps, before those are summed
-    return order, Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, None, inquiry, paid)
+        return None
+    paid = bool(record) and not inquiry  # records pay for their own steps, before those are summed
+    return Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, None, inquiry, paid)
 
 
-def _check_purposes(
-    order: TrainingOrder, content: RecordDict, inquiry: Asked | None, policy: OwnerPolicy
-) -> None:
+def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
     """Refuse a vector with a segment for a forbidden purpose, or a question that differs from its description.
 
     Raises:
       Refusal: naming the purpose, or the part that does not belong to the question.
     """
-    spec = sum_spec_of(content)
+    order, spec, inquiry = instruction.order, instruction.spec, instruction.inquiry
     asked = [each.purpose for each in spec.segments if each.purpose != TRAINING]
     for purpose in asked if inquiry is None else [*asked, inquiry.purpose]:
         if purpose not in policy.purposes:
@@ -125,12 +152,12 @@ def _check_purposes(
         return
     if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
         raise Refusal("privacy", str(order.privacy), f"does not protect a {inquiry.unit}, as asked for")
-    if order.record is not None and order.record.budget.unit is not inquiry.unit:
+    if order.record and order.record.budget.unit is not inquiry.unit:
         remedy = "a question counts rows, and a person may have more rows than the order charges"
         raise Refusal("per_person", order.record.per_person, remedy)
     if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:
         raise Refusal("held_out", order.held_out, "is not the share of the evaluation")
-    if not _is_vector_of(spec, inquiry, order, own_noise_of(content)) or order.run != inquiry.name:
+    if not _is_vector_of(spec, inquiry, order, instruction.own_noise) or order.run != inquiry.name:
         raise Refusal("question", inquiry.name, "its vector and run are not those of the question")
 
 
@@ -145,8 +172,7 @@ def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise
     if own_noise is not None or spec.unit_norm is None or spec.clipping_norm is None:
         return False
     wanted = inquiry.spec_of_records(spec.unit_norm)
-    rate = None if order.record is None else order.record.sample_rate
-    return rate == 1 and math.isclose(spec.clipping_norm, wanted.clipping_norm or 0.0)
+    return order.sample_rate == 1 and math.isclose(spec.clipping_norm, wanted.clipping_norm or 0.0)
 
 
 def noise_over_clip(claim: ClientClaim) -> float:
@@ -155,14 +181,11 @@ def noise_over_clip(claim: ClientClaim) -> float:
 
 
 def _violations(
-    order: TrainingOrder,
-    content: RecordDict,
-    terms: AttemptTerms | None,
-    policy: OwnerPolicy,
-    can_protect_records: bool,
+    instruction: Instruction, policy: OwnerPolicy, can_protect_records: bool
 ) -> Iterator[tuple[str, object, str]]:
     """Yield the field, its value and the policy's limit, for each limit that an order violates."""
-    run, number = read_round(content)
+    order, terms, spec, noise = instruction.order, instruction.terms, instruction.spec, instruction.own_noise
+    run, number = read_round(instruction.content)
     epochs = order.training.local_epochs
     if run != order.run or (policy.runs and people_call(run) not in policy.runs):
         yield "run", run, f"runs = {list(policy.runs)}"
@@ -172,21 +195,20 @@ def _violations(
         trusted = str(policy.trust_server).lower()
         why = f"trust_server = {trusted}" if terms is None else "masks require shares of noise, or records"
         yield "privacy", str(order.privacy), why
-    if order.record is not None and not can_protect_records and question_of(content) is None:
+    if order.record and not can_protect_records and not instruction.inquiry:
         yield "record", None, "this client's task cannot protect single records"
-    if order.record is not None and order.record.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+    if order.record and order.record.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
         # A client's sampling rate reveals its number of records.
         yield "record.adjacency", str(order.record.adjacency), "the number of records is public"
     if terms is not None:
-        place = (run_number(run), number, read_attempt(content))
+        place = (run_number(run), number, read_attempt(instruction.content))
         if place != (terms.run, terms.round, terms.attempt):
             yield "terms", place, "the cohort signed other terms"
-        if (sum_spec_of(content).unit_norm is not None) != (order.privacy in STEP_MODES):
-            yield "unit_norm", sum_spec_of(content).unit_norm, f"is not of privacy={order.privacy}"
-        yield from _too_long(sum_spec_of(content), policy)
-    noise = own_noise_of(content)
-    if terms is None and order.client is not None:
-        yield from _too_long(read_spec(content) or SumSpec(None), policy)
+        if (spec.unit_norm is not None) != (order.privacy in STEP_MODES):
+            yield "unit_norm", spec.unit_norm, f"is not of privacy={order.privacy}"
+        yield from _too_long(spec, policy)
+    if terms is None and order.client:
+        yield from _too_long(read_spec(instruction.content) or SumSpec(None), policy)
         noise = noise_over_clip(order.client)
     if noise is not None and not noise >= policy.minimum_noise_multiplier:
         yield "noise_multiplier", noise, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}"

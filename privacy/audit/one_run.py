@@ -66,14 +66,7 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
 
 
 def steinke_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
-    """Return whether (epsilon, delta) is refuted, for any mechanism.
-
-    Args:
-      guesses: as made.
-      delta: of the claim, in [0, 1).
-      epsilon: of the claim, in nats.
-      alpha: level of the test.
-    """
+    """Return whether (epsilon, delta) is refuted at a level, for any mechanism. Arguments as of `steinke_p`."""
     return steinke_p(guesses, epsilon, delta) < alpha
 
 

@@ -113,9 +113,7 @@ def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) ->
 def alone_on(folder: Path, data_id: str) -> Generator[None]:
     """Let nobody else charge a data set's ledgers meanwhile, and hold them to the heads that were left there last.
 
-    Args:
-      folder: of the ledgers; it must exist.
-      data_id: of the data set.
+    Arguments as of `owed_by_clients`; the folder must exist.
 
     Raises:
       Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
@@ -268,10 +266,7 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
 def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> Owed:
     """Return the charges to the ledger of all clients together: the adopted ones.
 
-    Args:
-      folder: of the ledgers.
-      data_id: of the data set.
-      prefix: of the ledger's file.
+    Arguments as of `owed_by_clients`, with the prefix of the ledger's file.
 
     Raises:
       Refusal: a ledger cannot be read.
