@@ -76,17 +76,17 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 82_044,  # with docstrings, comments and blank lines
-    "lines of the core": 54_986,
+    "lines of the package": 82_001,  # with docstrings, comments and blank lines
+    "lines of the core": 54_952,
     "files that know many features": 10,
-    "tests of None": 1_580,
-    "tests of None on a part's name": 40,
-    "conditional expressions": 1_745,
-    "parameters that are tuples": 15,
+    "tests of None": 1_532,
+    "tests of None on a part's name": 37,
+    "conditional expressions": 1_703,
+    "parameters that are tuples": 14,
     "properties that are read for their refusal": 1,
-    "names that are participles or adverbs": 1_870,
-    "files that the smallest job loads": 181,
-    "lines that the smallest job loads": 29_300,
+    "names that are participles or adverbs": 1_855,
+    "files that the smallest job loads": 178,
+    "lines that the smallest job loads": 29_236,
 }
 SMALLEST = """
 import sys, json

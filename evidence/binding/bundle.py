@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...base.bounded_decoding import build, plain_of
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, refusing
 from ...privacy.ledger.export import export_text
@@ -41,9 +42,7 @@ class Listed:
     @property
     def text(self) -> bytes:
         """The list as canonical JSON."""
-        close = None if self.close is None else list(self.close)
-        whole = {"format": FORMAT, "run": self.run, "close": close, "files": dict(self.files)}
-        return canonical(whole).encode()
+        return canonical({"format": FORMAT, **plain_of(self)}).encode()
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,10 @@ def read_list(folder: Path) -> Listed:
     try:
         text = path.read_bytes()
         found: dict[str, Any] = json.loads(text)
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}")
-        close = None if found["close"] is None else Head(int(found["close"][0]), str(found["close"][1]))
-        files = in_the_folder({str(name): str(each) for name, each in found["files"].items()})
-        listed = Listed(str(found["run"]), close, files)
+        if (form := found.pop("format")) != FORMAT:
+            raise ValueError(f"format {form!r}")
+        listed = build(Listed, found)
+        in_the_folder(listed.files)
         if listed.text != text:
             raise ValueError("it is not in canonical form")
     except FileNotFoundError:
