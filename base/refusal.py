@@ -180,20 +180,6 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Fraction:
-    """Number above 0 and below 1, in the annotation of a field, and its word for a refusal."""
-
-    word: str
-
-    def check(self, kind: type, field: str, value: object) -> float:
-        """Return the number; Refusal when it is none, or out of range."""
-        del kind
-        if not 0 < (number := real(field, value)) < 1:
-            raise Refusal(field, number, f"give a {self.word}")
-        return number
-
-
-@dataclass(frozen=True)
 class Form:
     """Form of a text, in the annotation of a field: its pattern, whether it is printable, and the remedy for another."""
 
