@@ -107,7 +107,7 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
       Refusal: a field is not what its annotation says (`check_fields`), or as the dataclass says.
       ValueError: as the dataclass says.
     """
-    hints = _hints(kind)
+    hints = hints_of(kind)
     if not isinstance(plain, dict) or not cast(dict[object, object], plain).keys() <= hints.keys():
         raise Undecodable(f"no {kind.__name__}, or fields that it does not have")
     entries = cast(dict[str, object], plain)
@@ -126,7 +126,7 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
 
 def build_listed(kind: type[T], values: object) -> T:
     """Return the dataclass whose fields, in their order, are a list read from msgpack. Undecodable if it is another."""
-    names = list(_hints(kind))
+    names = list(hints_of(kind))
     if not isinstance(values, list) or len(cast(list[object], values)) != len(names):
         raise Undecodable(f"no {kind.__name__}: another number of fields")
     return build(kind, dict(zip(names, cast(list[object], values), strict=True)))
@@ -140,7 +140,7 @@ def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T
       record: which may have more, from another release.
       others: fields that come from elsewhere.
     """
-    own = {name: value for name, value in record.items() if name in _hints(kind)}
+    own = {name: value for name, value in record.items() if name in hints_of(kind)}
     try:
         return build(kind, {**own, **others})
     except (ValueError, Refusal):
@@ -150,7 +150,7 @@ def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T
 def plain_of(value: Any) -> Any:
     """Return a dataclass as plain data, which `build` reads; as `asdict`, but without `RARE` fields at their defaults."""
     if is_dataclass(value):
-        rare, values = _rare(type(value)), {name: getattr(value, name) for name in _hints(type(value))}
+        rare, values = _rare(type(value)), {name: getattr(value, name) for name in hints_of(type(value))}
         return {k: plain_of(each) for k, each in values.items() if k not in rare or each != rare[k]}
     if isinstance(value, list | tuple):
         return [plain_of(each) for each in cast(list[Any], value)]
@@ -205,25 +205,33 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
     """Return the type of each field, with what else its annotation says."""
     hints = get_type_hints(kind, include_extras=True)
-    bare = {name: get_args(hint)[0] if _marks(hint) == (RARE,) else hint for name, hint in hints.items()}
+    bare = {name: get_args(hint)[0] if marks_of(hint) == (RARE,) else hint for name, hint in hints.items()}
     return {each.name: bare[each.name] for each in fields(kind) if each.init}
+
+
+@cache
+def defaults_of(kind: type) -> dict[str, Any]:
+    """Return the defaults of a dataclass's fields."""
+    pairs = ((each.name, each.default, each.default_factory) for each in fields(kind))
+    return {
+        name: default if factory is MISSING else factory()
+        for name, default, factory in pairs
+        if default is not factory  # a required field has MISSING for both
+    }
 
 
 @cache
 def _rare(kind: type) -> dict[str, Any]:
     """Return the defaults of rare fields."""
     hints = get_type_hints(kind, include_extras=True)
-    rare = [each for each in fields(kind) if RARE in _marks(hints[each.name])]
-    return {
-        each.name: each.default if each.default_factory is MISSING else each.default_factory()
-        for each in rare
-    }
+    return {name: each for name, each in defaults_of(kind).items() if RARE in marks_of(hints[name])}
 
 
-def _marks(hint: Any) -> tuple[Any, ...]:
+def marks_of(hint: Any) -> tuple[Any, ...]:
+    """Return what an annotation says beside its type."""
     return getattr(hint, "__metadata__", ())
 
 
@@ -231,23 +239,24 @@ def _marks(hint: Any) -> tuple[Any, ...]:
 def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
     """Return whether None is allowed, and the check, of each field that says more than its type."""
     checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
-    for name, hint in _hints(kind).items():
-        for each in (options := _options(hint)):
+    for name, hint in hints_of(kind).items():
+        for each in (options := options_of(hint)):
             if isinstance(each, type) and issubclass(each, StrEnum):
                 checks[name] = type(None) in options, partial(word, each)
-            for mark in _marks(each):
+            for mark in marks_of(each):
                 if hasattr(mark, "check"):
                     checks[name] = type(None) in options, partial(mark.check, get_args(each)[0])
     return checks
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that an annotation allows."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
     """Return the value as the hint has it; a whole number stays one where a real number is due."""
-    if (options := _options(hint)) != (hint,):
+    if (options := options_of(hint)) != (hint,):
         hint = type(None) if value is None else next(each for each in options if each is not type(None))
     if is_dataclass(hint):
         return value if type(value) is hint else build(cast(type, hint), value, whole=whole)
@@ -270,7 +279,7 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
         if any(type(name) is not inner[0] for name in items):
             raise Undecodable(f"{where} has a key of another type")
         return {name: _typed(where, inner[1], each, whole) for name, each in items.items()}
-    if hint is Any or _marks(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
+    if hint is Any or marks_of(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
         return value  # `check_fields` has the sentences for these
     sound = type(value) is hint or (hint is float and type(value) is int)
     if not sound or (isinstance(value, float) and not math.isfinite(value)):

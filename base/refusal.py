@@ -2,6 +2,7 @@
 
 import errno
 import math
+import operator
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -149,41 +150,32 @@ def positive(field: str, value: object) -> float:
 
 @dataclass(frozen=True)
 class Range:
-    """Range of a number, in the annotation of a field: above `gt`, at least `ge`, at most `le`, where they are given."""
+    """Range of a number, in the annotation of a field: above `gt`, at least `ge`, below `lt`, at most `le`, where they are set."""
 
     gt: float | None = None
     ge: float | None = None
+    lt: float | None = None
     le: float | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Give pydantic the bounds as its own, so that its errors and its JSON schema tell them."""
         return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
 
+    def words(self, kind: type) -> str:
+        """Return the range in words, for a number of this type."""
+        if kind is int and self.ge is not None and self.le is not None:
+            return f"from {self.ge} to {self.le}"
+        bounds = {"above": self.gt, "at least": self.ge, "below": self.lt, "at most": self.le}
+        return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+
     def check(self, kind: type, field: str, value: object) -> float | int:
         """Return the value as `kind`; Refusal when it has another type or is out of range."""
         if kind is int and type(value) is not int:
             raise Refusal(field, value, "give a whole number")
         number = value if kind is int and isinstance(value, int) else real(field, value)
-        if self.gt is not None and not number > self.gt:
-            raise Refusal(field, value, f"give a number above {self.gt:g}")
-        if self.ge is not None and not number >= self.ge:
-            raise Refusal(field, value, f"give at least {self.ge:g}")
-        if self.le is not None and not number <= self.le:
-            raise Refusal(field, value, f"give at most {self.le:g}")
-        return number
-
-
-@dataclass(frozen=True)
-class Fraction:
-    """Number above 0 and below 1, in the annotation of a field, and its word for a refusal."""
-
-    word: str
-
-    def check(self, kind: type, field: str, value: object) -> float:
-        """Return the number; Refusal when it is none, or out of range."""
-        del kind
-        if not 0 < (number := real(field, value)) < 1:
-            raise Refusal(field, number, f"give a {self.word}")
+        bounds = ((name, bound) for name, bound in vars(self).items() if bound is not None)
+        if not all(getattr(operator, name)(number, bound) for name, bound in bounds):
+            raise Refusal(field, value, f"must be {self.words(kind)}")
         return number
 
 
@@ -214,4 +206,4 @@ class OneOf:
         """Return the text; Refusal when it is none of the words."""
         if isinstance(value, str) and value in self.known:
             return value
-        raise Refusal(field, value, f"choose one of {', '.join(self.known)}")
+        raise Refusal(field, value, f"must be one of {', '.join(self.known)}")

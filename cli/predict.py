@@ -169,9 +169,9 @@ def _bundle_of(folder: Path) -> Path | None:
 
 def _settings(bundle: Path) -> DeviceFile:
     from ..configs.bundle_files import read_toml
-    from ..deployment.device.client_bundle import DEFAULTS, DEVICE_FILE, read_settings
+    from ..deployment.device.client_bundle import DEVICE_FILE, DeviceFile
 
-    return read_toml(bundle / DEVICE_FILE, read_settings, DEFAULTS)
+    return read_toml(DeviceFile, bundle / DEVICE_FILE)
 
 
 def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:

@@ -10,24 +10,23 @@ import re
 import stat
 import time
 import tomllib
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from ..base.refusal import Refusal, unreadable
+from ..base.refusal import Form, OneOf, Refusal, unreadable
 from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.rollover import Rollover, read_chain
 from ..privacy.secagg.roster import MEMBER_NAME, Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
-from .strict import Mistakes, Section
+from .strict import read_group
 
 LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
 LINKS = ("grpc", "flower")
@@ -45,8 +44,13 @@ HOST = re.compile(f"{_DNS}|{_IPV6}")
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 ADDRESS = re.compile(rf"({_DNS}|\[{_IPV6}\]):{_PORT}")
 ADDRESS_FORM = "host:port, for instance fl.example.org:8443"
+# Of keys of the files.
+Name = Annotated[str, Form(NAME.pattern, f"must be {NAME_FORM}")]
+Address = Annotated[str, Form(ADDRESS.pattern, f"must be {ADDRESS_FORM}")]
+Link = Annotated[str, OneOf(LINKS)]
+Lines = tuple[Annotated[str, Form(".*", "must be a list of lines of text")], ...]
 
-Read = TypeVar("Read")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Credentials:
     certificate: bytes
     key: bytes = field(repr=False)
     earlier: bytes = b""
+
+
+def hexadecimal(length: int) -> Form:
+    """Return the form of `length` bytes in hexadecimal."""
+    return Form(f"[0-9a-f]{{{2 * length}}}", f"must be {length} bytes in hexadecimal")
 
 
 def read_file(path: Path) -> bytes:
@@ -113,52 +122,25 @@ def refuse_writable(folder: Path, *names: str) -> None:
                 raise Refusal("file", str(path), f"may be written by others; run: chmod go-w {path}")
 
 
-def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str, Any] | None = None) -> Read:
-    """Return what `read` makes of the TOML file.
-
-    Args:
-      path: of the file.
-      read: reads every known key of the section, in range.
-      defaults: for keys that the file omits.
+def read_toml(kind: type[T], path: Path) -> T:
+    """Return the dataclass that describes a TOML file; see `read_group`.
 
     Raises:
       Refusal: the file cannot be read, is no TOML, or holds mistakes, all of which are named.
     """
-    return read_toml_text(read_file(path), str(path), read, defaults)
+    return read_toml_text(kind, read_file(path), str(path))
 
 
-def read_toml_text(
-    data: bytes, where: str, read: Callable[[Section], Read], defaults: Mapping[str, Any] | None = None
-) -> Read:
-    """Return what `read` makes of TOML that came from `where`; see `read_toml`."""
+def read_toml_text(kind: type[T], data: bytes, where: str) -> T:
+    """Return the dataclass that describes TOML from `where`; see `read_toml`."""
     try:
-        found = tomllib.loads(data.decode())
+        values = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise Refusal("file", where, f"is not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         # A date that is none, or a number of thousands of digits, too.
         raise Refusal("file", where, f"is not TOML: {error}") from None
-    return read_section(filled(defaults or {}, found), read, where)
-
-
-def filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """`found`, and beside it, group by group, the defaults that it leaves out."""
-    values = {**defaults, **found}
-    for key, default in defaults.items():
-        if isinstance(default, Mapping) and isinstance(values[key], Mapping):
-            values[key] = filled(default, values[key])
-    return values
-
-
-def read_section(values: Mapping[str, Any], read: Callable[[Section], Read], path: str) -> Read:
-    """Return what `read` makes of the mapping that stands at `path`; Mistakes when it, or a key of it, is wrong."""
-    mistakes: list[Refusal] = []
-    section = Section(values, path, mistakes)
-    made = read(section)
-    section.done()
-    if mistakes:
-        raise Mistakes(mistakes)
-    return made
+    return read_group(kind, values, where)
 
 
 def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = b"") -> Credentials:

@@ -16,17 +16,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from ..base.extensions import extension, installed
-from ..base.refusal import Refusal
+from ..base.refusal import Range, Refusal
 from ..messages.local_training import RULES
-from .strict import Mistakes, nearest, shortened, type_of
+from .strict import Mistakes, unknown, value_at, wrong
 
 Schema = Mapping[str, Any]
 BOUNDS = {
-    "exclusiveMinimum": "above",
-    "minimum": "at least",
-    "exclusiveMaximum": "below",
-    "maximum": "at most",
-}
+    "exclusiveMinimum": "gt",
+    "minimum": "ge",
+    "exclusiveMaximum": "lt",
+    "maximum": "le",
+}  # as of `Range`
 
 
 def remedy(text: str) -> Any:
@@ -230,23 +230,17 @@ def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, 
             tag = each["type"].startswith("union_tag")
             paths, remedies = [(*place.path, "name") if tag else place.path], [_remedy(each, place)]
         for path, remedy in zip(paths, remedies, strict=True):
-            found.append(Refusal(".".join(path), _shown(shown, path), remedy))
+            found.append(Refusal(".".join(path), value_at(shown, path), remedy))
     return Mistakes(found)
-
-
-def _shown(values: Any, path: Sequence[str]) -> Any:
-    for part in path:
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return shortened(values)
 
 
 def _remedy(error: ErrorDetails, place: Node) -> str:
     kind, value, more = error["type"], error["input"], place.schema.get("remedy", "")
-    what, beside = type_of(value), f"; {more}" if more else ""
+    beside = f"; {more}" if more else ""
     match kind:
         case "extra_forbidden":
             keys = [key for key in place.above.get("properties", {}) if key != "name"]
-            return f"there is no such key; {nearest(place.path[-1], keys)}"
+            return unknown(place.path[-1], keys)
         case "missing":
             options = ", ".join(sorted(place.schema.get("discriminator", {}).get("mapping", {})))
             return "is missing; must be " + (f"one of {options}" if options else "given a value")
@@ -259,21 +253,20 @@ def _remedy(error: ErrorDetails, place: Node) -> str:
         case "finite_number":
             return "must be finite"
         case "float_type" | "float_parsing":
-            return "must be finite" if type(value) is int else f"must be a number, not {what}"
+            return "must be finite" if type(value) is int else wrong(float, value)
         case "int_type" | "int_from_float" | "int_parsing":
-            return f"must be a whole number, not {what}"
+            return wrong(int, value)
         case "bool_type":
-            return f"must be true or false, not {what}"
+            return wrong(bool, value)
         case "string_type" | "string_pattern_mismatch":
-            return more or "must be a line of text or null"
+            return more or f"{wrong(str, value)} or null"
         case "model_type" | "model_attributes_type" | "dict_type" | "dataclass_type":
-            return "must be a group of keys"
+            return wrong(Mapping, value)
         case _:
             return more or re.sub("^Input should be", "must be", error["msg"])
 
 
 def range_of(schema: Schema) -> str:
     """Return the range of a number in words; nothing of what has none."""
-    if schema.get("type") == "integer" and "maximum" in schema:
-        return f"from {schema['minimum']} to {schema['maximum']}"
-    return " and ".join(f"{word} {schema[key]:g}" for key, word in BOUNDS.items() if key in schema)
+    bounds = Range(**{name: schema[key] for key, name in BOUNDS.items() if key in schema})
+    return bounds.words(int if schema.get("type") == "integer" else float)

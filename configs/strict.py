@@ -1,18 +1,38 @@
-"""Strict reading of one section of a configuration: by type, by range, no conversions, no unknown keys."""
+"""Strict reader of groups of keys: by type, by range, no conversions, no unknown keys; and its sentences for mistakes."""
 
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, is_dataclass
 from datetime import date
-from typing import Any, cast
+from enum import StrEnum
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args, get_origin
 
-from ..base.refusal import Refusal
+from ..base.bounded_decoding import defaults_of, hints_of, marks_of, options_of
+from ..base.refusal import OneOf, Refusal
 
 LONGEST_SHOWN = 60
 MOST_KNOWN = 60
-TYPES = {"NoneType": "null", "str": "text", "bool": "a switch", "float": "a fraction"}
+TYPES = {
+    "NoneType": "null",
+    "str": "text",
+    "bool": "a switch",
+    "float": "a fraction",
+    "int": "a whole number",
+}
+EXPECTED = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a line of text",
+    date: "a day, YYYY-MM-DD without quotes",
+    Mapping: "a group of keys",
+}
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+T = TypeVar("T")
 
 
 class Mistakes(Refusal):
@@ -41,9 +61,26 @@ def shortened(value: object) -> object:
     return f"{value[:LONGEST_SHOWN]}..." if isinstance(value, str) and len(value) > LONGEST_SHOWN else value
 
 
+def value_at(values: Any, path: Iterable[str]) -> object:
+    """Return, for a message, the value at a path of keys; None where there is none."""
+    for key in path:
+        values = cast(Mapping[str, Any], values).get(key) if isinstance(values, Mapping) else None
+    return shortened(values)
+
+
 def type_of(value: object) -> str:
     """Return a value's type in a user's words."""
     return TYPES.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def wrong(kind: Any, value: object) -> str:
+    """Return the remedy for a value that is not of this type."""
+    return f"must be {EXPECTED[kind]}" + (f", not {type_of(value)}" if kind in (float, int, bool) else "")
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """Return the remedy for a key that does not exist."""
+    return f"there is no such key; {nearest(key, known)}"
 
 
 def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -60,197 +97,116 @@ def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{above}.{key}" if above else str(key))
 
 
-class Section:
-    """One mapping of the configuration. Each reader returns a value in range, or notes a mistake.
+def read_group(kind: type[T], values: object, path: str) -> T:
+    """Return the frozen dataclass that describes a group of keys.
 
-    After a mistake a reader returns a placeholder, so that reading continues and all mistakes of the configuration are
-    reported at once; the caller must check ``mistakes`` before it uses any value.
+    The annotations of its fields say type, range, words and form (`base.refusal`), and the defaults what a group may leave
+    out. Its method `rules`, if it has one, yields a key and a remedy for each rule between keys that is broken, where each
+    key is right by itself. A text without a form is one line, not empty.
 
     Args:
-        values: the mapping.
-        path: where it stands, for messages; empty for the whole configuration.
-        mistakes: the list that all sections of one configuration share.
+        kind: dataclass of numbers, switches, texts, days, words, tuples, mappings and dataclasses of these.
+        values: the group.
+        path: where it stands, for messages; empty for a whole file.
+
+    Raises:
+        Mistakes: every mistake in it.
+        Refusal: it is not a group.
     """
+    if not isinstance(values, Mapping):
+        raise Refusal(path, values, wrong(Mapping, values))
+    group, hints, above = cast(Mapping[Any, Any], values), hints_of(kind), f"{path}." if path else ""
+    optional = defaults_of(kind).keys() - group.keys()
+    parts = {
+        name: (hint, group.get(name, MISSING), f"{above}{name}")
+        for name, hint in hints.items()
+        if name not in optional
+    }
+    strangers = [
+        Refusal(f"{above}{key}", shortened(value), unknown(str(key), hints))
+        for key, value in group.items()
+        if key not in hints
+    ]
+    result = kind(**_each(parts, strangers))
+    rules = cast(Iterable[tuple[str, str]], getattr(result, "rules", tuple)())
+    if mistakes := [
+        Refusal(f"{above}{key}", value_at(group, key.split(".")), remedy) for key, remedy in rules
+    ]:
+        raise Mistakes(mistakes)
+    return result
 
-    def __init__(self, values: Mapping[str, Any], path: str, mistakes: list[Refusal]) -> None:
-        self._values = values
-        self._path = path
-        self._read: set[str] = set()
-        self.mistakes = mistakes
 
-    def refuse(self, key: str, remedy: str) -> None:
-        """Note a mistake of a key."""
-        if key not in self._values:
-            remedy = f"is missing; {remedy.removesuffix(', not null')}"
-        self.mistakes.append(Refusal(self._name(key), shortened(self._values.get(key)), remedy))
+def _each(parts: Mapping[Any, tuple[Any, object, str]], others: Sequence[Refusal] = ()) -> dict[Any, Any]:
+    """Return values by key, each of an annotation, a value and a place; or raise their mistakes, and others."""
+    result, mistakes = dict[Any, Any](), list[Refusal]()
+    for key, (hint, value, where) in parts.items():
+        try:
+            absent = {} if is_dataclass(hint) else None  # its own keys are missing
+            result[key] = _value(hint, absent if value is MISSING else value, where)
+        except Mistakes as several:
+            mistakes += several.each
+        except Refusal as mistake:
+            remedy = mistake.remedy
+            if value is MISSING:
+                value, remedy = None, f"is missing; {remedy.removesuffix(', not null')}"
+            mistakes.append(Refusal(where, shortened(value), remedy))
+    if mistakes or others:
+        raise Mistakes([*mistakes, *others])
+    return result
 
-    def section(self, key: str) -> "Section":
-        """Return the mapping below ``key``; a missing or different value is a mistake and reads as empty."""
-        value = self._take(key)
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    """Return the value if it is as its annotation says; Refusal otherwise."""
+    options = options_of(hint)
+    if value is None and NoneType in options:
+        return None
+    (hint,) = (each for each in options if each is not NoneType)
+    check = next((each.check for each in marks_of(hint) if hasattr(each, "check")), None)
+    kind = get_args(hint)[0] if check else hint
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(OneOf(tuple(kind)).check(str, where, value))
+    if check and kind not in (float, int):
+        return check(kind, where, value)
+    if is_dataclass(kind):
+        return read_group(cast(type, kind), value, where)
+    if (origin := get_origin(kind)) is tuple:
+        return _items(get_args(kind)[0], value, where)
+    if origin is Mapping:
         if not isinstance(value, Mapping):
-            self.refuse(key, "must be a group of keys")
-            return Section({}, self._name(key), [])
-        return Section(value, self._name(key), self.mistakes)
+            raise Refusal(where, value, wrong(origin, value))
+        inner = get_args(kind)[1]
+        group = cast(Mapping[str, Any], value)
+        return _each({name: (inner, each, f"{where}.{name}") for name, each in group.items()})
+    number = _plain(kind, value, where)
+    return check(kind, where, number) if check else number
 
-    def real(
-        self, key: str, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
-    ) -> float:
-        """Return a finite number in the range."""
-        value = self._take(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(key, f"must be a number, not {type_of(value)}")
-            return 1.0
-        number = float(value) if abs(value) < 2**1000 else math.inf
-        if not math.isfinite(number):
-            self.refuse(key, "must be finite")
-        elif not (above < number < below and at_least <= number):
-            bounds = ("above", above), ("at least", at_least), ("below", below)
-            told = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
-            self.refuse(key, f"must be {told}")
-        return number
 
-    def optional_real(self, key: str, *, above: float = -math.inf) -> float | None:
-        """Return a finite number in the range, or null."""
-        null = key in self._values and self._take(key) is None
-        return None if null else self.real(key, above=above)
-
-    def whole(self, key: str, *, at_least: int, at_most: int) -> int:
-        """Return a whole number in the range."""
-        value = self._take(key)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.refuse(key, f"must be a whole number, not {type_of(value)}")
-        elif not at_least <= value <= at_most:
-            self.refuse(key, f"must be from {at_least} to {at_most}")
-        else:
-            return value
-        return at_least
-
-    def flag(self, key: str) -> bool:
-        """Return true or false."""
-        value = self._take(key)
-        if not isinstance(value, bool):
-            self.refuse(key, f"must be true or false, not {type_of(value)}")
-        return value is True
-
-    def word(self, key: str, known: Sequence[str]) -> str:
-        """Return one of the known words; empty after a mistake."""
-        return self._held(key, lambda value: value in known, f"must be one of {', '.join(known)}")
-
-    def optional_text(self, key: str) -> str | None:
-        """Return a non-empty string without line breaks or NUL, or null."""
-        if self._take(key) is None:
-            return None
-        return self._held(key, str.isprintable, "must be a line of text or null") or None
-
-    def text(self, key: str) -> str:
-        """Return a non-empty line of text; empty after a mistake."""
-        if self._take(key) is None:
-            self.refuse(key, "must be a line of text")
-        return self.optional_text(key) or ""
-
-    def matching(self, key: str, pattern: re.Pattern[str], form: str) -> str:
-        """Return text of the form that the pattern describes; empty after a mistake."""
-        return self._held(key, lambda value: pattern.fullmatch(value) is not None, f"must be {form}")
-
-    def hexadecimal(self, key: str, length: int) -> str:
-        """Return `length` bytes in hexadecimal."""
-        return self.matching(key, re.compile(f"[0-9a-f]{{{2 * length}}}"), f"{length} bytes in hexadecimal")
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """Return a list of lines of text."""
-        return self._listed(
-            key, lambda each: isinstance(each, str) and each.isprintable(), "must be a list of lines of text"
-        )
-
-    def whole_numbers(self, key: str) -> tuple[int, ...]:
-        """Return a list of whole numbers."""
-        return self._listed(key, lambda each: type(each) is int, "must be a list of whole numbers")
-
-    def all_keys(self) -> tuple[str, ...]:
-        """Return the keys of the section, for one whose keys are the user's."""
-        return tuple(self._values)
-
-    def groups(self, key: str) -> tuple[Mapping[str, Any], ...]:
-        """Return a list, not empty, of mappings."""
-        remedy = "must be a list of groups of keys"
-        if self._take(key) == []:
-            self.refuse(key, remedy)
-        return self._listed(key, lambda each: isinstance(each, Mapping), remedy)
-
-    def optional_day(self, key: str) -> date | None:
-        """Return a day, written YYYY-MM-DD without quotes, or null."""
-        value = self._take(key)
-        if value is not None and type(value) is not date:
-            self.refuse(key, "must be a day, YYYY-MM-DD without quotes")
-            return None
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    """Return a number, a switch, a line of text or a day, of no other type."""
+    if kind is Any:
         return value
+    sound = type(value) is kind or (kind is float and type(value) is int)
+    if not sound or (kind is str and not (value and str(value).isprintable())):
+        raise Refusal(where, value, wrong(kind, value))
+    if kind is float:
+        value = float(value) if abs(value) < 2**1000 else math.inf
+        if not math.isfinite(value):
+            raise Refusal(where, value, "must be finite")
+    return value
 
-    def target(self, key: str, allowed: Sequence[str]) -> str | None:
-        """Return ``module:Class`` whose module the user has listed; null is a mistake."""
-        form = "must name a class as 'module:Class'"
-        value = self._held(key, lambda text: TARGET.fullmatch(text) is not None, form)
-        module = value.partition(":")[0]
-        if value and module not in allowed:
-            self.refuse(key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]")
-        return value or None
 
-    def names(self, key: str) -> tuple[str, ...]:
-        """Return a list of dotted Python names."""
-        return self._listed(
-            key,
-            lambda each: isinstance(each, str) and all(map(str.isidentifier, each.split("."))),
-            "must be a list of module names, for instance [my_task]",
-        )
-
-    def parameters(self, key: str) -> dict[str, float | int | str | bool]:
-        """Return a flat mapping of numbers, words and switches, for a constructor."""
-        inner = self.section(key)
-        for name, parameter in inner._values.items():
-            finite = not isinstance(parameter, float) or math.isfinite(parameter)
-            if not (isinstance(parameter, str | int | float) and finite):
-                inner.refuse(str(name), "must be a finite number, a word, true or false")
-        return {str(name): parameter for name, parameter in inner._values.items()}
-
-    def arguments(self, key: str) -> dict[str, Any]:
-        """Return a mapping of numbers, words, switches and lists of them, for a constructor."""
-        inner = self.section(key)
-        for name, argument in inner._values.items():
-            for each in cast(list[Any], argument) if isinstance(argument, list) else [argument]:
-                if not isinstance(each, str | int | float) or (
-                    isinstance(each, float) and not math.isfinite(each)
-                ):
-                    inner.refuse(str(name), "must be a finite number, a word, true, false or a list of them")
-        return {str(name): argument for name, argument in inner._values.items()}
-
-    def given(self, key: str) -> bool:
-        """Return whether the key has a value."""
-        return self._take(key) is not None
-
-    def done(self) -> None:
-        """Note every unread key, with the nearest known one."""
-        for key in self._values:
-            if key not in self._read:
-                self.refuse(str(key), f"there is no such key; {nearest(str(key), self._read - {'name'})}")
-
-    def _held(self, key: str, right: Callable[[str], bool], remedy: str) -> str:
-        """Return a text that is not empty, and right; empty after a mistake."""
-        value = self._take(key)
-        if isinstance(value, str) and value and right(value):
-            return value
-        self.refuse(key, remedy)
-        return ""
-
-    def _listed(self, key: str, right: Callable[[Any], bool], remedy: str) -> tuple[Any, ...]:
-        """Return a list whose items are all right; empty after a mistake."""
-        value = self._take(key)
-        if isinstance(value, list) and all(map(right, value)):
-            return tuple(value)
-        self.refuse(key, remedy)
-        return ()
-
-    def _take(self, key: str) -> Any:
-        self._read.add(key)
-        return self._values.get(key)
-
-    def _name(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
+def _items(item: Any, value: object, where: str) -> tuple[Any, ...]:
+    """Return the items of a list: groups of keys, or values that have one sentence for all."""
+    remedies = (each.remedy for each in marks_of(item) if hasattr(each, "remedy"))
+    sort = "whole numbers" if item is int else "groups of keys"
+    refusal = Refusal(where, value, next(remedies, f"must be a list of {sort}"))
+    if not isinstance(value, list):
+        raise refusal
+    items = cast(list[Any], value)
+    if is_dataclass(item) and all(isinstance(each, Mapping) for each in items):
+        places = enumerate(items)
+        return tuple(_each({place: (item, each, f"{where}[{place}]") for place, each in places}).values())
+    try:
+        return tuple(_value(item, each, where) for each in items)
+    except Refusal:
+        raise refusal from None

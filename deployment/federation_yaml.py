@@ -5,42 +5,32 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 
-from ..base.refusal import Refusal
-from ..configs.bundle_files import (
-    ADDRESS,
-    ADDRESS_FORM,
-    HOST,
-    LINKS,
-    NAME,
-    NAME_FORM,
-    SCHEMA,
-    filled,
-    read_section,
-)
-from ..configs.strict import Section
+from ..base.bounded_decoding import defaults_of, plain_of
+from ..base.refusal import Form, OneOf, Range, Refusal
+from ..configs.bundle_files import ADDRESS_FORM, HOST, NAME_FORM, SCHEMA, Address, Lines, Link, Name
+from ..configs.strict import read_group
 from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
 from ..tasks.group_weights import weighted_schema
 from ..tasks.scaling import standardised
 from ..tasks.table_schema import read_schema
 from .authority import KeyCare
-from .device import owner_policy
-from .device.client_bundle import TABLES, TASK_DEFAULTS, Eligibility, read_eligibility, read_task
-from .device.owner_policy import read_policy
+from .device.client_bundle import TABLES, Eligibility, TaskChoice
+from .device.owner_policy import OwnerPolicy
 from .token_keys import TokenChoice
 
 DAYS = 365
 MOST_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
 POLICY_DEFAULTS = {
-    **owner_policy.POLICY_DEFAULTS,
+    **plain_of(defaults_of(OwnerPolicy)),
     "runs": [],
     "trust_server": False,
     "minimum_cohort": 3,
@@ -54,29 +44,124 @@ POLICY_DEFAULTS = {
 # What provisioning itself puts into each policy.
 PROVISIONED = {"authority": "0" * 64, "minimum_roster_version": 1}
 GROUPS: Mapping[str, Mapping[str, Any]] = {
-    "task": {**TASK_DEFAULTS, "client": None},
-    "eligibility": asdict(Eligibility()),
+    "task": {**plain_of(defaults_of(TaskChoice)), "client": None},
+    "eligibility": plain_of(defaults_of(Eligibility)),
     "policy": POLICY_DEFAULTS,
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
 CHOICES = ("name", "target", "kind")
 OF_SCHEMA = ("label", "group_weights", "scaling")  # options of tables that stand in the schema of a bundle
-DEFAULTS = {
-    "link": "grpc",
-    "certificate_days": DAYS,
-    "post_quantum": False,
-    "requirements": "hashed",
-    "server": {"listen": None, "also": [], "enrolment": None},
-    "authority": {"passphrase": False, "pkcs11": None, "token": None},
-    "task": {},
-    "eligibility": {},
-    "policy": {},
-}
-
-PATTERN = re.compile("[a-z0-9*?][a-z0-9_*?-]{0,47}")
-PATTERN_FORM = f"{NAME_FORM}; * and ? stand for any of them in a name of many"
+PATTERN = Form(
+    "[a-z0-9*?][a-z0-9_*?-]{0,47}",
+    f"must be {NAME_FORM}; * and ? stand for any of them in a name of many",
+)
 
 Values = Mapping[str, Any]
+
+
+class EnrolmentAddresses(NamedTuple):
+    """Where the server listens for devices that enrol, and what they dial, each host:port."""
+
+    listen: str
+    address: str
+
+
+@dataclass(frozen=True)
+class _Server:
+    """Group `server` of the file."""
+
+    address: Address
+    listen: Address | None = None
+    also: Lines = ()
+    enrolment: Address | None = None
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return _host(self.address), *self.also
+
+    @property
+    def listens(self) -> str:
+        return self.listen or f"0.0.0.0:{_port(self.address)}"
+
+    @property
+    def enrols(self) -> EnrolmentAddresses | None:
+        if self.enrolment is None:
+            return None
+        listen = f"{self.listens.rpartition(':')[0]}:{_port(self.enrolment)}"
+        return EnrolmentAddresses(listen, self.enrolment)
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        if not all(map(_is_host, self.also)):
+            yield "also", "must be a list of DNS names and IP addresses"
+        if not _is_host(_host(self.address)):
+            yield "address", f"must be {ADDRESS_FORM}"
+        if self.enrolment and _host(self.enrolment) not in self.hosts:
+            yield "enrolment", "must have a host of the server's certificate: that of address, or one of also"
+        if self.enrolment and _port(self.enrolment) == _port(self.listens):
+            yield "enrolment", "must be another port than the link's, which admits only who is enrolled"
+
+
+@dataclass(frozen=True)
+class _Authority:
+    """Group `authority` of the file."""
+
+    passphrase: bool = False
+    pkcs11: str | None = None
+    token: str | None = None
+
+    @property
+    def care(self) -> KeyCare:
+        return KeyCare(
+            self.passphrase, TokenChoice(self.pkcs11, self.token) if self.pkcs11 and self.token else None
+        )
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        if (self.pkcs11 is None) != (self.token is None):
+            yield "token", "goes with pkcs11: the token's label, and the path of its PKCS#11 library"
+        if self.pkcs11 is not None and self.passphrase:
+            yield "passphrase", "is of keys in files; a token has a PIN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Groups:
+    """Groups that the file has for all clients, and again for each."""
+
+    task: Values = field(default_factory=dict[str, Any])
+    eligibility: Values = field(default_factory=dict[str, Any])
+    policy: Values = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Client(_Groups):
+    """Item of the list `clients`."""
+
+    name: Annotated[str, PATTERN]
+    request: str | None = None
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        if self.request and is_pattern(self.name):
+            yield "request", "is of one device; give it a name without * and ?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File(_Groups):
+    """Content of the file."""
+
+    federation: Name
+    server: _Server
+    authority: _Authority = _Authority()
+    link: Link = "grpc"
+    certificate_days: Annotated[int, Range(ge=1, le=MOST_DAYS)] = DAYS
+    requirements: Annotated[str, OneOf(REQUIREMENTS)] = HASHED
+    post_quantum: bool = False
+    clients: tuple[_Client, ...]
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        if self.authority.token is not None and self.post_quantum:
+            remedy = "needs an authority whose keys are in files: no token that is known here has ML-DSA"
+            yield "post_quantum", remedy
+        if not self.clients:
+            yield "clients", "must be a list of groups of keys"
 
 
 @dataclass(frozen=True)
@@ -94,13 +179,6 @@ class ClientEntry:
     task: Values
     eligibility: Values
     policy: Values
-
-
-class EnrolmentAddresses(NamedTuple):
-    """Where the server listens for devices that enrol, and what they dial, each host:port."""
-
-    listen: str
-    address: str
 
 
 @dataclass(frozen=True)
@@ -156,23 +234,44 @@ def read_federation(path: Path) -> FederationFile:
     """
     check_file(path)
     source = path.read_bytes()
-    values = filled(DEFAULTS, _load(path, source))
-    made = read_section(values, _top, "")
-    shared = {group: filled(defaults, values[group]) for group, defaults in GROUPS.items()}
-    for group in ("eligibility", "policy", *(["task"] if values["task"] else [])):
-        own = _of_each(values["clients"]) if group == "task" else {}
+    file = read_group(_File, _load(path, source), "")
+    shared = {group: filled(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
+    for group in ("eligibility", "policy", *(["task"] if file.task else [])):
+        own = _of_each(file.clients) if group == "task" else {}
         _check(group, {**shared[group], **own}, group)
     entries = [
-        _client(entry, shared, f"clients[{place}]", path.parent)
-        for place, entry in enumerate(values["clients"])
+        _entry(client, shared, f"clients[{place}]", path.parent) for place, client in enumerate(file.clients)
     ]
     for name, times in Counter(entry.name for entry in entries).items():
         if name == SERVER or times > 1:
             raise Refusal("name", name, "belongs to the server" if name == SERVER else "names two clients")
     many = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in many)
-    schema = _schema(entries, path.parent)
-    return replace(made, clients=clients, many=many, schema=schema, source=source)
+    return FederationFile(
+        file.federation,
+        file.server.address,
+        file.server.listens,
+        file.server.hosts,
+        file.link,
+        file.certificate_days,
+        file.requirements,
+        file.authority.care,
+        file.post_quantum,
+        file.server.enrols,
+        clients,
+        many,
+        _schema(entries, path.parent),
+        source,
+    )
+
+
+def filled(defaults: Values, values: Values) -> dict[str, Any]:
+    """Return the values and, group by group, the defaults that they leave out."""
+    whole = {**defaults, **values}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(whole[key], Mapping):
+            whole[key] = filled(default, whole[key])
+    return whole
 
 
 def is_pattern(name: str) -> bool:
@@ -180,10 +279,10 @@ def is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _of_each(clients: Sequence[Values]) -> Values:
+def _of_each(clients: Sequence[_Client]) -> Values:
     """Return one client's data if each client names its own instead of the federation."""
-    own = [task.get("data") for each in clients if isinstance(task := each.get("task"), dict)]
-    return {"data": own[0]} if len(own) == len(clients) and all(own) else {}
+    own = [each.task.get("data") for each in clients]
+    return {"data": own[0]} if all(own) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
@@ -206,65 +305,12 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     return None
 
 
-def _top(section: Section) -> FederationFile:
-    """Return the file's description of the federation, without its clients."""
-    for group in GROUPS:
-        section.section(group)
-    section.groups("clients")
-    server = section.section("server")
-    address, also = server.matching("address", ADDRESS, ADDRESS_FORM), server.texts("also")
-    host, _, port = address.rpartition(":")
-    if not all(map(_is_host, also)):
-        server.refuse("also", "must be a list of DNS names and IP addresses")
-    if address and not _is_host(host.strip("[]")):
-        server.refuse("address", f"must be {ADDRESS_FORM}")
-    care, post_quantum = _care(section.section("authority")), section.flag("post_quantum")
-    if care.token is not None and post_quantum:
-        section.refuse(
-            "post_quantum",
-            "needs an authority whose keys are in files: no token that is known here has ML-DSA",
-        )
-    listen = f"0.0.0.0:{port}"
-    if server.given("listen"):
-        listen = server.matching("listen", ADDRESS, ADDRESS_FORM)
-    hosts = (host.strip("[]"), *also)
-    enrolment = _enrolment(server, listen, hosts) if server.given("enrolment") else None
-    server.done()
-    return FederationFile(
-        section.matching("federation", NAME, NAME_FORM),
-        address,
-        listen,
-        hosts,
-        section.word("link", LINKS),
-        section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
-        section.word("requirements", REQUIREMENTS),
-        care,
-        post_quantum,
-        enrolment,
-    )
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
-def _care(section: Section) -> KeyCare:
-    passphrase = section.flag("passphrase")
-    module, label = section.optional_text("pkcs11"), section.optional_text("token")
-    if (module is None) != (label is None):
-        section.refuse("token", "goes with pkcs11: the token's label, and the path of its PKCS#11 library")
-    if module is not None and passphrase:
-        section.refuse("passphrase", "is of keys in files; a token has a PIN")
-    section.done()
-    return KeyCare(passphrase, TokenChoice(module, label) if module and label else None)
-
-
-def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> EnrolmentAddresses:
-    address = server.matching("enrolment", ADDRESS, ADDRESS_FORM)
-    host, _, port = address.rpartition(":")
-    if address and host.strip("[]") not in hosts:
-        server.refuse(
-            "enrolment", "must have a host of the server's certificate: that of address, or one of also"
-        )
-    if address and port == listen.rpartition(":")[2]:
-        server.refuse("enrolment", "must be another port than the link's, which admits only who is enrolled")
-    return EnrolmentAddresses(f"{listen.rpartition(':')[0]}:{port}", address)
+def _port(address: str) -> str:
+    return address.rpartition(":")[2]
 
 
 def _is_host(text: str) -> bool:
@@ -278,27 +324,17 @@ def _is_host(text: str) -> bool:
     return True
 
 
-def _client(found: Values, shared: Mapping[str, Values], path: str, folder: Path) -> ClientEntry:
-    values = filled({"request": None, "task": {}, "eligibility": {}, "policy": {}}, found)
-    name, request = read_section(values, _entry, path)
+def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Path) -> ClientEntry:
+    """Return a client's description, in which its own values replace the federation's."""
     task = shared["task"]
-    if any(choice in values["task"] for choice in CHOICES):
+    if any(choice in client.task for choice in CHOICES):
         task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
-    wanted = {
-        group: filled(values_of, values[group]) for group, values_of in {**shared, "task": task}.items()
+    parts = {
+        group: filled(values, getattr(client, group)) for group, values in {**shared, "task": task}.items()
     }
-    for group, part in wanted.items():
+    for group, part in parts.items():
         _check(group, part, f"{path}.{group}")
-    return ClientEntry(name, folder / request if request else None, **wanted)
-
-
-def _entry(section: Section) -> tuple[str, str | None]:
-    for group in GROUPS:
-        section.section(group)
-    name, request = section.matching("name", PATTERN, PATTERN_FORM), section.optional_text("request")
-    if request and is_pattern(name):
-        section.refuse("request", "is of one device; give it a name without * and ?")
-    return name, request
+    return ClientEntry(client.name, folder / client.request if client.request else None, **parts)
 
 
 def _check(group: str, values: Values, path: str) -> None:
@@ -306,15 +342,15 @@ def _check(group: str, values: Values, path: str) -> None:
     match group:
         case "task":
             client = 0 if values["client"] is None else values["client"]
-            read_section({**values, "client": client}, read_task, path)
+            read_group(TaskChoice, {**values, "client": client}, path)
         case "eligibility":
-            read_section(values, read_eligibility, path)
+            read_group(Eligibility, values, path)
         case _:
             remedy = "is written by provisioning; leave it out"
             for key in PROVISIONED:
                 if key in values:
                     raise Refusal(f"{path}.{key}", values[key], remedy)
-            read_section({**values, **PROVISIONED}, read_policy, path)
+            read_group(OwnerPolicy, {**values, **PROVISIONED}, path)
 
 
 def _load(path: Path, source: bytes) -> dict[str, Any]:

@@ -6,17 +6,16 @@ import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 from ..base.bounded_decoding import Undecodable, read_json
-from ..base.refusal import Refusal
+from ..base.refusal import Range, Refusal
 from ..configs.bundle_files import (
-    ADDRESS,
-    ADDRESS_FORM,
-    LINKS,
     ROLLOVERS,
     ROSTER,
+    Address,
     Credentials,
+    Link,
     check_certificate,
     read_credentials,
     read_file,
@@ -26,7 +25,6 @@ from ..configs.bundle_files import (
     read_toml,
     refuse_writable,
 )
-from ..configs.strict import Section
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
 
@@ -40,8 +38,18 @@ FINGERPRINT = re.compile("[0-9a-f]{64}")
 class OwnersBudget:
     """Budget that every owner's policy allows as provisioned: the least epsilon, at the least delta."""
 
-    target_epsilon: float
-    target_delta: float
+    target_epsilon: Annotated[float, Range(gt=0)]
+    target_delta: Annotated[float, Range(gt=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class ServerFile:
+    """Content of the file server.toml; its keys are as of `ServerBundle`."""
+
+    federation: str
+    listen: Address
+    link: Link = "grpc"
+    enrolment: Address | None = None
 
 
 @dataclass(frozen=True)
@@ -96,21 +104,20 @@ def read_server_bundle(folder: Path) -> ServerBundle:
             "FOLDER", str(folder), f"is the provisioned folder; name the server's, {folder / SERVER}"
         )
     refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
-    defaults = {"link": "grpc", "enrolment": None}
-    federation, listen, link, enrolment = read_toml(folder / "server.toml", _settings, defaults)
-    authority, rollovers = read_authority(folder, federation)
+    own = read_toml(ServerFile, folder / "server.toml")
+    authority, rollovers = read_authority(folder, own.federation)
     roster, signed = read_signed_roster(folder / ROSTER, authority)
     bundle = ServerBundle(
         folder,
-        federation,
-        listen,
-        link,
-        read_served(folder, federation).newest,
+        own.federation,
+        own.listen,
+        own.link,
+        read_served(folder, own.federation).newest,
         authority,
         roster,
         signed,
-        enrolment,
-        read_toml(folder / OWNERS, _owners) if (folder / OWNERS).is_file() else None,
+        own.enrolment,
+        read_toml(OwnersBudget, folder / OWNERS) if (folder / OWNERS).is_file() else None,
         rollovers,
     )
     read_admitted(bundle.admitted)
@@ -180,17 +187,3 @@ def read_admitted(path: Path) -> dict[str, int]:
             remedy = f"{fingerprint[:64]!r}: {node!r} is not a fingerprint and a node"
             raise Refusal("file", str(path), remedy)
     return cast(dict[str, int], admitted)
-
-
-def _owners(section: Section) -> OwnersBudget:
-    delta = section.real("target_delta", above=0, below=1)
-    return OwnersBudget(section.real("target_epsilon", above=0), delta)
-
-
-def _settings(section: Section) -> tuple[str, str, str, str | None]:
-    return (
-        section.text("federation"),
-        section.matching("listen", ADDRESS, ADDRESS_FORM),
-        section.word("link", LINKS),
-        section.matching("enrolment", ADDRESS, ADDRESS_FORM) if section.given("enrolment") else None,
-    )

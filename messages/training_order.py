@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 from ..base.bounded_decoding import RARE, Undecodable, build, check_fields, plain_of, read_json
-from ..base.refusal import Form, Fraction, OneOf, Range, Refusal, real
+from ..base.refusal import Form, OneOf, Range, Refusal, real
 from ..privacy.arms import Arm
 from ..privacy.budget import Adjacency, Budget, Unit
 from .local_training import GRAD_NORM, ORDERED, LocalTraining
@@ -32,7 +32,7 @@ MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 MOST_PER_PERSON = 100  # as many examples as the configuration allows
 ABOVE_0 = Range(gt=0)
-DELTA = Fraction("probability strictly between 0 and 1")
+DELTA = Range(gt=0, lt=1)
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
@@ -157,7 +157,7 @@ class TrainingOrder:
     client: ClientClaim | None = None
     record: RecordTerms | None = None
     agreement: Annotated[str, DIGEST] | None = None
-    held_out: Annotated[float, Fraction("share above 0 and below 1")] | None = None
+    held_out: Annotated[float, Range(gt=0, lt=1)] | None = None
     group_equal_rows: bool = False
     arm: Annotated[Arm | None, RARE] = None
     moments: Annotated[Mapping[str, tuple[float, float]] | None, RARE, "checked by _moments"] = None

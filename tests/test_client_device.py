@@ -659,9 +659,9 @@ ROUTE = "Iface\tDestination\tGateway\n{}\t00000000\t0100A8C0"
         ({"min_free_mebibytes": 512}, {MEMORY: "MemTotal: 9 kB\nMemAvailable:  524288 kB"}, None),
         ({"unmetered": True}, {ROUTES: ROUTE.format("wwan0"), MODEM: "DEVTYPE=wwan"}, "metered"),
         ({"unmetered": True}, {ROUTES: ROUTE.format("eth0"), MODEM: "DEVTYPE=wwan"}, None),
-        ({"hours": (22, 6)}, {}, None),
-        ({"hours": (6, 22)}, {}, "06-22"),
-        ({"hours": (23, 0)}, {}, None),
+        ({"hours": "22-06"}, {}, None),
+        ({"hours": "06-22"}, {}, "06-22"),
+        ({"hours": "23-00"}, {}, None),
     ],
 )
 def test_gates_read_the_systems_files(tmp_path, asked, files, said):
@@ -670,8 +670,8 @@ def test_gates_read_the_systems_files(tmp_path, asked, files, said):
 
 
 def test_hours_of_the_day_and_across_midnight():
-    assert obstacle(Eligibility(hours=(22, 6)), NOON)
-    assert not obstacle(Eligibility(hours=(9, 17)), NOON)
+    assert obstacle(Eligibility(hours="22-06"), NOON)
+    assert not obstacle(Eligibility(hours="09-17"), NOON)
 
 
 def test_a_device_that_may_not_train_says_so_at_once_and_sees_through_what_it_promised(clients, tmp_path):

@@ -56,7 +56,7 @@ def device(bundle: Path, tmp_path: Path) -> Device:
     """A hospital of the shipped task, whose data a simulation calls public; its owner's cap is epsilon 2."""
     claim_identity(1)
     read = read_client_bundle(bundle)
-    task = TaskChoice("heart", None, None, None, 2, (), {}, {})
+    task = TaskChoice(name="heart", client=2)
     settings = replace(read.settings, task=task, state=str(tmp_path / "state"))
     return read_device(replace(read, settings=settings, policy=replace(read.policy, target_epsilon=2.0)))
 
@@ -126,7 +126,7 @@ def test_no_server_counts_the_records_on_one_side_of_a_public_hash(device):
 def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, monkeypatch):
     monkeypatch.setenv("FEDVEIL_DEVICE", "cuda:99")
     read = read_client_bundle(bundle)
-    task = TaskChoice("heart", None, None, None, 2, (), {}, {})
+    task = TaskChoice(name="heart", client=2)
     with pytest.raises(Refusal, match="FEDVEIL_DEVICE='cuda:99'"):
         read_device(replace(read, settings=replace(read.settings, task=task)))
 
@@ -311,7 +311,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def faulty(bundle: Path, kind: str, state: Path) -> Device:
     read = read_client_bundle(bundle)
-    task = TaskChoice(None, "faulty:Wards", None, None, 0, ("faulty",), {}, {"kind": kind})
+    task = TaskChoice(target="faulty:Wards", client=0, allow_modules=("faulty",), args={"kind": kind})
     return read_device(replace(read, settings=replace(read.settings, task=task, state=str(state))))
 
 

@@ -19,7 +19,7 @@ from fedveil.client import secure_update
 from fedveil.configs.bundle_files import read_toml
 from fedveil.deployment.device import roster_changes
 from fedveil.deployment.device.client_bundle import read_client_bundle, renew_roster, take_shipped
-from fedveil.deployment.device.owner_policy import POLICY_DEFAULTS, read_policy
+from fedveil.deployment.device.owner_policy import OwnerPolicy
 from fedveil.deployment.provision import cosign as cosign_at_desk
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.register import read_register
@@ -350,7 +350,7 @@ def test_a_policy_that_pins_badly_is_refused(desk: Path, line: str, said: str) -
     ]
     path.write_text("\n".join([*kept, line]))
     with pytest.raises(Refusal, match=said):
-        read_toml(path, read_policy, POLICY_DEFAULTS)
+        read_toml(OwnerPolicy, path)
 
 
 def pinned(device: Any, *numbers: int) -> dict[str, str]:

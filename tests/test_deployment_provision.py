@@ -125,9 +125,9 @@ def test_both_ends_read_their_bundles(desk: Path) -> None:
     assert sorted(read_admitted(server.folder / "supernodes.json").values()) == [2, 3, 4]
     assert (client.settings.node, client.settings.server) == (3, "fl.example.org:8443")
     assert client.settings.task == TaskChoice(
-        None, "my_task:Hospital", None, None, 1, ("my_task",), {"rows": 10}, {}
+        target="my_task:Hospital", client=1, allow_modules=("my_task",), options={"rows": 10}
     )
-    assert client.settings.eligibility == Eligibility(True, 75, 0, False, (22, 6))
+    assert client.settings.eligibility == Eligibility(True, 75, 0, False, "22-06")
     assert client.identity.roster == server.roster
     assert client.identity.policy.authority == server.authority
     assert (client.policy.cap.target_epsilon, client.policy.cap.until) == (2, date(2031, 12, 31))

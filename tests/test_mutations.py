@@ -1402,6 +1402,20 @@ MUTATIONS = {
         "test_privacy_bounded_decoding.py",
         "its_class_does_not",
     ),
+    "a value of another type passes in a bundle's file": Mutation(
+        "configs/strict.py",
+        "sound = type(value) is kind or",
+        "sound = isinstance(value, kind) or",
+        "test_configs_strict.py",
+        "refused_by_its_key",
+    ),
+    "rules between keys of a bundle's file are not kept": Mutation(
+        "configs/strict.py",
+        'getattr(result, "rules", tuple)()',
+        "()",
+        "test_configs_strict.py",
+        "rules_between",
+    ),
     "a question of an encrypted sum of too few is charged": Mutation(
         "questions/ask.py",
         "    federation.check_cohort()\n",

@@ -26,7 +26,7 @@ from fedveil.base.bounded_decoding import (
     read_record,
     unpack,
 )
-from fedveil.base.refusal import Form, Fraction, OneOf, Range, Refusal
+from fedveil.base.refusal import Form, OneOf, Range, Refusal
 
 BOUNDS = Bounds(depth=4, width=10, items=40)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -179,7 +179,7 @@ class Mark(NamedTuple):
 @dataclass(frozen=True)
 class Checked:
     count: Annotated[int, Range(ge=1, le=9)]
-    share: Annotated[float, Fraction("share")]
+    share: Annotated[float, Range(gt=0, lt=1)]
     colour: Colour = Colour.RED
     word: Annotated[str, OneOf(("a", "b"))] | None = None
     name: Annotated[str, RARE, Form("[a-z]*")] = ""

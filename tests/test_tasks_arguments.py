@@ -12,8 +12,8 @@ import torch
 
 import fedveil as fv
 from fedveil.__main__ import run
-from fedveil.configs.bundle_files import read_section
-from fedveil.deployment.device.client_bundle import TASK_DEFAULTS, read_task
+from fedveil.configs.strict import read_group
+from fedveil.deployment.device.client_bundle import TaskChoice
 from fedveil.tasks import DEALT, load_task
 from fedveil.tasks.flwr_partition import flwr_shares
 
@@ -166,11 +166,11 @@ def test_a_task_that_takes_its_number_of_clients_has_it() -> None:
 
 def test_the_device_reads_them_and_refuses_them_without_a_target() -> None:
     own = {"target": "wards:Wards", "allow_modules": ["wards"], "args": {"folder": "/data", "sizes": [1, 2]}}
-    assert read_section({**TASK_DEFAULTS, "client": 0, **own}, read_task, "task").args == own["args"]
+    assert read_group(TaskChoice, {"client": 0, **own}, "task").args == own["args"]
     with pytest.raises(fv.Refusal, match="belong to a target"):
-        read_section({**TASK_DEFAULTS, "client": 0, "name": "heart", "args": {"a": 1}}, read_task, "task")
+        read_group(TaskChoice, {"client": 0, "name": "heart", "args": {"a": 1}}, "task")
     with pytest.raises(fv.Refusal, match=r"task\.args\.a=\[\[\]\]"):
-        read_section({**TASK_DEFAULTS, "client": 0, **own, "args": {"a": [[]]}}, read_task, "task")
+        read_group(TaskChoice, {"client": 0, **own, "args": {"a": [[]]}}, "task")
 
 
 POOL = """

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...base.durable_files import replace_file, sync_folder
-from ...base.refusal import Refusal, refusing
+from ...base.refusal import Form, OneOf, Range, Refusal, refusing
 from ...configs.bundle_files import (
-    ADDRESS,
-    ADDRESS_FORM,
-    LINKS,
-    NAME,
-    NAME_FORM,
     ROLLOVERS,
     ROSTER,
+    Address,
     Credentials,
+    Link,
+    Name,
     read_credentials,
     read_file,
     read_private_key,
@@ -34,7 +32,7 @@ from ...configs.bundle_files import (
     read_toml,
     refuse_writable,
 )
-from ...configs.strict import Section
+from ...configs.strict import TARGET
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.roster_change import change_between
@@ -42,7 +40,7 @@ from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
 from .authority import TrustedAuthority, offered, trusted
 from .enrolment import REQUEST
-from .owner_policy import POLICY_DEFAULTS, OwnerPolicy, read_policy
+from .owner_policy import OwnerPolicy
 from .roster_changes import adopt, check_change
 
 logger = logging.getLogger("fedveil.client")
@@ -52,23 +50,34 @@ CA = "ca.pem"
 REPLACING = "replacing"  # folder of a whole new bundle, of which every reader completes the replacement
 KINDS = ("linear",)
 TABLES = "csv"  # the shipped task on the device's own tables
-HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
+HOUR = "([01][0-9]|2[0-3])"
+HOURS = Form(f"{HOUR}-{HOUR}", "must be two hours of the day, for instance 22-06")
+_IDENTIFIER = r"[^\W\d]\w*"
+MODULE = Form(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*", "must be a list of module names, for instance [my_task]")
 LAST_NODE = 2**31 - 1
 MOST_MEBIBYTES = 2**20
-TASK_DEFAULTS = {
-    "name": None,
-    "target": None,
-    "kind": None,
-    "data": None,
-    "allow_modules": [],
-    "options": {},
-    "args": {},
-}
-
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
+class Argument:
+    """Argument of a constructor, in the annotation of a field: a number, a word, a switch, or a list of them where it may be."""
+
+    remedy: str
+    listed: bool = False
+
+    def check(self, kind: type, field: str, value: object) -> Any:
+        """Return the argument; Refusal when it is none."""
+        for each in cast(list[object], value) if self.listed and isinstance(value, list) else [value]:
+            if not isinstance(each, str | int | float) or (isinstance(each, float) and not isfinite(each)):
+                raise Refusal(field, value, self.remedy)
+        return value
+
+
+OPTION = Argument("must be a finite number, a word, true or false")
+ARGUMENT = Argument("must be a finite number, a word, true, false or a list of them", listed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskChoice:
     """Choice of the task that runs on the device: one of `name`, `target` and `kind` is set.
 
@@ -83,14 +92,29 @@ class TaskChoice:
       args: keyword arguments of `target`.
     """
 
-    name: str | None
-    target: str | None
-    kind: str | None
-    data: str | None
-    client: int
-    allow_modules: tuple[str, ...]
-    options: Mapping[str, float | int | str | bool]
-    args: Mapping[str, Any]
+    name: str | None = None
+    target: Annotated[str, Form(TARGET.pattern, "must name a class as 'module:Class'")] | None = None
+    kind: Annotated[str, OneOf(KINDS)] | None = None
+    data: str | None = None
+    client: Annotated[int, Range(ge=0, le=LAST_NODE)]
+    allow_modules: tuple[Annotated[str, MODULE], ...] = ()
+    options: Mapping[str, Annotated[float | int | str | bool, OPTION]] = field(default_factory=dict[str, Any])
+    args: Mapping[str, Annotated[Any, ARGUMENT]] = field(default_factory=dict[str, Any])
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Yield a key and a remedy for each rule between keys that is broken."""
+        if [self.name, self.target, self.kind].count(None) != 2:
+            yield "name", "give one of name, target and kind"
+        if (self.kind is not None or self.name == TABLES) != (self.data is not None):
+            yield "data", f"is required by a kind and by name: {TABLES}, and not allowed otherwise"
+        if self.args and self.target is None:
+            yield "args", "belong to a target; a shipped task has options"
+        module = (self.target or "").partition(":")[0]
+        if module and module not in self.allow_modules:
+            yield (
+                "target",
+                f"'{module}' is not among the modules you allow; add allow_modules=[{module}]",
+            )
 
 
 @dataclass(frozen=True)
@@ -102,20 +126,17 @@ class Eligibility:
       max_temperature_celsius: limit for its hottest thermal zone; None sets none.
       min_free_mebibytes: least free memory.
       unmetered: train only over a network that is not billed by volume.
-      hours: from the first to the second hour, local time; across midnight if the second is smaller.
+      hours: from the first to the second hour, such as 22-06, local time; across midnight if the second is smaller.
     """
 
     on_mains_power: bool = False
-    max_temperature_celsius: float | None = None
-    min_free_mebibytes: int = 0
+    max_temperature_celsius: Annotated[float, Range(gt=0)] | None = None
+    min_free_mebibytes: Annotated[int, Range(ge=0, le=MOST_MEBIBYTES)] = 0
     unmetered: bool = False
-    hours: tuple[int, int] | None = None
+    hours: Annotated[str, HOURS] | None = None
 
 
-DEFAULTS = {"link": "grpc", "state": "state", "task": TASK_DEFAULTS, "eligibility": asdict(Eligibility())}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceFile:
     """Content of the file client.toml.
 
@@ -130,14 +151,14 @@ class DeviceFile:
       eligibility: when it may train.
     """
 
-    federation: str
-    name: str
-    node: int
-    server: str
-    link: str
-    state: str
+    federation: Name
+    name: Name
+    node: Annotated[int, Range(ge=FIRST_NODE, le=LAST_NODE)]
+    server: Address
+    link: Link = "grpc"
+    state: str = "state"
     task: TaskChoice
-    eligibility: Eligibility
+    eligibility: Eligibility = Eligibility()
 
 
 @dataclass(frozen=True)
@@ -192,7 +213,7 @@ def read_client_bundle(folder: Path, place: Path | None = None) -> ClientBundle:
         changes the device's in a way that the owner does not allow.
     """
     settings = read_device_file(folder)
-    policy = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+    policy = read_toml(OwnerPolicy, folder / POLICY)
     authority = _authority_in_force(folder, place or folder, settings, policy)
     credentials = read_credentials(folder, settings.federation, settings.name, authority.earlier_ca)
     key = read_private_key(folder / "identity.key")
@@ -230,7 +251,7 @@ def read_device_file(folder: Path) -> DeviceFile:
     """
     refuse_writable(folder, DEVICE_FILE, POLICY)
     finish_replacement(folder)
-    return read_toml(folder / DEVICE_FILE, read_settings, DEFAULTS)
+    return read_toml(DeviceFile, folder / DEVICE_FILE)
 
 
 class Pinned(NamedTuple):
@@ -247,7 +268,7 @@ def read_pinned(folder: Path) -> Pinned:
     Raises:
       Refusal: a file is missing or invalid.
     """
-    own, policy = read_device_file(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+    own, policy = read_device_file(folder), read_toml(OwnerPolicy, folder / POLICY)
     return Pinned(own, policy, trusted(folder / own.state, policy, read_file(folder / CA), own.federation))
 
 
@@ -307,65 +328,6 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     adopt(bundle.state, change, signed)
     return replace(bundle, identity=replace(own, roster=roster))
-
-
-def read_settings(section: Section) -> DeviceFile:
-    """Return client.toml, which has every key; after a mistake, noted in the section, some values are placeholders."""
-    return DeviceFile(
-        federation=section.matching("federation", NAME, NAME_FORM),
-        name=section.matching("name", NAME, NAME_FORM),
-        node=section.whole("node", at_least=FIRST_NODE, at_most=LAST_NODE),
-        server=section.matching("server", ADDRESS, ADDRESS_FORM),
-        link=section.word("link", LINKS),
-        state=section.text("state"),
-        task=_nested(section, "task", read_task),
-        eligibility=_nested(section, "eligibility", read_eligibility),
-    )
-
-
-def read_task(section: Section) -> TaskChoice:
-    """Return the section [task], which has every key."""
-    allowed = section.names("allow_modules")
-    if sum(section.given(key) for key in ("name", "target", "kind")) != 1:
-        section.refuse("name", "give one of name, target and kind")
-    name = section.optional_text("name")
-    if (section.given("kind") or name == TABLES) != section.given("data"):
-        section.refuse("data", f"is required by a kind and by name: {TABLES}, and not allowed otherwise")
-    arguments = section.arguments("args")
-    if arguments and not section.given("target"):
-        section.refuse("args", "belong to a target; a shipped task has options")
-    return TaskChoice(
-        name=name,
-        target=section.target("target", allowed) if section.given("target") else None,
-        kind=section.word("kind", KINDS) if section.given("kind") else None,
-        data=section.optional_text("data"),
-        client=section.whole("client", at_least=0, at_most=LAST_NODE),
-        allow_modules=allowed,
-        options=section.parameters("options"),
-        args=arguments,
-    )
-
-
-def read_eligibility(section: Section) -> Eligibility:
-    """Return the section [eligibility], which has every key."""
-    hours = None
-    if section.given("hours"):
-        window = section.matching("hours", HOURS, "two hours of the day, for instance 22-06")
-        hours = (int(window[:2]), int(window[3:])) if window else None
-    return Eligibility(
-        on_mains_power=section.flag("on_mains_power"),
-        max_temperature_celsius=section.optional_real("max_temperature_celsius", above=0),
-        min_free_mebibytes=section.whole("min_free_mebibytes", at_least=0, at_most=MOST_MEBIBYTES),
-        unmetered=section.flag("unmetered"),
-        hours=hours,
-    )
-
-
-def _nested(section: Section, key: str, read: Callable[[Section], Read]) -> Read:
-    inner = section.section(key)
-    made = read(inner)
-    inner.done()
-    return made
 
 
 def _authority_in_force(folder: Path, place: Path, own: DeviceFile, policy: OwnerPolicy) -> TrustedAuthority:

@@ -33,7 +33,7 @@ from .cosignature import write_cosignature
 from .device import device_name
 from .own_arm import DEALS
 from .own_ledger import OnLedger, OwnLedger, questions_of, spent_on
-from .owner_policy import POLICY_DEFAULTS, read_policy
+from .owner_policy import OwnerPolicy
 from .receipts import LEDGERS, RECEIPTS
 from .run_end import LastRun, read_ended
 
@@ -120,7 +120,7 @@ def roster(
     """
     if version is not None:
         # The bundle may not be usable before this approval, or before its keys are renewed.
-        state, policy = state_of(folder), read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+        state, policy = state_of(folder), read_toml(OwnerPolicy, folder / POLICY)
         waiting = roster_changes.waiting_for(state, version)
         own = OwnLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
         own.approved(waiting.version, waiting.hash, reason)
@@ -206,7 +206,7 @@ def _line(
             size += f", of which sums of the whole client would spend {each.as_client:.3g} alone"
         parts.append(f"spent {whose}: {size}")
     with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
-        allowed = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
+        allowed = read_toml(OwnerPolicy, folder / POLICY)
         until = "" if allowed.until is None else f" until {allowed.until}"
         parts.append(
             f"owner's budget: epsilon {allowed.target_epsilon:g} at delta {allowed.target_delta:g}{until}"

@@ -2,13 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tomli_w
 
 from ...base.durable_files import PUBLIC, replace_file
-from ...base.refusal import Refusal, refusing
-from ...configs.bundle_files import NAME, NAME_FORM, read_toml
-from ...configs.strict import Section
+from ...base.refusal import Range, Refusal, refusing
+from ...configs.bundle_files import Name, hexadecimal, read_toml
 from ...privacy.secagg.roster import Roster, cosign, cosigned_by
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of
 from ...privacy.secagg.transcript import HASH_BYTES
@@ -20,11 +20,11 @@ from .owner_policy import NEWEST_ROSTER
 class Cosignature:
     """Signature of a roster by a member."""
 
-    name: str
-    version: int
-    hash: str
-    public: str
-    signature: str
+    name: Name
+    version: Annotated[int, Range(ge=1, le=NEWEST_ROSTER)]
+    hash: Annotated[str, hexadecimal(HASH_BYTES)]
+    public: Annotated[str, hexadecimal(KEY_BYTES)]
+    signature: Annotated[str, hexadecimal(SIGNATURE_BYTES)]
 
 
 def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
@@ -55,7 +55,7 @@ def read_cosignature(path: Path, roster: Roster) -> Cosignature:
     Raises:
       Refusal: the file is not a co-signature, is for another roster, or its signature is invalid.
     """
-    found = read_toml(path, _fields)
+    found = read_toml(Cosignature, path)
     if (found.version, found.hash) != (roster.version, roster.hash.hex()):
         remedy = (
             f"is for a roster other than this desk's version {roster.version}; ask {found.name} to sign that"
@@ -65,13 +65,3 @@ def read_cosignature(path: Path, roster: Roster) -> Cosignature:
     if not cosigned_by(roster, given):
         raise Refusal("cosignature", str(path), f"was not made by the key that it names; ask {found.name}")
     return found
-
-
-def _fields(section: Section) -> Cosignature:
-    return Cosignature(
-        section.matching("name", NAME, NAME_FORM),
-        section.whole("version", at_least=1, at_most=NEWEST_ROSTER),
-        section.hexadecimal("hash", HASH_BYTES),
-        section.hexadecimal("public", KEY_BYTES),
-        section.hexadecimal("signature", SIGNATURE_BYTES),
-    )

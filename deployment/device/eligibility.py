@@ -23,8 +23,8 @@ def obstacle(eligibility: Eligibility, now: datetime, root: Path = ROOT) -> str:
 
 
 def _obstacles(eligibility: Eligibility, now: datetime, root: Path) -> Iterator[str]:
-    if eligibility.hours is not None and not _within(now.hour, *eligibility.hours):
-        yield f"outside the hours {eligibility.hours[0]:02}-{eligibility.hours[1]:02}"
+    if eligibility.hours is not None and not _within(now.hour, *map(int, eligibility.hours.split("-"))):
+        yield f"outside the hours {eligibility.hours}"
     if eligibility.on_mains_power and not _on_mains_power(root):
         yield "on battery"
     hottest, limit = _hottest_celsius(root), eligibility.max_temperature_celsius

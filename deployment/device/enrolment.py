@@ -1,10 +1,9 @@
 """Enrolment of a client: its keys, made on the device, and the request to admit their public keys."""
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import tomli_w
 from cryptography import x509
@@ -27,17 +26,18 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from ...base.durable_files import PUBLIC, replace_file, replace_files
-from ...base.refusal import Refusal, refusing
-from ...configs.bundle_files import NAME, NAME_FORM, read_file, read_toml_text, spki
-from ...configs.strict import Section
+from ...base.refusal import Form, Refusal, refusing
+from ...configs.bundle_files import NAME, NAME_FORM, Name, hexadecimal, read_file, read_toml_text, spki
 from ...privacy.secagg.double_signature import ML_DSA_KEY_BYTES, post_quantum_public
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
 from ...privacy.secagg.transcript import Purpose, digest, frame
 
 REQUEST = "request.toml"
 IDENTITY, TLS, SUPERNODE = PRIVATE = ("identity.key", "tls.key", "supernode.key")
-PEM = re.compile(
-    "-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\n]{1,4000}-----END CERTIFICATE REQUEST-----\n?"
+PEM = Form(
+    "-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\n]{1,4000}-----END CERTIFICATE REQUEST-----\n?",
+    "must be a certificate request in PEM",
+    printable=False,
 )
 _CONTEXT = digest(Purpose.ENROLMENT)
 
@@ -72,6 +72,18 @@ class Enrolment:
         return hashlib.sha256(
             public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         ).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Content of the file request.toml: the keys of an `Enrolment` as text, signed by the first."""
+
+    name: Name
+    identity: Annotated[str, hexadecimal(KEY_BYTES)]
+    tls: Annotated[str, PEM]
+    supernode: str
+    signature: Annotated[str, hexadecimal(SIGNATURE_BYTES)]
+    post_quantum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,24 +147,24 @@ def read_request(path: Path) -> Enrolment:
 
 def parse_request(data: bytes, where: str) -> Enrolment:
     """Return the public keys in a request from `where`; see `read_request`."""
-    name, identity, tls, supernode, second, signature = read_toml_text(
-        data, where, _fields, {"post_quantum": None}
-    )
+    request = read_toml_text(Request, data, where)
+    identity, second = bytes.fromhex(request.identity), request.post_quantum or ""
     try:
-        asks = (name, identity, tls, supernode, *([second] if second else []))
-        verify(bytes.fromhex(identity), _CONTEXT, _body(*asks), bytes.fromhex(signature))
-        if len(bytes.fromhex(second)) not in (0, ML_DSA_KEY_BYTES):
+        signed = (request.name, request.identity, request.tls, request.supernode, *filter(None, [second]))
+        verify(identity, _CONTEXT, _body(*signed), bytes.fromhex(request.signature))
+        post_quantum = bytes.fromhex(second)
+        if len(post_quantum) not in (0, ML_DSA_KEY_BYTES):
             raise ValueError("its ML-DSA key has the wrong length")
-        asked = x509.load_pem_x509_csr(tls.encode())
-        public, own_key = asked.public_key(), asked.is_signature_valid
-        node = load_ssh_public_key(supernode.encode())
+        certificate = x509.load_pem_x509_csr(request.tls.encode())
+        public, own_key = certificate.public_key(), certificate.is_signature_valid
+        node = load_ssh_public_key(request.supernode.encode())
     except Exception as error:  # noqa: BLE001 (cryptography's readers document no closed set)
         raise Refusal("request", where, f"is damaged ({error}); make another on the device") from None
     curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
     if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not own_key:
         raise Refusal("request", where, "holds keys of other kinds, or keys of another device; make another")
-    keys = bytes.fromhex(identity), cast(EllipticCurvePublicKey, public), supernode, bytes.fromhex(second)
-    return Enrolment(name, *keys)
+    tls = cast(EllipticCurvePublicKey, public)
+    return Enrolment(request.name, identity, tls, request.supernode, post_quantum)
 
 
 def _request(keys: Keys, name: str) -> dict[str, str]:
@@ -168,14 +180,3 @@ def _request(keys: Keys, name: str) -> dict[str, str]:
 
 def _body(*request: str) -> bytes:
     return frame(Purpose.ENROLMENT, *request)
-
-
-def _fields(section: Section) -> tuple[str, str, str, str, str, str]:
-    return (
-        section.matching("name", NAME, NAME_FORM),
-        section.hexadecimal("identity", KEY_BYTES),
-        section.matching("tls", PEM, "a certificate request in PEM"),
-        section.text("supernode"),
-        section.optional_text("post_quantum") or "",
-        section.hexadecimal("signature", SIGNATURE_BYTES),
-    )

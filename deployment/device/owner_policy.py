@@ -1,11 +1,12 @@
 """Policy of a device's owner: the file policy.toml beside the keys, which no message can change."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import date
+from typing import Annotated
 
-from ...configs.strict import Section
+from ...base.refusal import Form, Range
+from ...configs.bundle_files import Lines, hexadecimal
 from ...privacy.ledger.caps import ALL, Cap
 from ...privacy.secagg.double_signature import BOTH_BYTES
 from ...privacy.secagg.graph import MAXIMUM_CLIENTS
@@ -15,26 +16,10 @@ from ...privacy.secagg.transcript import HASH_BYTES, Profile
 
 MOST_EPOCHS = 10_000
 NEWEST_ROSTER = 2**53
-AUTHORITY = re.compile(f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}")
-# Defaults of keys that are missing in policy.toml.
-POLICY_DEFAULTS = {
-    "until": None,
-    "suites": sorted(SUITES),
-    "peers": {},
-    "peers_at_least": 0,
-    "approve_rosters": False,
-    "approve_authority": False,
-    "cosigned_by_at_least": 0,
-    "require_log": True,
-    "witnesses": {},
-    "witnessed_by_at_least": 0,
-    "attest": [],
-    "purposes": [],
-    "questions_epsilon": None,
-}
+AUTHORITY = f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OwnerPolicy:
     """Floors and caps of the owner, as in the file.
 
@@ -66,32 +51,49 @@ class OwnerPolicy:
         that must sign as well; rollovers lead on from it (`authority.trusted`).
     """
 
-    target_epsilon: float
-    target_delta: float
-    until: date | None
-    runs: tuple[str, ...]
+    target_epsilon: Annotated[float, Range(gt=0)]
+    target_delta: Annotated[float, Range(gt=0, lt=1)]
+    until: date | None = None
+    runs: Lines
     trust_server: bool
-    minimum_cohort: int
-    collusion: float
-    dropout: float
-    maximum_clipping_norm: float
-    minimum_noise_multiplier: float
-    profile: str
-    maximum_local_epochs: int
-    suites: tuple[int, ...]
-    peers: Mapping[str, str]
-    peers_at_least: int
-    approve_rosters: bool
-    cosigned_by_at_least: int
-    require_log: bool
-    witnesses: Mapping[str, str]
-    witnessed_by_at_least: int
-    attest: tuple[str, ...]
-    purposes: tuple[str, ...]
-    questions_epsilon: float | None
-    authority: str
-    minimum_roster_version: int
+    minimum_cohort: Annotated[int, Range(ge=2, le=MAXIMUM_CLIENTS)]
+    collusion: Annotated[float, Range(ge=0, lt=1)]
+    dropout: Annotated[float, Range(ge=0, lt=1)]
+    maximum_clipping_norm: Annotated[float, Range(gt=0)]
+    minimum_noise_multiplier: Annotated[float, Range(ge=0)]
+    profile: Profile
+    maximum_local_epochs: Annotated[int, Range(ge=1, le=MOST_EPOCHS)]
+    suites: tuple[int, ...] = tuple(sorted(SUITES))
+    peers: Mapping[str, Annotated[str, hexadecimal(HASH_BYTES)]] = field(default_factory=dict[str, str])
+    peers_at_least: Annotated[int, Range(ge=0)] = 0
+    approve_rosters: bool = False
     approve_authority: bool = False
+    cosigned_by_at_least: Annotated[int, Range(ge=0, le=MAXIMUM_CLIENTS)] = 0
+    require_log: bool = True
+    witnesses: Mapping[str, Annotated[str, hexadecimal(KEY_BYTES)]] = field(default_factory=dict[str, str])
+    witnessed_by_at_least: Annotated[int, Range(ge=0)] = 0
+    attest: Lines = ()
+    purposes: Lines = ()
+    questions_epsilon: Annotated[float, Range(gt=0)] | None = None
+    authority: Annotated[str, Form(AUTHORITY, f"must be {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")]
+    minimum_roster_version: Annotated[int, Range(ge=1, le=NEWEST_ROSTER)]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "authority", self.authority.lower())
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Yield a key and a remedy for each rule between keys that is broken."""
+        if not self.suites or not set(self.suites) <= SUITES.keys():
+            yield "suites", f"must be a list of some of {', '.join(map(str, SUITES))}"
+        if self.peers_at_least > len(self.peers):
+            yield "peers_at_least", f"must be from 0 to {len(self.peers)}"
+        if self.witnessed_by_at_least > len(self.witnesses):
+            yield "witnessed_by_at_least", f"must be from 0 to {len(self.witnesses)}"
+        for name, key in self.witnesses.items():
+            if key == self.authority[: 2 * KEY_BYTES]:
+                yield f"witnesses.{name}", "is the authority's key, which is no witness of its server"
+            if [*self.witnesses.values()].count(key) > 1:
+                yield f"witnesses.{name}", "is the key of another name, too: a witness counts once"
 
     @property
     def floors(self) -> Policy:
@@ -104,7 +106,7 @@ class OwnerPolicy:
             self.dropout,
             self.maximum_clipping_norm,
             self.minimum_noise_multiplier,
-            Profile(self.profile),
+            self.profile,
             suites=self.suites,
             peers=frozenset(self.peers.values()),
             peers_at_least=self.peers_at_least,
@@ -121,74 +123,3 @@ class OwnerPolicy:
             questions=self.questions_epsilon,
             purposes=self.purposes,
         )
-
-
-def _suites(section: Section) -> tuple[int, ...]:
-    found = section.whole_numbers("suites")
-    if not found or not set(found) <= SUITES.keys():
-        section.refuse("suites", f"must be a list of some of {', '.join(map(str, SUITES))}")
-    return found
-
-
-def _authority(section: Section) -> str:
-    """Return the authority's key, followed by the hash of its ML-DSA key if both sign."""
-    given = section.text("authority")
-    if not AUTHORITY.fullmatch(given):
-        section.refuse("authority", f"must be {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")
-        return "0" * 2 * KEY_BYTES
-    return given.lower()
-
-
-def _peers(section: Section) -> dict[str, str]:
-    """Return the section [peers]: names to SHA-256 of identities, as `fedveil client roster` shows them."""
-    inner = section.section("peers")
-    found = {name: inner.hexadecimal(name, HASH_BYTES) for name in inner.all_keys()}
-    inner.done()
-    return found
-
-
-def _witnesses(section: Section, authority: str) -> dict[str, str]:
-    """Return the section [witnesses]: names to Ed25519 keys, each another one and not the authority's."""
-    inner = section.section("witnesses")
-    found = {name: inner.hexadecimal(name, KEY_BYTES) for name in inner.all_keys()}
-    for name, key in found.items():
-        if key == authority[: 2 * KEY_BYTES]:
-            inner.refuse(name, "is the authority's key, which is no witness of its server")
-        if list(found.values()).count(key) > 1:
-            inner.refuse(name, "is the key of another name, too: a witness counts once")
-    inner.done()
-    return found
-
-
-def read_policy(section: Section) -> OwnerPolicy:
-    """Return the policy of a section with every key; after a mistake, noted in the section, some values are placeholders."""
-    peers, authority = _peers(section), _authority(section)
-    witnesses = _witnesses(section, authority)
-    return OwnerPolicy(
-        target_epsilon=section.real("target_epsilon", above=0),
-        target_delta=section.real("target_delta", above=0, below=1),
-        until=section.optional_day("until"),
-        runs=section.texts("runs"),
-        trust_server=section.flag("trust_server"),
-        minimum_cohort=section.whole("minimum_cohort", at_least=2, at_most=MAXIMUM_CLIENTS),
-        collusion=section.real("collusion", at_least=0, below=1),
-        dropout=section.real("dropout", at_least=0, below=1),
-        maximum_clipping_norm=section.real("maximum_clipping_norm", above=0),
-        minimum_noise_multiplier=section.real("minimum_noise_multiplier", at_least=0),
-        profile=section.word("profile", [*Profile]),
-        maximum_local_epochs=section.whole("maximum_local_epochs", at_least=1, at_most=MOST_EPOCHS),
-        suites=_suites(section),
-        peers=peers,
-        peers_at_least=section.whole("peers_at_least", at_least=0, at_most=len(peers)),
-        approve_rosters=section.flag("approve_rosters"),
-        cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
-        require_log=section.flag("require_log"),
-        witnesses=witnesses,
-        witnessed_by_at_least=section.whole("witnessed_by_at_least", at_least=0, at_most=len(witnesses)),
-        purposes=section.texts("purposes"),
-        questions_epsilon=section.optional_real("questions_epsilon", above=0),
-        attest=section.texts("attest"),
-        authority=authority,
-        minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
-        approve_authority=section.flag("approve_authority"),
-    )

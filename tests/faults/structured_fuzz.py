@@ -34,8 +34,8 @@ from fedveil.base.bounded_decoding import Undecodable
 from fedveil.base.refusal import Refusal
 from fedveil.configs.bundle_files import read_toml
 from fedveil.deployment.device.agent import read_health
-from fedveil.deployment.device.client_bundle import DEFAULTS, read_settings
-from fedveil.deployment.device.owner_policy import POLICY_DEFAULTS, read_policy
+from fedveil.deployment.device.client_bundle import DeviceFile
+from fedveil.deployment.device.owner_policy import OwnerPolicy
 from fedveil.deployment.device.run_end import read_ended
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.register import read_register
@@ -663,12 +663,8 @@ def _files(folder: Path) -> Iterator[Surface]:
         odd = tuple(each for each in ODD if not isinstance(each, bytes))
         return _marked(twisted(draw, FEDERATION, yaml_bomb, (*odd, *HUGE)), lambda each: yaml.safe_dump(each))
 
-    yield Surface(
-        "policies", 3, toml(POLICY), reading(lambda p: read_toml(p, read_policy, POLICY_DEFAULTS)), (Refusal,)
-    )
-    yield Surface(
-        "client files", 3, toml(CLIENT), reading(lambda p: read_toml(p, read_settings, DEFAULTS)), (Refusal,)
-    )
+    yield Surface("policies", 3, toml(POLICY), reading(lambda p: read_toml(OwnerPolicy, p)), (Refusal,))
+    yield Surface("client files", 3, toml(CLIENT), reading(lambda p: read_toml(DeviceFile, p)), (Refusal,))
     yield Surface(
         "federation files", 1, a_yaml, reading(read_federation, folder / "federation.yaml"), (Refusal,)
     )

@@ -432,6 +432,8 @@ BEYOND: dict[str, str] = {
     "a message may lack a part of its promise": ADMISSION,
     "a field of a message may be out of its range": ADMISSION,
     "a field that a message's class does not check may be anything": ADMISSION,
+    "a value of another type passes in a bundle's file": ADMISSION,
+    "rules between keys of a bundle's file are not kept": ADMISSION,
     "a question of an encrypted sum of too few is charged": ADMISSION,
     "a message may be as deep as it likes": ADMISSION,
     "a question over Flower's link is done twice": LINK,
