@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ..base.refusal import Refusal
+from ..messages.local_training import OPTIMIZERS
 from . import overrides as lint
 from .strict import Mistakes
 from .yaml_guard import check_directory, yaml_sentence
@@ -91,7 +92,22 @@ def _store_tuned() -> None:
             ConfigStore.instance().store(f"{task}_{mode}", node, **where)
 
 
+def _store_optimizers() -> None:
+    """Make each name of an optimizer an option of its group; the keys below it are open to the keywords of its class."""
+    for name, rate in OPTIMIZERS.items():
+        node = OmegaConf.create(
+            {"optimizer": {"name": name} if name == "auto" else {"name": name, "lr": None}}
+        )
+        if name != "auto":
+            OmegaConf.set_struct(node.optimizer, False)
+        if rate is not None:
+            node.learning_rate = rate
+        where = {"group": "optimizer", "package": "_global_", "provider": "fedveil"}
+        ConfigStore.instance().store(name, node, **where)
+
+
 _store_tuned()
+_store_optimizers()
 
 
 def opened(argv: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..messages.local_training import OPTIMIZERS
 from .group import Group, Schema, node_at, range_of, schema_of
 from .schema import ServerSettings, SimulationSettings
 
@@ -27,7 +28,7 @@ def help_text(config: DictConfig, primary: str) -> str:
         _entry(f"{group}=", ", ".join(sorted(options)))
         for group, options in sorted(options_of(schema).items())
     ]
-    rows = rows_of(schema, OmegaConf.to_container(config, resolve=False))
+    rows = [*rows_of(schema, OmegaConf.to_container(config, resolve=False)), *_keywords(config)]
     keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
     return "\n".join(
         ["\nGroups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
@@ -55,6 +56,19 @@ def rows_of(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iter
             yield from rows_of(schema, value, (*location, str(key), *chosen))
         else:
             yield ".".join(place.path), _shown(value), meaning_of(place.schema)
+
+
+def _keywords(config: DictConfig) -> Iterator[Row]:
+    """Yield the keywords of the optimizer's class that the configuration leaves to torch."""
+    name = OmegaConf.select(config, "optimizer.name")
+    if name not in OPTIMIZERS or name == "auto":
+        return
+    from .optimizers import class_of, keywords_of  # torch
+
+    for key, default in keywords_of(name).items():
+        if OmegaConf.select(config, f"optimizer.{key}") is None:
+            shown = _shown(list(default) if isinstance(default, tuple) else default)
+            yield f"optimizer.{key}", shown, f"Keyword of torch.optim.{class_of(name).__name__}."
 
 
 def meaning_of(schema: Schema) -> str:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from ..messages.local_training import OPTIMIZERS, LocalTraining
+from ..base.refusal import Refusal
+from ..messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Option
 from ..privacy.arms import MOST_ARMS
 from .group import Group, remedy
-from .values import Epochs, NotNegative, Pair, Parameter, Positive, Probability, Rounds, Share, Target, Text
+from .values import Epochs, Parameter, Positive, Probability, Rounds, Share, Target, Text
 
 USUAL_FACTORS = (0.25, 1.0, 4.0)  # of a value that is tuned
 TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
@@ -23,6 +24,11 @@ NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
     "against an adversary that sees only the winner: against clients whole runs compose, and arms cost as much as one run"
 )
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:  # pydantic tells options apart by literals, which a type checker cannot read from the table
+    OptimizerName = Literal[tuple(name for name in OPTIMIZERS if name != "auto")]
 
 
 class _FlowerStrategy(Group):
@@ -122,78 +128,36 @@ class AutoOptimizer(Group):
 
 
 class TorchOptimizer(Group):
-    """Optimizer of torch.optim at a client, created anew in every round. A null key has torch's default."""
+    """Optimizer of a client by torch.optim's class of that name, with that class's keywords, created anew in every round."""
 
-    name: Literal[
-        "sgd",
-        "adam",
-        "adamw",
-        "dp_adambc",
-        "adamax",
-        "nadam",
-        "radam",
-        "adadelta",
-        "adafactor",
-        "adagrad",
-        "asgd",
-        "muon",
-        "rmsprop",
-        "rprop",
-    ]
+    model_config = ConfigDict(extra="allow")  # as torch's constructor takes them
+    name: OptimizerName
     lr: Positive | None = None
     """Replaces learning_rate."""
-    momentum: Share | None = None
-    """Share of the previous step that is kept."""
-    dampening: Share | None = None
-    """Dampening of momentum: the share of a gradient that it omits."""
-    nesterov: bool | None = None
-    """Nesterov's momentum."""
-    weight_decay: NotNegative | None = None
-    """Weight decay: the weight of the L2 penalty."""
-    decoupled_weight_decay: bool | None = None
-    """Whether weight decay stays out of the moments, as in adamw."""
-    betas: Pair | None = None
-    """Decays of the running means of gradients and of their squares, such as [0.9,0.999]."""
-    eps: Positive | None = None
-    """Added to the denominator of a step; with dp_adambc the least mean square after the noise is subtracted."""
-    amsgrad: bool | None = None
-    """Divide by the largest mean square so far."""
-    momentum_decay: NotNegative | None = None
-    """Decay of Nesterov's momentum."""
-    alpha: Share | None = None
-    """Decay of the running mean of squares; asgd: power of its learning rate."""
-    centered: bool | None = None
-    """Divide by the variance instead of the mean square."""
-    rho: Share | None = None
-    """Decay of the running mean of squares."""
-    lr_decay: NotNegative | None = None
-    """Decay of the learning rate with each step."""
-    initial_accumulator_value: NotNegative | None = None
-    """Initial value of the sum of squares."""
-    lambd: NotNegative | None = None
-    """Decay of the average."""
-    t0: NotNegative | None = None
-    """Step at which averaging begins."""
-    ns_steps: Annotated[int, Field(ge=1, le=99)] | None = None
-    """Iterations that make a step orthogonal."""
-    etas: Pair | None = None
-    """Factors by which a coordinate's step shrinks and grows."""
-    step_sizes: Pair | None = None
-    """Least and largest step of a coordinate."""
-    beta2_decay: Annotated[float, Field(le=0)] | None = None
-    """Power by which the decay of the mean of squares approaches 1."""
-    d: Positive | None = None
-    """Largest root mean square of a step."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse a key that the optimizer does not take."""
-        for key in self.options.keys() - OPTIMIZERS[self.name]:
-            yield key, f"{self.name} takes {', '.join(OPTIMIZERS[self.name])}"
+        """Refuse an option that is no number, and those that torch refuses."""
+        if not (options := self.model_dump(exclude={"name", "lr"}, exclude_none=True)):
+            return
+        from .optimizers import (
+            mistakes_of_options,
+        )  # torch, which a configuration without options need not wait for
+
+        try:
+            mistakes = list(mistakes_of_options(Optimizer(self.name, tuple(options.items()))))
+        except Refusal as refusal:
+            mistakes = [refusal]
+        for each in mistakes:
+            yield each.field.removeprefix("optimizer.").replace("optimizer", "name"), each.remedy
 
     @property
-    def options(self) -> dict[str, float | bool | tuple[float, ...]]:
+    def options(self) -> Mapping[str, Option]:
         """Keyword arguments of the class, without those that stay as torch has them."""
-        return self.model_dump(exclude={"name", "lr"}, exclude_none=True)
+        if not (options := self.model_dump(exclude={"name", "lr"}, exclude_none=True)):
+            return {}
+        from .optimizers import as_torch_types
+
+        return as_torch_types(self.name, options)
 
 
 class _Schedule(Group):
@@ -316,3 +280,10 @@ StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedY
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
 TuningSettings = LearningRates | EpochCounts | ClippingNorms
+
+
+def optimizers_with(key: str) -> list[str]:
+    """Return the names of the optimizers that have a key."""
+    from .optimizers import keywords_of
+
+    return sorted(name for name in OPTIMIZERS if key in keywords_of(name) or (key == "lr" and name != "auto"))

@@ -6,34 +6,37 @@ The models of the configuration read the same ranges.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 from ..base.bounded_decoding import check_fields
 from ..base.refusal import OneOf, Range, Refusal, real
 
 GRAD_NORM = Range(ge=1e-9, le=1e9)
 """Of one example's gradient: float32 holds a record's part of a sum, and a batch of them, to its last digits."""
-OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
-    "auto": (),
-    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
-    "adam": ("betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"),
-    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
-    "dp_adambc": ("betas", "eps", "weight_decay"),
-    "adamax": ("betas", "eps", "weight_decay"),
-    "nadam": ("betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"),
-    "radam": ("betas", "eps", "weight_decay", "decoupled_weight_decay"),
-    "adadelta": ("rho", "eps", "weight_decay"),
-    "adafactor": ("beta2_decay", "d", "weight_decay"),
-    "adagrad": ("lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
-    "asgd": ("lambd", "alpha", "t0", "weight_decay"),
-    "muon": ("weight_decay", "momentum", "nesterov", "eps", "ns_steps"),
-    "rmsprop": ("alpha", "eps", "weight_decay", "momentum", "centered"),
-    "rprop": ("etas", "step_sizes"),
+OPTIMIZERS: Mapping[str, float | None] = {
+    "auto": None,
+    "sgd": None,
+    "adam": 0.001,
+    "adamw": 0.001,
+    "dp_adambc": 0.001,
+    "adamax": 0.002,
+    "nadam": 0.002,
+    "radam": 0.001,
+    "adadelta": 1.0,
+    "adafactor": 0.01,
+    "adagrad": 0.01,
+    "asgd": 0.01,
+    "muon": 0.001,
+    "rmsprop": 0.01,
+    "rprop": 0.01,
 }
-"""Keyword arguments of each optimiser beside its rate, as torch.optim names them. Those that are not here cannot take
-their steps from gradients alone: LBFGS needs a closure, SparseAdam sparse gradients."""
+"""Names of a client's optimizer, each with its usual learning rate, as torch.optim has it; None is the task's rate.
+
+A name is that of torch's class in small letters, apart from `auto` and `dp_adambc`; `configs.optimizers` knows what each
+takes. LBFGS and SparseAdam cannot take their steps from gradients alone: they need a closure, and sparse gradients."""
+MOST_OPTIONS, MOST_NUMBERS, MOST_WHOLE = 16, 8, 2**53
 
 MOST_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
@@ -42,11 +45,12 @@ Option = float | int | bool | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of a client's steps, made anew in every round. Refusal when it or one of its options is unknown.
+    """Optimiser of a client's steps, made anew in every round. Refusal when its name is unknown, or an option no number.
 
     Attributes:
       name: of `OPTIMIZERS`; `auto` is what the task's own `optimizer` makes, or plain SGD where it has none.
-      options: keyword arguments beside the learning rate, a mapping or pairs; kept as pairs in the order of names.
+      options: keyword arguments without the learning rate, a mapping or pairs; kept as pairs in the order of names. Which
+        of them the class takes `configs.optimizers` asks torch.
     """
 
     name: str = "auto"
@@ -58,14 +62,12 @@ class Optimizer:
                 f"choose one of {', '.join(OPTIMIZERS)}; an optimizer that needs a closure cannot be used"
             )
             raise Refusal("optimizer", self.name, remedy)
-        known = OPTIMIZERS[self.name]
         options: Any = self.options  # read from JSON, where pairs are lists
-        found = {str(key): _option(str(key), value) for key, value in dict(options).items()}
-        for key, value in found.items():
-            if key not in known:
-                takes = f"takes {', '.join(known)}" if known else "takes no option"
-                raise Refusal(f"optimizer.{key}", value, f"{self.name} {takes}")
-        object.__setattr__(self, "options", tuple(sorted(found.items())))
+        read = {str(key): _option(str(key), value) for key, value in dict(options).items()}
+        if len(read) > (0 if self.name == "auto" else MOST_OPTIONS):
+            takes = "takes no option" if self.name == "auto" else f"takes at most {MOST_OPTIONS} options"
+            raise Refusal(f"optimizer.{min(read)}", read[min(read)], f"{self.name} {takes}")
+        object.__setattr__(self, "options", tuple(sorted(read.items())))
 
     @property
     def plain(self) -> bool:
@@ -75,8 +77,15 @@ class Optimizer:
 
 def _option(key: str, value: object) -> Option:
     if isinstance(value, list | tuple):
-        return tuple(real(f"optimizer.{key}", each) for each in value)
-    return value if isinstance(value, bool | int) else real(f"optimizer.{key}", value)
+        numbers = cast(Sequence[object], value)
+        if len(numbers) > MOST_NUMBERS:
+            raise Refusal(f"optimizer.{key}", value, f"give at most {MOST_NUMBERS} numbers")
+        return tuple(real(f"optimizer.{key}", each) for each in numbers)
+    if not isinstance(value, int):
+        return real(f"optimizer.{key}", value)
+    if abs(value) > MOST_WHOLE:
+        raise Refusal(f"optimizer.{key}", value, "give a smaller number")
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Optimisers of a client's steps: classes of torch.optim by name, the task's own, and Adam without the noise's bias."""
+"""Optimisers of a client's parameters: of torch.optim, the task's own, and Adam without the bias of the noise."""
 
 from __future__ import annotations
 
@@ -9,25 +9,11 @@ import torch
 from torch import Tensor
 
 from ..base.refusal import Refusal
-from ..messages.local_training import LocalTraining
+from ..configs.optimizers import class_of, keywords_of, mistakes_of_options
+from ..messages.local_training import OPTIMIZERS, LocalTraining
 from .protocol import Task, check_own_training
 
-CLASSES = {
-    "adadelta": "Adadelta",
-    "adafactor": "Adafactor",
-    "adagrad": "Adagrad",
-    "adam": "Adam",
-    "adamax": "Adamax",
-    "adamw": "AdamW",
-    "asgd": "ASGD",
-    "muon": "Muon",
-    "nadam": "NAdam",
-    "radam": "RAdam",
-    "rmsprop": "RMSprop",
-    "rprop": "Rprop",
-    "sgd": "SGD",
-}
-ELEMENTWISE = frozenset(CLASSES) - {"adafactor", "muon"}
+ELEMENTWISE = frozenset(OPTIMIZERS) - {"auto", "dp_adambc", "adafactor", "muon"}
 """Optimisers whose step of a coordinate depends only on its own gradients, so that stacked models can share one."""
 
 
@@ -106,13 +92,15 @@ def optimizer_of(
     if asked.plain:
         return None
     options: dict[str, Any] = dict(asked.options)
+    for key in options.keys() - keywords_of(asked.name):
+        raise Refusal(f"optimizer.{key}", options[key], f"{asked.name} has no such keyword")
     try:
         if asked.name == "dp_adambc":
             if noise is None:
                 remedy = "needs the noise of DP-SGD; use adam, or privacy=record"
                 raise Refusal("optimizer", asked.name, remedy)
             return AdamBC(parameters, training.learning_rate, noise**2, **options)
-        return getattr(torch.optim, CLASSES[asked.name])(parameters, lr=training.learning_rate, **options)
+        return cast(Any, class_of(asked.name))(parameters, lr=training.learning_rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
 
@@ -151,6 +139,8 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
         training function does not support the settings.
     """
     check_own_training(task, training, records=noise is not None)
+    for mistake in mistakes_of_options(training.optimizer):
+        raise mistake
     own = training.optimizer.name == "auto" and own_optimizer(task) is not None
     if training.optimizer.plain and not own:
         return
@@ -177,3 +167,5 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
     except (TypeError, RuntimeError, ValueError) as error:
         remedy = f"it must step from gradients only, without a closure ({error})"
         raise Refusal("optimizer", name, remedy) from error
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise Refusal("optimizer", name, "a step on gradients of 0 is not finite; give other options")

@@ -30,7 +30,6 @@ OWN_CLASS = {
     ],
     "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
     "strategy/custom": ["strategy.target=mine:Strategy", "allow_modules=[mine]"],
-    "optimizer/dp_adambc": ["privacy=record"],
     "task/csv": ["task.folder=hospitals"],
 }
 

@@ -29,6 +29,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedveil.configs.optimizers import keywords_of
+from fedveil.messages.local_training import OPTIMIZERS
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 EVIDENCE = ROOT / "docs" / "evidence"  # its commands take minutes: they must exist, and are not run
@@ -247,6 +250,8 @@ def known_keys() -> tuple[set[str], dict[str, set[str]]]:
         keys |= set(_paths(yaml.safe_load(text), prefix))
         if place.parts:
             groups.setdefault(place.parts[0], set()).add(file.stem)
+    groups |= {"optimizer": set(OPTIMIZERS)}
+    keys |= {f"optimizer.{key}" for name in OPTIMIZERS for key in ("lr", *keywords_of(name))}
     return keys, groups
 
 
