@@ -28,7 +28,12 @@ def help_text(config: DictConfig, primary: str) -> str:
         _entry(f"{group}=", ", ".join(sorted(options)))
         for group, options in sorted(options_of(schema).items())
     ]
-    rows = [*rows_of(schema, OmegaConf.to_container(config, resolve=False)), *_keywords(config)]
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    if (name := values["optimizer"]["name"]) in OPTIMIZERS and name != "auto":
+        from .optimizers import keywords_of  # torch
+
+        values["optimizer"] = {**keywords_of(name), **values["optimizer"]}
+    rows = rows_of(schema, values)
     keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
     return "\n".join(
         ["\nGroups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
@@ -58,19 +63,6 @@ def rows_of(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iter
             yield ".".join(place.path), _shown(value), meaning_of(place.schema)
 
 
-def _keywords(config: DictConfig) -> Iterator[Row]:
-    """Yield the keywords of the optimizer's class that the configuration leaves to torch."""
-    name = OmegaConf.select(config, "optimizer.name")
-    if name not in OPTIMIZERS or name == "auto":
-        return
-    from .optimizers import class_of, keywords_of  # torch
-
-    for key, default in keywords_of(name).items():
-        if OmegaConf.select(config, f"optimizer.{key}") is None:
-            shown = _shown(list(default) if isinstance(default, tuple) else default)
-            yield f"optimizer.{key}", shown, f"Keyword of torch.optim.{class_of(name).__name__}."
-
-
 def meaning_of(schema: Schema) -> str:
     """Return what a key means and what it may be, in a sentence or two."""
     may, text = range_of(schema), str(schema.get("description", ""))
@@ -80,7 +72,7 @@ def meaning_of(schema: Schema) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool | tuple) else str(value)
 
 
 def _entry(key: str, meaning: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -112,10 +112,9 @@ class CustomStrategy(Group):
     name: Literal["custom"] = "custom"
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
-    parameters: Annotated[
-        dict[str, Parameter],
-        Field(json_schema_extra=remedy("must be a finite number, a word, true or false")),
-    ] = Field(default_factory=dict[str, Parameter])
+    parameters: dict[str, Parameter] = Field(
+        {}, json_schema_extra=remedy("must be a finite number, a word, true or false")
+    )
     """Keyword arguments of its constructor: +strategy.parameters.eta=0.1."""
 
 
@@ -123,7 +122,8 @@ class AutoOptimizer(Group):
     """Optimizer of a client from the task's own `optimizer`; plain SGD if the task has none."""
 
     name: Literal["auto"] = "auto"
-    lr: ClassVar[None] = None
+    lr: Annotated[None, Field(json_schema_extra=remedy("give learning_rate, or name the optimizer"))] = None
+    """Null: learning_rate holds."""
     options: ClassVar[Mapping[str, float]] = {}
 
 
@@ -133,31 +133,27 @@ class TorchOptimizer(Group):
     model_config = ConfigDict(extra="allow")  # as torch's constructor takes them
     name: OptimizerName
     lr: Positive | None = None
-    """Replaces learning_rate."""
+    """Replaces learning_rate; the other keys are keywords of torch's class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Refuse an option that is no number, and those that torch refuses."""
-        if not (options := self.model_dump(exclude={"name", "lr"}, exclude_none=True)):
+        if not self.options:
             return
         from .optimizers import (
             mistakes_of_options,
         )  # torch, which a configuration without options need not wait for
 
         try:
-            mistakes = list(mistakes_of_options(Optimizer(self.name, tuple(options.items()))))
+            mistakes = [*mistakes_of_options(Optimizer(self.name, tuple(self.options.items())))]
         except Refusal as refusal:
             mistakes = [refusal]
         for each in mistakes:
-            yield each.field.removeprefix("optimizer.").replace("optimizer", "name"), each.remedy
+            yield each.field.removeprefix("optimizer."), each.remedy
 
     @property
     def options(self) -> Mapping[str, Option]:
         """Keyword arguments of the class, without those that stay as torch has them."""
-        if not (options := self.model_dump(exclude={"name", "lr"}, exclude_none=True)):
-            return {}
-        from .optimizers import as_torch_types
-
-        return as_torch_types(self.name, options)
+        return self.model_dump(exclude={"name", "lr"}, exclude_none=True)
 
 
 class _Schedule(Group):
@@ -277,13 +273,18 @@ class ClippingNorms(_Tuning):
 
 
 StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
+STRATEGIES: Mapping[str, type[Group]] = {
+    each.model_fields["name"].default: each for each in get_args(StrategySettings)
+}
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
 TuningSettings = LearningRates | EpochCounts | ClippingNorms
 
 
-def optimizers_with(key: str) -> list[str]:
-    """Return the names of the optimizers that have a key."""
+def names_with(group: str, key: str) -> list[str]:
+    """Return the names of strategies or optimizers that have a key."""
+    if group == "strategy":
+        return sorted(name for name, each in STRATEGIES.items() if key in each.model_fields)
     from .optimizers import keywords_of
 
-    return sorted(name for name in OPTIMIZERS if key in keywords_of(name) or (key == "lr" and name != "auto"))
+    return sorted(name for name in OPTIMIZERS if name != "auto" and key in keywords_of(name))

@@ -1,14 +1,11 @@
-"""Local training: a client's training parameters, in settings, in orders to devices and at the client.
-
-The models of the configuration read the same ranges.
-"""
+"""Local training: a client's training parameters, in settings, in orders to devices and at the client."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, cast, get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 from ..base.bounded_decoding import check_fields
 from ..base.refusal import OneOf, Range, Refusal, real
@@ -32,12 +29,9 @@ OPTIMIZERS: Mapping[str, float | None] = {
     "rmsprop": 0.01,
     "rprop": 0.01,
 }
-"""Names of a client's optimizer, each with its usual learning rate, as torch.optim has it; None is the task's rate.
-
-A name is that of torch's class in small letters, apart from `auto` and `dp_adambc`; `configs.optimizers` knows what each
-takes. LBFGS and SparseAdam cannot take their steps from gradients alone: they need a closure, and sparse gradients."""
-MOST_OPTIONS, MOST_NUMBERS, MOST_WHOLE = 16, 8, 2**53
-
+"""Names of a client's optimizer, which are torch's in small letters apart from `auto` and `dp_adambc`, each with its usual
+rate, torch's own; None is the task's. LBFGS needs a closure and SparseAdam sparse gradients: a client has neither."""
+WHOLE = {"ns_steps": int}  # of torch's keywords; other numbers are fractions
 MOST_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
 Option = float | int | bool | tuple[float, ...]
@@ -49,8 +43,7 @@ class Optimizer:
 
     Attributes:
       name: of `OPTIMIZERS`; `auto` is what the task's own `optimizer` makes, or plain SGD where it has none.
-      options: keyword arguments without the learning rate, a mapping or pairs; kept as pairs in the order of names. Which
-        of them the class takes `configs.optimizers` asks torch.
+      options: torch's keyword arguments without the rate, a mapping or pairs; kept as pairs in the order of names.
     """
 
     name: str = "auto"
@@ -58,16 +51,12 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            remedy = (
-                f"choose one of {', '.join(OPTIMIZERS)}; an optimizer that needs a closure cannot be used"
-            )
+            remedy = f"choose one of {', '.join(OPTIMIZERS)}; one that needs a closure cannot be used"
             raise Refusal("optimizer", self.name, remedy)
-        options: Any = self.options  # read from JSON, where pairs are lists
-        read = {str(key): _option(str(key), value) for key, value in dict(options).items()}
-        if len(read) > (0 if self.name == "auto" else MOST_OPTIONS):
-            takes = "takes no option" if self.name == "auto" else f"takes at most {MOST_OPTIONS} options"
-            raise Refusal(f"optimizer.{min(read)}", read[min(read)], f"{self.name} {takes}")
-        object.__setattr__(self, "options", tuple(sorted(read.items())))
+        options = {str(key): _option(str(key), value) for key, value in dict(self.options).items()}
+        if self.name == "auto" and options:
+            raise Refusal("optimizer", self.name, f"takes no {', '.join(options)}; name the optimizer")
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
 
     @property
     def plain(self) -> bool:
@@ -76,16 +65,13 @@ class Optimizer:
 
 
 def _option(key: str, value: object) -> Option:
+    """Return a switch, a number or a list; whole only where torch's keyword is, so that the bytes of an order stay."""
+    field = f"optimizer.{key}"
     if isinstance(value, list | tuple):
-        numbers = cast(Sequence[object], value)
-        if len(numbers) > MOST_NUMBERS:
-            raise Refusal(f"optimizer.{key}", value, f"give at most {MOST_NUMBERS} numbers")
-        return tuple(real(f"optimizer.{key}", each) for each in numbers)
-    if not isinstance(value, int):
-        return real(f"optimizer.{key}", value)
-    if abs(value) > MOST_WHOLE:
-        raise Refusal(f"optimizer.{key}", value, "give a smaller number")
-    return value
+        return tuple(real(field, each) for each in value)
+    if isinstance(value, bool):
+        return value
+    return Range().check(WHOLE.get(key, float), field, value)
 
 
 @dataclass(frozen=True)
@@ -137,8 +123,7 @@ class Schedule:
 class LocalTraining:
     """Parameters of a client's training in one round. Refusal if a value has another type or is out of range.
 
-    Ranges and meanings of the keys are defined only here: the configuration, its schema and the order to a device read
-      them.
+    Ranges and meanings of the keys are here alone: the configuration, its schema and orders to devices read them.
     """
 
     learning_rate: Annotated[float, Range(gt=0), "Of the client's optimizer."] = 0.1
@@ -166,11 +151,8 @@ RULES: dict[str, tuple[type, Range, str]] = {
 }
 """Type, range and meaning of each number."""
 
-OF_STRATEGY = ("proximal_mu",)
-"""Values that a strategy tells in each round, and neither the configuration nor an order."""
-
-TOLD = tuple(name for name in RULES if name not in OF_STRATEGY)
-"""Numbers that the configuration sets and an order tells."""
+TOLD = tuple(name for name in RULES if name != "proximal_mu")
+"""Numbers that the configuration sets and an order tells; a strategy tells proximal_mu in each round."""
 
 ORDERED = (*TOLD, "optimizer", "schedule")
 """All that an order tells of training."""

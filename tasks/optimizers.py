@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..base.refusal import Refusal
-from ..configs.optimizers import class_of, keywords_of, mistakes_of_options
 from ..messages.local_training import OPTIMIZERS, LocalTraining
 from .protocol import Task, check_own_training
 
@@ -17,53 +16,36 @@ ELEMENTWISE = frozenset(OPTIMIZERS) - {"auto", "dp_adambc", "adafactor", "muon"}
 """Optimisers whose step of a coordinate depends only on its own gradients, so that stacked models can share one."""
 
 
-class AdamBC(torch.optim.Optimizer):
+class AdamBC(torch.optim.Adam):
     """Adam on noised gradients, with the variance of the noise taken out of the second moments (DP-AdamBC).
 
-    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients.
-
-    Args:
-      parameters: to be trained.
-      lr: learning rate, above 0.
-      variance: of the noise on each coordinate of a gradient, at least 0.
-      betas: decays of the first and second moments, each in [0, 1).
-      eps: lower bound of the second moment, above 0; the paper's gamma'.
-      weight_decay: weight of the pull towards zero, at least 0.
+    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients; its
+    `eps` is the lower bound of the second moment, the paper's gamma'.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float,
-        variance: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {"lr": lr, "variance": variance, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(parameters, options)
+    def __init__(self, parameters: Iterable[Tensor], variance: float, **options: Any) -> None:
+        """Take the variance of the noise on each coordinate of a gradient, and what Adam takes."""
+        super().__init__(parameters, **options)
+        self.variance = variance
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
-
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, (first, second) = self.state[parameter], group["betas"]
-        if not state:
-            state.update(steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        state["steps"] += 1
-        gradient = parameter.grad
-        assert gradient is not None
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        square = state["square"] / (1 - second ** state["steps"]) - group["variance"]
-        mean = state["mean"] / (1 - first ** state["steps"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-group["lr"])
+            rate, (first, second) = group["lr"], group["betas"]
+            for parameter in [each for each in group["params"] if each.grad is not None]:
+                state, gradient = self.state[parameter], parameter.grad
+                if not state:
+                    state.update(
+                        steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+                    )
+                state["steps"] += 1
+                state["mean"].lerp_(gradient, 1 - first)
+                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                square = state["square"] / (1 - second ** state["steps"]) - self.variance
+                mean = state["mean"] / (1 - first ** state["steps"])
+                parameter.mul_(1 - rate * group["weight_decay"])
+                parameter.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-rate)
 
 
 def own_optimizer(task: object) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None:
@@ -91,16 +73,16 @@ def optimizer_of(
         return _of_these(own(parameters), parameters)
     if asked.plain:
         return None
+    from ..configs.optimizers import CLASSES  # which plain SGD does without
+
     options: dict[str, Any] = dict(asked.options)
-    for key in options.keys() - keywords_of(asked.name):
-        raise Refusal(f"optimizer.{key}", options[key], f"{asked.name} has no such keyword")
     try:
         if asked.name == "dp_adambc":
             if noise is None:
                 remedy = "needs the noise of DP-SGD; use adam, or privacy=record"
                 raise Refusal("optimizer", asked.name, remedy)
-            return AdamBC(parameters, training.learning_rate, noise**2, **options)
-        return cast(Any, class_of(asked.name))(parameters, lr=training.learning_rate, **options)
+            return AdamBC(parameters, noise**2, lr=training.learning_rate, **options)
+        return CLASSES[asked.name](parameters, lr=training.learning_rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
 
@@ -138,6 +120,8 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
       Refusal: the optimiser rejects its options or the parameters, or needs more than gradients; or the task's own
         training function does not support the settings.
     """
+    from ..configs.optimizers import mistakes_of_options
+
     check_own_training(task, training, records=noise is not None)
     for mistake in mistakes_of_options(training.optimizer):
         raise mistake

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.configs.compose import compose_overrides
-from fedveil.configs.optimizers import class_of, keywords_of
+from fedveil.configs.optimizers import CLASSES, keywords_of
 from fedveil.configs.reference import help_text
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device import linear
@@ -203,7 +204,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_each_path_takes_the_steps_of_torchs_own_class(name: str, path: str) -> None:
     task, settings, options = Made(), settings_with(name, **CASES[name]), CASES[name]
     found = on_path(path, task, settings)
-    expected = by_hand(task, settings, lambda p: class_of(name)(p, lr=0.05, **options))
+    expected = by_hand(task, settings, lambda p: CLASSES[name](p, lr=0.05, **options))
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-5)
     assert float(np.abs(expected).max()) > 1e-3
 
@@ -221,7 +222,7 @@ def test_the_pull_of_fedprox_goes_through_the_optimizer(path: str) -> None:
 def test_what_looks_at_whole_matrices_is_taken_client_by_client(name: str) -> None:
     task, settings = Made(bias=False), settings_with(name)
     assert name not in ELEMENTWISE and not can_vectorise(Workbench(settings, task))
-    expected = by_hand(task, settings, lambda p: class_of(name)(p, lr=0.05))
+    expected = by_hand(task, settings, lambda p: CLASSES[name](p, lr=0.05))
     for path in ("in place", "messages"):
         np.testing.assert_allclose(on_path(path, task, settings), expected, rtol=1e-4, atol=1e-5)
 
@@ -281,19 +282,19 @@ def test_a_refused_optimizer_leaves_nothing_behind(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("name", OF_TORCH)
 def test_the_keywords_and_the_usual_rate_are_those_of_torch(name: str) -> None:
-    taken = inspect.signature(class_of(name)).parameters
+    taken = inspect.signature(CLASSES[name]).parameters
     assert set(keywords_of(name)) == taken.keys() - HOW - WORDS
     assert OPTIMIZERS[name] == (None if name == "sgd" else taken["lr"].default)
 
 
-def test_adam_without_the_bias_of_the_noise_has_keywords_of_adam() -> None:
-    own = inspect.signature(AdamBC).parameters.keys() - {"parameters", "lr", "variance"}
-    assert own == set(keywords_of("dp_adambc")) < set(keywords_of("adam"))
+def test_adam_without_the_bias_of_the_noise_has_the_keywords_that_its_step_reads() -> None:
+    read = set(re.findall(r'group\["(\w+)"\]', inspect.getsource(AdamBC.step))) - {"params", "lr"}
+    assert read == set(keywords_of("dp_adambc")) < set(keywords_of("adam"))
 
 
 def test_every_class_of_torch_that_needs_only_gradients_has_a_name() -> None:
     found = {name for name, each in vars(torch.optim).items() if inspect.isclass(each)}
-    assert found - {"Optimizer", "LBFGS", "SparseAdam"} == {class_of(name).__name__ for name in OF_TORCH}
+    assert found - {"Optimizer", "LBFGS", "SparseAdam"} == {CLASSES[name].__name__ for name in OF_TORCH}
 
 
 @pytest.mark.parametrize("name", OF_TORCH)
@@ -309,8 +310,7 @@ def test_help_tells_the_keywords_and_defaults_of_torchs_class() -> None:
     told = help_text(compose_overrides(["optimizer=adam", "optimizer.eps=1e-4"]).config, "config")
     for row in ("optimizer.betas=[0.9, 0.999]", "optimizer.eps=0.0001", "optimizer.amsgrad=false"):
         assert told.count(f"\n  {row}") == 1
-    assert "Keyword of torch.optim.Adam." in told
-    assert "torch.optim" not in help_text(compose_overrides([]).config, "config")
+    assert "\n  optimizer.betas" not in help_text(compose_overrides([]).config, "config")
 
 
 def test_what_another_release_wrote_gives_the_same_order() -> None:
@@ -335,11 +335,11 @@ def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
             check_optimizer(Made(), LocalTraining(optimizer=Optimizer("adam", ((key, value),))))
     with pytest.raises(Refusal, match="sgd has no such keyword"):
         check_optimizer(Made(), LocalTraining(optimizer=Optimizer("sgd", (("nothing", 0.0),))))
-    with pytest.raises(Refusal, match="at most 16 options"):
-        Optimizer("sgd", tuple((f"key{number}", 0.0) for number in range(17)))
-    for value in ((0.1,) * 9, 2**60):
+    for value in ((0.1,) * 99, (0.1,), 0.1, True):
         with pytest.raises(Refusal, match=r"optimizer\.betas"):
-            Optimizer("adam", (("betas", value),))
+            check_optimizer(Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", value),))))
+    with pytest.raises(Refusal, match="takes no betas"):
+        Optimizer("auto", (("betas", (0.9, 0.99)),))
 
 
 @pytest.mark.parametrize(
@@ -359,14 +359,23 @@ def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
             ["optimizer=adam", "optimizer.betas=[0.9,1]"],
             "optimizer.betas=[0.9, 1]: torch refuses it (Invalid beta parameter at index 1",
         ),
-        (["optimizer=adam", "optimizer.betas=0.9"], "optimizer.betas=0.9: must be a list of 2 numbers"),
-        (["optimizer=adam", "optimizer.amsgrad=1"], "optimizer.amsgrad=1: must be true or false"),
-        (["optimizer=adam", "optimizer.eps=true"], "optimizer.eps=True: must be a number"),
-        (["optimizer=muon", "optimizer.ns_steps=2.5"], "optimizer.ns_steps=2.5: must be a whole number"),
+        (
+            ["optimizer=adam", "optimizer.betas=0.9"],
+            "optimizer.betas=0.9: give a value of the kind of torch's own, which is (0.9, 0.999)",
+        ),
+        (
+            ["optimizer=adam", "optimizer.amsgrad=1"],
+            "optimizer.amsgrad=1: give a value of the kind of torch's own, which is False",
+        ),
+        (
+            ["optimizer=adam", "optimizer.eps=true"],
+            "optimizer.eps=True: give a value of the kind of torch's own, which is 1e-08",
+        ),
+        (["optimizer=muon", "optimizer.ns_steps=2.5"], "optimizer.ns_steps=2.5: give a whole number"),
         (["optimizer=sgd", "optimizer.nesterov=true"], "optimizer.nesterov=True: torch refuses it (Nesterov"),
         (
             ["optimizer=adam", "optimizer.eps=-1", "optimizer.weight_decay=-1"],
-            "optimizer.name='adam': torch refuses its options (Invalid epsilon",
+            "optimizer.eps=-1: torch refuses it (Invalid epsilon",
         ),
         (["optimizer=adam", "optimizer.eps=small"], "optimizer.eps='small': give a finite number"),
         (["optimizer=adam", "optimizer.lr=0"], "optimizer.lr=0: must be above 0"),
@@ -429,7 +438,7 @@ def test_an_order_tells_optimizer_and_schedule() -> None:
     assert again.training == training and hash(again.training) == hash(training) and again.to_json() == text
     for path, value in (
         (("optimizer", "name"), "lbfgs"),
-        (("optimizer", "options"), [["eps", [0.1] * 9]]),
+        (("optimizer", "options"), [["eps", [0.1, "small"]]]),
         (("optimizer", "options"), [["eps", math.nan]]),
         (("optimizer", "options"), [["eps", "small"]]),
         (("optimizer", "options"), 3),
@@ -487,7 +496,7 @@ def test_any_optimizer_steps_as_opacus_own_does_on_the_same_noise(name: str, opt
     theirs, examples = task.model(), task.client_data(3)
     before = [p.detach().clone() for p in theirs.parameters()]
     hooks = GradSampleHooks(theirs, batch_first=True, loss_reduction="mean")
-    inner = class_of(name)(theirs.parameters(), lr=0.05, **options)
+    inner = CLASSES[name](theirs.parameters(), lr=0.05, **options)
     optimizer = Replayed(inner, noise_multiplier=0.7, max_grad_norm=0.4, expected_batch_size=6)
     optimizer.generator = Randomness(0).stream("noise")  # type: ignore[assignment]
     for batch in PoissonBatches(0.5, 5).draw(len(examples), Randomness(0).stream("batches")):
@@ -509,7 +518,7 @@ def test_adambc_without_noise_is_adam_above_its_floor() -> None:
             optimizer.step()
         return p.detach()
 
-    ours = moved(lambda p: AdamBC(p, 0.1, 0.0, eps=1e-12, weight_decay=0.1))
+    ours = moved(lambda p: AdamBC(p, 0.0, lr=0.1, eps=1e-12, weight_decay=0.1))
     theirs = moved(lambda p: torch.optim.AdamW(p, lr=0.1, eps=1e-12, weight_decay=0.1))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -526,7 +535,7 @@ def test_adambc_takes_the_variance_of_the_noise_out() -> None:
         return -float(p.detach().mean()) / 400
 
     assert moved(lambda p: torch.optim.Adam(p, lr=1.0)) == pytest.approx(10**-0.5, rel=0.05)
-    assert moved(lambda p: AdamBC(p, 1.0, 9.0, eps=0.05)) > 0.8
+    assert moved(lambda p: AdamBC(p, 9.0, lr=1.0, eps=0.05)) > 0.8
 
 
 def test_dp_adambc_knows_the_noise_of_the_mean() -> None:

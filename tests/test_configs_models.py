@@ -32,7 +32,6 @@ OF_TASK = {
 }
 TARGET = {
     "task/custom": {"target": "mine:Task"},
-    "strategy/custom": {"target": "mine:Strategy"},
     "partition/flwr": {"target": "flwr_datasets.partitioner.IidPartitioner"},
 }
 

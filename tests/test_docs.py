@@ -30,6 +30,7 @@ import pytest
 import yaml
 
 from fedveil.configs.optimizers import keywords_of
+from fedveil.configs.training_settings import STRATEGIES
 from fedveil.messages.local_training import OPTIMIZERS
 
 ROOT = Path(__file__).parents[1]
@@ -250,7 +251,8 @@ def known_keys() -> tuple[set[str], dict[str, set[str]]]:
         keys |= set(_paths(yaml.safe_load(text), prefix))
         if place.parts:
             groups.setdefault(place.parts[0], set()).add(file.stem)
-    groups |= {"optimizer": set(OPTIMIZERS)}
+    groups |= {"strategy": set(STRATEGIES), "optimizer": set(OPTIMIZERS)}
+    keys |= {f"strategy.{key}" for each in STRATEGIES.values() for key in each.model_fields}
     keys |= {f"optimizer.{key}" for name in OPTIMIZERS for key in ("lr", *keywords_of(name))}
     return keys, groups
 
