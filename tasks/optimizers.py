@@ -117,8 +117,7 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
       noise: as in `optimizer_of`.
 
     Raises:
-      Refusal: the optimiser rejects its options or the parameters, or needs more than gradients; or the task's own
-        training function does not support the settings.
+      Refusal: torch refuses options or parameters, a step needs more than gradients, or the task trains by itself.
     """
     from ..configs.optimizers import mistakes_of_options
 

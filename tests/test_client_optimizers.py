@@ -377,6 +377,7 @@ def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
             ["optimizer=adam", "optimizer.eps=-1", "optimizer.weight_decay=-1"],
             "optimizer.eps=-1: torch refuses it (Invalid epsilon",
         ),
+        (["optimizer=adam", f"optimizer.eps=1{'0' * 400}"], "(401 characters): give a finite number"),
         (["optimizer=adam", "optimizer.eps=small"], "optimizer.eps='small': give a finite number"),
         (["optimizer=adam", "optimizer.lr=0"], "optimizer.lr=0: must be above 0"),
         (["optimizer=adam", "optimizer.betas=[0.9,nan]"], "optimizer.betas"),
