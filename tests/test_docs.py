@@ -253,7 +253,7 @@ def known_keys() -> tuple[set[str], dict[str, set[str]]]:
             groups.setdefault(place.parts[0], set()).add(file.stem)
     groups |= {"strategy": set(STRATEGIES), "optimizer": set(OPTIMIZERS)}
     keys |= {f"strategy.{key}" for each in STRATEGIES.values() for key in each.model_fields}
-    keys |= {f"optimizer.{key}" for name in OPTIMIZERS for key in ("lr", *keywords_of(name))}
+    keys |= {f"optimizer.{key}" for name in [*OPTIMIZERS][1:] for key in ("lr", *keywords_of(name))}
     return keys, groups
 
 
