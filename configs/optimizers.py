@@ -12,15 +12,9 @@ from ..base.refusal import Refusal
 from ..messages.local_training import Optimizer, Option
 from .strict import nearest
 
-HOW = (
-    "lr",
-    "maximize",
-    "capturable",
-    "differentiable",
-)  # the rate has a key; the others say how a class computes
+# Keywords that are no options: the rate has a key of its own, and the others say how a class computes.
+HOW = ("lr", "maximize", "capturable", "differentiable")
 OF_ADAMBC = ("betas", "eps", "weight_decay")  # of Adam's; tasks.optimizers.AdamBC uses no other
-
-
 CLASSES: Mapping[str, type[Any]] = {
     key.lower(): each for key, each in vars(torch.optim).items() if isinstance(each, type)
 } | {"dp_adambc": torch.optim.Adam}

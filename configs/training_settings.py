@@ -115,7 +115,7 @@ class CustomStrategy(Group):
     parameters: dict[str, Parameter] = Field(
         {}, json_schema_extra=remedy("must be a finite number, a word, true or false")
     )
-    """Keyword arguments of its constructor: +strategy.parameters.eta=0.1."""
+    """Keyword arguments of its constructor: strategy.parameters.eta=0.1."""
 
 
 class AutoOptimizer(Group):
@@ -139,9 +139,7 @@ class TorchOptimizer(Group):
         """Refuse an option that is no number, and those that torch refuses."""
         if not self.options:
             return
-        from .optimizers import (
-            mistakes_of_options,
-        )  # torch, which a configuration without options need not wait for
+        from .optimizers import mistakes_of_options  # torch, of no use without options
 
         try:
             mistakes = [*mistakes_of_options(Optimizer(self.name, tuple(self.options.items())))]

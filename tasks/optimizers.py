@@ -73,9 +73,13 @@ def optimizer_of(
         return _of_these(own(parameters), parameters)
     if asked.plain:
         return None
-    from ..configs.optimizers import CLASSES  # which plain SGD does without
+    from ..configs.optimizers import CLASSES, keywords_of  # which plain SGD does without
 
     options: dict[str, Any] = dict(asked.options)
+    if not options.keys() <= keywords_of(asked.name).keys():
+        raise Refusal(
+            "optimizer", asked.name, f"has no keyword {', '.join(options)}; give those of torch's class"
+        )
     try:
         if asked.name == "dp_adambc":
             if noise is None:

@@ -43,7 +43,7 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples
 from fedveil.tasks.mislabelled import mislabelled
-from fedveil.tasks.optimizers import ELEMENTWISE, AdamBC, check_optimizer
+from fedveil.tasks.optimizers import ELEMENTWISE, AdamBC, check_optimizer, optimizer_of
 
 FEATURES, LABELS = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)
@@ -338,6 +338,10 @@ def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
     for value in ((0.1,) * 99, (0.1,), 0.1, True):
         with pytest.raises(Refusal, match=r"optimizer\.betas"):
             check_optimizer(Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", value),))))
+    for name in ("adam", "dp_adambc"):
+        ordered = LocalTraining(optimizer=Optimizer(name, (("maximize", True),)))
+        with pytest.raises(Refusal, match="no keyword maximize"):
+            optimizer_of(Made(), list(perceptron().parameters()), ordered, 1.0)
     with pytest.raises(Refusal, match="takes no betas"):
         Optimizer("auto", (("betas", (0.9, 0.99)),))
 
