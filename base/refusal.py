@@ -131,7 +131,8 @@ def real(field: str, value: object) -> float:
     Raises:
       Refusal: it is not a finite number.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    huge = isinstance(value, int) and value.bit_length() > 1023  # no float holds it
+    if huge or isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise Refusal(field, value, "give a finite number")
     return float(value)
 

@@ -36,8 +36,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ..base.refusal import Refusal
+from ..messages.local_training import OPTIMIZERS
 from . import overrides as lint
 from .strict import Mistakes
+from .training_settings import STRATEGIES
 from .yaml_guard import check_directory, yaml_sentence
 
 Settings = TypeVar("Settings")
@@ -87,11 +89,25 @@ def _store_tuned() -> None:
             node = OmegaConf.create()
             for key, value in keys.items():
                 OmegaConf.update(node, key, value, force_add=True)
-            where = {"group": "tuned", "package": "_global_", "provider": "fedveil"}
-            ConfigStore.instance().store(f"{task}_{mode}", node, **where)
+            ConfigStore.instance().store(f"{task}_{mode}", node, "tuned", "_global_", "fedveil")
+
+
+def _store_models() -> None:
+    """Make options of optimizers, which are open to the keywords of torch's classes, and of strategies, by their models."""
+    for name, rate in OPTIMIZERS.items():
+        node = OmegaConf.create({"optimizer": {"name": name, "lr": None}})
+        OmegaConf.set_struct(node.optimizer, name == "auto")
+        if rate:
+            node.learning_rate = rate
+        ConfigStore.instance().store(name, node, "optimizer", "_global_", "fedveil")
+    for name, model in STRATEGIES.items():
+        keys = {key: each.get_default(call_default_factory=True) for key, each in model.model_fields.items()}
+        needed = {key: "???" for key, each in model.model_fields.items() if each.is_required()}
+        ConfigStore.instance().store(name, {"name": name, **keys, **needed}, "strategy", provider="fedveil")
 
 
 _store_tuned()
+_store_models()
 
 
 def opened(argv: Sequence[str]) -> list[str]:

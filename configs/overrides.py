@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal
 from .strict import TARGET, Mistakes, nearest
-from .training_settings import NO_PRIVATE_SELECTION
+from .training_settings import NO_PRIVATE_SELECTION, names_with
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
@@ -136,7 +136,10 @@ def _options_with(key: str) -> list[str]:
     group, _, word = key.rpartition(".")
     files = sorted(Path(__file__).parent.joinpath(group).glob("*.yaml")) if group.isidentifier() else []
     pattern = re.compile(rf"^{re.escape(word)}:", re.MULTILINE)
-    return [f"{group}={file.stem}" for file in files if pattern.search(file.read_text(encoding="utf-8"))]
+    names = [file.stem for file in files if pattern.search(file.read_text(encoding="utf-8"))]
+    if group in ("strategy", "optimizer"):  # which have no files
+        names = names_with(group, word)
+    return [f"{group}={name}" for name in names]
 
 
 def _nearest_key(key: str, known: Mapping[str, Any]) -> str:

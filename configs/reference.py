@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.extensions import extension
+from ..messages.local_training import OPTIMIZERS
 from .group import Group, Schema, node_at, range_of, schema_of
 from .schema import SimulationSettings
 
@@ -27,7 +28,12 @@ def help_text(config: DictConfig, model: type[Group]) -> str:
         _entry(f"{group}=", ", ".join(sorted(options)))
         for group, options in sorted(options_of(schema).items())
     ]
-    rows = rows_of(schema, OmegaConf.to_container(config, resolve=False))
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    if (name := values["optimizer"]["name"]) in OPTIMIZERS and name != "auto":
+        from .optimizers import keywords_of  # torch
+
+        values["optimizer"] = {**keywords_of(name), **values["optimizer"]}
+    rows = rows_of(schema, values)
     keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
     return "\n".join(
         ["\nGroups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
@@ -66,7 +72,7 @@ def meaning_of(schema: Schema) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool | tuple) else str(value)
 
 
 def _entry(key: str, meaning: str) -> str:

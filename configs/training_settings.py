@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from ..messages.local_training import OPTIMIZERS, LocalTraining
+from ..base.refusal import Refusal
+from ..messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Option
 from ..privacy.arms import MOST_ARMS
 from .group import Group, remedy
 from .privacy_settings import ClientLevel, NoPrivacy, Record, RecordAndClient, RecordDistributed, sum_level
@@ -14,8 +15,6 @@ from .values import (
     HIDDEN_CLIENTS,
     MOST_ROUNDS,
     Epochs,
-    NotNegative,
-    Pair,
     Parameter,
     Positive,
     Probability,
@@ -40,6 +39,11 @@ NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
     "against an adversary that sees only the winner: against clients whole runs compose, and arms cost as much as one run"
 )
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:  # pydantic tells options apart by literals, which a type checker cannot read from the table
+    OptimizerName = Literal[tuple(name for name in OPTIMIZERS if name != "auto")]
 
 
 class _FlowerStrategy(Group):
@@ -123,89 +127,41 @@ class CustomStrategy(Group):
     name: Literal["custom"] = "custom"
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
-    parameters: Annotated[
-        dict[str, Parameter],
-        Field(json_schema_extra=remedy("must be a finite number, a word, true or false")),
-    ] = Field(default_factory=dict[str, Parameter])
-    """Keyword arguments of its constructor: +strategy.parameters.eta=0.1."""
+    parameters: dict[str, Parameter] = Field(
+        {}, json_schema_extra=remedy("must be a finite number, a word, true or false")
+    )
+    """Keyword arguments of its constructor: strategy.parameters.eta=0.1."""
 
 
 class AutoOptimizer(Group):
     """Optimizer of a client from the task's own `optimizer`; plain SGD if the task has none."""
 
     name: Literal["auto"] = "auto"
-    lr: ClassVar[None] = None
+    lr: Annotated[None, Field(json_schema_extra=remedy("give learning_rate, or name the optimizer"))] = None
+    """Null: learning_rate holds."""
     options: ClassVar[Mapping[str, float]] = {}
 
 
 class TorchOptimizer(Group):
-    """Optimizer of torch.optim at a client, created anew in every round. A null key has torch's default."""
+    """Optimizer of a client by torch.optim's class of that name, with that class's keywords, created anew in every round."""
 
-    name: Literal[
-        "sgd",
-        "adam",
-        "adamw",
-        "dp_adambc",
-        "adamax",
-        "nadam",
-        "radam",
-        "adadelta",
-        "adafactor",
-        "adagrad",
-        "asgd",
-        "muon",
-        "rmsprop",
-        "rprop",
-    ]
+    model_config = ConfigDict(extra="allow")  # as torch's constructor takes them
+    name: OptimizerName
     lr: Positive | None = None
-    """Replaces learning_rate."""
-    momentum: Share | None = None
-    """Share of the previous step that is kept."""
-    dampening: Share | None = None
-    """Dampening of momentum: the share of a gradient that it omits."""
-    nesterov: bool | None = None
-    """Nesterov's momentum."""
-    weight_decay: NotNegative | None = None
-    """Weight decay: the weight of the L2 penalty."""
-    decoupled_weight_decay: bool | None = None
-    """Whether weight decay stays out of the moments, as in adamw."""
-    betas: Pair | None = None
-    """Decays of the running means of gradients and of their squares, such as [0.9,0.999]."""
-    eps: Positive | None = None
-    """Added to the denominator of a step; with dp_adambc the least mean square after the noise is subtracted."""
-    amsgrad: bool | None = None
-    """Divide by the largest mean square so far."""
-    momentum_decay: NotNegative | None = None
-    """Decay of Nesterov's momentum."""
-    alpha: Share | None = None
-    """Decay of the running mean of squares; asgd: power of its learning rate."""
-    centered: bool | None = None
-    """Divide by the variance instead of the mean square."""
-    rho: Share | None = None
-    """Decay of the running mean of squares."""
-    lr_decay: NotNegative | None = None
-    """Decay of the learning rate with each step."""
-    initial_accumulator_value: NotNegative | None = None
-    """Initial value of the sum of squares."""
-    lambd: NotNegative | None = None
-    """Decay of the average."""
-    t0: NotNegative | None = None
-    """Step at which averaging begins."""
-    ns_steps: Annotated[int, Field(ge=1, le=99)] | None = None
-    """Iterations that make a step orthogonal."""
-    etas: Pair | None = None
-    """Factors by which a coordinate's step shrinks and grows."""
-    step_sizes: Pair | None = None
-    """Least and largest step of a coordinate."""
-    beta2_decay: Annotated[float, Field(le=0)] | None = None
-    """Power by which the decay of the mean of squares approaches 1."""
-    d: Positive | None = None
-    """Largest root mean square of a step."""
+    """Replaces learning_rate; the other keys are keywords of torch's class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse a key that the optimizer does not take."""
-        for key in self.options.keys() - OPTIMIZERS[self.name]:
-            yield key, f"{self.name} takes {', '.join(OPTIMIZERS[self.name])}"
+        """Refuse an option that is no number, and those that torch refuses."""
+        if not self.options:
+            return
+        from .optimizers import mistakes_of_options  # torch, of no use without options
+
+        try:
+            mistakes = [*mistakes_of_options(Optimizer(self.name, tuple(self.options.items())))]
+        except Refusal as refusal:
+            mistakes = [refusal]
+        for each in mistakes:
+            yield each.field.removeprefix("optimizer."), each.remedy
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
         """Refuse to take out noise that no client adds."""
@@ -214,7 +170,7 @@ class TorchOptimizer(Group):
             yield "optimizer.name", text
 
     @property
-    def options(self) -> dict[str, float | bool | tuple[float, ...]]:
+    def options(self) -> Mapping[str, Option]:
         """Keyword arguments of the class, without those that stay as torch has them."""
         return self.model_dump(exclude={"name", "lr"}, exclude_none=True)
 
@@ -436,6 +392,18 @@ class ClippingNorms(_Tuning):
 
 
 StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
+STRATEGIES: Mapping[str, type[Group]] = {
+    each.model_fields["name"].default: each for each in get_args(StrategySettings)
+}
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
 TuningSettings = NoTuning | LearningRates | EpochCounts | ClippingNorms
+
+
+def names_with(group: str, key: str) -> list[str]:
+    """Return the names of strategies or optimizers that have a key."""
+    if group == "strategy":
+        return sorted(name for name, each in STRATEGIES.items() if key in each.model_fields)
+    from .optimizers import keywords_of
+
+    return sorted(name for name in OPTIMIZERS if name != "auto" and key in keywords_of(name))

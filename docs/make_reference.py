@@ -237,6 +237,18 @@ def option(key: str, names: list[str], model: Mapping[str, Any], root: Mapping[s
     plain = {name: each for name, each in inner.items() if not options_of(each, root)}
     if plain:
         yield table(f"{key}.", plain)
+    if model.get("additionalProperties") is True:
+        yield keywords(names)
+
+
+def keywords(names: list[str]) -> str:
+    """Return the table of the keywords that torch's class of each name takes."""
+    of = importlib.import_module("fedveil.configs.optimizers")
+    rows = ["| option | keys, with torch's defaults |", "|---|---|"]
+    for name in names:
+        cells = (f"`optimizer.{key}={json.dumps(value)}`" for key, value in of.keywords_of(name).items())
+        rows.append(f"| `optimizer={name}` | {', '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def options_of(

@@ -1,40 +1,37 @@
-"""Local training: a client's training parameters, in settings, in orders to devices and at the client.
-
-The models of the configuration read the same ranges.
-"""
+"""Local training: a client's training parameters, in settings, in orders to devices and at the client."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 from ..base.bounded_decoding import check_fields
 from ..base.refusal import OneOf, Range, Refusal, real
 
 GRAD_NORM = Range(ge=1e-9, le=1e9)
 """Of one example's gradient: float32 holds a record's part of a sum, and a batch of them, to its last digits."""
-OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
-    "auto": (),
-    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
-    "adam": ("betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"),
-    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
-    "dp_adambc": ("betas", "eps", "weight_decay"),
-    "adamax": ("betas", "eps", "weight_decay"),
-    "nadam": ("betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"),
-    "radam": ("betas", "eps", "weight_decay", "decoupled_weight_decay"),
-    "adadelta": ("rho", "eps", "weight_decay"),
-    "adafactor": ("beta2_decay", "d", "weight_decay"),
-    "adagrad": ("lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
-    "asgd": ("lambd", "alpha", "t0", "weight_decay"),
-    "muon": ("weight_decay", "momentum", "nesterov", "eps", "ns_steps"),
-    "rmsprop": ("alpha", "eps", "weight_decay", "momentum", "centered"),
-    "rprop": ("etas", "step_sizes"),
+OPTIMIZERS: Mapping[str, float | None] = {
+    "auto": None,
+    "sgd": None,
+    "adam": 0.001,
+    "adamw": 0.001,
+    "dp_adambc": 0.001,
+    "adamax": 0.002,
+    "nadam": 0.002,
+    "radam": 0.001,
+    "adadelta": 1.0,
+    "adafactor": 0.01,
+    "adagrad": 0.01,
+    "asgd": 0.01,
+    "muon": 0.001,
+    "rmsprop": 0.01,
+    "rprop": 0.01,
 }
-"""Keyword arguments of each optimiser beside its rate, as torch.optim names them. Those that are not here cannot take
-their steps from gradients alone: LBFGS needs a closure, SparseAdam sparse gradients."""
-
+"""Names of a client's optimizer, which are torch's in small letters apart from `auto` and `dp_adambc`, each with its usual
+rate, torch's own; None is the task's. LBFGS needs a closure and SparseAdam sparse gradients: a client has neither."""
+WHOLE = {"ns_steps": int}  # of torch's keywords; other numbers are fractions
 MOST_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
 Option = float | int | bool | tuple[float, ...]
@@ -42,11 +39,11 @@ Option = float | int | bool | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of a client's steps, made anew in every round. Refusal when it or one of its options is unknown.
+    """Optimiser of a client's steps, made anew in every round. Refusal when its name is unknown, or an option no number.
 
     Attributes:
       name: of `OPTIMIZERS`; `auto` is what the task's own `optimizer` makes, or plain SGD where it has none.
-      options: keyword arguments beside the learning rate, a mapping or pairs; kept as pairs in the order of names.
+      options: torch's keyword arguments without the rate, a mapping or pairs; kept as pairs in the order of names.
     """
 
     name: str = "auto"
@@ -54,18 +51,12 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            remedy = (
-                f"choose one of {', '.join(OPTIMIZERS)}; an optimizer that needs a closure cannot be used"
-            )
+            remedy = f"choose one of {', '.join(OPTIMIZERS)}; one that needs a closure cannot be used"
             raise Refusal("optimizer", self.name, remedy)
-        known = OPTIMIZERS[self.name]
-        options: Any = self.options  # read from JSON, where pairs are lists
-        found = {str(key): _option(str(key), value) for key, value in dict(options).items()}
-        for key, value in found.items():
-            if key not in known:
-                takes = f"takes {', '.join(known)}" if known else "takes no option"
-                raise Refusal(f"optimizer.{key}", value, f"{self.name} {takes}")
-        object.__setattr__(self, "options", tuple(sorted(found.items())))
+        options = {str(key): _option(str(key), value) for key, value in dict(self.options).items()}
+        if self.name == "auto" and options:
+            raise Refusal("optimizer", self.name, f"takes no {', '.join(options)}; name the optimizer")
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
 
     @property
     def plain(self) -> bool:
@@ -74,9 +65,13 @@ class Optimizer:
 
 
 def _option(key: str, value: object) -> Option:
+    """Return a switch, a number or a list; whole only where torch's keyword is, so that the bytes of an order stay."""
+    field = f"optimizer.{key}"
     if isinstance(value, list | tuple):
-        return tuple(real(f"optimizer.{key}", each) for each in value)
-    return value if isinstance(value, bool | int) else real(f"optimizer.{key}", value)
+        return tuple(real(field, each) for each in value)
+    if isinstance(value, bool):
+        return value
+    return Range().check(WHOLE.get(key, float), field, value)
 
 
 @dataclass(frozen=True)
@@ -128,8 +123,7 @@ class Schedule:
 class LocalTraining:
     """Parameters of a client's training in one round. Refusal if a value has another type or is out of range.
 
-    Ranges and meanings of the keys are defined only here: the configuration, its schema and the order to a device read
-      them.
+    Ranges and meanings of the keys are here alone: the configuration, its schema and orders to devices read them.
     """
 
     learning_rate: Annotated[float, Range(gt=0), "Of the client's optimizer."] = 0.1
@@ -157,11 +151,8 @@ RULES: dict[str, tuple[type, Range, str]] = {
 }
 """Type, range and meaning of each number."""
 
-OF_STRATEGY = ("proximal_mu",)
-"""Values that a strategy tells in each round, and neither the configuration nor an order."""
-
-TOLD = tuple(name for name in RULES if name not in OF_STRATEGY)
-"""Numbers that the configuration sets and an order tells."""
+TOLD = tuple(name for name in RULES if name != "proximal_mu")
+"""Numbers that the configuration sets and an order tells; a strategy tells proximal_mu in each round."""
 
 ORDERED = (*TOLD, "optimizer", "schedule")
 """All that an order tells of training."""

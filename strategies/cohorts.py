@@ -126,7 +126,19 @@ class Poisson:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class _Plain:
+    """Part of a cohort whose draw does not amplify."""
+
+    coin: None = field(default=None, init=False, repr=False)
+    secret: bool = field(default=False, init=False, repr=False)
+
+    def event(self, mechanism: DpEvent) -> DpEvent:
+        """Return the mechanism itself."""
+        return mechanism
+
+
+@dataclass(frozen=True)
+class Fixed(_Plain):
     """Exactly `size` clients, uniformly without replacement.
 
     The draw does not amplify: the Poisson accountant does not apply to it (Lebeda et al. 2024, arXiv:2405.20769), so a
@@ -147,8 +159,6 @@ class Fixed:
 
     size: int
     name: str = "fixed"
-    coin: None = field(default=None, init=False, repr=False)
-    secret: bool = field(default=False, init=False, repr=False)
     replaces: bool = field(default=True, init=False, repr=False)
     turns: None = field(default=None, init=False, repr=False)
 
@@ -169,13 +179,9 @@ class Fixed:
         del population
         return float(self.size)
 
-    def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return the mechanism itself."""
-        return mechanism
-
 
 @dataclass(frozen=True)
-class All:
+class All(_Plain):
     """Every client, every round. There is no draw, and so no amplification.
 
     Attributes:
@@ -188,8 +194,6 @@ class All:
     """
 
     name: str = "all"
-    coin: None = field(default=None, init=False, repr=False)
-    secret: bool = field(default=False, init=False, repr=False)
     replaces: bool = field(default=False, init=False, repr=False)
     turns: None = field(default=None, init=False, repr=False)
 
@@ -202,13 +206,9 @@ class All:
         """Return the population's size."""
         return float(population)
 
-    def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return the mechanism itself."""
-        return mechanism
-
 
 @dataclass(frozen=True)
-class MinSeparation:
+class MinSeparation(_Plain):
     """At most `size` clients, none twice within `separation` rounds nor more than `max_participations` times in all.
 
     The draw does not amplify, and may be public. A drawn client counts as having taken part, even without a reply.
@@ -230,8 +230,6 @@ class MinSeparation:
     size: int
     separation: int
     max_participations: int
-    coin: None = field(default=None, init=False, repr=False)
-    secret: bool = field(default=False, init=False, repr=False)
     replaces: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -274,10 +272,6 @@ class MinSeparation:
         """Return `size`."""
         del population
         return float(self.size)
-
-    def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return the mechanism itself."""
-        return mechanism
 
 
 @dataclass(frozen=True)

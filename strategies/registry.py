@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,45 +16,31 @@ from numpy.typing import NDArray
 from ..base.refusal import Refusal
 from ..messages.wire import WEIGHT, only_arrays, views
 
-AVERAGING: dict[str, type[Strategy]] = {
-    "fedavg": flower.FedAvg,
-    "fedavgm": flower.FedAvgM,
-    "fedadam": flower.FedAdam,
-    "fedyogi": flower.FedYogi,
-    "fedadagrad": flower.FedAdagrad,
-    "fedprox": flower.FedProx,
-}
-
 # On one reply these run without an error and become the mean, so they are refused by name.
-NEEDS_SINGLE_CLIENTS = (
-    flower.FedMedian,
-    flower.FedTrimmedAvg,
-    flower.Krum,
-    flower.MultiKrum,
-    flower.Bulyan,
-    flower.QFedAvg,
-    flower.FedXgbBagging,
-    flower.FedXgbCyclic,
+NEEDS_SINGLE_CLIENTS = dict.fromkeys(
+    (
+        flower.FedMedian,
+        flower.FedTrimmedAvg,
+        flower.Krum,
+        flower.MultiKrum,
+        flower.Bulyan,
+        flower.QFedAvg,
+        flower.FedXgbBagging,
+        flower.FedXgbCyclic,
+    ),
+    "it must see single clients' updates, which a private sum hides; use one that averages",
 )
-
 # These add noise or clip by themselves, outside the ledger.
-BRINGS_ITS_OWN_PRIVACY = (
-    flower.DifferentialPrivacyClientSideAdaptiveClipping,
-    flower.DifferentialPrivacyClientSideFixedClipping,
-    flower.DifferentialPrivacyServerSideAdaptiveClipping,
-    flower.DifferentialPrivacyServerSideFixedClipping,
-)
-
-REFUSED = (
+BRINGS_ITS_OWN_PRIVACY = dict.fromkeys(
     (
-        NEEDS_SINGLE_CLIENTS,
-        "it must see single clients' updates, which a private sum hides; use one that averages",
+        flower.DifferentialPrivacyClientSideAdaptiveClipping,
+        flower.DifferentialPrivacyClientSideFixedClipping,
+        flower.DifferentialPrivacyServerSideAdaptiveClipping,
+        flower.DifferentialPrivacyServerSideFixedClipping,
     ),
-    (
-        BRINGS_ITS_OWN_PRIVACY,
-        "its noise is on no ledger; use the strategy inside it, whose sum gets noise anyway",
-    ),
+    "its noise is on no ledger; use the strategy inside it, whose sum gets noise anyway",
 )
+REFUSED = {**NEEDS_SINGLE_CLIENTS, **BRINGS_ITS_OWN_PRIVACY}
 
 # The sum answers as one client, so that one message is enough: the cohort decides who gets it. Clients do not evaluate.
 ONE_REPLY: dict[str, Any] = {
@@ -69,17 +56,22 @@ def make_strategy(name: str, options: Mapping[str, Any], allow_modules: tuple[st
     """Return the strategy of that name, unchanged Flower code.
 
     Args:
-      name: a key of `AVERAGING`, or "module:Class" for the user's own.
-      options: arguments of the strategy's constructor; those that are None are left out.
+      name: of Flower's class in small letters, or "module:Class" for the user's own.
+      options: arguments of the strategy's constructor.
       allow_modules: modules that may be imported for it.
 
     Raises:
-      Refusal: the name is unknown, its module is not allowed or cannot be imported, or `check_averages` refuses it.
+      Refusal: the name is unknown, its module is not allowed or cannot be imported, the constructor has no such argument,
+        or `check_averages` refuses it.
     """
-    options = {key: value for key, value in options.items() if value is not None}
-    if name in AVERAGING:
-        return AVERAGING[name](**ONE_REPLY, **options)
-    strategy = _load(name, allow_modules)(**options)
+    shipped = {key.lower(): each for key, each in vars(flower).items() if isinstance(each, type)}
+    kind = shipped.get(name) or _load(name, allow_modules)
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        remedy = f"{error}: {kind.__name__} takes {', '.join(inspect.signature(kind).parameters)}"
+        raise Refusal("strategy.parameters", dict(options), remedy) from error
+    strategy = kind(**(ONE_REPLY if name in shipped else {}), **options)
     check_averages(strategy)
     return strategy
 
@@ -90,7 +82,7 @@ def check_averages(strategy: Strategy) -> None:
     Raises:
       Refusal: names the class and the reason.
     """
-    for refused, reason in REFUSED:
+    for refused, reason in REFUSED.items():
         if isinstance(strategy, refused):
             raise Refusal("strategy", type(strategy).__name__, reason)
     if (key := getattr(strategy, "weighted_by_key", WEIGHT)) != WEIGHT:
@@ -123,18 +115,17 @@ def why_not(name: str) -> str | None:
     Args:
       name: of a class, in any case, with or without Fed in front: ``krum``, ``FedMedian``, ``median``.
     """
-    for refused, reason in REFUSED:
-        for each in refused:
-            known = each.__name__.lower()
-            if name.lower().replace("_", "") in (known, known.removeprefix("fed")):
-                return reason
+    for refused, reason in REFUSED.items():
+        known = refused.__name__.lower()
+        if name.lower().replace("_", "") in (known, known.removeprefix("fed")):
+            return reason
     return None
 
 
 def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:
     module, _, attribute = target.partition(":")
     if not attribute:
-        remedy = f"use one of {', '.join(AVERAGING)}, or module:Class with the module in allow_modules"
+        remedy = "use the name of a strategy of Flower's that averages, or module:Class with the module in allow_modules"
         raise Refusal("strategy", target, remedy)
     if module not in allow_modules:
         raise Refusal("strategy", target, f"add allow_modules=[{module}] if you trust that module")

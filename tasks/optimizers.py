@@ -1,4 +1,4 @@
-"""Optimisers of a client's steps: classes of torch.optim by name, the task's own, and Adam without the noise's bias."""
+"""Optimisers of a client's parameters: of torch.optim, the task's own, and Adam without the bias of the noise."""
 
 from __future__ import annotations
 
@@ -9,75 +9,43 @@ import torch
 from torch import Tensor
 
 from ..base.refusal import Refusal
-from ..messages.local_training import LocalTraining
+from ..messages.local_training import OPTIMIZERS, LocalTraining
 from .protocol import Task, check_own_training
 
-CLASSES = {
-    "adadelta": "Adadelta",
-    "adafactor": "Adafactor",
-    "adagrad": "Adagrad",
-    "adam": "Adam",
-    "adamax": "Adamax",
-    "adamw": "AdamW",
-    "asgd": "ASGD",
-    "muon": "Muon",
-    "nadam": "NAdam",
-    "radam": "RAdam",
-    "rmsprop": "RMSprop",
-    "rprop": "Rprop",
-    "sgd": "SGD",
-}
-ELEMENTWISE = frozenset(CLASSES) - {"adafactor", "muon"}
+ELEMENTWISE = frozenset(OPTIMIZERS) - {"auto", "dp_adambc", "adafactor", "muon"}
 """Optimisers whose step of a coordinate depends only on its own gradients, so that stacked models can share one."""
 
 
-class AdamBC(torch.optim.Optimizer):
+class AdamBC(torch.optim.Adam):
     """Adam on noised gradients, with the variance of the noise taken out of the second moments (DP-AdamBC).
 
-    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients.
-
-    Args:
-      parameters: to be trained.
-      lr: learning rate, above 0.
-      variance: of the noise on each coordinate of a gradient, at least 0.
-      betas: decays of the first and second moments, each in [0, 1).
-      eps: lower bound of the second moment, above 0; the paper's gamma'.
-      weight_decay: weight of the pull towards zero, at least 0.
+    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients; its
+    `eps` is the lower bound of the second moment, the paper's gamma'.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float,
-        variance: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {"lr": lr, "variance": variance, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(parameters, options)
+    def __init__(self, parameters: Iterable[Tensor], variance: float, **options: Any) -> None:
+        """Take the variance of the noise on each coordinate of a gradient, and what Adam takes."""
+        super().__init__(parameters, **options)
+        self.variance = variance
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
-
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, (first, second) = self.state[parameter], group["betas"]
-        if not state:
-            state.update(steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        state["steps"] += 1
-        gradient = parameter.grad
-        assert gradient is not None
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        square = state["square"] / (1 - second ** state["steps"]) - group["variance"]
-        mean = state["mean"] / (1 - first ** state["steps"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-group["lr"])
+            rate, (first, second) = group["lr"], group["betas"]
+            for parameter in [each for each in group["params"] if each.grad is not None]:
+                state, gradient = self.state[parameter], parameter.grad
+                if not state:
+                    state.update(
+                        steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+                    )
+                state["steps"] += 1
+                state["mean"].lerp_(gradient, 1 - first)
+                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                square = state["square"] / (1 - second ** state["steps"]) - self.variance
+                mean = state["mean"] / (1 - first ** state["steps"])
+                parameter.mul_(1 - rate * group["weight_decay"])
+                parameter.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-rate)
 
 
 def own_optimizer(task: object) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None:
@@ -105,14 +73,20 @@ def optimizer_of(
         return _of_these(own(parameters), parameters)
     if asked.plain:
         return None
+    from ..configs.optimizers import CLASSES, keywords_of  # which plain SGD does without
+
     options: dict[str, Any] = dict(asked.options)
+    if not options.keys() <= keywords_of(asked.name).keys():
+        raise Refusal(
+            "optimizer", asked.name, f"has no keyword {', '.join(options)}; give those of torch's class"
+        )
     try:
         if asked.name == "dp_adambc":
             if noise is None:
                 remedy = "needs the noise of DP-SGD; use adam, or privacy=record"
                 raise Refusal("optimizer", asked.name, remedy)
-            return AdamBC(parameters, training.learning_rate, noise**2, **options)
-        return getattr(torch.optim, CLASSES[asked.name])(parameters, lr=training.learning_rate, **options)
+            return AdamBC(parameters, noise**2, lr=training.learning_rate, **options)
+        return CLASSES[asked.name](parameters, lr=training.learning_rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
 
@@ -147,10 +121,13 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
       noise: as in `optimizer_of`.
 
     Raises:
-      Refusal: the optimiser rejects its options or the parameters, or needs more than gradients; or the task's own
-        training function does not support the settings.
+      Refusal: torch refuses options or parameters, a step needs more than gradients, or the task trains by itself.
     """
+    from ..configs.optimizers import mistakes_of_options
+
     check_own_training(task, training, records=noise is not None)
+    for mistake in mistakes_of_options(training.optimizer):
+        raise mistake
     own = training.optimizer.name == "auto" and own_optimizer(task) is not None
     if training.optimizer.plain and not own:
         return
@@ -177,3 +154,5 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
     except (TypeError, RuntimeError, ValueError) as error:
         remedy = f"it must step from gradients only, without a closure ({error})"
         raise Refusal("optimizer", name, remedy) from error
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise Refusal("optimizer", name, "a step on gradients of 0 is not finite; give other options")

@@ -105,8 +105,15 @@ def test_an_owner_has_at_least_the_noise_that_the_policy_names(device):
 
 
 def test_an_order_that_the_task_cannot_follow_is_refused_before_anything_is_charged(device):
-    for name, code in (("muon", FAILED), ("adam", 0)):  # Muon trains matrices, and the model has a bias
-        order = replace(ORDER, training=replace(ORDER.training, optimizer=Optimizer(name)))
+    for optimizer, code in (
+        (Optimizer("muon"), FAILED),  # which trains matrices, and the model has a bias
+        (Optimizer("adam", (("maximize", True),)), FAILED),
+        (Optimizer("adam", (("betas", (0.9,) * 99),)), FAILED),
+        (Optimizer("adam", (("betas", (1.0, 0.9)),)), FAILED),
+        (Optimizer("sgd", (("closure", 0.0),)), FAILED),
+        (Optimizer("adam", (("betas", (0.8, 0.9)),)), 0),
+    ):
+        order = replace(ORDER, training=replace(ORDER.training, optimizer=optimizer))
         reply = device.answer(asked(device, order))
         assert (reply.error.code if reply.has_error() else 0) == code
         assert bool(list(device.ledgers.glob("*.ledger"))) == (code == 0)

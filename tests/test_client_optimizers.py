@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,9 @@ from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
+from fedveil.configs.compose import compose_overrides
+from fedveil.configs.optimizers import CLASSES, keywords_of
+from fedveil.configs.reference import help_text
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device import linear
 from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
@@ -39,13 +43,14 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples
 from fedveil.tasks.mislabelled import mislabelled
-from fedveil.tasks.optimizers import CLASSES, ELEMENTWISE, AdamBC, check_optimizer
+from fedveil.tasks.optimizers import ELEMENTWISE, AdamBC, check_optimizer, optimizer_of
 
 FEATURES, LABELS = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)
 PLAIN = SumSpec(None, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 1e9)))
-MADE_BY_TORCH = {"foreach", "maximize", "capturable", "differentiable", "fused", "params", "lr"}
-LEFT_OUT = {"muon": {"ns_coefficients", "adjust_lr_fn"}, "adafactor": {"eps"}}
+HOW = {"foreach", "maximize", "capturable", "differentiable", "fused", "params", "lr"}
+WORDS = {"adjust_lr_fn"}  # a keyword that is neither a number nor a switch
+OF_TORCH = [name for name in OPTIMIZERS if name not in ("auto", "dp_adambc")]
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +204,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_each_path_takes_the_steps_of_torchs_own_class(name: str, path: str) -> None:
     task, settings, options = Made(), settings_with(name, **CASES[name]), CASES[name]
     found = on_path(path, task, settings)
-    expected = by_hand(task, settings, lambda p: getattr(torch.optim, CLASSES[name])(p, lr=0.05, **options))
+    expected = by_hand(task, settings, lambda p: CLASSES[name](p, lr=0.05, **options))
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-5)
     assert float(np.abs(expected).max()) > 1e-3
 
@@ -217,7 +222,7 @@ def test_the_pull_of_fedprox_goes_through_the_optimizer(path: str) -> None:
 def test_what_looks_at_whole_matrices_is_taken_client_by_client(name: str) -> None:
     task, settings = Made(bias=False), settings_with(name)
     assert name not in ELEMENTWISE and not can_vectorise(Workbench(settings, task))
-    expected = by_hand(task, settings, lambda p: getattr(torch.optim, CLASSES[name])(p, lr=0.05))
+    expected = by_hand(task, settings, lambda p: CLASSES[name](p, lr=0.05))
     for path in ("in place", "messages"):
         np.testing.assert_allclose(on_path(path, task, settings), expected, rtol=1e-4, atol=1e-5)
 
@@ -249,6 +254,7 @@ def test_a_task_with_planted_examples_keeps_its_optimizer() -> None:
         (WithOwnParameters(), LocalTraining(), "make a new one from those given"),
         (Made(), LocalTraining(optimizer=Optimizer("sgd", (("nesterov", True),))), "Nesterov"),
         (Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", (1.0, 0.9)),))), "Invalid beta"),
+        (Made(), LocalTraining(optimizer=Optimizer("adam", (("eps", 0.0),))), "not finite"),
         (Made(), LocalTraining(optimizer=Optimizer("muon")), "2D"),
         (WithOwn(), LocalTraining(schedule=Schedule("cosine", 3)), "schedule='cosine': the task's own"),
         (
@@ -274,24 +280,109 @@ def test_a_refused_optimizer_leaves_nothing_behind(tmp_path: Any) -> None:
 # --- names and options --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_the_keywords_are_those_of_torch(name: str) -> None:
-    taken = set(inspect.signature(getattr(torch.optim, CLASSES[name])).parameters)
-    assert set(OPTIMIZERS[name]) == taken - MADE_BY_TORCH - LEFT_OUT.get(name, set())
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_the_keywords_and_the_usual_rate_are_those_of_torch(name: str) -> None:
+    taken = inspect.signature(CLASSES[name]).parameters
+    assert set(keywords_of(name)) == taken.keys() - HOW - WORDS
+    assert OPTIMIZERS[name] == (None if name == "sgd" else taken["lr"].default)
+
+
+def test_adam_without_the_bias_of_the_noise_has_the_keywords_that_its_step_reads() -> None:
+    read = set(re.findall(r'group\["(\w+)"\]', inspect.getsource(AdamBC.step))) - {"params", "lr"}
+    assert read == set(keywords_of("dp_adambc")) < set(keywords_of("adam"))
 
 
 def test_every_class_of_torch_that_needs_only_gradients_has_a_name() -> None:
     found = {name for name, each in vars(torch.optim).items() if inspect.isclass(each)}
-    assert found - {"Optimizer", "LBFGS", "SparseAdam"} == set(CLASSES.values())
-    assert set(OPTIMIZERS) == {*CLASSES, "auto", "dp_adambc"}
+    assert found - {"Optimizer", "LBFGS", "SparseAdam"} == {CLASSES[name].__name__ for name in OF_TORCH}
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_torchs_defaults_may_be_written_down(name: str) -> None:
+    plain = {key: value for key, value in keywords_of(name).items() if (name, key) != ("adafactor", "eps")}
+    given = [f"optimizer.{key}={json.dumps(value)}" for key, value in plain.items()]
+    told = settings_from_overrides([f"optimizer={name}", *given]).local_training
+    assert dict(told.optimizer.options) == plain
+    check_optimizer(Made(bias=False), told)
+
+
+def test_help_tells_the_keywords_and_defaults_of_torchs_class() -> None:
+    told = help_text(compose_overrides(["optimizer=adam", "optimizer.eps=1e-4"]).config, "config")
+    for row in ("optimizer.betas=[0.9, 0.999]", "optimizer.eps=0.0001", "optimizer.amsgrad=false"):
+        assert told.count(f"\n  {row}") == 1
+    assert "\n  optimizer.betas" not in help_text(compose_overrides([]).config, "config")
+
+
+def test_what_another_release_wrote_gives_the_same_order() -> None:
+    nulls = [f"++optimizer.{key}=null" for key in keywords_of("adam")]
+    was, now = (
+        settings_from_overrides(["optimizer=adam", *nulls]),
+        settings_from_overrides(["optimizer=adam"]),
+    )
+    assert was.local_training == now.local_training
+    told = settings_from_overrides(["optimizer=sgd", "optimizer.momentum=0", "optimizer.weight_decay=1"])
+    order = TrainingOrder("r", ModeName.NONE, told.local_training).to_json()
+    assert '"optimizer":{"name":"sgd","options":[["momentum",0.0],["weight_decay",1.0]]}' in order.replace(
+        " ", ""
+    )
+    muon = settings_from_overrides(["optimizer=muon", "optimizer.ns_steps=7"]).local_training.optimizer
+    assert repr(muon.options) == "(('ns_steps', 7),)"
+
+
+def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
+    for key, value in (("maximize", True), ("foreach", True), ("params", 1), ("lr", 1.0), ("momentum", 0.9)):
+        with pytest.raises(Refusal, match=f"optimizer.{key}"):
+            check_optimizer(Made(), LocalTraining(optimizer=Optimizer("adam", ((key, value),))))
+    with pytest.raises(Refusal, match="sgd has no such keyword"):
+        check_optimizer(Made(), LocalTraining(optimizer=Optimizer("sgd", (("nothing", 0.0),))))
+    for value in ((0.1,) * 99, (0.1,), 0.1, True):
+        with pytest.raises(Refusal, match=r"optimizer\.betas"):
+            check_optimizer(Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", value),))))
+    for name in ("adam", "dp_adambc"):
+        ordered = LocalTraining(optimizer=Optimizer(name, (("maximize", True),)))
+        with pytest.raises(Refusal, match="no keyword maximize"):
+            optimizer_of(Made(), list(perceptron().parameters()), ordered, 1.0)
+    with pytest.raises(Refusal, match="takes no betas"):
+        Optimizer("auto", (("betas", (0.9, 0.99)),))
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["optimizer=lbfgs"], "optimizer='lbfgs': there is no such option"),
-        (["optimizer=adam", "optimizer.momentum=0.9"], "optimizer.momentum='0.9': there is no such key"),
-        (["optimizer=adam", "+optimizer.momentum=0.9"], "optimizer.momentum=0.9: adam takes betas"),
+        (
+            ["optimizer=adam", "optimizer.momentum=0.9"],
+            "optimizer.momentum=0.9: adam has no such keyword; known: ",
+        ),
+        (
+            ["optimizer=adam", "+optimizer.beta=[0.9,0.99]"],
+            "optimizer.beta=[0.9, 0.99]: adam has no such keyword; did you mean 'betas'?",
+        ),
+        (["optimizer.momentum=0.9"], "optimizer=muon and optimizer=rmsprop and optimizer=sgd have it"),
+        (
+            ["optimizer=adam", "optimizer.betas=[0.9,1]"],
+            "optimizer.betas=[0.9, 1]: torch refuses it (Invalid beta parameter at index 1",
+        ),
+        (
+            ["optimizer=adam", "optimizer.betas=0.9"],
+            "optimizer.betas=0.9: give a value of the kind of torch's own, which is (0.9, 0.999)",
+        ),
+        (
+            ["optimizer=adam", "optimizer.amsgrad=1"],
+            "optimizer.amsgrad=1: give a value of the kind of torch's own, which is False",
+        ),
+        (
+            ["optimizer=adam", "optimizer.eps=true"],
+            "optimizer.eps=True: give a value of the kind of torch's own, which is 1e-08",
+        ),
+        (["optimizer=muon", "optimizer.ns_steps=2.5"], "optimizer.ns_steps=2.5: give a whole number"),
+        (["optimizer=sgd", "optimizer.nesterov=true"], "optimizer.nesterov=True: torch refuses it (Nesterov"),
+        (
+            ["optimizer=adam", "optimizer.eps=-1", "optimizer.weight_decay=-1"],
+            "optimizer.eps=-1: torch refuses it (Invalid epsilon",
+        ),
+        (["optimizer=adam", f"optimizer.eps=1{'0' * 400}"], "(401 characters): give a finite number"),
+        (["optimizer=adam", "optimizer.eps=small"], "optimizer.eps='small': give a finite number"),
         (["optimizer=adam", "optimizer.lr=0"], "optimizer.lr=0: must be above 0"),
         (["optimizer=adam", "optimizer.betas=[0.9,nan]"], "optimizer.betas"),
         (["optimizer=dp_adambc"], "privacy=record"),
@@ -352,7 +443,7 @@ def test_an_order_tells_optimizer_and_schedule() -> None:
     assert again.training == training and hash(again.training) == hash(training) and again.to_json() == text
     for path, value in (
         (("optimizer", "name"), "lbfgs"),
-        (("optimizer", "options"), [["momentum", 0.9]]),
+        (("optimizer", "options"), [["eps", [0.1, "small"]]]),
         (("optimizer", "options"), [["eps", math.nan]]),
         (("optimizer", "options"), [["eps", "small"]]),
         (("optimizer", "options"), 3),
@@ -410,7 +501,7 @@ def test_any_optimizer_steps_as_opacus_own_does_on_the_same_noise(name: str, opt
     theirs, examples = task.model(), task.client_data(3)
     before = [p.detach().clone() for p in theirs.parameters()]
     hooks = GradSampleHooks(theirs, batch_first=True, loss_reduction="mean")
-    inner = getattr(torch.optim, CLASSES[name])(theirs.parameters(), lr=0.05, **options)
+    inner = CLASSES[name](theirs.parameters(), lr=0.05, **options)
     optimizer = Replayed(inner, noise_multiplier=0.7, max_grad_norm=0.4, expected_batch_size=6)
     optimizer.generator = Randomness(0).stream("noise")  # type: ignore[assignment]
     for batch in PoissonBatches(0.5, 5).draw(len(examples), Randomness(0).stream("batches")):
@@ -432,7 +523,7 @@ def test_adambc_without_noise_is_adam_above_its_floor() -> None:
             optimizer.step()
         return p.detach()
 
-    ours = moved(lambda p: AdamBC(p, 0.1, 0.0, eps=1e-12, weight_decay=0.1))
+    ours = moved(lambda p: AdamBC(p, 0.0, lr=0.1, eps=1e-12, weight_decay=0.1))
     theirs = moved(lambda p: torch.optim.AdamW(p, lr=0.1, eps=1e-12, weight_decay=0.1))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -449,7 +540,7 @@ def test_adambc_takes_the_variance_of_the_noise_out() -> None:
         return -float(p.detach().mean()) / 400
 
     assert moved(lambda p: torch.optim.Adam(p, lr=1.0)) == pytest.approx(10**-0.5, rel=0.05)
-    assert moved(lambda p: AdamBC(p, 1.0, 9.0, eps=0.05)) > 0.8
+    assert moved(lambda p: AdamBC(p, 9.0, lr=1.0, eps=0.05)) > 0.8
 
 
 def test_dp_adambc_knows_the_noise_of_the_mean() -> None:

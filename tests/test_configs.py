@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from fedveil.configs.privacy_settings import ClientCentral, NoPrivacy, Record, R
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides, settings_of
 from fedveil.configs.task_settings import PlainPartition, PoissonCohort
+from fedveil.configs.training_settings import STRATEGIES
 from fedveil.privacy.budget import Adjacency
+from fedveil.strategies.registry import make_strategy
 
 FOLDER = Path(str(configs.__file__)).parent
 SERVERS = {FOLDER / "server.yaml", *(FOLDER / "link").glob("*.yaml")}  # test_configs_server.py reads these
@@ -29,8 +32,6 @@ OWN_CLASS = {
         "partition.target=flwr_datasets.partitioner.IidPartitioner",
     ],
     "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
-    "strategy/custom": ["strategy.target=mine:Strategy", "allow_modules=[mine]"],
-    "optimizer/dp_adambc": ["privacy=record"],
     "task/csv": ["task.folder=hospitals"],
 }
 
@@ -157,21 +158,55 @@ def test_whole_numbers_are_read_as_reals_where_reals_are_meant() -> None:
     assert isinstance(settings.cohort.rate, float)
 
 
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"auto", "custom"}))
+def test_a_strategy_has_the_keys_of_flowers_constructor(name: str) -> None:
+    strategy = settings_from_overrides([f"strategy={name}"]).strategy
+    made = make_strategy(name, strategy.parameters)
+    theirs = (
+        inspect.signature(type(made)).parameters.keys() - inspect.signature(flower.FedAvg).parameters.keys()
+    )
+    assert type(made).__name__.lower() == name and strategy.parameters.keys() == theirs
+    assert {key: getattr(made, key) for key in theirs} == strategy.parameters
+
+
+def test_flower_checks_no_value_of_a_strategy_so_that_the_models_do() -> None:
+    """When Flower's constructors refuse values themselves, the ranges of the models may go."""
+    assert [
+        make_strategy("fedadam", {"eta": -1.0, "tau": 0.0}),
+        make_strategy("fedavgm", {"server_momentum": 2.0}),
+    ]
+    for keys in (["strategy=fedadam", "strategy.tau=0"], ["strategy=fedavgm", "strategy.server_momentum=2"]):
+        with pytest.raises(Refusal, match="must be"):
+            settings_from_overrides(keys)
+
+
+class Slower(flower.FedAvg):
+    """Strategy of a user's own, whose constructor has an argument without a default and checks it."""
+
+    def __init__(self, pace: float) -> None:
+        if pace <= 0:
+            raise ValueError("the pace is above 0")
+        super().__init__()
+
+
 @pytest.mark.parametrize(
-    ("name", "strategy"),
+    ("options", "said"),
     [
-        ("fedavg", flower.FedAvg),
-        ("fedavgm", flower.FedAvgM),
-        ("fedadam", flower.FedAdam),
-        ("fedyogi", flower.FedYogi),
-        ("fedadagrad", flower.FedAdagrad),
-        ("fedprox", flower.FedProx),
+        ({"pace": 1.0, "pase": 1.0}, "got an unexpected keyword argument 'pase': Slower takes pace"),
+        ({}, "missing a required argument: 'pace': Slower takes pace"),
     ],
 )
-def test_strategy_parameters_are_those_of_flowers_constructor(name: str, strategy: type) -> None:
-    ours = set(settings_from_overrides([f"strategy={name}"]).strategy.parameters)
-    theirs = set(inspect.signature(strategy).parameters) - set(inspect.signature(flower.FedAvg).parameters)
-    assert ours == theirs
+def test_an_argument_that_a_strategy_of_ones_own_lacks_is_refused(
+    options: dict[str, float], said: str
+) -> None:
+    with pytest.raises(Refusal, match=re.escape(said)):
+        make_strategy(f"{__name__}:Slower", options, (__name__,))
+
+
+def test_a_strategy_of_ones_own_keeps_its_error() -> None:
+    assert isinstance(make_strategy(f"{__name__}:Slower", {"pace": 1.0}, (__name__,)), Slower)
+    with pytest.raises(ValueError, match="the pace is above 0"):
+        make_strategy(f"{__name__}:Slower", {"pace": 0.0}, (__name__,))
 
 
 def test_hospitals_are_the_clients_unless_somebody_says_otherwise() -> None:
@@ -249,7 +284,12 @@ def test_a_sweep_is_composed_in_hydras_order() -> None:
 
 def test_custom_parameters_reach_the_users_strategy() -> None:
     strategy = settings_from_overrides(
-        [*OWN_CLASS["strategy/custom"], "strategy=custom", "+strategy.parameters.eta=0.1"]
+        [
+            "strategy=custom",
+            "strategy.target=mine:Strategy",
+            "allow_modules=[mine]",
+            "strategy.parameters.eta=0.1",
+        ]
     ).strategy
     assert strategy.target == "mine:Strategy"
     assert strategy.parameters == {"eta": 0.1}

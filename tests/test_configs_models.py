@@ -21,7 +21,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.settings import LinkSettings, ServerSettings
 from fedveil.engines.settings import Ray
 from fedveil.evidence.settings import CostSettings
-from fedveil.messages.local_training import OPTIMIZERS, TOLD, LocalTraining
+from fedveil.messages.local_training import TOLD, LocalTraining
 from fedveil.privacy.budget import Adjacency
 from fedveil.questions.settings import EvaluateSettings
 from fedveil.tasks.shipped.settings import TASKS
@@ -40,7 +40,6 @@ OF_TASK = {
 OF_EXTENSIONS = {"cost": CostSettings(), "evaluate": EvaluateSettings()}
 TARGET = {
     "task/custom": {"target": "mine:Task"},
-    "strategy/custom": {"target": "mine:Strategy"},
     "partition/flwr": {"target": "flwr_datasets.partitioner.IidPartitioner"},
 }
 
@@ -49,7 +48,7 @@ def options() -> Iterator[tuple[str, dict[str, Any]]]:
     for file in sorted(FOLDER.glob("*/*.yaml")):
         values = yaml.safe_load(file.read_text())
         values.pop("defaults", None)
-        yield f"{file.parent.name}/{file.stem}", values.get("privacy", values.get("optimizer", values))
+        yield f"{file.parent.name}/{file.stem}", values.get("privacy", values)
 
 
 def model_of(group: str, name: str) -> type[Group]:
@@ -77,8 +76,7 @@ def test_an_options_file_says_the_models_defaults(option: str, values: dict[str,
     model = model_of(group, values["name"])(name=values["name"], **own)
     said = {key: value for key, value in differing_from_task(group, values).items() if key not in own}
     defaults = model.model_dump(mode="json", by_alias=True)
-    known = {"name", "lr", *OPTIMIZERS[values["name"]]} if "lr" in values else set(defaults)
-    assert set(values) == known, "every key stands in the file, so that Hydra knows it"
+    assert set(values) == set(defaults), "every key stands in the file, so that Hydra knows it"
     assert said == {key: pick(defaults, key, said[key]) for key in said}
 
 

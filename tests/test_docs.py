@@ -29,6 +29,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedveil.configs.optimizers import keywords_of
+from fedveil.configs.training_settings import STRATEGIES
+from fedveil.messages.local_training import OPTIMIZERS
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 EVIDENCE = ROOT / "docs" / "evidence"  # its commands take minutes: they must exist, and are not run
@@ -247,6 +251,9 @@ def known_keys() -> tuple[set[str], dict[str, set[str]]]:
         keys |= set(_paths(yaml.safe_load(text), prefix))
         if place.parts:
             groups.setdefault(place.parts[0], set()).add(file.stem)
+    groups |= {"strategy": set(STRATEGIES), "optimizer": set(OPTIMIZERS)}
+    keys |= {f"strategy.{key}" for each in STRATEGIES.values() for key in each.model_fields}
+    keys |= {f"optimizer.{key}" for name in [*OPTIMIZERS][1:] for key in ("lr", *keywords_of(name))}
     return keys, groups
 
 

@@ -954,6 +954,13 @@ MUTATIONS = {
         "test_client_optimizers.py",
         "cannot_train",
     ),
+    "a device trains by keywords that torch has for other ends": Mutation(
+        "tasks/optimizers.py",
+        "for mistake in mistakes_of_options(training.optimizer):",
+        "for mistake in [*mistakes_of_options(training.optimizer)][:0]:",
+        "test_client_device_records.py",
+        "cannot_follow",
+    ),
     "a hidden client tells that it has no examples": Mutation(
         "client/app.py",
         "    if wire.sum_spec_of(message.content).clipping_norm is None:\n",

@@ -12,7 +12,7 @@ from fedveil import privacy
 from fedveil.privacy import Adjacency, Adversary, Budget, Refusal, Release, Unit
 
 
-@pytest.mark.parametrize("target", [0, -1.0, math.nan, math.inf, True, "3", None])
+@pytest.mark.parametrize("target", [0, -1.0, math.nan, math.inf, 10**400, True, "3", None])
 def test_a_target_epsilon_is_finite_and_positive(target) -> None:
     with pytest.raises(Refusal, match="target_epsilon"):
         Budget(Unit.CLIENT, target, 1e-5)

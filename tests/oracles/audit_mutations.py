@@ -301,6 +301,7 @@ BEYOND: dict[str, str] = {
     "records of the first client alone are measured": "what a layer does to other data; no noise is missing",
     "clients of one process are not held apart": "one client's part in another's update is within its clip",
     "a task keeps one optimizer for all clients": "one client's part in another's update is within its clip",
+    "a device trains by keywords that torch has for other ends": "what a server may ask of training; no noise is missing",
     "a hidden client tells that it has no examples": "whether a client answers, and no number that is released",
     "a loss is measured on the classes of a few examples": "a loss of examples that nobody has yet; no noise is missing",
     "a loss is measured on common targets alone": "a loss that leaves out labels which no task of the audit has; no noise is missing",
