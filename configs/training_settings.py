@@ -151,7 +151,12 @@ class TorchOptimizer(Group):
     """Replaces learning_rate; the other keys are keywords of torch's class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse an option that is no number, and those that torch refuses."""
+        """Refuse an option that is no number, those that torch refuses, and a null that no optimizer's key has."""
+        for key, value in (self.model_extra or {}).items():
+            if value is None and not names_with(
+                "optimizer", key
+            ):  # earlier releases wrote a null for each keyword
+                yield key, f"{self.name} has no such keyword; leave it out"
         if not self.options:
             return
         from .optimizers import mistakes_of_options  # torch, of no use without options

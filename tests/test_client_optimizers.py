@@ -26,6 +26,7 @@ from fedveil.client.training.in_place import begin
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.optimizers import CLASSES, keywords_of
 from fedveil.configs.reference import help_text
+from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device import linear
 from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
@@ -307,10 +308,10 @@ def test_torchs_defaults_may_be_written_down(name: str) -> None:
 
 
 def test_help_tells_the_keywords_and_defaults_of_torchs_class() -> None:
-    told = help_text(compose_overrides(["optimizer=adam", "optimizer.eps=1e-4"]).config, "config")
+    told = help_text(compose_overrides(["optimizer=adam", "optimizer.eps=1e-4"]).config, SimulationSettings)
     for row in ("optimizer.betas=[0.9, 0.999]", "optimizer.eps=0.0001", "optimizer.amsgrad=false"):
         assert told.count(f"\n  {row}") == 1
-    assert "\n  optimizer.betas" not in help_text(compose_overrides([]).config, "config")
+    assert "\n  optimizer.betas" not in help_text(compose_overrides([]).config, SimulationSettings)
 
 
 def test_what_another_release_wrote_gives_the_same_order() -> None:
@@ -357,6 +358,10 @@ def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
         (
             ["optimizer=adam", "+optimizer.beta=[0.9,0.99]"],
             "optimizer.beta=[0.9, 0.99]: adam has no such keyword; did you mean 'betas'?",
+        ),
+        (
+            ["optimizer=adam", "+optimizer.beta=null"],
+            "optimizer.beta=None: adam has no such keyword; leave it out",
         ),
         (["optimizer.momentum=0.9"], "optimizer=muon and optimizer=rmsprop and optimizer=sgd have it"),
         (
