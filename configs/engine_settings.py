@@ -9,42 +9,26 @@ from .values import Positive
 
 
 class Engine(Protocol):
-    """Settings of an engine, whichever it is."""
+    """Settings of an engine, whichever it is.
+
+    They say the number of processes on this machine (None: the engine's own), device and precision of models, the seconds
+    until a client's reply is late, the address of other machines, and whether clients and their ledgers may be there.
+    """
 
     @property
-    def option(self) -> str:
-        """Its name."""
-        ...
-
+    def option(self) -> str: ...
     @property
-    def workers(self) -> int | None:
-        """Processes on this machine; None: the engine's own number."""
-        ...
-
+    def workers(self) -> int | None: ...
     @property
-    def device(self) -> str:
-        """Device on which models train."""
-        ...
-
+    def device(self) -> str: ...
     @property
-    def dtype(self) -> Literal["float32", "bfloat16"]:
-        """Precision of models."""
-        ...
-
+    def dtype(self) -> Literal["float32", "bfloat16"]: ...
     @property
-    def deadline(self) -> float:
-        """Seconds until one client's reply is late."""
-        ...
-
+    def deadline(self) -> float: ...
     @property
-    def address(self) -> str | None:
-        """Address of the machines; None: this one."""
-        ...
-
+    def address(self) -> str | None: ...
     @property
-    def elsewhere(self) -> bool:
-        """Whether clients, and the ledgers of their records, may be on other machines."""
-        ...
+    def elsewhere(self) -> bool: ...
 
 
 class InProcess(Group):
