@@ -75,7 +75,9 @@ def type_of(value: object) -> str:
 
 def wrong(kind: Any, value: object) -> str:
     """Return the remedy for a value that is not of this type."""
-    return f"must be {EXPECTED[kind]}" + (f", not {type_of(value)}" if kind in (float, int, bool) else "")
+    if kind in (float, int, bool):
+        return f"must be {EXPECTED[kind]}, not {type_of(value)}"
+    return f"must be {EXPECTED[kind]}"
 
 
 def unknown(key: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task
+from fedveil.tasks import Examples, Task, check_examples, load_task
 from fedveil.tasks.classification import classification, softmax_regression
 from fedveil.tasks.partition import Partition
 from fedveil.tasks.shipped import fashion_mnist as fashion
@@ -417,10 +417,3 @@ def test_torchvision_downloads_into_the_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert load_task("fashion_mnist", {"num_clients": 4}).num_clients == 4
     assert (tmp_path / "cache" / "fedveil" / "FashionMNIST" / "raw").is_dir()
-
-
-def test_every_shipped_task_has_its_module() -> None:
-    folder = Path(fashion.__file__).parents[1]
-    assert all(
-        folder.joinpath(*module[1:].split(".")).with_suffix(".py").is_file() for module in TASKS.values()
-    )

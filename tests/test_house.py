@@ -76,15 +76,15 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 82_001,  # with docstrings, comments and blank lines
-    "lines of the core": 54_952,
+    "lines of the package": 81_858,  # with docstrings, comments and blank lines
+    "lines of the core": 54_870,
     "files that know many features": 10,
-    "tests of None": 1_532,
-    "tests of None on a part's name": 37,
-    "conditional expressions": 1_703,
-    "parameters that are tuples": 14,
+    "tests of None": 1_493,
+    "tests of None on a part's name": 26,
+    "conditional expressions": 1_694,
+    "parameters that are tuples": 5,
     "properties that are read for their refusal": 1,
-    "names that are participles or adverbs": 1_855,
+    "names that are participles or adverbs": 1_839,
     "files that the smallest job loads": 178,
     "lines that the smallest job loads": 29_236,
 }
