@@ -142,9 +142,7 @@ class FederationSettings(Group):
     optimizer: Annotated[OptimizerSettings, By] = AutoOptimizer()
     schedule: Annotated[ScheduleSettings, By] = ConstantSchedule()
     secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
-    audit_group: Annotated[Group, OfExtension("audit", Off)] = Field(
-        alias="audit", default_factory=lambda: {"name": "off"}, validate_default=True
-    )
+    audit_group: Annotated[Group, OfExtension("audit", Off)] = Field(alias="audit")
     compress: Annotated[CompressionSettings | NoCompression, By] = NoCompression()
     tune: Annotated[TuningSettings, By] = NoTuning()
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()

@@ -301,6 +301,10 @@ class _Tuning(Group):
         """Return the values of the arms."""
         raise NotImplementedError
 
+    def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
+        """Return the evaluation of arms at their clients, if they compare them."""
+        return {"evaluation": ("tune.score", self.score)} if whole.scored_at_clients else {}
+
     def rounds_of_arm(self, num_rounds: int) -> int:
         """Return the rounds of each arm, before the best value continues for the rest of `num_rounds`."""
         return self.rounds or max(1, round(num_rounds * TUNING_SHARE))

@@ -60,9 +60,9 @@ class EvaluateSettings(Group):
             yield "evaluate.clients", text
 
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
-        """Return the evaluation of the rounds, or of arms."""
-        asked = self.clients != "none" or whole.scored_at_clients
-        return {"evaluation": ("evaluate.clients", self.clients)} if asked else {}
+        """Return the evaluation of the run's rounds, if there is one."""
+        del whole
+        return {"evaluation": ("evaluate.clients", self.clients)} if self.clients != "none" else {}
 
 
 def evaluate_of(settings: "FederationSettings") -> EvaluateSettings:

@@ -49,7 +49,8 @@ modes = {
 for mode, keys in modes.items():
     run = fv.simulate("digits", privacy={"name": mode, **keys}, num_rounds=2, seed=0, quiet=True, audit="off", folder=mode)
     assert run.result["status"] == "completed", (mode, run.result["reason"])
-for asked in ({"audit": "off", "evaluate": {"clients": "final"}}, {"audit": "light"}):
+arms = {"name": "learning_rate", "score": "clients"}
+for asked in ({"audit": "off", "evaluate": {"clients": "final"}}, {"audit": "off", "tune": arms}, {"audit": "light"}):
     try:
         fv.simulate("digits", privacy="client_central", num_rounds=2, seed=0, quiet=True, folder="refused", **asked)
     except fv.Refusal as refusal:
@@ -88,6 +89,7 @@ def trained(folder: Path) -> str:
 def test_every_mode_trains_without_any_extension(tmp_path: Path) -> None:
     assert trained(copied(tmp_path, EXTENSIONS)).splitlines() == [
         "evaluate.clients='final': must be one of none; needs fedveil.questions, which is missing here: install all of fedveil",
+        "tune.score='clients': needs fedveil.questions, which is missing here: install all of fedveil, or change this",
         "audit.name='light': must be one of off; needs fedveil.audit, which is missing here: install all of fedveil",
     ]
     assert not (tmp_path / "refused").exists()
