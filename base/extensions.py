@@ -28,6 +28,8 @@ TABLE = {
     ("task", "csv"): "tasks.tables",
     ("task", "census"): "tasks.shipped.census",
     ("task", "star"): "tasks.shipped.star",
+    ("link", "grpc"): "deployment.link_grpc",  # deployment/open_link.py, deployment/device/agent.py
+    ("link", "flower"): "deployment.link_flower",
     ("callback", "csv"): "run.trackers:MetricsCsv",  # run/callbacks.py
     ("callback", "mlflow"): "run.trackers:MLflow",
     ("callback", "tensorboard"): "run.trackers:TensorBoard",

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from ..base.extensions import names
 from ..base.refusal import Form, OneOf, Refusal, unreadable
 from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
@@ -29,7 +30,7 @@ from ..privacy.secagg.suite import KEY_BYTES
 from .strict import read_group
 
 LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
-LINKS = ("grpc", "flower")
+LINKS = names("link")
 CERTIFICATE = "tls.pem"
 ROSTER = "roster.bin"  # in a bundle as it was shipped, in a device's state folder the newest that has come
 ROLLOVERS = "rollovers.json"  # of the authority; in a device's state folder those that are in force there

@@ -117,7 +117,9 @@ class CsvTask(TableTask):
     def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
         """Return the question about the inputs' scale, if the run asks for it."""
         del whole
-        return {"scaling": ("task.scaling", self.scaling)} if self.scaling == "asked" else {}
+        if self.scaling != "asked":
+            return {}
+        return {"scaling": ("task.scaling", self.scaling)}
 
     @property
     def options(self) -> dict[str, Any]:

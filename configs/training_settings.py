@@ -303,7 +303,9 @@ class _Tuning(Group):
 
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
         """Return the evaluation of arms at their clients, if they compare them."""
-        return {"evaluation": ("tune.score", self.score)} if whole.scored_at_clients else {}
+        if not whole.scored_at_clients:
+            return {}
+        return {"evaluation": ("tune.score", self.score)}
 
     def rounds_of_arm(self, num_rounds: int) -> int:
         """Return the rounds of each arm, before the best value continues for the rest of `num_rounds`."""

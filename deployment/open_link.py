@@ -1,4 +1,4 @@
-"""Link to a federation's clients: a grid, and the connected clients. A kind of link is one function that yields both."""
+"""Link to a federation's clients: a grid, and the connected clients. A link is found by its name."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
+from ..base.extensions import extension
 from ..base.refusal import Refusal
-from ..links.roster_watch import Nodes, admitted_in, followed_credentials
+from ..links.roster_watch import Nodes
 from ..links.server_bundle import ServerBundle
 from ..messages.renewal import DeviceFacts
 from ..messages.traffic import NOTHING, Carried, Tally
-from .courier import carrying
 from .settings import LinkSettings
-
-ACKNOWLEDGED = "acknowledged.json"
 
 
 @dataclass(frozen=True)
@@ -63,42 +61,5 @@ def open_link(settings: LinkSettings, bundle: ServerBundle, nodes: Nodes) -> Gen
     if settings.name != bundle.link:
         remedy = f"the bundles of this federation were made for link={bundle.link}; use that link, or provision again"
         raise Refusal("link", settings.name, remedy)
-    match settings.name:
-        case "grpc":
-            with _grpc(bundle, nodes) as link:
-                yield link
-        case _:
-            with _flower(bundle, nodes) as link:
-                yield link
-
-
-@contextmanager
-def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
-    from ..links.grpc.grid import Door, open_link
-
-    admitted = admitted_in(bundle.admitted, nodes)
-    door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted, bundle.folder / ACKNOWLEDGED)
-    with open_link(door) as grid, carrying(bundle, grid, lambda: grid.connected) as courier:
-
-        def presence() -> Presence:
-            return Presence(
-                grid.connected,
-                grid.tally.total(),
-                grid.counts,
-                {node: each.last_seen for node, each in grid.traffic.items() if each.last_seen},
-                dict(courier.facts),
-                grid.restored,
-                courier.settled,
-            )
-
-        yield Link(grid, presence, grid.tally)
-
-
-@contextmanager
-def _flower(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
-    from ..links.flower.superlink import open_flower_link
-
-    with open_flower_link(bundle, nodes) as grid:
-        yield Link(
-            grid, lambda: Presence(grid.connected, grid.tally.total(), turned_away=grid.counts), grid.tally
-        )
+    with extension("link", settings.name, "link", settings.name).serve(bundle, nodes) as link:
+        yield link

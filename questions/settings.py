@@ -62,7 +62,9 @@ class EvaluateSettings(Group):
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
         """Return the evaluation of the run's rounds, if there is one."""
         del whole
-        return {"evaluation": ("evaluate.clients", self.clients)} if self.clients != "none" else {}
+        if self.clients == "none":
+            return {}
+        return {"evaluation": ("evaluate.clients", self.clients)}
 
 
 def evaluate_of(settings: "FederationSettings") -> EvaluateSettings:

@@ -32,6 +32,7 @@ ALONE = """
 import sys
 sys.meta_path = [each for each in sys.meta_path if "Editable" not in getattr(each, "__name__", "")]
 """
+FUNCTIONS = {"task": ["load"], "link": ["serve", "follow"]}  # of a module at a point
 VERIFY = """
 from fedveil.__main__ import run
 sys.exit(run(["verify", "none"]))
@@ -111,8 +112,8 @@ def test_every_entry_of_the_table_is_there_and_has_the_functions_of_its_protocol
         if attribute:
             assert hasattr(made, attribute), (point, name)
             continue
-        if point == "task":
-            assert callable(made.load), name
+        if point in FUNCTIONS:
+            assert all(callable(getattr(made, each)) for each in FUNCTIONS[point]), name
             continue
         (wanted,) = filter(None, (getattr(home, name, None) for home in (extra, population, observer)))
         functions = {each for each in {*vars(wanted), *wanted.__annotations__} if each[0] != "_"}

@@ -76,8 +76,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_858,  # with docstrings, comments and blank lines
-    "lines of the core": 54_870,
+    "lines of the package": 81_913,  # with docstrings, comments and blank lines
+    "lines of the core": 54_881,
     "files that know many features": 10,
     "tests of None": 1_493,
     "tests of None on a part's name": 26,

@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -28,6 +27,7 @@ from flwr.app import Error, Message
 from ...base.bounded_decoding import read_kept
 from ...base.core_dumps import without_core_dumps
 from ...base.durable_files import PUBLIC, replace_file
+from ...base.extensions import extension
 from ...base.open_files import raise_limit
 from ...base.refusal import Refusal, disk_remedy
 from ...client.private_update import NotTrained
@@ -50,7 +50,7 @@ from ...privacy.ledger.receipt import Receipt
 from .authority import offered
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
-from .known_heads import LedgerHeads, charged
+from .known_heads import LedgerHeads
 from .receipts import receipt_for
 from .run_end import begin_another, keep, read_ended
 from .seen_log import text_of_head
@@ -237,16 +237,8 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
 
 def _link(bundle: ClientBundle) -> Follow:
     """Return the function that follows the server over the bundle's link; imports only that link."""
-    own = bundle.settings
-    if own.link == "flower":
-        from ...links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
-
-        door = SuperLinkDoor(own.server, own.node, bundle.roots, read_node_key(bundle.supernode_key))
-        return partial(follow_fleet, door)
-    from ...links.grpc.device_end import Endpoint, follow
-
-    endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))
-    return partial(follow, endpoint, charged=partial(charged, bundle.state))
+    link = bundle.settings.link
+    return extension("link", link, "link", link).follow(bundle)
 
 
 def alone(state: Path) -> AbstractContextManager[None]:

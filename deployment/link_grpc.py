@@ -1,0 +1,55 @@
+"""gRPC link of a deployment: its ends at the server and at a device, each imported where it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..links.roster_watch import Nodes
+    from ..links.server_bundle import ServerBundle
+    from .device.agent import Follow
+    from .device.client_bundle import ClientBundle
+    from .open_link import Link, Presence
+
+ACKNOWLEDGED = "acknowledged.json"
+
+
+@contextmanager
+def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
+    """Open the server's end within the context. Refusal if it cannot be opened."""
+    from ..links.grpc.grid import Door, open_link
+    from ..links.roster_watch import admitted_in, followed_credentials
+    from .courier import carrying
+    from .open_link import Link, Presence
+
+    admitted = admitted_in(bundle.admitted, nodes)
+    door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted, bundle.folder / ACKNOWLEDGED)
+    with open_link(door) as grid, carrying(bundle, grid, lambda: grid.connected) as courier:
+
+        def presence() -> Presence:
+            return Presence(
+                grid.connected,
+                grid.tally.total(),
+                grid.counts,
+                {node: each.last_seen for node, each in grid.traffic.items() if each.last_seen},
+                dict(courier.facts),
+                grid.restored,
+                courier.settled,
+            )
+
+        yield Link(grid, presence, grid.tally)
+
+
+def follow(bundle: ClientBundle) -> Follow:
+    """Return the function that follows the server from a device."""
+    from ..links.grpc.device_end import Endpoint
+    from ..links.grpc.device_end import follow as follow_stream
+    from .device.agent import newest_credentials
+    from .device.known_heads import charged
+
+    own = bundle.settings
+    endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))
+    return partial(follow_stream, endpoint, charged=partial(charged, bundle.state))
