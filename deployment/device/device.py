@@ -415,7 +415,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     bench, holding, agreement = benches_of(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
-    _ = bench.model
+    bench.require_base()  # of the model, which is made here: one that cannot be is refused now
 
     def train(message: Message, settings: ClientSettings) -> Message:
         alone, scaling = settings.step is not None, key_of(settings.task_options)
