@@ -173,7 +173,8 @@ def run_federation(
         averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
         title = title_of(progress.run.federation)
         confused = confusion(run.federation, state.model)
-        result = run_folder.finish(progress, ending, since(begin), title, averaged, confused)
+        with refusing(federation.population.words.folder, folder, "cannot be read or written"):
+            result = run_folder.finish(progress, ending, since(begin), title, averaged, confused)
         model = shown_model(state.model)
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:

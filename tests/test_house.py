@@ -76,7 +76,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_913,  # with docstrings, comments and blank lines
+    "lines of the package": 81_915,  # with docstrings, comments and blank lines
     "lines of the core": 54_881,
     "files that know many features": 10,
     "tests of None": 1_493,

@@ -52,6 +52,7 @@ LEVELS = tuple(2.0**k for k in range(8, -7, -1))
 Kind = TypeVar("Kind")
 
 Events = Iterable["DpEvent"] | Mapping["DpEvent", int]
+VERSION = version("dp-accounting")  # read once: a process that ends without descriptors cannot read it
 
 
 def epsilon(
@@ -110,7 +111,7 @@ def accountant_name(
       adjacency: the relation of neighbours, or its name.
       interval: step of the PLD's grid in nats.
     """
-    package = f"dp_accounting {version('dp-accounting')}"
+    package = f"dp_accounting {VERSION}"
     if delta < MIN_PLD_DELTA:
         return f"RDP Canonne et al. 2020, {package}"
     step = f"{interval:.0e}".replace("e-0", "e-")
