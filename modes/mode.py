@@ -98,7 +98,7 @@ class Mode:
     hides_counts = False
     charges_records = ""
     sum_source: ClassVar[str | None] = None
-    spends = False
+    spends = True
     usual_over_selection = 1.0
     seen_draw = ""
     hides_clients = False

@@ -2,4 +2,11 @@
 
 from .mode import Mode
 
-MODE = Mode
+
+class NoPromise(Mode):
+    """No promise: nobody is charged, so that noise and draws may be repeated by a seed."""
+
+    spends = False
+
+
+MODE = NoPromise

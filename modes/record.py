@@ -41,7 +41,6 @@ class RecordMode(Mode):
     charges_records = str(ModeName.RECORD)
     sum_source = OF_RECORDS
     sums_cost_records = False
-    spends = True
     group = "privacy"  # of the settings, in which the level of records stands
 
     @property

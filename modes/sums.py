@@ -31,7 +31,6 @@ class SumMode(Mode):
       clear_sums: what is to be known of sums that are not encrypted.
     """
 
-    spends = True
     clear_sums = TRUSTED
 
     @property

@@ -30,6 +30,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
+from fedveil.modes.mode import Mode
 from fedveil.privacy.accounting.events import event_from_json
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
@@ -463,6 +464,14 @@ def test_a_feature_meets_a_mode_on_devices(
     feature: str, mode: str, home: Path, desks: Path, tmp_path: Path
 ) -> None:
     meet_devices(home, desks, tmp_path, feature, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_charges_somebody_if_and_only_if_it_promises_something(mode: str) -> None:
+    asked = ["task=digits", f"privacy={mode}", "audit=off", *MODES[mode]]
+    federation = build(settings_from_overrides(asked))
+    assert federation.mode.spends == bool(federation.mode.promises)
+    assert Mode.spends  # by default: a mode that says nothing is charged for, and takes no seed on real data
 
 
 @pytest.mark.parametrize(("feature", "mode"), [("masks", "record_distributed"), ("audit", "record")])
