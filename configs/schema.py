@@ -249,11 +249,6 @@ class FederationSettings(Group):
         return self.num_rounds - steps // arms if steps < of_arms else self.steps - steps
 
     @property
-    def ledger_dir(self) -> str | None:
-        """Folder of the population's ledger, if it is given."""
-        return self.ledger.dir
-
-    @property
     def secagg(self) -> SecaggSettings | None:
         """Settings of masks; None: vectors are sent in the clear."""
         asked = self.secagg_group

@@ -261,7 +261,7 @@ def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
 
 def _ledgers_of(where: Path) -> str:
     with suppress(Refusal, OSError):  # settings of a release that this one cannot read
-        return _begun(where).ledger_dir or ""
+        return _begun(where).ledger.dir or ""
     return ""
 
 
@@ -479,7 +479,7 @@ def _authority_now(bundle: ServerBundle) -> tuple[bytes, tuple[Rollover, ...]]:
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     """Return the values that this bundle and these settings give a server in place of data."""
-    ledgers = settings.ledger_dir
+    ledgers = settings.ledger.dir
     return Deployed(
         run=settings.run,
         identity=hashlib.sha256(bundle.first_authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),

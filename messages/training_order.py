@@ -33,6 +33,7 @@ MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 MOST_PER_PERSON = 100  # as many examples as the configuration allows
 ABOVE_0 = Range(gt=0)
 DELTA = Range(gt=0, lt=1)
+RUN_NAME = Form(f".{{1,{MAX_RUN}}}", f"give a name of 1 to {MAX_RUN} printable characters")  # on ledgers
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
@@ -151,7 +152,7 @@ class TrainingOrder:
       Refusal: a value is out of range, or incompatible with `privacy`.
     """
 
-    run: Annotated[str, Form(f".{{1,{MAX_RUN}}}", f"give a name of 1 to {MAX_RUN} printable characters")]
+    run: Annotated[str, RUN_NAME]
     privacy: ModeName
     training: LocalTraining
     client: ClientClaim | None = None

@@ -94,7 +94,7 @@ class Local(OnThisMachine):
         Raises:
           Refusal: the configured one is relative.
         """
-        return ledger_folder("ledger.dir", self.settings.ledger_dir)
+        return ledger_folder("ledger.dir", self.settings.ledger.dir)
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from ..messages.training_order import RUN_NAME
 from ..server.tuning import NO_TUNING, Tuning
 from .record_ledgers import NoOwnLedgers, own_ledgers
 
@@ -31,7 +32,7 @@ class Saved:
       places: of clients that take turns, as `Population.places_under` gives them under the noise's key.
     """
 
-    name: str
+    name: Annotated[str, RUN_NAME]
     noise: float | None = None
     filter_order: float | None = None
     turns: str | None = None

@@ -113,7 +113,7 @@ def read_saved(folder: Path) -> Saved:
     try:
         content = read_json((folder / SAVED).read_bytes())
         return build(Saved, {"name": content["run"], **{key: content.get(key) for key in KEPT}})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, Refusal) as problem:
         remedy = f"its {SAVED} cannot be read ({problem}); start a new run"
         raise Refusal("resume", str(folder), remedy) from problem
 
@@ -144,11 +144,8 @@ def write_start(run: Run) -> None:
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }
-    with refusing(
-        run.federation.population.words.folder,
-        run.folder,
-        "it cannot be written; make room, or choose another",
-    ):
+    setting = run.federation.population.words.folder
+    with refusing(setting, run.folder, "it cannot be written; make room, or choose another"):
         replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
         for roster in run.federation.population.rosters:

@@ -23,6 +23,7 @@ from ..base.bounded_decoding import build, plain_of
 from ..base.durable_files import sync_folder, write_beside
 from ..base.refusal import Range, Refusal
 from ..base.tensor_file import safetensors_parts
+from ..messages.training_order import RUN_NAME
 from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import Head
 from ..strategies.shared_model import Steps
@@ -131,7 +132,7 @@ class Checkpoint:
       audit: memory of the audit for the next round, by name.
     """
 
-    run: str
+    run: Annotated[str, RUN_NAME]
     state: State
     head: Head | None = None
     client_heads: Mapping[str, Head] = field(default_factory=dict[str, Head])

@@ -219,7 +219,7 @@ def test_hospitals_are_the_clients_unless_somebody_says_otherwise() -> None:
 def test_saved_source_resolves_no_interpolation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDVEIL_TEST_SECRET", "/home/s3cret")
     settings = settings_from_overrides(["ledger.dir=${oc.env:FEDVEIL_TEST_SECRET}"])
-    assert settings.ledger_dir == "/home/s3cret"
+    assert settings.ledger.dir == "/home/s3cret"
     assert "${oc.env:FEDVEIL_TEST_SECRET}" in settings.source
     assert "s3cret" not in settings.source
     assert "s3cret" not in str(OmegaConf.create(settings.source))

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.bounded_decoding import build, read_json
+from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import known_heads, own_arm, run_end
 from fedveil.links.enrolment.messages import Ask, Reply, decoded, send
 from fedveil.links.log_export import ConsistencyProof, InclusionProof, LogDocument, LogExport, to_text
@@ -174,3 +175,12 @@ def test_the_state_of_a_run_and_of_a_device_is_read_as_before(tmp_path: Path) ->
     assert run_end.read_ended(tmp_path) == ended
     file_with(tmp_path, own_arm.DEALS, KEPT["deals"])
     assert own_arm._known(tmp_path) == json.loads(KEPT["deals"])
+
+
+def test_what_an_earlier_process_left_without_a_name_is_not_a_new_run(tmp_path: Path) -> None:
+    file_with(tmp_path, SAVED, json.dumps({**json.loads(KEPT["saved"]), "run": ""}))
+    with pytest.raises(Refusal, match=r"cannot be read \(name=''"):
+        read_saved(tmp_path)
+    checkpoint.write(tmp_path, checkpoint.NO_CHECKPOINT)
+    with pytest.raises(Refusal, match="checkpoint"):
+        checkpoint.read(tmp_path)
