@@ -823,7 +823,7 @@ MUTATIONS = {
     ),
     "a device answers of its records uncharged": Mutation(
         "deployment/device/order_policy.py",
-        "    if inquiry and record and instruction.own_noise:",
+        "    if inquiry and record and instruction.own_noise is not None:",
         "    if False:",
         RECORD_QUESTION_TESTS,
         "charges_its_records",

@@ -21,7 +21,7 @@ from ...messages.training_order import (
     people_call,
     read_order,
 )
-from ...messages.wire import OWNERS_POLICY, read_attempt, read_round, read_spec, sum_spec_of
+from ...messages.wire import OWNERS_POLICY, read_attempt, read_round, sum_spec_of
 from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
@@ -120,7 +120,7 @@ def _cost(instruction: Instruction) -> Charged | None:
     """Return what an instruction costs the client; None if records are protected instead of it."""
     order, terms, inquiry = instruction.order, instruction.terms, instruction.inquiry
     record = order.record
-    if terms and record and record.sample_rate:
+    if terms and record and record.sample_rate is not None:
         from ...strategies.record_plan import PoissonBatches  # dp_accounting, not needed by other modes
 
         sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
@@ -128,7 +128,7 @@ def _cost(instruction: Instruction) -> Charged | None:
         return Charged(event, tuple(Adversary), record.budget, inquiry)
     if terms and order.privacy is ModeName.CLIENT_DISTRIBUTED:
         return Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
-    if inquiry and record and instruction.own_noise:
+    if inquiry and record and instruction.own_noise is not None:  # a number that costs, whatever it is
         return Charged(Gaussian(instruction.own_noise), tuple(Adversary), record.budget, inquiry)
     if order.client is None:
         return None
@@ -207,8 +207,8 @@ def _violations(
         if (spec.unit_norm is not None) != (order.privacy in STEP_MODES):
             yield "unit_norm", spec.unit_norm, f"is not of privacy={order.privacy}"
         yield from _too_long(spec, policy)
-    if terms is None and order.client:
-        yield from _too_long(read_spec(instruction.content) or SumSpec(None), policy)
+    elif order.client:
+        yield from _too_long(spec, policy)
         noise = noise_over_clip(order.client)
     if noise is not None and not noise >= policy.minimum_noise_multiplier:
         yield "noise_multiplier", noise, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}"
@@ -222,6 +222,6 @@ def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object,
 
 def _allowed(mode: ModeName, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
     """Return whether the policy allows a mode: never without privacy, and shares of noise only with masks."""
-    if terms is not None:
+    if terms:
         return mode in (ModeName.CLIENT_DISTRIBUTED, ModeName.RECORD, *STEP_MODES)
     return mode is ModeName.RECORD or (policy.trust_server and mode in CENTRAL_MODES)
