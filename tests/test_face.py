@@ -30,6 +30,8 @@ from fedveil.modes.mode import COUNT_BOUND_BATCHES, LOSS_BOUND
 from fedveil.run.plots import curve
 from fedveil.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 class Shops:
     """30 shops with 20 customers each: a task of one's own, as an object."""

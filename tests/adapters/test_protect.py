@@ -37,6 +37,8 @@ from fedveil.questions.private_evaluation import private_evaluation
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CLIENTS = 40
 BUDGET = Budget("client", target_epsilon=8.0, target_delta=1e-2)  # pyright: ignore[reportArgumentType]
 TERMS: dict[str, Any] = {

@@ -18,6 +18,8 @@ from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 ROUNDS = 4
 SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
 NOISE = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.target_delta=0.01")

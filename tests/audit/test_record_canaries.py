@@ -34,6 +34,8 @@ from fedveil.tasks.classification import Classification, classification
 from fedveil.tasks.mislabelled import Mislabelled, mislabelled
 from fedveil.tasks.partition import Partition
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 DELTA, CLIP, CANARIES = 1e-5, 0.5, 400
 
 

@@ -22,6 +22,8 @@ from fedveil.deployment import prometheus
 from fedveil.links.flower.tls_front import open_front
 from fedveil.links.grpc.event_loop import stream_loop
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
 HERE = Path(__file__).parents[1]
 ENDS = HERE / "faults" / "link_ends.py"

@@ -13,6 +13,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.new import COMMANDS, TEMPLATES
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def test_every_template_has_a_command_and_a_test() -> None:
     assert {folder.name for folder in TEMPLATES.iterdir()} == set(COMMANDS)

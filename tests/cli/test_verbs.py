@@ -29,6 +29,8 @@ from fedveil.strategies.hints import MEANT
 from fedveil.strategies.registry import why_not
 from fedveil.tasks.exported import FILES
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
 SHELLS = ("bash", "zsh")
 Said = tuple[int, str, str]

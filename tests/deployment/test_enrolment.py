@@ -33,6 +33,8 @@ from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.privacy.secagg.double_signature import AUTHORITY_BYTES, BOTH_BYTES, ML_DSA_KEY_BYTES
 from fedveil.privacy.secagg.suite import SIGNATURE_BYTES, sign
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FEDERATION = """\
 federation: sensors
 server: {{address: "localhost:{link}", listen: "127.0.0.1:{link}", enrolment: "localhost:{port}"}}

@@ -51,6 +51,8 @@ from fedveil.privacy.secagg.rollover import (
 )
 from fedveil.privacy.secagg.roster import Roster, read_roster, write_roster
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FEDERATION = """\
 federation: hearts
 server: {address: "localhost:8443", listen: "127.0.0.1:8443", enrolment: "localhost:8444"}

@@ -66,6 +66,8 @@ from fedveil.run.files import ROSTERS
 from fedveil.run.manifest import read_manifest
 from fedveil.run.run_files import read_run
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "halved_noise.py"))["noise_halved"]
 Devices, make_federation, reaching, free_port, until = (

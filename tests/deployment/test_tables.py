@@ -31,6 +31,8 @@ from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SCHEMA = "label: y\ncolumns:\n  x: {low: 0, high: 4}\n  y: {categories: [no, yes]}\n"
 ROWS = "x,y\n" + "".join(f"{row % 5},{'no' if row % 5 < 2 else 'yes'}\n" for row in range(40))
 FEDERATION: dict[str, Any] = {

@@ -32,6 +32,8 @@ from fedveil.run.manifest import read_manifest
 from fedveil.run.run_files import read_object
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 failing = runpy.run_path(str(FAULTS / "failing_files.py"))["failing"]
 MADE = runpy.run_path(str(FAULTS / "devices.py"))

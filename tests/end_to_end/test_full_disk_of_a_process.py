@@ -27,6 +27,8 @@ from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.server.checkpoint import read
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
 DEVICES = runpy.run_path(str(FAULTS / "devices.py"))

@@ -24,6 +24,8 @@ from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.identity import FIRST_NODE, Identity
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CHEATING = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "cheating_device.py"))["cheating"]
 ROUNDS = 3
 COMMON = ("task=digits", "task.num_clients=12", "cohort=all", f"num_rounds={ROUNDS}", "local_epochs=1")

@@ -27,6 +27,8 @@ from fedveil.server.checkpoint import read
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.fingerprint import fingerprint
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CLINICS = '''
 import torch
 from torch import nn

@@ -27,6 +27,8 @@ from fedveil.server.accounts import Protected, Unprotected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
 ROUNDS = 4
 COMMON = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "batch_size=40")

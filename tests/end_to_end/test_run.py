@@ -27,6 +27,8 @@ from fedveil.run import run_folder as recording
 from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 ROUNDS = 3
 COMMON = ("task=digits", "task.num_clients=10", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
 PRIVATE = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null")

@@ -26,6 +26,8 @@ from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 # A Python in which nothing can be imported but NumPy and the standard library; and one without the heavy packages.
 NUMPY_ALONE = """
 import sys

@@ -52,6 +52,8 @@ from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.shared_model import shared, steps_after
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 Arrays = dict[str, NDArray[Any]]
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "masked_clients.py"))
 CLIENTS, Clients, LAYOUT, masking, update_of = (

@@ -31,6 +31,8 @@ from fedveil.messages.wire import (
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 ENDS = runpy.run_path(str(FAULTS / "link_ends.py"))
 Federation, asking, moved, until = (ENDS[name] for name in ("Federation", "asking", "moved", "until"))

@@ -53,6 +53,8 @@ from fedveil.run.sum_plan import sum_plan
 from fedveil.server.round_terms import Sum
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 MASKED = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "masked_clients.py"))
 TERMS = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, sample_rate=0.3))
 claim_identity(1)

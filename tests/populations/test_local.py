@@ -24,6 +24,8 @@ from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 DELTA = 1e-3
 DISTRIBUTED = fv.RecordDistributed(
     target_epsilon=6.0, target_delta=DELTA, sample_rate=0.5, records=24, most_records=8

@@ -48,6 +48,8 @@ from fedveil.strategies.identity import FIRST_NODE
 from fedveil.tasks.data import data_of, data_of_all
 from fedveil.tasks.held_back import held_back, held_back_of
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 Coins = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "coins.py"))["Coins"]
 CLIENTS = 40
 COARSE = ["privacy.target_delta=0.005", "privacy.allow_large_delta=true"]

@@ -58,7 +58,10 @@ CLIENTS, ROWS = 30, COINS["ROWS"]
 FIGURES = ("metric", "loss", "clients")
 ASKED = Evaluation("e", 0.2, figures=FIGURES, records=50.0)
 FREE = ("privacy.target_epsilon=100000", "evaluate.noise_multiplier=0.02")
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs"),
+]
 
 
 class Points(COINS["Coins"]):

@@ -34,6 +34,8 @@ from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.table_schema import read_schema
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
 failing = runpy.run_path(str(FAULTS / "failing_files.py"))["failing"]

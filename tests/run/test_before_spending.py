@@ -25,6 +25,8 @@ from fedveil.run.record_ledgers import read_events
 from fedveil.server.accounts import Protected
 from fedveil.tasks.classification import softmax_regression
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 CLINICS = """
 from tests_clinics import Clinics
 

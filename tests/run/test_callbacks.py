@@ -21,6 +21,8 @@ from fedveil.privacy.audit.summary import Raised
 from fedveil.run.average import early_of
 from fedveil.run.trackers import MetricsCsv
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 OTHERS = pytest.mark.filterwarnings("ignore")  # of other people's code
 TWO = {"num_rounds": 2, "quiet": True}
 PLAIN = (str, bytes, int, float, bool, type(None), type(Path()))

@@ -15,6 +15,8 @@ from fedveil.run.build import build
 from fedveil.run.learning_rate import rise_of
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 COLUMNS, ROWS = 5, 240
 TABLES = ("task=csv", "task.simulated=true", "audit=off")
 

@@ -32,6 +32,8 @@ from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_man
 from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
 QUICK = ("task=digits", "task.num_clients=20", "num_rounds=2", "batch_size=40", "cohort.rate=0.4", *NOISY)
 

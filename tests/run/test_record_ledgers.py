@@ -29,6 +29,8 @@ from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import MOST_LOOKED_AT
 from fedveil.tasks.fingerprint import fingerprint
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 MANY = 20_000
 
 

@@ -45,6 +45,8 @@ from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 DEAL = ArmDeal("5e" * 16, 3)
 TUNING = Tuning("learning_rate", (0.1, 1.0, 5.0), 2, 5, DEAL)
 SMALL = ("task=digits", "task.num_clients=30", "num_rounds=3")

@@ -21,6 +21,8 @@ from fedveil.simulations.deadline import PastDeadline, limited_to
 from fedveil.simulations.faults import picked
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 ROUNDS = 3
 COMMON = (
     "task=digits",

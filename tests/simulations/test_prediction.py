@@ -16,6 +16,8 @@ from fedveil.run.sum_plan import sum_plan
 from fedveil.simulations import prediction
 from fedveil.simulations.prediction import predict, public_federation
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SHORT = ("task=digits", "num_rounds=3", "privacy.allow_large_delta=true")
 
 

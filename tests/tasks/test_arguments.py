@@ -17,6 +17,8 @@ from fedveil.deployment.device.client_bundle import TaskChoice
 from fedveil.tasks import DEALT, load_task
 from fedveil.tasks.flwr_partition import flwr_shares
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 MODULE = '''\
 """A task with arguments."""
 

@@ -20,6 +20,8 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import base_of, check_base, dimension_of, holds_arrays, read_arrays
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 WIDTH, CLIENTS = 64, 40
 
 

@@ -17,6 +17,8 @@ from fedveil.tasks.exported import told_by_schema
 from fedveil.tasks.shapes import shapes
 from fedveil.tasks.table_schema import Column, Schema
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def network() -> nn.Module:
     torch.manual_seed(4)

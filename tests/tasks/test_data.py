@@ -26,6 +26,8 @@ from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_order, check_reading
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 FEATURES, CLIENTS, EACH = 4, 6, 24
 
 

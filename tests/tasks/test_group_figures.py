@@ -14,6 +14,8 @@ from fedveil.cli.compare import rows_of, table_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.tasks.data import group_figures
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 WORDS = {"sex": ("f", "m"), "town": ("north", "south", "east")}
 
 

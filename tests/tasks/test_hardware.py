@@ -32,6 +32,8 @@ from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples, LazyExamples
 from fedveil.tasks.hardware import check_device, device_of, placed
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 HERE = Path(__file__).parents[1]
 OTHER = runpy.run_path(str(HERE / "faults" / "other_device.py"))
 OPTIMIZERS = runpy.run_path(str(HERE / "tasks/test_optimizers.py"))

@@ -26,6 +26,8 @@ from fedveil.tasks.data import Examples, LazyExamples, data_of
 from fedveil.tasks.held_back import held_back, held_back_of
 from fedveil.tasks.tables import load, row_hashes
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 TABLES, SHARE, FRESH = 200, 0.2, 20_000
 MOST_OUTSIDE = 4  # of TABLES, of intervals that hold in 99 %: 2 %
 KINDS = ("categories", "bins", "mixed")

@@ -29,6 +29,8 @@ from fedveil.tasks.data import FEW
 from fedveil.tasks.model_columns import columns_with, model_columns, read_released
 from fedveil.tasks.tables import Tables
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 HIDE_LITTLE: dict[str, Any] = {
     "noise_multiplier": 0.02,
     "privacy": fv.RecordDistributed(target_epsilon=1e5, target_delta=1e-3),

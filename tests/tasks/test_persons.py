@@ -25,6 +25,8 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept
 from fedveil.tasks.pool import Dealt
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 VISITS = 5  # examples of each person
 
 

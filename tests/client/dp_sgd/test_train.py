@@ -48,6 +48,8 @@ from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import Mixing, check_independence
 from fedveil.tasks.protocol import check_trainable
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 NAMES = tuple(ENGINES)
 RECORDS = 12
 

@@ -25,6 +25,8 @@ from fedveil.links.enrolment.server_end import EnrolmentPort
 from fedveil.links.enrolment.token import Token
 from fedveil.links.server_bundle import read_server_bundle
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FEDERATION = """\
 federation: sensors
 server: {{address: "localhost:{link}", listen: "127.0.0.1:{link}", enrolment: "localhost:{port}"}}

@@ -35,7 +35,10 @@ FAULTS = Path(__file__).parents[2] / "faults"
 MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
 CENTRAL, code_of, device_of = (MADE[name] for name in ("CENTRAL", "code_of", "device_of"))
 ASKED = Evaluation("spring evaluation", 0.3)
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("audits_seldom_alarm"),
+]
 
 
 @pytest.fixture

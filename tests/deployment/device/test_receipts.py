@@ -30,6 +30,8 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
 from fedveil.run.manifest import Manifest
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

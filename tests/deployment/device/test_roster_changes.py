@@ -44,6 +44,8 @@ from fedveil.privacy.secagg.suite import public_of, sign
 from fedveil.privacy.secagg.transcript import Profile, Purpose, digest
 from fedveil.server.masking import Masking
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 MADE = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "devices.py"))
 Devices, device_of, make_federation, masked_sum = (
     MADE[name] for name in ("Devices", "device_of", "make_federation", "masked_sum")

@@ -30,6 +30,8 @@ from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.run.files import MANIFEST, TIME_STAMP, WITNESSES
 from fedveil.run.manifest import read_manifest
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 KEPT = Path(__file__).parents[2] / "fixtures" / "signed_run" / "run"
 SERVED = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "served.py"))
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("north", "south")}

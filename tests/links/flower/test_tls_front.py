@@ -30,6 +30,8 @@ from fedveil.links.flower.tls_front import MOST_BODY_BYTES, Front, open_front
 from fedveil.links.roster_watch import Nodes, admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 ENDS = Path(__file__).parents[2] / "faults" / "flower_ends.py"
 MADE = runpy.run_path(str(ENDS))
 make, node_key, signed = (MADE[name] for name in ("make", "node_key", "signed"))

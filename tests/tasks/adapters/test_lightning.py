@@ -10,6 +10,8 @@ from torch.utils.data import TensorDataset
 
 import fedveil as fv
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 L = pytest.importorskip("pytorch_lightning")
 
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately

@@ -17,6 +17,8 @@ import fedveil as fv
 from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.adapters.sklearn import SklearnTask
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 
 def shop(number: int, classes: int = 2) -> tuple[Any, Any]:
     inputs = np.random.default_rng(number).normal(size=(30, 4)).astype(np.float32)
