@@ -65,7 +65,7 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("suspect", "rounds", "exit_code"), [({2}, ROUNDS, 4), ({2, 4}, 4, 5)])
-def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
+def test_chance_alarm_stops_the_run_when_it_comes_again(
     suspect: set[int], rounds: int, exit_code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of two hundred correct runs raises such an alarm; it is shown, written down, and left at that."""
@@ -158,9 +158,7 @@ def test_a_ledger_that_counts_less_than_was_released_is_seen(
 
 
 @pytest.mark.parametrize(("accounted", "exit_code"), [("invited", 0), ("planned", 5)])
-def test_the_draw_is_checked_where_more_are_invited_than_a_round_needs(
-    accounted: str, exit_code: int, tmp_path: Path
-) -> None:
+def test_draw_is_checked_under_over_selection(accounted: str, exit_code: int, tmp_path: Path) -> None:
     twice = ("cohort.rate=0.3", "cohort.over_selection=2")
     with patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)):
         outcome = run(tmp_path / "run", "task.num_clients=100", *twice)

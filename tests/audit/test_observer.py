@@ -53,9 +53,7 @@ def test_claimed_stands_beside_measured(full: RunResult) -> None:
     assert found["verdict"] in ("consistent", "too weak to tell")
 
 
-def test_nothing_about_the_real_clients_changes_but_what_they_train_from(
-    full: RunResult, tmp_path: Path
-) -> None:
+def test_audit_changes_only_the_start_model_of_real_clients(full: RunResult, tmp_path: Path) -> None:
     """The same draw, the same charges: canaries are drawn after the real clients, and the mean divides by those."""
     plain = run(tmp_path / "off", "audit=off")
     with_canaries, without = (

@@ -233,7 +233,7 @@ def test_a_manifest_names_nothing_outside_its_folder(finished: Path, tmp_path: P
 # --- what binds a run, told by `fedveil verify` -------------------------------------------------------------------------
 
 
-def test_a_run_that_only_its_own_files_speak_for_is_not_called_verified(
+def test_run_vouched_for_by_its_own_files_is_not_called_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, records = tmp_path / "run", ("privacy=record", "privacy.target_epsilon=8", "num_rounds=1")
