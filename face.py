@@ -21,7 +21,7 @@ from .base.bounded_decoding import INFINITY
 from .base.extras import require_extra
 from .base.refusal import Refusal
 from .configs.round_line import TRAIN
-from .run.files import CONFIG, METRICS, RESULT, lies_now
+from .run.files import CONFIG, METRICS, RESULT, locate_ledger
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .configs.schema import SimulationSettings
-    from .run.build import Given
+    from .run.build import RunObjects
     from .run.callbacks import Callback
     from .run.unit_plan import UnitPlan
     from .tasks import Task
@@ -125,7 +125,7 @@ class FinishedRun:
     def ledger(self) -> Path | None:
         """Ledger of the population, or folder of the clients' own ledgers; None if there is none."""
         found = self.result["ledger"]
-        return None if found is None else lies_now(self.folder, found)
+        return None if found is None else locate_ledger(self.folder, found)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -290,7 +290,7 @@ def simulate(
     if folder is not None and (Path(folder) / CONFIG).exists():
         remedy = "holds a run: fedveil.load(folder) reads it, resume=folder resumes it, or choose another"
         raise Refusal("folder", str(folder), remedy)
-    federation = build(settings, given=given)
+    federation = build(settings, objects=given)
     chosen = folder if resume is None else resume
     where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen).absolute()
     own = Temporary(where) if chosen is None else TEMPORARY.get(where)
@@ -335,7 +335,7 @@ def plan(
     from .run.unit_plan import unit_plans
 
     settings, given = _settings(task, strategy, keys, allow_modules, args=args)
-    return unit_plans(build(settings, given=given))
+    return unit_plans(build(settings, objects=given))
 
 
 def ask(
@@ -391,18 +391,18 @@ def ask(
     from .questions.question_plan import Spend
     from .questions.simulated import ask_here
     from .run.build import build
-    from .run.released import named_model
+    from .run.released import model_run_of
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     said = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
     plain = InquiryOptions(**said).over(plain)
     plain = with_unit(plain, _option(task), _option(privacy))
     cost = {key: plain.pop(key, None) for key in COSTS}
-    run = named_model(plain)
+    run = model_run_of(plain)
     inquiry = read_inquiry(plain)
     hides = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort}
     settings, objects = _settings(task, None, {**hides, **keys}, allow_modules, args=args)
-    return ask_here(build(settings, given=objects), inquiry, Spend(**cost), Path(folder), run)
+    return ask_here(build(settings, objects=objects), inquiry, Spend(**cost), Path(folder), run)
 
 
 # --- values of Python as overrides of the configuration -----------------------------------------------------------
@@ -415,7 +415,7 @@ def _settings(
     allow: Sequence[str],
     resume: object = None,
     args: Mapping[str, Any] | None = None,
-) -> tuple[SimulationSettings, Given]:
+) -> tuple[SimulationSettings, RunObjects]:
     """Return the settings that these values describe, and the objects that stand in the place of names in them.
 
     All goes through the reader of the command line, so that ranges, defaults and sentences are the same.
@@ -423,7 +423,7 @@ def _settings(
     from flwr.serverapp.strategy import Strategy
 
     from .configs.settings import settings_from_overrides
-    from .run.build import OBJECT, Given
+    from .run.build import OBJECT, RunObjects
     from .strategies.hints import hinted
     from .tasks import PooledTask, Task, as_task, lacking
 
@@ -433,7 +433,7 @@ def _settings(
     no_name = own is not None and not isinstance(own, str) and _fields(own) is None
     if (no_name or hasattr(own, "client_data")) and not isinstance(own, Task | PooledTask):
         raise Refusal("task", type(own).__name__, f"it lacks {', '.join(lacking(own))}")
-    given = Given(
+    given = RunObjects(
         own if isinstance(own, Task | PooledTask) else None,
         strategy if isinstance(strategy, Strategy) else None,
     )

@@ -52,7 +52,7 @@ def ask(
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
-    from ..run.released import named_model
+    from ..run.released import model_run_of
 
     own_modules()
     overrides = [each for each in given or () if "=" in each]
@@ -63,7 +63,7 @@ def ask(
     groups = dict(each.split("=", 1) for each in overrides)
     plain = with_unit(plain, groups.get("task"), groups.get("privacy"))
     cost = {key: plain.pop(key, None) for key in COSTS}
-    run = named_model(plain)
+    run = model_run_of(plain)
     request = read_inquiry(plain)
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]

@@ -61,7 +61,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     (inquiry, plan), before = one_scaling(federation, run.name), epsilon_on(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
-    run.own_ledgers.settle()
+    run.client_ledgers.settle()
     claim_records(federation)
     with grid(run) as opened:
         participants = Participants(

@@ -128,7 +128,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     goes_on = federation.seed is not None or federation.mode.mechanism.rows is not None
     name = saved.name if resumed and goes_on else federation.population.new_name()
     run = Run(federation, folder, name, client, saved, checkpoint, tuning=tuning, spent=spent)
-    run.own_ledgers.require(checkpoint.client_heads)
+    run.client_ledgers.require(checkpoint.client_heads)
     return run
 
 
@@ -255,7 +255,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
     """
     federation = run.federation
-    run.own_ledgers.make_folder()
+    run.client_ledgers.make_folder()
     budget = federation.mode.budget
     if budget is None:
         make_folder(federation.population.words.folder, run.folder)
@@ -335,7 +335,7 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 
 def _started(run: Run) -> tuple[Run, Observer]:
     run, observer = begin(run)
-    run.own_ledgers.settle()
+    run.client_ledgers.settle()
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     run_folder.write_start(run)
     return run, observer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..messages.training_order import RUN_NAME
 from ..server.tuning import NO_TUNING, Tuning
-from .record_ledgers import NoOwnLedgers, own_ledgers
+from .record_ledgers import NoClientLedgers, client_ledgers_of
 
 if TYPE_CHECKING:
     from ..messages.client_settings import ClientSettings
@@ -80,6 +80,6 @@ class Run:
         return None if self.privacy is None else self.privacy.ledger
 
     @cached_property
-    def own_ledgers(self) -> NoOwnLedgers:
+    def client_ledgers(self) -> NoClientLedgers:
         """The clients' own ledgers on this machine."""
-        return own_ledgers(self.federation, self.client)
+        return client_ledgers_of(self.federation, self.client)

@@ -27,7 +27,7 @@ from ..modes.federation import Federation
 from ..privacy.ledger.caps import default_folder
 from ..run.build import build
 from ..run.client_instructions import client_settings
-from ..run.record_ledgers import own_ledgers
+from ..run.record_ledgers import client_ledgers_of
 from ..server.rounds import Status
 from .engines import client_mods
 from .in_process import FIRST_NODE, GRACE_SECONDS
@@ -70,7 +70,7 @@ def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
     own = federation.settings.model_copy(update={"ledger": LedgerSettings(dir=ledgers)})
     federation = replace(federation, settings=own)
     settings = client_settings(federation, folder, own.num_rounds)
-    own_ledgers(federation, settings).settle()
+    client_ledgers_of(federation, settings).settle()
     return settings.to_json()
 
 

@@ -291,8 +291,8 @@ MUTATIONS = {
     ),
     "a run that goes on claims of a trusted server what others have seen": Mutation(
         "run/so_far.py",
-        "        if who not in seen:",
-        "        if who not in book.spent:",
+        "        if adversary not in events:",
+        "        if adversary not in book.spent:",
         "test_reports_content.py",
         "trusted_server_sees_all",
     ),
@@ -431,8 +431,8 @@ MUTATIONS = {
     ),
     "a run plans without its question about scaling": Mutation(
         "run/sum_plan.py",
-        "beside = query_events(federation, num_rounds)",
-        "beside = later_events(federation, num_rounds)",
+        "other_events = query_events(federation, num_rounds)",
+        "other_events = later_events(federation, num_rounds)",
         "test_server_scaling.py",
         "in_the_runs_epsilon",
     ),
@@ -711,7 +711,7 @@ MUTATIONS = {
     ),
     "records are held out by each other where they are hidden": Mutation(
         "run/client_instructions.py",
-        "        held[HELD_ALONE] = True\n",
+        "        holdout[HELD_ALONE] = True\n",
         "        pass\n",
         RECORD_EVALUATION_TESTS,
         "means_over_the_records",
@@ -732,7 +732,7 @@ MUTATIONS = {
     ),
     "what several records lose is planned without evaluations": Mutation(
         "run/unit_plan.py",
-        "events = [*[plan.event()] * rounds, *beside]",
+        "events = [*[plan.event()] * rounds, *other_events]",
         "events = [plan.event()] * rounds",
         RECORD_EVALUATION_TESTS,
         "what_one_record_loses",
@@ -2412,8 +2412,8 @@ MUTATIONS = {
     ),
     "a screen shows a failure on real data": Mutation(
         "run/display.py",
-        'shows = failed and ending.result["rng"] == "seeded"',
-        "shows = failed",
+        'show_log = failed and ending.result["rng"] == "seeded"',
+        "show_log = failed",
         "test_own_errors.py",
         "for_its_log_alone",
     ),
@@ -2587,8 +2587,8 @@ MUTATIONS = {
     ),
     "a strategy object keeps what a run left in it": Mutation(
         "run/build.py",
-        "return deepcopy(given)",
-        "return given",
+        "return deepcopy(custom_strategy)",
+        "return custom_strategy",
         "test_face.py",
         "begins_every_run_afresh",
     ),
@@ -3722,8 +3722,8 @@ MUTATIONS = {
     ),
     "a callback sees a private value": Mutation(
         "run/run_folder.py",
-        "shown_model(state.arrays), progress.observer.line)",
-        "shown_model(state.arrays), progress)",
+        "read_only_model(state.arrays), progress.observer.line)",
+        "read_only_model(state.arrays), progress)",
         "test_server_callbacks.py",
         "reachable and central",
     ),
@@ -3827,7 +3827,7 @@ MUTATIONS = {
     ),
     "a round that nobody answered is counted as it was planned": Mutation(
         "run/run.py",
-        "if drawn and not done.replies:",
+        "if drawn and not round_.replies:",
         "if not drawn:",
         "test_server_record_ledgers.py",
         "nobody_answered",
