@@ -328,7 +328,7 @@ def _run(
         while link.behind() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
-        carried = link.tally.total().since(outcome.carried)
+        carried = link.tally.total().minus(outcome.carried)
         note_farewell(where, carried, secret=federation.mode.hides_counts)
         note_outside(bundle, where)
     return outcome

@@ -81,7 +81,7 @@ def build(
     strategy = _strategy(settings, objects.strategy)
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
     federation.mode.check_adjacencies()
-    if mode.spends and not announced and population.own_clients(task) and settings.task.own:
+    if mode.spends and not announced and population.local_clients(task) and settings.task.own:
         from ..tasks.independence import check_order  # torch, which a plan does without
 
         check_order(task)
@@ -189,4 +189,4 @@ def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) ->
     if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
         options["groups"] = best_groups(settings, settings.cohort.rate)
     cohort = cohort_of(settings.cohort.name, options, num_clients, settings.num_rounds)
-    return seen(cohort, mode.seen_draw) if mode.seen_draw else cohort
+    return seen(cohort, mode.public_draw) if mode.public_draw else cohort

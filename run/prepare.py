@@ -134,7 +134,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
 
 def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
     """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
-    return federation.population.alone() if federation.mode.spends else nullcontext()
+    return federation.population.exclusive_lock() if federation.mode.spends else nullcontext()
 
 
 def claim_records(federation: Federation) -> None:
@@ -187,7 +187,7 @@ def _check_base(federation: Federation) -> None:
 def _warn_of_own_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
     task, hides = federation.task, federation.mode.hides_records
-    clients = federation.population.own_clients(task) if federation.settings.task.own else ()
+    clients = federation.population.local_clients(task) if federation.settings.task.own else ()
     if not clients or not federation.mode.spends:
         return
     every = [partial(data_of_all, task, client) for client in clients]
@@ -224,12 +224,12 @@ def _looked_at(federation: Federation) -> range:
     client drops out of the round. A step on all clients' records uses all of them, so all are checked.
     """
     every = federation.settings.secagg is not None or federation.mode.sums_records
-    return federation.population.looked_at(federation.task, every)
+    return federation.population.clients_to_check(federation.task, every)
 
 
 def some_examples(federation: Federation) -> Data:
     """Return examples with the clients' shapes: a client's, or public ones if clients keep theirs."""
-    return federation.population.some_examples(federation.task)
+    return federation.population.sample_examples(federation.task)
 
 
 def make_strategy_of(federation: Federation) -> Any:
@@ -380,7 +380,7 @@ def _noise_key(run: Run) -> bytes | None:
             raise Refusal(federation.population.words.folder, str(run.folder), remedy) from problem
     finished = run.checkpoint.state.round >= federation.settings.steps
     key = b"" if finished else noise_key.read(run.folder)
-    if key and run.saved.places not in (None, federation.population.places_under(key)):
+    if key and run.saved.places not in (None, federation.population.position_digest(key)):
         remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(run.folder), remedy)
     return key

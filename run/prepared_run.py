@@ -29,7 +29,7 @@ class Saved:
       filter_order: of its plan's RDP filter; None without one.
       turns: the cohort's name, which gives the distance of a client's turns; None without turns.
       deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.places_under` gives them under the noise's key.
+      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
     """
 
     name: Annotated[str, RUN_NAME]

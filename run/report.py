@@ -97,7 +97,7 @@ def spent(
     """
     rows: list[Spent] = []
     for promise in reversed(federation.mode.promises):
-        if promise.own_ledgers:
+        if promise.per_client:
             rows += _record_rows(federation, promise, client_ledgers, draws, largest_loss)
         else:
             assert ledger is not None

@@ -139,7 +139,7 @@ def write_start(run: Run) -> None:
         "deal": run.tuning.key,
         "places": None
         if run.privacy is None
-        else run.federation.population.places_under(run.privacy.noise_key),
+        else run.federation.population.position_digest(run.privacy.noise_key),
         SINGLY: not run.federation.settings.group_equal_rows,
         TASK_FILES: sorted(beside),
         **_told_while_it_goes_on(run),
@@ -352,7 +352,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
 def _carried_since(progress: Progress) -> Carried:
     """Return the traffic since the last recorded round."""
     before, progress.reported_bytes = progress.reported_bytes, progress.tally.total()
-    return progress.reported_bytes.since(before)
+    return progress.reported_bytes.minus(before)
 
 
 def _tell_operator(folder: Path, row: dict[str, Any]) -> None:

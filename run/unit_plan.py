@@ -148,7 +148,7 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
     mode = federation.mode
     if (sums := sum_plan(federation)) and mode.budget:
         yield sums, mode.budget, num_rounds
-    if budget := mode.own_budget:
+    if budget := mode.client_budget:
         client = client_settings(federation, Path())
         assert client.record
         participations = likely_participations(federation.cohort, federation.num_clients, num_rounds)

@@ -27,7 +27,7 @@ from .clients import Clients, fault_mods
 from .deadline import within
 
 if TYPE_CHECKING:
-    from ..messages.difference_grid import HeldModels
+    from ..messages.difference_grid import ClientModels
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def require_one_machine(federation: Federation) -> None:
       Refusal: each machine would keep a budget of its own for the same records.
     """
     engine = federation.settings.engine
-    if engine.address and federation.mode.own_budget and not federation.simulated:
+    if engine.address and federation.mode.client_budget and not federation.simulated:
         remedy = (
             "each machine would keep ledgers of its own for the same records; train real ones on one machine"
         )
@@ -104,7 +104,7 @@ class CountedGrid(PassingGrid):
       models: which of them clients would hold, and be sent differences from; None where these are sent the whole.
     """
 
-    def __init__(self, grid: Grid, tally: Tally, models: HeldModels | None = None) -> None:
+    def __init__(self, grid: Grid, tally: Tally, models: ClientModels | None = None) -> None:
         super().__init__(grid)
         self._tally, self._models = tally, models
 
@@ -131,13 +131,13 @@ class CountedGrid(PassingGrid):
         """Return the messages in a link's form, for nodes that then hold the model that they were sent."""
         if self._models is None:
             return asked
-        return self._models.taken(asked)
+        return self._models.encode_for_storing(asked)
 
 
 class CountedSums(CountedGrid):
     """Counting grid for a grid that adds its clients' replies itself."""
 
-    def __init__(self, grid: SummingGrid, tally: Tally, models: HeldModels | None = None) -> None:
+    def __init__(self, grid: SummingGrid, tally: Tally, models: ClientModels | None = None) -> None:
         assert isinstance(grid, Grid)
         super().__init__(grid, tally, models)
         self._adds = grid
@@ -169,9 +169,9 @@ def counted(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
     """
     models = None
     if differences:
-        from ..messages.difference_grid import HeldModels
+        from ..messages.difference_grid import ClientModels
 
-        models = HeldModels()
+        models = ClientModels()
     if isinstance(grid, SummingGrid):
         return CountedSums(grid, tally, models)
     return CountedGrid(grid, tally, models)

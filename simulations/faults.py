@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
-from ..messages.secure_wire import USUAL, answer, messages_of, read_place
+from ..messages.secure_wire import USUAL, answer, messages_of, read_exchange_id
 from ..messages.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
 from ..privacy.mechanisms.packing import Packed, width_of
 from ..privacy.mechanisms.randomness import Randomness
@@ -72,7 +72,7 @@ def _in_exchange(
     context: Context,
     call_next: ClientAppCallable,
 ) -> Message:
-    place = read_place(message.content)
+    place = read_exchange_id(message.content)
     generator = randomness.stream("faults", place.round, client, place.attempt).generator()
     fault, since = picked(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
     if fault == "dropout" and place.exchange >= since:

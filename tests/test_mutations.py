@@ -992,7 +992,7 @@ MUTATIONS = {
     "records of the first client alone are measured": Mutation(
         "populations/local.py",
         "return batches_of_all(data_of(task, client) for client in range(task.num_clients))",
-        "return [self.some_examples(task)]",
+        "return [self.sample_examples(task)]",
         "test_preconditions.py",
         "records_of_each_client",
     ),
@@ -1033,7 +1033,7 @@ MUTATIONS = {
     ),
     "a client takes the noise of another size": Mutation(
         "messages/client_settings.py",
-        "in self.noise_by_records if least <= records]",
+        "in self.noise_by_records if min_records <= records]",
         "in self.noise_by_records]",
         "test_client_dp_sgd.py",
         "no_more_records",
@@ -1138,7 +1138,7 @@ MUTATIONS = {
     ),
     "a device trains by another schema than the server's": Mutation(
         "deployment/device/device.py",
-        "if order.agreement != agreement(key_of(order.told_to_task)):",
+        "if order.agreement != agreement(key_of(order.task_options)):",
         "if order.agreement == 0:",
         "test_deployment_tables.py",
         "another_schema_or_model",
@@ -1719,8 +1719,8 @@ MUTATIONS = {
     ),
     "a question of another head is another question": Mutation(
         "messages/message_codec.py",
-        "    asked = (body.stable or body).digest\n",
-        "    asked = body.digest\n",
+        "    content_digest = (body.stable or body).digest\n",
+        "    content_digest = body.digest\n",
         "test_links_server_log.py",
         "no_part_of_what",
     ),
@@ -2685,8 +2685,8 @@ MUTATIONS = {
     ),
     "a question told as a difference is another question": Mutation(
         "messages/message_codec.py",
-        "    asked = asked_alike(bare)\n",
-        "    asked = bare\n",
+        "    stable = without_encoding(bare)\n",
+        "    stable = bare\n",
         DIFFERENCE_TESTS,
         "one_id",
     ),
@@ -2748,7 +2748,7 @@ MUTATIONS = {
     ),
     "clients that have moved keep the turns of their places": Mutation(
         "run/prepare.py",
-        "saved.places not in (None, federation.population.places_under(key))",
+        "saved.places not in (None, federation.population.position_digest(key))",
         "False",
         "test_server_before_spending.py",
         "in_other_places",
@@ -3084,9 +3084,8 @@ MUTATIONS = {
     ),
     "metrics leave beside the sum": Mutation(
         "messages/wire.py",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent}), 'c': ConfigRecord({'x': 1})}), "
-        "reply_to=message)",
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: payload})}), reply_to=message)",
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: payload}), 'c': ConfigRecord({'x': 1})}), reply_to=message)",
         GRID_TESTS,
         "weighs_the_same",
     ),
@@ -3491,7 +3490,7 @@ MUTATIONS = {
     ),
     "a quorum's draw counts as secret": Mutation(
         "populations/deployed.py",
-        "return seen(cohort, SEEN_ANSWERS) if self.quorum or self.enough is not None else cohort",
+        "return seen(cohort, PUBLIC_ANSWERS) if self.quorum or self.enough is not None else cohort",
         "return cohort",
         ANSWERS_TESTS,
         "give_away",
@@ -3582,7 +3581,7 @@ MUTATIONS = {
     ),
     "a plan for records forgets sums of whole clients": Mutation(
         "modes/record.py",
-        "read_records(owed.clients, path, budget.adjacency)",
+        "read_records(pending.clients, path, budget.adjacency)",
         'read_records(path / "none", path, budget.adjacency)',
         "test_server_one_budget.py",
         "begins_from and not distributed",
@@ -3778,8 +3777,8 @@ MUTATIONS = {
     ),
     "of many real clients some are not looked at before round 1": Mutation(
         "populations/local.py",
-        'every: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
-        'every: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // 1000))',
+        'all_clients: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
+        'all_clients: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // 1000))',
         "test_server_record_ledgers.py",
         "real-size",
     ),
