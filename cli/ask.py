@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
+from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
 from .grammar import Json, app, argument, option, options_of, own_modules, read, verb
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def ask(
     own_modules()
     overrides = [each for each in given or () if "=" in each]
     columns = [each for each in given or () if "=" not in each]
-    asked = said_in(question)
+    asked = options_in(question)
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
     plain = inquiry.over(plain)
     groups = dict(each.split("=", 1) for each in overrides)

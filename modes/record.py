@@ -169,7 +169,7 @@ class RecordMode(Mode):
         noise: list[tuple[int, float]] = []
         for first in range(0, len(sizes), each):
             neediest = _neediest(sizes[first : first + each], client)
-            needed = (calibrated_noise(level, n, client, rounds, beside=events) for n in neediest)
+            needed = (calibrated_noise(level, n, client, rounds, other_events=events) for n in neediest)
             noise.append((sizes[first], max(needed)))
         return tuple(noise)
 

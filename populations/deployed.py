@@ -21,7 +21,7 @@ from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
 from ..server.round_terms import Answers
-from ..strategies.cohorts import Cohort, seen
+from ..strategies.cohorts import Cohort, with_label
 from ..tasks.data import Data, held_out_of
 from ..tasks.protocol import Task
 from .population import COUNTED, REAL, Population, Words
@@ -127,7 +127,7 @@ class Deployed(Population):
 
     def visible(self, cohort: Cohort) -> Cohort:
         """Return the cohort with a public draw if the number of answers ends a round."""
-        return seen(cohort, PUBLIC_ANSWERS) if self.quorum or self.enough is not None else cohort
+        return with_label(cohort, PUBLIC_ANSWERS) if self.quorum or self.enough is not None else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""

@@ -25,7 +25,7 @@ from ..run.queries import Reach
 from ..run.record_ledgers import client_ledgers_of
 from ..run.released import released_file
 from ..simulations.engines import asking_engine, require_one_machine
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released
@@ -57,7 +57,7 @@ def ask_here(
     told = replace(question_settings(federation, folder), seed=seed)
     grid = partial(_engine, federation, told)
     reach = Reach(randomness=Randomness(seed), released=released)
-    with state_kept():
+    with restoring_state():
         return ask(federation, inquiry, spend, folder, grid, reach)
 
 

@@ -18,7 +18,7 @@ from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
-from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
+from ..strategies.cohorts import Cohort, cohort_of, over_selected, with_label
 from ..tasks import DEALT, TASKS, AnnouncedTask, PooledTask, Task, as_run, load_task
 from .client_instructions import task_options
 from .files import SAVED, SINGLY
@@ -189,4 +189,4 @@ def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) ->
     if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
         options["groups"] = best_groups(settings, settings.cohort.rate)
     cohort = cohort_of(settings.cohort.name, options, num_clients, settings.num_rounds)
-    return seen(cohort, mode.public_draw) if mode.public_draw else cohort
+    return with_label(cohort, mode.public_draw) if mode.public_draw else cohort

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
 from ..client.extra import extra_clients
-from ..configs.settings import shown_keys
+from ..configs.settings import publishable_keys
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..messages.wire import DROP_REASONS, MIXES
@@ -323,7 +323,7 @@ def _start_of(progress: Progress) -> RunStart:
         progress.run.folder,
         federation.settings.steps,
         frozen(budgets_of(federation)),
-        frozen(shown_keys(federation.settings.source)),
+        frozen(publishable_keys(federation.settings.source)),
         frozen(progress.history),
         progress.observer.line,
     )

@@ -20,7 +20,7 @@ from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
 from ..configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
-from ..configs.settings import shown_keys
+from ..configs.settings import publishable_keys
 from ..configs.task_settings import CustomTask
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..modes.federation import Federation
@@ -585,7 +585,7 @@ def _scaling(run: Run) -> dict[str, Any]:
 def _configured(federation: Federation) -> dict[str, Any]:
     """Return the names of the configuration's groups, and the number of clients."""
     s = federation.settings
-    shown = shown_keys(s.source)["task"]
+    shown = publishable_keys(s.source)["task"]
     own = {name: shown.get(name) for name in ("target", "args")} if isinstance(s.task, CustomTask) else {}
     return {
         "task": federation.task_name,

@@ -54,7 +54,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.simulations.engines import counted
+from fedveil.simulations.engines import counting_grid
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
@@ -484,7 +484,7 @@ def test_clients_start_from_the_rounded_model_and_their_mean_moves_the_model_its
 def test_a_simulation_counts_what_a_link_would_carry(sums: bool) -> None:
     models = [sent for _, sent in walk(2, 3, 4)]
     tally, nodes = Tally(), [2, 3]
-    grid = counted(clients([]) if sums else Answering(), tally, differences=True)
+    grid = counting_grid(clients([]) if sums else Answering(), tally, differences=True)
     server, expected = ClientModels(), 0
     for number, model in enumerate(models):
         asked = [instruction(model, node, number) for node in nodes]

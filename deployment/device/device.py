@@ -333,7 +333,7 @@ class Device:
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
             prior = book.events(Adversary.MODEL, lambda each: not is_own(each))
             asked = book.events(Adversary.MODEL, lambda each: is_own(each) and is_question(each))
-            return calibrated_noise(record, records, settings, participations, prior, beside=asked)
+            return calibrated_noise(record, records, settings, participations, prior, other_events=asked)
         except Refusal as refusal:
             if refusal.field not in ("ledger", "target_epsilon"):
                 raise

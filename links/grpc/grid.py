@@ -26,7 +26,7 @@ from flwr.app import Error, Message
 
 from ...base.bounded_decoding import read_json
 from ...base.durable_files import replace_file
-from ...base.open_files import MOST_CONNECTIONS, for_connections, listener
+from ...base.open_files import MAX_CONNECTIONS, for_connections, listener
 from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
 from ...messages.difference_wire import read_model_statement
@@ -105,7 +105,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
 
 
 async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
-    most = ("grpc.max_allowed_incoming_connections", min(for_connections(), MOST_CONNECTIONS))
+    most = ("grpc.max_allowed_incoming_connections", min(for_connections(), MAX_CONNECTIONS))
     server = grpc.aio.server(options=(*OPTIONS, most))
     service, method = METHOD.strip("/").split("/")
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
