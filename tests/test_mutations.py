@@ -91,8 +91,8 @@ MUTATIONS = {
     ),
     "a student learns of clients' data": Mutation(
         "export/distil.py",
-        "and own <= known for client in clients",
-        "and own < set() for client in clients",
+        "and client_digests <= public_digests for client in clients",
+        "and client_digests < set() for client in clients",
         "export/test_export.py",
         "none_of_the_clients",
     ),
@@ -294,8 +294,8 @@ MUTATIONS = {
     ),
     "a run that goes on claims of a trusted server what others have seen": Mutation(
         "run/so_far.py",
-        "        if who not in seen:",
-        "        if who not in book.spent:",
+        "        if adversary not in events:",
+        "        if adversary not in book.spent:",
         "evidence/test_content.py",
         "trusted_server_sees_all",
     ),
@@ -434,8 +434,8 @@ MUTATIONS = {
     ),
     "a run plans without its question about scaling": Mutation(
         "run/sum_plan.py",
-        "beside = query_events(federation, num_rounds)",
-        "beside = later_events(federation, num_rounds)",
+        "other_events = query_events(federation, num_rounds)",
+        "other_events = later_events(federation, num_rounds)",
         "questions/test_scaling.py",
         "in_the_runs_epsilon",
     ),
@@ -448,7 +448,7 @@ MUTATIONS = {
     ),
     "a device plans its rounds without the question": Mutation(
         "deployment/device/device.py",
-        "participations, prior, beside=asked)",
+        "participations, prior, other_events=asked)",
         "participations, prior)",
         "questions/test_scaling.py",
         "plan_their_rounds_with_the_question",
@@ -581,8 +581,8 @@ MUTATIONS = {
     ),
     "a device fails in an encrypted sum whose task fails": Mutation(
         "client/private_update.py",
-        "if not hidden or isinstance",
-        "if hidden or isinstance",
+        "if not must_hide or isinstance",
+        "if must_hide or isinstance",
         "deployment/device/test_device.py",
         "diverges",
     ),
@@ -714,7 +714,7 @@ MUTATIONS = {
     ),
     "records are held out by each other where they are hidden": Mutation(
         "run/client_instructions.py",
-        "        held[HELD_ALONE] = True\n",
+        "        holdout[HELD_ALONE] = True\n",
         "        pass\n",
         RECORD_EVALUATION_TESTS,
         "means_over_the_records",
@@ -735,7 +735,7 @@ MUTATIONS = {
     ),
     "what several records lose is planned without evaluations": Mutation(
         "run/unit_plan.py",
-        "events = [*[plan.event()] * rounds, *beside]",
+        "events = [*[plan.event()] * rounds, *other_events]",
         "events = [plan.event()] * rounds",
         RECORD_EVALUATION_TESTS,
         "what_one_record_loses",
@@ -749,7 +749,7 @@ MUTATIONS = {
     ),
     "a protected app's evaluation is not in its plan": Mutation(
         "adapters/protect.py",
-        "    plan = plan.calibrate(budget, beside)\n",
+        "    plan = plan.calibrate(budget, other_events)\n",
         "    plan = plan.calibrate(budget)\n",
         "adapters/test_protect.py",
         "kept_with_them_in",
@@ -995,7 +995,7 @@ MUTATIONS = {
     "records of the first client alone are measured": Mutation(
         "populations/local.py",
         "return batches_of_all(data_of(task, client) for client in range(task.num_clients))",
-        "return [self.some_examples(task)]",
+        "return [self.sample_examples(task)]",
         "end_to_end/test_preconditions.py",
         "records_of_each_client",
     ),
@@ -1022,7 +1022,7 @@ MUTATIONS = {
     ),
     "what a layer writes reaches the next part of a step": Mutation(
         "client/dp_sgd/train.py",
-        "look(torch.from_numpy(rows))\n        _put_back(layers, buffers)",
+        "look(torch.from_numpy(rows))\n        _restore_buffers(layers, buffers)",
         "look(torch.from_numpy(rows))",
         "modes/test_record_distributed.py",
         "what_a_layer_writes",
@@ -1036,7 +1036,7 @@ MUTATIONS = {
     ),
     "a client takes the noise of another size": Mutation(
         "messages/client_settings.py",
-        "in self.noise_by_records if least <= records]",
+        "in self.noise_by_records if min_records <= records]",
         "in self.noise_by_records]",
         "client/dp_sgd/test_train.py",
         "no_more_records",
@@ -1141,7 +1141,7 @@ MUTATIONS = {
     ),
     "a device trains by another schema than the server's": Mutation(
         "deployment/device/device.py",
-        "if order.agreement != agreement(key_of(order.told_to_task)):",
+        "if order.agreement != agreement(key_of(order.task_options)):",
         "if order.agreement == 0:",
         "deployment/test_tables.py",
         "another_schema_or_model",
@@ -1225,8 +1225,8 @@ MUTATIONS = {
     ),
     "an answer tells how many records were drawn": Mutation(
         "client/app.py",
-        "return summed_reply(message, update)",
-        'reply = summed_reply(message, update)\n    reply.content["metrics"] = MetricRecord({"drawn": len(rows)})\n    return reply',
+        "return record_sum_reply(message, update)",
+        'reply = record_sum_reply(message, update)\n    reply.content["metrics"] = MetricRecord({"drawn": len(rows)})\n    return reply',
         "modes/test_record_distributed.py",
         "tells_how_many",
     ),
@@ -1407,7 +1407,7 @@ MUTATIONS = {
     ),
     "a field that a message's class does not check may be anything": Mutation(
         "base/bounded_decoding.py",
-        "        check_fields(made)\n",
+        "        check_fields(instance)\n",
         "",
         "base/test_bounded_decoding.py",
         "its_class_does_not",
@@ -1463,7 +1463,7 @@ MUTATIONS = {
     ),
     "strangers take a server's last open file": Mutation(
         "base/open_files.py",
-        "if connection.fileno() >= min(for_connections(), MOST_TLS):",
+        "if connection.fileno() >= min(for_connections(), MAX_TLS):",
         "if False:",
         "base/test_open_files.py",
         "prometheus_text",
@@ -1603,7 +1603,7 @@ MUTATIONS = {
     ),
     "a secret of the environment is published with its run": Mutation(
         "run/run_folder.py",
-        '    shown = shown_keys(s.source)["task"]\n',
+        '    shown = publishable_keys(s.source)["task"]\n',
         '    shown = {"args": getattr(s.task, "args", None)}\n',
         "run/test_callbacks.py",
         "secret_of_the_environment",
@@ -1722,8 +1722,8 @@ MUTATIONS = {
     ),
     "a question of another head is another question": Mutation(
         "messages/message_codec.py",
-        "    asked = (body.stable or body).digest\n",
-        "    asked = body.digest\n",
+        "    content_digest = (body.stable or body).digest\n",
+        "    content_digest = body.digest\n",
         "links/test_server_log.py",
         "no_part_of_what",
     ),
@@ -2247,15 +2247,15 @@ MUTATIONS = {
     ),
     "no step's own batch is looked at": Mutation(
         "client/dp_sgd/train.py",
-        "if taken % LOOKED_AT == 0 and",
+        "if step % LOOKED_AT == 0 and",
         "if False and",
         "client/dp_sgd/test_train.py",
         "mixing_that_begins_in_the_run",
     ),
     "a model that mixed a step's examples trains on": Mutation(
         "client/dp_sgd/train.py",
-        "        taken = _steps.get(model, 0)",
-        "        taken = _steps[model] = _steps.get(model, -1) + 1",
+        "        step = _steps.get(model, 0)",
+        "        step = _steps[model] = _steps.get(model, -1) + 1",
         "client/dp_sgd/test_train.py",
         "a_look_at_a_step",
     ),
@@ -2366,8 +2366,8 @@ MUTATIONS = {
     ),
     "protect accepts an adjacency that its population contradicts": Mutation(
         "adapters/protect.py",
-        '    check_adjacency("budget.adjacency", budget.adjacency, told)\n',
-        "    _ = told\n",
+        '    check_adjacency("budget.adjacency", budget.adjacency, public_count)\n',
+        "    _ = public_count\n",
         "adapters/test_protect.py",
         "what_the_command_line_refuses",
     ),
@@ -2387,7 +2387,7 @@ MUTATIONS = {
     ),
     "protect plans whole clients and forgets their records": Mutation(
         "adapters/protect.py",
-        '            plan = within_records(plan, shared, budget, "budget", beside)\n',
+        '            plan = within_records(plan, shared, budget, "budget", other_events)\n',
         "            pass\n",
         "adapters/test_protect.py",
         "records",
@@ -2415,8 +2415,8 @@ MUTATIONS = {
     ),
     "a screen shows a failure on real data": Mutation(
         "run/display.py",
-        'shows = failed and ending.result["rng"] == "seeded"',
-        "shows = failed",
+        'show_log = failed and ending.result["rng"] == "seeded"',
+        "show_log = failed",
         "run/test_own_errors.py",
         "for_its_log_alone",
     ),
@@ -2429,7 +2429,7 @@ MUTATIONS = {
     ),
     "protect pays for rounds that nobody answers": Mutation(
         "adapters/protect.py",
-        "        if why is None:\n            return replies",
+        "        if reason is None:\n            return replies",
         "        if True:\n            return replies",
         "adapters/test_protect.py",
         "nobody_ever_answers",
@@ -2464,8 +2464,8 @@ MUTATIONS = {
     ),
     "records are planned as if nothing were spent": Mutation(
         "strategies/record_plan.py",
-        "record.terms.budget, prior, whole, beside)",
-        "record.terms.budget, (), whole, beside)",
+        "record.terms.budget, prior, whole, other_events)",
+        "record.terms.budget, (), whole, other_events)",
         "end_to_end/test_preconditions.py",
         "a_second_run",
     ),
@@ -2590,8 +2590,8 @@ MUTATIONS = {
     ),
     "a strategy object keeps what a run left in it": Mutation(
         "run/build.py",
-        "return deepcopy(given)",
-        "return given",
+        "return deepcopy(custom_strategy)",
+        "return custom_strategy",
         "test_face.py",
         "begins_every_run_afresh",
     ),
@@ -2632,15 +2632,15 @@ MUTATIONS = {
     ),
     "a record is clipped before the mask": Mutation(
         "client/dp_sgd/sketched.py",
-        "                left = self.sketch.of(whole)",
-        "                left = whole",
+        "                compressed = self.sketch.of(whole)",
+        "                compressed = whole",
         "server/test_compression.py",
         "before_it_is_clipped and hooks",
     ),
     "a record that is compressed to nothing is as long as it likes": Mutation(
         "client/dp_sgd/sketched.py",
-        "np.maximum(kept, least * full)",
-        "kept",
+        "np.maximum(compressed_squares, min_ratio * whole_squares)",
+        "compressed_squares",
         "server/test_compression.py",
         "drown and hooks",
     ),
@@ -2688,8 +2688,8 @@ MUTATIONS = {
     ),
     "a question told as a difference is another question": Mutation(
         "messages/message_codec.py",
-        "    asked = asked_alike(bare)\n",
-        "    asked = bare\n",
+        "    stable = without_encoding(bare)\n",
+        "    stable = bare\n",
         DIFFERENCE_TESTS,
         "one_id",
     ),
@@ -2751,7 +2751,7 @@ MUTATIONS = {
     ),
     "clients that have moved keep the turns of their places": Mutation(
         "run/prepare.py",
-        "saved.places not in (None, federation.population.places_under(key))",
+        "saved.places not in (None, federation.population.position_digest(key))",
         "False",
         "run/test_before_spending.py",
         "in_other_places",
@@ -2814,8 +2814,8 @@ MUTATIONS = {
     ),
     "sampling fixed while accounted as Poisson": Mutation(
         "strategies/cohorts.py",
-        "for place in coins(len(population), self.rate, stream).tolist()",
-        "for place in subset(len(population), int(self.rate * len(population)), stream).tolist()",
+        "for position in coins(len(population), self.rate, stream).tolist()",
+        "for position in subset(len(population), int(self.rate * len(population)), stream).tolist()",
         "strategies/test_cohorts.py",
         "binomial",
     ),
@@ -3087,9 +3087,8 @@ MUTATIONS = {
     ),
     "metrics leave beside the sum": Mutation(
         "messages/wire.py",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent}), 'c': ConfigRecord({'x': 1})}), "
-        "reply_to=message)",
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: payload})}), reply_to=message)",
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: payload}), 'c': ConfigRecord({'x': 1})}), reply_to=message)",
         GRID_TESTS,
         "weighs_the_same",
     ),
@@ -3494,7 +3493,7 @@ MUTATIONS = {
     ),
     "a quorum's draw counts as secret": Mutation(
         "populations/deployed.py",
-        "return seen(cohort, SEEN_ANSWERS) if self.quorum or self.enough is not None else cohort",
+        "return with_label(cohort, PUBLIC_ANSWERS) if self.quorum or self.enough is not None else cohort",
         "return cohort",
         ANSWERS_TESTS,
         "give_away",
@@ -3585,7 +3584,7 @@ MUTATIONS = {
     ),
     "a plan for records forgets sums of whole clients": Mutation(
         "modes/record.py",
-        "read_records(owed.clients, path, budget.adjacency)",
+        "read_records(pending.clients, path, budget.adjacency)",
         'read_records(path / "none", path, budget.adjacency)',
         "populations/test_local.py",
         "begins_from and not distributed",
@@ -3725,8 +3724,8 @@ MUTATIONS = {
     ),
     "a callback sees a private value": Mutation(
         "run/run_folder.py",
-        "shown_model(state.arrays), progress.observer.line)",
-        "shown_model(state.arrays), progress)",
+        "read_only_model(state.arrays), progress.observer.line)",
+        "read_only_model(state.arrays), progress)",
         "run/test_callbacks.py",
         "reachable and central",
     ),
@@ -3781,8 +3780,8 @@ MUTATIONS = {
     ),
     "of many real clients some are not looked at before round 1": Mutation(
         "populations/local.py",
-        'every: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
-        'every: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // 1000))',
+        'all_clients: bool) -> range:\n        """Return all clients."""\n        return range(task.num_clients)',
+        'all_clients: bool) -> range:\n        """Return all clients."""\n        return range(0, task.num_clients, -(-task.num_clients // 1000))',
         "run/test_record_ledgers.py",
         "real-size",
     ),
@@ -3830,7 +3829,7 @@ MUTATIONS = {
     ),
     "a round that nobody answered is counted as it was planned": Mutation(
         "run/run.py",
-        "if drawn and not done.replies:",
+        "if drawn and not round_.replies:",
         "if not drawn:",
         "run/test_record_ledgers.py",
         "nobody_answered",
@@ -3927,7 +3926,7 @@ def test_the_suite_goes_red(name: str, tried: Tried) -> None:
 @pytest.mark.campaign
 def test_in_the_copy_without_a_fault_the_same_tests_are_green(tried: Tried) -> None:
     files = sorted({mutation.tests for mutation in MUTATIONS.values()})
-    each = sorted({f"({Path(each.tests).name} and ({each.select}))" for each in MUTATIONS.values()})
+    each = sorted({f"({mutation.tests} and ({mutation.select}))" for mutation in MUTATIONS.values()})
     code, output = tried.run(files, " or ".join(each))
     assert code == 0, output[-2000:]
 

@@ -20,7 +20,7 @@ from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.export.distil import distil
-from fedveil.export.export import Order, export, rounded, traced, written
+from fedveil.export.export import Order, export, rounded, trace, write_model
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
@@ -200,7 +200,7 @@ def test_numpy_computes_layers(tmp_path: Path) -> None:
 def same_in_numpy(model: nn.Module, x: Tensor, folder: Path) -> None:
     from safetensors.numpy import save_file
 
-    program, arrays = traced(model, x[:2])
+    program, arrays = trace(model, x[:2])
     save_file(arrays, folder / "model.safetensors", {"program": program})
     found = numpy_model.run(*numpy_model.read_model(folder / "model.safetensors"), x.numpy())
     with torch.no_grad():
@@ -385,7 +385,7 @@ def test_a_model_that_numpy_does_not_know_is_refused_with_a_format_that_does() -
         Refusal,
         match="has the operation zeros, which the interpreter in NumPy does not support; use --to onnx",
     ):
-        traced(_Last(), torch.zeros(2, 5, 4))
+        trace(_Last(), torch.zeros(2, 5, 4))
 
 
 def _with_nan() -> nn.Module:
@@ -414,12 +414,12 @@ def test_a_format_that_would_say_other_than_the_released_model_is_refused(name: 
     made, formats, said = DIFFERENT[name]
     for to in formats:
         with pytest.raises(Refusal, match=said):
-            written(tmp_path, made().eval(), to, torch.zeros(2, 16))
+            write_model(tmp_path, made().eval(), to, torch.zeros(2, 16))
 
 
 def test_rows_that_a_model_does_not_take_are_not_held_against_a_format(tmp_path: Path) -> None:
-    written(tmp_path, Forward(lambda x: 1 + x.clamp(0) / x.exp()), "int8", torch.zeros(2, 16))
-    written(tmp_path, Forward(torch.sqrt), "torchscript", torch.zeros(2, 16))
+    write_model(tmp_path, Forward(lambda x: 1 + x.clamp(0) / x.exp()), "int8", torch.zeros(2, 16))
+    write_model(tmp_path, Forward(torch.sqrt), "torchscript", torch.zeros(2, 16))
 
 
 class _Last(nn.Module):

@@ -44,7 +44,7 @@ from fedveil.privacy.statistics.evaluation import (
 from fedveil.privacy.statistics.held_rows import held_rows
 from fedveil.questions.evaluation_plan import evaluation_plan
 from fedveil.questions.wire import OWN_NOISE_KEY, evaluation_content, question_of
-from fedveil.run.build import Given, build
+from fedveil.run.build import RunObjects, build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
 from fedveil.tasks import load_task
@@ -83,7 +83,7 @@ def federation(*overrides: str, task: Points | None = None) -> Federation:
     ]
     hides = ["privacy=record_distributed", "privacy.target_delta=0.001", "privacy.allow_large_delta=true"]
     settings = settings_from_overrides([*given, *hides, "evaluate.clients=final", *overrides])
-    return build(settings, given=Given(task=task or Points()))
+    return build(settings, objects=RunObjects(task=task or Points()))
 
 
 def figures(record: dict[str, Any]) -> dict[str, dict[str, float]]:

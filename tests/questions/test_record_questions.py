@@ -32,7 +32,7 @@ from fedveil.questions.answers import with_own_noise
 from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here
 from fedveil.questions.wire import question_content
-from fedveil.run.build import Given, build
+from fedveil.run.build import RunObjects, build
 
 HERE = Path(__file__).parents[1]
 STATISTICS = runpy.run_path(str(HERE / "privacy/statistics/test_inquiry.py"))
@@ -63,7 +63,7 @@ def federation(mode: str, *overrides: str, task: object | None = None) -> Any:
     common = ["task=custom", "task.target=object:Ages", "allow_modules=[object]", "cohort=all"]
     given = ["privacy.target_delta=0.0005", "privacy.target_epsilon=100000", "privacy.allow_large_delta=true"]
     settings = settings_from_overrides([*common, f"privacy={mode}", *given, *overrides])
-    return build(settings, given=Given(task=task or Ages()))
+    return build(settings, objects=RunObjects(task=task or Ages()))
 
 
 def figure(record: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, beside
+from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, canary_cohort
 from fedveil.strategies.registry import make_strategy
 
 REAL = list(range(2, 42))
@@ -122,8 +122,12 @@ def test_canaries_that_answer_here_are_in_what_is_weighed_and_not_in_the_model(t
 
 
 def test_a_rule_with_a_size_is_scaled_and_always_draws_one() -> None:
-    assert beside(Fixed(10), 100, 30) == Fixed(3) == beside(OverSelected(Fixed(10), Fixed(5)), 100, 30)
-    assert beside(Fixed(1), 100, 30) == Fixed(1)
-    assert beside(OverSelected(Fixed(10), Fixed(5)), 8, 30) == Fixed(30)
-    assert beside(MinSeparation(10, 4, 2), 100, 50) == MinSeparation(5, 4, 2)
-    assert beside(OverSelected(Poisson(0.5), Poisson(0.2)), 100, 30) == Poisson(0.5)
+    assert (
+        canary_cohort(Fixed(10), 100, 30)
+        == Fixed(3)
+        == canary_cohort(OverSelected(Fixed(10), Fixed(5)), 100, 30)
+    )
+    assert canary_cohort(Fixed(1), 100, 30) == Fixed(1)
+    assert canary_cohort(OverSelected(Fixed(10), Fixed(5)), 8, 30) == Fixed(30)
+    assert canary_cohort(MinSeparation(10, 4, 2), 100, 50) == MinSeparation(5, 4, 2)
+    assert canary_cohort(OverSelected(Poisson(0.5), Poisson(0.2)), 100, 30) == Poisson(0.5)

@@ -23,7 +23,7 @@ from fedveil.deployment.watch import LOG
 from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.messages.flower_adapter import records_of
-from fedveil.messages.run_over import MOST_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
+from fedveil.messages.run_over import MAX_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
@@ -242,7 +242,7 @@ def test_no_receipt_of_a_run_that_was_not_closed_and_none_from_a_bomb(world: Wor
     assert receipt_for(world.device("boston"), replace(OVER, manifest="", listed="")) is None
     for wrong in ("../../etc/passwd", "5F" * 32, "5f" * 31):
         assert read_over(message_to(2, replace(OVER, manifest=wrong))) is None
-    assert read_over(message_to(2, replace(OVER, listed="0" * (MOST_MANIFEST + 1)))) is None
+    assert read_over(message_to(2, replace(OVER, listed="0" * (MAX_MANIFEST + 1)))) is None
     reply = reply_with(None, message_to(2, OVER))
     assert read_receipt(reply) is None
     for fields in ({"commitment": b"1" * 31, "signature": b"2" * 64}, {"commitment": "1", "signature": 2}):
