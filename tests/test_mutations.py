@@ -91,8 +91,8 @@ MUTATIONS = {
     ),
     "a student learns of clients' data": Mutation(
         "export/distil.py",
-        "and client_digests <= public_digests for client in clients",
-        "and client_digests < set() for client in clients",
+        "and client_digests <= public_digests\n",
+        "and client_digests < set()\n",
         "export/test_export.py",
         "none_of_the_clients",
     ),
@@ -3926,7 +3926,7 @@ def test_the_suite_goes_red(name: str, tried: Tried) -> None:
 @pytest.mark.campaign
 def test_in_the_copy_without_a_fault_the_same_tests_are_green(tried: Tried) -> None:
     files = sorted({mutation.tests for mutation in MUTATIONS.values()})
-    each = sorted({f"({mutation.tests} and ({mutation.select}))" for mutation in MUTATIONS.values()})
+    each = sorted({f"({Path(each.tests).name} and ({each.select}))" for each in MUTATIONS.values()})
     code, output = tried.run(files, " or ".join(each))
     assert code == 0, output[-2000:]
 
