@@ -104,7 +104,7 @@ MUTATIONS = {
         "no_string_becomes_markup",
     ),
     "a promised epsilon is rounded down": Mutation(
-        "evidence/shown.py",
+        "evidence/page_text.py",
         "math.ceil(round(float(value) * scale, 6))",
         "math.floor(round(float(value) * scale, 6))",
         "evidence/test_shown.py",
@@ -279,7 +279,7 @@ MUTATIONS = {
         "without_jinja",
     ),
     "a page may hold what a parser does not see": Mutation(
-        "evidence/shown.py",
+        "evidence/page_text.py",
         "if tag is None or not _NAMES.fullmatch(tag[1]):",
         "if tag is None:",
         "evidence/test_shown.py",

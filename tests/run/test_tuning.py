@@ -21,7 +21,7 @@ from fedveil.deployment.device.own_arm import require_own
 from fedveil.evidence.binding.recompute_ledger import main as recomputed
 from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of
-from fedveil.evidence.shown import differences
+from fedveil.evidence.page_text import differences
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import ClientClaim, ModeName, TrainingOrder, people_call
 from fedveil.privacy.arms import ArmDeal

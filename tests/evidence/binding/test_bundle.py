@@ -42,7 +42,7 @@ from fedveil.evidence.binding.signatures import (
     signatures_text,
 )
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.evidence.shown import differences, pointed, shown
+from fedveil.evidence.page_text import differences, pointed, shown
 from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
