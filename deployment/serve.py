@@ -51,7 +51,7 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
-from ..questions.scaling import as_answered
+from ..questions.scaling import apply_answer
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
@@ -415,7 +415,7 @@ class Farewell:
         if closed := (ending.folder / MANIFEST).exists():
             read = read_manifest(ending.folder)
             manifest, listed = read.hash, read.text
-        had = as_answered(self.federation, ending.folder)
+        had = apply_answer(self.federation, ending.folder)
         moments = json.dumps(had.moments) if had.moments else ""
         agreement = agreement_of(had.task) or ""
         over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)

@@ -26,7 +26,7 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import EVALUATION, Evaluation
-from fedveil.questions.measurements import means_over, rows_measured
+from fedveil.questions.measurements import measure_means, measure_rows
 from fedveil.questions.wire import evaluation_content
 from fedveil.tasks.classification import class_metrics
 from fedveil.tasks.data import Examples
@@ -116,13 +116,13 @@ def test_no_record_makes_an_evaluation_fail_whose_metric_it_does_not_have(target
     held = Examples(torch.arange(len(targets), dtype=torch.float32)[:, None], torch.tensor(targets))
     task, line = Classes(), torch.nn.Linear(1, 2)
     asked = Evaluation("spring evaluation", 0.3, "auc")
-    told = means_over(held, task, line, nullcontext, asked)
+    told = measure_means(held, task, line, nullcontext, asked)
     assert (told is None) == (len(set(targets)) == 1)
     if told is not None:
         outputs = line(held.inputs).detach()
         assert told.metric == class_metrics(outputs, held.targets)["auc"]
         assert told.loss == pytest.approx(float(task.loss(outputs, held.targets)))
-    of_each = rows_measured(held, task, line, nullcontext, asked)
+    of_each = measure_rows(held, task, line, nullcontext, asked)
     assert np.isnan(of_each.metrics).all() and np.isfinite(of_each.losses).all()
 
 
@@ -130,7 +130,7 @@ def test_a_held_out_record_on_which_the_task_fails_takes_no_other_along() -> Non
     """One record moves a sum of records by its own part, whatever it holds."""
     held = Examples(torch.arange(9.0)[:, None], torch.tensor([0, 1, 0, 1, 7, 0, 1, 0, 1]))
     task, line, asked = Classes(), torch.nn.Linear(1, 2), Evaluation("spring evaluation", 0.3)
-    told = rows_measured(held, task, line, nullcontext, asked)
+    told = measure_rows(held, task, line, nullcontext, asked)
     assert np.flatnonzero(np.isnan(told.metrics) & np.isnan(told.losses)).tolist() == [4]
     assert np.isfinite(told.losses).sum() == np.isfinite(told.metrics).sum() == 8
 

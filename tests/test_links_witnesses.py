@@ -378,7 +378,7 @@ def test_two_owners_find_a_witness_of_both_branches(made: Path, capsys: pytest.C
 def test_the_log_holds_the_manifest_of_a_run_that_ends_with_nobody_connected(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("as_answered", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
+    for name, value in (("apply_answer", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
         monkeypatch.setattr(serving, name, lambda *_, value=value: value)
     grid = logged(made, Devices({}), lambda _: ())
     link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(since={}))

@@ -459,14 +459,14 @@ MUTATIONS = {
     ),
     "a record answers another question": Mutation(
         "questions/ask.py",
-        "    if not same:",
+        "    if not same_question:",
         "    if False:",
         QUESTION_TESTS,
         "takes_a_new_name",
     ),
     "a record answers for other clients": Mutation(
         "questions/ask.py",
-        "    if others:",
+        "    if other_owner:",
         "    if False:",
         QUESTION_TESTS,
         "other_clients",
@@ -592,8 +592,8 @@ MUTATIONS = {
     ),
     "a client fails whose records lack a metric": Mutation(
         "questions/measurements.py",
-        "        if evaluation.metric in found:\n",
-        "        if found[evaluation.metric] is not None:\n",
+        "        if evaluation.metric in metrics:\n",
+        "        if metrics[evaluation.metric] is not None:\n",
         "test_client_evaluation.py",
         "it_does_not_have",
     ),
@@ -634,8 +634,8 @@ MUTATIONS = {
     ),
     "an evaluation coarser than its resolution is asked": Mutation(
         "questions/evaluations.py",
-        "    if half > wanted:",
-        "    if half > 100 * wanted:",
+        "    if half > resolution:",
+        "    if half > 100 * resolution:",
         EVALUATION_TESTS,
         "coarse_evaluation",
     ),
@@ -767,7 +767,7 @@ MUTATIONS = {
     ),
     "a device tells of another model than the one it is asked about": Mutation(
         "questions/wire.py",
-        "    if (None if released is None else hashlib.sha256(released).hexdigest()) != asked.model:",
+        "    if (None if released is None else hashlib.sha256(released).hexdigest()) != request.model:",
         "    if False:",
         "test_tasks_model_columns.py",
         "names_and_no_other",
@@ -795,7 +795,7 @@ MUTATIONS = {
     ),
     "a search begins that the budget does not afford": Mutation(
         "questions/ask.py",
-        "        require_all(ledger, plan, inquiry)",
+        "        require_all_rounds(ledger, plan, inquiry)",
         "        pass",
         "test_privacy_prefixes.py",
         "before_its_first_level",
@@ -2790,7 +2790,7 @@ MUTATIONS = {
     ),
     "the scores of arms are in no plan": Mutation(
         "questions/evaluation_plan.py",
-        "    many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)\n",
+        "    num_evaluations += settings.scored_at_clients and (num_rounds is None or num_rounds > rounds_after_tuning)\n",
         "",
         "test_server_tuning.py",
         "a_target_is_kept",

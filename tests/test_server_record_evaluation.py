@@ -43,7 +43,7 @@ from fedveil.privacy.statistics.evaluation import (
 )
 from fedveil.privacy.statistics.held_rows import held_rows
 from fedveil.questions.evaluation_plan import evaluation_plan
-from fedveil.questions.wire import OWN_NOISE_KEY, evaluation_content, question_of
+from fedveil.questions.wire import CLIENT_NOISE_KEY, evaluation_content, question_of
 from fedveil.run.build import Given, build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
@@ -299,7 +299,7 @@ def test_a_device_evaluates_its_records_in_no_sum_where_each_adds_noise_by_itsel
     order = replace(MADE["CENTRAL"], run="e", privacy=ModeName.RECORD, client=None, record=budget)
     asked = replace(ASKED, share=None)
     content = evaluation_content(asked, save({"w": np.zeros(2)}), {ORDER_KEY: order.to_json()})
-    records_of(content, ConfigRecord)["config"][OWN_NOISE_KEY] = 3.0
+    records_of(content, ConfigRecord)["config"][CLIENT_NOISE_KEY] = 3.0
     message = Message(instruct(content, SumSpec(None, (Segment("num-examples", 1.0),)), "e", 1), 2, "train")
     name_message(message, "m")
     assert MADE["code_of"](device, message) == OWNERS_POLICY

@@ -28,7 +28,7 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.questions.answers import with_own_noise
+from fedveil.questions.answers import noised_counts
 from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here
 from fedveil.questions.wire import question_content
@@ -159,7 +159,7 @@ def test_noise_of_a_clients_own_is_as_large_as_was_charged() -> None:
     parts = asked.contribution_of_records(table, 1.0)
     drawn = []
     for number in range(400):
-        answer = with_own_noise(asked, table, noise, Randomness(number).stream("question noise"))
+        answer = noised_counts(asked, table, noise, Randomness(number).stream("question noise"))
         drawn.append(np.concatenate([(answer[name] - parts[name]).ravel() for name in parts]))
     deviation = np.std(drawn, 0)
     assert np.all(np.abs(deviation / noise - 1) < 0.1) and np.std(drawn) == pytest.approx(noise, rel=0.05)
@@ -176,7 +176,7 @@ def test_nobody_tells_whether_a_record_was_there_better_than_claimed() -> None:
     scores = []
     for there, table in enumerate((without, one)):
         stream = [Randomness(n).stream("question noise", there) for n in range(draws)]
-        answers = [with_own_noise(asked, table, noise, each) for each in stream]
+        answers = [noised_counts(asked, table, noise, each) for each in stream]
         scores.append(np.array([np.concatenate([a[n].ravel() for n in part]) @ along for a in answers]))
     thresholds = np.linspace(-2, 3, 101)
     false, found = (np.array([np.mean(s > t) for t in thresholds]) for s in scores)

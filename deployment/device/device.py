@@ -53,7 +53,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
-from ...questions.answers import Measured, answered, evaluated
+from ...questions.answers import Measured, answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .eligibility import ROOT, obstacle
@@ -260,10 +260,10 @@ class Device:
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
         asked = question_of(message.content)
         if isinstance(asked, Evaluation):
-            return evaluated(message, asked, self.evaluate(message, asked))
+            return answer_evaluation(message, asked, self.evaluate(message, asked))
         if asked is not None:
             table = self.columns(message.content, asked)
-            return answered(message, asked, table, Randomness(None).stream("question noise"))
+            return answer_inquiry(message, asked, table, Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:

@@ -27,7 +27,7 @@ from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
-from ...questions.wire import Asked, own_noise_of, question_of
+from ...questions.wire import Request, client_noise_of, question_of
 from .owner_policy import OwnerPolicy
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Charged:
     event: Gaussian | DpEvent
     adversaries: tuple[Adversary, ...]
     budget: Budget | None = None
-    inquiry: Asked | None = None
+    inquiry: Request | None = None
     is_of_records: bool = False
 
 
@@ -79,7 +79,7 @@ class Instruction:
     terms: AttemptTerms | None
     order: TrainingOrder
     spec: SumSpec
-    inquiry: Asked | None
+    inquiry: Request | None
     own_noise: float | None
 
 
@@ -105,7 +105,7 @@ def accepted(
         order = read_order(content)
         if order is None:
             raise Refusal("order", None, "this server sent no training order")
-        spec, inquiry, own_noise = sum_spec_of(content), question_of(content), own_noise_of(content)
+        spec, inquiry, own_noise = sum_spec_of(content), question_of(content), client_noise_of(content)
         instruction = Instruction(content, terms, order, spec, inquiry, own_noise)
         for field, value, why in _violations(instruction, policy, can_protect_records):
             raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
@@ -161,7 +161,7 @@ def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
         raise Refusal("question", inquiry.name, "its vector and run are not those of the question")
 
 
-def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise: float | None) -> bool:
+def _is_vector_of(spec: SumSpec, inquiry: Request, order: TrainingOrder, own_noise: float | None) -> bool:
     """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires."""
     if inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and own_noise is None
