@@ -108,7 +108,7 @@ def _ask(
                 reach.answers,
                 population=federation.declared_clients,
             )
-            participants.some(1)  # waits until clients are connected
+            participants.first_nodes(1)  # waits until clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             outcome = asking.search(inquiry) if inquiry.levels > 1 else asking.ask_once(inquiry)
         carried = {"source": federation.population.words.traffic, **tally.total().to_json()}

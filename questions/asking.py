@@ -23,7 +23,7 @@ from ..privacy.statistics.prefixes import Prefixes
 from ..run.files import OPERATOR
 from ..run.queries import Reach
 from ..server.participants import Participants
-from ..server.round_terms import Round, unanswered
+from ..server.round_terms import Round, describe_failure
 from .question_plan import budget_of, rate_of, sigma_of
 from .sums import ROW, Charge, ClientCharges, QuestionAccount, Sums, ask_cohort, sums_of
 from .wire import Request, question_content
@@ -106,8 +106,8 @@ class Asking:
 
     def _cause(self, result: Round) -> str:
         if self.federation.mode.hides_counts:
-            return f"{unanswered(result, False)}; {OPERATOR} has the clients' reasons"
-        return unanswered(result, True)
+            return f"{describe_failure(result, False)}; {OPERATOR} has the clients' reasons"
+        return describe_failure(result, True)
 
     def _round(
         self, inquiry: Inquiry, row: int, sent_inquiry: Inquiry | None = None

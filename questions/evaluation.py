@@ -27,7 +27,7 @@ from ..run.unit_plan import is_asked
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW, name_of, row_after
-from ..server.round_terms import Mean, Round, unanswered
+from ..server.round_terms import Mean, Round, describe_failure
 from ..strategies.cohorts import All
 from ..tasks.data import Data
 from ..tasks.independence import check_evaluated_apart
@@ -138,7 +138,7 @@ def _answer_fields(
     federation: Federation, charge: Charge, result: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
     if mean is None:
-        reason = unanswered(result, not federation.mode.hides_counts)
+        reason = describe_failure(result, not federation.mode.hides_counts)
         return {"reason": reason, "clients": None, "answers": []}
     masked = federation.masking is not None
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.

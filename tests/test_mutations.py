@@ -1257,8 +1257,8 @@ MUTATIONS = {
     ),
     "an average holds other models than those released last": Mutation(
         "server/rounds.py",
-        "average = _with(average, merged)",
-        "average = _with(average, state.arrays)",
+        "average = _add_to_average(average, merged)",
+        "average = _add_to_average(average, state.arrays)",
         "test_server_callbacks.py",
         "average_is_of_the_last_released",
     ),
@@ -2391,8 +2391,8 @@ MUTATIONS = {
     ),
     "records pay for a sum of clients as for all its noise": Mutation(
         "server/records_plan.py",
-        "exchanged(event_to_json(each), allowed.adjacency, order is None) for each in mine",
-        "event_to_json(each) for each in mine",
+        "exchanged(event_to_json(each), allowed.adjacency, order is None) for each in run_events",
+        "event_to_json(each) for each in run_events",
         "test_server_one_budget.py",
         "within_what_records_have_left",
     ),
@@ -2433,7 +2433,7 @@ MUTATIONS = {
     ),
     "more clients take part than a delta was weighed for": Mutation(
         "server/participants.py",
-        "        if self.declared and len(nodes) > self.clients + last:",
+        "        if self.declared and len(nodes) > self.clients + num_canaries:",
         "        if False:",
         "test_server_protect.py",
         "more_clients",
@@ -2454,8 +2454,8 @@ MUTATIONS = {
     ),
     "the mean is divided by a hidden number of clients": Mutation(
         "server/participants.py",
-        "round(self.population / self._arms) if self.population else self.drawn_from",
-        "self.drawn_from",
+        "round(self.population / self._arms) if self.population else self.pool_size",
+        "self.pool_size",
         "test_preconditions.py",
         "declared and all",
     ),
@@ -2545,7 +2545,7 @@ MUTATIONS = {
     ),
     "noise scaled by a wrong clip": Mutation(
         "server/accounts.py",
-        "self.plan.noise_over_clip * self.more_noise",
+        "self.plan.noise_over_clip * self.noise_factor",
         "self.plan.noise_over_clip * self.plan.clipping_norm",
         GRID_TESTS,
         "planned_scale",
@@ -2881,8 +2881,8 @@ MUTATIONS = {
     ),
     "a row of noise used twice": Mutation(
         "server/noise_rows.py",
-        "paid[:number] if self.randomness.seeded else paid",
-        "paid[:number]",
+        "cohorts[:number] if self.randomness.seeded else cohorts",
+        "cohorts[:number]",
         "test_server_noise_rows.py",
         "not_used_again",
     ),
@@ -3035,7 +3035,7 @@ MUTATIONS = {
     ),
     "one client ends a run by another log": Mutation(
         "server/private_grid.py",
-        "2 * count > len(self.drawn)",
+        "2 * count > len(self.current_cohort)",
         "count",
         "test_deployment_serve.py",
         "few_devices",
@@ -3274,7 +3274,7 @@ MUTATIONS = {
     ),
     "an opened sum that nobody weighs": Mutation(
         "server/masked_sums.py",
-        "if norm > most:",
+        "if norm > bound:",
         "if False:",
         "test_server_secure_sum.py",
         "random_words or cannot_be_true",
@@ -3309,7 +3309,7 @@ MUTATIONS = {
     ),
     "a search that forgets once it is calm": Mutation(
         "server/culprit_search.py",
-        "Search(FIRST - 1, self.spoilt, patience=2 * self.patience, declined=self.declined)",
+        "Search(SPLIT_AFTER - 1, self.untrue_sums, patience=patience, declined=self.declined)",
         "Search(declined=self.declined)",
         "test_server_culprit_search.py",
         "spoils_whole_cohorts",
@@ -3330,8 +3330,8 @@ MUTATIONS = {
     ),
     "a part whose sum nobody weighs": Mutation(
         "server/masked_sums.py",
-        "            if found.why:\n",
-        "            if found.why and len(parts) == 1:\n",
+        "            if weighed_sum.violation:\n",
+        "            if weighed_sum.violation and len(parts) == 1:\n",
         "test_server_culprit_search.py",
         "others_go_on",
     ),
@@ -3414,8 +3414,8 @@ MUTATIONS = {
     ),
     "opened twice for one reservation": Mutation(
         "server/secure_sum.py",
-        "if ended.total is not None or attempt.asked_to_open or attempt.in_vain:",
-        "if ended.total is not None or attempt.in_vain:",
+        "if outcome.total is not None or attempt.opening_requested or attempt.in_vain:",
+        "if outcome.total is not None or attempt.in_vain:",
         "test_server_secure_sum.py",
         "no_second_attempt",
     ),

@@ -96,7 +96,7 @@ def test_the_cohorts_of_arms_are_of_their_clients_alone(cohort: Any) -> None:
         everybody.arm = arm
         drawn = everybody.draw(Randomness(3).stream("cohort", 1), arm=arm)
         assert set(drawn) <= own and everybody.expected == in_arm(cohort, 3).expected_size(len(own))
-        assert everybody.drawn_from == len(own)
+        assert everybody.pool_size == len(own)
     everybody.arm = None
     assert everybody.expected == cohort.expected_size(60)
 

@@ -108,7 +108,7 @@ def after(owner: Any, name: str, dies: Callable[[int], Dies]) -> Callable[[int],
 
 def _at(exchange: str) -> Callable[[int], Dies]:
     step = Exchange[exchange.upper()]
-    return lambda number: lambda attempt, *_: attempt.step is step and attempt.wanted.row == number
+    return lambda number: lambda attempt, *_: attempt.step is step and attempt.request.row == number
 
 
 def _second(number: int) -> Dies:
