@@ -21,7 +21,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.log_witnesses import BRANCHES
-from fedveil.deployment.device.seen_log import SeenLog
+from fedveil.deployment.device.seen_log import LogCopy
 from fedveil.evidence.binding.signatures import make_key
 from fedveil.links.cosigned_heads import FILE, CosignedHeads, read_cosigned
 from fedveil.links.log_export import LogExport, to_text
@@ -66,7 +66,7 @@ def asked(grid: Any, number: int = 1) -> bool:
 
 def known(made: Path) -> int:
     bundle = read_client_bundle(made / "clients" / "c0")
-    return len(SeenLog(bundle.state, "made", bundle.credentials.ca).leaves)
+    return len(LogCopy(bundle.state, "made", bundle.credentials.ca).leaves)
 
 
 # --- an owner who demands witnesses ---------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_the_state_of_a_run_and_of_a_device_is_read_as_before(tmp_path: Path) ->
     ended = run_end.LastRun("run 1", "finished", 3, "2026-11-30T00:00:00+00:00", "model.safetensors")
     assert run_end.read_ended(tmp_path) == ended
     file_with(tmp_path, own_arm.DEALS, KEPT["deals"])
-    assert own_arm._known(tmp_path) == json.loads(KEPT["deals"])
+    assert own_arm._read_deals(tmp_path) == json.loads(KEPT["deals"])
 
 
 def test_what_an_earlier_process_left_without_a_name_is_not_a_new_run(tmp_path: Path) -> None:

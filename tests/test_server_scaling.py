@@ -500,7 +500,7 @@ def test_devices_noise_their_own_answers_and_plan_their_rounds_with_the_question
     assert rows["high"] - rows["low"] == pytest.approx(2 * 1.96 * sigma, rel=1e-3)
     assert record["epsilon"] == pytest.approx(4, rel=1e-3) and not list((desk / "server").glob("ledgers/*"))
     for device in devices.devices.values():
-        own, allows = device.own_ledger.records, device.bundle.settings.name != "a"
+        own, allows = device.ledger.records, device.bundle.settings.name != "a"
         assert len(questions_of(own)) == allows
         kinds = [json.loads(each.payload).get("kind") for each in read_entries(own) if each.kind == "reserve"]
         assert kinds == ["question"] * allows + [None] * 2 and verify(own).ok
@@ -518,7 +518,7 @@ def test_devices_that_went_away_are_asked_no_second_time(desk: Path) -> None:
     assert serve(desk / "server", asked, reach=SERVED["reaching"](devices)) == 0
     assert scaled(desk / "server" / "runs" / "spring") == before
     for device in devices.devices.values():
-        own = device.own_ledger.records
+        own = device.ledger.records
         assert len(questions_of(own)) == 1 and 7.9 <= (verify(own).epsilon or 0) <= 8
 
 

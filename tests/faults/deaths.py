@@ -210,8 +210,8 @@ def _line_is_rid_of(exchange: str) -> Callable[[int], Dies]:
 CLIENT: dict[str, Callable[[int], None]] = {
     **{f"told: {each}": _before_it_is_noted(each) for each in EXCHANGES},
     **{f"begun: {each}": before(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
-    "before its reservation: inbox": before(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
-    "after its reservation: inbox": after(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
+    "before its reservation: inbox": before(own_ledger.DeviceLedger, "_reserve", _hands("inbox")),
+    "after its reservation: inbox": after(own_ledger.DeviceLedger, "_reserve", _hands("inbox")),
     "training: inbox": before(app, "train_round", _hands("inbox")),
     "trained: inbox": after(app, "train_round", _hands("inbox")),
     "after its commit: inbox": after(own_ledger, "_commit", _hands("inbox")),
