@@ -61,7 +61,7 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
     (inquiry, plan), epsilon_before = one_scaling(federation, run.name), ledger_epsilon(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     everybody = with_everybody(federation)
-    run.own_ledgers.settle()
+    run.client_ledgers.settle()
     claim_records(federation)
     with open_grid(run) as grid:
         participants = Participants(
@@ -130,7 +130,7 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
     scaled_population = population.scaled(
-        settings, loaded, keeps_names=federation.mode.own_budget is not None
+        settings, loaded, keeps_names=federation.mode.client_budget is not None
     )
     scaled = replace(
         federation, settings=settings, task=loaded, moments=dict(moments), population=scaled_population

@@ -22,10 +22,10 @@ from ..privacy.statistics.inquiry import Inquiry
 from ..run.client_instructions import question_settings
 from ..run.prepare import claim_records
 from ..run.queries import Reach
-from ..run.record_ledgers import own_ledgers
+from ..run.record_ledgers import client_ledgers_of
 from ..run.released import released_file
 from ..simulations.engines import asking_engine, require_one_machine
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released
@@ -57,7 +57,7 @@ def ask_here(
     settings = replace(question_settings(federation, folder), seed=seed)
     grid = partial(_engine, federation, settings)
     reach = Reach(randomness=Randomness(seed), released=released)
-    with state_kept():
+    with restoring_state():
         return ask(federation, inquiry, spend, folder, grid, reach)
 
 
@@ -80,7 +80,7 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 @contextmanager
 def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    own_ledgers(federation, settings).settle()
+    client_ledgers_of(federation, settings).settle()
     claim_records(federation)
     with asking_engine(federation, settings) as opened:
         yield opened
