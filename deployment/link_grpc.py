@@ -22,7 +22,7 @@ def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     """Open the server's end within the context. Refusal if it cannot be opened."""
     from ..links.grpc.grid import Door, open_link
     from ..links.roster_watch import admitted_in, followed_credentials
-    from .courier import delivering
+    from .certificate_delivery import delivering
     from .open_link import Link, Presence
 
     admitted = admitted_in(bundle.admitted, nodes)
@@ -48,7 +48,7 @@ def follow(bundle: ClientBundle) -> Follow:
     from ..links.grpc.device_end import Endpoint
     from ..links.grpc.device_end import follow as follow_stream
     from .device.agent import newest_credentials
-    from .device.known_heads import is_charged
+    from .device.ledger_heads import is_charged
 
     own = bundle.settings
     endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))

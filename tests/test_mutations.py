@@ -559,7 +559,7 @@ MUTATIONS = {
         "of_which_no_grid",
     ),
     "a failure on hidden records is given back": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         "if cost.budget is None or isinstance(error, NotTrained | Refusal):",
         "if True:",
         "deployment/device/test_device_records.py",
@@ -1315,24 +1315,24 @@ MUTATIONS = {
         "certificate_again_only",
     ),
     "an operator's call passes the front": Mutation(
-        "links/flower/tls_front.py",
+        "links/flower/tls_proxy.py",
         "not in FLEET_PATHS:",
         'in ("/",):',
-        "links/flower/test_tls_front.py",
+        "links/flower/test_tls_proxy.py",
         "no_call_of_an_operator",
     ),
     "the front takes whoever signs": Mutation(
         "links/flower/fleet_calls.py",
         "if not verify_signature(",
         "if verify_signature is None and not verify_signature(",
-        "links/flower/test_tls_front.py",
+        "links/flower/test_tls_proxy.py",
         "a_signature_is_of_the_time",
     ),
     "a body in pieces has no bound": Mutation(
-        "links/flower/tls_front.py",
+        "links/flower/tls_proxy.py",
         "if taken > MOST_BODY_BYTES or (",
         "if (",
-        "links/flower/test_tls_front.py",
+        "links/flower/test_tls_proxy.py",
         "too_large_is_refused",
     ),
     "a question over Flower's link is done twice": Mutation(
@@ -1553,7 +1553,7 @@ MUTATIONS = {
         "another_roster_since",
     ),
     "a device follows a log that forks": Mutation(
-        "deployment/device/seen_log.py",
+        "deployment/device/log_copy.py",
         "        if frontier.root.hex() != head.root:\n            self._refuse_fork(statement, head)\n        return new_leaves",
         "        return new_leaves",
         "links/test_server_log.py",
@@ -1574,7 +1574,7 @@ MUTATIONS = {
         "two_names_of_one_run",
     ),
     "a final model is logged as the model of a round": Mutation(
-        "deployment/device/seen_log.py",
+        "deployment/device/log_copy.py",
         "    if SPEC_RECORD in records and OVER in records:\n",
         "    if False:\n",
         "links/test_server_log.py",
@@ -1588,7 +1588,7 @@ MUTATIONS = {
         "two_stories_in",
     ),
     "a model that the log does not hold is trained on": Mutation(
-        "deployment/device/seen_log.py",
+        "deployment/device/log_copy.py",
         "            if not is_logged:\n",
         "            if False:\n",
         "links/test_server_log.py",
@@ -2666,7 +2666,7 @@ MUTATIONS = {
         "moves_the_model_itself",
     ),
     "a device trains on whatever a difference makes": Mutation(
-        "deployment/device/held_model.py",
+        "deployment/device/last_model.py",
         "if hash_of(arrays) != statement.model:",
         "if False:",
         DIFFERENCE_TESTS,
@@ -2764,7 +2764,7 @@ MUTATIONS = {
         "released_most",
     ),
     "a device takes a second deal of its run": Mutation(
-        "deployment/device/own_arm.py",
+        "deployment/device/run_arms.py",
         "if stored.setdefault(run, deal) != deal:",
         "if False:",
         "run/test_tuning.py",
@@ -2967,7 +2967,7 @@ MUTATIONS = {
         "copy_of_a_key",
     ),
     "a restored device pays for nothing": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         '                ledger.charge_unlimited(release, "what a restored device may have missed")\n',
         "                pass\n",
         "deployment/device/test_device.py",
@@ -2995,14 +2995,14 @@ MUTATIONS = {
         "uses_up",
     ),
     "a restore whose command was interrupted is charged twice": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         "if not (is_repeated and last is not None and _is_same(last, release)):",
         "if True:",
         "deployment/device/test_device.py",
         "charged_once_however",
     ),
     "a restored device pays with a lowered budget": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         "*_budgets(ledger.book), *_budgets(records)",
         "",
         "deployment/device/test_device.py",
@@ -3016,14 +3016,14 @@ MUTATIONS = {
         "gives_no_receipt",
     ),
     "a device without open files is told to pay its whole budget": Mutation(
-        "deployment/device/known_heads.py",
+        "deployment/device/ledger_heads.py",
         "            if disk_failed(refusal):  #",
         "            if False:  #",
         "end_to_end/test_full_disk.py",
         "costs_its_owner",
     ),
     "a device without open files forgets what its receipts know": Mutation(
-        "deployment/device/known_heads.py",
+        "deployment/device/ledger_heads.py",
         "        if disk_failed(refusal):\n            raise\n        return {}",
         "        return {}",
         "end_to_end/test_full_disk.py",
@@ -3072,7 +3072,7 @@ MUTATIONS = {
         "copy_of_before_a_run and client_central",
     ),
     "a ledger that is replaced while a device answers counts from then on": Mutation(
-        "deployment/device/known_heads.py",
+        "deployment/device/ledger_heads.py",
         "        self.require()  #",
         "        pass  #",
         "deployment/device/test_device.py",
@@ -3534,17 +3534,17 @@ MUTATIONS = {
         "auditors",
     ),
     "a device's records pay nothing for a sum of clients": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         "if of_records is None and release.source is None and self.records.exists():",
         "if False:",
-        "deployment/device/test_own_ledger.py",
+        "deployment/device/test_device_ledger.py",
         "twenty_six",
     ),
     "records without a ledger have no budget": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         "elif release.source is None and not self.records.exists():",
         "elif False:",
-        "deployment/device/test_own_ledger.py",
+        "deployment/device/test_device_ledger.py",
         "twenty_six",
     ),
     "a device plans for records as if sums of its whole client were free": Mutation(
@@ -3558,14 +3558,14 @@ MUTATIONS = {
         "privacy/ledger/client_sums.py",
         "if spent and key not in records.releases:",
         "if False:",
-        "deployment/device/test_own_ledger.py",
+        "deployment/device/test_device_ledger.py",
         "older_release",
     ),
     "a sum of what records were charged for is charged to them again": Mutation(
         "privacy/ledger/client_sums.py",
         "spent = booked.state is not ReleaseState.VOID and booked.source != OF_RECORDS",
         "spent = booked.state is not ReleaseState.VOID",
-        "deployment/device/test_own_ledger.py",
+        "deployment/device/test_device_ledger.py",
         "not_charged_to_them_again",
     ),
     "verify takes what a record has lost by sums of clients as stated": Mutation(
@@ -3597,7 +3597,7 @@ MUTATIONS = {
         "hides_both_units",
     ),
     "a device releases without a reservation": Mutation(
-        "deployment/device/own_ledger.py",
+        "deployment/device/device_ledger.py",
         "ledger.reserve_new(release)",
         "pass",
         "deployment/device/test_device.py",

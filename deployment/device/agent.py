@@ -50,10 +50,10 @@ from ...privacy.ledger.receipt import Receipt
 from .authority import adopt_rollovers
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, clock_fault, read_device
-from .known_heads import LedgerHeads
+from .ledger_heads import LedgerHeads
+from .log_copy import text_of_head
 from .receipts import receipt_for
 from .run_end import forget_end, read_ended, record_end
-from .seen_log import text_of_head
 
 logger = logging.getLogger("fedveil.client")
 

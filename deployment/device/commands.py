@@ -25,22 +25,22 @@ from ...privacy.ledger.question_caps import AskedQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
 from ...server.query_rows import FIRST_ROW
-from . import agent, known_heads, roster_changes
+from . import agent, ledger_heads, roster_changes
 from .authority import WAITING, describe_rollover, new_fingerprint
 from .authority import pending_rollovers as waiting_rollovers
 from .client_bundle import POLICY, read_client_bundle, read_device_file
 from .cosignature import write_cosignature
 from .device import device_name
-from .own_arm import DEALS
-from .own_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
+from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .owner_policy import OwnerPolicy
 from .receipts import LEDGERS, RECEIPTS
+from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 
 NOT_RUNNING, REFUSED = 1, 2
 # Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
 # an older copy.
-WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, known_heads.FILE})
+WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE})
 UNIT = "fedveil-client.service"
 UNIT_FOLDER = Path("/etc/systemd/system")
 STOP_SECONDS = 60.0
@@ -239,7 +239,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
         kept_files |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
         _empty(state, kept_files if ledgers else kept_files | WITH_LEDGERS)
         if restored:
-            known_heads.store_heads(state)
+            ledger_heads.store_heads(state)
             replace_file(state / agent.JOURNAL, f"{PAID}\n".encode())
     print(f"{state}: forgotten{_ledgers_clause(state, ledgers)}")
     if budget is not None:

@@ -56,14 +56,14 @@ from ...privacy.statistics.inquiry import Inquiry
 from ...questions.answers import Measured, answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
+from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
-from .held_model import FILE, LastModel
-from .known_heads import LedgerHeads
+from .last_model import FILE, LastModel
+from .ledger_heads import LedgerHeads
+from .log_copy import Forked, LogCopy, expected_entries
 from .order_policy import accept_order
-from .own_arm import require_arm
-from .own_ledger import DeviceLedger
 from .receipts import LEDGERS
-from .seen_log import Forked, LogCopy, expected_entries
+from .run_arms import require_arm
 from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch
@@ -404,7 +404,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import kept, names_of
-    from .benches import create_contexts, key_of
+    from .order_contexts import create_contexts, key_of
 
     check_device(settings.accelerator, ACCELERATOR)
     choice = bundle.settings.task

@@ -23,7 +23,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import table_of
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.commands import status
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.deployment.courier import CertificateDelivery
+from fedveil.deployment.certificate_delivery import CertificateDelivery
 from fedveil.deployment.device import agent as agents
 from fedveil.deployment.device.agent import newest_credentials, renew_certificate
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle

@@ -18,7 +18,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.configs.bundle_files import issued_by
 from fedveil.deployment import rollover as rollover_module
 from fedveil.deployment.authority import Authority, KeyCare, make_keys, open_authority
-from fedveil.deployment.courier import CertificateDelivery
+from fedveil.deployment.certificate_delivery import CertificateDelivery
 from fedveil.deployment.device import authority as device_authority
 from fedveil.deployment.device.agent import Agent, newest_credentials
 from fedveil.deployment.device.authority import adopt_rollovers, new_fingerprint, pending_rollovers

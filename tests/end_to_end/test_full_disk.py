@@ -20,7 +20,7 @@ from fedveil.base.durable_files import append_line, replace_file
 from fedveil.base.refusal import Refusal, disk_failed
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.known_heads import LedgerHeads, store_heads
+from fedveil.deployment.device.ledger_heads import LedgerHeads, store_heads
 from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import read_caps

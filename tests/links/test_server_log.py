@@ -18,7 +18,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
-from fedveil.deployment.device.seen_log import FORK, HEAD, LEAVES, LogCopy, text_of_head
+from fedveil.deployment.device.log_copy import FORK, HEAD, LEAVES, LogCopy, text_of_head
 from fedveil.links.attestation import AttestedGrid
 from fedveil.links.later_heads import LaterHeads
 from fedveil.links.log_export import LogExport, read_log

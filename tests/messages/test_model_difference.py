@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedveil.client.private_update import NotTrained, private_update
-from fedveil.deployment.device.held_model import LastModel
+from fedveil.deployment.device.last_model import LastModel
 from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handled_once
 from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, DifferenceGrid

@@ -25,7 +25,7 @@ from fedveil import Examples
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of

@@ -21,7 +21,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder

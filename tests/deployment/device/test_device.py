@@ -21,12 +21,12 @@ from safetensors.numpy import load_file
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
-from fedveil.deployment.device import agent, commands, known_heads
+from fedveil.deployment.device import agent, commands, ledger_heads
 from fedveil.deployment.device.client_bundle import Eligibility
 from fedveil.deployment.device.commands import forget, status
+from fedveil.deployment.device.device_ledger import DeviceLedger, epsilon_of, spent_on
 from fedveil.deployment.device.eligibility import obstacle
 from fedveil.deployment.device.order_policy import accept_order
-from fedveil.deployment.device.own_ledger import DeviceLedger, epsilon_of, spent_on
 from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.device.run_end import read_ended
 from fedveil.links.device_answers import PAID, UNPAID, Journal, away
@@ -249,7 +249,7 @@ def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, c
     assert code_of(device, in_the_clear(number=2)) == 0
     if known_by == "a receipt":
         assert receipt_for(device.bundle, OVER) is not None
-        (state / known_heads.FILE).unlink()
+        (state / ledger_heads.FILE).unlink()
     newest = path.read_bytes()
     path.unlink() if harm == "deleted" else path.write_bytes(earlier)
     device = device if known_by == "its last answer" else device_of(clients / "c0")
@@ -267,7 +267,7 @@ def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_th
     path, older = device.ledger.path, tmp_path / "older"
     older.write_bytes(path.read_bytes())
     assert code_of(device, in_the_clear(number=2)) == 0
-    known, train = (device.bundle.state / known_heads.FILE).read_text(), device.train
+    known, train = (device.bundle.state / ledger_heads.FILE).read_text(), device.train
 
     def replacing(message: Message, settings: object) -> Message:
         os.replace(older, path)
@@ -276,7 +276,7 @@ def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_th
 
     device.train = replacing
     assert code_of(device, in_the_clear(number=3)) == NOT_READY
-    assert (device.bundle.state / known_heads.FILE).read_text() == known
+    assert (device.bundle.state / ledger_heads.FILE).read_text() == known
     device.train = train
     assert code_of(device, in_the_clear(number=4)) == RESTORED
 
@@ -284,10 +284,10 @@ def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_th
 def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
-    (device.bundle.state / known_heads.FILE).unlink()
+    (device.bundle.state / ledger_heads.FILE).unlink()
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=2)) == 0
-    assert json.loads((device.bundle.state / known_heads.FILE).read_text())["heads"].keys() == {
+    assert json.loads((device.bundle.state / ledger_heads.FILE).read_text())["heads"].keys() == {
         device.ledger.path.name
     }
 
@@ -365,7 +365,7 @@ def test_a_restore_is_charged_once_however_often_the_command_ends_early(
     for place, name, when in (
         (DeviceLedger, "charge_restored", "before the charge"),
         (commands, "_empty", "after it"),
-        (known_heads, "store_heads", "before the heads"),
+        (ledger_heads, "store_heads", "before the heads"),
         (commands, "replace_file", "before the end"),
     ):
         with monkeypatch.context() as patched:
@@ -434,9 +434,9 @@ def test_a_charge_is_known_of_an_instruction_that_the_journal_has_lost(clients):
     message = in_the_clear(number=7)
     assert code_of(device, message) == 0
     name = question_id(message, pack_body(message), 2)
-    assert known_heads.is_charged(device.bundle.state, name)
-    assert not known_heads.is_charged(device.bundle.state, name.replace("/7/", "/8/", 1))
-    assert not known_heads.is_charged(device.bundle.state, "no id")
+    assert ledger_heads.is_charged(device.bundle.state, name)
+    assert not ledger_heads.is_charged(device.bundle.state, name.replace("/7/", "/8/", 1))
+    assert not ledger_heads.is_charged(device.bundle.state, "no id")
 
 
 def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):

@@ -14,8 +14,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained, update_of
 from fedveil.deployment.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
+from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.device.order_policy import Cost
-from fedveil.deployment.device.own_ledger import epsilon_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.messages.training_order import ORDER_KEY, ClientClaim, ModeName, RecordTerms, TrainingOrder

@@ -16,7 +16,7 @@ from flwr.app import Message
 from safetensors.numpy import load_file
 
 from fedveil.deployment.device import linear
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY

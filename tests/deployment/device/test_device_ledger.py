@@ -11,8 +11,8 @@ from dp_accounting.dp_event import GaussianDpEvent
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
+from fedveil.deployment.device.device_ledger import DeviceLedger, epsilon_of, spent_on
 from fedveil.deployment.device.order_policy import Cost
-from fedveil.deployment.device.own_ledger import DeviceLedger, epsilon_of, spent_on
 from fedveil.messages.wire import BUDGET_SPENT, NOT_READY
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
