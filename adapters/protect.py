@@ -327,7 +327,7 @@ class ProtectedGrid(PassingGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return stand-in nodes; see `PrivateGrid`."""
         nodes, everybody = self.grid.get_node_ids(), self.grid.participants
-        connected = len(everybody.some(everybody.clients))
+        connected = len(everybody.first_nodes(everybody.clients))
         if connected < everybody.clients and not self.grid.rounds:
             logger.warning(
                 "%d of %d clients are connected: later ones take no part", connected, everybody.clients

@@ -58,7 +58,7 @@ def ask(
     inquiry: Inquiry,
     spend: Spend,
     folder: Path,
-    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
     """Ask a federation's clients, and return the record of the answer, which is stored in `folder`.
@@ -68,7 +68,7 @@ def ask(
       inquiry: of the question.
       spend: limit of its cost.
       folder: of records; in a simulation its ledger lies there too.
-      grid: context manager that opens the grid and the tally of its bytes.
+      open_grid: context manager that opens the grid and the tally of its bytes.
       reach: how the clients answer.
 
     Raises:
@@ -86,7 +86,7 @@ def ask(
     with alone_on_records(federation):
         if path.exists():  # by another process, until now
             return _stored_record(path, federation, inquiry)
-        return _ask(federation, inquiry, plan, folder, grid, reach)
+        return _ask(federation, inquiry, plan, folder, open_grid, reach)
 
 
 def _ask(
@@ -94,21 +94,21 @@ def _ask(
     inquiry: Inquiry,
     plan: Plan,
     folder: Path,
-    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
     path = record_path(folder, inquiry)
     with _open_ledger(federation, inquiry, plan, folder) as ledger:
         epsilon_before = ledger_epsilon(ledger)
-        with grid() as (open_grid, tally):
+        with open_grid() as (grid, tally):
             participants = Participants(
-                open_grid,
+                grid,
                 federation.cohort,
                 federation.num_clients,
                 reach.answers,
                 population=federation.declared_clients,
             )
-            participants.some(1)  # waits until clients are connected
+            participants.first_nodes(1)  # waits until clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
             outcome = asking.search(inquiry) if inquiry.levels > 1 else asking.ask_once(inquiry)
         carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
@@ -199,8 +199,8 @@ def answer_record(
     Args:
       asking: the question.
       inquiry: what was asked.
-      before: epsilon of the ledger before it; None where each client charged its own.
-      ended: its outcome.
+      epsilon_before: epsilon of the ledger before it; None where each client charged its own.
+      outcome: its outcome.
     """
     federation, plan = asking.federation, asking.plan
     events = [plan.event()] * outcome.rounds

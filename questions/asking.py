@@ -23,7 +23,7 @@ from ..privacy.statistics.prefixes import Prefixes
 from ..run.files import OPERATOR
 from ..run.queries import Reach
 from ..server.participants import Participants
-from ..server.round_terms import Round, unanswered
+from ..server.round_terms import Round, describe_failure
 from .question_plan import budget_of, rate_of, sigma_of
 from .sums import ROW, Charge, ClientCharges, QuestionAccount, Sums, ask_cohort, sums_of
 from .wire import Request, question_content
@@ -67,7 +67,7 @@ class Asking:
         Args:
           inquiry: what is asked.
           row: of the release under its name; it selects the streams of draws and noise.
-          sent: what the clients are sent, under another name; None for the inquiry.
+          sent_inquiry: what the clients are sent, under another name; None for the inquiry.
         """
         outcome, sums = self._round(inquiry, row, sent_inquiry)
         if sums is None:
@@ -78,15 +78,14 @@ class Asking:
         """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise."""
         (question,) = inquiry.questions
         figures: dict[str, Figure] = {}
-        level, row, clipped, total_bytes = inquiry, 1, unsaid(CLIPPED), (0, 0)
+        level, row, clipped = inquiry, 1, unsaid(CLIPPED)
+        total_bytes: tuple[int, int] | None = (0, 0)
         while True:
             outcome, sums = self._round(level, row)
-            message_bytes = outcome.message_bytes
-            total_bytes = (
-                total_bytes
-                and message_bytes
-                and (total_bytes[0] + message_bytes[0], total_bytes[1] + message_bytes[1])
-            )
+            if total_bytes and (sizes := outcome.message_bytes):
+                total_bytes = (total_bytes[0] + sizes[0], total_bytes[1] + sizes[1])
+            else:
+                total_bytes = None
             outcome = replace(outcome, rounds=row, message_bytes=total_bytes)
             if sums is None:
                 return outcome
@@ -107,8 +106,8 @@ class Asking:
 
     def _cause(self, result: Round) -> str:
         if self.federation.mode.hides_counts:
-            return f"{unanswered(result, False)}; {OPERATOR} has the clients' reasons"
-        return unanswered(result, True)
+            return f"{describe_failure(result, False)}; {OPERATOR} has the clients' reasons"
+        return describe_failure(result, True)
 
     def _round(
         self, inquiry: Inquiry, row: int, sent_inquiry: Inquiry | None = None
@@ -117,10 +116,8 @@ class Asking:
         randomness, client_noise = self.reach.randomness, None
         charge: QuestionAccount
         if self.ledger is None:
-            charge, client_noise = (
-                ClientCharges(self.plan, inquiry, randomness, row),
-                self.plan.noise_over_clip,
-            )
+            charge = ClientCharges(self.plan, inquiry, randomness, row)
+            client_noise = self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
         sent_inquiry = sent_inquiry or inquiry
@@ -165,7 +162,7 @@ def question_order(
 
     Args:
       federation: whose clients are asked.
-      asked: the question.
+      request: the question.
       plan: calibrated, of one round.
       arm: the only arm whose clients are asked; None asks all.
     """
@@ -178,17 +175,14 @@ def question_order(
         budget, rate = budget_of(federation, request), federation.mode.question_rate
         epsilon, delta = budget.target_epsilon, budget.target_delta
         record = RecordTerms(epsilon, delta, plan.clipping_norm, plan.adjacency, sample_rate=rate)
-    agreement, share = (
-        agreement_of(federation.task),
-        request.share if isinstance(request, Evaluation) else None,
-    )
+    share = request.share if isinstance(request, Evaluation) else None
     order = TrainingOrder(
         run=request.name,
         privacy=federation.mode.name,
         training=LocalTraining(),
         client=client,
         record=record,
-        agreement=agreement,
+        agreement=agreement_of(federation.task),
         held_out=share,
         group_equal_rows=federation.settings.group_equal_rows and share is not None,
         arm=arm,

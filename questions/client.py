@@ -20,7 +20,7 @@ from ..tasks.columns import columns_of
 from ..tasks.data import data_of
 from ..tasks.hardware import on_cpu, placed
 from ..tasks.held_back import held_back_of
-from .answers import Measured, answer_inquiry, answer_evaluation
+from .answers import Measured, answer_evaluation, answer_inquiry
 from .measurements import measure_means, measure_rows
 from .wire import client_noise_of, question_of, released_of
 

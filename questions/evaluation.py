@@ -27,7 +27,7 @@ from ..run.unit_plan import charges_questions
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW, name_of, row_after
-from ..server.round_terms import Mean, Round, unanswered
+from ..server.round_terms import Mean, Round, describe_failure
 from ..strategies.cohorts import All
 from ..tasks.data import Data
 from ..tasks.independence import check_evaluated_apart
@@ -36,9 +36,9 @@ from .evaluation_plan import (
     check_evaluation,
     evaluated_rounds,
     evaluation_events,
+    evaluation_lines,
     evaluation_of,
     evaluation_plan,
-    evaluation_lines,
     one_evaluation,
     scoring_of,
     scoring_plan,
@@ -61,7 +61,7 @@ def evaluate_at_clients(
       participants: of its rounds.
       reach: answers that an evaluation needs, and its timeout.
       state: after the round.
-      last: whether the run ends here, before its last round.
+      is_last: whether the run ends here, before its last round.
     """
     federation = run.federation
     is_due = is_last and evaluate_of(federation.settings).clients != "none"
@@ -122,12 +122,8 @@ def _evaluate(
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     model_content = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
     # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
-    sent_evaluation = (
-        replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
-    )
-    content = evaluation_content(
-        sent_evaluation, model_content, question_order(federation, sent_evaluation, plan, arm)
-    )
+    sent = replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
+    content = evaluation_content(sent, model_content, question_order(federation, sent, plan, arm))
     result, mean = ask_cohort(everybody, charge, content, federation.masking, reach.timeout)
     participants.search = everybody.search
     if mean is not None:
@@ -142,11 +138,8 @@ def _answer_fields(
     federation: Federation, charge: Charge, result: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
     if mean is None:
-        return {
-            "reason": unanswered(result, not federation.mode.hides_counts),
-            "clients": None,
-            "answers": [],
-        }
+        reason = describe_failure(result, not federation.mode.hides_counts)
+        return {"reason": reason, "clients": None, "answers": []}
     masked = federation.masking is not None
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
     clients = mean.clients if masked else round(expected)

@@ -24,7 +24,7 @@ from ..run.queries import EvaluationPlan
 from ..run.unit_plan import charges_questions, questions_of
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
-from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, multiples_and_last
+from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
 from .settings import evaluate_of, scored_metric
 
 if TYPE_CHECKING:

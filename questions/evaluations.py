@@ -72,10 +72,10 @@ class ClientEvaluation:
 
 
 def multiples_and_last(interval: int, last: int) -> tuple[int, ...]:
-    """Return the multiples of `every` up to the last round, and the last round.
+    """Return the multiples of `interval` up to the last round, and the last round.
 
     Args:
-      every: at least 1.
+      interval: at least 1.
       last: number of the last round.
     """
     return tuple(sorted({*range(interval, last + 1, interval), last}))
@@ -85,7 +85,7 @@ def noise_of(noise_multiplier: float | None, evaluations: int) -> float:
     """Return the noise multiplier of each evaluation: as given, or such that all together cost as much as one by default.
 
     Args:
-      given: by the user, or None.
+      noise_multiplier: by the user, or None.
       evaluations: of a run.
     """
     return USUAL_NOISE * math.sqrt(max(evaluations, 1)) if noise_multiplier is None else noise_multiplier
@@ -117,7 +117,7 @@ def planned_half_width(
       evaluation: of the question.
       plan: of one evaluation.
       clients: number of clients or, at the record level, of held-out records.
-      wanted: largest allowed half-width; None allows any.
+      resolution: largest allowed half-width; None allows any.
       delta: in (0, 1).
 
     Raises:

@@ -145,12 +145,8 @@ def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan:
     )
     clients = f"{federation.declared_clients} clients of {inquiry.records:g} rows that count"
     reason = f"leaves only noise, +-{NORMAL_95 * sigma:.0f} rows, on the counts of {clients}"
-    sufficient_epsilon = sufficient_epsilon_of(plan, budget_of(federation, inquiry).target_delta, answers)
-    reason += (
-        "; no epsilon suffices"
-        if sufficient_epsilon is None
-        else f"; give more than {sufficient_epsilon:.2g}"
-    )
+    epsilon = smallest_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
+    reason += "; no epsilon suffices" if epsilon is None else f"; give more than {epsilon:.2g}"
     reason += ", hide one row by unit=record" if inquiry.unit is Unit.CLIENT else ""
     field = "noise_multiplier" if spend.epsilon is None else "epsilon"
     refusal = Refusal(field, spend.epsilon or spend.noise_multiplier, reason)
@@ -180,19 +176,17 @@ def _resolution_remedy(
         half = planned_half_width(federation, inquiry, question, candidate)
         return half is not None and half <= resolution
 
-    sufficient_epsilon = sufficient_epsilon_of(plan, budget_of(federation, inquiry).target_delta, fits)
-    if sufficient_epsilon is None:
+    epsilon = smallest_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
+    if epsilon is None:
         return f"{clause}, and no epsilon suffices; ask for less, or ask more clients"
-    clause = f"{clause}; epsilon {sufficient_epsilon:.3g} would suffice"
+    clause = f"{clause}; epsilon {epsilon:.3g} would suffice"
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
     rows = () if question.at_least is None else (question.at_least * 1.05**step for step in range(500))
-    sufficient_rows = next(
-        (each for each in rows if question.statistic.planned(sigma, each) <= resolution), None
-    )
-    return clause if sufficient_rows is None else f"{clause}, or {math.ceil(sufficient_rows)} rows"
+    enough = next((each for each in rows if question.statistic.planned(sigma, each) <= resolution), None)
+    return clause if enough is None else f"{clause}, or {math.ceil(enough)} rows"
 
 
-def sufficient_epsilon_of(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
+def smallest_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
     """Return the least epsilon at which an insufficient plan becomes sufficient; None if there is none.
 
     Args:

@@ -38,20 +38,20 @@ from ..tasks import load_task
 from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
-from .ask import ledger_epsilon, answer_record
+from .ask import answer_record, ledger_epsilon
 from .asking import Asking
 from .question_plan import Spend, question_plan
 from .scaling_plan import one_scaling, scaling_inquiry
 
 
-def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
+def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
     """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
     A column whose answer is too noisy stays scaled by its bounds.
 
     Args:
       run: with the open ledger, before its first round.
-      grid: opens the grid to the run's clients.
+      open_grid: opens the grid to the run's clients.
       reach: answers that the question needs, and its timeout.
 
     Raises:
@@ -63,9 +63,9 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     everybody = with_everybody(federation)
     run.client_ledgers.settle()
     claim_records(federation)
-    with grid(run) as open_grid:
+    with open_grid(run) as grid:
         participants = Participants(
-            open_grid,
+            grid,
             everybody.cohort,
             everybody.num_clients,
             reach.answers,

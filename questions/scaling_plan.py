@@ -22,19 +22,13 @@ from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
 from ..run.queries import ScalingPlan, query_events, with_everybody
 from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
 from .evaluations import USUAL_NOISE, epsilon_of
-from .question_plan import Spend, budget_of, sufficient_epsilon_of, noise_of_sum, question_plan, sigma_of
+from .question_plan import Spend, budget_of, noise_of_sum, question_plan, sigma_of, smallest_epsilon
 
 PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
 DESCRIPTION = "Mean and deviation by which the inputs of this run's model are scaled."
-BUDGET_SHARE, MAX_EPSILON = (
-    0.25,
-    1.0,
-)  # largest cost of the question: share of the target epsilon, and epsilon
-UNIFORM_MOMENTS = (
-    1.0,
-    0.0,
-    1 / 3 - 0.5,
-)  # average contribution of a row of a column that is uniform over its bounds
+MAX_SHARE, MAX_EPSILON = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
+# Average contribution of a row of a column that is uniform over its bounds.
+UNIFORM_MOMENTS = (1.0, 0.0, 1 / 3 - 0.5)
 
 
 def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
@@ -91,11 +85,9 @@ def _price(settings: SimulationSettings, target: float | None) -> Spend:
     assert isinstance(settings.task, CsvTask)
     if settings.task.scaling_epsilon is not None:
         return Spend(settings.task.scaling_epsilon)
-    return (
-        Spend(noise_multiplier=USUAL_NOISE)
-        if target is None
-        else Spend(min(BUDGET_SHARE * target, MAX_EPSILON))
-    )
+    if target is None:
+        return Spend(noise_multiplier=USUAL_NOISE)
+    return Spend(min(MAX_SHARE * target, MAX_EPSILON))
 
 
 def _require_scalable(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
@@ -108,14 +100,10 @@ def _require_scalable(federation: Federation, inquiry: Inquiry, plan: Plan) -> N
     if secret or _can_scale(federation, inquiry, plan):
         return  # only its owner knows the number of records of a device
     delta = budget_of(federation, inquiry).target_delta
-    sufficient_epsilon = sufficient_epsilon_of(plan, delta, partial(_can_scale, federation, inquiry))
-    remedy_epsilon = (
-        "no epsilon suffices"
-        if sufficient_epsilon is None
-        else f"task.scaling_epsilon={sufficient_epsilon:.3g} suffices"
-    )
-    unit = "records" if inquiry.unit is Unit.RECORD else "clients"
-    remedy = f"too few {unit} to determine the scaling under this noise; {remedy_epsilon}, or leave it out"
+    epsilon = smallest_epsilon(plan, delta, partial(_can_scale, federation, inquiry))
+    cost = "no epsilon suffices" if epsilon is None else f"task.scaling_epsilon={epsilon:.3g} suffices"
+    units = "records" if inquiry.unit is Unit.RECORD else "clients"
+    remedy = f"too few {units} to determine the scaling under this noise; {cost}, or leave it out"
     raise Refusal(FIELD, ASKED, remedy)
 
 

@@ -38,7 +38,7 @@ def ask_here(
 ) -> dict[str, Any]:
     """Ask clients on this machine, and return the record of the answer.
 
-    Arguments as of `ask`; `run` is whose model the question is about, as `model_run_of` returns it.
+    Arguments as of `ask`; `run` is the folder of the run whose model the question is about, or None.
 
     Raises:
       Refusal: nothing was charged.

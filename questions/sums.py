@@ -154,7 +154,7 @@ def sums_of(charge: QuestionAccount, result: Round, mean: Mean, masked: bool) ->
 
     Args:
       charge: of the question.
-      finished: the round's result.
+      result: the round's result.
       mean: released by the round.
       masked: whether the sum was encrypted, so that its noise is relative to the range of a vector.
     """

@@ -40,8 +40,8 @@ def question_content(
 
     Args:
       inquiry: what is asked.
-      order: sent with it, as `order_of` returns it.
-      own_noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
+      order: sent with it, as `question_order` returns it.
+      client_noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
       released: file of the model that the question is about; None if it is about the clients' own columns.
     """
     config = ConfigRecord({**order, QUESTION_KEY: inquiry.text})

@@ -19,7 +19,7 @@ from flwr.app import Message, RecordDict
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct
@@ -259,9 +259,9 @@ def message(
 def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -> None:
     device, asked = MADE["device_of"](clients / "c0", purposes=("statistics",)), of_labels()
     assert MADE["code_of"](device, message(asked)) == 0
-    (entry,) = payloads(device.own_ledger.records)
-    assert entry["kind"] == "question" and not device.own_ledger.path.exists()
-    (told,) = questions_of(device.own_ledger.records)
+    (entry,) = payloads(device.ledger.records)
+    assert entry["kind"] == "question" and not device.ledger.path.exists()
+    (told,) = questions_of(device.ledger.records)
     assert told.why == "How many are ill?" and told.epsilon > 0
 
 
@@ -282,7 +282,7 @@ def test_a_device_refuses_what_its_owner_did_not_allow(
     sent = message(asked, **changes)
     device = MADE["device_of"](clients / "c0", purposes=("statistics",))
     assert MADE["code_of"](device, sent) == OWNERS_POLICY
-    assert not device.own_ledger.records.exists() and not device.own_ledger.path.exists()
+    assert not device.ledger.records.exists() and not device.ledger.path.exists()
 
 
 def test_a_device_adds_no_less_noise_than_its_owner_demands(clients: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_device_adds_no_less_noise_than_its_owner_demands(clients: Path) -> No
         allowed = {"purposes": ("statistics",), "minimum_noise_multiplier": least}
         device = MADE["device_of"](clients / "c0", **allowed)
         assert MADE["code_of"](device, message(of_labels())) == code
-        assert device.own_ledger.records.exists() == (code == 0)
+        assert device.ledger.records.exists() == (code == 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -316,5 +316,5 @@ def test_a_servers_folder_asks_its_clients_about_records(tmp_path: Path, mode: s
     zeros = figure(record, "0")
     assert abs(zeros["value"] - truth) < 3 * (zeros["high"] - zeros["low"])
     for device in grid.devices.values():
-        (told,) = questions_of(device.own_ledger.records)
+        (told,) = questions_of(device.ledger.records)
         assert told.name == "labels"
